@@ -1,0 +1,242 @@
+"""Data sessions: what they are, what is known of each, and what a look at one of them changes."""
+
+from typing import Any, Literal
+
+import msgspec
+
+from bace_bridge.domain import events
+from bace_bridge.domain.events import Event, event_id
+from bace_bridge.domain.timestamps import iso_utc
+
+State = Literal["active", "ended", "ingested"]
+
+END_PATIENCE = 30.0
+"""Seconds that `session.ended` waits for the datapoints before it, so that a slow cloud cannot hold an alarm."""
+
+
+class DataSession(msgspec.Struct, frozen=True):
+    """A data session as the cloud showed it. Times are epoch seconds; `end` is None while it is active."""
+
+    id: str
+    group_id: str
+    start: float
+    end: float | None = None
+    label: str | None = None
+    person_id: str | None = None
+    created_at: float | None = None
+    updated_at: float | None = None
+    datapoint_count: int | None = None
+    ingestion_finished: bool = False
+    archived: bool = False
+
+    @property
+    def state(self) -> State:
+        if self.end is None:
+            return "active"
+        return "ingested" if self.ingestion_finished else "ended"
+
+
+class SessionView(msgspec.Struct, frozen=True):
+    """The `session` object of the contract."""
+
+    id: str
+    group_id: str
+    label: str | None
+    person_id: str | None
+    state: State
+    started_at: str
+    ended_at: str | None
+    duration_seconds: float | None
+    datapoint_count: int | None
+    ingestion_finished: bool
+    archived: bool
+    updated_at: str | None
+
+
+class DeviceView(msgspec.Struct, frozen=True):
+    """The `device` object of the contract: a BACE Go has a group of its own."""
+
+    id: str
+    label: str | None
+
+
+class KnownSession(msgspec.Struct, frozen=True, kw_only=True):
+    """What the bridge knows of a data session that it has told of.
+
+    `end_told` is the `end` of the last `session.ended`; `end_seen_at` is when an end was seen that is not told yet.
+    `reading` numbers the readings of all windows; the current one is complete when every window was read in it.
+    `csv_revision` is the revision that the last `session.csv_ready` told and `csv_facts` what it spoke of.
+    `probed` holds, per day (epoch days), the samples that the last look without a window found there.
+    """
+
+    session: DataSession
+    device_label: str | None = None
+    over_when_found: bool = False
+    reopenings: int = 0
+    end_told: float | None = None
+    end_seen_at: float | None = None
+    reading: int = 0
+    csv_revision: int | None = None
+    csv_facts: tuple[int | None, float | None, int] | None = None
+    csv_due: bool = False
+    points_since_csv: bool = False
+    newest_point_at: float | None = None
+    count_visited: int | None = None
+    probed: dict[int, int] = {}
+    removed: bool = False
+    visit_at: float | None = None
+    failed_visits: int = 0
+
+    @property
+    def unfinished(self) -> bool:
+        return not self.removed and self.session.state != "ingested"
+
+    @property
+    def facts_for_csv(self) -> tuple[int | None, float | None, int]:
+        return (self.session.datapoint_count, self.session.end, self.reopenings)
+
+
+class Observation(msgspec.Struct, frozen=True):
+    """What a look at one data session changed."""
+
+    known: KnownSession
+    events: tuple[Event, ...] = ()
+
+
+def view(session: DataSession) -> SessionView:
+    return SessionView(
+        id=session.id,
+        group_id=session.group_id,
+        label=session.label,
+        person_id=session.person_id,
+        state=session.state,
+        started_at=iso_utc(session.start),
+        ended_at=None if session.end is None else iso_utc(session.end),
+        duration_seconds=None if session.end is None else session.end - session.start,
+        datapoint_count=session.datapoint_count,
+        ingestion_finished=session.ingestion_finished,
+        archived=session.archived,
+        updated_at=None if session.updated_at is None else iso_utc(session.updated_at),
+    )
+
+
+def session_event(
+    event_type: str, known: KnownSession, *, time: float, now: float, facts: tuple[object, ...], **data: Any
+) -> Event:
+    """An event about a data session; `facts` are what its id is made of besides its type and the session."""
+    session = known.session
+    body = {
+        "session": view(session),
+        "device": DeviceView(id=session.group_id, label=known.device_label),
+        "observed_at": iso_utc(now),
+        **data,
+    }
+    return Event(
+        id=event_id(event_type, session.id, *facts),
+        type=event_type,
+        session_id=session.id,
+        device_id=session.group_id,
+        time=time,
+        observed_at=now,
+        data=msgspec.json.encode(body),
+    )
+
+
+def is_history(session: DataSession, start_from: float) -> bool:
+    """True when the session was over before the time from which a first start reports.
+
+    A session that was recorded offline has an old `start` and `end`; that its record was created later gives it away.
+    """
+    if session.end is None or session.end > start_from:
+        return False
+    return session.created_at is None or session.created_at <= start_from
+
+
+def observe(
+    known: KnownSession | None, seen: DataSession, *, device_label: str | None, start_from: float, now: float
+) -> Observation | None:
+    """What is new in `seen`. None where there is nothing to keep: history, or a row older than what is known.
+
+    `session.ended` and `session.csv_ready` are not told here but by `datapoints`' visit, after the points before them.
+    """
+    if known is None:
+        return None if is_history(seen, start_from) else _started(seen, device_label, now)
+    before = known.session
+    if seen.updated_at is not None and before.updated_at is not None and seen.updated_at < before.updated_at:
+        return None
+    moved = seen.group_id != before.group_id
+    label = device_label if device_label is not None or moved else known.device_label
+    after = msgspec.structs.replace(known, session=seen, device_label=label)
+    told: list[Event] = []
+    if changed := [name for name in ("label", "person_id", "group_id") if getattr(before, name) != getattr(seen, name)]:
+        told.append(_updated(after, changed, now))
+    if seen.end is None and (known.end_told is not None or known.removed):
+        after = msgspec.structs.replace(
+            after, reopenings=known.reopenings + 1, end_told=None, end_seen_at=None, csv_due=False
+        )
+        told.append(_reopened(after, now))
+    after = msgspec.structs.replace(after, removed=False)
+    after = _with_visit(known, after, now)
+    return Observation(after, tuple(told)) if told or after != known else None
+
+
+def observe_absence(known: KnownSession, *, now: float) -> Observation | None:
+    """The cloud itself said that this session cannot be seen; merely not having seen it is not enough."""
+    if known.removed:
+        return None
+    after = msgspec.structs.replace(known, removed=True, visit_at=None, csv_due=False)
+    time = known.session.updated_at if known.session.updated_at is not None else now
+    facts = (known.session.updated_at, known.reopenings)
+    return Observation(after, (session_event(events.SESSION_REMOVED, after, time=time, now=now, facts=facts),))
+
+
+def _started(seen: DataSession, device_label: str | None, now: float) -> Observation:
+    over = seen.end is not None
+    known = KnownSession(
+        session=seen,
+        device_label=device_label,
+        over_when_found=over,
+        end_seen_at=now if over else None,
+        csv_due=seen.state == "ingested",
+        visit_at=now,
+    )
+    return Observation(
+        known,
+        (session_event(events.SESSION_STARTED, known, time=seen.start, now=now, facts=(seen.start,)),),
+    )
+
+
+def _updated(after: KnownSession, changed: list[str], now: float) -> Event:
+    names = [{"person_id": "person", "group_id": "group"}.get(name, name) for name in changed]
+    session = after.session
+    time = session.updated_at if session.updated_at is not None else now
+    facts = (session.updated_at, [[name, getattr(session, name)] for name in changed])
+    return session_event(events.SESSION_UPDATED, after, time=time, now=now, facts=facts, changed=names)
+
+
+def _reopened(after: KnownSession, now: float) -> Event:
+    time = after.session.updated_at if after.session.updated_at is not None else now
+    return session_event(
+        events.SESSION_REOPENED, after, time=time, now=now, facts=(after.session.start, after.reopenings)
+    )
+
+
+def _with_visit(before: KnownSession, after: KnownSession, now: float) -> KnownSession:
+    """Calls for a visit at once where the row says that there is something to read or to tell."""
+    was, seen = before.session, after.session
+    changes: dict[str, Any] = {}
+    if seen.end is None:
+        changes["end_seen_at"] = None
+    elif after.end_told is None and after.end_seen_at is None:
+        changes["end_seen_at"] = now
+    newly_ingested = seen.state == "ingested" and (was.state != "ingested" or before.removed)
+    grown = after.csv_facts is not None and after.facts_for_csv != after.csv_facts
+    if seen.state == "ingested" and not after.csv_due and (newly_ingested or grown):
+        changes["csv_due"] = True
+        changes["reading"] = after.reading + 1
+    elif seen.state != "ingested" and after.csv_due:
+        changes["csv_due"] = False
+    moved = seen.end != was.end or seen.state != was.state or seen.datapoint_count != was.datapoint_count
+    if changes.get("csv_due") or before.removed or (moved and (seen.end is not None or after.visit_at is None)):
+        changes["visit_at"] = now
+    return msgspec.structs.replace(after, **changes)

@@ -1,0 +1,24 @@
+"""The state that sinks with memory (MQTT's retained topics) show: not what happened, but how things are."""
+
+import msgspec
+
+
+class LatestPoint(msgspec.Struct, frozen=True):
+    """The newest datapoint of a series; `payload` is the contract's datapoint object as JSON."""
+
+    source_device: str
+    datatype: int
+    payload: bytes
+
+
+class DeviceState(msgspec.Struct, frozen=True):
+    """How a device stands now.
+
+    `session` is the contract's `session` object, with `csv_url` once there is one, of the newest active data session,
+    else of the newest one, as JSON; None where there is none. `available` is false while the view is not current.
+    """
+
+    device_id: str
+    available: bool
+    session: bytes | None
+    latest: tuple[LatestPoint, ...] = ()

@@ -1,0 +1,78 @@
+"""What a visit to a data session's datapoints leads to: its end, its CSV, and the time of the next visit."""
+
+from typing import Any
+
+import msgspec
+
+from bace_bridge.domain import events
+from bace_bridge.domain.events import Event
+from bace_bridge.domain.retry import backoff
+from bace_bridge.domain.sessions import END_PATIENCE, KnownSession, Observation, session_event
+
+SLOWEST_LATE_VISIT = 600.0
+"""Seconds: an ended session whose ingestion does not finish is asked ever more rarely, down to this."""
+
+
+def end_is_due(known: KnownSession, *, read: bool, failed: bool, now: float) -> bool:
+    """`session.ended` follows the datapoints before it, but does not wait for a slow or broken cloud."""
+    if known.session.end is None or known.end_told is not None or known.removed:
+        return False
+    waited = now - (known.end_seen_at if known.end_seen_at is not None else now)
+    return read or failed or (not known.over_when_found and waited >= END_PATIENCE)
+
+
+def conclude(
+    known: KnownSession, *, csv_url: str, read: bool, failed: bool, interval: float, now: float
+) -> Observation:
+    """What follows from a visit.
+
+    `read` says that every window was read in the current reading, `failed` that the cloud refused or broke on one.
+    """
+    told: list[Event] = []
+    if end_is_due(known, read=read, failed=failed, now=now):
+        end = known.session.end
+        assert end is not None
+        known = msgspec.structs.replace(known, end_told=end)
+        facts = (end, known.reopenings)
+        told.append(session_event(events.SESSION_ENDED, known, time=end, now=now, facts=facts))
+    if known.csv_due and read and known.end_told is not None:
+        known, more = _csv_ready(known, csv_url, now)
+        told.extend(more)
+    failures = known.failed_visits + 1 if failed else 0
+    known = msgspec.structs.replace(known, failed_visits=failures)
+    return Observation(msgspec.structs.replace(known, visit_at=_next_visit(known, interval, now)), tuple(told))
+
+
+def _csv_ready(known: KnownSession, csv_url: str, now: float) -> tuple[KnownSession, list[Event]]:
+    facts = known.facts_for_csv
+    done: dict[str, Any] = {"csv_due": False, "points_since_csv": False, "csv_facts": facts}
+    if known.csv_revision is not None and facts == known.csv_facts and not known.points_since_csv:
+        return msgspec.structs.replace(known, **done), []
+    revision = 0 if known.csv_revision is None else known.csv_revision + 1
+    known = msgspec.structs.replace(known, csv_revision=revision, **done)
+    session = known.session
+    time = session.updated_at if session.updated_at is not None else session.end
+    event = session_event(
+        events.SESSION_CSV_READY,
+        known,
+        time=now if time is None else time,
+        now=now,
+        facts=(revision, *facts),
+        csv={"url": csv_url, "revision": revision, "datapoint_count": session.datapoint_count},
+    )
+    return known, [event]
+
+
+def _next_visit(known: KnownSession, interval: float, now: float) -> float | None:
+    if known.removed:
+        return None
+    if known.failed_visits:
+        return now + max(interval, backoff(known.failed_visits, jitter=0.0))
+    session = known.session
+    if session.end is None:
+        return now + interval
+    if known.end_told is None or known.csv_due:
+        return now
+    if session.state == "ended":
+        return now + min(max(interval, (now - session.end) / 20), SLOWEST_LATE_VISIT)
+    return None

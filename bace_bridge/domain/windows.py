@@ -1,0 +1,145 @@
+"""The fixed grid of time windows in which datapoints are asked for.
+
+The cloud chooses a resolution by the requested interval. Asking only in windows of a fixed grid makes the resolution,
+and with it the identity of a datapoint (its series and timestamp), independent of when it was asked.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from bace_bridge.domain.sessions import KnownSession
+
+SPAN = 3600
+"""Seconds of a window: at most an hour is asked at once, the finest interval that BACE's documentation tells apart."""
+
+FINEST_SPAN = 60
+"""Seconds below which no window is halved: aggregates are per minute at the finest."""
+
+SETTLING = 600.0
+"""Seconds after its end until which a window of an active session is read again: gateways upload late."""
+
+DIRECT_WINDOWS = 24
+"""With more windows than this, a look without a window first tells on which days there is anything to read."""
+
+DAY = 86400
+
+
+class Window(NamedTuple):
+    """[start, end) in epoch seconds."""
+
+    start: int
+    end: int
+
+
+class WindowState(msgspec.Struct, frozen=True):
+    """How far a window has been read; `samples` is the sum of the counts told, `pages` what its last reading took."""
+
+    start: int
+    end: int
+    reading: int
+    settled: bool = False
+    split: bool = False
+    samples: int = 0
+    pages: int = 1
+    raw: bool = False
+    newest: float | None = None
+    failures: int = 0
+
+    @property
+    def window(self) -> Window:
+        return Window(self.start, self.end)
+
+
+States = Mapping[Window, WindowState]
+
+
+class Due(NamedTuple):
+    """A window to read; `since` is later than its start where only the newest raw points are asked for."""
+
+    window: Window
+    since: int
+
+
+def window_at(timestamp: float) -> Window:
+    start = int(timestamp // SPAN) * SPAN
+    return Window(start, start + SPAN)
+
+
+def halves(window: Window) -> tuple[Window, Window] | None:
+    """The window's two halves, on whole minutes; None where it is too short to be halved."""
+    minutes = (window.end - window.start) // FINEST_SPAN
+    if minutes < 2:
+        return None
+    middle = window.start + minutes // 2 * FINEST_SPAN
+    return Window(window.start, middle), Window(middle, window.end)
+
+
+def leaf_at(timestamp: float, states: States) -> Window:
+    """The window of the grid that a point belongs to, following the splits."""
+    window = window_at(timestamp)
+    while (state := states.get(window)) is not None and state.split and (parts := halves(window)) is not None:
+        window = parts[0] if timestamp < parts[0].end else parts[1]
+    return window
+
+
+def windows_due(known: KnownSession, states: States, *, now: float, days: frozenset[int] | None = None) -> list[Due]:
+    """The windows of a data session that are to be read now, oldest first.
+
+    `days` (epoch days) restricts the windows to days on which there is something new, and has those read again even
+    where they had settled; None means that every window counts and settled ones rest.
+    """
+    session = known.session
+    upto = now if session.end is None else max(session.end, known.newest_point_at or session.end)
+    first, last = window_at(session.start), window_at(max(upto, session.start))
+    due: list[Due] = []
+    if days is None:
+        starts: Iterator[int] | range = range(first.start, last.end, SPAN)
+    else:
+        starts = (start for day in sorted(days) for start in range(day * DAY, (day + 1) * DAY, SPAN))
+    for start in starts:
+        _add_due(Window(start, start + SPAN), known, states, due, again=days is not None and not known.csv_due)
+        if days is None and len(due) > DIRECT_WINDOWS:
+            break
+    return due
+
+
+def _add_due(window: Window, known: KnownSession, states: States, due: list[Due], *, again: bool) -> None:
+    state = states.get(window)
+    if state is not None and state.split and (parts := halves(window)) is not None:
+        for part in parts:
+            _add_due(part, known, states, due, again=again)
+    elif state is None or state.reading < known.reading or not state.settled or again:
+        due.append(Due(window, _since(window, state, known)))
+
+
+def _since(window: Window, state: WindowState | None, known: KnownSession) -> int:
+    """Raw points do not change with the interval, so a large window of them is continued where it ended."""
+    if state is None or not state.raw or state.pages < 2 or state.newest is None or state.reading < known.reading:
+        return window.start
+    return max(window.start, int(state.newest) - FINEST_SPAN)
+
+
+def days_with_news(probe: Mapping[int, int], known: KnownSession, states: States) -> frozenset[int]:
+    """The days (epoch days) on which a look without a window found samples that have not been told.
+
+    For a reading of everything these are all days that have any.
+    """
+    if known.csv_due:
+        return frozenset(probe)
+    told: dict[int, int] = {}
+    for state in states.values():
+        told[state.start // DAY] = told.get(state.start // DAY, 0) + state.samples
+    return frozenset(
+        day for day, samples in probe.items() if samples != told.get(day, 0) and samples != known.probed.get(day)
+    )
+
+
+def is_settled(window: Window, known: KnownSession, *, whole: bool, now: float) -> bool:
+    """True when a window need not be read again in this reading."""
+    if known.csv_due:
+        return True
+    end = known.session.end
+    over_at = window.end if end is None else min(window.end, end)
+    return whole and now >= over_at + SETTLING

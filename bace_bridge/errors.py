@@ -1,0 +1,101 @@
+"""The exception tree. A class answers one question: try again or not?
+
+Foreign exceptions are translated at the edge that met them; the loops catch these and nothing else.
+"""
+
+
+class BridgeError(Exception):
+    """Everything that bace-bridge raises on purpose."""
+
+
+class ConfigError(BridgeError):
+    """The configuration is wrong; `mistakes` holds every one of them. Do not try again."""
+
+    def __init__(self, mistakes: "list[Mistake]") -> None:
+        super().__init__("\n".join(str(mistake) for mistake in mistakes))
+        self.mistakes = mistakes
+
+
+class Mistake:
+    """One mistake in the configuration: where it is, what is wrong, what to do."""
+
+    def __init__(self, path: str, problem: str, hint: str = "") -> None:
+        self.path = path
+        self.problem = problem
+        self.hint = hint
+
+    def __str__(self) -> str:
+        place = f"{self.path}: " if self.path else ""
+        return f"{place}{self.problem}" + (f" ({self.hint})" if self.hint else "")
+
+
+class CloudError(BridgeError):
+    """The cloud did not give what was asked for."""
+
+
+class CloudUnavailable(CloudError):
+    """The cloud is away, slow, broken or asks for silence. Try again, not before `retry_after` seconds."""
+
+    def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class CloudLoginFailed(CloudError):
+    """The cloud refuses the credentials. Try again rarely: only a person can mend it."""
+
+
+class CloudRefused(CloudError):
+    """The cloud understood and says no (4xx). The same request would be refused again."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class CloudGone(CloudRefused):
+    """What was asked for cannot be seen any more: the API itself says 403, 404 or 410."""
+
+
+class UnexpectedReply(CloudError):
+    """The cloud answered something that cannot be read; the message names what."""
+
+
+class SinkError(BridgeError):
+    """An event was not delivered."""
+
+
+class SinkUnavailable(SinkError):
+    """The other side is away. Try again, not before `retry_after` seconds; nothing is wrong with the event."""
+
+    def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeliveryFailed(SinkError):
+    """This delivery failed. Try again on the schedule, not before `retry_after` seconds."""
+
+    def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeliveryRejected(SinkError):
+    """The other side will never take this event. Do not try again."""
+
+
+class SinkDisabled(SinkError):
+    """The other side asked not to be called any more (410, or `webhook-delivery: disable`)."""
+
+
+class StoreError(BridgeError):
+    """The store cannot be used. Try again: a full disk may have room later."""
+
+
+class StoreLocked(StoreError):
+    """Another running instance holds the store."""
+
+
+class StoreUnusable(StoreError):
+    """The store is corrupt or of a newer version. Do not try again: only a person can mend it."""

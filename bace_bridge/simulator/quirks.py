@@ -1,0 +1,160 @@
+"""The ways in which a BACE cloud may differ from its documentation, each one by its name."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bace_bridge.simulator.durations import seconds
+from bace_bridge.simulator.facts import DEFAULT_TOKEN_LIFETIME
+from bace_bridge.simulator.ratelimit import RateLimit
+from bace_bridge.simulator.tokens import Refresh
+
+
+@dataclass(frozen=True, slots=True)
+class Quirks:
+    tie_shuffle: bool = False
+    filters_ignored: bool = False
+    updated_filter_ignored: bool = False
+    data_filters_ignored: bool = False
+    sort_ignored: bool = False
+    page_clamp: bool = True
+    refresh: Refresh = Refresh.ROTATES
+    rate_limit: RateLimit | None = None
+    numbers_as_strings: bool = False
+    booleans_as_ints: bool = False
+    internal_links: bool = False
+    per_page_max: int | None = None
+    token_lifetime: float = DEFAULT_TOKEN_LIFETIME
+    latency: float = 0.0
+    error_every: int = 0
+    forbidden: tuple[str, ...] = ()
+    unknown_fields: bool = False
+    redirects: bool = False
+    csv_truncated: bool = False
+    series_truncated: bool = False
+    bad_uuid_500: bool = False
+    no_expand: bool = False
+    no_date: bool = False
+
+    @staticmethod
+    def parse(written: Iterable[str]) -> "Quirks":
+        """`["tie-shuffle", "rate-limit 5/20s"]`; `=` serves in place of the space.
+
+        Raises:
+            ValueError: one is unknown or its argument is wrong; the message says what would be right.
+        """
+        quirks = Quirks()
+        for one in written:
+            name, argument = [*re.split(r"[\s=]+", one.strip(), maxsplit=1), ""][:2]
+            kind = _KINDS.get(name)
+            if kind is None:
+                raise ValueError(f"unknown quirk {name!r}; known are: {', '.join(_KINDS)}")
+            quirks = kind.applied(name, argument, quirks)
+        return quirks
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    says: str
+    change: Mapping[str, Any] | Callable[[str, Quirks], Mapping[str, Any]]
+    argument: str = ""
+
+    def applied(self, name: str, argument: str, quirks: Quirks) -> Quirks:
+        if bool(argument) is not bool(self.argument):
+            wanted = f"write it as {name + ' ' + self.argument!r}" if self.argument else "it takes no argument"
+            raise ValueError(f"quirk {name!r}: {wanted}")
+        if not callable(self.change):
+            return replace(quirks, **self.change)
+        try:
+            return replace(quirks, **self.change(argument, quirks))
+        except ValueError as wrong:
+            raise ValueError(
+                f"quirk {name!r}: {wrong}; write it such as {name + ' ' + self.argument!r}"
+            ) from None
+
+
+def describe() -> list[tuple[str, str]]:
+    """Every quirk as it is written, with the one line that explains it."""
+    return [(f"{name} {kind.argument}".rstrip(), kind.says) for name, kind in _KINDS.items()]
+
+
+def _rate_limit(argument: str, _: Quirks) -> Mapping[str, Any]:
+    calls, _, window = argument.partition("/")
+    limit = RateLimit(_count(calls), seconds(window))
+    if limit.window < 1:
+        raise ValueError("the window must be at least 1s")
+    return {"rate_limit": limit}
+
+
+def _count(argument: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,8}", argument):
+        raise ValueError(f"{argument!r} is no whole number above 0")
+    return int(argument)
+
+
+def _forbidden(argument: str, before: Quirks) -> Mapping[str, Any]:
+    path = argument if argument.startswith("/") else f"/api/v2/{argument}"
+    return {"forbidden": (*before.forbidden, path)}
+
+
+def _lifetime(argument: str, _: Quirks) -> Mapping[str, Any]:
+    lifetime = seconds(argument)
+    if lifetime < 1:
+        raise ValueError("a token must live for at least 1s")
+    return {"token_lifetime": lifetime}
+
+
+_KINDS: Mapping[str, _Kind] = {
+    "tie-shuffle": _Kind("rows with equal sort keys come in another order at every request", {"tie_shuffle": True}),
+    "filters-ignored": _Kind("data-session ignores every filter and answers 200", {"filters_ignored": True}),
+    "updated-filter-ignored": _Kind("data-session ignores filter[updated_at]", {"updated_filter_ignored": True}),
+    "data-filters-ignored": _Kind(
+        "data-downsampled honours no filter but id_data_session", {"data_filters_ignored": True}
+    ),
+    "sort-ignored": _Kind("the order is always the default one", {"sort_ignored": True}),
+    "page-clamp": _Kind("a page behind the last is the last one (the default)", {"page_clamp": True}),
+    "no-page-clamp": _Kind("a page behind the last is empty", {"page_clamp": False}),
+    "refresh-rotates": _Kind(
+        "a refresh gives a new refresh token, the old one is refused (the default)", {"refresh": Refresh.ROTATES}
+    ),
+    "refresh-destroys": _Kind(
+        "a refresh gives no new refresh token and the old one is refused", {"refresh": Refresh.DESTROYS}
+    ),
+    "refresh-both": _Kind(
+        "a refresh gives a new refresh token, the old one stays valid", {"refresh": Refresh.BOTH}
+    ),
+    "refresh-same": _Kind(
+        "a refresh gives no new refresh token, the old one stays valid for its 14 days", {"refresh": Refresh.SAME}
+    ),
+    "rate-limit": _Kind(
+        "429 above so many calls; every rejected call restarts the clock", _rate_limit, argument="5/20s"
+    ),
+    "numbers-as-strings": _Kind("every number in a row is a JSON string", {"numbers_as_strings": True}),
+    "booleans-as-ints": _Kind("true and false are 1 and 0", {"booleans_as_ints": True}),
+    "internal-links": _Kind("_links name http:// and a host of the cloud's inside", {"internal_links": True}),
+    "per-page-max": _Kind(
+        "no page has more rows", lambda argument, _: {"per_page_max": _count(argument)}, argument="10"
+    ),
+    "token-lifetime": _Kind("access tokens expire after", _lifetime, argument="30s"),
+    "latency": _Kind(
+        "every answer takes so long", lambda argument, _: {"latency": seconds(argument)}, argument="200ms"
+    ),
+    "error-every": _Kind(
+        "each so-manieth API request is a 500", lambda argument, _: {"error_every": _count(argument)}, argument="7"
+    ),
+    "forbidden": _Kind(
+        "401 there even with a fresh token; * stands for anything, may be given again",
+        _forbidden,
+        argument="/api/v2/group",
+    ),
+    "unknown-fields": _Kind("rows have unknown fields and expanded objects odd shapes", {"unknown_fields": True}),
+    "redirects": _Kind("the API answers 302 to another origin", {"redirects": True}),
+    "csv-truncated": _Kind("200, and a CSV that breaks off with an error sentence", {"csv_truncated": True}),
+    "series-truncated": _Kind(
+        "more than 100 series in a request: the first 100 in place of a 422", {"series_truncated": True}
+    ),
+    "bad-uuid-500": _Kind("a malformed UUID is a 500, as on PostgreSQL", {"bad_uuid_500": True}),
+    "no-expand": _Kind("expand= is ignored", {"no_expand": True}),
+    "no-date": _Kind("no Date header", {"no_date": True}),
+}  # fmt: skip

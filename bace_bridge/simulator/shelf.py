@@ -1,0 +1,118 @@
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from bace_bridge.simulator.facts import Session
+from bace_bridge.simulator.filters import All, Compare, Kind, holds
+from bace_bridge.simulator.query import Order, bounds
+
+FIELDS: Mapping[str, Kind] = {
+    "id_data_session": Kind.UUID,
+    "id_group": Kind.UUID,
+    "id_person": Kind.UUID,
+    "label": Kind.TEXT,
+    "start": Kind.INTEGER,
+    "end": Kind.INTEGER,
+    "created_at": Kind.INTEGER,
+    "created_by": Kind.UUID,
+    "updated_at": Kind.INTEGER,
+    "updated_by": Kind.UUID,
+    "archived_at": Kind.INTEGER,
+    "datapoint_count": Kind.INTEGER,
+    "isIngestionFinished": Kind.FLAG,
+    "isArchived": Kind.FLAG,
+}
+_ATTRIBUTES = {"isIngestionFinished": "is_ingestion_finished", "isArchived": "is_archived"}
+_INDEXED = ("id_data_session", "start", "updated_at")
+
+
+def read(session: Session, field: str) -> Any:
+    return getattr(session, _ATTRIBUTES.get(field, field))
+
+
+def sort_key(order: Order, reader: Callable[[Any, str], Any]) -> Callable[[Any], Any]:
+    """NULLs come after everything, as in PostgreSQL."""
+
+    def key(row: Any) -> Any:
+        value = reader(row, order.field)
+        return (value is None, value if value is not None else 0)
+
+    return key
+
+
+class Shelf:
+    """The data sessions, with indexes for what clients ask: a list of 50,000 must not cost a scan."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, Session] = {}
+        self._active: set[str] = set()
+        self._indexes: dict[str, list[tuple[Any, str]]] = {field: [] for field in _INDEXED}
+        self.version = 0
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def get(self, identifier: str) -> Session | None:
+        return self._sessions.get(identifier)
+
+    def all(self) -> Iterable[Session]:
+        return self._sessions.values()
+
+    def put(self, session: Session) -> None:
+        self.remove(session.id_data_session)
+        self._sessions[session.id_data_session] = session
+        for field, index in self._indexes.items():
+            insort(index, (read(session, field), session.id_data_session))
+        if session.end is None:
+            self._active.add(session.id_data_session)
+
+    def put_new(self, sessions: Iterable[Session]) -> None:
+        """Many at once, none of which is here yet: one sort in place of many insertions."""
+        new = {session.id_data_session: session for session in sessions}
+        self._sessions |= new
+        self._active |= {identifier for identifier, session in new.items() if session.end is None}
+        for field, index in self._indexes.items():
+            index.extend((read(session, field), identifier) for identifier, session in new.items())
+            index.sort()
+        self.version += 1
+
+    def remove(self, identifier: str) -> None:
+        self.version += 1
+        before = self._sessions.pop(identifier, None)
+        if before is None:
+            return
+        self._active.discard(identifier)
+        for field, index in self._indexes.items():
+            del index[bisect_left(index, (read(before, field), identifier))]
+
+    def select(self, condition: All, order: Order | None) -> list[Session]:
+        test = holds(condition, read) if condition.parts else None
+        narrowed = self._narrowed(condition)
+        if narrowed is None and order is not None and order.field in self._indexes:
+            index = self._indexes[order.field]
+            ordered = reversed(index) if order.descending else index
+            rows = [self._sessions[identifier] for _, identifier in ordered]
+            return rows if test is None else [row for row in rows if test(row)]
+        source = self._sessions.values() if narrowed is None else narrowed
+        rows = [row for row in source if test is None or test(row)]
+        if order is not None:
+            rows.sort(key=sort_key(order, read), reverse=order.descending)
+        return rows
+
+    def _narrowed(self, condition: All) -> list[Session] | None:
+        """The few sessions among which all that fulfil the condition are; None: no index helps."""
+        for part in condition.parts:
+            if isinstance(part, Compare) and part.operator == "eq":
+                if part.field == "id_data_session" and isinstance(part.value, str):
+                    found = self._sessions.get(part.value)
+                    return [found] if found else []
+                if part.field == "end" and part.value is None:
+                    return [self._sessions[identifier] for identifier in sorted(self._active)]
+        for field in ("updated_at", "start"):
+            limits = bounds(condition, field)
+            if limits.narrow:
+                index = self._indexes[field]
+                # "~" sorts after every UUID, so that all ties with the upper bound are inside.
+                low, high = bisect_left(index, (limits.lower, "")), bisect_right(index, (limits.upper, "~"))
+                return [self._sessions[identifier] for _, identifier in index[low:high]]
+        return None
