@@ -57,6 +57,10 @@ class CloudGone(CloudRefused):
     """What was asked for cannot be seen any more: the API itself says 403, 404 or 410."""
 
 
+class CloudFault(CloudError):
+    """The cloud broke on this very request (500). Others may work; try this one again a few times, then narrow it."""
+
+
 class UnexpectedReply(CloudError):
     """The cloud answered something that cannot be read; the message names what."""
 

@@ -57,19 +57,22 @@ def lane_key(logged: LoggedEvent) -> str:
 class Deliveries:
     """The deliveries of one sink.
 
-    `window` is the number of deliveries in flight at once, `lookahead` the number of events that may be read past the
-    cursor. With `pipelined` the transport keeps the order, so a session's events need not wait for one another.
+    `window` is the number of deliveries in flight at once, `lookahead` the number of events (and their bytes) from
+    which on no more are read past the cursor. With `pipelined` the transport keeps the order, so a session's events need not wait for one another.
     """
 
     def __init__(
-        self, cursor: int, parked: Iterable[Parked] = (), *, window: int, pipelined: bool, lookahead: int = 2000
+        self, cursor: int, parked: Iterable[Parked] = (), *, window: int, pipelined: bool, lookahead: int = 2000,
+        lookahead_bytes: int = 4 * 1024 * 1024,
     ) -> None:
         self.read_upto = cursor
         self._cursor = cursor
         self._window = window
         self._pipelined = pipelined
         self._lookahead = lookahead
-        self._open: dict[int, None] = {}
+        self._lookahead_bytes = lookahead_bytes
+        self._open: dict[int, int] = {}
+        self._open_bytes = 0
         self._waiting: deque[LoggedEvent] = deque()
         self._behind: dict[str, deque[LoggedEvent]] = {}
         self._in_flight: dict[int, LoggedEvent] = {}
@@ -86,8 +89,9 @@ class Deliveries:
         return next(iter(self._open)) - 1 if self._open else self.read_upto
 
     @property
-    def room_to_read(self) -> int:
-        return max(0, self._lookahead - len(self._open))
+    def room_to_read(self) -> bool:
+        """True while few enough events, and few enough bytes of them, are held."""
+        return len(self._open) < self._lookahead and self._open_bytes < self._lookahead_bytes
 
     @property
     def in_flight(self) -> int:
@@ -97,7 +101,8 @@ class Deliveries:
         """Takes wanted events in the order of the log; the log has been read as far as `read_upto`."""
         for logged in events:
             if lane_key(logged) not in self._parked:
-                self._open[logged.seq] = None
+                self._open[logged.seq] = size = len(logged.event.data)
+                self._open_bytes += size
                 self._waiting.append(logged)
         self.read_upto = read_upto
 
@@ -119,7 +124,7 @@ class Deliveries:
 
     def _may_go(self, key: str, logged: LoggedEvent) -> bool:
         if key in self._parked and key not in self._resuming:
-            self._open.pop(logged.seq, None)
+            self._close(logged.seq)
             return False
         if key in self._busy and (not self._pipelined or key in self._resuming):
             self._behind.setdefault(key, deque()).append(logged)
@@ -138,9 +143,9 @@ class Deliveries:
     def failed(self, logged: LoggedEvent, *, attempts: int, at: float, reason: str) -> None:
         """Parks the event's data session until `at`."""
         key = self._landed(logged)
-        self._open.pop(logged.seq, None)
+        self._close(logged.seq)
         for later in self._behind.pop(key, ()):
-            self._open.pop(later.seq, None)
+            self._close(later.seq)
         self._resuming.discard(key)
         known = self._parked.get(key)
         if known is not None and known.seq < logged.seq and key not in self._busy:
@@ -154,6 +159,14 @@ class Deliveries:
         for logged in back:
             self._landed(logged)
         self._waiting.extendleft(reversed(back))
+
+    def replay(self, lanes: Iterable[Parked]) -> None:
+        """Goes back to earlier events of these data sessions; what follows them comes again behind them."""
+        for lane in lanes:
+            known = self._parked.get(lane.key)
+            if known is None or lane.seq < known.seq:
+                self._resuming.discard(lane.key)
+                self._park(lane)
 
     def due_lanes(self, now: float) -> list[Parked]:
         """Parked data sessions that may go on now."""
@@ -192,7 +205,7 @@ class Deliveries:
         return key
 
     def _done(self, logged: LoggedEvent, key: str) -> None:
-        self._open.pop(logged.seq, None)
+        self._close(logged.seq)
         behind = self._behind.get(key)
         if key in self._resuming:
             self._park(Parked(key, logged.seq + 1, 0, 0.0))
@@ -202,6 +215,9 @@ class Deliveries:
             self._waiting.appendleft(behind.popleft())
             if not behind:
                 del self._behind[key]
+
+    def _close(self, seq: int) -> None:
+        self._open_bytes -= self._open.pop(seq, 0)
 
     def _still_waiting(self, key: str) -> bool:
         return any(lane_key(logged) == key for logged in self._waiting)

@@ -1,6 +1,6 @@
 """What a visit to a data session's datapoints leads to: its end, its CSV, and the time of the next visit."""
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -12,6 +12,13 @@ from bace_bridge.domain.sessions import END_PATIENCE, KnownSession, Observation,
 SLOWEST_LATE_VISIT = 600.0
 """Seconds: an ended session whose ingestion does not finish is asked ever more rarely, down to this."""
 
+MOST_FAILED_VISITS = 5
+"""After so many failed visits in a row a session's end and CSV are told without the datapoints that cannot be had."""
+
+Outcome = Literal["read", "more", "failed", "unavailable"]
+"""How a visit went: every window was read; there is more to read at once; the cloud refused or broke on this session;
+the cloud is away."""
+
 
 def end_is_due(known: KnownSession, *, read: bool, failed: bool, now: float) -> bool:
     """`session.ended` follows the datapoints before it, but does not wait for a slow or broken cloud."""
@@ -22,13 +29,12 @@ def end_is_due(known: KnownSession, *, read: bool, failed: bool, now: float) -> 
 
 
 def conclude(
-    known: KnownSession, *, csv_url: str, read: bool, failed: bool, interval: float, now: float
+    known: KnownSession, outcome: Outcome | None, *, csv_url: str, interval: float, now: float
 ) -> Observation:
-    """What follows from a visit.
-
-    `read` says that every window was read in the current reading, `failed` that the cloud refused or broke on one.
-    """
+    """What follows from a visit; `outcome` is None in the middle of one. `interval` is in seconds."""
     told: list[Event] = []
+    failed = outcome == "failed"
+    read = outcome == "read" or (failed and known.failed_visits + 1 >= MOST_FAILED_VISITS)
     if end_is_due(known, read=read, failed=failed, now=now):
         end = known.session.end
         assert end is not None
@@ -38,9 +44,11 @@ def conclude(
     if known.csv_due and read and known.end_told is not None:
         known, more = _csv_ready(known, csv_url, now)
         told.extend(more)
-    failures = known.failed_visits + 1 if failed else 0
-    known = msgspec.structs.replace(known, failed_visits=failures)
-    return Observation(msgspec.structs.replace(known, visit_at=_next_visit(known, interval, now)), tuple(told))
+    if outcome is not None:
+        failures = known.failed_visits + 1 if failed else 0
+        known = msgspec.structs.replace(known, failed_visits=failures)
+        known = msgspec.structs.replace(known, visit_at=_next_visit(known, outcome, interval, now))
+    return Observation(known, tuple(told))
 
 
 def _csv_ready(known: KnownSession, csv_url: str, now: float) -> tuple[KnownSession, list[Event]]:
@@ -63,16 +71,16 @@ def _csv_ready(known: KnownSession, csv_url: str, now: float) -> tuple[KnownSess
     return known, [event]
 
 
-def _next_visit(known: KnownSession, interval: float, now: float) -> float | None:
+def _next_visit(known: KnownSession, outcome: Outcome, interval: float, now: float) -> float | None:
+    session = known.session
     if known.removed:
         return None
-    if known.failed_visits:
-        return now + max(interval, backoff(known.failed_visits, jitter=0.0))
-    session = known.session
-    if session.end is None:
-        return now + interval
-    if known.end_told is None or known.csv_due:
+    if outcome == "more":
         return now
+    if outcome == "failed" and (session.state != "ingested" or known.csv_due):
+        return now + max(interval, backoff(known.failed_visits, jitter=0.0))
+    if outcome == "unavailable" or session.end is None:
+        return now + interval
     if session.state == "ended":
         return now + min(max(interval, (now - session.end) / 20), SLOWEST_LATE_VISIT)
     return None

@@ -84,25 +84,26 @@ def leaf_at(timestamp: float, states: States) -> Window:
     return window
 
 
-def windows_due(known: KnownSession, states: States, *, now: float, days: frozenset[int] | None = None) -> list[Due]:
+def windows_due(
+    known: KnownSession, states: States, *, now: float, days: frozenset[int] | None = None, again: bool = False
+) -> list[Due]:
     """The windows of a data session that are to be read now, oldest first.
 
-    `days` (epoch days) restricts the windows to days on which there is something new, and has those read again even
-    where they had settled; None means that every window counts and settled ones rest.
+    `days` (epoch days) restricts them to days on which there is something to read; `again` includes settled ones.
     """
     session = known.session
     upto = now if session.end is None else max(session.end, known.newest_point_at or session.end)
     first, last = window_at(session.start), window_at(max(upto, session.start))
     due: list[Due] = []
-    if days is None:
-        starts: Iterator[int] | range = range(first.start, last.end, SPAN)
-    else:
-        starts = (start for day in sorted(days) for start in range(day * DAY, (day + 1) * DAY, SPAN))
-    for start in starts:
-        _add_due(Window(start, start + SPAN), known, states, due, again=days is not None and not known.csv_due)
+    for start in range(first.start, last.end, SPAN) if days is None else _starts_on(days, upto=max(now, upto)):
+        _add_due(Window(start, start + SPAN), known, states, due, again=again)
         if days is None and len(due) > DIRECT_WINDOWS:
             break
     return due
+
+
+def _starts_on(days: frozenset[int], *, upto: float) -> Iterator[int]:
+    return (start for day in sorted(days) for start in range(day * DAY, (day + 1) * DAY, SPAN) if start <= upto)
 
 
 def _add_due(window: Window, known: KnownSession, states: States, due: list[Due], *, again: bool) -> None:
@@ -122,17 +123,15 @@ def _since(window: Window, state: WindowState | None, known: KnownSession) -> in
 
 
 def days_with_news(probe: Mapping[int, int], known: KnownSession, states: States) -> frozenset[int]:
-    """The days (epoch days) on which a look without a window found samples that have not been told.
+    """The days (epoch days) on which a look without a window found more samples than were told.
 
-    For a reading of everything these are all days that have any.
+    Where the sums never agree, a day counts again only when its sum has changed since the last look.
     """
-    if known.csv_due:
-        return frozenset(probe)
     told: dict[int, int] = {}
     for state in states.values():
         told[state.start // DAY] = told.get(state.start // DAY, 0) + state.samples
     return frozenset(
-        day for day, samples in probe.items() if samples != told.get(day, 0) and samples != known.probed.get(day)
+        day for day, samples in probe.items() if samples > told.get(day, 0) and samples != known.probed.get(day)
     )
 
 

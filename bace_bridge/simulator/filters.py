@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeAlias
 
+from bace_bridge.simulator.php import Tree
+
 
 class Kind(Enum):
     INTEGER = "an integer"
@@ -16,7 +18,6 @@ class Kind(Enum):
 
 
 Scalar: TypeAlias = int | float | str | bool | None
-Tree: TypeAlias = "str | dict[str, Tree]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class AnyOf:
 
 
 Condition: TypeAlias = Compare | All | AnyOf
+# From a field to what reads it from a row: the rows are of several types.
+Reader: TypeAlias = Callable[[str], Callable[[Any], Any]]
 
 
 class FilterRefused(Exception):  # noqa: N818 - named by what happened, as in bace_bridge.errors
@@ -50,36 +53,10 @@ _OPPOSITE = {
     "in": "nin", "nin": "in", "like": "nlike", "nlike": "like",
 }  # fmt: skip
 _OPERATORS = frozenset(_OPPOSITE) - {"nlike"}
-_BRACKETS = re.compile(r"\[([^\[\]]*)\]")
 _INTEGER = re.compile(r"\s*[+-]?\d+\s*")
 _NUMBER = re.compile(r"\s*[+-]?\d*\.?\d+([eE][+-]?\d+)?\s*")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _FLAGS = {"1": True, "true": True, "0": False, "false": False}
-
-
-def nested(pairs: Iterable[tuple[str, str]], name: str) -> Tree | None:
-    """The parameter `name` as PHP reads it: `a[b][]=1` is `{"b": {"0": "1"}}`; None: it is not there."""
-    found: Tree | None = None
-    for key, value in pairs:
-        if key == name:
-            found = value
-        elif key.startswith(name + "["):
-            steps = _BRACKETS.findall(key[len(name) :])
-            if not isinstance(found, dict):
-                found = {}
-            _place(found, steps, value)
-    return found
-
-
-def _place(tree: dict[str, Tree], steps: list[str], value: str) -> None:
-    *outer, last = [*steps] or [""]
-    for step in outer:
-        inner = tree.get(step or str(len(tree)))
-        if not isinstance(inner, dict):
-            inner = {}
-            tree[step or str(len(tree))] = inner
-        tree = inner
-    tree[last or str(len(tree))] = value
 
 
 def parse(tree: Tree | None, kinds: Mapping[str, Kind]) -> All:
@@ -165,34 +142,40 @@ def negated(condition: Condition) -> Condition:
             return All(tuple(negated(part) for part in parts))
 
 
+def is_uuid(written: str) -> bool:
+    return _UUID.fullmatch(written) is not None
+
+
 def has_bad_uuid(condition: Condition, kinds: Mapping[str, Kind]) -> bool:
     if isinstance(condition, Compare):
         values = condition.value if isinstance(condition.value, tuple) else (condition.value,)
         return kinds[condition.field] is Kind.UUID and any(
-            isinstance(value, str) and not _UUID.fullmatch(value) for value in values
+            isinstance(value, str) and not is_uuid(value) for value in values
         )
     return any(has_bad_uuid(part, kinds) for part in condition.parts)
 
 
-def holds(condition: Condition, read: Callable[[Any, str], Any]) -> Callable[[Any], bool]:
-    """The condition as a test on rows, whose fields `read(row, field)` gives."""
+def holds(condition: Condition, reader: Reader) -> Callable[[Any], bool]:
+    """The condition as a test on rows."""
     if isinstance(condition, Compare):
-        return _compares(condition, read)
-    tests = tuple(holds(part, read) for part in condition.parts)
+        return _compares(condition, reader(condition.field))
+    tests = tuple(holds(part, reader) for part in condition.parts)
+    if len(tests) == 1:
+        return tests[0]
     if isinstance(condition, All):
         return lambda row: all(test(row) for test in tests)
     return lambda row: any(test(row) for test in tests)
 
 
-def _compares(condition: Compare, read: Callable[[Any, str], Any]) -> Callable[[Any], bool]:
-    field, wanted = condition.field, condition.value
+def _compares(condition: Compare, read: Callable[[Any], Any]) -> Callable[[Any], bool]:
+    wanted = condition.value
     if wanted is None:
         is_null = {"eq": True, "neq": False}.get(condition.operator)
-        return lambda row: is_null is not None and (read(row, field) is None) is is_null
+        return lambda row: is_null is not None and (read(row) is None) is is_null
     test = _TESTS[condition.operator]
 
     def compare(row: Any) -> bool:
-        value = read(row, field)
+        value = read(row)
         return value is not None and test(value, wanted)
 
     return compare

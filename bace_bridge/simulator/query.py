@@ -1,10 +1,10 @@
 """Order, bounds and pages as Yii's REST collections have them."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
+from bace_bridge.simulator import php
 from bace_bridge.simulator.filters import All, Compare
 
 Pairs = Sequence[tuple[str, str]]
@@ -106,15 +106,9 @@ class Page:
 
 def page(pairs: Pairs, total: int, rules: PageRules) -> Page:
     asked_size = last(pairs, "per-page")
-    size = rules.default if asked_size is None else _php_integer(asked_size)
+    size = rules.default if asked_size is None else php.integer(asked_size)
     per_page = max(1, min(size, rules.maximum))
-    number = max(1, _php_integer(last(pairs, "page") or "1"))
+    number = max(1, php.integer(last(pairs, "page") or "1"))
     if rules.clamp:
         number = max(1, min(number, -(-total // per_page)))
     return Page(total, number, per_page)
-
-
-def _php_integer(written: str) -> int:
-    """PHP's `(int)`: the leading digits, and 0 for anything else."""
-    match = re.match(r"\s*[+-]?\d{1,18}", written)
-    return int(match[0]) if match else 0

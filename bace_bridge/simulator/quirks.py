@@ -33,6 +33,7 @@ class Quirks:
     redirects: bool = False
     csv_truncated: bool = False
     series_truncated: bool = False
+    no_interval_raw: bool = False
     bad_uuid_500: bool = False
     no_expand: bool = False
     no_date: bool = False
@@ -46,7 +47,7 @@ class Quirks:
         """
         quirks = Quirks()
         for one in written:
-            name, argument = [*re.split(r"[\s=]+", one.strip(), maxsplit=1), ""][:2]
+            name, _, argument = re.sub(r"[\s=]+", " ", one.strip(), count=1).partition(" ")
             kind = _KINDS.get(name)
             if kind is None:
                 raise ValueError(f"unknown quirk {name!r}; known are: {', '.join(_KINDS)}")
@@ -62,7 +63,9 @@ class _Kind:
 
     def applied(self, name: str, argument: str, quirks: Quirks) -> Quirks:
         if bool(argument) is not bool(self.argument):
-            wanted = f"write it as {name + ' ' + self.argument!r}" if self.argument else "it takes no argument"
+            wanted = (
+                f"write it as {name + ' ' + self.argument!r}" if self.argument else "it takes no argument"
+            )
             raise ValueError(f"quirk {name!r}: {wanted}")
         if not callable(self.change):
             return replace(quirks, **self.change)
@@ -80,7 +83,7 @@ def describe() -> list[tuple[str, str]]:
 
 
 def _rate_limit(argument: str, _: Quirks) -> Mapping[str, Any]:
-    calls, _, window = argument.partition("/")
+    calls, _slash, window = argument.partition("/")
     limit = RateLimit(_count(calls), seconds(window))
     if limit.window < 1:
         raise ValueError("the window must be at least 1s")
@@ -106,9 +109,11 @@ def _lifetime(argument: str, _: Quirks) -> Mapping[str, Any]:
 
 
 _KINDS: Mapping[str, _Kind] = {
-    "tie-shuffle": _Kind("rows with equal sort keys come in another order at every request", {"tie_shuffle": True}),
+    "tie-shuffle": _Kind("rows with equal sort keys come in another order each time", {"tie_shuffle": True}),
     "filters-ignored": _Kind("data-session ignores every filter and answers 200", {"filters_ignored": True}),
-    "updated-filter-ignored": _Kind("data-session ignores filter[updated_at]", {"updated_filter_ignored": True}),
+    "updated-filter-ignored": _Kind(
+        "data-session ignores filter[updated_at]", {"updated_filter_ignored": True}
+    ),
     "data-filters-ignored": _Kind(
         "data-downsampled honours no filter but id_data_session", {"data_filters_ignored": True}
     ),
@@ -116,7 +121,8 @@ _KINDS: Mapping[str, _Kind] = {
     "page-clamp": _Kind("a page behind the last is the last one (the default)", {"page_clamp": True}),
     "no-page-clamp": _Kind("a page behind the last is empty", {"page_clamp": False}),
     "refresh-rotates": _Kind(
-        "a refresh gives a new refresh token, the old one is refused (the default)", {"refresh": Refresh.ROTATES}
+        "a refresh gives a new refresh token, the old one is refused (the default)",
+        {"refresh": Refresh.ROTATES},
     ),
     "refresh-destroys": _Kind(
         "a refresh gives no new refresh token and the old one is refused", {"refresh": Refresh.DESTROYS}
@@ -125,36 +131,49 @@ _KINDS: Mapping[str, _Kind] = {
         "a refresh gives a new refresh token, the old one stays valid", {"refresh": Refresh.BOTH}
     ),
     "refresh-same": _Kind(
-        "a refresh gives no new refresh token, the old one stays valid for its 14 days", {"refresh": Refresh.SAME}
+        "a refresh gives no new refresh token, the old one stays valid for its 14 days",
+        {"refresh": Refresh.SAME},
     ),
     "rate-limit": _Kind(
-        "429 above so many calls; every rejected call restarts the clock", _rate_limit, argument="5/20s"
+        "429 above so many calls in a time; every rejected call restarts the clock",
+        _rate_limit,
+        argument="5/20s",
     ),
     "numbers-as-strings": _Kind("every number in a row is a JSON string", {"numbers_as_strings": True}),
     "booleans-as-ints": _Kind("true and false are 1 and 0", {"booleans_as_ints": True}),
     "internal-links": _Kind("_links name http:// and a host of the cloud's inside", {"internal_links": True}),
     "per-page-max": _Kind(
-        "no page has more rows", lambda argument, _: {"per_page_max": _count(argument)}, argument="10"
+        "no page has more rows than that",
+        lambda argument, _: {"per_page_max": _count(argument)},
+        argument="10",
     ),
-    "token-lifetime": _Kind("access tokens expire after", _lifetime, argument="30s"),
+    "token-lifetime": _Kind("access tokens expire after that time", _lifetime, argument="30s"),
     "latency": _Kind(
-        "every answer takes so long", lambda argument, _: {"latency": seconds(argument)}, argument="200ms"
+        "every answer takes that long", lambda argument, _: {"latency": seconds(argument)}, argument="200ms"
     ),
     "error-every": _Kind(
-        "each so-manieth API request is a 500", lambda argument, _: {"error_every": _count(argument)}, argument="7"
+        "each API request of that number is a 500",
+        lambda argument, _: {"error_every": _count(argument)},
+        argument="7",
     ),
     "forbidden": _Kind(
         "401 there even with a fresh token; * stands for anything, may be given again",
         _forbidden,
         argument="/api/v2/group",
     ),
-    "unknown-fields": _Kind("rows have unknown fields and expanded objects odd shapes", {"unknown_fields": True}),
+    "unknown-fields": _Kind(
+        "rows have unknown fields and expanded objects odd shapes", {"unknown_fields": True}
+    ),
     "redirects": _Kind("the API answers 302 to another origin", {"redirects": True}),
     "csv-truncated": _Kind("200, and a CSV that breaks off with an error sentence", {"csv_truncated": True}),
     "series-truncated": _Kind(
         "more than 100 series in a request: the first 100 in place of a 422", {"series_truncated": True}
     ),
+    "no-interval-raw": _Kind(
+        "without an interval: raw samples, as in the documented example, not a row a day",
+        {"no_interval_raw": True},
+    ),
     "bad-uuid-500": _Kind("a malformed UUID is a 500, as on PostgreSQL", {"bad_uuid_500": True}),
     "no-expand": _Kind("expand= is ignored", {"no_expand": True}),
     "no-date": _Kind("no Date header", {"no_date": True}),
-}  # fmt: skip
+}

@@ -1,9 +1,10 @@
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
 from typing import Any
 
 from bace_bridge.simulator.facts import Session
-from bace_bridge.simulator.filters import All, Compare, Kind, holds
+from bace_bridge.simulator.filters import All, Compare, Kind, Reader, holds
 from bace_bridge.simulator.query import Order, bounds
 
 FIELDS: Mapping[str, Kind] = {
@@ -26,15 +27,16 @@ _ATTRIBUTES = {"isIngestionFinished": "is_ingestion_finished", "isArchived": "is
 _INDEXED = ("id_data_session", "start", "updated_at")
 
 
-def read(session: Session, field: str) -> Any:
-    return getattr(session, _ATTRIBUTES.get(field, field))
+def reader(field: str) -> Callable[[Any], Any]:
+    return attrgetter(_ATTRIBUTES.get(field, field))
 
 
-def sort_key(order: Order, reader: Callable[[Any, str], Any]) -> Callable[[Any], Any]:
+def sort_key(order: Order, reader: Reader) -> Callable[[Any], Any]:
     """NULLs come after everything, as in PostgreSQL."""
+    read = reader(order.field)
 
     def key(row: Any) -> Any:
-        value = reader(row, order.field)
+        value = read(row)
         return (value is None, value if value is not None else 0)
 
     return key
@@ -62,7 +64,7 @@ class Shelf:
         self.remove(session.id_data_session)
         self._sessions[session.id_data_session] = session
         for field, index in self._indexes.items():
-            insort(index, (read(session, field), session.id_data_session))
+            insort(index, (reader(field)(session), session.id_data_session))
         if session.end is None:
             self._active.add(session.id_data_session)
 
@@ -72,7 +74,8 @@ class Shelf:
         self._sessions |= new
         self._active |= {identifier for identifier, session in new.items() if session.end is None}
         for field, index in self._indexes.items():
-            index.extend((read(session, field), identifier) for identifier, session in new.items())
+            read = reader(field)
+            index.extend((read(session), identifier) for identifier, session in new.items())
             index.sort()
         self.version += 1
 
@@ -83,10 +86,10 @@ class Shelf:
             return
         self._active.discard(identifier)
         for field, index in self._indexes.items():
-            del index[bisect_left(index, (read(before, field), identifier))]
+            del index[bisect_left(index, (reader(field)(before), identifier))]
 
     def select(self, condition: All, order: Order | None) -> list[Session]:
-        test = holds(condition, read) if condition.parts else None
+        test = holds(condition, reader) if condition.parts else None
         narrowed = self._narrowed(condition)
         if narrowed is None and order is not None and order.field in self._indexes:
             index = self._indexes[order.field]
@@ -96,7 +99,7 @@ class Shelf:
         source = self._sessions.values() if narrowed is None else narrowed
         rows = [row for row in source if test is None or test(row)]
         if order is not None:
-            rows.sort(key=sort_key(order, read), reverse=order.descending)
+            rows.sort(key=sort_key(order, reader), reverse=order.descending)
         return rows
 
     def _narrowed(self, condition: All) -> list[Session] | None:

@@ -1,0 +1,39 @@
+"""The entry point: from a command's end to the process' exit code."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from click.exceptions import Exit
+
+from bace_bridge.cli.exits import explain
+from bace_bridge.cli.main import Invocation, cli
+
+_NAME = "bace-bridge"
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs a command and gives the exit code."""
+    if "_BACE_BRIDGE_COMPLETE" in os.environ:
+        cli.main(list(arguments), prog_name=_NAME)
+    invocation = Invocation()
+    try:
+        # click's own main takes any broken connection for a broken stdout, and ends with 1 in silence.
+        with cli.make_context(_NAME, list(arguments), obj=invocation) as context:
+            cli.invoke(context)
+        sys.stdout.flush()
+    except SystemExit:
+        raise
+    except Exit as end:
+        return end.exit_code
+    except BaseException as error:  # noqa: BLE001  # the last line of defence: every end has an exit code
+        return explain(error, debug=invocation.debug)
+    return 0
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""The composition root: builds every part, runs them together, and ends them in order."""
+
+import asyncio
+import hashlib
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+
+import structlog
+
+from bace_bridge import logs
+from bace_bridge.answers import request_handlers
+from bace_bridge.cloud.api import BaceCloud, csv_url
+from bace_bridge.cloud.budget import RequestBudget
+from bace_bridge.cloud.http import CloudHttp, TokenSource
+from bace_bridge.cloud.tokens import Credentials, FixedToken, Tokens
+from bace_bridge.config.models import CloudConfig, Config, MqttConfig, WebhookConfig
+from bace_bridge.dispatcher import Dispatcher
+from bace_bridge.domain.changes import Changes
+from bace_bridge.domain.datapoints import Datatype
+from bace_bridge.domain.events import SINK_DISABLED, bridge_event
+from bace_bridge.domain.first_start import first_start_from
+from bace_bridge.domain.routing import Filter
+from bace_bridge.domain.sessions import DataSession, KnownSession
+from bace_bridge.domain.timestamps import iso_utc
+from bace_bridge.service import Service
+from bace_bridge.sinks.mqtt.sink import MqttSink
+from bace_bridge.sinks.webhook.sink import WebhookSink
+from bace_bridge.status import StateForTopics, Status
+from bace_bridge.store.eventlog import EventLog
+from bace_bridge.store.facts import Facts
+from bace_bridge.store.journal import Journal
+from bace_bridge.store.sqlite import SqliteFile
+from bace_bridge.store.standing import Standing
+from bace_bridge.watcher.loops import DatapointLoop, SessionLoop
+from bace_bridge.watcher.recording import SessionRecorder
+from bace_bridge.watcher.session_poll import SessionPoll
+from bace_bridge.watcher.visit import Visit, VisitSettings
+from bace_bridge.web.health import HealthServer
+
+log = structlog.get_logger()
+
+AnySink = MqttSink | WebhookSink
+Wish = MqttConfig | WebhookConfig
+
+
+class Bridge:
+    """One configuration, running. `run` returns after `stop`; raises StoreLocked, StoreUnusable or ConfigError."""
+
+    def __init__(self, config: Config, *, version: str, clock: Callable[[], float] = time.time) -> None:
+        self._config = config
+        self._version = version
+        self._clock = clock
+
+    async def run(self, stop: asyncio.Event, *, notify: Callable[[str], None], watchdog: float | None) -> None:
+        async with AsyncExitStack() as stack:
+            file = await stack.enter_async_context(SqliteFile(self._config.store.path))
+            http = await stack.enter_async_context(self._cloud_http(Facts(file)))
+            service = await self._assemble(file, http)
+            if self._config.http.enabled:
+                health = HealthServer(self._config.http, alive=service.status.alive, ready=service.status.ready)
+                await stack.enter_async_context(health)
+            await service.run(stop, notify=notify, watchdog=watchdog)
+
+    def _cloud_http(self, facts: Facts) -> CloudHttp:
+        cloud = self._config.cloud
+        budget = RequestBudget(cloud.requests_per_minute, clock=self._clock)
+        http = CloudHttp(cloud.url, budget, timeout=cloud.timeout, version=self._version, clock=self._clock)
+        http.use_tokens(self._tokens(cloud, facts, http))
+        return http
+
+    def _tokens(self, cloud: CloudConfig, facts: Facts, http: CloudHttp) -> TokenSource:
+        if cloud.access_token is not None:
+            return FixedToken(cloud.access_token.get_secret_value())
+        assert cloud.client_id is not None
+        assert cloud.client_secret is not None
+        assert cloud.username is not None
+        assert cloud.password is not None
+        given = Credentials(
+            cloud.client_id,
+            cloud.client_secret.get_secret_value(),
+            cloud.username,
+            cloud.password.get_secret_value(),
+        )
+        return Tokens(fingerprint(cloud.url, given.client_id, given.username), given, facts, http.ask_token, clock=self._clock)
+
+    async def _assemble(self, file: SqliteFile, http: CloudHttp) -> Service:
+        config, clock = self._config, self._clock
+        dispatchers: dict[str, Dispatcher] = {}
+
+        def log_grew() -> None:
+            for dispatcher in dispatchers.values():
+                dispatcher.log_grew()
+
+        journal = Journal(file, grew=log_grew)
+        cloud, deciding = BaceCloud(http), asyncio.Lock()
+        poll = self._session_poll(cloud, journal, deciding)
+        datapoints = DatapointLoop(journal, self._visitor(cloud, journal, deciding), clock=clock)
+        brokers: list[MqttSink] = []
+        sessions = SessionLoop(
+            poll,
+            journal,
+            interval=config.watch.session_interval,
+            clock=clock,
+            jitter=random.random,
+            on_look=lambda: service.after_look(),  # noqa: PLW0108  # the service is made below
+        )
+        status = Status(
+            sessions,
+            datapoints,
+            http,
+            brokers=brokers,
+            version=self._version,
+            strategy=lambda: poll.strategy,
+            interval=config.watch.session_interval,
+            clock=clock,
+        )
+        event_log = EventLog(file)
+        service = Service(
+            sessions,
+            datapoints,
+            status,
+            event_log,
+            retention=config.store.retention,
+            clock=clock,
+        )
+        standing = StateForTopics(status, Standing(file, csv_url=self._csv_url).devices)
+        installation = await Facts(file).installation()
+        for mqtt in config.mqtt:
+            handlers = request_handlers(
+                look_now=service.look_now,
+                info=status.info,
+                set_level=logs.set_level,
+                replay=lambda name=mqtt.name, **which: dispatchers[name].replay(**which),
+            )
+            sink = MqttSink(
+                mqtt,
+                client_id=mqtt.client_id or f"bace-bridge-{installation}-{mqtt.name}",
+                source=config.cloud.url,
+                state=standing,
+                requests=handlers,
+                version=self._version,
+            )
+            brokers.append(sink)
+        sinks: list[tuple[Wish, AnySink]] = [
+            *zip(config.mqtt, brokers, strict=True),
+            *zip(config.webhooks, self._webhooks(), strict=True),
+        ]
+        for wish, one in sinks:
+            await self._add_sink(service, dispatchers, wish, one, event_log, journal)
+        return service
+
+    def _webhooks(self) -> Sequence[WebhookSink]:
+        source, version = self._config.cloud.url, self._version
+        return [WebhookSink(one, source=source, version=version, clock=self._clock) for one in self._config.webhooks]
+
+    async def _add_sink(
+        self,
+        service: Service,
+        dispatchers: dict[str, Dispatcher],
+        wish: Wish,
+        sink: AnySink,
+        event_log: EventLog,
+        journal: Journal,
+    ) -> None:
+        """Gives the sink its place in the log before anything is watched, so that it misses nothing."""
+        address = wish.url if isinstance(wish, MqttConfig) else wish.url.get_secret_value()
+        place = await event_log.open_sink(wish.name, target=fingerprint(address))
+        if place.disabled_reason is not None:
+            service.status.disabled[wish.name] = place.disabled_reason
+            log.warning("sink.is_disabled", sink=wish.name, reason=place.disabled_reason, until="its url changes")
+            return
+
+        async def on_disabled(name: str, reason: str) -> None:
+            now = self._clock()
+            log.error(SINK_DISABLED, sink=name, reason=reason)
+            service.status.disabled[name] = reason
+            await event_log.disable(name, reason, now=now)
+            data = {"sink": name, "reason": reason, "observed_at": iso_utc(now)}
+            event = bridge_event(SINK_DISABLED, at=now, facts=(name, now), data=data)
+            await journal.commit(Changes(events=(event,)))
+
+        dispatcher = Dispatcher(
+            sink,
+            event_log,
+            Filter(events=tuple(wish.events), groups=tuple(wish.groups)),
+            cursor=place.cursor,
+            parked=place.parked,
+            clock=self._clock,
+            jitter=random.random,
+            sleep=asyncio.sleep,
+            on_disabled=on_disabled,
+        )
+        dispatchers[wish.name] = dispatcher
+        service.add(sink, dispatcher)
+
+    def _session_poll(self, cloud: BaceCloud, journal: Journal, deciding: asyncio.Lock) -> SessionPoll:
+        watch, clock = self._config.watch, self._clock
+
+        def start(rows: Sequence[DataSession]) -> float:
+            return first_start_from(watch.start_from.kind, watch.start_from.seconds, rows, now=clock())
+
+        groups = self._config.cloud.groups
+        return SessionPoll(
+            cloud,
+            journal,
+            SessionRecorder(cloud, journal, groups=groups, deciding=deciding, clock=clock),
+            first_start_from=start,
+            reconcile_interval=watch.reconcile_interval,
+            clock=clock,
+        )
+
+    def _visitor(
+        self, cloud: BaceCloud, journal: Journal, deciding: asyncio.Lock
+    ) -> Callable[[KnownSession], Awaitable[None]]:
+        watch = self._config.watch
+        settings = VisitSettings(
+            interval=watch.datapoint_interval,
+            resolution=watch.resolution,
+            datatypes={number: Datatype(one.name, one.unit) for number, one in self._config.datatypes.items()},
+            csv_url=self._csv_url,
+        )
+
+        async def visit(known: KnownSession) -> None:
+            await Visit(known, cloud, journal, settings, deciding=deciding, clock=self._clock).make()
+
+        return visit
+
+    def _csv_url(self, session_id: str) -> str:
+        return csv_url(self._config.cloud.url, session_id)
+
+
+def fingerprint(*parts: str) -> str:
+    """Tells targets and accounts apart in the store without holding the credential that a URL may be."""
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=12).hexdigest()

@@ -1,0 +1,112 @@
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bace_bridge.config.cautions import warnings
+from bace_bridge.config.load import load
+from bace_bridge.config.models import Config, MqttConfig, WatchConfig, WebhookConfig
+from bace_bridge.config.values import format_duration
+from bace_bridge.domain.timestamps import iso_utc
+from bace_bridge.errors import ConfigError
+
+
+@click.command()
+@click.option(
+    "-c",
+    "--config",
+    "file",
+    default="bridge.yaml",
+    show_default=True,
+    envvar="BACE_BRIDGE_CONFIG",
+    type=click.Path(path_type=Path),
+    help="The configuration file (or BACE_BRIDGE_CONFIG).",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def check(file: Path, as_json: bool) -> None:
+    """Validate the configuration; contacts nobody.
+
+    Every mistake is a line on stderr, with its path, and the exit code is 78.
+    """
+    try:
+        config = load(file, os.environ)
+    except ConfigError as error:
+        if as_json:
+            mistakes = [
+                {"path": one.path, "problem": one.problem, "hint": one.hint} for one in error.mistakes
+            ]
+            _print_json({"ok": False, "mistakes": mistakes, "warnings": [], "plan": {}})
+        raise
+    plan, cautions = list(_plan(config)), warnings(config)
+    if as_json:
+        lines: dict[str, list[str]] = {}
+        for part, line in plan:
+            lines.setdefault(part, []).append(line)
+        _print_json({"ok": True, "mistakes": [], "warnings": cautions, "plan": lines})
+        return
+    click.echo(f"{file} is fine. bace-bridge run would do this:")
+    for part, line in plan:
+        click.echo(f"  {part:<8} {line}")
+    for caution in cautions:
+        click.echo(f"warning: {caution}")
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def _plan(config: Config) -> Iterator[tuple[str, str]]:
+    """What the service would do, as pairs of a part and a line about it; no secrets."""
+    cloud = config.cloud
+    login = "with an access token" if cloud.username is None else f"as {cloud.username}"
+    pace = f"at most {cloud.requests_per_minute} requests a minute"
+    retention = format_duration(config.store.retention)
+    yield "cloud", f"{cloud.url} {login}, {_devices(cloud.groups)}, {pace}"
+    yield "watch", _watch(config.watch)
+    yield "store", f"{config.store.path.absolute()}, delivered events kept for {retention}"
+    for broker in config.mqtt:
+        yield "mqtt", _broker(broker)
+    for webhook in config.webhooks:
+        yield "webhook", _webhook(webhook)
+    yield "http", f"health, metrics and status page on {config.http.listen}" if config.http.enabled else "off"
+
+
+def _watch(watch: WatchConfig) -> str:
+    start = watch.start_from
+    reports = {
+        "now": "the sessions that are active then",
+        "all": "all sessions",
+        "since": f"sessions since {iso_utc(start.seconds)}",
+        "ago": f"sessions of the last {format_duration(start.seconds)}",
+    }
+    return (
+        f"sessions every {format_duration(watch.session_interval)}, "
+        f"datapoints every {format_duration(watch.datapoint_interval)}; "
+        f"a first start reports {reports[start.kind]}"
+    )
+
+
+def _broker(broker: MqttConfig) -> str:
+    login = f" as {broker.username}" if broker.username else ""
+    return (
+        f"{broker.name}: {broker.url}{login}, topics {broker.base_topic}/..., "
+        f"MQTT {broker.protocol}, qos {broker.qos}, {_wish(broker)}"
+    )
+
+
+def _webhook(webhook: WebhookConfig) -> str:
+    secrets = len(webhook.secret)
+    signed = "signed" if secrets == 1 else f"signed with {secrets} secrets"
+    return f"{webhook.name}: {webhook.host} (the rest of the URL is a secret), {signed}, {_wish(webhook)}"
+
+
+def _wish(sink: MqttConfig | WebhookConfig) -> str:
+    what = "all events" if "*" in sink.events else ", ".join(sink.events)
+    return f"{what}, {_devices(sink.groups)}"
+
+
+def _devices(groups: tuple[str, ...]) -> str:
+    return f"devices {', '.join(groups)}" if groups else "all devices"

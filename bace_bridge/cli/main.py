@@ -1,0 +1,88 @@
+"""The command `bace-bridge`. A subcommand is imported when it is called: the service needs no tables."""
+
+from dataclasses import dataclass
+from importlib import import_module, metadata
+
+import click
+
+_GROUPS = {
+    "Service": {
+        "run": "Watch the cloud and tell MQTT and webhooks.",
+        "check": "Validate the configuration; contacts nobody.",
+    },
+    "Look inside": {
+        "sessions": "List the data sessions that the bridge knows.",
+        "events": "Show the event log.",
+        "schema": "Print the JSON Schema of the configuration or the events.",
+    },
+    "Try it out": {
+        "demo": "The whole system on this machine, with a simulated cloud.",
+        "simulate": "The simulated BACE cloud alone.",
+    },
+}
+
+_EXAMPLES = """\
+bace-bridge demo --for 20s               see what it does; nothing is needed
+bace-bridge check -c bridge.yaml         every mistake at once, nothing is contacted
+bace-bridge run -c bridge.yaml           the service; SIGTERM stops it, SIGHUP re-reads the file
+"""
+
+
+@dataclass
+class Invocation:
+    """What the options before the command say; the entry point reads it after the command has ended."""
+
+    debug: bool = False
+
+
+class LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
+        return [name for commands in _GROUPS.values() for name in commands]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = f"bace_bridge.cli.{cmd_name}"
+        try:
+            command = getattr(import_module(module), cmd_name)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+            raise click.UsageError(f"This installation has no command {cmd_name!r}.", ctx) from None
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        for title, commands in _GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(commands.items()))
+        with formatter.section("Examples"):
+            for line in _EXAMPLES.splitlines():
+                formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+
+
+def _installed_version() -> str:
+    try:
+        return metadata.version("bace-bridge")
+    except metadata.PackageNotFoundError:
+        return "unknown (not installed, run from its sources)"
+
+
+def _version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(f"bace-bridge {_installed_version()}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--debug", is_flag=True, envvar="BACE_BRIDGE_DEBUG", help="Show the traceback of an internal error."
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."
+)
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Tells MQTT and webhooks when a BACE data session starts, ends and what it measured."""
+    if debug:
+        ctx.ensure_object(Invocation).debug = True

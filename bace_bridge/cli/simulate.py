@@ -1,0 +1,144 @@
+import asyncio
+import signal
+import time
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from bace_bridge.simulator.cloud import SimulatedCloud
+from bace_bridge.simulator.durations import seconds
+from bace_bridge.simulator.facts import Credentials
+from bace_bridge.simulator.player import play
+from bace_bridge.simulator.quirks import Quirks, describe
+from bace_bridge.simulator.scenario import Scenario, ScenarioError, bundled, bundled_names, load
+from bace_bridge.simulator.server import SimulatedServer
+
+
+class _Duration(click.ParamType[float]):
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return seconds(value)
+        except ValueError as wrong:
+            self.fail(str(wrong), param, ctx)
+
+
+def _scenario(_: click.Context, __: click.Parameter, value: str) -> Scenario:
+    try:
+        return bundled(value) if value in bundled_names() else load(Path(value))
+    except ScenarioError as wrong:
+        mistakes = "".join(f"\n  {mistake}" for mistake in wrong.mistakes)
+        raise click.BadParameter(f"scenario {value}:{mistakes}") from wrong
+
+
+def _quirks(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> Quirks:
+    try:
+        return Quirks.parse(value)
+    except ValueError as wrong:
+        raise click.BadParameter(f"{wrong}\n--list-quirks explains them.") from wrong
+
+
+def _list_quirks(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        table = describe()
+        width = max(len(written) for written, _ in table)
+        for written, says in table:
+            click.echo(f"{written:<{width}}  {says}")
+        ctx.exit()
+
+
+@click.command
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", default=8180, show_default=True, type=click.IntRange(0, 65535), help="0: any free one."
+)
+@click.option(
+    "--scenario",
+    default="default",
+    show_default=True,
+    metavar="FILE",
+    callback=_scenario,
+    help="What happens: a YAML file, or one that comes along: default, quick.",
+)
+@click.option(
+    "--speed",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Makes the scenario's durations so many times shorter. Time stamps remain those of the clock when"
+    " things happen: at speed 60 a session of ten minutes takes, and lasts, ten seconds.",
+)
+@click.option(
+    "--quirk",
+    "quirks",
+    multiple=True,
+    metavar="QUIRK",
+    callback=_quirks,
+    help='How the cloud misbehaves, such as tie-shuffle or "rate-limit 5/20s"; may be given again.',
+)
+@click.option(
+    "--list-quirks",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_quirks,
+    help="Explain them.",
+)
+@click.option("--for", "lasting", type=_Duration(), help="Stop by itself after this time, such as 90s.")
+def simulate(
+    *, host: str, port: int, scenario: Scenario, speed: float, quirks: Quirks, lasting: float | None
+) -> None:
+    """A simulated BACE cloud, to build automations without a device.
+
+    It prints the URL, the credentials and a configuration to copy, then a line for each thing that happens.
+    """
+    # Devices keep their ids from run to run; sessions get new ones, since they are new ones.
+    cloud = SimulatedCloud(clock=time.time, quirks=quirks, seed=time.time_ns())
+    asyncio.run(_serve(SimulatedServer(cloud, host, port), scenario, speed, lasting))
+
+
+async def _serve(server: SimulatedServer, scenario: Scenario, speed: float, lasting: float | None) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await server.start()
+    except OSError as error:
+        raise click.ClickException(
+            f"cannot listen there: {error.strerror or error} (try another --port)"
+        ) from error
+    try:
+        _introduce(server.url, server.cloud.credentials)
+        async with asyncio.TaskGroup() as group:
+            player = group.create_task(play(server.cloud, scenario, speed=speed, told=_tell))
+            try:
+                async with asyncio.timeout(lasting):
+                    await stop.wait()
+            except TimeoutError:
+                pass
+            player.cancel()
+    finally:
+        await server.stop()
+    click.echo("Stopped.")
+
+
+def _introduce(url: str, account: Credentials) -> None:
+    click.echo(
+        f"Simulated BACE cloud at {url}  (Ctrl-C stops it)\n"
+        "\n"
+        "For bridge.yaml:\n"
+        "\n"
+        "cloud:\n"
+        f"  url: {url}\n"
+        f"  client_id: {account.client_id}\n"
+        f"  client_secret: {account.client_secret}\n"
+        f"  username: {account.username}\n"
+        f"  password: {account.password}\n"
+    )
+
+
+def _tell(line: str) -> None:
+    click.echo(f"{datetime.now().astimezone():%H:%M:%S}  {line}")

@@ -1,0 +1,208 @@
+"""One HTTP session with the cloud: every request takes its turn, carries a token, and fails by a name."""
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Protocol
+
+import aiohttp
+import msgspec
+import structlog
+from yarl import URL
+
+from bace_bridge.cloud.budget import RequestBudget
+from bace_bridge.cloud.replies import TokenReply, parse_problem, parse_token
+from bace_bridge.domain.seen import Urgency
+from bace_bridge.errors import CloudError, CloudFault, CloudGone, CloudRefused, CloudUnavailable, UnexpectedReply
+
+log = structlog.get_logger()
+
+DEFAULT_SILENCE = 30.0
+"""Seconds without a request after a 429 that does not say how long."""
+
+SKEW_WORTH_KNOWING = 5.0
+"""Seconds: the cloud's `Date` has whole seconds and a way to travel, so a smaller difference says nothing."""
+
+Params = Sequence[tuple[str, str]]
+
+
+class TokenSource(Protocol):
+    async def current(self) -> str: ...
+    async def after_refusal(self, rejected: str) -> str: ...
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """A 2xx answer."""
+
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class CloudHttp:
+    """GETs from BACE's API. Raises the CloudErrors of `bace_bridge.errors` and nothing else.
+
+    URLs are built from the configured base alone: `_links` may name internal hosts, and a redirect may lead the token
+    elsewhere, so neither is followed.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        budget: RequestBudget,
+        *,
+        timeout: float,
+        version: str,
+        clock: Callable[[], float],
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._base = base_url.rstrip("/")
+        self._budget = budget
+        self._clock = clock
+        self._jitter = jitter
+        self._timeout = timeout
+        self._agent = f"bace-bridge/{version}"
+        self._session: aiohttp.ClientSession | None = None
+        self._tokens: TokenSource | None = None
+        self._forbidden: dict[str, str] = {}
+        self.requests_made = 0
+        self._answered_at = 0.0
+        self.clock_ahead = 0.0
+
+    @property
+    def active_at(self) -> float:
+        """When the last answer came or, while the cloud wants silence, when that ends: epoch seconds."""
+        silent_for = self._budget.silent_for
+        return self._clock() + silent_for if silent_for else self._answered_at
+
+    def use_tokens(self, tokens: TokenSource) -> None:
+        self._tokens = tokens
+
+    async def __aenter__(self) -> "CloudHttp":
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=self._timeout),
+            headers={"Accept": "application/json", "User-Agent": self._agent},
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def get(self, path: str, params: Params = (), *, urgency: Urgency) -> Reply:
+        """One GET. On a 401 the token is renewed once; a fresh one that is refused too means: not permitted."""
+        assert self._tokens is not None
+        token = await self._tokens.current()
+        try:
+            return await self._send("GET", path, params=params, token=token, urgency=urgency)
+        except _Unauthorized:
+            if self._forbidden.get(path) == token:
+                raise _forbidden(path) from None
+        token = await self._tokens.after_refusal(token)
+        try:
+            return await self._send("GET", path, params=params, token=token, urgency=urgency)
+        except _Unauthorized:
+            self._forbidden[path] = token
+            raise _forbidden(path) from None
+
+    async def ask_token(self, form: dict[str, str]) -> TokenReply:
+        """Posts to the token endpoint. Credentials travel in the body, as BACE documents it."""
+        try:
+            reply = await self._send("POST", "/oauth2/token", form=form, urgency=Urgency.SESSIONS)
+        except _Unauthorized:
+            raise CloudRefused("the token endpoint refused the login", status=401) from None
+        return parse_token(reply.body)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        urgency: Urgency,
+        params: Params = (),
+        form: dict[str, str] | None = None,
+        token: str | None = None,
+    ) -> Reply:
+        assert self._session is not None
+        await self._budget.turn(urgency)
+        self.requests_made += 1
+        url = URL(self._base + path).with_query(list(params)) if params else URL(self._base + path)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            async with self._session.request(
+                method, url, headers=headers, data=form, allow_redirects=False
+            ) as response:
+                body = await response.read()
+                self._answered_at = self._clock()
+                self._note_clock(response.headers.get("Date"))
+        except TimeoutError:
+            raise CloudUnavailable(f"{method} {path}: no answer within {self._timeout:g} s") from None
+        except (aiohttp.ClientError, OSError, ValueError, asyncio.IncompleteReadError) as error:
+            raise CloudUnavailable(f"{method} {path}: {_why(error)}") from None
+        if 200 <= response.status < 300:
+            return Reply(response.headers, body)
+        raise self._failure(f"{method} {path}", response.status, response.headers, body)
+
+    def _failure(self, what: str, status: int, headers: Mapping[str, str], body: bytes) -> CloudError:
+        problem = parse_problem(body)
+        text = f"{what}: {status}" + (f" {problem}" if problem else "")
+        if status == 401:
+            return _Unauthorized(text, status=status)
+        if status == 429:
+            pause = max(_seconds(headers, "Retry-After"), _seconds(headers, "X-Rate-Limit-Reset")) or DEFAULT_SILENCE
+            pause += 1 + self._jitter()
+            self._budget.silence(pause)
+            log.warning("cloud.rate_limited", silent_for=round(pause, 1))
+            return CloudUnavailable(f"{text} (rate limit)", retry_after=pause)
+        if status == 500:
+            return CloudFault(text)
+        if status > 500:
+            return CloudUnavailable(text, retry_after=_seconds(headers, "Retry-After"))
+        if 300 <= status < 400:
+            return UnexpectedReply(f"{text}: a redirect, which is not followed with the token: check cloud.url")
+        if status in {403, 404, 410} and problem is not None:
+            return CloudGone(text, status=status)
+        return CloudRefused(text, status=status)
+
+    def _note_clock(self, date: str | None) -> None:
+        try:
+            theirs = parsedate_to_datetime(date).timestamp() if date else None
+        except (TypeError, ValueError):
+            theirs = None
+        if theirs is not None:
+            ahead = theirs - self._clock()
+            self.clock_ahead = ahead if abs(ahead) > SKEW_WORTH_KNOWING else 0.0
+
+
+class _Unauthorized(CloudRefused):
+    """401: the token, or the permission for this endpoint, is missing."""
+
+
+def _forbidden(path: str) -> CloudRefused:
+    return CloudRefused(f"{path}: 401 with a fresh token: this account may not use this endpoint", status=401)
+
+
+def _why(error: Exception) -> str:
+    """A short reason without the URL (aiohttp's messages may hold it)."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return "the server's TLS certificate is not valid"
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "the host name cannot be resolved"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"cannot connect: {error.os_error.strerror or type(error.os_error).__name__}"
+    if isinstance(error, aiohttp.ServerDisconnectedError | ConnectionError):
+        return "the connection was cut"
+    return type(error).__name__
+
+
+def _seconds(headers: Mapping[str, str], name: str) -> float:
+    """A header's wait in seconds, given as a number or as an HTTP date; 0 where it says nothing."""
+    text = headers.get(name, "").strip()
+    if text.replace(".", "", 1).isdecimal():
+        return float(text)
+    try:
+        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()) if text else 0.0
+    except (TypeError, ValueError):
+        return 0.0

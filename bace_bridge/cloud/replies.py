@@ -1,0 +1,252 @@
+"""BACE's JSON to the domain's facts; what cannot be read is named, never guessed.
+
+Tolerant where the API is loosely typed: unknown fields, numbers as strings, booleans as 0 and 1, items without a page's
+frame. Pure.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from bace_bridge.domain.datapoints import Datapoint
+from bace_bridge.domain.seen import Page, SeenSession
+from bace_bridge.domain.sessions import DataSession
+from bace_bridge.errors import UnexpectedReply
+
+T = TypeVar("T")
+Row = TypeVar("Row")
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class TokenReply(msgspec.Struct, frozen=True):
+    """What the token endpoint answers. `expires_in` is in seconds."""
+
+    access_token: str
+    expires_in: float = 86400.0
+    refresh_token: str | None = None
+
+
+class _Meta(msgspec.Struct):
+    totalCount: int | None = None
+    pageCount: int | None = None
+    currentPage: int | None = None
+
+
+class _Frame(msgspec.Struct, Generic[Row]):
+    items: list[Row]
+    meta: _Meta | None = msgspec.field(name="_meta", default=None)
+
+
+class _SessionRow(msgspec.Struct):
+    id_data_session: str
+    id_group: str
+    start: float
+    end: float | None = None
+    label: str | int | float | None = None
+    id_person: str | int | None = None
+    created_at: float | None = None
+    updated_at: float | None = None
+    datapoint_count: int | None = None
+    isIngestionFinished: bool | None = None
+    isArchived: bool | None = None
+    group: Any = None
+
+
+class _AxesRow(msgspec.Struct):
+    datatypes: Any = None
+    physicalDevices: Any = None
+
+
+class _PointRow(msgspec.Struct):
+    id_container_data_latest: str
+    datatype: int
+    timestamp_seconds: float
+    source_device: str | None = None
+    min_val: float | None = None
+    max_val: float | None = None
+    avg_val: float | None = None
+    count_val: int | None = None
+
+
+class _GroupRow(msgspec.Struct):
+    id_group: str | None = None
+    id: str | int | None = None
+    label: str | None = None
+
+
+class _Problem(msgspec.Struct):
+    name: str | None = None
+    message: str | None = None
+
+
+def parse_token(body: bytes) -> TokenReply:
+    try:
+        return msgspec.json.decode(body, type=TokenReply, strict=False)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise UnexpectedReply("the token endpoint answered something that is not a token") from None
+
+
+def parse_sessions(body: bytes, headers: Mapping[str, str]) -> Page[SeenSession]:
+    return _parse_page(body, headers, _SessionRow, _session)
+
+
+def parse_session(body: bytes) -> SeenSession:
+    try:
+        return _session(msgspec.json.decode(body, type=_SessionRow, strict=False))
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        raise UnexpectedReply(f"a data session cannot be read: {error}") from None
+
+
+def parse_series_axes(body: bytes) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The datatypes and the source devices that an expanded data session names.
+
+    The expanded shapes are not documented: plain values and objects that hold them are both understood.
+    """
+    try:
+        row = msgspec.json.decode(body, type=_AxesRow, strict=False)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return (), ()
+    datatypes = {int(text) for text in _plain_values(row.datatypes, ("datatype", "id_datatype", "id")) if text.isdecimal()}
+    devices = {text for text in _plain_values(row.physicalDevices, ("id_physical_device", "source_device", "id"))}
+    return tuple(sorted(datatypes)), tuple(sorted(device for device in devices if _ID.fullmatch(device)))
+
+
+def _plain_values(shape: Any, names: tuple[str, ...]) -> list[str]:
+    entries = list(shape.values()) if isinstance(shape, dict) else shape
+    found: list[str] = []
+    for entry in entries if isinstance(entries, list) else []:
+        value = next((entry[name] for name in names if name in entry), None) if isinstance(entry, dict) else entry
+        if isinstance(value, str | int):
+            found.append(str(value))
+    return found
+
+
+def parse_datapoints(body: bytes, headers: Mapping[str, str]) -> Page[Datapoint]:
+    return _parse_page(body, headers, _PointRow, _datapoint)
+
+
+def parse_groups(body: bytes, headers: Mapping[str, str]) -> Page[tuple[str, str | None]]:
+    return _parse_page(body, headers, _GroupRow, _group)
+
+
+def parse_problem(body: bytes) -> str | None:
+    """The message of an error in BACE's own JSON, shortened; None where the body is something else (HTML)."""
+    try:
+        problem = msgspec.json.decode(body, type=_Problem | list[Any], strict=False)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    if isinstance(problem, list):
+        parts = [f"{one.get('field')}: {one.get('message')}" for one in problem if isinstance(one, dict)]
+        return "; ".join(parts)[:120]
+    if problem.name is None and problem.message is None:
+        return None
+    return " ".join((problem.message or problem.name or "").split())[:120]
+
+
+def _parse_page(
+    body: bytes, headers: Mapping[str, str], row_type: type[Row], convert: Callable[[Row], T]
+) -> Page[T]:
+    try:
+        frame = msgspec.json.decode(body, type=_Frame[row_type], strict=False)  # type: ignore[valid-type]  # made at run time
+        items = tuple(convert(row) for row in frame.items)
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
+        return _parse_row_by_row(body, headers, row_type, convert)
+    return _page(items, len(items), frame.meta, headers, ())
+
+
+def _parse_row_by_row(
+    body: bytes, headers: Mapping[str, str], row_type: type[Row], convert: Callable[[Row], T]
+) -> Page[T]:
+    try:
+        frame = msgspec.json.decode(body, type=_Frame[msgspec.Raw], strict=False)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UnexpectedReply(f"a page cannot be read: {error}") from None
+    items: list[T] = []
+    unreadable: list[str] = []
+    for place, raw in enumerate(frame.items):
+        try:
+            items.append(convert(msgspec.json.decode(raw, type=row_type, strict=False)))
+        except (msgspec.DecodeError, ValueError) as error:
+            unreadable.append(f"items[{place}]: {error}")
+    if unreadable and not items:
+        raise UnexpectedReply(f"no row of the page can be read: {unreadable[0]}")
+    return _page(tuple(items), len(frame.items), frame.meta, headers, tuple(unreadable))
+
+
+def _page(
+    items: tuple[T, ...], count: int, meta: _Meta | None, headers: Mapping[str, str], unreadable: tuple[str, ...]
+) -> Page[T]:
+    meta = meta or _Meta()
+    return Page(
+        items=items,
+        count=count,
+        page=_first(meta.currentPage, headers.get("X-Pagination-Current-Page")),
+        page_count=_first(meta.pageCount, headers.get("X-Pagination-Page-Count")),
+        total=_first(meta.totalCount, headers.get("X-Pagination-Total-Count")),
+        unreadable=unreadable,
+    )
+
+
+def _first(figure: int | None, header: str | None) -> int | None:
+    if figure is not None:
+        return figure
+    return int(header) if header is not None and header.isdecimal() else None
+
+
+def _session(row: _SessionRow) -> SeenSession:
+    session = DataSession(
+        id=_checked_id("id_data_session", row.id_data_session),
+        group_id=_checked_id("id_group", row.id_group),
+        start=_finite("start", row.start),
+        end=None if row.end is None else _finite("end", row.end),
+        label=None if row.label is None else str(row.label),
+        person_id=None if row.id_person is None else str(row.id_person),
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        datapoint_count=row.datapoint_count,
+        ingestion_finished=bool(row.isIngestionFinished),
+        archived=bool(row.isArchived),
+    )
+    return SeenSession(session, _expanded_label(row.group))
+
+
+def _expanded_label(group: Any) -> str | None:
+    """The label of the expanded group; the shape is not documented, so anything else is no label."""
+    label = group.get("label") if isinstance(group, dict) else None
+    return label if isinstance(label, str) else None
+
+
+def _datapoint(row: _PointRow) -> Datapoint:
+    timestamp = row.timestamp_seconds
+    if not -1e11 < timestamp < 1e11:
+        raise ValueError(f"timestamp_seconds {timestamp} is out of range")
+    return Datapoint(
+        row.id_container_data_latest,
+        row.source_device or "unknown",
+        row.datatype,
+        timestamp,
+        row.min_val,
+        row.max_val,
+        row.avg_val,
+        1 if row.count_val is None else row.count_val,
+    )
+
+
+def _group(row: _GroupRow) -> tuple[str, str | None]:
+    return _checked_id("id_group", str(row.id_group if row.id_group is not None else row.id)), row.label
+
+
+def _checked_id(name: str, value: str) -> str:
+    if not _ID.fullmatch(value):
+        raise ValueError(f"{name} {value[:64]!r} is not an id")
+    return value
+
+
+def _finite(name: str, seconds: float) -> float:
+    if not math.isfinite(seconds) or not -1e11 < seconds < 1e11:
+        raise ValueError(f"{name} {seconds} is out of range")
+    return seconds

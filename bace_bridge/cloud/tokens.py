@@ -1,0 +1,144 @@
+"""The access token: kept in the store, refreshed by one request at a time, and never asked for in a storm."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from bace_bridge.cloud.replies import TokenReply
+from bace_bridge.domain.retry import backoff
+from bace_bridge.domain.tokens import Token
+from bace_bridge.errors import CloudLoginFailed, CloudRefused
+
+log = structlog.get_logger()
+
+RENEW_BEFORE = 60.0
+"""Seconds before its expiry from which a token is no longer used."""
+
+FIRST_LOGIN_PAUSE = 300.0
+LONGEST_LOGIN_PAUSE = 3600.0
+
+
+class TokenStore(Protocol):
+    async def load_token(self, account: str) -> Token | None: ...
+    async def save_token(self, account: str, token: Token) -> None: ...
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """What the password grant needs."""
+
+    client_id: str
+    client_secret: str
+    username: str
+    password: str
+
+
+Ask = Callable[[dict[str, str]], Awaitable[TokenReply]]
+"""Posts a form to the token endpoint. Raises CloudRefused with the status, or CloudUnavailable."""
+
+
+class Tokens:
+    """Hands out access tokens, from the store, by refreshing, or by logging in.
+
+    A refresh token may be rotated, destroyed or kept by the cloud (all four configurations of bshaffer's OAuth2
+    server occur), so the reply's is kept where it has one, and a refused refresh ends in a login.
+    """
+
+    def __init__(
+        self, account: str, credentials: Credentials, store: TokenStore, ask: Ask, *, clock: Callable[[], float]
+    ) -> None:
+        self._account = account
+        self._credentials = credentials
+        self._store = store
+        self._ask = ask
+        self._clock = clock
+        self._token: Token | None = None
+        self._loaded = False
+        self._renewing = asyncio.Lock()
+        self._refused_logins = 0
+        self._no_login_before = 0.0
+
+    async def current(self) -> str:
+        """A token that has not expired. Raises CloudLoginFailed where the credentials are refused."""
+        token = self._token
+        if token is not None and self._clock() < token.expires_at - RENEW_BEFORE:
+            return token.access
+        return await self._renewed(rejected=None)
+
+    async def after_refusal(self, rejected: str) -> str:
+        """Another token than `rejected`, which the cloud did not take."""
+        return await self._renewed(rejected=rejected)
+
+    async def _renewed(self, rejected: str | None) -> str:
+        async with self._renewing:
+            if not self._loaded:
+                self._token = await self._store.load_token(self._account)
+                self._loaded = True
+            token = self._token
+            if token is not None and token.access != rejected and self._clock() < token.expires_at - RENEW_BEFORE:
+                return token.access
+            fresh = await self._refreshed(token) or await self._logged_in()
+            await self._store.save_token(self._account, fresh)
+            self._token = fresh
+            return fresh.access
+
+    async def _refreshed(self, token: Token | None) -> Token | None:
+        if token is None or token.refresh is None:
+            return None
+        given = self._credentials
+        form = {
+            "grant_type": "refresh_token",
+            "client_id": given.client_id,
+            "client_secret": given.client_secret,
+            "refresh_token": token.refresh,
+        }
+        try:
+            reply = await self._ask(form)
+        except CloudRefused as refusal:
+            log.info("cloud.refresh_refused", status=refusal.status, then="logging in")
+            self._token = msgspec.structs.replace(token, refresh=None)
+            return None
+        log.debug("cloud.token_refreshed")
+        return self._kept(reply, old_refresh=token.refresh)
+
+    async def _logged_in(self) -> Token:
+        now = self._clock()
+        if now < self._no_login_before:
+            raise CloudLoginFailed("the cloud refused the login; the next attempt is made later")
+        given = self._credentials
+        form = {
+            "grant_type": "password",
+            "client_id": given.client_id,
+            "client_secret": given.client_secret,
+            "username": given.username,
+            "password": given.password,
+        }
+        try:
+            reply = await self._ask(form)
+        except CloudRefused as refusal:
+            self._refused_logins += 1
+            pause = backoff(self._refused_logins, jitter=0.0, first=FIRST_LOGIN_PAUSE, longest=LONGEST_LOGIN_PAUSE)
+            self._no_login_before = now + pause
+            what = "username or password" if refusal.status == 401 else "client_id or client_secret"  # noqa: PLR2004  # HTTP
+            raise CloudLoginFailed(f"the cloud refused the login ({refusal.status}): check cloud.{what}") from None
+        self._refused_logins = 0
+        log.info("cloud.logged_in")
+        return self._kept(reply, old_refresh=None)
+
+    def _kept(self, reply: TokenReply, *, old_refresh: str | None) -> Token:
+        return Token(reply.access_token, reply.refresh_token or old_refresh, self._clock() + reply.expires_in)
+
+
+class FixedToken:
+    """An access token from the configuration: there is nothing to renew it with."""
+
+    def __init__(self, access: str) -> None:
+        self._access = access
+
+    async def current(self) -> str:
+        return self._access
+
+    async def after_refusal(self, rejected: str) -> str:  # noqa: ARG002  # the same duty as Tokens
+        raise CloudLoginFailed("the cloud refused cloud.access_token: put a valid one into the configuration")

@@ -1,0 +1,48 @@
+"""What is allowed, but worth a second thought."""
+
+from collections.abc import Iterator
+
+from bace_bridge.config.models import Config, MqttConfig, TlsConfig, WebhookConfig
+from bace_bridge.config.places import is_loopback, is_private, split_url
+
+
+def warnings(config: Config) -> list[str]:
+    """One line each, with the path of what it is about; no secrets."""
+    found = [*_about_cloud(config), *_about_http(config)]
+    for index, broker in enumerate(config.mqtt):
+        found += [f"mqtt[{index}].{line}" for line in _about_broker(broker)]
+    for index, webhook in enumerate(config.webhooks):
+        found += [f"webhooks[{index}].{line}" for line in _about_webhook(webhook)]
+    if not config.mqtt and not config.webhooks:
+        found.append("mqtt, webhooks: there are no sinks, so nobody is told anything")
+    return found
+
+
+def _about_cloud(config: Config) -> Iterator[str]:
+    parts = split_url(config.cloud.url, ("https", "http"))
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        yield "cloud.url: the login goes over the network in the clear (use https://)"
+    if config.cloud.access_token is not None:
+        yield "cloud.access_token: is not renewed when it expires (the login with four keys is)"
+
+
+def _about_http(config: Config) -> Iterator[str]:
+    if config.http.enabled and not is_loopback(config.http.host):
+        yield "http.listen: everybody who reaches this port can read the status page (it has no login)"
+
+
+def _about_broker(broker: MqttConfig) -> Iterator[str]:
+    if broker.password is not None and not broker.tls_enabled and not is_loopback(broker.host):
+        yield "url: the password goes over the network in the clear (use mqtts:// or wss://)"
+    elif not broker.tls_enabled and not is_private(broker.host):
+        yield "url: health data goes over the internet in the clear (use mqtts:// or wss://)"
+    if broker.tls.insecure and broker.tls_enabled:
+        yield "tls.insecure: anybody in between can read and forge everything (give ca_file instead)"
+    if broker.tls != TlsConfig() and not broker.tls_enabled:
+        yield "tls: has no effect without mqtts:// or wss://"
+
+
+def _about_webhook(webhook: WebhookConfig) -> Iterator[str]:
+    parts = split_url(webhook.url.get_secret_value(), ("https", "http"))
+    if parts.scheme == "http" and not is_private(parts.hostname or ""):
+        yield "url: health data goes over the internet in the clear (use https://)"

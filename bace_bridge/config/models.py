@@ -1,0 +1,136 @@
+"""The configuration as the rest of bace-bridge sees it. Durations are float seconds."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, field_validator
+
+from bace_bridge.config.mqtt import HomeAssistantConfig, MqttConfig, TlsConfig
+from bace_bridge.config.places import cloud_url, listen_address, store_path, store_url
+from bace_bridge.config.section import Section
+from bace_bridge.config.values import Duration, OptionalSecret, Start, StartFrom, Text, WholeNumber
+from bace_bridge.config.webhook import WebhookConfig
+
+__all__ = [
+    "CloudConfig",
+    "Config",
+    "DatatypeConfig",
+    "HomeAssistantConfig",
+    "HttpConfig",
+    "MqttConfig",
+    "StartFrom",
+    "StoreConfig",
+    "TlsConfig",
+    "WatchConfig",
+    "WebhookConfig",
+]
+
+
+class CloudConfig(Section):
+    """The BACE cloud and the login: an access token, or the four others."""
+
+    url: Annotated[str, AfterValidator(cloud_url)] = Field(
+        default="https://dashboard.bace-iot.com", description="The dashboard's address"
+    )
+    client_id: Text | None = Field(default=None, description="OAuth client id")
+    client_secret: OptionalSecret = Field(default=None, description="OAuth client secret")
+    username: Text | None = Field(default=None, description="The account's e-mail address")
+    password: OptionalSecret = Field(default=None, description="The account's password")
+    access_token: OptionalSecret = Field(default=None, description="A token, instead of the four above")
+    groups: tuple[Text, ...] = Field(
+        default=(), description="Only these devices (id_group); empty: all that the account can see"
+    )
+    requests_per_minute: WholeNumber = Field(
+        default=120, ge=1, description="The bridge never asks more often than this"
+    )
+    timeout: Duration = Field(default=30.0, description="An answer is waited for this long")
+
+
+class WatchConfig(Section):
+    session_interval: Duration = Field(default=10.0, description="How often the session list is looked at")
+    datapoint_interval: Duration = Field(
+        default=15.0, description="How often each active session's datapoints are"
+    )
+    reconcile_interval: Duration = Field(default=60.0, description="How often the whole list is compared")
+    start_from: Start = Field(
+        default=StartFrom("now"), description="What a first start reports: now, all, a time, or how long ago"
+    )
+    resolution: Literal["as_served", "finest"] = Field(
+        default="as_served", description="Datapoints as the cloud serves them, or as fine as it can"
+    )
+
+
+class StoreConfig(Section):
+    url: Annotated[str, AfterValidator(store_url)] = Field(
+        default="sqlite:///bace-bridge.db", description="sqlite:///relative.db or sqlite:////absolute.db"
+    )
+    retention: Duration = Field(
+        default=604_800.0, description="Delivered events are kept this long for replay"
+    )
+
+    @property
+    def path(self) -> Path:
+        """The database file; a relative path is relative to the working directory."""
+        return store_path(self.url)
+
+
+class HttpConfig(Section):
+    listen: str = Field(
+        default="127.0.0.1:8099", description='host:port of health, metrics and status page; "" turns it off'
+    )
+
+    @field_validator("listen")
+    @classmethod
+    def _address(cls, listen: str) -> str:
+        if listen:
+            listen_address(listen)
+        return listen
+
+    @property
+    def enabled(self) -> bool:
+        return bool(self.listen)
+
+    @property
+    def host(self) -> str:
+        return listen_address(self.listen)[0] if self.listen else ""
+
+    @property
+    def port(self) -> int:
+        """0 lets the system choose."""
+        return listen_address(self.listen)[1] if self.listen else 0
+
+
+class DatatypeConfig(Section):
+    name: str | None = Field(default=None, description="What people call it")
+    unit: str | None = Field(default=None, description="The unit of its values")
+
+
+def _known_datatypes() -> dict[int, DatatypeConfig]:
+    return {
+        6000: DatatypeConfig(name="Heart rate", unit="bpm"),
+        6001: DatatypeConfig(name="Respiration rate", unit="breaths/min"),
+        6002: DatatypeConfig(name="Oxygen saturation", unit="%"),
+        6011: DatatypeConfig(name="Body weight", unit="kg"),
+    }
+
+
+class Config(Section):
+    cloud: CloudConfig = Field(description="The BACE cloud and the login")
+    watch: WatchConfig = Field(default=WatchConfig(), description="How often the cloud is looked at")
+    store: StoreConfig = Field(default=StoreConfig(), description="Where the bridge keeps what it knows")
+    mqtt: tuple[MqttConfig, ...] = Field(default=(), description="MQTT brokers to tell")
+    webhooks: tuple[WebhookConfig, ...] = Field(default=(), description="Web addresses to tell")
+    http: HttpConfig = Field(default=HttpConfig(), description="Health, metrics and status page")
+    datatypes: dict[WholeNumber, DatatypeConfig] = Field(
+        default={}, validate_default=True, description="What numbers mean to people; added to the known ones"
+    )
+
+    @field_validator("datatypes")
+    @classmethod
+    def _with_known_datatypes(cls, given: dict[int, DatatypeConfig]) -> dict[int, DatatypeConfig]:
+        merged = _known_datatypes()
+        for number, meaning in given.items():
+            merged[number] = merged.get(number, DatatypeConfig()).model_copy(
+                update=meaning.model_dump(exclude_unset=True)
+            )
+        return merged

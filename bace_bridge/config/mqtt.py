@@ -1,0 +1,113 @@
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+
+from bace_bridge.config.places import broker_url
+from bace_bridge.config.section import Section
+from bace_bridge.config.sinks import Events, Name
+from bace_bridge.config.values import Duration, OptionalSecret, Text, WholeNumber, mistake, whole_number
+
+_DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
+_LONGEST_KEEPALIVE = 65535
+
+
+def _topic(topic: str) -> str:
+    if not topic or topic.startswith(("/", "$")) or topic.endswith("/") or re.search(r"[+#\x00]", topic):
+        raise mistake(
+            "must be an MQTT topic without + and #, that neither begins nor ends with /", "such as bace"
+        )
+    return topic
+
+
+def _protocol(value: object) -> object:
+    return "5" if value == 5 and not isinstance(value, bool) else value  # noqa: PLR2004  # YAML reads 5 as a number
+
+
+def _keepalive(seconds: float) -> float:
+    if not 1 <= seconds <= _LONGEST_KEEPALIVE:
+        raise mistake("must be between 1s and 18h", "MQTT counts it in whole seconds, and takes 0 for never")
+    return seconds
+
+
+Topic = Annotated[str, AfterValidator(_topic)]
+Protocol = Annotated[
+    Literal["5", "3.1.1"], BeforeValidator(_protocol), WithJsonSchema({"enum": [5, "5", "3.1.1"]})
+]
+
+
+class TlsConfig(Section):
+    ca_file: Path | None = Field(
+        default=None, description="PEM file of the authority to trust; else the system's"
+    )
+    cert_file: Path | None = Field(default=None, description="PEM file of the client's certificate")
+    key_file: Path | None = Field(default=None, description="PEM file of the client's key, unencrypted")
+    insecure: bool = Field(
+        default=False, description="Do not check the broker's certificate: for trials only"
+    )
+
+
+class HomeAssistantConfig(Section):
+    """Read and checked, for later: this version does not publish discovery yet."""
+
+    enabled: bool = Field(default=True, description="Publish discovery (not in this version yet)")
+    prefix: Topic = Field(default="homeassistant", description="Home Assistant's discovery prefix")
+    mode: Literal["device", "component"] = Field(
+        default="device", description="One message a device, or one an entity"
+    )
+
+
+class MqttConfig(Section):
+    name: Name = Field(description="What logs, metrics and replay call this sink; unique among all sinks")
+    url: Annotated[str, AfterValidator(broker_url)] = Field(
+        description="mqtt://, mqtts://, ws:// or wss://host:port"
+    )
+    username: Text | None = Field(default=None, description="The login's name")
+    password: OptionalSecret = Field(default=None, description="The login's password")
+    base_topic: Topic = Field(default="bace", description="Every topic begins with it")
+    protocol: Protocol = Field(
+        default="5", description="MQTT version; 5 falls back to 3.1.1 where the broker refuses it"
+    )
+    client_id: Text | None = Field(
+        default=None, description="MQTT client id; else one that is made once and kept"
+    )
+    qos: Annotated[Literal[0, 1, 2], BeforeValidator(whole_number)] = Field(
+        default=1, description="MQTT QoS of events"
+    )
+    keepalive: Annotated[Duration, AfterValidator(_keepalive)] = Field(
+        default=30.0, description="A silent connection is probed this often"
+    )
+    tls: TlsConfig = Field(default=TlsConfig(), description="For mqtts:// and wss://")
+    events: Events = Field(default=("*",), description="Which events this sink gets: globs on the event type")
+    groups: tuple[Text, ...] = Field(default=(), description="Only these devices (id_group); empty: all")
+    in_flight: WholeNumber = Field(
+        default=200, ge=1, le=65535, description="Messages that wait for the broker's word"
+    )
+    home_assistant: HomeAssistantConfig = Field(
+        default=HomeAssistantConfig(),
+        description="Discovery for Home Assistant (not published in this version yet)",
+    )
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        parts = urlsplit(self.url)
+        return parts.port or _DEFAULT_PORTS[parts.scheme]
+
+    @property
+    def path(self) -> str:
+        """The path of a WebSocket; brokers agree on /mqtt where the URL names none."""
+        return urlsplit(self.url).path or "/mqtt"
+
+    @property
+    def tls_enabled(self) -> bool:
+        return urlsplit(self.url).scheme in {"mqtts", "wss"}
+
+    @property
+    def websocket(self) -> bool:
+        return urlsplit(self.url).scheme in {"ws", "wss"}

@@ -1,0 +1,101 @@
+"""URLs and addresses in the configuration. No message here repeats the URL: it may hold a credential."""
+
+import re
+from collections.abc import Collection
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+from bace_bridge.config.values import mistake
+
+_HIGHEST_PORT = 65535
+_SQLITE = "sqlite:///"
+_BLANK_OR_CONTROL = re.compile(r"[\s\x00-\x1f\x7f]")
+_AT_HOME = (".local", ".lan", ".home", ".home.arpa", ".internal", ".localhost", ".test")
+
+
+def split_url(url: str, schemes: Collection[str]) -> SplitResult:
+    """The parts of a URL that has one of these schemes, a host and, where it has a port, a usable one."""
+    allowed = ", ".join(f"{scheme}://" for scheme in schemes)
+    if _BLANK_OR_CONTROL.search(url):
+        raise mistake("must be a URL, which holds no blanks")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise mistake("must be a URL; its host or its port cannot be read") from None
+    if parts.scheme not in schemes or "://" not in url:
+        raise mistake(f"must be a URL that begins with {allowed}")
+    if not host:
+        raise mistake("must be a URL with a host")
+    if port == 0:
+        raise mistake("must be a URL with a port from 1 to 65535")
+    return parts
+
+
+def cloud_url(url: str) -> str:
+    parts = split_url(url, ("https", "http"))
+    if parts.username is not None or parts.password is not None:
+        raise mistake("must not hold a login", "use cloud.username and cloud.password")
+    if parts.query or parts.fragment:
+        raise mistake("must not hold ? or #")
+    return url.rstrip("/")
+
+
+def broker_url(url: str) -> str:
+    parts = split_url(url, ("mqtt", "mqtts", "ws", "wss"))
+    if parts.username is not None or parts.password is not None:
+        raise mistake("must not hold a login", "use the keys username and password (or password_file)")
+    if parts.query or parts.fragment:
+        raise mistake("must not hold ? or #")
+    if parts.scheme in {"mqtt", "mqtts"} and parts.path not in {"", "/"}:
+        raise mistake("must end with the port", "topics go to the key base_topic")
+    return url
+
+
+def store_url(url: str) -> str:
+    hint = "sqlite:///bace-bridge.db, or with four slashes for an absolute path: sqlite:////var/lib/bace-bridge/bridge.db"
+    if url.startswith(("postgresql:", "postgres:", "postgresql+")):
+        raise mistake("PostgreSQL is not there yet: this version stores in SQLite only", hint)
+    name = url.removeprefix(_SQLITE)
+    if name == url or not name or name.endswith("/") or ":memory:" in name or "?" in name:
+        raise mistake("must name an SQLite file", hint)
+    return url
+
+
+def store_path(url: str) -> Path:
+    return Path(url.removeprefix(_SQLITE))
+
+
+def listen_address(address: str) -> tuple[str, int]:
+    """Host and port of `127.0.0.1:8099` or `[::1]:8099`."""
+    hint = '127.0.0.1:8099 for this machine only, 0.0.0.0:8099 for the whole network, "" for none'
+    host, colon, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise mistake("must be host:port, with an IPv6 host in brackets", "[::1]:8099")
+    if not colon or not host or _BLANK_OR_CONTROL.search(address) or not re.fullmatch(r"[0-9]{1,5}", port):
+        raise mistake("must be host:port", hint)
+    if int(port) > _HIGHEST_PORT:
+        raise mistake("must have a port from 0 to 65535", hint)
+    return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def is_private(host: str) -> bool:
+    """True for hosts of this machine or of a home or company network, as far as the name tells."""
+    if is_loopback(host):
+        return True
+    try:
+        return ip_address(host).is_private
+    except ValueError:
+        return "." not in host or host.endswith(_AT_HOME)

@@ -1,0 +1,136 @@
+"""The kinds of value that the configuration is made of: how each is written, read and refused."""
+
+import math
+import re
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhd]))+")
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhd])")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_LONGEST = 36_500 * 86_400.0
+
+
+def mistake(problem: str, hint: str = "") -> PydanticCustomError:
+    """A refusal in words for people. It must not hold the value: that may be a secret."""
+    return PydanticCustomError("mistake", "{problem}", {"problem": problem, "hint": hint})
+
+
+@dataclass(frozen=True)
+class FromFile:
+    """Marks a key that has a sibling `<key>_file`, which names the file that holds the value."""
+
+
+@dataclass(frozen=True)
+class StartFrom:
+    """From when on a first start reports.
+
+    `seconds` is a point in time (epoch seconds) for `since`, a duration for `ago`, and 0 otherwise.
+    """
+
+    kind: Literal["now", "all", "since", "ago"]
+    seconds: float = 0.0
+
+
+def parse_duration(value: object) -> float:
+    """Seconds of `10s`, `5m`, `1m30s`, `250ms`, or of a number of seconds."""
+    seconds = math.nan
+    if isinstance(value, str):
+        text = value.strip()
+        if _DURATION.fullmatch(text):
+            seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+        elif _NUMBER.fullmatch(text):
+            seconds = float(text)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    if not 0 < seconds <= _LONGEST:
+        raise mistake("must be a duration such as 10s, 5m or 7d")
+    return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """A duration as a person would write it: `1m30s`. `parse_duration` reads it back, to the millisecond."""
+    left = max(1, round(seconds * 1000))
+    parts = []
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts)
+
+
+def parse_start_from(value: object) -> StartFrom:
+    """`now`, `all`, a point in time, or a duration before the first start."""
+    if isinstance(value, StartFrom):
+        return value
+    if isinstance(value, date):
+        value = value.isoformat()
+    text = value.strip() if isinstance(value, str) else ""
+    if text == "now":
+        return StartFrom("now")
+    if text == "all":
+        return StartFrom("all")
+    if _DURATION.fullmatch(text):
+        return StartFrom("ago", parse_duration(text))
+    if text and not text.isdigit():
+        return StartFrom("since", _moment(text))
+    raise _not_a_start()
+
+
+def _moment(text: str) -> float:
+    """Epoch seconds; a date alone is midnight in UTC."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise _not_a_start() from None
+    if moment.tzinfo is None:
+        if "T" in text.upper() or ":" in text:
+            raise mistake("is a time without a time zone", "end it with Z for UTC: 2026-01-31T00:00:00Z")
+        moment = moment.replace(tzinfo=UTC)
+    return moment.timestamp()
+
+
+def _not_a_start() -> PydanticCustomError:
+    return mistake("must be now, all, a time such as 2026-01-31T00:00:00Z, or how long ago, such as 7d")
+
+
+def whole_number(value: object) -> object:
+    # Pydantic takes true for 1, and a Literal of numbers takes no text, which is what ${VAR} yields.
+    if isinstance(value, bool):
+        raise mistake("must be a whole number")
+    if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value.strip()):
+        return int(value)
+    return value
+
+
+def _not_empty(value: str) -> str:
+    if not value.strip():
+        raise mistake("is empty")
+    return value
+
+
+def _secret_not_empty(value: SecretStr) -> SecretStr:
+    _not_empty(value.get_secret_value())
+    return value
+
+
+_DURATION_SCHEMA: dict[str, Any] = {
+    "type": ["string", "number"],
+    "pattern": r"^(.*\$\{.*|\d+(\.\d+)?|(\d+(\.\d+)?(ms|s|m|h|d))+)$",
+    "exclusiveMinimum": 0,
+}
+
+Duration = Annotated[float, BeforeValidator(parse_duration), WithJsonSchema(_DURATION_SCHEMA)]
+"""Seconds, more than 0."""
+
+WholeNumber = Annotated[int, BeforeValidator(whole_number)]
+Start = Annotated[StartFrom, BeforeValidator(parse_start_from), WithJsonSchema({"type": "string"})]
+Text = Annotated[str, AfterValidator(_not_empty)]
+Secret = Annotated[SecretStr, AfterValidator(_secret_not_empty)]
+OptionalSecret = Annotated[Secret | None, FromFile()]
+"""A secret that may be absent, and that may be in a file."""

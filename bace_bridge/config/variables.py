@@ -1,0 +1,59 @@
+"""`${VAR}` and `${VAR:-default}` in the configuration's strings."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from bace_bridge.config.paths import Place, spell
+from bace_bridge.errors import Mistake
+
+_VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}|\$\{")
+
+
+def substitute(value: Any, env: Mapping[str, str], place: Place = ()) -> tuple[Any, list[Mistake]]:
+    """A copy of `value` with the variables put in; `$${` stands for a plain `${`.
+
+    What is put in is not read again. Where a variable is not set, the string stays as it is.
+    """
+    if isinstance(value, str):
+        return _substitute_text(value, env, spell(place))
+    mistakes: list[Mistake] = []
+    if isinstance(value, dict):
+        copy: Any = {}
+        for key, item in value.items():
+            copy[key], found = substitute(item, env, (*place, key if isinstance(key, int) else str(key)))
+            mistakes += found
+        return copy, mistakes
+    if isinstance(value, list):
+        copy = []
+        for index, item in enumerate(value):
+            done, found = substitute(item, env, (*place, index))
+            copy.append(done)
+            mistakes += found
+        return copy, mistakes
+    return value, mistakes
+
+
+def _substitute_text(text: str, env: Mapping[str, str], path: str) -> tuple[str, list[Mistake]]:
+    mistakes: list[Mistake] = []
+
+    def put_in(found: re.Match[str]) -> str:
+        name, default = found.group(1), found.group(2)
+        if found.group() == "$${":
+            return "${"
+        if name is None:
+            mistakes.append(
+                Mistake(path, "holds ${ without a variable", "write ${NAME}, or $${ for a plain ${")
+            )
+            return found.group()
+        value = env.get(name)
+        if default is not None:
+            return value or default
+        if value is None:
+            hint = f"set it, or write ${{{name}:-default}}"
+            mistakes.append(Mistake(path, f"the environment variable {name} is not set", hint))
+            return found.group()
+        return value
+
+    done = _VARIABLE.sub(put_in, text)
+    return (text, mistakes) if mistakes else (done, [])

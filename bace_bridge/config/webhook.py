@@ -1,0 +1,97 @@
+import base64
+import binascii
+import re
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJsonSchema
+
+from bace_bridge.config.places import split_url
+from bace_bridge.config.section import Section
+from bace_bridge.config.sinks import Events, Name
+from bace_bridge.config.values import Duration, FromFile, Text, WholeNumber, mistake
+
+_SECRET_PREFIX = "whsec_"  # noqa: S105  # the prefix of Standard Webhooks, not a secret
+_SECRET_BYTES = range(24, 65)
+_MAKE_ONE = 'make one with: echo "whsec_$(openssl rand -base64 32)"'
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def _secrets(value: object) -> object:
+    """One secret, a list of them, or several lines, as a file may hold while secrets are rotated."""
+    return tuple(value.split("\n")) if isinstance(value, str) else value
+
+
+def _signing_secret(secret: SecretStr) -> SecretStr:
+    text = secret.get_secret_value()
+    try:
+        key = base64.b64decode(text.removeprefix(_SECRET_PREFIX), validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if not text.startswith(_SECRET_PREFIX) or len(key) not in _SECRET_BYTES:
+        raise mistake(
+            "must be whsec_ followed by 24 to 64 bytes in base64",
+            _MAKE_ONE,
+        )
+    return secret
+
+
+def _some_secret(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    if not secrets:
+        raise mistake("holds no secret", _MAKE_ONE)
+    return secrets
+
+
+def _webhook_url(url: SecretStr) -> SecretStr:
+    split_url(url.get_secret_value(), ("https", "http"))
+    return url
+
+
+def _header_name(name: str) -> str:
+    if not _HEADER_NAME.fullmatch(name):
+        raise mistake("is not the name of an HTTP header")
+    lowered = name.lower()
+    if lowered in {"content-type", "content-length", "host"} or lowered.startswith("webhook-"):
+        raise mistake("is a header that bace-bridge sets itself", "leave it out")
+    return name
+
+
+def _header_value(value: SecretStr) -> SecretStr:
+    if re.search(r"[\r\n\x00]", value.get_secret_value()):
+        raise mistake("must be a single line")
+    return value
+
+
+HeaderName = Annotated[str, AfterValidator(_header_name)]
+HeaderValue = Annotated[SecretStr, AfterValidator(_header_value)]
+SigningSecrets = Annotated[
+    tuple[Annotated[SecretStr, AfterValidator(_signing_secret)], ...],
+    BeforeValidator(_secrets),
+    AfterValidator(_some_secret),
+    FromFile(),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
+    ),
+]
+
+
+class WebhookConfig(Section):
+    name: Name = Field(description="What logs, metrics and replay call this sink; unique among all sinks")
+    url: Annotated[SecretStr, AfterValidator(_webhook_url), FromFile()] = Field(
+        description="http:// or https://; treated as a credential"
+    )
+    secret: SigningSecrets = Field(description="whsec_...; a list of them while secrets rotate")
+    events: Events = Field(default=("*",), description="Which events this sink gets: globs on the event type")
+    groups: tuple[Text, ...] = Field(default=(), description="Only these devices (id_group); empty: all")
+    headers: dict[HeaderName, HeaderValue] = Field(default={}, description="Sent with every request")
+    timeout: Duration = Field(default=15.0, description="An answer is waited for this long")
+    concurrency: WholeNumber = Field(
+        default=10, ge=1, description="Requests at the same time, one a data session"
+    )
+
+    @property
+    def host(self) -> str:
+        """Host and, where the URL names one, port: all of the URL that logs may show."""
+        parts = urlsplit(self.url.get_secret_value())
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
+        return host if parts.port is None else f"{host}:{parts.port}"

@@ -1,0 +1,235 @@
+"""One loop a sink: read the log, hand events over, and make durable how far the other side has acknowledged."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import structlog
+
+from bace_bridge.domain import retry
+from bace_bridge.domain.delivery import Attempt, Deliveries, Parked, Progress
+from bace_bridge.domain.events import LoggedEvent
+from bace_bridge.domain.routing import Filter, wanted
+from bace_bridge.errors import (
+    DeliveryFailed,
+    DeliveryRejected,
+    SinkDisabled,
+    SinkError,
+    SinkUnavailable,
+    StoreError,
+    StoreUnusable,
+)
+
+log = structlog.get_logger()
+
+READ_AT_ONCE = 1000
+LANE_AT_ONCE = 20
+LONGEST_REST = 30.0
+RECORD_PAUSE = 0.02
+"""Seconds between two records of progress, so that many acknowledgements share one transaction."""
+
+STORE_PAUSE = 2.0
+
+
+class Sink(Protocol):
+    """The other side. `send` never blocks and calls `done` exactly once: None, or why it was not delivered."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def window(self) -> int: ...
+    @property
+    def pipelined(self) -> bool: ...
+    async def ready(self) -> None: ...
+    def send(self, attempt: Attempt, done: Callable[[SinkError | None], None]) -> None: ...
+
+
+class Log(Protocol):
+    async def read(self, *, after: int, limit: int) -> list[LoggedEvent]: ...
+    async def read_lane(self, key: str, *, start: int, upto: int, limit: int) -> list[LoggedEvent]: ...
+    async def record(self, sink: str, progress: Progress, *, now: float) -> None: ...
+    async def lanes_for_replay(
+        self, *, upto: int, session: str | None, since: float | None
+    ) -> tuple[list[Parked], int]: ...
+
+
+class Dispatcher:
+    """Delivers the log to one sink, from its place on, and never touches another's."""
+
+    def __init__(
+        self,
+        sink: Sink,
+        event_log: Log,
+        wish: Filter,
+        *,
+        cursor: int,
+        parked: tuple[Parked, ...],
+        clock: Callable[[], float],
+        jitter: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]],
+        on_disabled: Callable[[str, str], Awaitable[None]],
+    ) -> None:
+        self._sink = sink
+        self._log = event_log
+        self._wish = wish
+        self._clock = clock
+        self._jitter = jitter
+        self._sleep = sleep
+        self._on_disabled = on_disabled
+        self._deliveries = Deliveries(cursor, parked, window=sink.window, pipelined=sink.pipelined)
+        self._called = asyncio.Event()
+        self._returned: list[LoggedEvent] = []
+        self._available = False
+        self._disabled: str | None = None
+        self._log_may_have_more = True
+        self._unrecorded: Progress | None = None
+        self._stopping = False
+
+    def log_grew(self) -> None:
+        self._log_may_have_more = True
+        self._called.set()
+
+    @property
+    def idle(self) -> bool:
+        """True when everything that was read is delivered or parked, and nothing more is known to be in the log."""
+        deliveries = self._deliveries
+        return deliveries.cursor == deliveries.read_upto and not self._log_may_have_more and not deliveries.in_flight
+
+    async def run(self) -> None:
+        """Until cancelled, or until the other side asks not to be called any more."""
+        while self._disabled is None:
+            if not self._available:
+                await self._wait_for_sink()
+            await self._read_log()
+            await self._resume_lanes()
+            self._send_more()
+            await self._record()
+            await self._rest()
+        await self._record()
+        await self._on_disabled(self._sink.name, self._disabled)
+
+    async def finish(self, grace: float) -> None:
+        """Ends well: delivers what is left for at most `grace` seconds, then makes durable how far it came."""
+        self._log_may_have_more = True
+        try:
+            async with asyncio.timeout(grace):
+                while self._available and not self.idle:
+                    await self._read_log()
+                    self._send_more()
+                    await self._rest()
+        except TimeoutError:
+            pass
+        self._stopping = True
+
+    async def settle(self) -> None:
+        """Makes durable what was acknowledged last."""
+        await self._record()
+
+    async def replay(self, *, session: str | None, since: float | None) -> int:
+        """Delivers recorded events again, in order, with the same ids; returns how many."""
+        lanes, count = await self._log.lanes_for_replay(upto=self._deliveries.read_upto, session=session, since=since)
+        self._deliveries.replay(lanes)
+        self._called.set()
+        return count
+
+    async def _wait_for_sink(self) -> None:
+        await self._sink.ready()
+        self._deliveries.returned(self._returned)
+        self._returned = []
+        self._available = True
+
+    async def _read_log(self) -> None:
+        if not self._log_may_have_more or not self._deliveries.room_to_read:
+            return
+        self._log_may_have_more = False
+        try:
+            events = await self._log.read(after=self._deliveries.read_upto, limit=READ_AT_ONCE)
+        except StoreUnusable:
+            raise
+        except StoreError as error:
+            log.debug("delivery.log_unreadable", sink=self._sink.name, reason=str(error))
+            self._log_may_have_more = True
+            await self._sleep(STORE_PAUSE)
+            return
+        if events:
+            self._log_may_have_more = True
+            wanted_ones = [one for one in events if wanted(one.event, self._wish)]
+            self._deliveries.offer(wanted_ones, read_upto=events[-1].seq)
+
+    async def _resume_lanes(self) -> None:
+        for lane in self._deliveries.due_lanes(self._clock()):
+            start, complete = lane.seq, False
+            found: list[LoggedEvent] = []
+            while not found and not complete:
+                upto = self._deliveries.read_upto
+                events = await self._log.read_lane(lane.key, start=start, upto=upto, limit=LANE_AT_ONCE)
+                found = [one for one in events if wanted(one.event, self._wish)]
+                complete = len(events) < LANE_AT_ONCE
+                start = events[-1].seq + 1 if events else start
+            self._deliveries.resume(lane, found, complete=complete)
+
+    def _send_more(self) -> None:
+        if not self._available or self._disabled is not None or self._stopping:
+            return
+        for attempt in self._deliveries.next_attempts():
+            self._sink.send(attempt, lambda error, attempt=attempt: self._done(attempt, error))  # type: ignore[misc]  # binds now
+
+    def _done(self, attempt: Attempt, error: SinkError | None) -> None:
+        if error is None:
+            self._deliveries.delivered(attempt.logged)
+            self._send_more()
+        elif isinstance(error, SinkUnavailable):
+            self._available = False
+            self._returned.append(attempt.logged)
+        elif isinstance(error, SinkDisabled):
+            self._available = False
+            self._disabled = str(error)
+            self._returned.append(attempt.logged)
+        else:
+            self._note_failure(attempt, error)
+            self._send_more()
+        self._called.set()
+
+    def _note_failure(self, attempt: Attempt, error: SinkError) -> None:
+        event, now = attempt.logged.event, self._clock()
+        about = {"sink": self._sink.name, "event_id": event.id, "type": event.type, "attempt": attempt.number}
+        asked = error.retry_after if isinstance(error, DeliveryFailed) else 0.0
+        decision: retry.TryAgain | retry.GiveUp = retry.GiveUp("rejected")
+        if not isinstance(error, DeliveryRejected):
+            decision = retry.decide(attempt.number, now=now, jitter=self._jitter(), retry_after=asked)
+        if isinstance(decision, retry.TryAgain):
+            self._deliveries.failed(attempt.logged, attempts=attempt.number, at=decision.at, reason=str(error))
+            log.warning("delivery.retry_scheduled", **about, reason=str(error), again_in=round(decision.at - now, 1))
+        else:
+            reason = f"{decision.reason}: {error}"
+            self._deliveries.given_up(attempt.logged, attempts=attempt.number, reason=reason)
+            log.error("delivery.dead_letter", **about, reason=reason)
+
+    async def _record(self) -> None:
+        while (progress := self._unrecorded or self._deliveries.take_progress()) is not None:
+            self._unrecorded = progress
+            try:
+                await self._log.record(self._sink.name, progress, now=self._clock())
+            except StoreUnusable:
+                raise
+            except StoreError as error:
+                log.debug("delivery.progress_not_recorded", sink=self._sink.name, reason=str(error))
+                await self._sleep(STORE_PAUSE)
+            else:
+                self._unrecorded = None
+                return
+
+    async def _rest(self) -> None:
+        """Until something happens: an acknowledgement, a longer log, or a parked session's time."""
+        if self._deliveries.in_flight:
+            await self._sleep(RECORD_PAUSE)
+        if self._log_may_have_more and self._deliveries.room_to_read:
+            return
+        due = self._deliveries.next_due()
+        wait = LONGEST_REST if due is None else max(0.0, min(LONGEST_REST, due - self._clock()))
+        try:
+            async with asyncio.timeout(wait):
+                await self._called.wait()
+        except TimeoutError:
+            pass
+        self._called.clear()

@@ -1,0 +1,61 @@
+"""What one look at the cloud changes: everything in it becomes durable together, or not at all."""
+
+import msgspec
+
+from bace_bridge.domain.datapoints import Told
+from bace_bridge.domain.events import Event
+from bace_bridge.domain.sessions import KnownSession
+from bace_bridge.domain.windows import WindowState
+
+
+class WindowRead(msgspec.Struct, frozen=True):
+    """A window of a data session after a reading of it."""
+
+    session_id: str
+    state: WindowState
+    told: Told | None
+
+
+class LatestSeen(msgspec.Struct, frozen=True):
+    """The newest datapoint of a series of a device; `payload` is the contract's datapoint object as JSON."""
+
+    device_id: str
+    source_device: str
+    datatype: int
+    timestamp: float
+    payload: bytes
+
+
+class Changes(msgspec.Struct, frozen=True, kw_only=True):
+    """The sessions, windows and newest points after a look, and the events that it tells, in their order."""
+
+    known: tuple[KnownSession, ...] = ()
+    windows: tuple[WindowRead, ...] = ()
+    latest: tuple[LatestSeen, ...] = ()
+    events: tuple[Event, ...] = ()
+    watch: "WatchState | None" = None
+
+    def __bool__(self) -> bool:
+        return bool(self.known or self.windows or self.latest or self.events or self.watch)
+
+
+class WatchState(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the watching of the session list stands.
+
+    `start_from` is the time (epoch seconds, the cloud's) from which sessions are reported, `watermark` the newest
+    `updated_at` of a completely read list, `quiet_walks` the number of long walks since that showed nothing new.
+    `floor` is the second below which nothing is asked for any more, since walking it again and again showed nothing new.
+    `active_found` says whether the sessions that were active at the first start have been looked for.
+    `reconcile_page` is the next page of the slow walk through everything. `roll_called_at` is when known sessions were
+    last asked for by id, `roll_call_after` and `roll_call_finished_after` the ids up to which they have been.
+    """
+
+    start_from: float
+    watermark: float
+    quiet_walks: int = 0
+    floor: float = 0.0
+    active_found: bool = False
+    reconcile_page: int = 2
+    roll_called_at: float = 0.0
+    roll_call_after: str = ""
+    roll_call_finished_after: str = ""

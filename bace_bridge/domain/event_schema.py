@@ -1,0 +1,88 @@
+"""The JSON Schema of the events, as webhooks get them: CloudEvents 1.0, structured."""
+
+from typing import Any
+
+import msgspec
+
+from bace_bridge.domain import events
+from bace_bridge.domain.datapoints import POINTS_PER_EVENT, DatapointView
+from bace_bridge.domain.sessions import DeviceView, SessionView
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_ALERT_TYPES = ("alert.firing", "alert.resolved")
+_TIME = {"type": "string", "format": "date-time"}
+_TEXT = {"type": "string"}
+
+
+def event_schema() -> dict[str, Any]:
+    (session, device, datapoint), definitions = msgspec.json.schema_components(
+        (SessionView, DeviceView, DatapointView), ref_template="#/$defs/{name}"
+    )
+    about_session = {"session": session, "device": device, "observed_at": _TIME}
+    besides = _besides(datapoint)
+    kinds: list[dict[str, Any]] = []
+    for event_type in (*events.EVENT_TYPES, *_ALERT_TYPES):
+        of_session = event_type.startswith("session.")
+        data = {**(about_session if of_session else {}), **besides.get(event_type, {})}
+        kinds.append(_kind(event_type, data, of_session=of_session))
+    envelope = {
+        "specversion": {"const": "1.0"},
+        "id": {**_TEXT, "description": "The same fact has the same id, however often it is delivered"},
+        "source": _TEXT,
+        "type": _TEXT,
+        "subject": {**_TEXT, "description": "The data session's id"},
+        "time": {
+            **_TIME,
+            "description": "The cloud's time of the fact; when it was found is data.observed_at",
+        },
+        "datacontenttype": {"const": "application/json"},
+        "sequence": _TEXT,
+        "data": {"type": "object"},
+    }
+    return {
+        "$schema": _DIALECT,
+        "title": "bace-bridge event",
+        "type": "object",
+        "properties": envelope,
+        "required": ["specversion", "id", "source", "type", "time", "data"],
+        "oneOf": kinds,
+        "$defs": definitions,
+    }
+
+
+def _besides(datapoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the data of a type holds besides session and device."""
+    csv = {
+        "type": "object",
+        "properties": {
+            "url": {"type": "string", "format": "uri"},
+            "revision": {"type": "integer", "minimum": 0},
+            "datapoint_count": {"type": ["integer", "null"]},
+        },
+        "required": ["url", "revision"],
+    }
+    alert = {"alert": {"type": "object"}}
+    return {
+        events.SESSION_DATAPOINTS: {
+            "datapoints": {"type": "array", "items": datapoint, "minItems": 1, "maxItems": POINTS_PER_EVENT}
+        },
+        events.SESSION_UPDATED: {
+            "changed": {"type": "array", "items": {"enum": ["label", "person", "group"]}, "minItems": 1}
+        },
+        events.SESSION_CSV_READY: {"csv": csv},
+        **dict.fromkeys(_ALERT_TYPES, alert),
+    }
+
+
+def _kind(event_type: str, data: dict[str, Any], *, of_session: bool) -> dict[str, Any]:
+    kind: dict[str, Any] = {
+        "title": event_type,
+        "properties": {
+            "type": {"const": f"bace.{event_type}"},
+            "data": {"type": "object", "properties": data, "required": list(data)},
+        },
+        "required": ["type", "data"],
+    }
+    if of_session:
+        kind["required"].append("subject")
+    return kind

@@ -1,0 +1,120 @@
+"""What a reading of windows tells: datapoint events, the windows' new states, and each series' newest point."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from bace_bridge.domain.changes import Changes, LatestSeen, WindowRead
+from bace_bridge.domain.datapoints import (
+    Datapoint,
+    Datatype,
+    News,
+    Told,
+    datapoint_events,
+    newest_per_series,
+    samples_told,
+    tell,
+    view,
+)
+from bace_bridge.domain.sessions import KnownSession
+from bace_bridge.domain.windows import Due, States, Window, WindowState, is_settled, leaf_at
+
+MOST_FAILURES = 3
+"""After so many failed readings of a window it is halved, or left out where it cannot be."""
+
+
+def by_window(points: Sequence[Datapoint], due: Due, states: States, *, held: bool) -> dict[Window, list[Datapoint]]:
+    """The points by the window of the grid that they belong to; where the server kept to the bounds that is `due`'s."""
+    if held:
+        return {due.window: list(points)}
+    found: dict[Window, list[Datapoint]] = defaultdict(list)
+    found[due.window] = []
+    for point in points:
+        found[leaf_at(point.timestamp, states)].append(point)
+    return dict(found)
+
+
+def absorb(
+    known: KnownSession,
+    states: States,
+    due: Due,
+    served: Mapping[Window, Sequence[Datapoint]],
+    told: Mapping[Window, Told],
+    datatypes: Mapping[int, Datatype],
+    *,
+    pages: int,
+    now: float,
+) -> Changes:
+    """The changes after `served` came back for `due`. The same points again change nothing but the window's state."""
+    windows: list[WindowRead] = []
+    news: list[News] = []
+    for window, points in served.items():
+        after, new = tell(told.get(window, {}), points)
+        whole = window != due.window or due.since <= window.start
+        state = _read_state(known, states.get(window), window, after, points, whole=whole, pages=pages, now=now)
+        windows.append(WindowRead(known.session.id, state, after if new else None))
+        news.extend(new)
+    news.sort(key=lambda one: one.point.timestamp)
+    latest = tuple(
+        LatestSeen(
+            device_id=known.session.group_id,
+            source_device=one.point.source_device,
+            datatype=one.point.datatype,
+            timestamp=one.point.timestamp,
+            payload=msgspec.json.encode(view(one, datatypes)),
+        )
+        for one in newest_per_series(news).values()
+    )
+    events = tuple(datapoint_events(known, news, datatypes, now=now))
+    return Changes(windows=tuple(windows), latest=latest, events=events)
+
+
+def _read_state(
+    known: KnownSession,
+    before: WindowState | None,
+    window: Window,
+    told: Told,
+    points: Sequence[Datapoint],
+    *,
+    whole: bool,
+    pages: int,
+    now: float,
+) -> WindowState:
+    newest = max((point.timestamp for point in points), default=before.newest if before else None)
+    raw = all(point.count == 1 for point in points) and (before is None or before.raw or whole)
+    return WindowState(
+        start=window.start,
+        end=window.end,
+        reading=known.reading,
+        settled=is_settled(window, known, whole=whole, now=now) and whole,
+        samples=samples_told(told),
+        pages=pages if whole or before is None else before.pages,
+        raw=raw,
+        newest=newest,
+    )
+
+
+def split(known: KnownSession, parent: Window, parts: Sequence[Window], told: Told) -> tuple[WindowRead, ...]:
+    """Has a window read in halves from now on; what was told of it is told of its halves."""
+    never_read = known.reading - 1
+    reads = [WindowRead(known.session.id, WindowState(parent.start, parent.end, known.reading, settled=True, split=True), {})]
+    for part in parts:
+        share = {
+            series: {stamp: point for stamp, point in points.items() if part.start <= stamp < part.end}
+            for series, points in told.items()
+        }
+        state = WindowState(part.start, part.end, never_read, samples=samples_told(share))
+        reads.append(WindowRead(known.session.id, state, share))
+    return tuple(reads)
+
+
+def after_failure(known: KnownSession, state: WindowState | None, window: Window) -> WindowState:
+    """A window that the cloud broke on, once more."""
+    before = state or WindowState(window.start, window.end, known.reading - 1)
+    return msgspec.structs.replace(before, failures=before.failures + 1)
+
+
+def left_out(known: KnownSession, window: Window) -> WindowState:
+    """A window that cannot be read at all, so that the session's other windows can go on."""
+    return WindowState(window.start, window.end, known.reading, settled=True, failures=MOST_FAILURES)

@@ -1,0 +1,46 @@
+"""What the cloud showed, after parsing."""
+
+from enum import IntEnum
+from typing import Generic, TypeVar
+
+import msgspec
+
+from bace_bridge.domain.datapoints import Datapoint
+from bace_bridge.domain.sessions import DataSession
+
+T = TypeVar("T")
+
+
+class Urgency(IntEnum):
+    """Who goes first when requests have to wait: a session's start and end, then live datapoints, then the rest."""
+
+    SESSIONS = 0
+    LIVE = 1
+    BACKLOG = 2
+
+
+class Page(msgspec.Struct, Generic[T], frozen=True):
+    """A page of a collection. `unreadable` names the rows that could not be read; `count` includes them."""
+
+    items: tuple[T, ...]
+    count: int
+    page: int | None
+    page_count: int | None
+    total: int | None
+    unreadable: tuple[str, ...] = ()
+
+
+class SeenSession(msgspec.Struct, frozen=True):
+    """A data session and, where the reply was expanded with it, its group's label."""
+
+    session: DataSession
+    device_label: str | None = None
+
+
+class PointsRead(msgspec.Struct, frozen=True):
+    """A complete reading of datapoints. `held` is false where rows lie outside the time that was asked for."""
+
+    points: tuple[Datapoint, ...]
+    pages: int
+    held: bool = True
+    unreadable: tuple[str, ...] = ()

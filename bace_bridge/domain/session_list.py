@@ -1,0 +1,82 @@
+"""How the list of data sessions is asked for, and whether the server did what it was asked.
+
+A Yii server ignores what it does not know and still answers 200, so every filter and sort is checked on its rows.
+"""
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from bace_bridge.domain.changes import WatchState
+from bace_bridge.domain.sessions import DataSession
+
+OVERLAP = 120.0
+"""Seconds below the watermark from which a list is asked for: rows may become visible after newer ones."""
+
+QUIET_WALKS = 3
+"""After so many long walks with nothing new, the overlap is given up, and then the watermark's own second."""
+
+Params = tuple[tuple[str, str], ...]
+
+BY_ID = (("sort", "id_data_session"),)
+NEWEST_FIRST = (("sort", "-start"),)
+LATEST_UPDATE_FIRST = (("sort", "-updated_at"),)
+ACTIVE = (("filter[end]", "NULL"), *BY_ID)
+
+
+def updated_since(bound: float) -> Params:
+    """Sorted by id: a walk by `updated_at` loses rows that move while it lasts; ids stay where they are."""
+    return BY_ID if bound <= 0 else (("filter[updated_at][gte]", str(int(bound))), *BY_ID)
+
+
+def by_ids(ids: Sequence[str]) -> Params:
+    return tuple(("filter[id_data_session][in][]", one) for one in ids)
+
+
+def bound_of(state: WatchState) -> float:
+    """Where the next list of updates begins.
+
+    A bulk edit can put thousands of rows into one second. As long as nothing newer comes they would be walked at every
+    poll, so after some such walks that showed nothing new the bound moves up to the watermark, then past it.
+    """
+    bound = state.watermark - OVERLAP if state.quiet_walks < QUIET_WALKS else state.watermark
+    return max(bound, state.floor)
+
+
+def updates_held(rows: Sequence[DataSession], bound: float) -> bool:
+    """True when every row was updated since `bound`."""
+    return bound <= 0 or all(row.updated_at is not None and row.updated_at >= int(bound) for row in rows)
+
+
+def ids_ascend(rows: Sequence[DataSession], after: str) -> bool:
+    ids = [after, *(row.id.lower() for row in rows)]
+    return all(one <= other for one, other in zip(ids, ids[1:], strict=False))
+
+
+def starts_descend(rows: Sequence[DataSession]) -> bool:
+    return all(one.start >= other.start for one, other in zip(rows, rows[1:], strict=False))
+
+
+def updates_descend(rows: Sequence[DataSession]) -> bool:
+    stamps = [row.updated_at for row in rows]
+    return all(one is not None and other is not None and one >= other for one, other in zip(stamps, stamps[1:], strict=False))
+
+
+def after_walk(
+    state: WatchState, rows_newest: float | None, *, pages: int, news: bool, cloud_now: float
+) -> WatchState:
+    """The state after a complete walk. A row from the future cannot push the watermark past what is to come."""
+    watermark = state.watermark
+    if rows_newest is not None:
+        watermark = max(watermark, min(rows_newest, cloud_now))
+    if news or watermark > state.watermark:
+        quiet = 0
+    else:
+        quiet = state.quiet_walks + (1 if pages > 1 else 0)
+    floor = watermark + 1 if quiet >= 2 * QUIET_WALKS else state.floor
+    return replace(state, watermark=watermark, quiet_walks=quiet, floor=floor)
+
+
+def is_one_bulk(rows: Sequence[DataSession]) -> bool:
+    """True when all these rows, the latest ones, were updated in the same second."""
+    return len(rows) > 1 and len({row.updated_at for row in rows}) == 1

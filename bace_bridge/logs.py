@@ -1,0 +1,162 @@
+"""Structured logs on stderr: for people on a terminal, JSON lines otherwise, and never a secret."""
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Collection, Mapping, MutableMapping
+from typing import Any, Literal, TextIO
+
+import msgspec
+import structlog
+from structlog.typing import EventDict
+
+Format = Literal["console", "json"]
+
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+_MASK = "***"
+
+
+class Threshold:
+    """Drops what is below `level`, at run time too: cached loggers would keep a level of their own."""
+
+    def __init__(self, level: int) -> None:
+        self.level = level
+
+    def __call__(self, _logger: Any, method: str, event: EventDict) -> EventDict:
+        if _LEVELS.get(method, logging.ERROR) < self.level:
+            raise structlog.DropEvent
+        return event
+
+
+class Redaction:
+    """Puts `***` in the place of every known secret, however deep in a field it is."""
+
+    def __init__(self, secrets: Collection[str]) -> None:
+        longest_first = sorted(filter(None, secrets), key=len, reverse=True)
+        self._secret = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+    def __call__(self, _logger: Any, _method: str, event: EventDict) -> EventDict:
+        if self._secret is None:
+            return event
+        return {key: self._clean(value) for key, value in event.items()}
+
+    def _clean(self, value: Any) -> Any:
+        assert self._secret is not None
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        if isinstance(value, Mapping):
+            return {self._clean(key): self._clean(item) for key, item in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [self._clean(item) for item in value]
+        # What is no text would become text in the renderer, after this point.
+        return self._secret.sub(_MASK, value if isinstance(value, str) else repr(value))
+
+
+class Output:
+    """The last processor: the line, and the stream that it goes to."""
+
+    def __init__(self, stream: TextIO, *, console: bool) -> None:
+        self._stream = stream
+        self._render = _console(stream) if console else _json_line
+
+    def __call__(
+        self, logger: Any, method: str, event: EventDict
+    ) -> tuple[tuple[str, TextIO], dict[str, Any]]:
+        return (self._render(logger, method, event), self._stream), {}
+
+
+class Lines:
+    """Writes log lines; one that cannot be written is lost: a full disk must not end the service."""
+
+    def msg(self, line: str, stream: TextIO) -> None:
+        try:
+            stream.write(line + "\n")
+            stream.flush()
+        except (OSError, ValueError):
+            return
+
+    debug = info = warning = error = critical = msg
+
+
+class _Forwarding(logging.Handler):
+    """Hands the records of libraries (aiohttp, paho, asyncio) to the same processors."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError):
+            message = str(record.msg)
+        log = structlog.get_logger().bind(logger=record.name)
+        name = next(name for name, level in reversed(_LEVELS.items()) if level <= max(record.levelno, 10))
+        getattr(log, name)(message, **({"exc_info": record.exc_info} if record.exc_info else {}))
+
+
+def configure(
+    *, fmt: Format | None, level: str, secrets: Collection[str] = (), stream: TextIO | None = None
+) -> None:
+    """Sets up logging; to be called again when the configuration, and with it the secrets, changed.
+
+    `fmt` None chooses: console on a terminal, else JSON lines. `stream` None is stderr as it is now.
+    `level` is one of debug, info, warning, error, critical; another one is a ValueError.
+    """
+    target = sys.stderr if stream is None else stream
+    console = fmt == "console" or (fmt is None and target.isatty())
+    # Cached loggers keep the list of processors that they first saw: it is refilled, never replaced.
+    processors = structlog.get_config()["processors"]
+    processors[:] = [
+        Threshold(_level(level)),
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
+        structlog.processors.format_exc_info,
+        Redaction(secrets),
+        Output(target, console=console),
+    ]
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
+        logger_factory=lambda *_: Lines(),
+        cache_logger_on_first_use=True,
+    )
+    _forward_libraries()
+
+
+def _forward_libraries() -> None:
+    root = logging.getLogger()
+    for earlier in [one for one in root.handlers if isinstance(one, _Forwarding)]:
+        root.removeHandler(earlier)
+    root.addHandler(_Forwarding())
+    root.setLevel(logging.WARNING)
+    logging.captureWarnings(capture=True)
+
+
+def is_configured() -> bool:
+    return any(isinstance(processor, Output) for processor in structlog.get_config()["processors"])
+
+
+def set_level(level: str) -> None:
+    """Changes the level of all loggers at once, also of those in use. An unknown level is a ValueError."""
+    number = _level(level)
+    for processor in structlog.get_config()["processors"]:
+        if isinstance(processor, Threshold):
+            processor.level = number
+
+
+def _level(name: str) -> int:
+    if name.lower() not in _LEVELS:
+        raise ValueError(f"the log level must be one of {', '.join(_LEVELS)}")
+    return _LEVELS[name.lower()]
+
+
+def _json_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
+    first = {
+        "ts": event.pop("ts", None),
+        "level": event.pop("level", None),
+        "event": event.pop("event", None),
+    }
+    return msgspec.json.encode({**first, **event}, enc_hook=repr).decode()
+
+
+def _console(stream: TextIO) -> Callable[[Any, str, EventDict], str]:
+    return structlog.dev.ConsoleRenderer(
+        timestamp_key="ts", colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )

@@ -1,0 +1,192 @@
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from bace_bridge.simulator import history
+from bace_bridge.simulator.downsample import Resolution
+from bace_bridge.simulator.facts import Credentials, Device, Series, Session
+from bace_bridge.simulator.quirks import Quirks
+from bace_bridge.simulator.samples import Samples
+from bace_bridge.simulator.shelf import Shelf
+from bace_bridge.simulator.tokens import TokenDesk
+
+# Devices keep their ids from one run to the next, so that automations built on them keep working.
+_NAMES = uuid.UUID("5f0c1d52-7a0e-4d0b-9d3c-6f1f5d3f2b10")
+
+
+class SimulatedCloud:
+    """What the cloud knows, and what people and devices do to it. Times are epoch seconds."""
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.time,
+        quirks: Quirks | None = None,
+        seed: int = 1,
+        credentials: Credentials | None = None,
+        resolution: Resolution | None = None,
+    ) -> None:
+        self.clock = clock
+        self.quirks = quirks or Quirks()
+        self.credentials = credentials or Credentials()
+        self.resolution = resolution or Resolution()
+        self.random = random.Random(seed)  # noqa: S311 - repeatable ids and shuffles, no secrets
+        self.sessions = Shelf()
+        self.samples = Samples()
+        self.devices: dict[str, Device] = {}
+        self.series: dict[str, Series] = {}
+        self.tokens = TokenDesk(
+            self.credentials, clock=clock, refresh=self.quirks.refresh, lifetime=self.quirks.token_lifetime
+        )
+
+    def add_device(self, label: str, *, datatypes: Sequence[int] = (6000,), sources: int = 1) -> Device:
+        """A device with one series for each of its sources and datatypes.
+
+        Raises:
+            ValueError: there is a device of this label.
+        """
+        id_group = _name(label)
+        if id_group in self.devices:
+            raise ValueError(f"there is already a device {label!r}")
+        places = tuple(_name(f"{label}/{number}") for number in range(sources))
+        series = tuple(
+            Series(_name(f"{place}/{datatype}"), id_group, place, datatype)
+            for place in places
+            for datatype in datatypes
+        )
+        device = Device(len(self.devices) + 1, id_group, label, places, series, self._now())
+        self.devices[id_group] = device
+        self.series |= {one.id_container_data_latest: one for one in series}
+        return device
+
+    def rename_device(self, id_group: str, label: str) -> None:
+        self.devices[id_group] = replace(self.devices[id_group], label=label)
+
+    def open_session(
+        self,
+        id_group: str,
+        *,
+        label: str | None = None,
+        start: float | None = None,
+        created_at: float | None = None,
+    ) -> str:
+        """The new session's id."""
+        device = self.devices[id_group]
+        started = self._now() if start is None else int(start)
+        created = self._now() if created_at is None else int(created_at)
+        session = Session(
+            id_data_session=self._new_id(),
+            id_group=id_group,
+            label=history.default_label(device, started) if label is None else label,
+            start=started,
+            created_at=created,
+            updated_at=created,
+        )
+        self.sessions.put(session)
+        return session.id_data_session
+
+    def add_points(
+        self, session: str, series: str, points: Iterable[tuple[float, float]], *, touch: bool = True
+    ) -> None:
+        """Raw samples `(timestamp, value)`; with `touch=False` the session's `updated_at` stays."""
+        if series not in self.series:
+            raise KeyError(series)
+        before = self.session(session)
+        new = self.samples.add(session, series, points)
+        updated_at = self._now() if touch else before.updated_at
+        self.sessions.put(
+            replace(before, datapoint_count=before.datapoint_count + new, updated_at=updated_at)
+        )
+
+    def end_session(self, session: str, *, end: float | None = None) -> None:
+        self._change(session, end=self._now() if end is None else int(end))
+
+    def reopen_session(self, session: str) -> None:
+        self._change(session, end=None, is_ingestion_finished=False)
+
+    def finish_ingestion(self, session: str) -> None:
+        self._change(session, is_ingestion_finished=True)
+
+    def restart_ingestion(self, session: str) -> None:
+        self._change(session, is_ingestion_finished=False)
+
+    def rename_session(self, session: str, label: str) -> None:
+        self._change(session, label=label)
+
+    def assign_person(self, session: str, id_person: str | None) -> None:
+        self._change(session, id_person=id_person)
+
+    def move_session(self, session: str, id_group: str) -> None:
+        """Into another group; its data stays that of the series that measured it."""
+        self._change(session, id_group=self.devices[id_group].id_group)
+
+    def archive_session(self, session: str) -> None:
+        self._change(session, archived_at=self._now(), is_archived=True)
+
+    def remove_session(self, session: str) -> None:
+        self.session(session)
+        self.sessions.remove(session)
+        self.samples.forget(session)
+
+    def add_history(
+        self,
+        count: int,
+        *,
+        groups: Sequence[str] = (),
+        first_start: float,
+        spacing: float,
+        duration: float,
+        points: int = 0,
+    ) -> list[str]:
+        """`count` finished sessions, in turn for each of `groups` (none given: of all devices).
+
+        Each has `points` samples of its device's first series. Returns their ids, the oldest first.
+        """
+        devices = [self.devices[group] for group in groups or self.devices]
+        if not devices:
+            raise ValueError("there is no device yet that could have a history")
+        sessions = []
+        for number in range(count):
+            device, start = devices[number % len(devices)], first_start + number * spacing
+            sessions.append(history.finished(self._new_id(), device, start, duration, points))
+            if points:
+                series = device.series[0].id_container_data_latest
+                made = history.samples(start, duration, points)
+                self.samples.add(sessions[-1].id_data_session, series, made)
+        self.sessions.put_new(sessions)
+        return [session.id_data_session for session in sessions]
+
+    def session(self, identifier: str) -> Session:
+        """The session as it is now.
+
+        Raises:
+            KeyError: there is none (any more).
+        """
+        found = self.sessions.get(identifier)
+        if found is None:
+            raise KeyError(identifier)
+        return found
+
+    def series_of(self, session: Session) -> Iterator[Series]:
+        """Those that have samples in it, or, when none has, those of its device."""
+        measured = self.samples.of(session.id_data_session)
+        if measured:
+            yield from (self.series[identifier] for identifier in measured)
+        else:
+            yield from self.devices[session.id_group].series
+
+    def _change(self, session: str, **changes: Any) -> None:
+        self.sessions.put(replace(self.session(session), updated_at=self._now(), **changes))
+
+    def _now(self) -> int:
+        return int(self.clock())
+
+    def _new_id(self) -> str:
+        return str(uuid.UUID(int=self.random.getrandbits(128), version=4))
+
+
+def _name(text: str) -> str:
+    return str(uuid.uuid5(_NAMES, text))

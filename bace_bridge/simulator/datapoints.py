@@ -1,0 +1,158 @@
+"""What `data-downsampled` answers: which rows, and how fine."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from heapq import merge
+from math import inf
+from operator import attrgetter, itemgetter
+from typing import Any, NamedTuple
+
+from bace_bridge.simulator.cloud import SimulatedCloud
+from bace_bridge.simulator.downsample import buckets
+from bace_bridge.simulator.facts import Series
+from bace_bridge.simulator.filters import All, Compare, Condition, FilterRefused, Kind, holds
+from bace_bridge.simulator.query import Bounds, Order, bounds
+from bace_bridge.simulator.shelf import sort_key
+
+MAX_SERIES = 100
+FIELDS: Mapping[str, Kind] = {
+    "id_data_session": Kind.UUID,
+    "id_container_data_latest": Kind.UUID,
+    "id_group": Kind.UUID,
+    "datatype": Kind.INTEGER,
+    "source_device": Kind.UUID,
+    "timestamp_seconds": Kind.NUMBER,
+    "min_val": Kind.NUMBER,
+    "max_val": Kind.NUMBER,
+    "avg_val": Kind.NUMBER,
+    "count_val": Kind.INTEGER,
+}
+SORTABLE = tuple(field for field in FIELDS if field != "id_data_session")
+DEFAULT_ORDER = Order("timestamp_seconds")
+_OF_SERIES = frozenset(("id_container_data_latest", "id_group", "datatype", "source_device"))
+
+
+class Row(NamedTuple):
+    timestamp_seconds: float
+    series: Series
+    min_val: float
+    max_val: float
+    avg_val: float
+    count_val: int
+
+
+def reader(field: str) -> Callable[[Any], Any]:
+    return attrgetter(f"series.{field}" if field in _OF_SERIES else field)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A filter on data-downsampled, taken apart into the questions that are answered in turn."""
+
+    sessions: tuple[Compare, ...]
+    series: tuple[Compare, ...]
+    rows: tuple[Condition, ...]
+    times: Bounds
+
+    def one_session(self) -> str | None:
+        """The only session that it asks for, if it names one."""
+        for part in self.sessions:
+            if part.operator == "eq" and isinstance(part.value, str):
+                return part.value
+        return None
+
+
+def asked(condition: All) -> Asked:
+    sessions: list[Compare] = []
+    series: list[Compare] = []
+    rows: list[Condition] = []
+    for part in condition.parts:
+        if isinstance(part, Compare) and part.field == "id_data_session":
+            sessions.append(part)
+        elif isinstance(part, Compare) and part.field in _OF_SERIES:
+            series.append(part)
+        elif _names_session(part):
+            raise FilterRefused("id_data_session cannot be filtered within and, or, not.")
+        else:
+            rows.append(part)
+    return Asked(tuple(sessions), tuple(series), tuple(rows), bounds(condition, "timestamp_seconds"))
+
+
+def _names_session(condition: Condition) -> bool:
+    if isinstance(condition, Compare):
+        return condition.field == "id_data_session"
+    return any(_names_session(part) for part in condition.parts)
+
+
+def rows(cloud: SimulatedCloud, question: Asked, order: Order | None) -> list[Row]:
+    """The rows that answer it, in order.
+
+    Raises:
+        FilterRefused: they would be of more than 100 series.
+    """
+    sessions = _sessions(cloud, question)
+    series = _series(cloud, question, sessions)
+    seconds = width(cloud, question)
+    # A row counts by its own time stamp, so the bucket that begins at the lower bound must be whole.
+    lower = question.times.lower // seconds * seconds if seconds and question.times.lower > -inf else None
+    upper = question.times.upper + seconds
+    found: list[Row] = []
+    for one in series:
+        tracks = [
+            track.between(question.times.lower if lower is None else lower, upper)
+            for session in sessions
+            if (track := cloud.samples.of(session).get(one.id_container_data_latest))
+        ]
+        times, values = tracks[0] if len(tracks) == 1 else _together(tracks)
+        found.extend(
+            Row(at, one, low, high, average, count)
+            for at, low, high, average, count in buckets(times, values, seconds)
+        )
+    test = holds(All(question.rows), reader) if question.rows else None
+    kept = found if test is None else [row for row in found if test(row)]
+    if order is not None:
+        # Series come in the order of their ids, and a stable sort keeps that among equal times.
+        kept.sort(key=itemgetter(0))
+        if order != DEFAULT_ORDER:
+            kept.sort(key=sort_key(order, reader), reverse=order.descending)
+    return kept
+
+
+def width(cloud: SimulatedCloud, question: Asked) -> float:
+    """The seconds in one row's bucket; 0: raw samples."""
+    interval = _interval(question.times, cloud.clock())
+    if interval is None and cloud.quirks.no_interval_raw:
+        return 0.0
+    return cloud.resolution.width(interval)
+
+
+def _interval(times: Bounds, now: float) -> float | None:
+    """The requested interval; without an upper bound it reaches until now."""
+    if times.lower == -inf:
+        return None
+    return max(0.0, (now if times.upper == inf else times.upper) - times.lower)
+
+
+def _sessions(cloud: SimulatedCloud, question: Asked) -> list[str]:
+    one = question.one_session()
+    candidates: Iterable[str] = cloud.samples.sessions() if one is None else [one]
+    test = holds(All(question.sessions), _itself)
+    return [session for session in candidates if test(session)]
+
+
+def _itself(_: str) -> Callable[[Any], Any]:
+    return lambda session: session
+
+
+def _series(cloud: SimulatedCloud, question: Asked, sessions: list[str]) -> list[Series]:
+    test = holds(All(question.series), attrgetter)
+    measured = sorted({series for session in sessions for series in cloud.samples.of(session)})
+    found = [series for identifier in measured if test(series := cloud.series[identifier])]
+    if len(found) > MAX_SERIES and not cloud.quirks.series_truncated:
+        raise FilterRefused(f"At most {MAX_SERIES} data series can be requested, this is {len(found)}.")
+    return found[:MAX_SERIES]
+
+
+def _together(tracks: list[tuple[list[float], list[float]]]) -> tuple[list[float], list[float]]:
+    pairs = list(merge(*(list(zip(*track, strict=True)) for track in tracks)))
+    return [at for at, _ in pairs], [value for _, value in pairs]

@@ -1,0 +1,144 @@
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from bace_bridge.simulator.cloud import SimulatedCloud
+from bace_bridge.simulator.facts import Device
+from bace_bridge.simulator.scenario import Scenario
+from bace_bridge.simulator.signals import value
+from bace_bridge.simulator.timeline import Action, Deed, Run, spaced, timeline
+
+
+async def play(
+    cloud: SimulatedCloud,
+    scenario: Scenario,
+    *,
+    speed: float = 1.0,
+    clock: Callable[[], float] = time.time,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    told: Callable[[str], object] = lambda _: None,
+) -> None:
+    """Makes the scenario happen, `told` of everything but the samples; returns when it is over.
+
+    `speed` shortens the scenario's durations; time stamps are those of the clock when things happen.
+    """
+    if speed <= 0:
+        raise ValueError("speed must be above 0")
+    stage = Stage(cloud, scenario, began=clock(), speed=speed)
+    for action in timeline(scenario):
+        await sleep(max(0.0, stage.moment(action.at) - clock()))
+        line = stage.perform(action)
+        if line is not None:
+            told(line)
+
+
+class Stage:
+    """The scenario's devices in the cloud, and which of its sessions are which there."""
+
+    def __init__(self, cloud: SimulatedCloud, scenario: Scenario, *, began: float, speed: float) -> None:
+        self._cloud = cloud
+        self._seed = scenario.seed
+        self._began = began
+        self._speed = speed
+        self._sessions: dict[tuple[int, int], str] = {}
+        self._devices: dict[str, Device] = {
+            plan.label: cloud.add_device(plan.label, datatypes=plan.datatypes, sources=plan.sources)
+            for plan in scenario.devices
+        }
+        past = scenario.history
+        if past.count:
+            cloud.add_history(
+                past.count,
+                groups=[device.id_group for device in self._devices.values()],
+                first_start=began - past.count * past.spacing,
+                spacing=past.spacing,
+                duration=min(past.duration, past.spacing),
+                points=past.points,
+            )
+
+    def moment(self, at: float) -> float:
+        """When the clock shows the scenario's second `at`."""
+        return self._began + at / self._speed
+
+    def perform(self, action: Action) -> str | None:
+        """What to tell of it; None: it is not worth a line."""
+        key = (action.run.place, action.run.number)
+        match action.deed:
+            case Deed.OPEN:
+                self._open(action)
+            case Deed.UPLOAD:
+                self._upload(action.run)
+            case Deed.SAMPLE:
+                self._measure(action.run, [action.at])
+                return None
+            case Deed.LATE:
+                self._measure(action.run, self._missed(action.run))
+            case _:
+                self._change(action.deed, action.run, self._sessions[key])
+        identifier = self._sessions[key]
+        if action.deed is Deed.INGESTED:
+            # Nothing more is due unless late points come, so only the newest run's id is kept.
+            self._sessions.pop((action.run.place, action.run.number - 1), None)
+        return self._line(action, identifier)
+
+    def _open(self, action: Action) -> None:
+        plan = action.run.plan
+        group = self._devices[plan.device].id_group
+        key = (action.run.place, action.run.number)
+        self._sessions[key] = self._cloud.open_session(group, label=plan.label)
+
+    def _upload(self, run: Run) -> None:
+        """A device that was out of reach tells its whole session afterwards."""
+        plan, duration = run.plan, run.plan.duration or 0.0
+        identifier = self._cloud.open_session(
+            self._devices[plan.device].id_group, label=plan.label, start=self.moment(run.begins)
+        )
+        self._sessions[run.place, run.number] = identifier
+        self._measure(run, [run.begins + at for at in spaced(0.0, duration, plan.sample_every)])
+        self._cloud.end_session(identifier, end=self.moment(run.begins + duration))
+
+    def _missed(self, run: Run) -> list[float]:
+        """Samples between those that came in time, from the last part of the session."""
+        plan, late = run.plan, run.plan.late_points
+        if late is None or plan.duration is None:
+            return []
+        end, period = run.begins + plan.duration, plan.sample_every
+        times = [end - (number + 0.5) * period for number in range(late.count)]
+        return [at for at in reversed(times) if at > run.begins]
+
+    def _measure(self, run: Run, times: list[float]) -> None:
+        device = self._devices[run.plan.device]
+        for number, series in enumerate(device.series):
+            # Another seed for each series: two sensors of a kind do not show the same.
+            seed = self._seed * 1000 + run.place * 100 + number
+            points = [
+                (round(self.moment(at), 3), value(series.datatype, at, seed=seed, since=run.begins))
+                for at in times
+            ]
+            self._cloud.add_points(
+                self._sessions[run.place, run.number], series.id_container_data_latest, points
+            )
+
+    def _change(self, deed: Deed, run: Run, identifier: str) -> None:
+        match deed:
+            case Deed.RENAME if run.plan.rename is not None:
+                self._cloud.rename_session(identifier, run.plan.rename.label)
+            case Deed.END:
+                self._cloud.end_session(identifier)
+            case Deed.REOPEN:
+                self._cloud.reopen_session(identifier)
+            case Deed.RESTART:
+                self._cloud.restart_ingestion(identifier)
+            case Deed.INGESTED:
+                self._cloud.finish_ingestion(identifier)
+            case _:
+                raise AssertionError(deed)
+
+    def _line(self, action: Action, identifier: str) -> str:
+        session = self._cloud.session(identifier)
+        device = action.run.plan.device
+        detail = {
+            Deed.OPEN: f"“{session.label}”",
+            Deed.RENAME: f"“{session.label}”",
+        }.get(action.deed, f"{session.datapoint_count} datapoints")
+        return f"{action.deed.value:<19} {device}  {identifier}  {detail}"

@@ -1,0 +1,144 @@
+"""Facts -> the JSON of the API, and what the quirks do to it."""
+
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from bace_bridge.simulator.cloud import SimulatedCloud
+from bace_bridge.simulator.datapoints import Row
+from bace_bridge.simulator.facts import Device, Session
+from bace_bridge.simulator.quirks import Quirks
+from bace_bridge.simulator.shelf import FIELDS, Shelf, reader
+from bace_bridge.simulator.signals import name_of
+
+SESSION_EXPANDS = (
+    "datatypes", "datatypesFilter", "creator", "updater", "physicalDevicesFilter",
+    "physicalDevices", "fromDevice", "group", "dataIds",
+)  # fmt: skip
+_READERS = {field: reader(field) for field in FIELDS}
+SESSION_LABELS = {
+    "group.label": "Group",
+    "person.label": "Person",
+    "person.objectLink": "Person",
+    "sourceDevicesString": "Source Devices",
+    "datatypesString": "Datatypes",
+    "ingestionStatusString": "Ingestion",
+    "archivingStatusString": "Archived",
+}
+
+
+def session_row(cloud: SimulatedCloud, session: Session, base: str, expand: Iterable[str]) -> dict[str, Any]:
+    place = f"{base}/api/v2/data-session"
+    row = {field: read(session) for field, read in _READERS.items()}
+    row["_links"] = {
+        "self": {"href": f"{place}/view?id={session.id_data_session}"},
+        "index": {"href": f"{place}/index"},
+    }
+    wanted = [name for name in expand if name in SESSION_EXPANDS]
+    if wanted:
+        expanded = _expanded(cloud, session, base)
+        row |= {name: expanded[name] for name in wanted}
+    return changed(row, cloud.quirks)
+
+
+def _expanded(cloud: SimulatedCloud, session: Session, base: str) -> dict[str, Any]:
+    series = list(cloud.series_of(session))
+    datatypes = sorted({one.datatype for one in series})
+    sources = {one.source_device for one in series}
+    device = cloud.devices[session.id_group]
+    shapes = {
+        "datatypes": [{"datatype": datatype, "label": name_of(datatype)} for datatype in datatypes],
+        "datatypesFilter": {str(datatype): name_of(datatype) for datatype in datatypes},
+        "creator": None,
+        "updater": None,
+        "physicalDevicesFilter": dict.fromkeys(sorted(sources), device.label),
+        "physicalDevices": [
+            row for row in physical_device_rows(device, base) if row["id_physical_device"] in sources
+        ],
+        "fromDevice": session.created_by is None,
+        "group": plain_group_row(device, base),
+        "dataIds": [one.id_container_data_latest for one in series],
+    }
+    if cloud.quirks.unknown_fields:
+        shapes["group"] = [{"id": device.id_group, "attributes": {"label": device.label}}]
+        shapes["datatypes"] = {str(datatype): None for datatype in datatypes}
+    return shapes
+
+
+def plain_group_row(device: Device, base: str) -> dict[str, Any]:
+    return {
+        "id": device.id,
+        "id_group": device.id_group,
+        "label": device.label,
+        "type": "device",
+        "type_label": "Device",
+        "subtype": None,
+        "created_at": device.created_at,
+        "deleted_at": None,
+        "_links": {"self": {"href": f"{base}/api/v2/group/view?id={device.id_group}"}},
+    }
+
+
+def latest_sessions(shelf: Shelf) -> dict[str, Session]:
+    """By group."""
+    found: dict[str, Session] = {}
+    for session in shelf.all():
+        before = found.get(session.id_group)
+        if before is None or session.start >= before.start:
+            found[session.id_group] = session
+    return found
+
+
+def physical_device_rows(device: Device, base: str) -> list[dict[str, Any]]:
+    """The first source is the BACE Go itself, the others are what reports through it."""
+    return [
+        {
+            "id_physical_device": source,
+            "id_device_type": "sensor" if number else "bace-go",
+            "id_group": device.id_group,
+            "label": f"{device.label} sensor {number}" if number else device.label,
+            "created_at": device.created_at,
+            "_links": {"self": {"href": f"{base}/api/v2/physical-device/view?id={source}"}},
+        }
+        for number, source in enumerate(device.sources)
+    ]
+
+
+def point_row(row: Row, quirks: Quirks) -> dict[str, Any]:
+    at, series, low, high, average, count = row
+    made = {
+        "id_container_data_latest": series.id_container_data_latest,
+        "id_group": series.id_group,
+        "datatype": series.datatype,
+        "source_device": series.source_device,
+        "timestamp_seconds": _as_php(at),
+        "min_val": _as_php(low),
+        "max_val": _as_php(high),
+        "avg_val": _as_php(average),
+        "count_val": count,
+    }
+    return changed(made, quirks)
+
+
+def _as_php(number: float) -> float:
+    """PHP writes 5.0 as 5."""
+    return int(number) if number.is_integer() else number
+
+
+def changed(row: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
+    """The row as a cloud with these quirks writes it."""
+    if quirks.unknown_fields:
+        row |= {"x_tenant": "simulator", "x_flags": [1, {"deep": None}], "x_score": 0.5}
+    if quirks.numbers_as_strings:
+        row = {name: _number_as_string(value) for name, value in row.items()}
+    if quirks.booleans_as_ints:
+        row = {name: int(value) if isinstance(value, bool) else value for name, value in row.items()}
+    return row
+
+
+def _number_as_string(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def error_body(status: int, message: str) -> Mapping[str, Any]:
+    return {"name": HTTPStatus(status).phrase, "message": message, "code": 0, "status": status}

@@ -1,0 +1,149 @@
+"""The endpoints of the simulated API."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+from bace_bridge.simulator import csv_export, datapoints, filters, php, shelf
+from bace_bridge.simulator.answers import ApiError, reply
+from bace_bridge.simulator.cloud import SimulatedCloud
+from bace_bridge.simulator.collection import base_of, collection, pairs_of, rules
+from bace_bridge.simulator.facts import Session
+from bace_bridge.simulator.filters import All, Compare, Kind, Reader
+from bace_bridge.simulator.gate import API, TOKEN
+from bace_bridge.simulator.places import Places
+from bace_bridge.simulator.query import Order, Pairs, last, order
+from bace_bridge.simulator.recall import Recall
+from bace_bridge.simulator.replies import SESSION_EXPANDS, SESSION_LABELS, point_row, session_row
+from bace_bridge.simulator.ties import shuffled
+
+_NEWEST_FIRST = Order("start", descending=True)
+_OF_THE_PAGE = frozenset(("page", "per-page", "expand"))
+
+
+class Routes:
+    def __init__(self, cloud: SimulatedCloud) -> None:
+        self._cloud = cloud
+        self._sessions: Recall[list[Session]] = Recall()
+        self._points: Recall[list[datapoints.Row]] = Recall()
+
+    def table(self) -> list[web.RouteDef]:
+        places = Places(self._cloud)
+        return [
+            web.post(TOKEN, self.token),
+            web.get(f"{API}data-session", self.list_sessions),
+            web.get(f"{API}data-session/index", self.list_sessions),
+            web.get(f"{API}data-session/view", self.view_session),
+            web.get(f"{API}data-session/{{id}}/download-csv", self.download_csv),
+            web.get(f"{API}data-downsampled", self.list_points),
+            *places.table(),
+        ]
+
+    async def token(self, request: web.Request) -> web.Response:
+        form = {name: value for name, value in (await request.post()).items() if isinstance(value, str)}
+        answer = self._cloud.tokens.answer(form)
+        headers = {"Cache-Control": "no-store", "Pragma": "no-cache"}
+        return reply(request, answer.body, status=answer.status, headers=headers)
+
+    async def list_sessions(self, request: web.Request) -> web.Response:
+        quirks, pairs = self._cloud.quirks, pairs_of(request)
+        by = _NEWEST_FIRST if quirks.sort_ignored else order(pairs, shelf.FIELDS, _NEWEST_FIRST)
+        condition = self._filter(pairs, shelf.FIELDS, ignored=quirks.filters_ignored)
+        if quirks.updated_filter_ignored:
+            condition = All(tuple(part for part in condition.parts if not _names_update(part)))
+        rows = self._sessions.of(
+            (self._cloud.sessions.version, *_question(pairs)),
+            lambda: self._cloud.sessions.select(condition, by),
+        )
+        rows = self._tied(rows, by, shelf.reader)
+        base, expand = base_of(request, quirks), self._expands(pairs)
+        return collection(
+            request,
+            rows,
+            lambda session: session_row(self._cloud, session, base, expand),
+            quirks=quirks,
+            page_rules=rules(quirks, default=20, maximum=100),
+            beside={"expand": SESSION_EXPANDS, "labels": SESSION_LABELS},
+        )
+
+    async def view_session(self, request: web.Request) -> web.Response:
+        pairs = pairs_of(request)
+        session = self._session(last(pairs, "id") or "")
+        base = base_of(request, self._cloud.quirks)
+        return reply(request, session_row(self._cloud, session, base, self._expands(pairs)))
+
+    async def list_points(self, request: web.Request) -> web.Response:
+        quirks, pairs = self._cloud.quirks, pairs_of(request)
+        default = datapoints.DEFAULT_ORDER
+        by = default if quirks.sort_ignored else order(pairs, datapoints.SORTABLE, default)
+        question = datapoints.asked(self._filter(pairs, datapoints.FIELDS))
+        if quirks.data_filters_ignored:
+            question = datapoints.asked(All(question.sessions))
+        samples, one = self._cloud.samples, question.one_session()
+        version = samples.version if one is None else samples.version_of(one)
+        # Without an upper bound the resolution depends on how long ago the lower one was.
+        width = datapoints.width(self._cloud, question)
+        rows = self._points.of(
+            (version, width, *_question(pairs)), lambda: datapoints.rows(self._cloud, question, by)
+        )
+        return collection(
+            request,
+            self._tied(rows, by, datapoints.reader),
+            lambda row: point_row(row, quirks),
+            quirks=quirks,
+            page_rules=rules(quirks, default=500, maximum=1000),
+        )
+
+    async def download_csv(self, request: web.Request) -> web.StreamResponse:
+        session = self._session(request.match_info["id"])
+        name = f"data-session-{session.id_data_session}.csv"
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/csv; charset=UTF-8",
+                "Content-Disposition": f'attachment; filename="{name}"',
+            }
+        )
+        await response.prepare(request)
+        if request.method == "HEAD":
+            return response
+        for chunk in csv_export.chunks(self._cloud, session):
+            await response.write(chunk.encode())
+        await response.write_eof()
+        return response
+
+    def _filter(self, pairs: Pairs, kinds: Mapping[str, Kind], *, ignored: bool = False) -> All:
+        if ignored:
+            return All()
+        condition = filters.parse(php.nested(pairs, "filter"), kinds)
+        if self._cloud.quirks.bad_uuid_500 and filters.has_bad_uuid(condition, kinds):
+            raise ApiError(500, "Database Exception: invalid input syntax for type uuid")
+        return condition
+
+    def _session(self, identifier: str) -> Session:
+        found = self._cloud.sessions.get(identifier)
+        if found is None and self._cloud.quirks.bad_uuid_500 and not filters.is_uuid(identifier):
+            raise ApiError(500, "Database Exception: invalid input syntax for type uuid")
+        if found is None:
+            raise ApiError(404, f"Object not found: {identifier}")
+        return found
+
+    def _expands(self, pairs: Pairs) -> list[str]:
+        if self._cloud.quirks.no_expand:
+            return []
+        return [name.strip() for name in (last(pairs, "expand") or "").split(",")]
+
+    def _tied(self, rows: list[Any], by: Order | None, reader: Reader) -> list[Any]:
+        if not self._cloud.quirks.tie_shuffle:
+            return rows
+        key = reader(by.field) if by else lambda _: None
+        return shuffled(rows, key, self._cloud.random)
+
+
+def _names_update(part: filters.Condition) -> bool:
+    return isinstance(part, Compare) and part.field == "updated_at"
+
+
+def _question(pairs: Pairs) -> Pairs:
+    """What the rows depend on, whichever page of them is asked for."""
+    return tuple(pair for pair in pairs if pair[0] not in _OF_THE_PAGE)

@@ -1,0 +1,203 @@
+"""A scenario: which devices there are and what happens with them, read from YAML."""
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from bace_bridge.errors import ConfigError, Mistake
+from bace_bridge.simulator.durations import seconds
+
+Duration = Annotated[float, BeforeValidator(seconds)]
+Period = Annotated[float, BeforeValidator(seconds), Field(ge=0.05)]
+
+
+class ScenarioError(ConfigError):
+    """The scenario cannot be played; `mistakes` holds everything that is wrong with it."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class History(_Part):
+    """Finished sessions from before the scenario began."""
+
+    count: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    spacing: Period = 6 * 3600.0
+    duration: Period = 45 * 60.0
+    points: Annotated[int, Field(ge=0, le=100_000)] = 0
+
+
+class DevicePlan(_Part):
+    label: Annotated[str, Field(min_length=1)]
+    datatypes: tuple[Annotated[int, Field(ge=0)], ...] = (6000, 6002, 5205)
+    sources: Annotated[int, Field(ge=1, le=1000)] = 1
+
+
+class LatePoints(_Part):
+    after: Duration
+    count: Annotated[int, Field(ge=1)] = 10
+
+
+class Rename(_Part):
+    at: Duration
+    label: str
+
+
+class Reopen(_Part):
+    after: Duration
+    duration: Period
+
+
+class Repeat(_Part):
+    every: Period
+    times: Annotated[int, Field(ge=1)] | None = None
+
+
+class SessionPlan(_Part):
+    """One data session; the times in it are durations of the scenario, before `speed` is applied."""
+
+    device: str
+    at: Duration = 0.0
+    duration: Period | None = None
+    sample_every: Period = 5.0
+    label: str | None = None
+    ingestion_lag: Duration = 30.0
+    late_points: LatePoints | None = None
+    offline_upload: Duration | None = None
+    rename: Rename | None = None
+    reopen: Reopen | None = None
+    repeat: Repeat | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "SessionPlan":
+        needs = {
+            "late_points": self.late_points,
+            "offline_upload": self.offline_upload,
+            "reopen": self.reopen,
+            "repeat": self.repeat,
+        }
+        if self.duration is None:
+            for name, given in needs.items():
+                if given is not None:
+                    raise ValueError(f"{name} needs a session that ends, give it a duration")
+        if self.offline_upload is not None and self.reopen is not None:
+            raise ValueError("a session that is uploaded at its end cannot be reopened, drop one of the two")
+        if self.repeat is not None and self.repeat.every < self.length:
+            raise ValueError(f"repeat.every must be at least the {self.length:g}s that the session takes")
+        return self
+
+    @property
+    def ends(self) -> tuple[float, ...]:
+        """When it ends, counted from its own beginning: never, once, or again after it was reopened."""
+        if self.duration is None:
+            return ()
+        if self.reopen is None:
+            return (self.duration,)
+        return (self.duration, self.duration + self.reopen.after + self.reopen.duration)
+
+    @property
+    def length(self) -> float:
+        """From its beginning until nothing more happens to it (0: it never ends)."""
+        if self.duration is None:
+            return 0.0
+        quiet = max(self.offline_upload or 0.0, self.late_points.after if self.late_points else 0.0)
+        return max(self.ends[-1] + quiet + self.ingestion_lag, self.rename.at if self.rename else 0.0)
+
+
+class Scenario(_Part):
+    name: str = "scenario"
+    seed: int = 1
+    history: History = History()
+    devices: tuple[DevicePlan, ...]
+    sessions: tuple[SessionPlan, ...] = ()
+
+
+def load(path: Path) -> Scenario:
+    """Raises ScenarioError: the file cannot be read, or what it says cannot be played."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ScenarioError([Mistake(str(path), f"cannot be read: {reason}")]) from error
+    return parse(text)
+
+
+def bundled(name: str = "default") -> Scenario:
+    """One of the scenarios that come with the simulator."""
+    return parse((resources.files(__package__) / "scenarios" / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def bundled_names() -> list[str]:
+    files = (resources.files(__package__) / "scenarios").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def parse(text: str) -> Scenario:
+    """Raises ScenarioError with every mistake that there is."""
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ScenarioError([Mistake("", f"this is no YAML: {' '.join(str(error).split())}")]) from error
+    if not isinstance(raw, dict):
+        raise ScenarioError([Mistake("", "a scenario is a mapping", "it starts with devices: and sessions:")])
+    try:
+        scenario = Scenario.model_validate(raw)
+    except ValidationError as error:
+        raise ScenarioError([_mistake(found) for found in error.errors()]) from error
+    mistakes = _misfits(scenario)
+    if mistakes:
+        raise ScenarioError(mistakes)
+    return scenario
+
+
+def _misfits(scenario: Scenario) -> list[Mistake]:
+    labels = [device.label for device in scenario.devices]
+    mistakes = (
+        [] if labels else [Mistake("devices", "there is none", "at least one, such as {label: BaceGo-1}")]
+    )
+    mistakes += [
+        Mistake(f"devices[{number}].datatypes", "there is none", "such as [6000, 5205]")
+        for number, device in enumerate(scenario.devices)
+        if not device.datatypes
+    ]
+    mistakes += [
+        Mistake(f"devices[{number}].label", f"there is already a device {label!r}")
+        for number, label in enumerate(labels)
+        if label in labels[:number]
+    ]
+    known = f"the devices are: {', '.join(labels)}"
+    mistakes += [
+        Mistake(f"sessions[{number}].device", f"there is no device {plan.device!r}", known)
+        for number, plan in enumerate(scenario.sessions)
+        if plan.device not in labels
+    ]
+    return mistakes
+
+
+def _mistake(found: Mapping[str, Any]) -> Mistake:
+    place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in found["loc"])
+    path = place.removeprefix(".")
+    if found["type"] == "extra_forbidden":
+        return Mistake(path, "unknown key", f"known here: {', '.join(_known_beside(found['loc']))}")
+    if found["type"] == "missing":
+        return Mistake(path, "is missing")
+    return Mistake(path, found["msg"].removeprefix("Value error, "))
+
+
+def _known_beside(place: tuple[str | int, ...]) -> list[str]:
+    parts: Mapping[str, type[BaseModel]] = {
+        "history": History,
+        "devices": DevicePlan,
+        "sessions": SessionPlan,
+        "late_points": LatePoints,
+        "rename": Rename,
+        "reopen": Reopen,
+        "repeat": Repeat,
+    }
+    names = [step for step in place[:-1] if isinstance(step, str)]
+    return list((parts[names[-1]] if names else Scenario).model_fields)

@@ -1,0 +1,145 @@
+"""One connection to the broker, from CONNECT to its end."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+from paho.mqtt.enums import MQTTProtocolVersion
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from bace_bridge.sinks.mqtt.broker import CONNECT_WITHIN
+from bace_bridge.sinks.mqtt.driving import Driver
+from bace_bridge.sinks.mqtt.endings import Ending, ended, refused
+from bace_bridge.sinks.mqtt.limits import Limits, announced
+from bace_bridge.sinks.mqtt.pubrec import heed_refusals
+from bace_bridge.sinks.mqtt.window import Done, Message, Window
+
+_ACKNOWLEDGED_WITHIN = 60.0
+
+
+class Connection:
+    """`end` is set when the connection has ended; it holds an exception where a callback of ours failed."""
+
+    def __init__(
+        self, client: Client, *, broker: str, window: int, on_message: Callable[[MQTTMessage], None]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._client = client
+        self._broker = broker
+        self._on_message = on_message
+        self._window = Window(client, size=window)
+        self._accepted: asyncio.Future[Limits] = loop.create_future()
+        self._subscribed: asyncio.Future[bool] = loop.create_future()
+        self.end: asyncio.Future[Ending] = loop.create_future()
+        self.limits = Limits()
+        client.on_connect = self._guarded(self._connack)
+        client.on_disconnect = self._guarded(self._disconnected)
+        client.on_subscribe = self._guarded(self._suback)
+        client.on_message = self._guarded(self._message)
+        client.on_publish = self._guarded(self._puback)
+        heed_refusals(client)
+        self._driver = Driver(client, failed=self._unreadable, tick=self._check_acknowledgements)
+
+    async def accepted(self) -> bool:
+        """False when the broker did not accept the connection; `end` says why."""
+        if not await self._first_of(self._accepted):
+            self._finish(Ending("silent", f"the broker at {self._broker} does not answer"))
+            return False
+        self.limits = self._accepted.result()
+        self._window.obey(self.limits)
+        return True
+
+    async def subscribe(self, topic: str) -> bool:
+        """False when the broker refuses the subscription or does not answer."""
+        if self._client.protocol == MQTTProtocolVersion.MQTTv5:
+            self._client.subscribe(topic, options=SubscribeOptions(qos=1, retainAsPublished=True))
+        else:
+            self._client.subscribe(topic, qos=1)
+        return await self._first_of(self._subscribed) and self._subscribed.result()
+
+    def publish(self, message: Message, done: Done) -> None:
+        self._window.publish(message, done)
+
+    async def emptied(self) -> None:
+        """Returns when no message waits for the broker's word."""
+        await self._window.emptied()
+
+    async def while_it_lasts(self, last_work: Coroutine[Any, Any, None], *, within: float) -> None:
+        """Does the work unless the connection ends first or the time, in seconds, is over."""
+        work = asyncio.create_task(last_work)
+        await asyncio.wait((work, self.end), timeout=within, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            work.result()
+        else:
+            work.cancel()
+
+    async def disconnect(self, *, within: float) -> None:
+        """Says goodbye, so that the broker does not publish the last will."""
+        if not self.end.done():
+            self._client.disconnect()
+            await asyncio.wait((self.end,), timeout=within)
+
+    def release(self, problem: str) -> None:
+        """Closes the socket and gives back what the broker has not acknowledged."""
+        self._driver.stop()
+        self.end.cancel()
+        self._window.break_off(problem)
+
+    async def _first_of(self, awaited: asyncio.Future[Any]) -> bool:
+        await asyncio.wait((awaited, self.end), timeout=CONNECT_WITHIN, return_when=asyncio.FIRST_COMPLETED)
+        return awaited.done() and not self.end.done()
+
+    def _finish(self, ending: Ending) -> None:
+        if not self.end.done():
+            self.end.set_result(ending)
+
+    def _guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
+        """Whatever a callback raises comes out of `end`; paho would lose it or stumble over it."""
+
+        def guarded(_client: Client, _userdata: object, *facts: Any) -> None:
+            try:
+                callback(*facts)
+            except Exception as error:  # noqa: BLE001  # it is raised again by whoever awaits `end`
+                if not self.end.done():
+                    self.end.set_exception(error)
+
+        return guarded
+
+    def _connack(self, _flags: ConnectFlags, reason: ReasonCode, properties: Properties) -> None:
+        if reason.is_failure:
+            self._finish(refused(self._broker, reason.value, str(reason)))
+        elif not self._accepted.done():
+            self._accepted.set_result(announced(properties))
+
+    def _disconnected(self, flags: DisconnectFlags, reason: ReasonCode, _properties: Properties) -> None:
+        self._finish(
+            ended(
+                self._broker,
+                reason.value,
+                str(reason),
+                told_by_broker=flags.is_disconnect_packet_from_server,
+                accepted=self._accepted.done(),
+            )
+        )
+
+    def _suback(self, _mid: int, reasons: list[ReasonCode], _properties: Properties) -> None:
+        if not self._subscribed.done():
+            self._subscribed.set_result(not any(reason.is_failure for reason in reasons))
+
+    def _message(self, message: MQTTMessage) -> None:
+        self._on_message(message)
+
+    def _puback(self, mid: int, reason: ReasonCode, _properties: Properties) -> None:
+        self._window.acknowledged(mid, reason)
+
+    def _unreadable(self, error: Exception) -> None:
+        what = type(error).__name__
+        self._finish(Ending("lost", f"the broker at {self._broker} sent what cannot be read ({what})"))
+
+    def _check_acknowledgements(self, now: float) -> None:
+        if self._window.oldest_waits_for(now) > _ACKNOWLEDGED_WITHIN:
+            problem = f"the broker at {self._broker} does not acknowledge what it is sent"
+            self._finish(Ending("lost", problem))

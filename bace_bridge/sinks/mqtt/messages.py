@@ -1,0 +1,55 @@
+"""What the contract's MQTT messages say: pure functions of the events."""
+
+import msgspec
+
+from bace_bridge.domain.events import SESSION_DATAPOINTS, Event
+from bace_bridge.domain.timestamps import iso_utc
+from bace_bridge.sinks.mqtt.topics import Topics
+
+_EMPTY_OBJECT = b"{}"
+_OF_A_SESSION = "session."
+
+
+class _Head(msgspec.Struct):
+    event_type: str
+    id: str
+    time: str
+
+
+class _PointsOfEvent(msgspec.Struct):
+    datapoints: msgspec.Raw
+
+
+class _DatapointsMessage(msgspec.Struct):
+    id: str
+    time: str
+    session_id: str | None
+    datapoints: msgspec.Raw
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_points = msgspec.json.Decoder(_PointsOfEvent).decode
+
+
+def topic_and_payload(event: Event, topics: Topics) -> tuple[str, bytes]:
+    """The message that tells the event. Raises `msgspec.MsgspecError` for broken data."""
+    if event.device_id is None or not event.type.startswith(_OF_A_SESSION):
+        return topics.bridge_event, _whole_event(event)
+    if event.type == SESSION_DATAPOINTS:
+        return topics.datapoints(event.device_id), _datapoints(event)
+    return topics.event(event.device_id), _whole_event(event)
+
+
+def _whole_event(event: Event) -> bytes:
+    """The event's data, which is an encoded JSON object already, with a few keys before its own."""
+    if not event.data.startswith(b"{"):
+        raise msgspec.DecodeError("the event's data is no JSON object")
+    head = _encode(_Head(event.type, event.id, iso_utc(event.time)))
+    if event.data == _EMPTY_OBJECT:
+        return head
+    return b"%b,%b" % (head[:-1], event.data[1:])
+
+
+def _datapoints(event: Event) -> bytes:
+    points = _decode_points(event.data).datapoints
+    return _encode(_DatapointsMessage(event.id, iso_utc(event.time), event.session_id, points))

@@ -1,0 +1,220 @@
+"""The MQTT sink: events, retained state and requests on one broker."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
+
+import msgspec
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from bace_bridge.config.models import MqttConfig
+from bace_bridge.domain.delivery import Attempt
+from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
+from bace_bridge.sinks.mqtt.broker import Will
+from bace_bridge.sinks.mqtt.connection import Connection
+from bace_bridge.sinks.mqtt.dialing import Dialer
+from bace_bridge.sinks.mqtt.endings import Ending
+from bace_bridge.sinks.mqtt.messages import topic_and_payload
+from bace_bridge.sinks.mqtt.mirror import OFFLINE, Mirror, StateSource
+from bace_bridge.sinks.mqtt.outage import Outage
+from bace_bridge.sinks.mqtt.properties import CloudEventAttributes
+from bace_bridge.sinks.mqtt.requests import Answer, Requests
+from bace_bridge.sinks.mqtt.topics import Topics
+from bace_bridge.sinks.mqtt.versions import Version
+from bace_bridge.sinks.mqtt.window import Done, Message
+
+_IN_FLIGHT_WITHIN = 3.0
+_LAST_WORDS_WITHIN = 2.0
+_GOODBYE_WITHIN = 1.0
+
+
+class MqttSink:
+    """`run` keeps the connection; `send` hands events over while there is one that is `ready`.
+
+    `client_id` must be the bridge's own and stay the same; `source` is what CloudEvents call the cloud.
+    """
+
+    pipelined = True
+
+    def __init__(
+        self,
+        config: MqttConfig,
+        *,
+        client_id: str,
+        source: str,
+        state: StateSource,
+        requests: Mapping[str, Answer],
+        version: str,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.name = config.name
+        self.window = config.in_flight
+        self._config = config
+        self._state = state
+        self._sleep = sleep
+        self._jitter = jitter
+        self._log: FilteringBoundLogger = structlog.get_logger().bind(sink=config.name)
+        self._topics = Topics(config.base_topic)
+        self._attributes = CloudEventAttributes(source)
+        self._requests = Requests(requests, self._topics, self._log)
+        self._outage = Outage(self._log)
+        will = Will(self._topics.bridge_state, OFFLINE)
+        self._dialer = Dialer(config, client_id=client_id, version=version, will=will, log=self._log)
+        self._problem: str | None = f"not connected to the broker at {self._dialer.broker} yet"
+        self._connection: Connection | None = None
+        self._mirror: Mirror | None = None
+        self._ready = asyncio.Event()
+        self._keeping: asyncio.Task[None] | None = None
+        self._closing = False
+
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None
+
+    @property
+    def problem(self) -> str | None:
+        """Why events cannot be sent now, in a sentence without secrets."""
+        return self._problem
+
+    @property
+    def protocol_in_use(self) -> Version | None:
+        return self._dialer.protocol if self.connected else None
+
+    async def ready(self) -> None:
+        """Returns when events can be sent."""
+        await self._ready.wait()
+
+    def send(self, attempt: Attempt, done: Done) -> None:
+        """Hands an event over. `done` is called exactly once, later, on the loop."""
+        connection, mirror = self._connection, self._mirror
+        if connection is None or mirror is None:
+            _tell_soon(done, SinkUnavailable(self._problem or "not connected"))
+            return
+        event = attempt.logged.event
+        try:
+            topic, payload = topic_and_payload(event, self._topics)
+        except msgspec.MsgspecError as error:
+            _tell_soon(done, DeliveryRejected(f"the event {event.id} cannot be told: {error}"))
+            return
+        properties = self._attributes.of(attempt.logged) if self._dialer.protocol == "5" else None
+        connection.publish(Message(topic, payload, self._config.qos, properties=properties), done)
+        if event.device_id is not None:
+            mirror.touch(event.device_id)
+
+    def refresh_bridge(self) -> None:
+        """The bridge's info or health may have changed."""
+        if self._mirror is not None:
+            self._mirror.look_at_bridge()
+
+    def refresh_devices(self, ids: Collection[str] | None) -> None:
+        """How these devices stand may have changed; None: all of them."""
+        if self._mirror is not None:
+            self._mirror.touch_all(ids)
+
+    async def run(self) -> None:
+        """Keeps the connection until it is cancelled or closed, and then says goodbye to the broker."""
+        self._keeping = asyncio.create_task(self._keep_connected(), name=f"mqtt {self.name}")
+        try:
+            await self._keeping
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._closing or (task is not None and task.cancelling()):
+                raise
+
+    async def close(self) -> None:
+        """Waits shortly for what is in flight, tells that the bridge goes offline, and disconnects."""
+        self._closing = True
+        if self._keeping is not None and not self._keeping.done():
+            self._keeping.cancel()
+            await asyncio.wait((self._keeping,))
+
+    async def _keep_connected(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            connection = await self._dialer.dial(self._requests.take)
+            since = clock()
+            ending = connection if isinstance(connection, Ending) else await self._use(connection)
+            self._problem = ending.problem
+            if self._dialer.learn(ending):
+                continue
+            lasted = 0.0 if isinstance(connection, Ending) else clock() - since
+            await self._sleep(self._outage.goes_on(ending, lasted=lasted, jitter=self._jitter()))
+
+    async def _use(self, connection: Connection) -> Ending:
+        """Uses the connection until its end."""
+        self._outage.over(broker=self._dialer.broker, protocol=self._dialer.protocol)
+        mirror = self._mirror = self._new_mirror(connection)
+        try:
+            await self._listen_to_requests(connection)
+            async with asyncio.TaskGroup() as tasks:
+                working = [
+                    tasks.create_task(mirror.keep()),
+                    tasks.create_task(self._requests.serve(partial(self._respond, connection))),
+                    tasks.create_task(self._become_ready(connection, mirror)),
+                ]
+                try:
+                    await asyncio.wait((connection.end,))
+                except asyncio.CancelledError:
+                    self._leave("the bridge is stopping")
+                    await self._say_goodbye(connection, mirror, working[0])
+                    raise
+                finally:
+                    for task in working:
+                        task.cancel()
+            ending = connection.end.result()
+            self._leave(ending.problem)
+            return ending
+        finally:
+            self._leave(self._problem or "the connection has ended")
+            connection.release(self._problem or "the connection has ended")
+
+    def _new_mirror(self, connection: Connection) -> Mirror:
+        return Mirror(
+            self._state,
+            self._topics,
+            connection.publish,
+            groups=self._config.groups,
+            window=self.window,
+            sleep=self._sleep,
+            log=self._log,
+        )
+
+    async def _listen_to_requests(self, connection: Connection) -> None:
+        if not connection.limits.retain:
+            self._log.warning(
+                "mqtt.no_retained_messages", hint="the broker keeps no state for late subscribers"
+            )
+        if not await connection.subscribe(self._topics.requests) and not connection.end.done():
+            self._log.warning("mqtt.requests_refused", topic=self._topics.requests)
+
+    async def _become_ready(self, connection: Connection, mirror: Mirror) -> None:
+        await mirror.complete.wait()
+        if not connection.end.done():
+            self._connection, self._problem = connection, None
+            self._ready.set()
+
+    def _leave(self, problem: str) -> None:
+        self._connection = self._mirror = None
+        self._problem = problem
+        self._ready.clear()
+
+    async def _say_goodbye(self, connection: Connection, mirror: Mirror, keeping: asyncio.Task[None]) -> None:
+        keeping.cancel()
+        await asyncio.wait((keeping,))
+        await connection.while_it_lasts(connection.emptied(), within=_IN_FLIGHT_WITHIN)
+        await connection.while_it_lasts(mirror.farewell(), within=_LAST_WORDS_WITHIN)
+        await connection.disconnect(within=_GOODBYE_WITHIN)
+
+    def _respond(self, connection: Connection, response: Message) -> None:
+        connection.publish(response, partial(self._responded, response.topic))
+
+    def _responded(self, topic: str, error: SinkError | None) -> None:
+        if error is not None:
+            self._log.warning("mqtt.response_not_delivered", topic=topic, problem=str(error))
+
+
+def _tell_soon(done: Done, error: SinkError) -> None:
+    asyncio.get_running_loop().call_soon(done, error)

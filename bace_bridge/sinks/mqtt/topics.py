@@ -1,0 +1,41 @@
+"""The topics of the contract, all below the base topic."""
+
+import re
+
+_NOT_IN_A_LEVEL = re.compile(r"[+#/\x00-\x1f\x7f-\x9f]")
+
+
+class Topics:
+    def __init__(self, base: str) -> None:
+        self._base = base
+        self.bridge_state = f"{base}/bridge/state"
+        self.bridge_info = f"{base}/bridge/info"
+        self.bridge_health = f"{base}/bridge/health"
+        self.bridge_event = f"{base}/bridge/event"
+        self.requests = f"{base}/bridge/request/+"
+
+    def request_name(self, topic: str) -> str:
+        return topic.removeprefix(self.requests[:-1])
+
+    def response(self, name: str) -> str:
+        return f"{self._base}/bridge/response/{name}"
+
+    def event(self, device: str) -> str:
+        return f"{self._base}/{level(device)}/event"
+
+    def datapoints(self, device: str) -> str:
+        return f"{self._base}/{level(device)}/datapoints"
+
+    def availability(self, device: str) -> str:
+        return f"{self._base}/{level(device)}/availability"
+
+    def session(self, device: str) -> str:
+        return f"{self._base}/{level(device)}/session"
+
+    def latest(self, device: str, source_device: str, datatype: int) -> str:
+        return f"{self._base}/{level(device)}/latest/{level(source_device)}/{datatype}"
+
+
+def level(name: str) -> str:
+    """A name as one level of a topic: what MQTT gives a meaning of its own becomes `_`."""
+    return _NOT_IN_A_LEVEL.sub("_", name) or "_"

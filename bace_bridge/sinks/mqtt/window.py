@@ -1,0 +1,115 @@
+"""The messages that wait for the broker's word, at most a window of them in paho's hands."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from paho.mqtt.client import Client, MQTTMessageInfo
+from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.reasoncodes import ReasonCode
+
+from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
+from bace_bridge.sinks.mqtt.endings import FIRST_FAILURE, publish_refused
+from bace_bridge.sinks.mqtt.limits import Limits
+from bace_bridge.sinks.mqtt.properties import EncodedProperties
+
+Done = Callable[[SinkError | None], None]
+
+_FIXED_HEADER = 5
+_TOPIC_LENGTH_AND_ID = 4
+_HIGHEST_QOS = 2
+
+
+class Message(NamedTuple):
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool = False
+    properties: EncodedProperties | None = None
+
+
+class Window:
+    """Calls every message's `done` exactly once, on the loop and never from within `publish`.
+
+    At QoS 0 a message is done when it was written to the socket.
+    """
+
+    def __init__(self, client: Client, *, size: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._publish: Callable[..., MQTTMessageInfo] = client.publish
+        self._size = self._room = size
+        self._limits = Limits()
+        self._as_wished = True
+        self._in_flight: dict[int, tuple[str, Done]] = {}
+        self._waiting: deque[tuple[Message, Done]] = deque()
+        self._emptied: asyncio.Future[None] | None = None
+        self._oldest: Done | None = None
+        self._oldest_since = 0.0
+
+    def obey(self, limits: Limits) -> None:
+        self._limits = limits
+        self._room = min(self._size, limits.in_flight)
+        self._as_wished = limits.qos == _HIGHEST_QOS and limits.retain
+
+    def publish(self, message: Message, done: Done) -> None:
+        if self._waiting or len(self._in_flight) >= self._room:
+            self._waiting.append((message, done))
+        else:
+            self._hand_over(message, done)
+
+    def acknowledged(self, mid: int, reason: ReasonCode) -> None:
+        topic, done = self._in_flight.pop(mid)
+        while self._waiting and len(self._in_flight) < self._room:
+            self._hand_over(*self._waiting.popleft())
+        if self._emptied is not None and not self._in_flight and not self._emptied.done():
+            self._emptied.set_result(None)
+        done(None if reason.value < FIRST_FAILURE else publish_refused(topic, reason.value, str(reason)))
+
+    async def emptied(self) -> None:
+        """Returns when no message waits for the broker's word."""
+        while self._in_flight or self._waiting:
+            self._emptied = self._loop.create_future()
+            await self._emptied
+
+    def oldest_waits_for(self, now: float) -> float:
+        """Seconds for which the oldest message has been waiting, as far as earlier calls have seen it."""
+        oldest = next(iter(self._in_flight.values()), (None, None))[1]
+        if oldest is None or oldest is not self._oldest:
+            self._oldest, self._oldest_since = oldest, now
+        return now - self._oldest_since
+
+    def break_off(self, problem: str) -> None:
+        """Tells `SinkUnavailable` of all that the broker has not acknowledged."""
+        unsent = [done for _, done in self._in_flight.values()] + [done for _, done in self._waiting]
+        self._in_flight.clear()
+        self._waiting.clear()
+        for done in unsent:
+            done(SinkUnavailable(problem))
+
+    def _hand_over(self, message: Message, done: Done) -> None:
+        if self._limits.packet_size is not None and _packet_size(message) > self._limits.packet_size:
+            error = DeliveryRejected(f"a message on {message.topic} is larger than the broker takes")
+            self._loop.call_soon(done, error)
+            return
+        if not self._as_wished:
+            allowed = self._limits
+            message = message._replace(
+                qos=min(message.qos, allowed.qos), retain=message.retain and allowed.retain
+            )
+        try:
+            info = self._publish(*message)
+        except ValueError as error:
+            rejected = DeliveryRejected(f"a message on {message.topic} cannot be sent: {error}")
+            self._loop.call_soon(done, rejected)
+            return
+        if info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS:
+            self._in_flight[info.mid] = (message.topic, done)
+        else:
+            self._loop.call_soon(done, SinkUnavailable("the connection to the broker is lost"))
+
+
+def _packet_size(message: Message) -> int:
+    properties = len(message.properties.pack()) if message.properties is not None else 1
+    topic = len(message.topic.encode())
+    return _FIXED_HEADER + _TOPIC_LENGTH_AND_ID + topic + properties + len(message.payload)

@@ -1,0 +1,58 @@
+"""What a webhook's answer says about the delivery: pure."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+
+from bace_bridge.errors import DeliveryFailed, SinkDisabled, SinkError
+
+LONGEST_EXCERPT = 200
+"""Characters of the answer's body that a message quotes."""
+
+_GONE = 410
+_ASKS_FOR_SILENCE = (429, 503)
+
+
+def judge(
+    status: int, headers: Mapping[str, str], body: bytes, *, now: float, private: Sequence[str] = ()
+) -> SinkError | None:
+    """None where the event was delivered, else what went wrong.
+
+    `headers` finds its keys whatever their case. No message shows the `private` texts.
+    """
+    if headers.get("webhook-delivery", "").strip().lower() == "disable":
+        return SinkDisabled(f"HTTP {status}: the endpoint asks for no more (webhook-delivery: disable)")
+    if status == _GONE:
+        return SinkDisabled("HTTP 410: the endpoint is gone")
+    if 200 <= status < 300:  # noqa: PLR2004  # the class of status codes
+        return None
+    if 300 <= status < 400:  # noqa: PLR2004  # the class of status codes
+        return DeliveryFailed(f"HTTP {status}: redirects are not followed; configure the final address")
+    quote = excerpt(body, private)
+    message = f"HTTP {status}: {quote}" if quote else f"HTTP {status}"
+    wait = retry_after(headers.get("retry-after", ""), now=now) if status in _ASKS_FOR_SILENCE else 0.0
+    return DeliveryFailed(message, retry_after=wait)
+
+
+def retry_after(value: str, *, now: float) -> float:
+    """Seconds from `now` that a Retry-After header asks for: a number or a date; 0 where it is neither."""
+    value = value.strip()
+    if value.isascii() and value.isdigit():
+        return float(value)
+    try:
+        moment = parsedate_to_datetime(value)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return max(0.0, moment.timestamp() - now)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return 0.0
+
+
+def excerpt(body: bytes, private: Sequence[str] = ()) -> str:
+    """The beginning of a body as one printable line."""
+    text = body.decode("utf-8", "replace")
+    for secret in private:
+        text = text.replace(secret, "***")
+    line = "".join(char if char.isprintable() else " " for char in text)
+    line = " ".join(line.split())
+    return line if len(line) <= LONGEST_EXCERPT else line[: LONGEST_EXCERPT - 1] + "…"

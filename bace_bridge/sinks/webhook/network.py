@@ -1,0 +1,59 @@
+"""What went wrong below HTTP, in words for people that hold no credential."""
+
+import os
+import ssl
+from urllib.parse import unquote, urlsplit
+
+import aiohttp
+
+from bace_bridge.config.models import WebhookConfig
+from bace_bridge.errors import DeliveryFailed
+
+_SHORTEST_SECRET = 8
+"""Characters: shorter parts of a URL are words such as `hook`; messages are hard to read without them."""
+
+_WORDS: tuple[tuple[type[Exception], str], ...] = (
+    (TimeoutError, "no answer within {timeout:g} s"),
+    (aiohttp.ClientConnectorDNSError, "the host's name cannot be resolved"),
+    (UnicodeError, "the host's name cannot be resolved"),
+    (aiohttp.InvalidURL, "the URL cannot be used"),
+    (aiohttp.ClientConnectorCertificateError, "the TLS certificate is refused: {reason}"),
+    (ssl.SSLError, "TLS failed: {reason}"),
+    (aiohttp.ClientConnectorError, "cannot connect: {reason}"),
+    (aiohttp.ServerDisconnectedError, "the connection was closed without an answer"),
+    (aiohttp.ClientResponseError, "the answer is not HTTP"),
+    (Exception, "the connection broke: {reason}"),
+)
+"""The first class that fits counts. aiohttp's own texts may hold the URL, which is a credential."""
+
+
+def what_went_wrong(error: Exception, *, timeout: float) -> DeliveryFailed:
+    words = next(words for kind, words in _WORDS if isinstance(error, kind))
+    return DeliveryFailed(words.format(timeout=timeout, reason=_reason(error)))
+
+
+def _reason(error: Exception) -> str:
+    cause = error
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        cause = error.certificate_error
+    elif isinstance(error, aiohttp.ClientConnectorError):
+        cause = error.os_error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return cause.verify_message
+    if isinstance(cause, ssl.SSLError) and cause.reason:
+        return cause.reason.replace("_", " ").lower()
+    if isinstance(cause, OSError) and cause.errno and cause.errno > 0:
+        return os.strerror(cause.errno)
+    return type(cause).__name__
+
+
+def private_texts(config: WebhookConfig) -> tuple[str, ...]:
+    """What an answer may echo and no message may show: parts of the URL and header values, longest first."""
+    parts = urlsplit(config.url.get_secret_value())
+    path = parts.path.split("/")
+    values = [pair.partition("=")[2] for pair in parts.query.split("&")]
+    logins = [parts.username or "", parts.password or ""]
+    headers = [value.get_secret_value() for value in config.headers.values()]
+    texts = {parts.path, parts.query, *path, *values, *logins, *headers}
+    texts |= {unquote(text) for text in texts}
+    return tuple(sorted((text for text in texts if len(text) >= _SHORTEST_SECRET), key=len, reverse=True))

@@ -1,0 +1,131 @@
+"""What the running bridge says of itself: alive, ready, info and health."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from bace_bridge.domain.timestamps import iso_utc
+from bace_bridge.domain.trouble import CloudTrouble
+
+SLOWEST_PROGRESS = 120.0
+"""Seconds without progress after which a loop counts as standing still."""
+
+
+class WatchedSessions(Protocol):
+    trouble: CloudTrouble
+    store_problem: str | None
+    last_success_at: float | None
+    next_look_at: float | None
+    beat_at: float
+
+
+class WatchedDatapoints(Protocol):
+    beat_at: float
+
+
+class CloudLine(Protocol):
+    @property
+    def active_at(self) -> float: ...
+    @property
+    def clock_ahead(self) -> float: ...
+
+
+class Broker(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def problem(self) -> str | None: ...
+
+
+class Status:
+    """Reads the loops; changes nothing."""
+
+    def __init__(
+        self,
+        sessions: WatchedSessions,
+        datapoints: WatchedDatapoints,
+        cloud: CloudLine,
+        *,
+        brokers: Sequence[Broker],
+        version: str,
+        strategy: Callable[[], str],
+        interval: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._sessions = sessions
+        self._datapoints = datapoints
+        self._cloud = cloud
+        self._brokers = brokers
+        self._version = version
+        self._strategy = strategy
+        self._slowest = max(SLOWEST_PROGRESS, 3 * interval)
+        self._clock = clock
+        self._started_at = clock()
+        self.backlogs: Mapping[str, int] = {}
+        self.disabled: dict[str, str] = {}
+
+    def alive(self) -> dict[str, str | None]:
+        """Per loop None while it makes progress, else what stands still."""
+        now = self._clock()
+        session_beat = max(self._sessions.beat_at, self._sessions.next_look_at or 0.0, self._cloud.active_at)
+        return {
+            "sessions": self._standing_still(now - session_beat),
+            "datapoints": self._standing_still(now - max(self._datapoints.beat_at, self._cloud.active_at)),
+        }
+
+    def ready(self) -> dict[str, str | None]:
+        """Per outside part None while it is usable, else the reason."""
+        return {
+            "cloud": self.cloud_problem,
+            "store": self._sessions.store_problem,
+            **{f"mqtt:{broker.name}": broker.problem for broker in self._brokers},
+        }
+
+    @property
+    def cloud_problem(self) -> str | None:
+        trouble = self._sessions.trouble
+        if trouble.failures:
+            return trouble.reason
+        return None if self._sessions.last_success_at is not None else "not asked yet"
+
+    @property
+    def view_is_current(self) -> bool:
+        """True while what is known of the devices is what the cloud shows."""
+        return self._sessions.last_success_at is not None and self._sessions.trouble.told is None
+
+    def info(self) -> dict[str, Any]:
+        return {"version": self._version, "started_at": iso_utc(self._started_at), "strategy": self._strategy()}
+
+    def health(self) -> dict[str, Any]:
+        sessions = self._sessions
+        problems = {name: why for name, why in {**self.alive(), **self.ready()}.items() if why is not None}
+        return {
+            "healthy": not problems,
+            "problems": problems,
+            "last_poll_at": None if sessions.last_success_at is None else iso_utc(sessions.last_success_at),
+            "next_poll_at": None if sessions.next_look_at is None else iso_utc(sessions.next_look_at),
+            "backlog": dict(self.backlogs),
+            "disabled_sinks": dict(self.disabled),
+            "cloud_clock_ahead_seconds": round(self._cloud.clock_ahead),
+        }
+
+    def _standing_still(self, silent_for: float) -> str | None:
+        return None if silent_for < self._slowest else f"no progress for {silent_for:.0f} s"
+
+
+class StateForTopics:
+    """What MQTT's retained topics show."""
+
+    def __init__(self, status: Status, devices: Callable[..., Any]) -> None:
+        self._status = status
+        self._devices = devices
+
+    async def devices(self, ids: Any) -> Any:
+        return await self._devices(ids, available=self._status.view_is_current)
+
+    def info(self) -> bytes:
+        return msgspec.json.encode(self._status.info())
+
+    def health(self) -> bytes:
+        return msgspec.json.encode(self._status.health())

@@ -1,0 +1,35 @@
+"""Small durable facts: the cloud's tokens and the name of this installation."""
+
+import secrets
+import sqlite3
+
+import msgspec
+
+from bace_bridge.domain.tokens import Token
+from bace_bridge.store.journal import read_fact, write_fact
+from bace_bridge.store.sqlite import SqliteFile
+
+
+class Facts:
+    def __init__(self, file: SqliteFile) -> None:
+        self._file = file
+
+    async def load_token(self, account: str) -> Token | None:
+        value = await self._file.read(lambda connection: read_fact(connection, f"token:{account}"))
+        return None if value is None else msgspec.json.decode(value, type=Token)
+
+    async def save_token(self, account: str, token: Token) -> None:
+        value = msgspec.json.encode(token).decode()
+        await self._file.write(lambda connection: write_fact(connection, f"token:{account}", value))
+
+    async def installation(self) -> str:
+        """A short random name, made once: it keeps MQTT client ids of two installations apart."""
+
+        def work(connection: sqlite3.Connection) -> str:
+            found = read_fact(connection, "installation")
+            if found is None:
+                found = secrets.token_hex(4)
+                write_fact(connection, "installation", found)
+            return found
+
+        return await self._file.write(work)

@@ -1,0 +1,185 @@
+"""What the watcher keeps: known data sessions, windows, newest points, and the events that it tells."""
+
+import sqlite3
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import msgspec
+
+from bace_bridge.domain.changes import Changes, LatestSeen, WatchState, WindowRead
+from bace_bridge.domain.datapoints import Told
+from bace_bridge.domain.events import Event
+from bace_bridge.domain.sessions import KnownSession
+from bace_bridge.domain.windows import Window, WindowState
+from bace_bridge.store.sqlite import SqliteFile
+
+WATCH = "watch"
+
+
+class Journal:
+    """The watcher's side of the store. `grew` is called after events were added to the log."""
+
+    def __init__(self, file: SqliteFile, *, grew: Callable[[], None] = lambda: None) -> None:
+        self._file = file
+        self._grew = grew
+
+    async def commit(self, changes: Changes) -> None:
+        """Everything in `changes`, in one transaction. An event whose id is in the log already is the same fact."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            _write_sessions(connection, changes.known)
+            _write_windows(connection, changes.windows)
+            _write_latest(connection, changes.latest)
+            append_events(connection, changes.events)
+            if changes.watch is not None:
+                write_fact(connection, WATCH, msgspec.json.encode(changes.watch).decode())
+
+        await self._file.write(work)
+        if changes.events:
+            self._grew()
+
+    async def watch_state(self) -> WatchState | None:
+        value = await self._file.read(lambda connection: read_fact(connection, WATCH))
+        return None if value is None else msgspec.json.decode(value, type=WatchState)
+
+    async def known(self, ids: Collection[str]) -> dict[str, KnownSession]:
+        """The known sessions among `ids`."""
+
+        def work(connection: sqlite3.Connection) -> dict[str, KnownSession]:
+            marks = ",".join("?" * len(ids))
+            rows = connection.execute(f"select known from sessions where id in ({marks})", tuple(ids))  # noqa: S608  # marks only
+            return {known.session.id: known for known in _decoded(rows)}
+
+        return await self._file.read(work) if ids else {}
+
+    async def unfinished(self) -> list[KnownSession]:
+        """The sessions that are active or still being ingested."""
+        query = "select known from sessions where unfinished order by id"
+        return await self._file.read(lambda connection: _decoded(connection.execute(query)))
+
+    async def unfinished_after(self, session_id: str, limit: int) -> list[KnownSession]:
+        """The next unfinished sessions, by id, for the roll call."""
+        query = "select known from sessions where unfinished and id > ? order by id limit ?"
+        return await self._file.read(lambda connection: _decoded(connection.execute(query, (session_id, limit))))
+
+    async def finished_after(self, session_id: str, limit: int) -> list[KnownSession]:
+        """The next finished sessions, by id, for the roll call."""
+        query = "select known from sessions where id > ? and not unfinished and not removed order by id limit ?"
+        return await self._file.read(lambda connection: _decoded(connection.execute(query, (session_id, limit))))
+
+    async def recently_updated(self, bound: float) -> list[KnownSession]:
+        """The known sessions that a list of what was updated since `bound` has to show."""
+        query = """select known from sessions where not removed
+            and json_extract(known, '$.session.updated_at') >= ? order by start desc limit 200"""
+        return await self._file.read(lambda connection: _decoded(connection.execute(query, (bound,))))
+
+    async def started_since(self, start: float) -> list[KnownSession]:
+        """The known sessions that a list by `start` has to show down to `start`."""
+        query = "select known from sessions where not removed and start > ? order by start desc limit 200"
+        return await self._file.read(lambda connection: _decoded(connection.execute(query, (start,))))
+
+    async def due_visits(self, now: float, limit: int) -> list[KnownSession]:
+        """The sessions whose datapoints are to be looked at now: those seen live first, newest history after them."""
+        query = """select known from sessions where visit_at <= ?
+            order by over_when_found, visit_at, start desc limit ?"""
+        return await self._file.read(lambda connection: _decoded(connection.execute(query, (now, limit))))
+
+    async def next_visit_at(self, *, without: Collection[str]) -> float | None:
+        """When the next visit is due, of sessions that are not being visited."""
+        marks = ",".join("?" * len(without))
+        query = f"select min(visit_at) from sessions where visit_at is not null and id not in ({marks})"  # noqa: S608  # marks only
+        row = await self._file.read(lambda connection: connection.execute(query, tuple(without)).fetchone())
+        return None if row[0] is None else float(row[0])
+
+    async def windows(self, session_id: str) -> dict[Window, WindowState]:
+        query = "select state from windows where session_id = ?"
+
+        def work(connection: sqlite3.Connection) -> dict[Window, WindowState]:
+            rows = connection.execute(query, (session_id,))
+            states = [msgspec.json.decode(row[0], type=WindowState) for row in rows]
+            return {state.window: state for state in states}
+
+        return await self._file.read(work)
+
+    async def told(self, session_id: str, windows: Collection[Window]) -> dict[Window, Told]:
+        """What was told of these windows; empty for those that were never read."""
+        query = 'select told from windows where session_id = ? and start = ? and "end" = ?'
+
+        def work(connection: sqlite3.Connection) -> dict[Window, Told]:
+            found: dict[Window, Told] = {}
+            for window in windows:
+                row = connection.execute(query, (session_id, window.start, window.end)).fetchone()
+                found[window] = msgspec.msgpack.decode(row[0], type=Told) if row and row[0] else {}
+            return found
+
+        return await self._file.read(work)
+
+
+def read_fact(connection: sqlite3.Connection, name: str) -> str | None:
+    row = connection.execute("select value from facts where name = ?", (name,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def write_fact(connection: sqlite3.Connection, name: str, value: str) -> None:
+    connection.execute("insert or replace into facts (name, value) values (?, ?)", (name, value))
+
+
+def append_events(connection: sqlite3.Connection, events: Iterable[Event]) -> None:
+    connection.executemany(
+        """insert into events (id, type, session_id, device_id, time, observed_at, data) values (?, ?, ?, ?, ?, ?, ?)
+        on conflict (id) do nothing""",
+        [(one.id, one.type, one.session_id, one.device_id, one.time, one.observed_at, one.data) for one in events],
+    )
+
+
+def _decoded(rows: Iterable[Any]) -> list[KnownSession]:
+    return [msgspec.json.decode(row[0], type=KnownSession) for row in rows]
+
+
+def _write_sessions(connection: sqlite3.Connection, known: Iterable[KnownSession]) -> None:
+    connection.executemany(
+        """insert or replace into sessions
+        (id, group_id, start, active, unfinished, removed, over_when_found, visit_at, known)
+        values (?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        [
+            (
+                one.session.id,
+                one.session.group_id,
+                one.session.start,
+                one.session.state == "active" and not one.removed,
+                one.unfinished,
+                one.removed,
+                one.over_when_found,
+                one.visit_at,
+                msgspec.json.encode(one).decode(),
+            )
+            for one in known
+        ],
+    )
+
+
+def _write_windows(connection: sqlite3.Connection, windows: Iterable[WindowRead]) -> None:
+    connection.executemany(
+        """insert into windows (session_id, start, "end", state, told) values (?, ?, ?, ?, ?)
+        on conflict (session_id, start, "end") do update
+        set state = excluded.state, told = coalesce(excluded.told, told)""",
+        [
+            (
+                one.session_id,
+                one.state.start,
+                one.state.end,
+                msgspec.json.encode(one.state).decode(),
+                None if one.told is None else msgspec.msgpack.encode(one.told),
+            )
+            for one in windows
+        ],
+    )
+
+
+def _write_latest(connection: sqlite3.Connection, latest: Iterable[LatestSeen]) -> None:
+    connection.executemany(
+        """insert into latest (device_id, source_device, datatype, timestamp, payload) values (?, ?, ?, ?, ?)
+        on conflict (device_id, source_device, datatype) do update
+        set timestamp = excluded.timestamp, payload = excluded.payload where excluded.timestamp >= latest.timestamp""",
+        [(one.device_id, one.source_device, one.datatype, one.timestamp, one.payload) for one in latest],
+    )

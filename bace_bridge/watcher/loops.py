@@ -1,0 +1,204 @@
+"""The two loops that watch the cloud: the session list, and the datapoints of the sessions that are due."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import structlog
+
+from bace_bridge.domain.changes import Changes
+from bace_bridge.domain.events import Event
+from bace_bridge.domain.retry import backoff
+from bace_bridge.domain.sessions import KnownSession
+from bace_bridge.domain.trouble import CloudTrouble, Kind, after_failure, after_success
+from bace_bridge.errors import CloudError, CloudLoginFailed, CloudUnavailable, StoreError, StoreUnusable
+from bace_bridge.watcher.needs import PointJournal, SessionJournal
+
+log = structlog.get_logger()
+
+LONGEST_PAUSE = 60.0
+"""Seconds between looks at a cloud that is away; a longer wait only where the cloud itself asks for it."""
+
+VISITS_AT_ONCE = 4
+VISITS_LOOKED_UP = 16
+LONGEST_REST = 30.0
+"""Seconds after which the loops look at their work even if nothing called them, which also shows that they live."""
+
+Pause = Callable[[asyncio.Event, float], Awaitable[None]]
+
+
+async def pause_until(called: asyncio.Event, seconds: float) -> None:
+    """Returns when called, or after so many seconds."""
+    try:
+        async with asyncio.timeout(seconds):
+            await called.wait()
+    except TimeoutError:
+        pass
+    called.clear()
+
+
+class Looks(Protocol):
+    async def poll(self) -> None: ...
+
+
+class SessionLoop:
+    """Looks at the session list for ever, and says once when the cloud goes away and when it is back."""
+
+    def __init__(
+        self,
+        looks: Looks,
+        journal: SessionJournal,
+        *,
+        interval: float,
+        clock: Callable[[], float],
+        jitter: Callable[[], float],
+        on_look: Callable[[], None],
+        pause: Pause = pause_until,
+    ) -> None:
+        self._looks = looks
+        self._journal = journal
+        self._interval = interval
+        self._clock = clock
+        self._jitter = jitter
+        self._on_look = on_look
+        self._pause = pause
+        self._called = asyncio.Event()
+        self.trouble = CloudTrouble()
+        self.store_problem: str | None = None
+        self.last_success_at: float | None = None
+        self.next_look_at: float | None = None
+        self.beat_at = clock()
+
+    def look_now(self) -> None:
+        self._called.set()
+
+    async def run(self) -> None:
+        while True:
+            started = self._clock()
+            wait = await self._look()
+            self.beat_at = self._clock()
+            rest = max(0.0, wait - max(0.0, self.beat_at - started))
+            self.next_look_at = self.beat_at + rest
+            self._on_look()
+            await self._pause(self._called, rest)
+
+    async def _look(self) -> float:
+        """One look; returns the seconds from its beginning to the next one."""
+        try:
+            await self._looks.poll()
+            await self._note_success()
+        except StoreUnusable:
+            raise
+        except StoreError as error:
+            self._note_store(str(error))
+            return max(self._interval, 5.0)
+        except CloudError as error:
+            return await self._note_failure(error)
+        return self._interval
+
+    async def _note_success(self) -> None:
+        told = self.trouble.told
+        self.trouble, events = after_success(self.trouble, now=self._clock())
+        if told is not None:
+            log.info("cloud.recovered")
+        await self._tell(events)
+        self.last_success_at = self._clock()
+        self._note_store(None)
+
+    async def _note_failure(self, error: CloudError) -> float:
+        kind: Kind = "auth_failed" if isinstance(error, CloudLoginFailed) else "unreachable"
+        before = self.trouble
+        self.trouble, events = after_failure(before, kind, str(error), now=self._clock())
+        if before.kind != kind:
+            log.warning(f"cloud.{kind}", reason=str(error), then="trying again")
+        else:
+            log.debug(f"cloud.{kind}", reason=str(error), failures=self.trouble.failures)
+        try:
+            await self._tell(events)
+        except StoreError as full:
+            self._note_store(str(full))
+        wait = backoff(self.trouble.failures, jitter=self._jitter(), longest=max(self._interval, LONGEST_PAUSE))
+        asked = error.retry_after if isinstance(error, CloudUnavailable) else 0.0
+        return max(wait, asked)
+
+    def _note_store(self, problem: str | None) -> None:
+        if problem is not None and self.store_problem is None:
+            log.error("store.unusable", reason=problem, then="nothing is skipped; trying again")
+        elif problem is None and self.store_problem is not None:
+            log.info("store.usable_again")
+        self.store_problem = problem
+
+    async def _tell(self, events: Sequence[Event]) -> None:
+        if events:
+            await self._journal.commit(Changes(events=tuple(events)))
+
+
+class DatapointLoop:
+    """Visits the sessions that are due, a few at once; at most half of the places go to sessions that are over."""
+
+    def __init__(
+        self,
+        journal: PointJournal,
+        visit: Callable[[KnownSession], Awaitable[None]],
+        *,
+        clock: Callable[[], float],
+        pause: Pause = pause_until,
+    ) -> None:
+        self._journal = journal
+        self._visit = visit
+        self._clock = clock
+        self._pause = pause
+        self._called = asyncio.Event()
+        self._under_way: dict[str, bool] = {}
+        self.beat_at = clock()
+
+    def look_now(self) -> None:
+        self._called.set()
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as visits:
+            while True:
+                self.beat_at = self._clock()
+                try:
+                    await self._start_visits(visits)
+                    rest = await self._rest()
+                except StoreUnusable:
+                    raise
+                except StoreError as error:
+                    log.debug("datapoints.store_unusable", reason=str(error))
+                    rest = 5.0
+                await self._pause(self._called, rest)
+
+    async def _start_visits(self, visits: asyncio.TaskGroup) -> None:
+        if len(self._under_way) >= VISITS_AT_ONCE:
+            return
+        due = await self._journal.due_visits(self._clock(), VISITS_LOOKED_UP)
+        for known in due:
+            backlog = sum(self._under_way.values())
+            if known.session.id in self._under_way or len(self._under_way) >= VISITS_AT_ONCE:
+                continue
+            if known.over_when_found and backlog >= VISITS_AT_ONCE // 2:
+                continue
+            self._under_way[known.session.id] = known.over_when_found
+            visits.create_task(self._make(known))
+
+    async def _make(self, known: KnownSession) -> None:
+        try:
+            await self._visit(known)
+        except StoreUnusable:
+            raise
+        except StoreError as error:
+            log.debug("datapoints.store_unusable", session=known.session.id, reason=str(error))
+            await self._pause(asyncio.Event(), 5.0)
+        finally:
+            del self._under_way[known.session.id]
+            self._called.set()
+
+    async def _rest(self) -> float:
+        if len(self._under_way) >= VISITS_AT_ONCE:
+            return LONGEST_REST
+        soonest = await self._journal.next_visit_at(without=list(self._under_way))
+        if soonest is None:
+            return LONGEST_REST
+        wait = max(0.0, min(LONGEST_REST, soonest - self._clock()))
+        return wait or (LONGEST_REST if self._under_way else 0.0)

@@ -1,0 +1,226 @@
+"""A visit to one data session: read its windows, tell what is new, then its end and its CSV."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import msgspec
+import structlog
+
+from bace_bridge.domain.changes import Changes, WindowRead
+from bace_bridge.domain.datapoints import Datatype, samples_per_day
+from bace_bridge.domain.readings import MOST_FAILURES, absorb, after_failure, by_window, left_out, split
+from bace_bridge.domain.seen import PointsRead, Urgency
+from bace_bridge.domain.sessions import KnownSession
+from bace_bridge.domain.visits import Outcome, conclude, end_is_due
+from bace_bridge.domain.windows import (
+    DIRECT_WINDOWS,
+    Due,
+    Window,
+    WindowState,
+    days_with_news,
+    halves,
+    windows_due,
+)
+from bace_bridge.errors import CloudFault, CloudLoginFailed, CloudRefused, CloudUnavailable, UnexpectedReply
+from bace_bridge.watcher.needs import PointCloud, PointJournal
+
+log = structlog.get_logger()
+
+EVENTS_A_COMMIT = 50
+
+
+class VisitSettings(msgspec.Struct, frozen=True):
+    """What a visit is made with. `interval` is in seconds; `csv_url` makes a session id into its CSV's URL."""
+
+    interval: float
+    resolution: Literal["as_served", "finest"]
+    datatypes: Mapping[int, Datatype]
+    csv_url: Callable[[str], str]
+
+
+class Visit:
+    """One visit. Everything found is committed in order: datapoints, `session.ended`, late ones, `session.csv_ready`."""
+
+    def __init__(
+        self,
+        known: KnownSession,
+        cloud: PointCloud,
+        journal: PointJournal,
+        settings: VisitSettings,
+        *,
+        deciding: asyncio.Lock,
+        clock: Callable[[], float],
+    ) -> None:
+        self._known = known
+        self._seen = known.session
+        self._cloud = cloud
+        self._journal = journal
+        self._settings = settings
+        self._deciding = deciding
+        self._clock = clock
+        self._urgency = Urgency.BACKLOG if known.over_when_found else Urgency.LIVE
+        self._states: dict[Window, WindowState] = {}
+        self._pending = Changes()
+        self._found_news = False
+        self._newest = known.newest_point_at
+        self._probed: dict[int, int] | None = None
+
+    async def make(self) -> None:
+        """Raises StoreError only; what the cloud does ends up in the session's next visit."""
+        session = self._known.session
+        outcome: Outcome = "read"
+        try:
+            self._states = await self._journal.windows(session.id)
+            await self._read_everything_due()
+        except (CloudUnavailable, CloudLoginFailed) as error:
+            outcome = "unavailable"
+            log.debug("datapoints.put_off", session=session.id, reason=str(error))
+        except (CloudRefused, CloudFault, UnexpectedReply) as error:
+            outcome = "failed"
+            log.warning("datapoints.not_read", session=session.id, reason=str(error), attempt=self._known.failed_visits + 1)
+        await self._commit(outcome)
+
+    async def _read_everything_due(self) -> None:
+        due = windows_due(self._known, self._states, now=self._cloud_now())
+        if len(due) > DIRECT_WINDOWS:
+            days = await self._days_with_points()
+            due = windows_due(self._known, self._states, now=self._cloud_now(), days=days)
+        await self._read_all(due)
+        if self._something_may_be_missing():
+            await self._days_with_points()
+            days = days_with_news(self._probed or {}, self._known, self._states)
+            again = not self._known.csv_due
+            await self._read_all(windows_due(self._known, self._states, now=self._cloud_now(), days=days, again=again))
+
+    def _something_may_be_missing(self) -> bool:
+        """True when the session says that it has datapoints which the windows did not show."""
+        if self._probed is not None:
+            return True
+        count = self._seen.datapoint_count
+        if count is None:
+            return False
+        if self._known.csv_due:
+            return sum(state.samples for state in self._states.values() if not state.split) < count
+        return not self._found_news and count != self._known.count_visited
+
+    async def _days_with_points(self) -> frozenset[int]:
+        """Looks without a window: at day resolution even a long session is a small answer."""
+        if self._probed is None:
+            read = await self._cloud.datapoints(self._seen.id, None, None, urgency=self._urgency)
+            self._probed = samples_per_day(read.points)
+        return frozenset(self._probed)
+
+    async def _read_all(self, due: list[Due]) -> None:
+        for one in due:
+            held = await self._read(one)
+            if end_is_due(self._known, read=False, failed=False, now=self._clock()) or len(self._pending.events) > EVENTS_A_COMMIT:
+                await self._commit(None)
+            if not held:
+                log.debug("cloud.time_filter_not_honoured", session=self._known.session.id)
+                break
+
+    async def _read(self, due: Due) -> bool:
+        """Reads a window; where a finer resolution is wanted, or the cloud breaks on it, in halves."""
+        window = due.window
+        try:
+            read = await self._cloud.datapoints(self._known.session.id, due.since, window.end, urgency=self._urgency)
+        except CloudFault as fault:
+            if not await self._narrowed(window, fault):
+                raise
+            return True
+        for name in read.unreadable:
+            log.warning("cloud.datapoint_unreadable", session=self._known.session.id, row=name)
+        coarse = self._settings.resolution == "finest" and any(point.count > 1 for point in read.points)
+        if coarse and read.held and (parts := halves(window)) is not None:
+            await self._read_halves(window, parts)
+            return True
+        await self._absorb(due, read)
+        return read.held
+
+    async def _absorb(self, due: Due, read: PointsRead) -> None:
+        served = by_window(read.points, due, self._states, held=read.held)
+        told = await self._journal.told(self._known.session.id, list(served))
+        changes = absorb(
+            self._known, self._states, due, served, told, self._settings.datatypes, pages=read.pages, now=self._clock()
+        )
+        if changes.events:
+            self._found_news = True
+            stamps = [point.timestamp for point in read.points]
+            self._newest = max([*stamps, self._newest] if self._newest is not None else stamps)
+        self._add(changes)
+
+    async def _read_halves(self, window: Window, parts: tuple[Window, Window]) -> None:
+        await self._split(window, parts)
+        for part in parts:
+            await self._read(Due(part, part.start))
+
+    async def _split(self, window: Window, parts: tuple[Window, Window]) -> None:
+        told = (await self._journal.told(self._known.session.id, [window]))[window]
+        self._add(Changes(windows=split(self._known, window, parts, told)))
+        await self._commit(None)
+
+    async def _narrowed(self, window: Window, fault: CloudFault) -> bool:
+        """One bad row can make its page fail for ever: after some failures the window is halved, then left out."""
+        state = after_failure(self._known, self._states.get(window), window)
+        if state.failures < MOST_FAILURES:
+            self._add(Changes(windows=(WindowRead(self._known.session.id, state, None),)))
+            return False
+        if (parts := halves(window)) is not None:
+            await self._split(window, parts)
+            return False
+        log.error(
+            "datapoints.window_left_out",
+            session=self._known.session.id,
+            start=window.start,
+            end=window.end,
+            reason=str(fault),
+        )
+        self._add(Changes(windows=(WindowRead(self._known.session.id, left_out(self._known, window), None),)))
+        return True
+
+    def _add(self, changes: Changes) -> None:
+        self._states.update({read.state.window: read.state for read in changes.windows})
+        before = self._pending
+        self._pending = Changes(
+            windows=before.windows + changes.windows,
+            latest=before.latest + changes.latest,
+            events=before.events + changes.events,
+        )
+
+    async def _commit(self, outcome: Outcome | None) -> None:
+        """Makes durable what was found so far and, with an outcome, what follows from the visit."""
+        async with self._deciding:
+            fresh = (await self._journal.known([self._known.session.id])).get(self._known.session.id)
+            if fresh is None:
+                return
+            fresh = msgspec.structs.replace(
+                fresh,
+                newest_point_at=self._newest,
+                points_since_csv=fresh.points_since_csv or bool(self._pending.events),
+            )
+            if outcome == "read":
+                fresh = msgspec.structs.replace(
+                    fresh, count_visited=self._seen.datapoint_count, probed=self._probed or fresh.probed
+                )
+                if (fresh.reading, fresh.session.end) != (self._known.reading, self._seen.end):
+                    outcome = "more"
+            concluded = conclude(
+                fresh,
+                outcome,
+                csv_url=self._settings.csv_url(fresh.session.id),
+                interval=self._settings.interval,
+                now=self._clock(),
+            )
+            events = self._pending.events + concluded.events
+            self._known = msgspec.structs.replace(concluded.known, reading=self._known.reading)
+            await self._journal.commit(
+                msgspec.structs.replace(self._pending, known=(concluded.known,), events=events)
+            )
+            self._pending = Changes()
+        for event in concluded.events:
+            log.info(event.type, session=event.session_id, device=event.device_id, id=event.id)
+
+    def _cloud_now(self) -> float:
+        return self._clock() + self._cloud.clock_ahead
+

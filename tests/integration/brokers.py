@@ -1,0 +1,294 @@
+"""Real MQTT brokers for tests: Mosquitto where it is installed, else amqtt for what it can do.
+
+The fixtures are at hand in this directory by its conftest.py; elsewhere import them in a conftest.py likewise. All listeners are on 127.0.0.1, on free ports.
+`BACE_TEST_BROKER=amqtt` pretends that there is no Mosquitto.
+"""
+
+import asyncio
+import contextlib
+import importlib.metadata
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import pytest
+from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+
+PATIENCE = 10.0
+
+
+class Broker(Protocol):
+    port: int
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def mosquitto_path() -> str | None:
+    if os.environ.get("BACE_TEST_BROKER") == "amqtt":
+        return None
+    return shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
+def broker_kind() -> str:
+    """The broker that these tests run against, for people."""
+    path = mosquitto_path()
+    if path is None:
+        return f"amqtt {importlib.metadata.version('amqtt')}"
+    told = subprocess.run([path, "-h"], capture_output=True, text=True, check=False).stdout.split()
+    return f"mosquitto {told[2]}" if len(told) > 2 else "mosquitto"
+
+
+def wait_until(condition: Callable[[], bool], *, within: float = PATIENCE) -> None:
+    """For threads; in a coroutine use `eventually`."""
+    deadline = time.monotonic() + within
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the condition did not come true in time")
+        time.sleep(0.005)
+
+
+async def eventually(condition: Callable[[], bool], *, within: float = PATIENCE) -> None:
+    async with asyncio.timeout(within):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def accepts(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+class Mosquitto:
+    """A Mosquitto of its own; `settings` are lines of mosquitto.conf that follow the plain listener's.
+
+    `extra_listener` are the lines below one more listener, which gets `extra_port`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *settings: str,
+        listener: tuple[str, ...] = (),
+        extra_listener: tuple[str, ...] = (),
+    ) -> None:
+        self.port = free_port()
+        self.extra_port = free_port()
+        self._directory = directory
+        self._process: subprocess.Popen[bytes] | None = None
+        lines = [
+            "per_listener_settings false",
+            *([] if any(line.startswith("user ") for line in settings) else ["user root"]),
+            *([] if any(line.startswith("allow_anonymous") for line in settings) else ["allow_anonymous true"]),
+            *settings,
+            f"listener {self.port} 127.0.0.1",
+            *listener,
+        ]
+        if extra_listener:
+            lines += [f"listener {self.extra_port} 127.0.0.1", *extra_listener]
+        (directory / "mosquitto.conf").write_text("\n".join(lines) + "\n")
+
+    def start(self) -> None:
+        path = mosquitto_path()
+        assert path is not None
+        with (self._directory / "mosquitto.log").open("ab") as log:
+            command = [path, "-c", str(self._directory / "mosquitto.conf")]
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        wait_until(lambda: accepts(self.port) or self._ended())
+        assert not self._ended(), self.log()
+
+    def stop(self) -> None:
+        self._end(lambda process: process.terminate())
+
+    def kill(self) -> None:
+        self._end(lambda process: process.kill())
+
+    def pause(self) -> None:
+        """The broker answers nothing until `stop`, `kill` or `resume`; its sockets stay open."""
+        self._signal("STOP")
+
+    def resume(self) -> None:
+        self._signal("CONT")
+
+    def log(self) -> str:
+        return (self._directory / "mosquitto.log").read_text(errors="replace")
+
+    def _ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
+
+    def _signal(self, name: str) -> None:
+        if self._process is not None:
+            subprocess.run(["kill", f"-{name}", str(self._process.pid)], check=True)
+
+    def _end(self, how: Callable[[subprocess.Popen[bytes]], None]) -> None:
+        if self._process is not None:
+            how(self._process)
+            with contextlib.suppress(subprocess.CalledProcessError):
+                self.resume()
+            self._process.wait(PATIENCE)
+            self._process = None
+
+
+class Amqtt:
+    """An amqtt broker in a thread; it speaks 3.1.1 only, and `kill` is as gentle as `stop`."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        started = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)), daemon=True)
+        self._thread.start()
+        assert started.wait(PATIENCE)
+
+    def stop(self) -> None:
+        if self._loop is not None and self._stopping is not None and self._thread is not None:
+            self._loop.call_soon_threadsafe(self._stopping.set)
+            self._thread.join(PATIENCE)
+            self._loop = None
+
+    def kill(self) -> None:
+        self.stop()
+
+    async def _serve(self, started: threading.Event) -> None:
+        from amqtt.broker import Broker as AmqttBroker  # noqa: PLC0415  # slow, and not needed with Mosquitto
+
+        config = {
+            "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{self.port}"}},
+            "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
+        }
+        broker = AmqttBroker(config)
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        await broker.start()
+        started.set()
+        await self._stopping.wait()
+        await broker.shutdown()
+
+
+class Heard(NamedTuple):
+    topic: str
+    payload: bytes
+    retained: bool
+    qos: int
+    properties: Any
+
+
+class Listener:
+    """A client of another make of mind: paho in a thread of its own, which writes down all that it hears."""
+
+    def __init__(self, port: int, *filters: str, protocol: int = MQTTProtocolVersion.MQTTv5) -> None:
+        self.heard: list[Heard] = []
+        self._subscribed = threading.Event()
+        self._filters = filters or ("#",)
+        self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion(protocol))
+        self._client.reconnect_delay_set(1, 1)
+        self._client.on_connect = self._on_connect
+        self._client.on_subscribe = lambda *_: self._subscribed.set()
+        self._client.on_message = self._on_message
+        self._client.connect("127.0.0.1", port)
+        self._client.loop_start()
+        assert self._subscribed.wait(PATIENCE)
+
+    def on(self, topic: str) -> list[Heard]:
+        return [heard for heard in list(self.heard) if heard.topic == topic]
+
+    def payloads(self, topic: str) -> list[bytes]:
+        return [heard.payload for heard in self.on(topic)]
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, properties: Any = None) -> None:
+        self._client.publish(topic, payload, 1, retain, properties).wait_for_publish(PATIENCE)
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _on_connect(self, *_: Any) -> None:
+        self._client.subscribe([(one, 1) for one in self._filters])
+
+    def _on_message(self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
+        self.heard.append(
+            Heard(message.topic, bytes(message.payload), message.retain, message.qos, message.properties)
+        )
+
+
+@contextlib.contextmanager
+def listening(port: int, *filters: str, protocol: int = MQTTProtocolVersion.MQTTv5) -> Iterator[Listener]:
+    listener = Listener(port, *filters, protocol=protocol)
+    try:
+        yield listener
+    finally:
+        listener.close()
+
+
+class Certificates(NamedTuple):
+    ca: Path
+    server: Path
+    server_key: Path
+    client: Path
+    client_key: Path
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """An authority, a certificate of it for localhost and 127.0.0.1, and one for a client."""
+    where = tmp_path_factory.mktemp("certificates")
+    ec = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=where, check=True, capture_output=True)
+
+    openssl("req", "-x509", *ec, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test authority")
+    for name, subject in (("server", "/CN=localhost"), ("client", "/CN=bridge")):
+        openssl("req", *ec, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", subject)
+        (where / f"{name}.ext").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+        signing = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", f"{name}.ext"]
+        openssl("x509", "-req", "-in", f"{name}.csr", *signing, "-out", f"{name}.pem")
+    return Certificates(*(where / name for name in ("ca.pem", "server.pem", "server.key", "client.pem", "client.key")))
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    """A plain broker, of whatever make there is."""
+    started: Broker = Amqtt() if mosquitto_path() is None else Mosquitto(tmp_path)
+    started.start()
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def new_mosquitto(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
+    """Starts Mosquittos with settings; see `Mosquitto`."""
+    if mosquitto_path() is None:
+        pytest.skip("needs a feature of Mosquitto, which is not installed")
+    started: list[Mosquitto] = []
+
+    def start(*settings: str, **listeners: tuple[str, ...]) -> Mosquitto:
+        directory = tmp_path / f"mosquitto-{len(started)}"
+        directory.mkdir()
+        one = Mosquitto(directory, *settings, **listeners)
+        started.append(one)
+        one.start()
+        return one
+
+    yield start
+    for one in started:
+        one.stop()

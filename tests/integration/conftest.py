@@ -1,0 +1,5 @@
+"""The brokers are for every test here."""
+
+from tests.integration.brokers import broker, certificates, new_mosquitto
+
+__all__ = ["broker", "certificates", "new_mosquitto"]

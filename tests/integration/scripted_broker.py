@@ -1,0 +1,150 @@
+"""A tiny MQTT broker that behaves as a test wants: it refuses versions, announces limits, returns error codes."""
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+CONNECT, CONNACK, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP = 1, 2, 3, 4, 5, 6, 7
+SUBSCRIBE, SUBACK, PINGREQ, PINGRESP, DISCONNECT = 8, 9, 12, 13, 14
+
+
+@dataclass
+class Published:
+    topic: str
+    payload: bytes
+    qos: int
+    retained: bool
+
+
+@dataclass
+class Script:
+    """What the broker does; `connect_codes` are used up one an attempt, and then everybody is welcome."""
+
+    refuses_5: bool = False
+    silent_on_5: bool = False
+    connect_codes: list[int] = field(default_factory=list)
+    connack_properties: bytes = b""
+    answers: dict[str, int] = field(default_factory=dict)
+    holds_acknowledgements: bool = False
+    garbage: bytes = b""
+
+
+class ScriptedBroker:
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.port = 0
+        self.versions: list[int] = []
+        self.published: list[Published] = []
+        self.connections: list[asyncio.StreamWriter] = []
+        self.unacknowledged = 0
+        self.most_unacknowledged = 0
+
+    def send(self, packet: bytes) -> None:
+        self.connections[-1].write(packet)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections.append(writer)
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            await self._converse(reader, writer)
+        writer.close()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        first, body = await _packet(reader)
+        assert first >> 4 == CONNECT
+        version = body[6]
+        self.versions.append(version)
+        if version == 5 and self.script.silent_on_5:
+            return
+        if version == 5 and self.script.refuses_5:
+            writer.write(bytes([CONNACK << 4, 2, 0, 1]))
+            return
+        code = self.script.connect_codes.pop(0) if self.script.connect_codes else 0
+        properties = self.script.connack_properties
+        tail = bytes([len(properties)]) + properties if version == 5 else b""
+        writer.write(bytes([CONNACK << 4, 2 + len(tail), 0, code]) + tail)
+        if code:
+            return
+        while True:
+            first, body = await _packet(reader)
+            self._answer(writer, version, first, body)
+
+    def _answer(self, writer: asyncio.StreamWriter, version: int, first: int, body: bytes) -> None:
+        match first >> 4:
+            case 3:
+                self._published(writer, version, first, body)
+            case 6:
+                writer.write(bytes([PUBCOMP << 4, 2]) + body[:2])
+            case 8:
+                tail = b"\x00\x01" if version == 5 else b"\x01"
+                writer.write(bytes([SUBACK << 4, 2 + len(tail)]) + body[:2] + tail)
+            case 12:
+                writer.write(bytes([PINGRESP << 4, 0]))
+
+    def _published(self, writer: asyncio.StreamWriter, version: int, first: int, body: bytes) -> None:
+        if self.script.garbage:
+            writer.write(self.script.garbage)
+            return
+        qos, length = first >> 1 & 3, int.from_bytes(body[:2], "big")
+        topic, rest = body[2 : 2 + length].decode(), body[2 + length :]
+        mid, rest = (rest[:2], rest[2:]) if qos else (b"", rest)
+        if version == 5:
+            properties, used = _variable_integer(rest)
+            rest = rest[used + properties :]
+        self.published.append(Published(topic, rest, qos, bool(first & 1)))
+        if not qos:
+            return
+        self.unacknowledged += 1
+        self.most_unacknowledged = max(self.most_unacknowledged, self.unacknowledged)
+        if not self.script.holds_acknowledgements:
+            asyncio.get_running_loop().call_later(0.001, self._acknowledge, writer, topic, mid, qos)
+
+    def _acknowledge(self, writer: asyncio.StreamWriter, topic: str, mid: bytes, qos: int) -> None:
+        self.unacknowledged -= 1
+        code = self.script.answers.get(topic)
+        tail = bytes([code, 0]) if code is not None else b""
+        writer.write(bytes([(PUBACK if qos == 1 else PUBREC) << 4, 2 + len(tail)]) + mid + tail)
+
+
+@asynccontextmanager
+async def scripted(script: Script) -> AsyncIterator[ScriptedBroker]:
+    broker = ScriptedBroker(script)
+    server = await asyncio.start_server(broker.serve, "127.0.0.1", 0)
+    broker.port = server.sockets[0].getsockname()[1]
+    try:
+        yield broker
+    finally:
+        server.close()
+        for connection in broker.connections:
+            connection.close()
+        await server.wait_closed()
+
+
+async def _packet(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    first = (await reader.readexactly(1))[0]
+    length = shift = 0
+    while True:
+        byte = (await reader.readexactly(1))[0]
+        length |= (byte & 0x7F) << shift
+        shift += 7
+        if not byte & 0x80:
+            return first, await reader.readexactly(length)
+
+
+def _variable_integer(data: bytes) -> tuple[int, int]:
+    number = shift = used = 0
+    while True:
+        byte = data[used]
+        number |= (byte & 0x7F) << shift
+        shift, used = shift + 7, used + 1
+        if not byte & 0x80:
+            return number, used
+
+
+def two_bytes(identifier: int, value: int) -> bytes:
+    return struct.pack("!BH", identifier, value)
+
+
+def four_bytes(identifier: int, value: int) -> bytes:
+    return struct.pack("!BL", identifier, value)

@@ -1,0 +1,821 @@
+"""The MQTT sink against real brokers, and against a scripted one for what real ones do rarely."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from paho.mqtt.enums import MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
+
+from bace_bridge.config.models import MqttConfig
+from bace_bridge.domain.delivery import Attempt
+from bace_bridge.domain.events import Event, LoggedEvent
+from bace_bridge.domain.state import DeviceState, LatestPoint
+from bace_bridge.errors import (
+    BridgeError,
+    DeliveryFailed,
+    DeliveryRejected,
+    SinkError,
+    SinkUnavailable,
+    StoreError,
+)
+from bace_bridge.sinks.mqtt.requests import Answer
+from bace_bridge.sinks.mqtt.sink import MqttSink
+from tests.integration.brokers import (
+    Broker,
+    Certificates,
+    Listener,
+    Mosquitto,
+    broker_kind,
+    eventually,
+    listening,
+    mosquitto_path,
+)
+from tests.integration.scripted_broker import Script, four_bytes, scripted, two_bytes
+
+NewMosquitto = Callable[..., Mosquitto]
+V5 = MQTTProtocolVersion.MQTTv5
+V311 = MQTTProtocolVersion.MQTTv311
+
+
+class Home:
+    """A `StateSource` that a test can furnish."""
+
+    def __init__(self, *devices: DeviceState) -> None:
+        self.known = {device.device_id: device for device in devices}
+        self.health_payload = b'{"healthy":true}'
+        self.reads: list[Collection[str] | None] = []
+        self.broken = False
+
+    async def devices(self, ids: Collection[str] | None) -> list[DeviceState]:
+        self.reads.append(ids)
+        if self.broken:
+            raise StoreError("disk on holiday")
+        return [state for device, state in self.known.items() if ids is None or device in ids]
+
+    def info(self) -> bytes:
+        return b'{"version":"1"}'
+
+    def health(self) -> bytes:
+        return self.health_payload
+
+
+def bed(session: bytes | None = b'{"id":"s1"}', *, available: bool = True, avg: int = 1) -> DeviceState:
+    point = LatestPoint("src", 6000, b'{"avg":%d}' % avg)
+    return DeviceState("g1", available=available, session=session, latest=(point,))
+
+
+def event(number: int, kind: str = "session.updated", device: str | None = "g1") -> Attempt:
+    session = "s1" if device is not None else None
+    data = json.dumps({"session": {"id": session}, "device": {"id": device}, "n": number}).encode()
+    return Attempt(LoggedEvent(number, Event(f"evt_{number}", kind, session, device, 1.0, 2.0, data)), 1)
+
+
+async def nap(_seconds: float) -> None:
+    """Stands in for waiting: back-offs take 10 ms."""
+    await asyncio.sleep(0.01)
+
+
+def new_sink(
+    port: int,
+    state: Home | None = None,
+    requests: Mapping[str, Answer] | None = None,
+    client_id: str = "bace-bridge-1",
+    **settings: Any,
+) -> MqttSink:
+    settings = {"name": "home", "url": f"mqtt://127.0.0.1:{port}"} | settings
+    return MqttSink(
+        MqttConfig.model_validate(settings),
+        client_id=client_id,
+        source="https://cloud.example",
+        state=state or Home(),
+        requests=requests or {},
+        version="1.2.3",
+        sleep=nap,
+        jitter=lambda: 0.0,
+    )
+
+
+@asynccontextmanager
+async def running(sink: MqttSink, *, ready: bool = True) -> AsyncIterator[MqttSink]:
+    task = asyncio.create_task(sink.run())
+    try:
+        if ready:
+            async with asyncio.timeout(20):
+                await sink.ready()
+        yield sink
+    finally:
+        await sink.close()
+        await task
+
+
+@asynccontextmanager
+async def connected(port: int, *arguments: Any, **settings: Any) -> AsyncIterator[MqttSink]:
+    async with running(new_sink(port, *arguments, **settings)) as sink:
+        yield sink
+
+
+async def deliver(sink: MqttSink, attempt: Attempt) -> SinkError | None:
+    finished: asyncio.Future[SinkError | None] = asyncio.get_running_loop().create_future()
+    sink.send(attempt, finished.set_result)
+    async with asyncio.timeout(20):
+        return await finished
+
+
+async def deliver_all(sink: MqttSink, attempts: list[Attempt]) -> int:
+    """As the dispatcher does it: a window at a time, in order, again from the first that came back unsent.
+
+    Returns how many came back.
+    """
+    waiting, back, in_flight = list(reversed(attempts)), 0, 0
+    news = asyncio.Event()
+    returned: list[Attempt] = []
+
+    def done(attempt: Attempt, error: SinkError | None) -> None:
+        nonlocal back, in_flight
+        in_flight -= 1
+        if error is not None:
+            assert isinstance(error, SinkUnavailable), error
+            back += 1
+            returned.append(attempt)
+        news.set()
+
+    while waiting or in_flight:
+        if returned and not in_flight:
+            waiting += sorted(returned, key=lambda one: -one.logged.seq)
+            returned.clear()
+            await sink.ready()
+        while waiting and in_flight < sink.window and not returned:
+            attempt = waiting.pop()
+            in_flight += 1
+            sink.send(attempt, lambda error, attempt=attempt: done(attempt, error))  # type: ignore[misc]
+        news.clear()
+        if in_flight:
+            await news.wait()
+        if returned and not in_flight and not waiting:
+            waiting, returned = sorted(returned, key=lambda one: -one.logged.seq), []
+            await sink.ready()
+    return back
+
+
+def numbers(listener: Listener, topic: str = "bace/g1/event") -> list[int]:
+    return [json.loads(payload)["n"] for payload in listener.payloads(topic)]
+
+
+def named(logs: list[EventDict], name: str) -> list[EventDict]:
+    return [log for log in logs if log["event"] == name]
+
+
+@contextmanager
+def heard_on(port: int, *, protocol: int | None = None) -> Iterator[Listener]:
+    chosen = protocol or (V5 if mosquitto_path() else V311)
+    with listening(port, protocol=chosen) as listener:
+        yield listener
+
+
+# --- topics, flags and properties
+
+
+async def test_every_topic_of_the_contract_is_published_and_only_state_is_retained(broker: Broker) -> None:
+    with heard_on(broker.port) as before:
+        async with connected(broker.port, Home(bed())) as sink:
+            assert sink.connected
+            assert sink.problem is None
+            assert await deliver(sink, event(1, "session.started")) is None
+            points = Event("evt_2", "session.datapoints", "s1", "g1", 1.0, 2.0, b'{"datapoints":[{"n":2}]}')
+            assert await deliver(sink, Attempt(LoggedEvent(2, points), 1)) is None
+            assert await deliver(sink, event(3, "cloud.unreachable", device=None)) is None
+            await eventually(lambda: bool(before.on("bace/bridge/event")))
+            with heard_on(broker.port) as after:
+                await eventually(lambda: len(after.heard) == 6)
+
+    retained = {
+        "bace/bridge/state": b"online",
+        "bace/bridge/info": b'{"version":"1"}',
+        "bace/bridge/health": b'{"healthy":true}',
+        "bace/g1/availability": b"online",
+        "bace/g1/session": b'{"id":"s1"}',
+        "bace/g1/latest/src/6000": b'{"avg":1}',
+    }
+    assert {heard.topic: heard.payload for heard in after.heard if heard.retained} == retained
+    assert json.loads(before.payloads("bace/g1/event")[0]) == {
+        "event_type": "session.started",
+        "id": "evt_1",
+        "time": "1970-01-01T00:00:01Z",
+        "session": {"id": "s1"},
+        "device": {"id": "g1"},
+        "n": 1,
+    }
+    assert json.loads(before.payloads("bace/g1/datapoints")[0])["datapoints"] == [{"n": 2}]
+    assert json.loads(before.payloads("bace/bridge/event")[0])["event_type"] == "cloud.unreachable"
+    assert {heard.qos for heard in before.heard} == {1}
+
+
+async def test_events_carry_cloudevents_attributes(new_mosquitto: NewMosquitto) -> None:
+    port = new_mosquitto().port
+    with heard_on(port) as listener:
+        async with connected(port) as sink:
+            assert sink.protocol_in_use == "5"
+            await deliver(sink, event(7))
+            await eventually(lambda: bool(listener.on("bace/g1/event")))
+    properties = listener.on("bace/g1/event")[0].properties
+
+    assert properties.ContentType == "application/json"
+    assert dict(properties.UserProperty) == {
+        "specversion": "1.0",
+        "id": "evt_7",
+        "source": "https://cloud.example",
+        "type": "bace.session.updated",
+        "subject": "s1",
+        "time": "1970-01-01T00:00:01Z",
+        "sequence": "00000000000000000007",
+    }
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_each_quality_of_service_is_acknowledged(
+    new_mosquitto: NewMosquitto, qos: int, protocol: str
+) -> None:
+    port = new_mosquitto().port
+    async with connected(port, qos=qos, protocol=protocol) as sink:
+        assert sink.protocol_in_use == protocol
+        assert await deliver_all(sink, [event(number) for number in range(300)]) == 0
+
+
+# --- order and loss
+
+
+@pytest.mark.parametrize("in_flight", ["20", "1000"])
+async def test_order_holds_over_many_events(new_mosquitto: NewMosquitto, in_flight: str) -> None:
+    mosquitto = new_mosquitto(f"max_inflight_messages {in_flight}", "max_queued_messages 0")
+    with heard_on(mosquitto.port) as listener:
+        async with connected(mosquitto.port, Home(bed()), in_flight=200) as sink:
+            assert await deliver_all(sink, [event(number) for number in range(5000)]) == 0
+            await eventually(lambda: len(listener.on("bace/g1/event")) == 5000)
+
+    assert numbers(listener) == list(range(5000))
+
+
+async def test_nothing_is_lost_when_the_broker_dies_amid_events(new_mosquitto: NewMosquitto) -> None:
+    mosquitto = new_mosquitto("max_queued_messages 0")
+    attempts = [event(number) for number in range(3000)]
+    heard: set[int] = set()
+    with capture_logs() as logs:
+        async with connected(mosquitto.port) as sink:
+            with heard_on(mosquitto.port) as listener:
+                delivering = asyncio.create_task(deliver_all(sink, attempts))
+                await eventually(lambda: len(listener.on("bace/g1/event")) > 300)
+                mosquitto.kill()
+                await eventually(lambda: not sink.connected)
+                assert sink.problem is not None
+                assert f"127.0.0.1:{mosquitto.port}" in sink.problem
+                mosquitto.start()
+                # A clean session hears nothing until it has subscribed again, but what was acknowledged
+                # before the kill it had been sent: here only the sink's own promise is looked at.
+                assert await asyncio.wait_for(delivering, 30) > 0
+                await eventually(lambda: 2999 in numbers(listener))
+                heard.update(numbers(listener))
+
+    assert len(named(logs, "mqtt.unreachable")) == 1
+    assert len(named(logs, "mqtt.connected")) == 2
+    assert len(heard) > 300
+
+
+async def test_what_the_broker_acknowledged_it_has(new_mosquitto: NewMosquitto, tmp_path: Path) -> None:
+    """With a persistent subscriber and a broker that is stopped in good order, all of it arrives."""
+    mosquitto = new_mosquitto("persistence true", f"persistence_location {tmp_path}/", "max_queued_messages 0")
+    attempts = [event(number) for number in range(2000)]
+    with persistent_subscriber(mosquitto.port):
+        pass
+    async with connected(mosquitto.port) as sink:
+        delivering = asyncio.create_task(deliver_all(sink, attempts))
+        await asyncio.to_thread(mosquitto.stop)
+        await asyncio.to_thread(mosquitto.start)
+        await asyncio.wait_for(delivering, 30)
+    with persistent_subscriber(mosquitto.port) as heard:
+        await eventually(lambda: len(set(heard)) == 2000)
+
+    first_times = list(dict.fromkeys(heard))
+    assert first_times == list(range(2000))
+
+
+@contextmanager
+def persistent_subscriber(port: int) -> Iterator[list[int]]:
+    from paho.mqtt import client as paho  # noqa: PLC0415
+    from paho.mqtt.enums import CallbackAPIVersion  # noqa: PLC0415
+
+    heard: list[int] = []
+    subscribed = asyncio.Event()
+    client = paho.Client(CallbackAPIVersion.VERSION2, "archive", clean_session=False, protocol=V311)
+    client.on_message = lambda _c, _u, message: heard.append(json.loads(message.payload)["n"])
+    client.on_connect = lambda *_: client.subscribe("bace/+/event", 1) and None
+    client.on_subscribe = lambda *_: subscribed.set()
+    client.connect("127.0.0.1", port)
+    client.loop_start()
+    try:
+        from tests.integration.brokers import wait_until  # noqa: PLC0415
+
+        wait_until(subscribed.is_set)
+        yield heard
+    finally:
+        client.disconnect()
+        client.loop_stop()
+
+
+async def test_events_sent_without_a_connection_come_back_at_once(broker: Broker) -> None:
+    sink = new_sink(broker.port)
+
+    assert isinstance(await deliver(sink, event(1)), SinkUnavailable)
+
+
+async def test_a_silent_broker_is_noticed_by_keep_alive(new_mosquitto: NewMosquitto) -> None:
+    mosquitto = new_mosquitto()
+    async with connected(mosquitto.port, keepalive="1s") as sink:
+        mosquitto.pause()
+        assert isinstance(await deliver(sink, event(1)), SinkUnavailable)
+        mosquitto.resume()
+        async with asyncio.timeout(20):
+            await sink.ready()
+
+
+# --- retained state
+
+
+async def test_after_a_change_only_what_changed_is_published(broker: Broker) -> None:
+    state = Home(bed())
+    with heard_on(broker.port) as listener:
+        async with connected(broker.port, state) as sink:
+            await eventually(lambda: len(listener.heard) == 6)
+            state.known["g1"] = bed(avg=2)
+            state.health_payload = b'{"healthy":false}'
+            await deliver(sink, event(1))
+            await eventually(lambda: len(listener.heard) == 9)
+            changed = {heard.topic for heard in listener.heard[6:]}
+            assert changed == {"bace/g1/event", "bace/g1/latest/src/6000", "bace/bridge/health"}
+
+            state.known["g1"] = bed(session=None, avg=2)
+            sink.refresh_devices(["g1"])
+            await eventually(lambda: len(listener.heard) == 10)
+            assert listener.payloads("bace/g1/session")[-1] == b""
+
+            state.health_payload = b'{"healthy":true}'
+            sink.refresh_bridge()
+            await eventually(lambda: len(listener.payloads("bace/bridge/health")) == 3)
+
+            del state.known["g1"]
+            sink.refresh_devices(None)
+            await eventually(lambda: listener.payloads("bace/g1/latest/src/6000")[-1] == b"")
+
+
+async def test_all_state_is_published_again_on_every_connect(new_mosquitto: NewMosquitto) -> None:
+    mosquitto = new_mosquitto()
+    async with connected(mosquitto.port, Home(bed())) as sink:
+        mosquitto.kill()
+        await eventually(lambda: not sink.connected)
+        mosquitto.start()  # without persistence it has forgotten what it had retained
+        async with asyncio.timeout(20):
+            await sink.ready()
+        with heard_on(mosquitto.port) as listener:
+            await eventually(lambda: len(listener.heard) == 6)
+
+    assert all(heard.retained for heard in listener.heard)
+
+
+async def test_much_state_keeps_to_the_window(new_mosquitto: NewMosquitto) -> None:
+    points = tuple(LatestPoint("src", number, b"{}") for number in range(2000))
+    state = Home(DeviceState("g1", available=True, session=b"{}", latest=points))
+    mosquitto = new_mosquitto("max_queued_messages 0")
+    with heard_on(mosquitto.port) as listener:
+        async with connected(mosquitto.port, state, in_flight=10) as sink:
+            assert await deliver(sink, event(1)) is None
+            await eventually(lambda: bool(listener.on("bace/g1/event")))
+
+    topics = [heard.topic for heard in listener.heard]
+    assert sum("/latest/" in topic for topic in topics[: topics.index("bace/g1/event")]) == 2000
+
+
+async def test_many_events_cost_few_reads_of_the_state(broker: Broker) -> None:
+    state = Home(bed())
+    async with connected(broker.port, state) as sink:
+        await deliver_all(sink, [event(number) for number in range(1000)])
+
+    assert state.reads[0] is None
+    assert len(state.reads) < 100
+    assert all(ids == {"g1"} for ids in state.reads[1:])
+
+
+async def test_only_the_devices_that_were_asked_for_have_state(broker: Broker) -> None:
+    state = Home(bed(), DeviceState("g2", available=True, session=b"{}"))
+    with heard_on(broker.port) as listener:
+        async with connected(broker.port, state, groups=["g2"]):
+            await eventually(lambda: bool(listener.on("bace/g2/session")))
+
+    assert not listener.on("bace/g1/session")
+
+
+async def test_state_that_cannot_be_read_is_read_again(broker: Broker) -> None:
+    state = Home(bed())
+    state.broken = True
+    with capture_logs() as logs, heard_on(broker.port) as listener:
+        async with connected(broker.port, state):
+            state.broken = False
+            await eventually(lambda: bool(listener.on("bace/g1/session")))
+
+    assert named(logs, "mqtt.state_unreadable")
+
+
+# --- comings and goings
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_graceful_stop_tells_that_everything_is_offline(broker: Broker, cancelled: bool) -> None:
+    with heard_on(broker.port) as listener:
+        sink = new_sink(broker.port, Home(bed()))
+        task = asyncio.create_task(sink.run())
+        await sink.ready()
+        waiting: list[SinkError | None] = []
+        for number in range(150):
+            sink.send(event(number), waiting.append)
+        if cancelled:
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        else:
+            await sink.close()
+            await task
+        await eventually(lambda: listener.payloads("bace/bridge/state")[-1] == b"offline")
+
+    assert waiting == [None] * 150, "what was in flight was acknowledged first"
+    assert listener.payloads("bace/g1/availability") == [b"online", b"offline"]
+    assert listener.payloads("bace/bridge/state") == [b"online", b"offline"], "the last will is not used"
+    assert isinstance(await deliver(sink, event(1)), SinkUnavailable)
+
+
+async def test_the_last_will_tells_when_the_bridge_vanishes(new_mosquitto: NewMosquitto) -> None:
+    port = new_mosquitto().port
+    with heard_on(port) as listener:
+        async with connected(port) as sink:
+            connection = sink._connection
+            assert connection is not None
+            cut(connection._driver._fd)
+            await eventually(lambda: b"offline" in listener.payloads("bace/bridge/state"))
+            async with asyncio.timeout(20):
+                await sink.ready()
+            await eventually(lambda: listener.payloads("bace/bridge/state")[-1] == b"online")
+
+
+def cut(descriptor: int) -> None:
+    import socket  # noqa: PLC0415
+
+    with socket.socket(fileno=os.dup(descriptor)) as sock:
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+async def test_a_broker_that_is_away_is_told_once_and_found_again(new_mosquitto: NewMosquitto) -> None:
+    mosquitto = new_mosquitto()
+    mosquitto.stop()
+    with capture_logs() as logs:
+        async with running(new_sink(mosquitto.port), ready=False) as sink:
+            await eventually(lambda: sink.problem is not None and "refused" in sink.problem)
+            await asyncio.sleep(0.1)
+            mosquitto.start()
+            async with asyncio.timeout(20):
+                await sink.ready()
+
+    assert [log["event"] for log in logs] == ["mqtt.unreachable", "mqtt.connected"]
+    assert all(log["sink"] == "home" for log in logs)
+
+
+async def test_another_client_with_the_same_id_is_told_clearly(new_mosquitto: NewMosquitto) -> None:
+    port = new_mosquitto().port
+    with capture_logs() as logs:
+        async with running(new_sink(port), ready=True) as first, running(new_sink(port), ready=False):
+            await eventually(lambda: bool(named(logs, "mqtt.taken_over")))
+            await first.ready()
+
+    assert "client_id" in named(logs, "mqtt.taken_over")[0]["hint"]
+
+
+async def test_a_wrong_password_is_told_once_and_without_the_password(
+    new_mosquitto: NewMosquitto, tmp_path: Path
+) -> None:
+    passwords = password_file(tmp_path, bridge="right")
+    mosquitto = new_mosquitto("allow_anonymous false", f"password_file {passwords}")
+    with capture_logs() as logs:
+        sink = new_sink(mosquitto.port, username="bridge", password="wrong-secret")
+        async with running(sink, ready=False):
+            await eventually(lambda: mosquitto.log().count("not authorised") >= 3)
+            assert sink.problem is not None
+            assert "refuses the login" in sink.problem
+        async with connected(mosquitto.port, username="bridge", password="right") as welcome:
+            assert await deliver(welcome, event(1)) is None
+
+    assert len(named(logs, "mqtt.login_refused")) == 1
+    assert "wrong-secret" not in repr(logs)
+
+
+def password_file(directory: Path, **passwords: str) -> Path:
+    import subprocess  # noqa: PLC0415
+
+    path = directory / "passwords"
+    path.write_text("".join(f"{name}:{password}\n" for name, password in passwords.items()))
+    subprocess.run(["mosquitto_passwd", "-U", str(path)], check=True)
+    return path
+
+
+# --- TLS and websockets
+
+
+def tls_lines(certificates: Certificates, *more: str) -> tuple[str, ...]:
+    return (
+        f"cafile {certificates.ca}",
+        f"certfile {certificates.server}",
+        f"keyfile {certificates.server_key}",
+        *more,
+    )
+
+
+async def test_tls_with_an_authority_of_ones_own(
+    new_mosquitto: NewMosquitto, certificates: Certificates
+) -> None:
+    mosquitto = new_mosquitto(extra_listener=tls_lines(certificates))
+    url = f"mqtts://localhost:{mosquitto.extra_port}"
+    async with connected(0, Home(bed()), url=url, tls={"ca_file": certificates.ca}) as sink:
+        assert await deliver_all(sink, [event(number) for number in range(2000)]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <ssl:ResourceWarning")  # paho leaves it to the garbage collector
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_an_untrusted_certificate_is_refused_unless_it_may_be_anything(
+    new_mosquitto: NewMosquitto, certificates: Certificates
+) -> None:
+    mosquitto = new_mosquitto(extra_listener=tls_lines(certificates))
+    url = f"mqtts://127.0.0.1:{mosquitto.extra_port}"
+    async with running(new_sink(0, url=url), ready=False) as sink:
+        await eventually(lambda: sink.problem is not None and "not trusted" in sink.problem)
+    async with connected(0, url=url, tls={"insecure": True}) as trusting:
+        assert await deliver(trusting, event(1)) is None
+
+
+async def test_a_client_certificate_is_shown(new_mosquitto: NewMosquitto, certificates: Certificates) -> None:
+    lines = tls_lines(certificates, "require_certificate true", "use_identity_as_username true")
+    mosquitto = new_mosquitto(extra_listener=lines)
+    url = f"mqtts://127.0.0.1:{mosquitto.extra_port}"
+    tls = {"ca_file": certificates.ca, "cert_file": certificates.client, "key_file": certificates.client_key}
+    async with connected(0, url=url, tls=tls) as sink:
+        assert await deliver(sink, event(1)) is None
+
+    assert "u'bridge'" in mosquitto.log()
+
+
+@pytest.mark.parametrize("secure", [False, True])
+async def test_websockets_even_with_more_than_the_socket_holds(
+    new_mosquitto: NewMosquitto, certificates: Certificates, secure: bool
+) -> None:
+    tls = tls_lines(certificates) if secure else ()
+    mosquitto = new_mosquitto("max_queued_messages 0", extra_listener=("protocol websockets", *tls))
+    url = f"{'wss' if secure else 'ws'}://localhost:{mosquitto.extra_port}/mqtt"
+    settings = {"tls": {"ca_file": certificates.ca}} if secure else {}
+    with heard_on(mosquitto.port) as listener:
+        async with connected(0, url=url, in_flight=200, **settings) as sink:
+            large = [Attempt(LoggedEvent(n, large_event(n)), 1) for n in range(200)]
+            assert await deliver_all(sink, large) == 0
+            await eventually(lambda: len(listener.on("bace/g1/event")) == 200)
+
+    assert numbers(listener) == list(range(200))
+
+
+def large_event(number: int) -> Event:
+    data = json.dumps({"n": number, "filling": "x" * 40_000}).encode()
+    return Event(f"evt_{number}", "session.updated", "s1", "g1", 1.0, 2.0, data)
+
+
+# --- refusals of events
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+async def test_an_error_in_the_acknowledgement_rejects_the_event(
+    new_mosquitto: NewMosquitto, tmp_path: Path, qos: int
+) -> None:
+    acl = tmp_path / "acl"
+    acl.write_text("topic readwrite bace/#\ntopic deny bace/secret/#\n")
+    with capture_logs() as logs:
+        async with connected(new_mosquitto(f"acl_file {acl}").port, qos=qos) as sink:
+            refused = await deliver(sink, event(1, device="secret"))
+            assert await deliver(sink, event(2)) is None
+
+    assert isinstance(refused, DeliveryRejected)
+    assert str(refused) == "the broker refused a message on bace/secret/event: not authorized (0x87)"
+    assert not named(logs, "mqtt.unreachable")
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"), [(0x10, None), (0x97, DeliveryFailed), (0x80, DeliveryFailed), (0x90, DeliveryRejected)]
+)
+async def test_reason_codes_of_acknowledgements(code: int, expected: type[SinkError] | None) -> None:
+    async with scripted(Script(answers={"bace/g1/event": code})) as broker, connected(broker.port) as sink:
+        error = await deliver(sink, event(1))
+
+    assert error is None if expected is None else type(error) is expected
+
+
+async def test_refused_state_is_told_once() -> None:
+    answers = {"bace/g1/session": 0x87, "bace/g1/availability": 0x87}
+    with capture_logs() as logs:
+        async with scripted(Script(answers=answers)) as broker, connected(broker.port, Home(bed())) as sink:
+            assert await deliver(sink, event(1)) is None
+
+    assert len(named(logs, "mqtt.state_refused")) == 1
+
+
+# --- limits that MQTT 5 brokers announce
+
+
+async def test_no_more_in_flight_than_the_broker_takes() -> None:
+    async with scripted(Script(connack_properties=two_bytes(33, 7))) as broker:
+        async with connected(broker.port, Home(bed()), in_flight=200) as sink:
+            assert await deliver_all(sink, [event(number) for number in range(500)]) == 0
+
+    assert broker.most_unacknowledged == 7
+
+
+async def test_too_large_a_message_is_rejected_without_sending_it() -> None:
+    async with scripted(Script(connack_properties=four_bytes(39, 1000))) as broker:
+        async with connected(broker.port) as sink:
+            error = await deliver(sink, Attempt(LoggedEvent(1, large_event(1)), 1))
+            assert await deliver(sink, event(2)) is None
+
+    assert isinstance(error, DeliveryRejected)
+    assert "larger than the broker takes" in str(error)
+    assert [one.topic for one in broker.published].count("bace/g1/event") == 1
+
+
+async def test_a_lower_quality_of_service_and_no_retained_messages_are_accepted() -> None:
+    with capture_logs() as logs:
+        async with scripted(Script(connack_properties=bytes([36, 0, 37, 0]))) as broker:
+            async with connected(broker.port, Home(bed()), qos=2) as sink:
+                assert await deliver(sink, event(1)) is None
+                await eventually(lambda: any(one.topic == "bace/g1/event" for one in broker.published))
+
+    assert {(one.qos, one.retained) for one in broker.published} == {(0, False)}
+    assert named(logs, "mqtt.no_retained_messages")
+
+
+async def test_a_will_that_the_broker_does_not_take_is_made_gentler() -> None:
+    with capture_logs() as logs:
+        async with scripted(Script(connect_codes=[0x9A, 0x9B])) as broker, connected(broker.port):
+            pass
+
+    assert broker.versions == [5, 5, 5]
+    assert not named(logs, "mqtt.unreachable")
+
+
+# --- protocol versions
+
+
+@pytest.mark.parametrize(
+    ("script", "versions"),
+    [(Script(refuses_5=True), [5, 4]), (Script(silent_on_5=True), [5, 5, 4]), (Script(connect_codes=[0x84]), [5, 4])],
+)
+async def test_the_older_version_where_the_broker_refuses_the_newer(
+    script: Script, versions: list[int]
+) -> None:
+    with capture_logs() as logs:
+        async with scripted(script) as broker:
+            async with connected(broker.port, Home(bed())) as sink:
+                assert sink.protocol_in_use == "3.1.1"
+                assert await deliver(sink, event(1)) is None
+                broker.connections[-1].close()
+                await eventually(lambda: len(broker.versions) > len(versions))
+                await sink.ready()
+
+    assert broker.versions == [*versions, 4], "it is remembered"
+    assert len(named(logs, "mqtt.protocol_fallback")) == 1
+
+
+async def test_a_broker_that_talks_nonsense_is_left_and_tried_again() -> None:
+    script = Script(garbage=b"\x40\x01\x00")
+    async with scripted(script) as broker:
+        async with running(new_sink(broker.port), ready=False) as sink:
+            await eventually(lambda: len(broker.versions) >= 3)
+            script.garbage = b""
+            async with asyncio.timeout(20):
+                await sink.ready()
+
+
+async def test_a_mistake_in_a_callback_of_ours_ends_the_sink() -> None:
+    def mistaken(_error: SinkError | None) -> None:
+        raise ZeroDivisionError
+
+    async with scripted(Script()) as broker:
+        sink = new_sink(broker.port)
+        task = asyncio.create_task(sink.run())
+        await sink.ready()
+        sink.send(event(1), mistaken)
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(task, 20)
+
+
+# --- requests
+
+
+async def told(request: dict[str, Any]) -> dict[str, Any]:
+    match request.get("wish"):
+        case "refuse":
+            raise BridgeError("not today")
+        case "break":
+            raise ZeroDivisionError
+    return {"told": request}
+
+
+REQUESTS: dict[str, Answer] = {"info": told, "poll": told}
+
+
+@pytest.mark.parametrize(
+    ("name", "payload", "expected"),
+    [
+        ("info", b"", {"status": "ok", "data": {"told": {}}}),
+        (
+            "info",
+            b'{"transaction":7}',
+            {"status": "ok", "data": {"told": {"transaction": 7}}, "transaction": 7},
+        ),
+        ("info", b"[1]", {"status": "error", "error": "the request is no JSON object"}),
+        ("info", b"\xff", {"status": "error", "error": "the request is no JSON object"}),
+        ("nap", b"", {"status": "error", "error": "there is no request 'nap'; known: info, poll"}),
+        (
+            "poll",
+            b'{"wish":"refuse","transaction":"a"}',
+            {"status": "error", "error": "not today", "transaction": "a"},
+        ),
+        (
+            "poll",
+            b'{"wish":"break"}',
+            {"status": "error", "error": "an internal error; the log has its details"},
+        ),
+    ],
+)
+async def test_requests_are_answered(
+    broker: Broker, name: str, payload: bytes, expected: dict[str, Any]
+) -> None:
+    with heard_on(broker.port) as listener:
+        async with connected(broker.port, Home(), REQUESTS):
+            await asyncio.to_thread(listener.publish, f"bace/bridge/request/{name}", payload)
+            topic = f"bace/bridge/response/{name}"
+            await eventually(lambda: bool(listener.on(topic)))
+
+    assert json.loads(listener.payloads(topic)[0]) == expected
+    assert not listener.on(topic)[0].retained
+
+
+async def test_a_response_also_goes_where_mqtt_5_asks_for_it(new_mosquitto: NewMosquitto) -> None:
+    port = new_mosquitto().port
+    properties: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    properties.ResponseTopic = "my/own/place"
+    properties.CorrelationData = b"\x01\x02"
+    with heard_on(port) as listener:
+        async with connected(port, Home(), REQUESTS):
+            send = listener.publish
+            await asyncio.to_thread(send, "bace/bridge/request/info", b"{}", properties=properties)
+            await eventually(lambda: bool(listener.on("my/own/place")))
+            await eventually(lambda: bool(listener.on("bace/bridge/response/info")))
+
+    assert listener.on("my/own/place")[0].properties.CorrelationData == b"\x01\x02"
+    assert listener.payloads("my/own/place") == listener.payloads("bace/bridge/response/info")
+
+
+async def test_a_retained_request_is_not_answered(new_mosquitto: NewMosquitto) -> None:
+    port = new_mosquitto().port
+    with capture_logs() as logs, heard_on(port) as listener:
+        await asyncio.to_thread(listener.publish, "bace/bridge/request/poll", b"", retain=False)
+        await asyncio.to_thread(listener.publish, "bace/bridge/request/poll", b"{}", retain=True)
+        async with connected(port, Home(), REQUESTS):
+            await eventually(lambda: bool(named(logs, "mqtt.retained_request_ignored")))
+            await asyncio.to_thread(listener.publish, "bace/bridge/request/poll", b"{}", retain=True)
+            await eventually(lambda: len(named(logs, "mqtt.retained_request_ignored")) == 2)
+            await asyncio.to_thread(listener.publish, "bace/bridge/request/info", b"")
+            await eventually(lambda: bool(listener.on("bace/bridge/response/info")))
+
+    assert not listener.on("bace/bridge/response/poll")
+
+
+async def test_a_broker_that_refuses_the_subscription_still_gets_events(
+    new_mosquitto: NewMosquitto, tmp_path: Path
+) -> None:
+    acl = tmp_path / "acl"
+    acl.write_text("topic write bace/#\n")
+    async with connected(new_mosquitto(f"acl_file {acl}").port) as sink:
+        assert await deliver(sink, event(1)) is None
+
+
+def test_the_broker_under_test_has_a_name() -> None:
+    assert broker_kind().startswith(("mosquitto ", "amqtt "))

@@ -1,0 +1,199 @@
+from pathlib import Path
+
+import pytest
+
+from tests.integration.watching import Clock, data, points, simulated, types, watching
+
+STRATEGIES = [(), ("filters-ignored",), ("updated-filter-ignored",)]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.mark.parametrize("quirks", STRATEGIES, ids=lambda quirks: "+".join(quirks) or "delta")
+async def test_a_session_travels_from_start_to_csv(clock: Clock, tmp_path: Path, quirks: tuple[str, ...]) -> None:
+    cloud = simulated(clock, *quirks)
+    device = cloud.add_device("BaceGo-1", datatypes=(6000,))
+    cloud.add_history(150, first_start=clock.now - 90_000, spacing=500, duration=300)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        assert types(await watch.look()) == []
+        clock.forward(10)
+        session = cloud.open_session(device.id_group)
+        series = device.series[0].id_container_data_latest
+        cloud.add_points(session, series, [(clock.now + one, 60.0 + one) for one in range(5)])
+        told = await watch.look()
+        assert types(told) == ["session.started", "session.datapoints"]
+        assert data(told[0])["device"] == {"id": device.id_group, "label": "BaceGo-1"}
+        assert [point["avg"] for point in points(told)] == [60, 61, 62, 63, 64]
+        assert {point["revision"] for point in points(told)} == {0}
+
+        clock.forward(20)
+        assert types(await watch.look()) == []
+        cloud.add_points(session, series, [(clock.now, 70.0)])
+        clock.forward(20)
+        cloud.end_session(session)
+        told = await watch.look()
+        assert types(told) == ["session.datapoints", "session.ended"]
+
+        cloud.add_points(session, series, [(clock.now - 5, 71.0)])
+        clock.forward(60)
+        cloud.finish_ingestion(session)
+        told = await watch.look()
+        assert types(told) == ["session.datapoints", "session.csv_ready"]
+        assert data(told[1])["csv"]["url"].endswith(f"/api/v2/data-session/{session}/download-csv")
+        assert data(told[1])["csv"]["revision"] == 0
+        for _ in range(5):
+            clock.forward(60)
+            assert types(await watch.look()) == []
+
+
+@pytest.mark.parametrize("quirks", STRATEGIES, ids=lambda quirks: "+".join(quirks) or "delta")
+async def test_a_session_that_opened_and_closed_between_two_polls(
+    clock: Clock, tmp_path: Path, quirks: tuple[str, ...]
+) -> None:
+    cloud = simulated(clock, *quirks)
+    device = cloud.add_device("BaceGo-1")
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        clock.forward(1)
+        session = cloud.open_session(device.id_group)
+        cloud.add_points(session, device.series[0].id_container_data_latest, [(clock.now + 1, 60.0)])
+        clock.forward(3)
+        cloud.end_session(session)
+        cloud.finish_ingestion(session)
+        told = await watch.look()
+    assert types(told) == ["session.started", "session.datapoints", "session.ended", "session.csv_ready"]
+
+
+async def test_a_session_recorded_offline_is_told_days_later(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    cloud.open_session(device.id_group)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        assert types(await watch.look()) == ["session.started"]
+        clock.forward(3 * 86400)
+        start = int(clock.now - 2.5 * 86400)
+        session = cloud.open_session(device.id_group, start=start, created_at=int(clock.now))
+        cloud.add_points(session, device.series[0].id_container_data_latest, [(start + 60.0, 1.0), (start + 7300.0, 2.0)])
+        cloud.end_session(session, end=start + 7200)
+        cloud.finish_ingestion(session)
+        told = [one for one in await watch.look() if one.event.session_id == session]
+    assert types(told) == ["session.started", "session.datapoints", "session.datapoints", "session.ended", "session.csv_ready"]
+    assert len(points(told)) == 2
+
+
+async def test_history_is_not_told_and_active_sessions_are(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    old = cloud.open_session(device.id_group, start=int(clock.now - 40 * 86400), created_at=int(clock.now - 40 * 86400))
+    cloud.add_history(3000, first_start=clock.now - 3_000_000, spacing=900, duration=300)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        told = await watch.look()
+        assert [(one.event.type, one.event.session_id) for one in told] == [("session.started", old)]
+        assert watch.api_requests() < 12
+        cloud_requests = watch.api_requests()
+        clock.forward(10)
+        await watch.poll.poll()
+        assert watch.api_requests() - cloud_requests == 1
+
+
+async def test_everything_that_can_change_is_told_once(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        session = cloud.open_session(device.id_group)
+        steps = [
+            (lambda: None, ["session.started"]),
+            (lambda: cloud.rename_session(session, "Night"), ["session.updated"]),
+            (lambda: cloud.assign_person(session, "4c1c81ca-0000-0000-0000-000000000001"), ["session.updated"]),
+            (lambda: cloud.end_session(session), ["session.ended"]),
+            (lambda: cloud.reopen_session(session), ["session.reopened"]),
+            (lambda: cloud.end_session(session), ["session.ended"]),
+            (lambda: cloud.finish_ingestion(session), ["session.csv_ready"]),
+            (lambda: cloud.archive_session(session), []),
+            (
+                lambda: cloud.add_points(session, device.series[0].id_container_data_latest, [(clock.now, 3.0)]),
+                ["session.datapoints", "session.csv_ready"],
+            ),
+            (lambda: cloud.remove_session(session), ["session.removed"]),
+        ]
+        for change, expected in steps:
+            clock.forward(61)
+            change()
+            assert types(await watch.look()) == expected
+        ids = [one.event.id for one in await watch.all_events()]
+        assert len(ids) == len(set(ids))
+        assert not any("." in one for one in ids)
+
+
+async def test_changed_points_are_told_with_the_next_revision(clock: Clock, tmp_path: Path) -> None:
+    from bace_bridge.simulator.downsample import Resolution
+
+    cloud = simulated(clock)
+    cloud.resolution = Resolution(raw=0)
+    device = cloud.add_device("BaceGo-1")
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        session = cloud.open_session(device.id_group)
+        series = device.series[0].id_container_data_latest
+        seen = []
+        for value in (1.0, 2.0, 3.0):
+            clock.forward(15)
+            cloud.add_points(session, series, [(clock.now - 10 + value, value)])
+            seen += [(point["count"], point["max"], point["revision"]) for point in points(await watch.look())]
+    assert [count for count, _, _ in seen][:1] == [1]
+    assert seen[-1][1] == 3.0
+
+
+async def test_a_restart_goes_on_where_it_was(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    session = cloud.open_session(device.id_group)
+    series = device.series[0].id_container_data_latest
+    cloud.add_points(session, series, [(clock.now + one, 1.0) for one in range(10)])
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        assert types(await watch.look()) == ["session.started", "session.datapoints"]
+    clock.forward(100)
+    cloud.end_session(session)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        assert types(await watch.look()) == ["session.ended"]
+        assert [seen.path for seen in watch.server.requests if "token" in seen.path] == []
+
+
+async def test_a_long_silent_session_costs_few_requests(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    start = int(clock.now - 400 * 86400)
+    session = cloud.open_session(device.id_group, start=start, created_at=start)
+    series = device.series[0].id_container_data_latest
+    cloud.add_points(session, series, [(start + 100.0, 1.0), (clock.now - 30, 2.0)])
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        told = await watch.look()
+        assert len(points(told)) == 2
+        before = watch.api_requests()
+        for _ in range(4):
+            clock.forward(15)
+            await watch.look()
+        assert watch.api_requests() - before <= 4 * 4
+
+
+async def test_finest_reads_down_to_raw_points(clock: Clock, tmp_path: Path) -> None:
+    from bace_bridge.simulator.downsample import Resolution
+
+    cloud = simulated(clock)
+    cloud.resolution = Resolution(raw=900.0)
+    device = cloud.add_device("BaceGo-1")
+    session = cloud.open_session(device.id_group, start=int(clock.now - 3600))
+    series = device.series[0].id_container_data_latest
+    samples = [(clock.now - 3600 + 10 * one, float(one)) for one in range(360)]
+    cloud.add_points(session, series, samples)
+    async with watching(cloud, tmp_path / "b.db", clock, resolution="finest") as watch:
+        told = await watch.look()
+        assert sorted(point["avg"] for point in points(told)) == [float(one) for one in range(360)]
+        clock.forward(60)
+        cloud.end_session(session)
+        cloud.finish_ingestion(session)
+        assert types(await watch.look()) == ["session.ended", "session.csv_ready"]

@@ -1,0 +1,393 @@
+import asyncio
+import base64
+import ssl
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from cloudevents.core.bindings.http import HTTPMessage, from_http_event
+from standardwebhooks import Webhook
+from structlog.testing import capture_logs
+
+from bace_bridge.config.models import WebhookConfig
+from bace_bridge.domain.delivery import Attempt
+from bace_bridge.domain.events import Event, LoggedEvent
+from bace_bridge.errors import DeliveryFailed, SinkDisabled, SinkError, SinkUnavailable
+from bace_bridge.sinks.webhook.sink import LONGEST_ANSWER, WebhookSink
+
+SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()
+NEXT_SECRET = "whsec_" + base64.b64encode(b"n" * 32).decode()
+TOKEN = "T0kenT0kenT0ken"
+
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass
+class Receiver:
+    """A real HTTP server; `answer` is what it does with the requests that it notes."""
+
+    url: str = ""
+    answer: Answer | None = None
+    requests: list[HTTPMessage] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    connections: set[object] = field(default_factory=set)
+    here: asyncio.Condition = field(default_factory=asyncio.Condition)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        async with self.here:
+            headers = {name.lower(): value for name, value in request.headers.items()}
+            self.requests.append(HTTPMessage(headers, body))
+            self.paths.append(request.path)
+            self.connections.add(request.transport)
+            self.here.notify_all()
+        return web.Response(text="ok") if self.answer is None else await self.answer(request)
+
+    async def arrived(self, count: int) -> None:
+        async with self.here:
+            await self.here.wait_for(lambda: len(self.requests) >= count)
+
+    async def wait_at_the_gate(self, request: web.Request) -> web.Response:
+        await self.gate.wait()
+        return web.Response(text=request.method)
+
+    def replies_without_end(self, status: int, beginning: bytes) -> None:
+        async def reply(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse(status=status)
+            await response.prepare(request)
+            await response.write(beginning)
+            await self.gate.wait()
+            return response
+
+        self.answer = reply
+
+    def hangs_up(self) -> None:
+        async def hang_up(request: web.Request) -> web.Response:
+            assert request.transport is not None
+            request.transport.close()
+            return await self.wait_at_the_gate(request)
+
+        self.answer = hang_up
+
+    def replies(self, status: int, text: str = "", headers: dict[str, str] | None = None) -> None:
+        async def reply(_: web.Request) -> web.Response:
+            return web.Response(status=status, text=text, headers=headers)
+
+        self.answer = reply
+
+
+@asynccontextmanager
+async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[Receiver]:
+    receiver = Receiver()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", receiver.handle)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.0)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
+    await site.start()
+    port = runner.addresses[0][1]
+    receiver.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{port}/hook/{TOKEN}"
+    yield receiver
+    receiver.gate.set()
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with serving() as receiver:
+        yield receiver
+
+
+def config(url: str, **changes: Any) -> WebhookConfig:
+    return WebhookConfig.model_validate({"name": "alerts", "url": url, "secret": SECRET, **changes})
+
+
+@asynccontextmanager
+async def running(
+    settings: WebhookConfig, *, clock: Callable[[], float] = time.time, grace: float = 5.0
+) -> AsyncIterator[WebhookSink]:
+    sink = WebhookSink(settings, source="https://cloud.example", version="1.2.3", clock=clock, grace=grace)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(sink.run())
+        await sink.ready()
+        try:
+            yield sink
+        finally:
+            await sink.close()
+
+
+def attempt(seq: int = 1, number: int = 1, data: bytes = b'{"n":1}') -> Attempt:
+    event = Event(f"evt_{seq}", "session.started", f"s{seq}", "d1", 1_769_817_600.0, 1_769_817_605.0, data)
+    return Attempt(LoggedEvent(seq, event), number)
+
+
+async def delivered(sink: WebhookSink, what: Attempt | None = None) -> SinkError | None:
+    result: asyncio.Future[SinkError | None] = asyncio.get_running_loop().create_future()
+    sink.send(what or attempt(), result.set_result)  # a second `done` would raise InvalidStateError
+    return await result
+
+
+async def test_what_arrives_is_what_the_contract_says(receiver: Receiver) -> None:
+    async with running(config(receiver.url, headers={"X-Team": "night shift"})) as sink:
+        assert (sink.name, sink.window, sink.pipelined) == ("alerts", 10, False)
+        assert await delivered(sink, attempt(7)) is None
+    (message,) = receiver.requests
+    assert message.headers["content-type"] == "application/cloudevents+json"
+    assert message.headers["user-agent"] == "bace-bridge/1.2.3"
+    assert message.headers["webhook-id"] == "evt_7"
+    assert message.headers["x-team"] == "night shift"
+    event = from_http_event(message)
+    assert (event.get_id(), event.get_type(), event.get_subject()) == ("evt_7", "bace.session.started", "s7")
+    assert event.get_source() == "https://cloud.example"
+    assert event.get_extension("sequence") == "00000000000000000007"
+    assert Webhook(SECRET).verify(message.body, message.headers)["data"] == {"n": 1}
+
+
+async def test_both_secrets_sign_while_they_rotate(receiver: Receiver) -> None:
+    async with running(config(receiver.url, secret=[NEXT_SECRET, SECRET])) as sink:
+        assert await delivered(sink) is None
+    (message,) = receiver.requests
+    for secret in (SECRET, NEXT_SECRET):
+        Webhook(secret).verify(message.body, message.headers)
+
+
+async def test_another_attempt_has_a_fresh_timestamp_and_the_same_id_and_body(receiver: Receiver) -> None:
+    now = int(time.time())
+    times = iter([now, now, now + 60, now + 60])
+    async with running(config(receiver.url), clock=lambda: next(times)) as sink:
+        receiver.replies(500)
+        assert isinstance(await delivered(sink, attempt(number=1)), DeliveryFailed)
+        receiver.replies(204)
+        assert await delivered(sink, attempt(number=2)) is None
+    first, second = receiver.requests
+    assert first.body == second.body
+    assert first.headers["webhook-id"] == second.headers["webhook-id"]
+    assert first.headers["webhook-timestamp"] == str(now)
+    assert second.headers["webhook-timestamp"] == str(now + 60)
+    for message in (first, second):
+        Webhook(SECRET).verify(message.body, message.headers)
+
+
+async def test_a_redirect_is_not_followed(receiver: Receiver) -> None:
+    receiver.replies(307, headers={"Location": "/elsewhere"})
+    async with running(config(receiver.url)) as sink:
+        failed = await delivered(sink)
+    assert isinstance(failed, DeliveryFailed)
+    assert str(failed).startswith("HTTP 307: redirects are not followed")
+    assert receiver.paths == [f"/hook/{TOKEN}"]
+
+
+@pytest.mark.parametrize(("status", "headers"), [(410, {}), (200, {"webhook-delivery": "disable"})])
+async def test_an_endpoint_that_wants_no_more(
+    receiver: Receiver, status: int, headers: dict[str, str]
+) -> None:
+    receiver.replies(status, headers=headers)
+    async with running(config(receiver.url)) as sink:
+        assert isinstance(await delivered(sink), SinkDisabled)
+
+
+@pytest.mark.parametrize("value", ["90", "Sat, 31 Jan 2026 00:01:30 GMT"])
+async def test_retry_after_is_told(receiver: Receiver, value: str) -> None:
+    receiver.replies(503, "later", headers={"Retry-After": value})
+    async with running(config(receiver.url), clock=lambda: 1_769_817_600.0) as sink:
+        failed = await delivered(sink)
+    assert isinstance(failed, DeliveryFailed)
+    assert failed.retry_after == 90.0
+    assert str(failed) == "HTTP 503: later"
+
+
+async def test_a_receiver_that_hangs(receiver: Receiver) -> None:
+    receiver.answer = receiver.wait_at_the_gate
+    async with running(config(receiver.url, timeout=0.05)) as sink:
+        failed = await delivered(sink)
+        assert isinstance(failed, DeliveryFailed)
+        assert str(failed) == "no answer within 0.05 s"
+        receiver.gate.set()
+        receiver.replies(200)
+        assert await delivered(sink) is None
+
+
+async def test_nobody_listens(unused_port: int) -> None:
+    async with running(config(f"http://127.0.0.1:{unused_port}/hook/{TOKEN}")) as sink:
+        failed = await delivered(sink)
+    assert isinstance(failed, DeliveryFailed)
+    assert str(failed) == "cannot connect: Connection refused"
+
+
+@pytest.fixture
+async def unused_port() -> int:
+    async with serving() as gone:
+        return int(gone.url.split(":")[2].split("/")[0])
+
+
+async def test_a_long_answer_is_read_in_part(receiver: Receiver) -> None:
+    receiver.replies(500, "long " * 200_000)
+    async with running(config(receiver.url)) as sink:
+        failed = await delivered(sink)
+        assert isinstance(failed, DeliveryFailed)
+        assert str(failed).startswith("HTTP 500: long long")
+        assert len(str(failed)) <= 220
+        receiver.replies(200, "long " * 200_000)
+        assert await delivered(sink) is None
+        receiver.replies(200)
+        assert await delivered(sink) is None
+    assert len(receiver.connections) == 3
+
+
+async def test_a_body_that_never_ends_does_not_unsay_the_status(receiver: Receiver) -> None:
+    async with running(config(receiver.url, timeout=0.05)) as sink:
+        receiver.replies_without_end(200, b"ok")
+        assert await delivered(sink) is None
+        receiver.replies_without_end(500, b"half a word")
+        assert str(await delivered(sink)) == "HTTP 500: half a word"
+
+
+async def test_more_than_the_beginning_of_a_body_is_not_waited_for(receiver: Receiver) -> None:
+    receiver.replies_without_end(500, b"x" * (LONGEST_ANSWER + 1))
+    async with running(config(receiver.url, timeout=3600)) as sink:
+        assert isinstance(await delivered(sink), DeliveryFailed)
+
+
+async def test_a_connection_is_used_again(receiver: Receiver) -> None:
+    async with running(config(receiver.url)) as sink:
+        for seq in range(1, 21):
+            receiver.replies(500 if seq % 3 else 200, "word")
+            await delivered(sink, attempt(seq))
+    assert len(receiver.requests) == 20
+    assert len(receiver.connections) == 1
+
+
+async def test_so_many_at_once_as_configured_and_no_more(receiver: Receiver) -> None:
+    receiver.answer = receiver.wait_at_the_gate
+    async with running(config(receiver.url, concurrency=3)) as sink:
+        posts = [asyncio.create_task(delivered(sink, attempt(seq))) for seq in range(1, 6)]
+        await receiver.arrived(3)
+        assert len(receiver.requests) == 3
+        receiver.gate.set()
+        assert await asyncio.gather(*posts) == [None] * 5
+    assert len(receiver.connections) == 3
+
+
+async def test_a_server_that_hangs_up(receiver: Receiver) -> None:
+    receiver.hangs_up()
+    async with running(config(receiver.url)) as sink:
+        failed = await delivered(sink)
+    assert isinstance(failed, DeliveryFailed)
+    assert str(failed) == "the connection was closed without an answer"
+
+
+async def test_a_server_that_does_not_speak_http() -> None:
+    async def babble(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail.example ESMTP\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(babble, "127.0.0.1", 0)
+    async with server, running(config(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")) as sink:
+        failed = await delivered(sink)
+    assert isinstance(failed, DeliveryFailed)
+    assert str(failed) == "the answer is not HTTP"
+
+
+async def test_https_where_only_http_is_spoken(receiver: Receiver) -> None:
+    async with running(config(receiver.url.replace("http:", "https:"))) as sink:
+        failed = await delivered(sink)
+    assert isinstance(failed, DeliveryFailed)
+    assert str(failed).startswith("TLS failed: ")
+
+
+@pytest.fixture
+def self_signed(tmp_path: Path) -> ssl.SSLContext:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=me"
+    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate, key)
+    return tls
+
+
+async def test_a_certificate_that_nobody_vouches_for(self_signed: ssl.SSLContext) -> None:
+    async with serving(self_signed) as receiver, running(config(receiver.url)) as sink:
+        failed = await delivered(sink)
+    assert isinstance(failed, DeliveryFailed)
+    assert str(failed) == "the TLS certificate is refused: self-signed certificate"
+
+
+async def test_neither_messages_nor_logs_hold_a_credential(receiver: Receiver) -> None:
+    async def echo(request: web.Request) -> web.Response:
+        return web.Response(status=404, text=f"Cannot POST {request.path_qs} {request.headers['X-Key']}")
+
+    receiver.answer = echo
+    with capture_logs() as logs:
+        settings = config(receiver.url + "?key=Quer1Quer1", headers={"X-Key": "Head3rHead3r"})
+        async with running(settings) as sink:
+            failed = await delivered(sink)
+    assert str(failed) == "HTTP 404: Cannot POST ***?*** ***"
+    (opened,) = logs
+    assert opened["sink"] == "alerts"
+    assert opened["host"] == receiver.url.split("/")[2]
+    for secret in (TOKEN, "Quer1Quer1", "Head3rHead3r", SECRET):
+        assert secret not in str(logs)
+
+
+async def test_a_configured_authorization_wins_over_a_login_in_the_url(receiver: Receiver) -> None:
+    url = receiver.url.replace("//", "//user:p%40ss@")
+    async with running(config(url)) as sink:
+        assert await delivered(sink) is None
+    async with running(config(url, headers={"authorization": "Bearer b"})) as sink:
+        assert await delivered(sink) is None
+    sent = [message.headers["authorization"] for message in receiver.requests]
+    assert sent == ["Basic " + base64.b64encode(b"user:p@ss").decode(), "Bearer b"]
+
+
+async def test_closing_waits_for_what_is_in_flight(receiver: Receiver) -> None:
+    receiver.answer = receiver.wait_at_the_gate
+    async with running(config(receiver.url)) as sink:
+        post = asyncio.create_task(delivered(sink))
+        await receiver.arrived(1)
+        closing = asyncio.create_task(sink.close())
+        receiver.gate.set()
+        await closing
+        assert post.done()
+        assert await post is None
+        assert isinstance(await delivered(sink), SinkUnavailable)
+
+
+async def test_closing_cuts_off_what_does_not_end(receiver: Receiver) -> None:
+    receiver.answer = receiver.wait_at_the_gate
+    async with running(config(receiver.url, concurrency=1), grace=0.0) as sink:
+        posts = [asyncio.create_task(delivered(sink, attempt(seq))) for seq in (1, 2)]
+        await receiver.arrived(1)
+        await sink.close()
+        assert all(isinstance(error, SinkUnavailable) for error in await asyncio.gather(*posts))
+    assert len(receiver.requests) == 1
+
+
+async def test_cancelling_hands_everything_back(receiver: Receiver) -> None:
+    receiver.answer = receiver.wait_at_the_gate
+    sink = WebhookSink(config(receiver.url, concurrency=1), source="s", version="1")
+    run = asyncio.create_task(sink.run())
+    posts = [asyncio.create_task(delivered(sink, attempt(seq))) for seq in (1, 2)]
+    await receiver.arrived(1)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert all(isinstance(error, SinkUnavailable) for error in await asyncio.gather(*posts))
+    await sink.close()
+
+
+async def test_a_fault_of_our_own_ends_the_sink(receiver: Receiver) -> None:
+    def faulty(_: SinkError | None) -> None:
+        raise LookupError
+
+    sink = WebhookSink(config(receiver.url), source="s", version="1")
+    sink.send(attempt(), faulty)
+    with pytest.raises(ExceptionGroup) as ended:
+        await sink.run()
+    assert ended.group_contains(LookupError)

@@ -1,0 +1,148 @@
+"""The watcher's line over a real simulated cloud and a real SQLite file, driven step by step with a clock of its own."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from bace_bridge.cloud.api import BaceCloud, csv_url
+from bace_bridge.cloud.budget import RequestBudget
+from bace_bridge.cloud.http import CloudHttp
+from bace_bridge.cloud.tokens import Credentials, Tokens
+from bace_bridge.domain.datapoints import Datatype
+from bace_bridge.domain.events import LoggedEvent
+from bace_bridge.domain.first_start import StartKind, first_start_from
+from bace_bridge.simulator.cloud import SimulatedCloud
+from bace_bridge.simulator.quirks import Quirks
+from bace_bridge.simulator.server import SimulatedServer
+from bace_bridge.store.eventlog import EventLog
+from bace_bridge.store.facts import Facts
+from bace_bridge.store.journal import Journal
+from bace_bridge.store.sqlite import SqliteFile
+from bace_bridge.watcher.recording import SessionRecorder
+from bace_bridge.watcher.session_poll import SessionPoll
+from bace_bridge.watcher.visit import Visit, VisitSettings
+
+NOON = 1_764_590_400.0
+
+
+class Clock:
+    """Epoch seconds that move only when a test says so."""
+
+    def __init__(self, now: float = NOON) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def forward(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Watching:
+    """One watcher over one store. `look` is a poll and every visit that is due then."""
+
+    def __init__(
+        self,
+        server: SimulatedServer,
+        http: CloudHttp,
+        file: SqliteFile,
+        clock: Clock,
+        *,
+        start: StartKind,
+        start_seconds: float,
+        groups: Sequence[str],
+        resolution: Literal["as_served", "finest"],
+    ) -> None:
+        self.server, self.http, self.clock = server, http, clock
+        self.api = BaceCloud(http)
+        self.journal = Journal(file)
+        self.log = EventLog(file)
+        self.deciding = asyncio.Lock()
+        self.poll = SessionPoll(
+            self.api,
+            self.journal,
+            SessionRecorder(self.api, self.journal, groups=groups, deciding=self.deciding, clock=clock),
+            first_start_from=lambda rows: first_start_from(start, start_seconds, rows, now=clock()),
+            reconcile_interval=60.0,
+            clock=clock,
+        )
+        self.settings = VisitSettings(
+            interval=15.0,
+            resolution=resolution,
+            datatypes={6000: Datatype("Heart rate", "bpm")},
+            csv_url=lambda session: csv_url(server.url, session),
+        )
+
+    async def look(self) -> list[LoggedEvent]:
+        """The events that one poll and the visits due after it told."""
+        before = await self.all_events()
+        await self.poll.poll()
+        await self.visit_due()
+        return (await self.all_events())[len(before) :]
+
+    async def visit_due(self) -> None:
+        for _ in range(100):
+            due = await self.journal.due_visits(self.clock(), 100)
+            if not due:
+                return
+            for known in due:
+                visit = Visit(
+                    known, self.api, self.journal, self.settings, deciding=self.deciding, clock=self.clock
+                )
+                await visit.make()
+
+    async def all_events(self) -> list[LoggedEvent]:
+        return await self.log.search()
+
+    def api_requests(self) -> int:
+        return sum(1 for seen in self.server.requests if seen.path.startswith("/api/"))
+
+
+@asynccontextmanager
+async def watching(
+    cloud: SimulatedCloud,
+    store: Path,
+    clock: Clock,
+    *,
+    start: StartKind = "now",
+    start_seconds: float = 0.0,
+    groups: Sequence[str] = (),
+    resolution: Literal["as_served", "finest"] = "as_served",
+) -> AsyncIterator[Watching]:
+    async with SimulatedServer(cloud) as server, SqliteFile(store) as file:
+        budget = RequestBudget(6_000_000, clock=clock)
+        http = CloudHttp(server.url, budget, timeout=10.0, version="test", clock=clock)
+        given = cloud.credentials
+        credentials = Credentials(given.client_id, given.client_secret, given.username, given.password)
+        http.use_tokens(Tokens("test", credentials, Facts(file), http.ask_token, clock=clock))
+        async with http:
+            yield Watching(
+                server,
+                http,
+                file,
+                clock,
+                start=start,
+                start_seconds=start_seconds,
+                groups=groups,
+                resolution=resolution,
+            )
+
+
+def simulated(clock: Clock, *quirks: str) -> SimulatedCloud:
+    return SimulatedCloud(clock=clock, quirks=Quirks.parse(list(quirks)), seed=7)
+
+
+def types(events: Sequence[LoggedEvent]) -> list[str]:
+    return [logged.event.type for logged in events]
+
+
+def data(logged: LoggedEvent) -> dict[str, Any]:
+    return msgspec.json.decode(logged.event.data, type=dict[str, Any])
+
+
+def points(events: Sequence[LoggedEvent]) -> list[dict[str, Any]]:
+    return [point for one in events if one.event.type == "session.datapoints" for point in data(one)["datapoints"]]

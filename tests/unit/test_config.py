@@ -1,0 +1,267 @@
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from bace_bridge.config.load import load
+from bace_bridge.config.models import Config, StartFrom
+from bace_bridge.errors import ConfigError
+
+TOKEN = "cloud: {access_token: t0ken}\n"
+SECRET = "whsec_" + "A" * 40
+
+
+def load_text(folder: Path, text: str, env: Mapping[str, str] | None = None) -> Config:
+    file = folder / "bridge.yaml"
+    file.write_text(text, encoding="utf-8")
+    return load(file, env or {})
+
+
+def mistakes(folder: Path, text: str, env: Mapping[str, str] | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_text(folder, text, env)
+    return [str(mistake) for mistake in caught.value.mistakes]
+
+
+def test_a_token_is_all_it_takes(tmp_path: Path) -> None:
+    config = load_text(tmp_path, TOKEN)
+    assert config.cloud.access_token is not None
+    assert config.cloud.access_token.get_secret_value() == "t0ken"
+    assert config.cloud.url == "https://dashboard.bace-iot.com"
+    assert config.watch.session_interval == 10.0
+    assert config.watch.start_from == StartFrom("now")
+    assert config.store.path == Path("bace-bridge.db")
+    assert (config.mqtt, config.webhooks) == ((), ())
+    assert (config.http.host, config.http.port) == ("127.0.0.1", 8099)
+
+
+def test_every_mistake_of_every_stage_is_told_at_once(tmp_path: Path) -> None:
+    text = """
+cloud:
+  url: htp://x
+  client_id: ${NOPE}
+  client_secret: 12345678
+  password_file: nofile
+  requests_per_minute: 0
+  requests_per_minute: 0
+  timeot: 3s
+watch: {session_interval: soon}
+mqtt:
+  - {name: a b, url: "mqtt://h", qos: 7, tls: {insecure: perhaps, ca_file: nope.pem}}
+  - {name: a, url: "mqtt://h", keepalive: 250ms}
+webhooks:
+  - {name: a, url_file: nix, secret: whsec_geheim, headers: {Host: x}}
+  - nix
+httpx: {}
+"""
+    found = mistakes(tmp_path, text)
+    assert [line.split(": ", 1)[0] for line in found] == [
+        "cloud.requests_per_minute",
+        "cloud.client_id",
+        "cloud.password_file",
+        "mqtt[0].tls.ca_file",
+        "webhooks[0].url_file",
+        "cloud",
+        "webhooks[0].name",
+        "mqtt[1].base_topic",
+        "cloud.url",
+        "cloud.client_secret",
+        "cloud.requests_per_minute",
+        "cloud.timeot",
+        "watch.session_interval",
+        "mqtt[0].name",
+        "mqtt[0].qos",
+        "mqtt[0].tls.insecure",
+        "mqtt[1].keepalive",
+        "webhooks[0].secret",
+        "webhooks[0].headers.Host",
+        "webhooks[1]",
+        "httpx",
+    ]
+    assert "cloud.timeot: is not a key that bace-bridge knows (did you mean timeout?)" in found
+    assert "watch.session_interval: must be a duration such as 10s, 5m or 7d" in found
+    assert "cloud.requests_per_minute: is given twice, on lines 7 and 8 (keep one of the two)" in found
+    assert not any("geheim" in line or "12345678" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("cloud", "found"),
+    [
+        ("access_token: t, username: u", "cloud.access_token: is given besides username"),
+        ("username: u, client_id: c, client_secret: s", "cloud: lacks password"),
+        ("groups: []", "cloud: lacks client_id, client_secret, username, password"),
+        ("access_token: ''", "cloud.access_token: is empty"),
+    ],
+)
+def test_the_login_is_a_token_or_the_four_others(tmp_path: Path, cloud: str, found: str) -> None:
+    (line,) = mistakes(tmp_path, f"cloud: {{{cloud}}}")
+    assert line.startswith(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "is empty (start from a copy of bridge.example.yaml)"),
+        ("# nothing\n", "is empty (start from a copy of bridge.example.yaml)"),
+        ("- a\n", "must hold sections such as cloud: and mqtt:"),
+        ("cloud:\n  url: a: b\n", "line 2, column 9: mapping values are not allowed here"),
+        ("cloud: [\n", "line 2, column 1: expected the node content"),
+        ("a: &a [*a]\n", "line 1, column 4: an alias (*) refers to what it is in"),
+        ("cloud: x\n---\nhttp: y\n", "line 2, column 1: but found another document"),
+        ("cloud: \x07\n", "line 1: holds a control character"),
+        ("cloud: {password: *geheim}\n", "line 1, column 19: found undefined alias …"),
+        (
+            "cloud: {password: !geheim x}\n",
+            "line 1, column 19: could not determine a constructor for the tag …",
+        ),
+    ],
+)
+def test_what_is_no_yaml_is_one_mistake_with_its_place(tmp_path: Path, text: str, found: str) -> None:
+    (line,) = mistakes(tmp_path, text)
+    assert line.startswith(f"{tmp_path / 'bridge.yaml'}: {found}")
+    assert "geheim" not in line
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"does not exist \(copy bridge\.example\.yaml"):
+        load(tmp_path / "none.yaml", {})
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load(tmp_path, {})
+    (tmp_path / "latin.yaml").write_bytes(b"cloud: \xe4\n")
+    with pytest.raises(ConfigError, match=r"is not UTF-8 text \(byte 8\)"):
+        load(tmp_path / "latin.yaml", {})
+
+
+def test_a_key_left_empty_means_its_default(tmp_path: Path) -> None:
+    config = load_text(tmp_path, TOKEN + "mqtt:\nhttp:\nwatch:\n  session_interval:\n")
+    assert config == load_text(tmp_path, TOKEN)
+
+
+def test_variables(tmp_path: Path) -> None:
+    text = """
+cloud:
+  access_token: ${TOKEN}
+  requests_per_minute: ${RPM:-60}
+  groups: ["$${x}", "${EMPTY:-d}", "a${A}b"]
+mqtt: [{name: m, url: "mqtt://h", qos: "${QOS}"}]
+"""
+    env = {"TOKEN": "${NOT} ${READ} again: *", "EMPTY": "", "A": "-", "QOS": "2"}
+    config = load_text(tmp_path, text, env)
+    assert config.cloud.access_token is not None
+    assert config.cloud.access_token.get_secret_value() == "${NOT} ${READ} again: *"
+    assert config.cloud.requests_per_minute == 60
+    assert config.cloud.groups == ("${x}", "d", "a-b")
+    assert config.mqtt[0].qos == 2
+
+
+def test_variables_that_are_not_set_are_told_with_path_and_name(tmp_path: Path) -> None:
+    text = TOKEN + 'webhooks: [{name: w, url: "${URL}", secret: ["${A}", "${B"]}]\n'
+    assert mistakes(tmp_path, text) == [
+        "webhooks[0].url: the environment variable URL is not set (set it, or write ${URL:-default})",
+        "webhooks[0].secret[0]: the environment variable A is not set (set it, or write ${A:-default})",
+        "webhooks[0].secret[1]: holds ${ without a variable (write ${NAME}, or $${ for a plain ${)",
+    ]
+
+
+def test_secrets_come_from_files_beside_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(" t\n\n", encoding="utf-8")
+    (tmp_path / "url").write_text("https://h/x\n", encoding="utf-8")
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / "hook").write_text(f"{SECRET}\n{SECRET}A===\n", encoding="utf-8")
+    (credentials / "one").write_text(f"{SECRET}\r\n", encoding="utf-8")
+    text = """
+cloud: {access_token_file: token}
+webhooks:
+  - {name: w, url_file: url, secret_file: "${CREDENTIALS_DIRECTORY}/one"}
+"""
+    config = load_text(tmp_path, text, {"CREDENTIALS_DIRECTORY": str(credentials)})
+    assert config.cloud.access_token is not None
+    assert config.cloud.access_token.get_secret_value() == " t\n"
+    assert config.webhooks[0].url.get_secret_value() == "https://h/x"
+    assert [secret.get_secret_value() for secret in config.webhooks[0].secret] == [SECRET]
+
+
+def test_files_that_do_not_give_a_secret(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n", encoding="utf-8")
+    (tmp_path / "bad").write_text("geheim", encoding="utf-8")
+    text = """
+cloud: {access_token_file: none, access_token: x}
+mqtt:
+  - {name: m, url: "mqtt://h", username: u, password_file: none}
+  - {name: n, url: "mqtt://i", username: u, password_file: empty}
+webhooks:
+  - {name: w, url_file: bad, secret_file: bad}
+  - {name: x, url_file: "https://h/geheim", secret_file: whsec_geheim}
+"""
+    found = mistakes(tmp_path, text)
+    assert found[:3] == [
+        "cloud.access_token_file: is given besides access_token (keep one of the two)",
+        f"mqtt[0].password_file: cannot read {tmp_path / 'none'}: No such file or directory",
+        f"mqtt[1].password_file: {tmp_path / 'empty'} is empty",
+    ]
+    assert [line.split(":")[0] for line in found[3:]] == [
+        "webhooks[1].url_file",
+        "webhooks[1].secret_file",
+        "webhooks[0].url_file",
+        "webhooks[0].secret_file",
+    ]
+    assert not any("geheim" in line for line in found)
+
+
+def test_files_of_tls_are_read_beside_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("-", encoding="utf-8")
+    config = load_text(tmp_path, TOKEN + 'mqtt: [{name: m, url: "mqtts://h", tls: {ca_file: ca.pem}}]')
+    assert config.mqtt[0].tls.ca_file == tmp_path / "ca.pem"
+
+
+@pytest.mark.parametrize(
+    ("sinks", "found"),
+    [
+        (
+            '[{name: a, url: "mqtt://h"}, {name: a, url: "mqtt://i"}]',
+            "mqtt[1].name: 'a' is the name of mqtt[0] as well",
+        ),
+        (
+            '[{name: a, url: "mqtt://h"}, {name: b, url: "mqtt://H:1883/"}]',
+            "mqtt[1].base_topic: mqtt[0] has the same base_topic at the same broker",
+        ),
+        (
+            '[{name: a, url: "ws://h", client_id: c}, {name: b, url: "ws://h", base_topic: x, client_id: c}]',
+            "mqtt[1].client_id: mqtt[0] has the same client_id at the same broker",
+        ),
+        (
+            '[{name: a, url: "mqtt://h", password: p}]',
+            "mqtt[0].username: is missing, while a password is given",
+        ),
+        ("{name: a}", "mqtt: must be a list"),
+    ],
+)
+def test_sinks_that_would_get_in_each_others_way(tmp_path: Path, sinks: str, found: str) -> None:
+    (line,) = mistakes(tmp_path, f"{TOKEN}mqtt: {sinks}")
+    assert line.startswith(found)
+
+
+def test_names_are_unique_across_mqtt_and_webhooks(tmp_path: Path) -> None:
+    text = f"""
+{TOKEN}
+mqtt: [{{name: a, url: "mqtt://h"}}]
+webhooks: [{{name: a, url: "https://h", secret: {SECRET}}}]
+"""
+    (line,) = mistakes(tmp_path, text)
+    assert line.startswith("webhooks[0].name: 'a' is the name of mqtt[0] as well")
+
+
+def test_a_typo_in_a_file_key_is_recognised(tmp_path: Path) -> None:
+    found = mistakes(tmp_path, "cloud: {access_token: t, acess_token_file: x}")
+    assert found == [
+        "cloud.acess_token_file: is not a key that bace-bridge knows (did you mean access_token_file?)"
+    ]
+
+
+def test_datatypes_are_merged_over_the_known_ones(tmp_path: Path) -> None:
+    config = load_text(tmp_path, TOKEN + 'datatypes: {6000: {name: Pulse}, 7: {unit: m}, 6011: {unit: ""}}')
+    assert (config.datatypes[6000].name, config.datatypes[6000].unit) == ("Pulse", "bpm")
+    assert (config.datatypes[7].name, config.datatypes[7].unit) == (None, "m")
+    assert config.datatypes[6011].unit == ""
+    assert config.datatypes[6002].unit == "%"

@@ -1,0 +1,297 @@
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr, ValidationError
+
+from bace_bridge.config.cautions import warnings
+from bace_bridge.config.models import (
+    CloudConfig,
+    Config,
+    HttpConfig,
+    MqttConfig,
+    StartFrom,
+    StoreConfig,
+    TlsConfig,
+    WatchConfig,
+    WebhookConfig,
+)
+from bace_bridge.config.secrecy import secrets_of
+from bace_bridge.config.values import format_duration, parse_duration
+
+SECRET = "whsec_" + "A" * 40
+
+
+def webhook(**given: Any) -> WebhookConfig:
+    return WebhookConfig.model_validate({"name": "w", "url": "https://h/x", "secret": SECRET, **given})
+
+
+def broker(url: str, **given: Any) -> MqttConfig:
+    return MqttConfig.model_validate({"name": "m", "url": url, **given})
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        ("10s", 10.0),
+        ("5m", 300.0),
+        ("2h", 7200.0),
+        ("7d", 604_800.0),
+        ("250ms", 0.25),
+        ("1m30s", 90.0),
+        ("0.5s", 0.5),
+        (3, 3.0),
+        (0.25, 0.25),
+        ("90", 90.0),
+    ],
+)
+def test_durations(written: object, seconds: float) -> None:
+    assert parse_duration(written) == seconds
+    assert WatchConfig.model_validate({"session_interval": written}).session_interval == seconds
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["", "0s", 0, -1, "-1s", "10 s", "s", "1w", True, None, [], "1e3", float("nan"), float("inf"), "99999d"],
+)
+def test_what_is_no_duration_is_refused(written: object) -> None:
+    with pytest.raises(ValueError, match="must be a duration such as 10s, 5m or 7d"):
+        parse_duration(written)
+
+
+@given(st.integers(min_value=1, max_value=86_400_000 * 400))
+def test_a_formatted_duration_reads_back(milliseconds: int) -> None:
+    assert parse_duration(format_duration(milliseconds / 1000)) == pytest.approx(milliseconds / 1000)
+
+
+@pytest.mark.parametrize(
+    ("written", "start"),
+    [
+        ("now", StartFrom("now")),
+        ("all", StartFrom("all")),
+        ("7d", StartFrom("ago", 604_800.0)),
+        ("1970-01-02T00:00:00Z", StartFrom("since", 86_400.0)),
+        ("1970-01-02T01:00:00+01:00", StartFrom("since", 86_400.0)),
+        ("1970-01-02", StartFrom("since", 86_400.0)),
+    ],
+)
+def test_start_from(written: str, start: StartFrom) -> None:
+    assert WatchConfig.model_validate({"start_from": written}).start_from == start
+
+
+@pytest.mark.parametrize("written", ["", "later", 7, "2026", "1970-01-02T00:00:00", "1970-13-01"])
+def test_what_is_no_start_is_refused(written: object) -> None:
+    with pytest.raises(ValidationError):
+        WatchConfig.model_validate({"start_from": written})
+
+
+@pytest.mark.parametrize(
+    ("url", "parts"),
+    [
+        ("mqtt://h", ("h", 1883, "/mqtt", False, False)),
+        ("mqtts://h", ("h", 8883, "/mqtt", True, False)),
+        ("ws://h/", ("h", 80, "/", False, True)),
+        ("wss://h:444/a/b", ("h", 444, "/a/b", True, True)),
+        ("mqtt://[::1]:99", ("::1", 99, "/mqtt", False, False)),
+    ],
+)
+def test_broker_urls(url: str, parts: tuple[str, int, str, bool, bool]) -> None:
+    sink = broker(url)
+    assert (sink.host, sink.port, sink.path, sink.tls_enabled, sink.websocket) == parts
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "h:1883",
+        "http://h",
+        "mqtt://",
+        "mqtt://u:geheim@h",
+        "mqtt://h:0",
+        "mqtt://h:70000",
+        "mqtt://h:x",
+        "mqtt://h/topic",
+        "mqtt://[h",
+        "mqtt://h h",
+        "wss://h/x?token=geheim",
+    ],
+)
+def test_broker_urls_that_are_refused_without_repeating_them(url: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        broker(url)
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"base_topic": "a/#"},
+        {"base_topic": "/a"},
+        {"base_topic": "a/"},
+        {"base_topic": ""},
+        {"protocol": 4},
+        {"protocol": True},
+        {"qos": 3},
+        {"qos": True},
+        {"in_flight": 0},
+        {"keepalive": "250ms"},
+        {"events": []},
+        {"events": ["session.strted"]},
+        {"name": "a b"},
+        {"client_id": ""},
+    ],
+)
+def test_broker_settings_that_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        broker("mqtt://h", **given)
+
+
+def test_protocol_and_event_globs() -> None:
+    assert broker("mqtt://h", protocol=5).protocol == "5"
+    assert broker("mqtt://h", protocol="3.1.1").protocol == "3.1.1"
+    assert broker("mqtt://h", events=["session.*", "alert.firing"]).events == ("session.*", "alert.firing")
+
+
+def test_webhook_secrets() -> None:
+    shortest = "whsec_" + base64.b64encode(b"x" * 24).decode()
+    longest = "whsec_" + base64.b64encode(b"x" * 64).decode()
+    found = webhook(secret=[shortest, longest]).secret
+    assert [secret.get_secret_value() for secret in found] == [shortest, longest]
+    assert webhook(secret=f"{shortest}\n{longest}").secret == found
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "geheim",
+        "whsec_geheim!",
+        "A" * 40,
+        "whsec_" + base64.b64encode(b"x" * 23).decode(),
+        "whsec_" + base64.b64encode(b"x" * 65).decode(),
+        [],
+        "",
+        7,
+        "whsec_äöü",
+    ],
+)
+def test_webhook_secrets_that_are_refused(secret: object) -> None:
+    with pytest.raises(ValidationError) as caught:
+        webhook(secret=secret)
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["Content-Type", "webhook-id", "HOST", "a b", "", "Content-Length"])
+def test_headers_that_the_bridge_sets_itself_are_refused(name: str) -> None:
+    with pytest.raises(ValidationError):
+        webhook(headers={name: "x"})
+
+
+def test_header_values_are_single_lines_and_secret() -> None:
+    with pytest.raises(ValidationError):
+        webhook(headers={"X-A": "a\r\nHost: b"})
+    assert "geheim" not in repr(webhook(headers={"Authorization": "geheim"}))
+
+
+def test_a_webhooks_url_is_a_secret_and_only_its_host_is_shown() -> None:
+    sink = webhook(url="https://u:p@Example.org:8443/geheim?a=geheim")
+    assert sink.host == "example.org:8443"
+    assert webhook(url="http://[::1]/x").host == "[::1]"
+    assert "geheim" not in repr(sink)
+
+
+@pytest.mark.parametrize(
+    ("listen", "host", "port"),
+    [("0.0.0.0:0", "0.0.0.0", 0), ("[::1]:8099", "::1", 8099), ("", "", 0)],  # noqa: S104
+)
+def test_listen(listen: str, host: str, port: int) -> None:
+    http = HttpConfig(listen=listen)
+    assert (http.host, http.port, http.enabled) == (host, port, bool(listen))
+
+
+@pytest.mark.parametrize("listen", ["8099", ":8099", "h:", "h:x", "h:99999", "::1:8099", "h :1", "h:-1"])
+def test_listen_addresses_that_are_refused(listen: str) -> None:
+    with pytest.raises(ValidationError):
+        HttpConfig(listen=listen)
+
+
+def test_store() -> None:
+    assert StoreConfig(url="sqlite:////var/lib/b.db").path == Path("/var/lib/b.db")
+    assert StoreConfig(url="sqlite:///a/b.db").path == Path("a/b.db")
+
+
+@pytest.mark.parametrize("url", ["sqlite://b.db", "sqlite:///", "sqlite:///:memory:", "b.db", "sqlite:///a/"])
+def test_stores_that_are_refused(url: str) -> None:
+    with pytest.raises(ValidationError, match="must name an SQLite file"):
+        StoreConfig(url=url)
+
+
+def test_postgresql_is_refused_with_a_hint_that_repeats_no_password() -> None:
+    with pytest.raises(ValidationError, match="this version stores in SQLite only") as caught:
+        StoreConfig(url="postgresql://u:geheim@h/d")
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["dashboard", "ftp://h", "https://u:p@h", "https://h?x=1", "https://"])
+def test_cloud_urls_that_are_refused(url: str) -> None:
+    with pytest.raises(ValidationError):
+        CloudConfig(url=url)
+
+
+def test_the_cloud_url_loses_its_last_slash() -> None:
+    assert CloudConfig(url="http://localhost:8180/").url == "http://localhost:8180"
+
+
+def test_every_secret_is_known_to_the_redaction() -> None:
+    config = Config(
+        cloud=CloudConfig(access_token=SecretStr("t0ken"), password=SecretStr("abc")),
+        mqtt=(broker("mqtt://h", username="u", password="mqttpass"),),
+        webhooks=(
+            webhook(url="https://u:hunter22@h/services/T000/B000/XYZ", headers={"X-Key": "headerkey"}),
+        ),
+    )
+    assert secrets_of(config) == {
+        "t0ken",
+        "mqttpass",
+        "https://u:hunter22@h/services/T000/B000/XYZ",
+        "/services/T000/B000/XYZ",
+        "hunter22",
+        "headerkey",
+        SECRET,
+        SECRET.removeprefix("whsec_"),
+    }
+
+
+def test_warnings_name_what_they_are_about() -> None:
+    config = Config(
+        cloud=CloudConfig(url="http://dashboard.example.org", access_token=SecretStr("t")),
+        mqtt=(
+            broker("mqtt://broker.lan", username="u", password="p"),
+            broker("mqtts://h", tls=TlsConfig(insecure=True)),
+            broker("mqtt://localhost", tls=TlsConfig(insecure=True)),
+            broker("mqtt://broker.example.org"),
+        ),
+        webhooks=(webhook(url="http://example.org/geheim"), webhook(url="http://192.168.1.2/x")),
+        http=HttpConfig(listen="0.0.0.0:8099"),
+    )
+    found = warnings(config)
+    assert [line.split(": ")[0] for line in found] == [
+        "cloud.url",
+        "cloud.access_token",
+        "http.listen",
+        "mqtt[0].url",
+        "mqtt[1].tls.insecure",
+        "mqtt[2].tls",
+        "mqtt[3].url",
+        "webhooks[0].url",
+    ]
+    assert not any("geheim" in line for line in found)
+
+
+def test_nothing_to_warn_about() -> None:
+    assert warnings(Config(cloud=CloudConfig(), webhooks=(webhook(),))) == []
+    assert warnings(Config(cloud=CloudConfig())) == [
+        "mqtt, webhooks: there are no sinks, so nobody is told anything"
+    ]

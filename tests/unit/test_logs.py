@@ -1,0 +1,116 @@
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from bace_bridge import logs
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    processors = structlog.get_config()["processors"]
+    before, root = list(processors), logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    processors[:] = before
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(capture=False)
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_json_lines() -> None:
+    stream = io.StringIO()
+    logs.configure(fmt=None, level="info", stream=stream)
+    structlog.get_logger().info("poll.done", sessions=3, took=0.25, path=Path("x"))
+    (line,) = lines(stream)
+    assert list(line) == ["ts", "level", "event", "sessions", "took", "path"]
+    assert line["ts"].endswith("Z")
+    assert (line["level"], line["event"], line["sessions"]) == ("info", "poll.done", 3)
+
+
+def test_console() -> None:
+    stream = io.StringIO()
+    logs.configure(fmt="console", level="info", stream=stream)
+    structlog.get_logger().warning("cloud.away", retry_in="10s")
+    assert "cloud.away" in stream.getvalue()
+    assert "retry_in=10s" in stream.getvalue()
+
+
+@pytest.mark.parametrize("fmt", ["json", "console"])
+def test_no_known_secret_is_ever_written(fmt: logs.Format) -> None:
+    stream = io.StringIO()
+    logs.configure(fmt=fmt, level="info", secrets={"hunter2", "hunter2-longer", "a.b(c"}, stream=stream)
+    log = structlog.get_logger().bind(bound="my hunter2")
+    try:
+        int("hunter2")
+    except ValueError as error:
+        log.exception("boom hunter2-longer", error=error, nested={"hunter2": [("hunter2", {"hunter2"})]})
+    log.info("bytes", raw=b"hunter2", special="xa.b(cx", error=KeyError("hunter2"))
+    logging.getLogger("paho").error("%s", "hunter2")
+    text = stream.getvalue()
+    assert "hunter2" not in text
+    assert "a.b(c" not in text
+    assert "-longer" not in text
+    assert "x***x" in text
+
+
+def test_the_level_changes_at_run_time_for_loggers_in_use() -> None:
+    stream = io.StringIO()
+    logs.configure(fmt="json", level="info", stream=stream)
+    log = structlog.get_logger().bind(sink="a")
+    log.debug("one")
+    logs.set_level("debug")
+    log.debug("two")
+    logs.set_level("error")
+    log.warning("three")
+    log.critical("four")
+    assert [line["event"] for line in lines(stream)] == ["two", "four"]
+    with pytest.raises(ValueError, match="must be one of debug"):
+        logs.set_level("loud")
+
+
+def test_configuring_again_reaches_loggers_in_use() -> None:
+    first, second = io.StringIO(), io.StringIO()
+    logs.configure(fmt="json", level="info", stream=first)
+    log = structlog.get_logger()
+    log.info("one")
+    logs.configure(fmt="json", level="info", secrets=["hunter2"], stream=second)
+    log.info("two", password="hunter2")
+    assert [line["event"] for line in lines(first)] == ["one"]
+    assert [line["password"] for line in lines(second)] == ["***"]
+
+
+def test_libraries_are_heard_from_warning_on() -> None:
+    stream = io.StringIO()
+    logs.configure(fmt="json", level="debug", stream=stream)
+    logs.configure(fmt="json", level="debug", stream=stream)
+    logging.getLogger("aiohttp.client").info("quiet")
+    logging.getLogger("aiohttp.client").warning("odd %d", 7)
+    wrong = logging.LogRecord("asyncio", logging.ERROR, "x.py", 1, "wrong arguments %d", ("x",), None)
+    logging.getLogger().handlers[-1].handle(wrong)
+    first, second = lines(stream)
+    assert (first["event"], first["level"], first["logger"]) == ("odd 7", "warning", "aiohttp.client")
+    assert (second["event"], second["level"]) == ("wrong arguments %d", "error")
+
+
+def test_a_stream_that_fails_does_not_end_the_service() -> None:
+    class Full(io.StringIO):
+        def write(self, _text: str, /) -> int:
+            raise OSError(28, "No space left on device")
+
+    logs.configure(fmt="json", level="info", stream=Full())
+    structlog.get_logger().info("lost")
+    closed = io.StringIO()
+    logs.configure(fmt="json", level="info", stream=closed)
+    closed.close()
+    structlog.get_logger().info("lost too")

@@ -1,0 +1,303 @@
+"""What the MQTT sink says and decides, without a broker."""
+
+import ssl
+from typing import Any
+
+import msgspec
+import pytest
+import structlog
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from structlog.testing import capture_logs
+
+from bace_bridge.domain.events import Event, LoggedEvent
+from bace_bridge.domain.state import DeviceState, LatestPoint
+from bace_bridge.errors import DeliveryFailed, DeliveryRejected
+from bace_bridge.sinks.mqtt.endings import Ending, Kind, ended, not_reached, publish_refused, refused
+from bace_bridge.sinks.mqtt.limits import Limits, announced
+from bace_bridge.sinks.mqtt.messages import topic_and_payload
+from bace_bridge.sinks.mqtt.outage import Outage
+from bace_bridge.sinks.mqtt.properties import CloudEventAttributes, correlation, user_property
+from bace_bridge.sinks.mqtt.retained import changes, device_topics
+from bace_bridge.sinks.mqtt.topics import Topics, level
+from bace_bridge.sinks.mqtt.versions import Versions
+
+TOPICS = Topics("bace")
+SESSION_DATA = b'{"session":{"id":"s1","label":"caf\xc3\xa9"},"device":{"id":"g1","label":"Bed"},"observed_at":"x"'
+
+
+def event(kind: str = "session.started", data: bytes = SESSION_DATA + b"}", **changed: Any) -> Event:
+    facts = {"session_id": "s1", "device_id": "g1", "time": 1769860800.5, "observed_at": 1769860900.0}
+    return Event(id="evt_1", type=kind, data=data, **(facts | changed))
+
+
+def test_an_event_is_its_data_with_type_id_and_time_before_it() -> None:
+    topic, payload = topic_and_payload(event(), TOPICS)
+
+    assert topic == "bace/g1/event"
+    assert payload.startswith(b'{"event_type":"session.started","id":"evt_1","time":"2026-01-31T12:00:00.500Z",')
+    assert payload.endswith(SESSION_DATA.removeprefix(b"{") + b"}"), "the data is not encoded again"
+    assert msgspec.json.decode(payload)["session"] == {"id": "s1", "label": "café"}
+
+
+def test_datapoints_have_a_topic_and_a_shape_of_their_own() -> None:
+    points = b'[{"series_id":"a","min":1.5e300,"revision":0},{"x":1}]'
+    data = SESSION_DATA + b',"datapoints":' + points + b"}"
+
+    topic, payload = topic_and_payload(event("session.datapoints", data), TOPICS)
+
+    assert topic == "bace/g1/datapoints"
+    expected = b'{"id":"evt_1","time":"2026-01-31T12:00:00.500Z","session_id":"s1","datapoints":' + points + b"}"
+    assert payload == expected
+
+
+@pytest.mark.parametrize("kind", ["alert.firing", "cloud.unreachable", "sink.disabled"])
+def test_what_belongs_to_no_session_is_the_bridges_own_event(kind: str) -> None:
+    topic, payload = topic_and_payload(event(kind, b"{}", session_id=None, device_id=None), TOPICS)
+
+    assert topic == "bace/bridge/event"
+    assert msgspec.json.decode(payload) == {
+        "event_type": kind,
+        "id": "evt_1",
+        "time": "2026-01-31T12:00:00.500Z",
+    }
+
+
+def test_an_alert_about_a_session_is_the_bridges_event_too() -> None:
+    topic, _ = topic_and_payload(event("alert.firing", b'{"alert":{}}'), TOPICS)
+
+    assert topic == "bace/bridge/event"
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"), [("session.started", b"[]"), ("session.datapoints", b"{}"), ("session.datapoints", b"{")]
+)
+def test_broken_data_is_named_and_not_sent(kind: str, data: bytes) -> None:
+    with pytest.raises(msgspec.MsgspecError):
+        topic_and_payload(event(kind, data), TOPICS)
+
+
+def test_the_cloudevents_attributes_read_as_paho_reads_properties() -> None:
+    source = "https://dashboard.bace-iot.com"
+    packed = CloudEventAttributes(source).of(LoggedEvent(42, event())).pack()
+
+    read: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    read.unpack(packed)
+
+    assert read.ContentType == "application/json"
+    assert dict(read.UserProperty) == {
+        "specversion": "1.0",
+        "id": "evt_1",
+        "source": source,
+        "type": "bace.session.started",
+        "subject": "s1",
+        "time": "2026-01-31T12:00:00.500Z",
+        "sequence": "00000000000000000042",
+    }
+
+
+def test_an_event_without_a_session_has_no_subject() -> None:
+    packed = CloudEventAttributes("x").of(LoggedEvent(1, event("cloud.recovered", session_id=None))).pack()
+    read: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    read.unpack(packed)
+
+    assert "subject" not in dict(read.UserProperty)
+
+
+def test_long_and_other_properties_are_encoded_as_paho_does() -> None:
+    for ours, name, value in (
+        (user_property("a", "ä" * 9000), "UserProperty", ("a", "ä" * 9000)),
+        (correlation(b"\x00\xff"), "CorrelationData", b"\x00\xff"),
+    ):
+        theirs: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        setattr(theirs, name, value)
+        assert ours.pack() == theirs.pack()
+
+
+def test_what_has_a_meaning_in_topics_is_no_part_of_a_name() -> None:
+    assert level("a/b+c#d\x00e") == "a_b_c_d_e"
+    assert level("") == "_"
+    assert TOPICS.latest("g/1", "sensor #2", 6000) == "bace/g_1/latest/sensor _2/6000"
+    assert TOPICS.request_name("bace/bridge/request/poll") == "poll"
+
+
+def test_the_retained_topics_of_a_device() -> None:
+    state = DeviceState("g1", available=True, session=b"{}", latest=(LatestPoint("src", 6000, b'{"avg":1}'),))
+
+    assert device_topics(state, TOPICS) == {
+        "bace/g1/availability": b"online",
+        "bace/g1/session": b"{}",
+        "bace/g1/latest/src/6000": b'{"avg":1}',
+    }
+
+
+def test_a_device_without_a_session_has_its_session_topic_cleared() -> None:
+    topics = device_topics(DeviceState("g1", available=False, session=None), TOPICS)
+
+    assert topics == {"bace/g1/availability": b"offline", "bace/g1/session": b""}
+
+
+@pytest.mark.parametrize(
+    ("published", "wanted", "expected"),
+    [
+        ({}, {"a": b"1"}, [("a", b"1")]),
+        ({"a": b"1"}, {"a": b"1"}, []),
+        ({"a": b"1"}, {"a": b"2"}, [("a", b"2")]),
+        ({"a": b"1"}, {}, [("a", b"")]),
+        ({"a": b""}, {}, []),
+        ({}, {"a": b""}, [("a", b"")]),
+    ],
+)
+def test_only_changes_are_published(
+    published: dict[str, bytes], wanted: dict[str, bytes], expected: list[tuple[str, bytes]]
+) -> None:
+    assert list(changes(published, wanted)) == expected
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (0x80, DeliveryFailed),
+        (0x83, DeliveryFailed),
+        (0x97, DeliveryFailed),
+        (0x87, DeliveryRejected),
+        (0x90, DeliveryRejected),
+        (0x95, DeliveryRejected),
+        (0x99, DeliveryRejected),
+    ],
+)
+def test_a_refusal_says_where_and_why(code: int, expected: type[Exception]) -> None:
+    error = publish_refused("bace/g1/event", code, "Some reason")
+
+    assert type(error) is expected
+    assert str(error) == f"the broker refused a message on bace/g1/event: some reason (0x{code:02x})"
+
+
+def test_an_attempt_that_failed_is_told_in_words() -> None:
+    untrusted = ssl.SSLCertVerificationError(1, "x")
+    untrusted.verify_message = "self-signed certificate"
+
+    assert not_reached("b:1", ConnectionRefusedError(111, "Connection refused")).problem.endswith(
+        "cannot be reached: connection refused"
+    )
+    assert not_reached("b:1", untrusted).problem.endswith("not trusted: self-signed certificate")
+    assert not_reached("b:1", TimeoutError()).problem.endswith("no answer in time")
+    assert not_reached("b:1", ValueError("Invalid host.")).problem.endswith("Invalid host.")
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (0x84, "version_refused"),
+        (0x86, "login_refused"),
+        (0x87, "login_refused"),
+        (0x88, "unreachable"),
+        (0x9A, "unreachable"),
+    ],
+)
+def test_refusals_of_connect(code: int, kind: Kind) -> None:
+    assert refused("b:1", code, "Reason").kind == kind
+
+
+@pytest.mark.parametrize(
+    ("code", "told_by_broker", "accepted", "kind"),
+    [
+        (0x8E, True, True, "taken_over"),
+        (0x8E, False, True, "lost"),
+        (0x80, False, False, "silent"),
+        (0x8B, True, True, "lost"),
+    ],
+)
+def test_ends_of_connections(code: int, told_by_broker: bool, accepted: bool, kind: Kind) -> None:
+    ending = ended("b:1", code, "Reason", told_by_broker=told_by_broker, accepted=accepted)
+
+    assert ending.kind == kind
+
+
+def test_limits_are_what_connack_announces() -> None:
+    class Announced:
+        ReceiveMaximum = 20
+        MaximumPacketSize = 1000
+        MaximumQoS = 1
+        RetainAvailable = 0
+
+    assert announced(Announced()) == Limits(20, 1000, 1, retain=False)
+    assert announced(None) == Limits()
+
+
+REFUSED, SILENT, AWAY = (Ending(kind, "") for kind in ("version_refused", "silent", "unreachable"))
+
+
+@pytest.mark.parametrize(
+    ("endings", "then"),
+    [
+        ([], "5"),
+        ([REFUSED], "3.1.1"),
+        ([SILENT], "5"),
+        ([SILENT, SILENT], "3.1.1"),
+        ([SILENT, AWAY, SILENT], "5"),
+        ([AWAY, AWAY, AWAY], "5"),
+        ([SILENT, SILENT, SILENT], "5"),
+        ([REFUSED, REFUSED], "5"),
+    ],
+)
+def test_the_version_that_is_tried_next(endings: list[Ending], then: str) -> None:
+    versions = Versions("5")
+    for ending in endings:
+        versions.refused(ending)
+
+    assert versions.next == then
+
+
+def test_the_older_version_is_kept_once_it_was_accepted() -> None:
+    versions = Versions("5")
+    assert versions.refused(REFUSED)
+    assert versions.accepted()
+
+    assert not versions.accepted(), "that is no news the second time"
+    assert not versions.refused(SILENT)
+    assert not versions.refused(REFUSED)
+    assert versions.next == "3.1.1"
+
+
+def test_a_configured_version_is_kept() -> None:
+    versions = Versions("3.1.1")
+    assert not versions.accepted()
+    assert not versions.refused(REFUSED)
+
+    assert versions.next == "3.1.1"
+
+
+def outage() -> Outage:
+    return Outage(structlog.get_logger())
+
+
+def test_an_outage_is_told_once_and_its_waits_double_up_to_a_minute() -> None:
+    with capture_logs() as logs:
+        away = outage()
+        waits = [away.goes_on(AWAY, lasted=0, jitter=0) for _ in range(8)]
+        away.over()
+        away.goes_on(AWAY, lasted=100, jitter=0)
+
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert [log["event"] for log in logs] == ["mqtt.unreachable", "mqtt.connected", "mqtt.unreachable"]
+
+
+def test_a_connection_that_held_starts_the_waits_anew_and_a_short_one_does_not() -> None:
+    away = outage()
+    lost = Ending("lost", "")
+    with capture_logs() as logs:
+        assert [away.goes_on(lost, lasted=seconds, jitter=0) for seconds in (3, 3, 3, 100)] == [1, 2, 4, 1]
+
+    assert [log["event"] for log in logs] == ["mqtt.unreachable", "mqtt.connection_keeps_breaking"]
+
+
+def test_a_refused_login_and_a_taken_over_session_wait_long_and_say_what_to_do() -> None:
+    with capture_logs() as logs:
+        away = outage()
+        assert away.goes_on(Ending("login_refused", ""), lasted=0, jitter=0) == 30
+        assert away.goes_on(Ending("login_refused", ""), lasted=0, jitter=0) == 60
+        assert away.goes_on(Ending("taken_over", ""), lasted=0, jitter=0) == 60
+
+    assert [log["event"] for log in logs] == ["mqtt.login_refused", "mqtt.taken_over"]
+    assert all(log["hint"] for log in logs)

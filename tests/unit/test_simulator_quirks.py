@@ -1,0 +1,79 @@
+import re
+
+import pytest
+
+from bace_bridge.simulator.durations import seconds
+from bace_bridge.simulator.quirks import Quirks, describe
+from bace_bridge.simulator.ratelimit import RateLimit
+from bace_bridge.simulator.tokens import Refresh
+
+
+def test_no_quirk_is_the_documented_cloud() -> None:
+    assert Quirks.parse([]) == Quirks()
+
+
+def test_quirks_are_read_together() -> None:
+    assert Quirks.parse(
+        [
+            "tie-shuffle",
+            "rate-limit 5/20s",
+            "refresh-both",
+            "no-page-clamp",
+            "forbidden group",
+            "latency=200ms",
+        ]
+    ) == Quirks(
+        tie_shuffle=True,
+        rate_limit=RateLimit(5, 20.0),
+        refresh=Refresh.BOTH,
+        page_clamp=False,
+        forbidden=("/api/v2/group",),
+        latency=0.2,
+    )
+
+
+def test_a_path_may_be_forbidden_beside_another() -> None:
+    quirks = Quirks.parse(["forbidden /api/v2/group", "forbidden user/*"])
+    assert quirks.forbidden == ("/api/v2/group", "/api/v2/user/*")
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("tie-shufle", "unknown quirk 'tie-shufle'; known are: tie-shuffle,"),
+        ("", "unknown quirk ''"),
+        ("rate-limit", "write it as 'rate-limit 5/20s'"),
+        ("rate-limit many", "write it such as 'rate-limit 5/20s'"),
+        ("rate-limit 5/0s", "at least 1s"),
+        ("rate-limit 0/20s", "no whole number above 0"),
+        ("no-date please", "takes no argument"),
+        ("latency soon", "is no duration"),
+        ("token-lifetime 10ms", "at least 1s"),
+        ("per-page-max -3", "no whole number above 0"),
+    ],
+)
+def test_a_wrong_quirk_says_what_would_be_right(written: str, says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        Quirks.parse([written])
+
+
+@pytest.mark.parametrize("written", [written for written, _ in describe()])
+def test_every_quirk_can_be_given_as_it_is_described(written: str) -> None:
+    defaults = {"page-clamp", "refresh-rotates"}
+    assert (Quirks.parse([written]) == Quirks()) is (written in defaults)
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [("500ms", 0.5), ("10s", 10), ("1.5m", 90), ("2h", 7200), ("1d", 86400), ("7", 7), (3, 3), (0.25, 0.25)],
+)
+def test_durations(written: object, found: float) -> None:
+    assert seconds(written) == found
+
+
+@pytest.mark.parametrize(
+    "written", ["", "soon", "-5s", -1, True, None, float("nan"), float("inf"), "5 weeks"]
+)
+def test_what_is_no_duration(written: object) -> None:
+    with pytest.raises(ValueError, match="is no duration"):
+        seconds(written)

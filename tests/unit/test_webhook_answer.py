@@ -1,0 +1,121 @@
+from email.utils import formatdate
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import CIMultiDict
+
+from bace_bridge.errors import DeliveryFailed, SinkDisabled
+from bace_bridge.sinks.webhook.answer import LONGEST_EXCERPT, excerpt, judge, retry_after
+
+NOW = 1_769_817_600.0  # 2026-01-31T00:00:00Z
+
+
+def answered(status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> object:
+    return judge(status, CIMultiDict(headers or {}), body, now=NOW)
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
+def test_2xx_is_delivered(status: int) -> None:
+    assert answered(status, body=b"whatever") is None
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (410, {}),
+        (200, {"webhook-delivery": "disable"}),
+        (500, {"Webhook-Delivery": " Disable "}),
+        (410, {"retry-after": "10"}),
+    ],
+)
+def test_the_endpoint_disables_itself(status: int, headers: dict[str, str]) -> None:
+    assert isinstance(answered(status, headers), SinkDisabled)
+
+
+def test_another_webhook_delivery_header_means_nothing() -> None:
+    assert answered(200, {"webhook-delivery": "enable"}) is None
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_a_failure(status: int) -> None:
+    failed = answered(status, {"location": "https://elsewhere.example/token"})
+    assert isinstance(failed, DeliveryFailed)
+    assert str(failed) == f"HTTP {status}: redirects are not followed; configure the final address"
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "seconds"),
+    [
+        (429, {"retry-after": "120"}, 120.0),
+        (503, {"Retry-After": "Sat, 31 Jan 2026 00:01:30 GMT"}, 90.0),
+        (429, {}, 0.0),
+        (503, {"retry-after": "soon"}, 0.0),
+        (500, {"retry-after": "120"}, 0.0),
+        (404, {}, 0.0),
+    ],
+)
+def test_only_429_and_503_ask_for_silence(status: int, headers: dict[str, str], seconds: float) -> None:
+    failed = answered(status, headers)
+    assert isinstance(failed, DeliveryFailed)
+    assert failed.retry_after == seconds
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0.0),
+        (" 7 ", 7.0),
+        ("9" * 5000, float("inf")),
+        ("Sat, 31 Jan 2026 00:01:30 GMT", 90.0),
+        ("Saturday, 31-Jan-26 00:01:30 GMT", 90.0),  # the two obsolete forms of RFC 9110
+        ("Sat Jan 31 00:01:30 2026", 90.0),
+        ("Sat, 31 Jan 2026 00:01:30 -0000", 90.0),
+        ("Fri, 30 Jan 2026 00:00:00 GMT", 0.0),
+        ("Sat, 31 Jan 99999 00:00:00 GMT", 0.0),
+        ("-5", 0.0),
+        ("1.5", 0.0),
+        ("²", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_forms_of_retry_after(value: str, seconds: float) -> None:
+    assert retry_after(value, now=NOW) == seconds
+
+
+@given(st.text(max_size=60))
+def test_no_retry_after_is_too_odd(value: str) -> None:
+    assert retry_after(value, now=NOW) >= 0.0
+
+
+@given(st.integers(0, 10 * 365 * 86400))
+def test_a_date_is_as_good_as_seconds(seconds: int) -> None:
+    assert retry_after(formatdate(NOW + seconds, usegmt=True), now=NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        (b"", ""),
+        (b"out of\r\n\torder\n", "out of order"),
+        (b"\x1b[31mred\x00", "[31mred"),
+        ("grün".encode(), "grün"),
+        (b"\xff\xfe", "\ufffd\ufffd"),
+    ],
+)
+def test_a_body_becomes_one_printable_line(body: bytes, line: str) -> None:
+    assert excerpt(body) == line
+
+
+@given(st.binary(max_size=2048))
+def test_an_excerpt_is_short_and_printable(body: bytes) -> None:
+    line = excerpt(body)
+    assert len(line) <= LONGEST_EXCERPT
+    assert line.isprintable()
+
+
+def test_a_message_quotes_the_body_but_nothing_private() -> None:
+    body = b"Cannot POST /hooks/T0kenT0ken"
+    failed = judge(404, {}, body, now=NOW, private=("/hooks/T0kenT0ken", "T0kenT0ken"))
+    assert str(failed) == "HTTP 404: Cannot POST ***"
+    assert str(judge(500, {}, b"", now=NOW)) == "HTTP 500"
