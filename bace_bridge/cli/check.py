@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from bace_bridge.cli.options import config_option
 from bace_bridge.config.cautions import warnings
 from bace_bridge.config.load import load
 from bace_bridge.config.models import Config, MqttConfig, WatchConfig, WebhookConfig
@@ -15,24 +16,15 @@ from bace_bridge.errors import ConfigError
 
 
 @click.command()
-@click.option(
-    "-c",
-    "--config",
-    "file",
-    default="bridge.yaml",
-    show_default=True,
-    envvar="BACE_BRIDGE_CONFIG",
-    type=click.Path(path_type=Path),
-    help="The configuration file (or BACE_BRIDGE_CONFIG).",
-)
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def check(file: Path, as_json: bool) -> None:
+def check(config: Path, as_json: bool) -> None:
     """Validate the configuration; contacts nobody.
 
     Every mistake is a line on stderr, with its path, and the exit code is 78.
     """
     try:
-        config = load(file, os.environ)
+        loaded = load(config, os.environ)
     except ConfigError as error:
         if as_json:
             mistakes = [
@@ -40,14 +32,14 @@ def check(file: Path, as_json: bool) -> None:
             ]
             _print_json({"ok": False, "mistakes": mistakes, "warnings": [], "plan": {}})
         raise
-    plan, cautions = list(_plan(config)), warnings(config)
+    plan, cautions = list(_plan(loaded)), warnings(loaded)
     if as_json:
         lines: dict[str, list[str]] = {}
         for part, line in plan:
             lines.setdefault(part, []).append(line)
         _print_json({"ok": True, "mistakes": [], "warnings": cautions, "plan": lines})
         return
-    click.echo(f"{file} is fine. bace-bridge run would do this:")
+    click.echo(f"{config} is fine. bace-bridge run would do this:")
     for part, line in plan:
         click.echo(f"  {part:<8} {line}")
     for caution in cautions:

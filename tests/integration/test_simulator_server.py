@@ -266,7 +266,9 @@ async def test_the_lesser_endpoints(me: Account) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hours", "begins"), [(2, NOW // 60 * 60 - 900), (48, NOW // 3600 * 3600)], ids=["minutes", "hours"]
+    ("hours", "begins"),
+    [(2, (NOW - 900) // 60 * 60), (48, (NOW - 900) // 3600 * 3600)],
+    ids=["minutes", "hours"],
 )
 async def test_the_interval_chooses_the_resolution(me: Account, hours: float, begins: float) -> None:
     query = of(measured(me))

@@ -177,7 +177,7 @@ async def test_a_long_silent_session_costs_few_requests(clock: Clock, tmp_path: 
         for _ in range(4):
             clock.forward(15)
             await watch.look()
-        assert watch.api_requests() - before <= 4 * 4
+        assert watch.api_requests() - before <= 4 * 5
 
 
 async def test_finest_reads_down_to_raw_points(clock: Clock, tmp_path: Path) -> None:

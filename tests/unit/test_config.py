@@ -168,18 +168,20 @@ def test_secrets_come_from_files_beside_the_configuration(tmp_path: Path) -> Non
     (tmp_path / "url").write_text("https://h/x\n", encoding="utf-8")
     credentials = tmp_path / "credentials"
     credentials.mkdir()
-    (credentials / "hook").write_text(f"{SECRET}\n{SECRET}A===\n", encoding="utf-8")
+    (credentials / "two").write_text(f"{SECRET}\n{SECRET}BBBB\n", encoding="utf-8")
     (credentials / "one").write_text(f"{SECRET}\r\n", encoding="utf-8")
     text = """
 cloud: {access_token_file: token}
 webhooks:
   - {name: w, url_file: url, secret_file: "${CREDENTIALS_DIRECTORY}/one"}
+  - {name: rotating, url_file: url, secret_file: "${CREDENTIALS_DIRECTORY}/two"}
 """
     config = load_text(tmp_path, text, {"CREDENTIALS_DIRECTORY": str(credentials)})
     assert config.cloud.access_token is not None
     assert config.cloud.access_token.get_secret_value() == " t\n"
     assert config.webhooks[0].url.get_secret_value() == "https://h/x"
     assert [secret.get_secret_value() for secret in config.webhooks[0].secret] == [SECRET]
+    assert [secret.get_secret_value() for secret in config.webhooks[1].secret] == [SECRET, SECRET + "BBBB"]
 
 
 def test_files_that_do_not_give_a_secret(tmp_path: Path) -> None:
