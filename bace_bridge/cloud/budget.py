@@ -29,13 +29,13 @@ class RequestBudget:
         """Returns when a request may be made."""
         turn = asyncio.get_running_loop().create_future()
         heapq.heappush(self._queue, (urgency, next(self._order), turn))
-        self._release()
+        self.release()
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self._tokens += 1
-                self._release()
+                self.release()
             raise
 
     def silence(self, seconds: float) -> None:
@@ -48,7 +48,8 @@ class RequestBudget:
         """Seconds of silence that are left."""
         return max(0.0, self._silent_until - self._clock())
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Lets go first whoever may; called by itself when it is time."""
         now = self._clock()
         self._tokens = min(self._burst, self._tokens + max(0.0, now - self._filled_at) * self._rate)
         self._filled_at = now
@@ -64,4 +65,4 @@ class RequestBudget:
     def _wake_in(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._release)
+        self._timer = asyncio.get_running_loop().call_later(seconds, self.release)

@@ -105,7 +105,7 @@ class SessionPlan(_Part):
         """From its beginning until nothing more happens to it (0: it never ends)."""
         if self.duration is None:
             return 0.0
-        quiet = max(self.offline_upload or 0.0, self.late_points.after if self.late_points else 0.0)
+        quiet = (self.offline_upload or 0.0) + (self.late_points.after if self.late_points else 0.0)
         return max(self.ends[-1] + quiet + self.ingestion_lag, self.rename.at if self.rename else 0.0)
 
 

@@ -11,12 +11,14 @@ from bace_bridge.simulator.scenario import Scenario, SessionPlan
 
 
 class Deed(Enum):
+    """In the order in which they come when several are due at once."""
+
     OPEN = "session opened"
+    UPLOAD = "session uploaded"
     SAMPLE = "sample"
     RENAME = "session renamed"
     END = "session ended"
     REOPEN = "session reopened"
-    UPLOAD = "session uploaded"
     RESTART = "ingestion restarted"
     LATE = "late points"
     INGESTED = "ingestion finished"

@@ -95,7 +95,11 @@ class Mosquitto:
         lines = [
             "per_listener_settings false",
             *([] if any(line.startswith("user ") for line in settings) else ["user root"]),
-            *([] if any(line.startswith("allow_anonymous") for line in settings) else ["allow_anonymous true"]),
+            *(
+                []
+                if any(line.startswith("allow_anonymous") for line in settings)
+                else ["allow_anonymous true"]
+            ),
             *settings,
             f"listener {self.port} 127.0.0.1",
             *listener,
@@ -262,7 +266,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
         (where / f"{name}.ext").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
         signing = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", f"{name}.ext"]
         openssl("x509", "-req", "-in", f"{name}.csr", *signing, "-out", f"{name}.pem")
-    return Certificates(*(where / name for name in ("ca.pem", "server.pem", "server.key", "client.pem", "client.key")))
+    return Certificates(
+        *(where / name for name in ("ca.pem", "server.pem", "server.key", "client.pem", "client.key"))
+    )
 
 
 @pytest.fixture

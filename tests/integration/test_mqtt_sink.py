@@ -3,13 +3,17 @@
 import asyncio
 import json
 import os
+import socket
+import subprocess
+import threading
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from paho.mqtt.enums import MQTTProtocolVersion
+from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from structlog.testing import capture_logs
@@ -30,6 +34,7 @@ from bace_bridge.errors import (
 from bace_bridge.sinks.mqtt.requests import Answer
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from tests.integration.brokers import (
+    PATIENCE,
     Broker,
     Certificates,
     Listener,
@@ -265,70 +270,78 @@ async def test_order_holds_over_many_events(new_mosquitto: NewMosquitto, in_flig
     assert numbers(listener) == list(range(5000))
 
 
-async def test_nothing_is_lost_when_the_broker_dies_amid_events(new_mosquitto: NewMosquitto) -> None:
+async def test_a_broker_that_dies_amid_events_gives_them_back(new_mosquitto: NewMosquitto) -> None:
     mosquitto = new_mosquitto("max_queued_messages 0")
     attempts = [event(number) for number in range(3000)]
-    heard: set[int] = set()
-    with capture_logs() as logs:
+    with capture_logs() as logs, heard_on(mosquitto.port) as listener:
         async with connected(mosquitto.port) as sink:
-            with heard_on(mosquitto.port) as listener:
-                delivering = asyncio.create_task(deliver_all(sink, attempts))
-                await eventually(lambda: len(listener.on("bace/g1/event")) > 300)
-                mosquitto.kill()
-                await eventually(lambda: not sink.connected)
-                assert sink.problem is not None
-                assert f"127.0.0.1:{mosquitto.port}" in sink.problem
-                mosquitto.start()
-                # A clean session hears nothing until it has subscribed again, but what was acknowledged
-                # before the kill it had been sent: here only the sink's own promise is looked at.
-                assert await asyncio.wait_for(delivering, 30) > 0
-                await eventually(lambda: 2999 in numbers(listener))
-                heard.update(numbers(listener))
+            delivering = asyncio.create_task(deliver_all(sink, attempts))
+            await eventually(lambda: len(listener.heard) > 300)
+            mosquitto.kill()
+            await eventually(lambda: not sink.connected)
+            assert sink.problem is not None
+            assert f"127.0.0.1:{mosquitto.port}" in sink.problem
+            mosquitto.start()
+            assert await asyncio.wait_for(delivering, 30) > 0
 
     assert len(named(logs, "mqtt.unreachable")) == 1
     assert len(named(logs, "mqtt.connected")) == 2
-    assert len(heard) > 300
+
+
+async def test_nothing_is_lost_or_out_of_order_when_the_connection_breaks_again_and_again() -> None:
+    async with scripted(Script()) as broker, connected(broker.port) as sink:
+        delivering = asyncio.create_task(deliver_all(sink, [event(number) for number in range(3000)]))
+        for heard in (500, 1000, 1700):
+            await eventually(lambda heard=heard: len(broker.published) > heard)  # type: ignore[misc]
+            broker.connections[-1].transport.abort()
+            await eventually(lambda: not sink.connected)
+        assert await asyncio.wait_for(delivering, 30) > 0
+
+    told = [json.loads(one.payload)["n"] for one in broker.published if one.topic == "bace/g1/event"]
+    assert list(dict.fromkeys(told)) == list(range(3000))
+    assert len(told) <= 3000 + 3 * 200, "only what was in flight is told twice"
 
 
 async def test_what_the_broker_acknowledged_it_has(new_mosquitto: NewMosquitto, tmp_path: Path) -> None:
     """With a persistent subscriber and a broker that is stopped in good order, all of it arrives."""
-    mosquitto = new_mosquitto("persistence true", f"persistence_location {tmp_path}/", "max_queued_messages 0")
-    attempts = [event(number) for number in range(2000)]
-    with persistent_subscriber(mosquitto.port):
+    mosquitto = new_mosquitto(
+        "persistence true", f"persistence_location {tmp_path}/", "max_queued_messages 0"
+    )
+    with archiving(mosquitto.port):
         pass
     async with connected(mosquitto.port) as sink:
-        delivering = asyncio.create_task(deliver_all(sink, attempts))
+        delivering = asyncio.create_task(deliver_all(sink, [event(number) for number in range(5000)]))
+        await asyncio.sleep(0)
         await asyncio.to_thread(mosquitto.stop)
         await asyncio.to_thread(mosquitto.start)
-        await asyncio.wait_for(delivering, 30)
-    with persistent_subscriber(mosquitto.port) as heard:
-        await eventually(lambda: len(set(heard)) == 2000)
+        assert await asyncio.wait_for(delivering, 30) > 0
+    with archiving(mosquitto.port) as heard:
+        await eventually(lambda: len(set(heard)) == 5000)
 
-    first_times = list(dict.fromkeys(heard))
-    assert first_times == list(range(2000))
+    assert list(dict.fromkeys(heard)) == list(range(5000))
 
 
 @contextmanager
-def persistent_subscriber(port: int) -> Iterator[list[int]]:
-    from paho.mqtt import client as paho  # noqa: PLC0415
-    from paho.mqtt.enums import CallbackAPIVersion  # noqa: PLC0415
-
+def archiving(port: int) -> Iterator[list[int]]:
+    """A subscriber for whom the broker keeps what it misses."""
     heard: list[int] = []
-    subscribed = asyncio.Event()
+    subscribed = threading.Event()
     client = paho.Client(CallbackAPIVersion.VERSION2, "archive", clean_session=False, protocol=V311)
-    client.on_message = lambda _c, _u, message: heard.append(json.loads(message.payload)["n"])
-    client.on_connect = lambda *_: client.subscribe("bace/+/event", 1) and None
+    client.on_message = lambda _client, _userdata, message: heard.append(json.loads(message.payload)["n"])
     client.on_subscribe = lambda *_: subscribed.set()
+    client.on_connect = lambda *_: subscribe(client)
     client.connect("127.0.0.1", port)
     client.loop_start()
     try:
-        from tests.integration.brokers import wait_until  # noqa: PLC0415
-
-        wait_until(subscribed.is_set)
+        assert subscribed.wait(PATIENCE)
         yield heard
     finally:
         client.disconnect()
         client.loop_stop()
+
+
+def subscribe(client: paho.Client) -> None:
+    client.subscribe("bace/+/event", 1)
 
 
 async def test_events_sent_without_a_connection_come_back_at_once(broker: Broker) -> None:
@@ -474,8 +487,6 @@ async def test_the_last_will_tells_when_the_bridge_vanishes(new_mosquitto: NewMo
 
 
 def cut(descriptor: int) -> None:
-    import socket  # noqa: PLC0415
-
     with socket.socket(fileno=os.dup(descriptor)) as sock:
         sock.shutdown(socket.SHUT_RDWR)
 
@@ -495,14 +506,24 @@ async def test_a_broker_that_is_away_is_told_once_and_found_again(new_mosquitto:
     assert all(log["sink"] == "home" for log in logs)
 
 
-async def test_another_client_with_the_same_id_is_told_clearly(new_mosquitto: NewMosquitto) -> None:
-    port = new_mosquitto().port
+async def test_another_client_with_the_same_id_is_told_clearly() -> None:
     with capture_logs() as logs:
-        async with running(new_sink(port), ready=True) as first, running(new_sink(port), ready=False):
-            await eventually(lambda: bool(named(logs, "mqtt.taken_over")))
-            await first.ready()
+        async with scripted(Script()) as broker, connected(broker.port) as sink:
+            broker.send(b"\xe0\x02\x8e\x00")  # DISCONNECT: session taken over
+            await eventually(lambda: not sink.connected)
+            assert sink.problem is not None
+            assert "another client uses the same client id" in sink.problem
 
     assert "client_id" in named(logs, "mqtt.taken_over")[0]["hint"]
+
+
+async def test_two_bridges_with_one_id_are_noticed_where_the_broker_does_not_say_it(
+    new_mosquitto: NewMosquitto,
+) -> None:
+    port = new_mosquitto().port
+    with capture_logs() as logs:
+        async with running(new_sink(port)), running(new_sink(port), ready=False):
+            await eventually(lambda: bool(named(logs, "mqtt.connection_keeps_breaking")))
 
 
 async def test_a_wrong_password_is_told_once_and_without_the_password(
@@ -524,8 +545,6 @@ async def test_a_wrong_password_is_told_once_and_without_the_password(
 
 
 def password_file(directory: Path, **passwords: str) -> Path:
-    import subprocess  # noqa: PLC0415
-
     path = directory / "passwords"
     path.write_text("".join(f"{name}:{password}\n" for name, password in passwords.items()))
     subprocess.run(["mosquitto_passwd", "-U", str(path)], check=True)
@@ -553,8 +572,6 @@ async def test_tls_with_an_authority_of_ones_own(
         assert await deliver_all(sink, [event(number) for number in range(2000)]) == 0
 
 
-@pytest.mark.filterwarnings("ignore:unclosed <ssl:ResourceWarning")  # paho leaves it to the garbage collector
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_an_untrusted_certificate_is_refused_unless_it_may_be_anything(
     new_mosquitto: NewMosquitto, certificates: Certificates
 ) -> None:
@@ -619,7 +636,8 @@ async def test_an_error_in_the_acknowledgement_rejects_the_event(
 
 
 @pytest.mark.parametrize(
-    ("code", "expected"), [(0x10, None), (0x97, DeliveryFailed), (0x80, DeliveryFailed), (0x90, DeliveryRejected)]
+    ("code", "expected"),
+    [(0x10, None), (0x97, DeliveryFailed), (0x80, DeliveryFailed), (0x90, DeliveryRejected)],
 )
 async def test_reason_codes_of_acknowledgements(code: int, expected: type[SinkError] | None) -> None:
     async with scripted(Script(answers={"bace/g1/event": code})) as broker, connected(broker.port) as sink:
@@ -684,7 +702,11 @@ async def test_a_will_that_the_broker_does_not_take_is_made_gentler() -> None:
 
 @pytest.mark.parametrize(
     ("script", "versions"),
-    [(Script(refuses_5=True), [5, 4]), (Script(silent_on_5=True), [5, 5, 4]), (Script(connect_codes=[0x84]), [5, 4])],
+    [
+        (Script(refuses_5=True), [5, 4]),
+        (Script(silent_on_5=True), [5, 5, 4]),
+        (Script(connect_codes=[0x84]), [5, 4]),
+    ],
 )
 async def test_the_older_version_where_the_broker_refuses_the_newer(
     script: Script, versions: list[int]

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import traceback
 from collections.abc import Callable
 from threading import Thread
 from typing import Any
@@ -105,6 +106,7 @@ async def _in_thread(work: Callable[[], None], *, abandon: Callable[[], None]) -
             work()
         except Exception as error:  # noqa: BLE001  # it is raised again, on the loop
             failure = error
+            _close_sockets_of(error)
         try:
             loop.call_soon_threadsafe(tell, failure)
         except RuntimeError:  # the loop has ended meanwhile
@@ -112,6 +114,14 @@ async def _in_thread(work: Callable[[], None], *, abandon: Callable[[], None]) -
 
     Thread(target=run, name="mqtt-connect", daemon=True).start()
     await finished
+
+
+def _close_sockets_of(error: Exception) -> None:
+    """Closes the socket that paho leaves behind when the TLS or WebSocket handshake fails."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for value in list(frame.f_locals.values()):
+            if isinstance(value, socket.socket):
+                value.close()
 
 
 def _tls_context(tls: TlsConfig) -> ssl.SSLContext:

@@ -10,6 +10,7 @@ from bace_bridge.errors import DeliveryFailed, DeliveryRejected, SinkError
 FIRST_FAILURE = 0x80
 """In MQTT 5 all reason codes from here on are failures; 0x10 (nobody subscribes) is not one."""
 
+_UNSPECIFIED = 0x80
 UNSUPPORTED_VERSION = 0x84
 NO_RETAIN = 0x9A
 QOS_TOO_HIGH = 0x9B
@@ -68,7 +69,8 @@ def ended(broker: str, code: int, reason: str, *, told_by_broker: bool, accepted
         )
     if not accepted:
         return Ending("silent", f"the broker at {broker} closed the connection without a word")
-    return Ending("lost", f"the connection to the broker at {broker} was lost: {reason.lower()}", code)
+    why = "" if code == _UNSPECIFIED else f": {reason.lower()}"
+    return Ending("lost", f"the connection to the broker at {broker} was lost{why}", code)
 
 
 def publish_refused(topic: str, code: int, reason: str) -> SinkError:

@@ -1,0 +1,59 @@
+# On a machine with python3 (with venv) and make: `make demo` shows it, `make test` proves it.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_ARGS ?=
+TEST_ARGS ?=
+
+.PHONY: help demo test lint format bench constraints clean
+
+help:  ## what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+demo: $(VENV)/.demo  ## the whole system on this machine, with a simulated cloud
+	@$(BIN)/bace-bridge demo $(DEMO_ARGS)
+
+test: $(VENV)/.test  ## every test, against a real Mosquitto where it can be had
+	@sh tests/get-mosquitto.sh
+	@PATH="$$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin" $(BIN)/python -m pytest \
+		--cov --cov-report=term --cov-report=json:$(VENV)/coverage.json $(TEST_ARGS)
+
+lint: $(VENV)/.lint  ## ruff, mypy strict, and the import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/.lint  ## what ruff can mend by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.test  ## the figures of docs/performance.md, side by side in one run
+	@PATH="$$PATH:/usr/sbin" $(BIN)/python -m bench
+
+constraints: $(VENV)/.test $(VENV)/.lint  ## lock the versions that are installed now
+	@{ echo "# The versions that make demo, make test and CI use. Written by: make constraints"; \
+	  $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(pip|setuptools|wheel)=='; } > constraints.txt
+
+clean:  ## everything that was made here
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+
+# A stamp a set of extras, so that a second call costs nothing.
+$(VENV)/bin/python:
+	@echo "Setting up $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV) || { echo "python3 lacks venv: install it (Debian: apt-get install python3-venv)"; exit 1; }
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Installing bace-bridge and its demo into $(VENV) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Installing bace-bridge and its tests into $(VENV) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/bin/python pyproject.toml constraints.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	@touch $@

@@ -1,0 +1,266 @@
+"""The client against the simulated cloud over real HTTP, with each doubtful behaviour switched on."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from bace_bridge.cloud.api import BaceCloud
+from bace_bridge.cloud.budget import RequestBudget
+from bace_bridge.cloud.http import CloudHttp
+from bace_bridge.cloud.tokens import Credentials, FixedToken, Tokens
+from bace_bridge.domain.seen import Urgency
+from bace_bridge.errors import (
+    CloudFault,
+    CloudGone,
+    CloudLoginFailed,
+    CloudRefused,
+    CloudUnavailable,
+    UnexpectedReply,
+)
+from bace_bridge.simulator.cloud import SimulatedCloud
+from bace_bridge.simulator.server import SimulatedServer
+from bace_bridge.store.facts import Facts
+from bace_bridge.store.sqlite import SqliteFile
+from tests.integration.watching import Clock, simulated
+
+
+@asynccontextmanager
+async def client(
+    cloud: SimulatedCloud, clock: Clock, store: Path, *, password: str | None = None, timeout: float = 5.0
+) -> AsyncIterator[tuple[BaceCloud, SimulatedServer, CloudHttp]]:
+    async with SimulatedServer(cloud) as server, SqliteFile(store) as file:
+        http = CloudHttp(
+            server.url, RequestBudget(6_000_000, clock=clock), timeout=timeout, version="test", clock=clock, jitter=lambda: 0
+        )
+        given = cloud.credentials
+        credentials = Credentials(given.client_id, given.client_secret, given.username, password or given.password)
+        http.use_tokens(Tokens("account", credentials, Facts(file), http.ask_token, clock=clock))
+        async with http:
+            yield BaceCloud(http), server, http
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def token_requests(server: SimulatedServer) -> int:
+    return sum(seen.path == "/oauth2/token" for seen in server.requests)
+
+
+@pytest.mark.parametrize("refresh", ["refresh-rotates", "refresh-destroys", "refresh-both", "refresh-same"])
+async def test_tokens_are_renewed_in_all_refresh_configurations(clock: Clock, tmp_path: Path, refresh: str) -> None:
+    cloud = simulated(clock, refresh, "token-lifetime 600s")
+    cloud.open_session(cloud.add_device("one").id_group)
+    async with client(cloud, clock, tmp_path / "b.db") as (api, server, _):
+        for _ in range(6):
+            assert (await api.session_page((), 1)).count == 1
+            clock.forward(700)
+        assert 6 <= token_requests(server) <= 12
+
+
+async def test_a_token_survives_a_restart(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    for expected in (1, 0):
+        async with client(cloud, clock, tmp_path / "b.db") as (api, server, _):
+            await api.session_page((), 1)
+            assert token_requests(server) == expected
+
+
+async def test_many_requests_at_once_renew_an_expired_token_once(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock, "token-lifetime 600s")
+    async with client(cloud, clock, tmp_path / "b.db") as (api, server, _):
+        await api.session_page((), 1)
+        clock.forward(600)
+        await asyncio.gather(*(api.session_page((), 1) for _ in range(20)))
+        assert token_requests(server) == 2
+
+
+async def test_a_wrong_password_is_not_tried_in_a_storm(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    async with client(cloud, clock, tmp_path / "b.db", password="wrong") as (api, server, _):
+        for _ in range(50):
+            with pytest.raises(CloudLoginFailed, match="refused"):
+                await api.session_page((), 1)
+            clock.forward(10)
+        assert token_requests(server) == 2
+
+
+async def test_a_forbidden_endpoint_is_named_and_costs_no_more_logins(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock, "forbidden /api/v2/group")
+    async with client(cloud, clock, tmp_path / "b.db") as (api, server, _):
+        for _ in range(5):
+            with pytest.raises(CloudRefused, match="may not use this endpoint"):
+                await api.group_labels({"x"})
+        assert token_requests(server) == 2
+
+
+async def test_a_refused_fixed_token_says_where_to_put_another(clock: Clock) -> None:
+    async with SimulatedServer(simulated(clock)) as server:
+        http = CloudHttp(server.url, RequestBudget(6000, clock=clock), timeout=5, version="test", clock=clock)
+        http.use_tokens(FixedToken("not-valid"))
+        async with http:
+            with pytest.raises(CloudLoginFailed, match="cloud.access_token"):
+                await BaceCloud(http).session_page((), 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [
+        (500, '{"name":"Internal","message":"broken","status":500}', CloudFault),
+        (502, "<html>bad gateway</html>", CloudUnavailable),
+        (503, "", CloudUnavailable),
+        (404, "<html>no such route</html>", CloudRefused),
+        (404, '{"name":"Not Found","message":"Object not found","status":404}', CloudGone),
+        (403, '{"name":"Forbidden","message":"no","code":"0"}', CloudGone),
+        (422, '[{"field":"start","message":"must be an integer"}]', CloudRefused),
+        (200, "<html>a login page</html>", UnexpectedReply),
+        (200, '{"items":[{"id_data_se', UnexpectedReply),
+    ],
+)
+async def test_answers_become_named_errors(
+    clock: Clock, tmp_path: Path, status: int, body: str, error: type[Exception]
+) -> None:
+    cloud = simulated(clock)
+    async with client(cloud, clock, tmp_path / "b.db") as (api, server, _):
+        server.faults.answer("/api/v2/data-session", status=status, body=body)
+        with pytest.raises(error) as caught:
+            await api.session_page((), 1)
+        assert type(caught.value) is error
+        assert "<html" not in str(caught.value)
+
+
+async def test_a_rate_limit_silences_the_whole_account(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock, "rate-limit 2/20s")
+    async with client(cloud, clock, tmp_path / "b.db") as (api, server, http):
+        await api.session_page((), 1)
+        with pytest.raises(CloudUnavailable) as caught:
+            for _ in range(3):
+                await api.session_page((), 1)
+        assert caught.value.retry_after >= 1
+        before = len(server.requests)
+        waiting = asyncio.create_task(api.session_page((), 1))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(server.requests) == before
+        assert http.active_at > clock.now
+        waiting.cancel()
+
+
+async def test_redirects_carry_no_token_anywhere(clock: Clock, tmp_path: Path) -> None:
+    async with client(simulated(clock, "redirects"), clock, tmp_path / "b.db") as (api, server, _):
+        with pytest.raises(UnexpectedReply, match=r"redirect.*check cloud\.url"):
+            await api.session_page((), 1)
+        assert sum(seen.path.startswith("/api/") for seen in server.requests) == 1
+
+
+async def test_a_cut_or_silent_connection_is_unavailable(clock: Clock, tmp_path: Path) -> None:
+    async with client(simulated(clock), clock, tmp_path / "b.db", timeout=0.2) as (api, server, _):
+        await api.session_page((), 1)
+        server.faults.drop("/api/v2/data-session", times=5)
+        with pytest.raises(CloudUnavailable):
+            await api.session_page((), 1)
+        server.faults.clear()
+        server.faults.delay("/api/v2/data-session", 30)
+        with pytest.raises(CloudUnavailable, match="no answer within"):
+            await api.session_page((), 1)
+
+
+async def test_a_walk_ends_where_the_server_clamps(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    cloud.add_device("one")
+    cloud.add_history(230, first_start=clock.now - 500_000, spacing=1000, duration=100)
+    async with client(cloud, clock, tmp_path / "b.db") as (api, _, _):
+        seen = [row.session.id async for page in api.session_pages((("sort", "id_data_session"),)) for row in page.items]
+        assert len(seen) == len(set(seen)) == 230
+        assert (await api.session_page((), 99)).page == 3
+
+
+@pytest.mark.parametrize(
+    "quirks", [("numbers-as-strings",), ("booleans-as-ints",), ("unknown-fields",), ("internal-links",), ("no-expand",)]
+)
+async def test_loose_types_are_understood(clock: Clock, tmp_path: Path, quirks: tuple[str, ...]) -> None:
+    cloud = simulated(clock, *quirks)
+    device = cloud.add_device("one")
+    session = cloud.open_session(device.id_group)
+    cloud.add_points(session, device.series[0].id_container_data_latest, [(clock.now + 0.5, 5.25)])
+    cloud.end_session(session)
+    cloud.finish_ingestion(session)
+    async with client(cloud, clock, tmp_path / "b.db") as (api, _, _):
+        page = await api.session_page((), 1)
+        (row,) = page.items
+        assert (row.session.id, row.session.state) == (session, "ingested")
+        assert page.unreadable == ()
+        read = await api.datapoints(session, None, None, urgency=Urgency.LIVE)
+        assert [point.avg for point in read.points] == [5.25]
+
+
+@pytest.mark.parametrize("quirks", [(), ("tie-shuffle",), ("per-page-max 50",), ("tie-shuffle", "per-page-max 50")])
+async def test_datapoints_are_complete_however_pages_shuffle(
+    clock: Clock, tmp_path: Path, quirks: tuple[str, ...]
+) -> None:
+    cloud = simulated(clock, *quirks)
+    device = cloud.add_device("one", datatypes=(6000, 6001, 6002, 5205))
+    session = cloud.open_session(device.id_group, start=int(clock.now))
+    for series in device.series:
+        cloud.add_points(session, series.id_container_data_latest, [(clock.now + one, one) for one in range(100)])
+    async with client(cloud, clock, tmp_path / "b.db") as (api, _, _):
+        start = int(clock.now)
+        read = await api.datapoints(session, start, start + 3600, urgency=Urgency.LIVE)
+        assert len({(point.series_id, point.timestamp) for point in read.points}) == 400
+
+
+@pytest.mark.parametrize("quirks", [(), ("series-truncated",)])
+async def test_more_than_a_hundred_series_are_read_in_parts(
+    clock: Clock, tmp_path: Path, quirks: tuple[str, ...]
+) -> None:
+    cloud = simulated(clock, *quirks)
+    device = cloud.add_device("one", datatypes=(6000, 6001), sources=120)
+    session = cloud.open_session(device.id_group, start=int(clock.now))
+    for series in device.series:
+        cloud.add_points(session, series.id_container_data_latest, [(clock.now + 1, 1.0)])
+    async with client(cloud, clock, tmp_path / "b.db") as (api, _, _):
+        start = int(clock.now)
+        read = await api.datapoints(session, start, start + 3600, urgency=Urgency.LIVE)
+        assert len(read.points) == 240
+
+
+async def test_the_budget_holds_over_any_minute() -> None:
+    clock = Clock()
+    budget = RequestBudget(60, clock=clock)
+    made: list[float] = []
+
+    async def ask() -> None:
+        await budget.turn(Urgency.LIVE)
+        made.append(clock.now)
+
+    asks = [asyncio.create_task(ask()) for _ in range(200)]
+    for _ in range(2400):
+        await asyncio.sleep(0)
+        clock.forward(0.1)
+        budget.release()
+    await asyncio.gather(*asks)
+    assert all(sum(start <= one < start + 60 for one in made) <= 60 for start in made)
+    assert made[-1] - made[0] < 250
+
+
+async def test_the_most_urgent_goes_first() -> None:
+    clock = Clock()
+    budget = RequestBudget(4, clock=clock)
+    await budget.turn(Urgency.LIVE)
+    order: list[Urgency] = []
+
+    async def ask(urgency: Urgency) -> None:
+        await budget.turn(urgency)
+        order.append(urgency)
+
+    asks = [asyncio.create_task(ask(one)) for one in (Urgency.BACKLOG, Urgency.LIVE, Urgency.SESSIONS)]
+    for _ in range(30):
+        await asyncio.sleep(0)
+        clock.forward(10)
+        budget.release()
+    await asyncio.gather(*asks)
+    assert order == sorted(order)
