@@ -1,6 +1,7 @@
 """Real MQTT brokers for tests: Mosquitto where it is installed, else amqtt for what it can do.
 
-The fixtures are at hand in this directory by its conftest.py; elsewhere import them in a conftest.py likewise. All listeners are on 127.0.0.1, on free ports.
+The fixtures are at hand in this directory by its conftest.py; elsewhere import them in a conftest.py
+likewise. All listeners are on 127.0.0.1, on free ports.
 `BACE_TEST_BROKER=amqtt` pretends that there is no Mosquitto.
 """
 
@@ -13,9 +14,10 @@ import socket
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import pytest
 from paho.mqtt import client as paho
@@ -26,6 +28,7 @@ PATIENCE = 10.0
 
 class Broker(Protocol):
     port: int
+    speaks: Literal["5", "3.1.1"]
 
     def start(self) -> None: ...
     def stop(self) -> None: ...
@@ -65,7 +68,7 @@ def wait_until(condition: Callable[[], bool], *, within: float = PATIENCE) -> No
 
 async def eventually(condition: Callable[[], bool], *, within: float = PATIENCE) -> None:
     async with asyncio.timeout(within):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  # what is waited for happens in other threads and processes
             await asyncio.sleep(0.005)
 
 
@@ -89,6 +92,7 @@ class Mosquitto:
         extra_listener: tuple[str, ...] = (),
     ) -> None:
         self.port = free_port()
+        self.speaks: Literal["5", "3.1.1"] = "5"
         self.extra_port = free_port()
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
@@ -154,6 +158,7 @@ class Amqtt:
 
     def __init__(self) -> None:
         self.port = free_port()
+        self.speaks: Literal["5", "3.1.1"] = "3.1.1"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
         self._thread: threading.Thread | None = None
@@ -203,7 +208,9 @@ class Listener:
         self.heard: list[Heard] = []
         self._subscribed = threading.Event()
         self._filters = filters or ("#",)
-        self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion(protocol))
+        # amqtt takes clients without an id for one and the same.
+        name = f"listener-{uuid.uuid4().hex[:12]}"
+        self._client = paho.Client(CallbackAPIVersion.VERSION2, name, protocol=MQTTProtocolVersion(protocol))
         self._client.reconnect_delay_set(1, 1)
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = lambda *_: self._subscribed.set()

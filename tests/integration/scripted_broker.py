@@ -1,4 +1,4 @@
-"""A tiny MQTT broker that behaves as a test wants: it refuses versions, announces limits, returns error codes."""
+"""A tiny MQTT broker that behaves as a test wants: it refuses versions, sets limits, returns error codes."""
 
 import asyncio
 import struct

@@ -35,6 +35,7 @@ from bace_bridge.sinks.mqtt.requests import Answer
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from tests.integration.brokers import (
     PATIENCE,
+    Amqtt,
     Broker,
     Certificates,
     Listener,
@@ -42,7 +43,6 @@ from tests.integration.brokers import (
     broker_kind,
     eventually,
     listening,
-    mosquitto_path,
 )
 from tests.integration.scripted_broker import Script, four_bytes, scripted, two_bytes
 
@@ -180,9 +180,8 @@ def named(logs: list[EventDict], name: str) -> list[EventDict]:
 
 
 @contextmanager
-def heard_on(port: int, *, protocol: int | None = None) -> Iterator[Listener]:
-    chosen = protocol or (V5 if mosquitto_path() else V311)
-    with listening(port, protocol=chosen) as listener:
+def heard_on(port: int, *, speaks: str = "5") -> Iterator[Listener]:
+    with listening(port, protocol=V5 if speaks == "5" else V311) as listener:
         yield listener
 
 
@@ -190,8 +189,8 @@ def heard_on(port: int, *, protocol: int | None = None) -> Iterator[Listener]:
 
 
 async def test_every_topic_of_the_contract_is_published_and_only_state_is_retained(broker: Broker) -> None:
-    with heard_on(broker.port) as before:
-        async with connected(broker.port, Home(bed())) as sink:
+    with heard_on(broker.port, speaks=broker.speaks) as before:
+        async with connected(broker.port, Home(bed()), protocol=broker.speaks) as sink:
             assert sink.connected
             assert sink.problem is None
             assert await deliver(sink, event(1, "session.started")) is None
@@ -199,7 +198,7 @@ async def test_every_topic_of_the_contract_is_published_and_only_state_is_retain
             assert await deliver(sink, Attempt(LoggedEvent(2, points), 1)) is None
             assert await deliver(sink, event(3, "cloud.unreachable", device=None)) is None
             await eventually(lambda: bool(before.on("bace/bridge/event")))
-            with heard_on(broker.port) as after:
+            with heard_on(broker.port, speaks=broker.speaks) as after:
                 await eventually(lambda: len(after.heard) == 6)
 
     retained = {
@@ -345,7 +344,7 @@ def subscribe(client: paho.Client) -> None:
 
 
 async def test_events_sent_without_a_connection_come_back_at_once(broker: Broker) -> None:
-    sink = new_sink(broker.port)
+    sink = new_sink(broker.port, protocol=broker.speaks)
 
     assert isinstance(await deliver(sink, event(1)), SinkUnavailable)
 
@@ -365,8 +364,8 @@ async def test_a_silent_broker_is_noticed_by_keep_alive(new_mosquitto: NewMosqui
 
 async def test_after_a_change_only_what_changed_is_published(broker: Broker) -> None:
     state = Home(bed())
-    with heard_on(broker.port) as listener:
-        async with connected(broker.port, state) as sink:
+    with heard_on(broker.port, speaks=broker.speaks) as listener:
+        async with connected(broker.port, state, protocol=broker.speaks) as sink:
             await eventually(lambda: len(listener.heard) == 6)
             state.known["g1"] = bed(avg=2)
             state.health_payload = b'{"healthy":false}'
@@ -418,7 +417,7 @@ async def test_much_state_keeps_to_the_window(new_mosquitto: NewMosquitto) -> No
 
 async def test_many_events_cost_few_reads_of_the_state(broker: Broker) -> None:
     state = Home(bed())
-    async with connected(broker.port, state) as sink:
+    async with connected(broker.port, state, protocol=broker.speaks) as sink:
         await deliver_all(sink, [event(number) for number in range(1000)])
 
     assert state.reads[0] is None
@@ -428,8 +427,8 @@ async def test_many_events_cost_few_reads_of_the_state(broker: Broker) -> None:
 
 async def test_only_the_devices_that_were_asked_for_have_state(broker: Broker) -> None:
     state = Home(bed(), DeviceState("g2", available=True, session=b"{}"))
-    with heard_on(broker.port) as listener:
-        async with connected(broker.port, state, groups=["g2"]):
+    with heard_on(broker.port, speaks=broker.speaks) as listener:
+        async with connected(broker.port, state, groups=["g2"], protocol=broker.speaks):
             await eventually(lambda: bool(listener.on("bace/g2/session")))
 
     assert not listener.on("bace/g1/session")
@@ -438,8 +437,8 @@ async def test_only_the_devices_that_were_asked_for_have_state(broker: Broker) -
 async def test_state_that_cannot_be_read_is_read_again(broker: Broker) -> None:
     state = Home(bed())
     state.broken = True
-    with capture_logs() as logs, heard_on(broker.port) as listener:
-        async with connected(broker.port, state):
+    with capture_logs() as logs, heard_on(broker.port, speaks=broker.speaks) as listener:
+        async with connected(broker.port, state, protocol=broker.speaks):
             state.broken = False
             await eventually(lambda: bool(listener.on("bace/g1/session")))
 
@@ -451,8 +450,8 @@ async def test_state_that_cannot_be_read_is_read_again(broker: Broker) -> None:
 
 @pytest.mark.parametrize("cancelled", [False, True])
 async def test_a_graceful_stop_tells_that_everything_is_offline(broker: Broker, cancelled: bool) -> None:
-    with heard_on(broker.port) as listener:
-        sink = new_sink(broker.port, Home(bed()))
+    with heard_on(broker.port, speaks=broker.speaks) as listener:
+        sink = new_sink(broker.port, Home(bed()), protocol=broker.speaks)
         task = asyncio.create_task(sink.run())
         await sink.ready()
         waiting: list[SinkError | None] = []
@@ -659,18 +658,22 @@ async def test_refused_state_is_told_once() -> None:
 
 
 async def test_no_more_in_flight_than_the_broker_takes() -> None:
-    async with scripted(Script(connack_properties=two_bytes(33, 7))) as broker:
-        async with connected(broker.port, Home(bed()), in_flight=200) as sink:
-            assert await deliver_all(sink, [event(number) for number in range(500)]) == 0
+    async with (
+        scripted(Script(connack_properties=two_bytes(33, 7))) as broker,
+        connected(broker.port, Home(bed()), in_flight=200) as sink,
+    ):
+        assert await deliver_all(sink, [event(number) for number in range(500)]) == 0
 
     assert broker.most_unacknowledged == 7
 
 
 async def test_too_large_a_message_is_rejected_without_sending_it() -> None:
-    async with scripted(Script(connack_properties=four_bytes(39, 1000))) as broker:
-        async with connected(broker.port) as sink:
-            error = await deliver(sink, Attempt(LoggedEvent(1, large_event(1)), 1))
-            assert await deliver(sink, event(2)) is None
+    async with (
+        scripted(Script(connack_properties=four_bytes(39, 1000))) as broker,
+        connected(broker.port) as sink,
+    ):
+        error = await deliver(sink, Attempt(LoggedEvent(1, large_event(1)), 1))
+        assert await deliver(sink, event(2)) is None
 
     assert isinstance(error, DeliveryRejected)
     assert "larger than the broker takes" in str(error)
@@ -679,10 +682,12 @@ async def test_too_large_a_message_is_rejected_without_sending_it() -> None:
 
 async def test_a_lower_quality_of_service_and_no_retained_messages_are_accepted() -> None:
     with capture_logs() as logs:
-        async with scripted(Script(connack_properties=bytes([36, 0, 37, 0]))) as broker:
-            async with connected(broker.port, Home(bed()), qos=2) as sink:
-                assert await deliver(sink, event(1)) is None
-                await eventually(lambda: any(one.topic == "bace/g1/event" for one in broker.published))
+        async with (
+            scripted(Script(connack_properties=bytes([36, 0, 37, 0]))) as broker,
+            connected(broker.port, Home(bed()), qos=2) as sink,
+        ):
+            assert await deliver(sink, event(1)) is None
+            await eventually(lambda: any(one.topic == "bace/g1/event" for one in broker.published))
 
     assert {(one.qos, one.retained) for one in broker.published} == {(0, False)}
     assert named(logs, "mqtt.no_retained_messages")
@@ -712,13 +717,12 @@ async def test_the_older_version_where_the_broker_refuses_the_newer(
     script: Script, versions: list[int]
 ) -> None:
     with capture_logs() as logs:
-        async with scripted(script) as broker:
-            async with connected(broker.port, Home(bed())) as sink:
-                assert sink.protocol_in_use == "3.1.1"
-                assert await deliver(sink, event(1)) is None
-                broker.connections[-1].close()
-                await eventually(lambda: len(broker.versions) > len(versions))
-                await sink.ready()
+        async with scripted(script) as broker, connected(broker.port, Home(bed())) as sink:
+            assert sink.protocol_in_use == "3.1.1"
+            assert await deliver(sink, event(1)) is None
+            broker.connections[-1].close()
+            await eventually(lambda: len(broker.versions) > len(versions))
+            await sink.ready()
 
     assert broker.versions == [*versions, 4], "it is remembered"
     assert len(named(logs, "mqtt.protocol_fallback")) == 1
@@ -726,12 +730,11 @@ async def test_the_older_version_where_the_broker_refuses_the_newer(
 
 async def test_a_broker_that_talks_nonsense_is_left_and_tried_again() -> None:
     script = Script(garbage=b"\x40\x01\x00")
-    async with scripted(script) as broker:
-        async with running(new_sink(broker.port), ready=False) as sink:
-            await eventually(lambda: len(broker.versions) >= 3)
-            script.garbage = b""
-            async with asyncio.timeout(20):
-                await sink.ready()
+    async with scripted(script) as broker, running(new_sink(broker.port), ready=False) as sink:
+        await eventually(lambda: len(broker.versions) >= 3)
+        script.garbage = b""
+        async with asyncio.timeout(20):
+            await sink.ready()
 
 
 async def test_a_mistake_in_a_callback_of_ours_ends_the_sink() -> None:
@@ -789,8 +792,8 @@ REQUESTS: dict[str, Answer] = {"info": told, "poll": told}
 async def test_requests_are_answered(
     broker: Broker, name: str, payload: bytes, expected: dict[str, Any]
 ) -> None:
-    with heard_on(broker.port) as listener:
-        async with connected(broker.port, Home(), REQUESTS):
+    with heard_on(broker.port, speaks=broker.speaks) as listener:
+        async with connected(broker.port, Home(), REQUESTS, protocol=broker.speaks):
             await asyncio.to_thread(listener.publish, f"bace/bridge/request/{name}", payload)
             topic = f"bace/bridge/response/{name}"
             await eventually(lambda: bool(listener.on(topic)))
@@ -841,3 +844,18 @@ async def test_a_broker_that_refuses_the_subscription_still_gets_events(
 
 def test_the_broker_under_test_has_a_name() -> None:
     assert broker_kind().startswith(("mosquitto ", "amqtt "))
+
+
+@pytest.mark.slow
+async def test_amqtt_which_leaves_version_5_unanswered_is_spoken_to_in_the_older_one() -> None:
+    broker = Amqtt()
+    await asyncio.to_thread(broker.start)
+    try:
+        with capture_logs() as logs:
+            async with connected(broker.port, Home(bed())) as sink:
+                assert sink.protocol_in_use == "3.1.1"
+                assert await deliver(sink, event(1)) is None
+    finally:
+        await asyncio.to_thread(broker.stop)
+
+    assert [log["event"] for log in logs] == ["mqtt.protocol_fallback", "mqtt.connected"]

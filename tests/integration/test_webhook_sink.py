@@ -391,3 +391,11 @@ async def test_a_fault_of_our_own_ends_the_sink(receiver: Receiver) -> None:
     with pytest.raises(ExceptionGroup) as ended:
         await sink.run()
     assert ended.group_contains(LookupError)
+
+
+async def test_closing_before_it_ran_hands_back_too() -> None:
+    sink = WebhookSink(config("http://127.0.0.1:9/"), source="s", version="1")
+    waiting = asyncio.create_task(delivered(sink))
+    await asyncio.sleep(0)
+    await sink.close()
+    assert isinstance(await waiting, SinkUnavailable)

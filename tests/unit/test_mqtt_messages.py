@@ -29,7 +29,12 @@ SESSION_DATA = (
 
 
 def event(kind: str = "session.started", data: bytes = SESSION_DATA + b"}", **changed: Any) -> Event:
-    facts = {"session_id": "s1", "device_id": "g1", "time": 1769860800.5, "observed_at": 1769860900.0}
+    facts: dict[str, Any] = {
+        "session_id": "s1",
+        "device_id": "g1",
+        "time": 1769860800.5,
+        "observed_at": 1769860900.0,
+    }
     return Event(id="evt_1", type=kind, data=data, **(facts | changed))
 
 
@@ -232,7 +237,8 @@ def test_limits_are_what_connack_announces() -> None:
     assert announced(None) == Limits()
 
 
-REFUSED, SILENT, AWAY = (Ending(kind, "") for kind in ("version_refused", "silent", "unreachable"))
+REFUSED, SILENT = Ending("version_refused", ""), Ending("silent", "")
+MUTE, AWAY = Ending("mute", ""), Ending("unreachable", "")
 
 
 @pytest.mark.parametrize(
@@ -240,6 +246,8 @@ REFUSED, SILENT, AWAY = (Ending(kind, "") for kind in ("version_refused", "silen
     [
         ([], "5"),
         ([REFUSED], "3.1.1"),
+        ([MUTE], "3.1.1"),
+        ([MUTE, MUTE], "5"),
         ([SILENT], "5"),
         ([SILENT, SILENT], "3.1.1"),
         ([SILENT, AWAY, SILENT], "5"),

@@ -28,6 +28,7 @@ class Connection:
     ) -> None:
         loop = asyncio.get_running_loop()
         self._client = client
+        self._speaks_5 = client.protocol == MQTTProtocolVersion.MQTTv5
         self._broker = broker
         self._on_message = on_message
         self._window = Window(client, size=window)
@@ -45,8 +46,10 @@ class Connection:
 
     async def accepted(self) -> bool:
         """False when the broker did not accept the connection; `end` says why."""
-        if not await self._first_of(self._accepted):
-            self._finish(Ending("silent", f"the broker at {self._broker} does not answer"))
+        # Soon enough to try 3.1.1 where the broker is at a loss with version 5.
+        within = CONNECT_WITHIN / 2 if self._speaks_5 else CONNECT_WITHIN
+        if not await self._first_of(self._accepted, within=within):
+            self._finish(Ending("mute", f"the broker at {self._broker} does not answer"))
             return False
         self.limits = self._accepted.result()
         self._window.obey(self.limits)
@@ -54,11 +57,11 @@ class Connection:
 
     async def subscribe(self, topic: str) -> bool:
         """False when the broker refuses the subscription or does not answer."""
-        if self._client.protocol == MQTTProtocolVersion.MQTTv5:
+        if self._speaks_5:
             self._client.subscribe(topic, options=SubscribeOptions(qos=1, retainAsPublished=True))
         else:
             self._client.subscribe(topic, qos=1)
-        return await self._first_of(self._subscribed) and self._subscribed.result()
+        return await self._first_of(self._subscribed, within=CONNECT_WITHIN) and self._subscribed.result()
 
     def publish(self, message: Message, done: Done) -> None:
         self._window.publish(message, done)
@@ -88,8 +91,8 @@ class Connection:
         self.end.cancel()
         self._window.break_off(problem)
 
-    async def _first_of(self, awaited: asyncio.Future[Any]) -> bool:
-        await asyncio.wait((awaited, self.end), timeout=CONNECT_WITHIN, return_when=asyncio.FIRST_COMPLETED)
+    async def _first_of(self, awaited: asyncio.Future[Any], *, within: float) -> bool:
+        await asyncio.wait((awaited, self.end), timeout=within, return_when=asyncio.FIRST_COMPLETED)
         return awaited.done() and not self.end.done()
 
     def _finish(self, ending: Ending) -> None:

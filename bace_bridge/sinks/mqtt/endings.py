@@ -19,7 +19,7 @@ TAKEN_OVER = 0x8E
 _LOGIN_REFUSALS = {0x85, 0x86, 0x87, 0x8A, 0x8C}
 _NEVER_TAKEN = {0x87, 0x90, 0x95, 0x99}
 
-Kind = Literal["lost", "unreachable", "silent", "version_refused", "login_refused", "taken_over"]
+Kind = Literal["lost", "unreachable", "silent", "mute", "version_refused", "login_refused", "taken_over"]
 
 
 class Ending(msgspec.Struct, frozen=True):

@@ -2,15 +2,16 @@
 
 from typing import Literal
 
-from bace_bridge.sinks.mqtt.endings import Ending
+from bace_bridge.sinks.mqtt.endings import Ending, Kind
 
 Version = Literal["5", "3.1.1"]
 
+_SAY_NO_TO_5: tuple[Kind, ...] = ("version_refused", "mute")
 _SILENT_ENDINGS_BEFORE_FALLBACK = 2
 
 
 class Versions:
-    """Some brokers refuse version 5 by closing the connection, which they also do for other reasons.
+    """Some brokers refuse version 5 by closing the connection or by silence, which has other reasons too.
 
     So 3.1.1 is kept only once the broker has accepted it.
     """
@@ -38,7 +39,7 @@ class Versions:
             self._silent_endings += 1
         else:
             self._silent_endings = 0
-        if ending.kind == "version_refused" or self._silent_endings >= _SILENT_ENDINGS_BEFORE_FALLBACK:
+        if ending.kind in _SAY_NO_TO_5 or self._silent_endings >= _SILENT_ENDINGS_BEFORE_FALLBACK:
             self.next = "3.1.1"
             return True
         return False

@@ -1,0 +1,179 @@
+"""`bace-bridge events`: the event log."""
+
+import asyncio
+import os
+import signal
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import click
+import msgspec
+
+from bace_bridge.cli.event_lines import show_json, show_line
+from bace_bridge.cli.options import config_option
+from bace_bridge.cli.stored import NoStoreYet, stored
+from bace_bridge.config.load import load
+from bace_bridge.domain.events import EVENT_TYPES, LoggedEvent
+from bace_bridge.domain.routing import matches
+from bace_bridge.errors import StoreError, StoreUnusable
+from bace_bridge.store.eventlog import EventLog
+
+POLL = 0.5
+"""Seconds between looks for new events."""
+
+_AT_ONCE = 500
+"""Events that are held in memory: each may have 64 KiB. A longer listing is read twice instead."""
+
+Show = Callable[[LoggedEvent], None]
+
+
+@click.command()
+@config_option
+@click.option("--type", "type_glob", metavar="GLOB", help='Only these event types, such as "session.*".')
+@click.option("--session", metavar="ID", help="Only the events of this data session.")
+@click.option(
+    "--limit", default=100, show_default=True, type=click.IntRange(min=0), help="The newest so many; 0: all."
+)
+@click.option("--follow", is_flag=True, help="Keep printing new ones, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line; times in UTC.")
+def events(
+    *, config: Path, type_glob: str | None, session: str | None, limit: int, follow: bool, as_json: bool
+) -> None:
+    """Show the event log, newest last.
+
+    Reads the store only; the bridge may be running.
+    """
+    path = load(config, os.environ).store.path
+    if type_glob is not None and not any(matches(known, (type_glob,)) for known in EVENT_TYPES):
+        click.echo(f"{type_glob!r} matches no event type; there are {', '.join(EVENT_TYPES)}", err=True)
+    wish = _Wish(type_glob, session)
+    show = show_json if as_json else show_line
+    asyncio.run(_follow(path, wish, limit, show) if follow else _list(path, wish, limit, show))
+
+
+class _Wish(msgspec.Struct, frozen=True):
+    """Which events are to be shown."""
+
+    type_glob: str | None
+    session: str | None
+
+    def holds(self, logged: LoggedEvent) -> bool:
+        event = logged.event
+        if self.session is not None and event.session_id != self.session:
+            return False
+        return self.type_glob is None or matches(event.type, (self.type_glob,))
+
+
+class _Reader:
+    """Walks the log forward in small readings; `after` is the place up to which it has come."""
+
+    def __init__(self, log: EventLog, wish: _Wish, *, after: int = 0) -> None:
+        self._log = log
+        self._wish = wish
+        self.after = after
+
+    async def rest(self) -> AsyncIterator[LoggedEvent]:
+        """What is wanted of the log from here to its end as it is now."""
+        while batch := await self._log.read(after=self.after, limit=_AT_ONCE):
+            for logged in batch:
+                self.after = logged.seq
+                if self._wish.holds(logged):
+                    yield logged
+
+    async def seek_newest(self, limit: int) -> None:
+        """Goes to where the newest `limit` wanted events begin; 0: to the log's beginning."""
+        if not limit:
+            return
+        places = deque([logged.seq async for logged in self.rest()], maxlen=limit)
+        self.after = places[0] - 1 if places else self.after
+
+
+async def _list(path: Path, wish: _Wish, limit: int, show: Show) -> None:
+    async with stored(path) as file:
+        await _show_newest(EventLog(file), wish, limit, show)
+
+
+async def _show_newest(log: EventLog, wish: _Wish, limit: int, show: Show) -> int:
+    """Returns the place in the log up to which everything wanted was shown."""
+    if 0 < limit <= _AT_ONCE:
+        found = await log.search(type_glob=wish.type_glob, session=wish.session, limit=limit)
+        for logged in found:
+            show(logged)
+        return found[-1].seq if found else 0
+    reader = _Reader(log, wish)
+    await reader.seek_newest(limit)
+    async for logged in reader.rest():
+        show(logged)
+    return reader.after
+
+
+async def _follow(path: Path, wish: _Wish, limit: int, show: Show) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    following = _Following(path, wish, limit, show)
+    while not stop.is_set():
+        await following.watch(stop)
+        await _pause(stop)
+
+
+class _Following:
+    """Shows what is new while there is a store; survives that there is none, or another than before."""
+
+    def __init__(self, path: Path, wish: _Wish, limit: int, show: Show) -> None:
+        self._path = path
+        self._wish = wish
+        self._limit = limit
+        self._show = show
+        self._after: int | None = None
+        self._file_shown: int | None = None
+        self._told = ""
+
+    async def watch(self, stop: asyncio.Event) -> None:
+        """Returns when told to stop, or when the store has to be opened (again)."""
+        try:
+            async with stored(self._path) as file:
+                identity = self._identity()
+                if identity != self._file_shown:
+                    self._after, self._file_shown = None, identity
+                await self._watch(EventLog(file), stop)
+        except NoStoreYet as missing:
+            self._tell(f"{missing.message}; waiting for it")
+        except StoreUnusable:
+            raise
+        except StoreError as error:
+            self._tell(f"{error}; trying again")
+
+    async def _watch(self, log: EventLog, stop: asyncio.Event) -> None:
+        while not stop.is_set() and self._identity() == self._file_shown:
+            if self._after is None:
+                self._after = await _show_newest(log, self._wish, self._limit, self._show)
+            reader = _Reader(log, self._wish, after=self._after)
+            async for logged in reader.rest():
+                self._show(logged)
+                self._after = logged.seq
+                if stop.is_set():
+                    return
+            self._after = reader.after
+            self._told = ""
+            await _pause(stop)
+
+    def _identity(self) -> int | None:
+        try:
+            return self._path.stat().st_ino
+        except OSError:
+            return None
+
+    def _tell(self, problem: str) -> None:
+        if problem != self._told:
+            click.echo(f"bace-bridge: {problem}", err=True)
+        self._told = problem
+
+
+async def _pause(stop: asyncio.Event) -> None:
+    try:
+        async with asyncio.timeout(POLL):
+            await stop.wait()
+    except TimeoutError:
+        pass

@@ -1,0 +1,131 @@
+"""`bace-bridge sessions`: the data sessions that the bridge knows."""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import msgspec
+
+from bace_bridge.cli.options import config_option
+from bace_bridge.cli.stored import local_time, printable, stored
+from bace_bridge.cloud.api import csv_url
+from bace_bridge.config.load import load
+from bace_bridge.config.models import Config
+from bace_bridge.config.values import format_duration
+from bace_bridge.domain.sessions import DeviceView, KnownSession, view
+from bace_bridge.store.standing import Standing
+
+_ROOM_FOR_IDS = 150
+"""Columns from which on ids get one of their own; below, they stand under the labels."""
+
+_PIPE_WIDTH = 240
+"""What is no terminal has no width: nothing is cut off there."""
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """What `--json` adds to the contract's `session` object."""
+
+    device: DeviceView
+    csv_url: str | None
+    removed: bool
+
+
+@click.command()
+@config_option
+@click.option(
+    "--state", type=click.Choice(["active", "ended", "ingested"]), help="Only these, without removed ones."
+)
+@click.option(
+    "--limit", default=50, show_default=True, type=click.IntRange(min=0), help="The newest so many; 0: all."
+)
+@click.option("--json", "as_json", is_flag=True, help="A JSON array on stdout; times in UTC.")
+def sessions(config: Path, state: str | None, limit: int, as_json: bool) -> None:
+    """List the data sessions that the bridge knows, newest first.
+
+    Reads the store only; the bridge may be running.
+    """
+    loaded = load(config, os.environ)
+    known = asyncio.run(_known(loaded.store.path, state, limit or sys.maxsize))
+    if as_json:
+        click.echo(b"[" + b",\n ".join(_as_json(one, loaded) for one in known) + b"]")
+    else:
+        _print_table(known, loaded)
+
+
+async def _known(path: Path, state: str | None, limit: int) -> Sequence[KnownSession]:
+    async with stored(path) as file:
+        standing = Standing(file, csv_url=str)
+        asked = limit
+        while True:
+            found = await standing.sessions(state=state, limit=asked)
+            # A removed session keeps its last state, but nobody who asks for active ones means it.
+            shown = [one for one in found if state is None or not one.removed]
+            if len(shown) >= limit or len(found) < asked:
+                return shown[:limit]
+            asked *= 2
+
+
+def _csv_of(known: KnownSession, config: Config) -> str | None:
+    return None if known.csv_revision is None else csv_url(config.cloud.url, known.session.id)
+
+
+def _as_json(known: KnownSession, config: Config) -> bytes:
+    device = DeviceView(id=known.session.group_id, label=known.device_label)
+    row = _Row(device=device, csv_url=_csv_of(known, config), removed=known.removed)
+    return msgspec.json.encode({**msgspec.to_builtins(view(known.session)), **msgspec.to_builtins(row)})
+
+
+def _print_table(known: Sequence[KnownSession], config: Config) -> None:
+    if not known:
+        click.echo("No data sessions.")
+        return
+    from rich.console import Console  # noqa: PLC0415  # slow to import, and --json needs none of it
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    wide = console.width >= _ROOM_FOR_IDS
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("DEVICE", overflow="fold")
+    table.add_column("SESSION", overflow="fold", min_width=0 if wide else 36)
+    table.add_column("STATE", no_wrap=True)
+    table.add_column("STARTED", no_wrap=True)
+    table.add_column("LASTED", no_wrap=True, justify="right")
+    table.add_column("POINTS", no_wrap=True, justify="right")
+    table.add_column("CSV", no_wrap=True)
+    if wide:
+        table.add_column("ID", no_wrap=True)
+    now = time.time()
+    for one in known:
+        session, url = one.session, _csv_of(one, config)
+        state = "removed" if one.removed else session.state
+        label, identifier = printable(session.label or "-"), Text(printable(session.id), style="dim")
+        cells = [
+            Text(printable(one.device_label or session.group_id)),
+            Text(label) if wide else Text(label + "\n").append_text(identifier),
+            Text(state, style=_STYLES[state]),
+            Text(local_time(session.start)),
+            Text(_lasted(one, now)),
+            Text("-" if session.datapoint_count is None else str(session.datapoint_count)),
+            Text("-") if url is None else Text("ready", style=f"link {url}"),
+        ]
+        table.add_row(*cells, *([identifier] if wide else []))
+    console.print(table)
+
+
+_STYLES = {"active": "green", "ended": "yellow", "ingested": "", "removed": "red"}
+
+
+def _lasted(known: KnownSession, now: float) -> str:
+    session = known.session
+    if session.end is None:
+        return "-" if known.removed else f"{_whole(now - session.start)} so far"
+    return _whole(session.end - session.start)
+
+
+def _whole(seconds: float) -> str:
+    return format_duration(round(seconds)) if seconds >= 1 else "0s"

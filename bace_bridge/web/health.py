@@ -1,0 +1,80 @@
+"""The health server: whether the loops make progress, and whether everything that they need is usable."""
+
+import os
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Self
+
+from aiohttp import web
+
+from bace_bridge.config.models import HttpConfig
+from bace_bridge.errors import ConfigError, Mistake
+
+Reasons = Callable[[], dict[str, str | None]]
+"""Name -> why it is not well; None where it is."""
+
+
+class HealthServer:
+    """Serves while its context is open, unless the configuration turns it off.
+
+    `alive` tells of the loops, `ready` of the cloud, the store and the brokers.
+    """
+
+    def __init__(self, config: HttpConfig, *, alive: Reasons, ready: Reasons) -> None:
+        self._config = config
+        self._alive = alive
+        self._ready = ready
+        app = web.Application()
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_route("*", "/{path:.*}", _unknown)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+
+    @property
+    def address(self) -> str | None:
+        """`host:port` where it listens; the port is the real one where the configuration says 0."""
+        if not self._runner.addresses:
+            return None
+        host, port, *_ = self._runner.addresses[0]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def __aenter__(self) -> Self:
+        if not self._config.enabled:
+            return self
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, self._config.host, self._config.port).start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise _cannot_listen(self._config.listen, error) from error
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._runner.cleanup()
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return _report(self._alive(), well="ok", unwell="stalled")
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        return _report(self._ready(), well="ready", unwell="not ready")
+
+
+def _report(reasons: dict[str, str | None], *, well: str, unwell: str) -> web.Response:
+    checks = {name: {"ok": reason is None, "reason": reason} for name, reason in reasons.items()}
+    fine = all(reason is None for reason in reasons.values())
+    status = HTTPStatus.OK if fine else HTTPStatus.SERVICE_UNAVAILABLE
+    return _json({"status": well if fine else unwell, "checks": checks}, status)
+
+
+async def _unknown(_: web.Request) -> web.Response:
+    return _json({"error": "not found", "known": ["/healthz", "/readyz"]}, HTTPStatus.NOT_FOUND)
+
+
+def _json(content: dict[str, object], status: HTTPStatus) -> web.Response:
+    return web.json_response(content, status=status, headers={"Cache-Control": "no-store"})
+
+
+def _cannot_listen(listen: str, error: OSError) -> ConfigError:
+    reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+    problem = f"cannot listen on {listen}: {reason}"
+    return ConfigError([Mistake("http.listen", problem, 'choose another address, or "" for none')])

@@ -1,0 +1,122 @@
+"""Each event and each point exactly once, in order, on MQTT and on a webhook, whatever the cloud's quirks."""
+
+import asyncio
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from bace_bridge.simulator.cloud import SimulatedCloud
+from bace_bridge.simulator.quirks import Quirks
+from bace_bridge.simulator.server import SimulatedServer
+from tests.acceptance.line import Arrival, complaints, configuration, from_mqtt, receiver, running, until
+from tests.integration.brokers import Broker, listening
+
+QUIRKS = [
+    ("tie-shuffle",),
+    ("filters-ignored",),
+    ("updated-filter-ignored",),
+    ("data-filters-ignored", "no-interval-raw"),
+    ("sort-ignored",),
+    ("no-page-clamp",),
+    ("refresh-rotates", "token-lifetime 62s"),
+    ("refresh-destroys", "token-lifetime 62s"),
+    ("refresh-both", "token-lifetime 62s"),
+    ("refresh-same", "token-lifetime 62s"),
+    ("rate-limit 60/2s",),
+    ("numbers-as-strings", "booleans-as-ints"),
+    ("internal-links", "unknown-fields"),
+    ("per-page-max 7",),
+    ("error-every 9",),
+    ("no-expand",),
+    ("no-date",),
+    ("no-interval-raw",),
+    ("latency 20ms",),
+    ("forbidden group", "no-expand"),
+]
+TOGETHER = (
+    "tie-shuffle", "filters-ignored", "refresh-destroys", "token-lifetime 62s", "numbers-as-strings",
+    "booleans-as-ints", "internal-links", "unknown-fields", "per-page-max 40", "error-every 40", "no-expand",
+    "no-date", "no-interval-raw",
+)  # fmt: skip
+
+Expected = dict[str, dict[tuple[str, float], float]]
+
+
+class Story:
+    """Sessions that open, measure, end, get late points and are ingested, in a seeded order."""
+
+    def __init__(self, cloud: SimulatedCloud, *, devices: int, sessions: int, points: int, seed: int) -> None:
+        self._cloud = cloud
+        self._random = random.Random(seed)
+        self._devices = [cloud.add_device(f"BaceGo-{one}", datatypes=(6000, 6002)) for one in range(devices)]
+        self._sessions = sessions
+        self._points = points // sessions
+        self.expected: Expected = {}
+
+    async def play(self) -> None:
+        per_device = self._sessions // len(self._devices)
+        async with asyncio.TaskGroup() as group:
+            for device in self._devices:
+                group.create_task(self._one_after_the_other(device, per_device))
+
+    async def _one_after_the_other(self, device, count: int) -> None:  # type: ignore[no-untyped-def]
+        for number in range(count):
+            await asyncio.sleep(self._random.uniform(0, 0.8))
+            await self._session(device, offline=number % 3 == 2)
+
+    async def _session(self, device, *, offline: bool) -> None:  # type: ignore[no-untyped-def]
+        started = time.time()
+        session = self._cloud.open_session(device.id_group)
+        self.expected[session] = points = {}
+        batches = 4
+        for batch in range(batches):
+            late = batch == batches - 1
+            if late:
+                self._cloud.end_session(session)
+            for series in device.series:
+                count = self._points // (batches * len(device.series))
+                samples = [(round(started + 0.001 * (batch * 10_000 + one), 3), float(one)) for one in range(count)]
+                self._cloud.add_points(session, series.id_container_data_latest, samples)
+                points.update({(series.id_container_data_latest, stamp): value for stamp, value in samples})
+            if not offline:
+                await asyncio.sleep(self._random.uniform(0.1, 0.5))
+        self._cloud.finish_ingestion(session)
+
+
+async def tell(story_size: dict[str, int], quirks: tuple[str, ...], broker: Broker, folder: Path, *, within: float) -> None:
+    cloud = SimulatedCloud(quirks=Quirks.parse(list(quirks)), seed=3)
+    story = Story(cloud, **story_size, seed=11)
+    cloud.add_history(300, first_start=time.time() - 900_000, spacing=2_000, duration=600)
+    async with SimulatedServer(cloud) as server, receiver() as hook:
+        config = configuration(folder, cloud_url=server.url, mqtt_port=broker.port, hook_url=hook.url)
+        with listening(broker.port, "bace/#") as listener:
+            async with running(config) as bridge:
+                await until(lambda: "bridge.running" in bridge.log, within=15, what="the bridge runs")
+                await until(lambda: len(server.requests) >= 4, within=15, what="the first look")
+                await story.play()
+
+                def heard() -> list[Arrival]:
+                    found = [from_mqtt(one.topic, one.payload) for one in list(listener.heard) if not one.retained]
+                    return [one for one in found if one is not None]
+
+                def done(arrivals: list[Arrival]) -> bool:
+                    return sum(one.type == "session.csv_ready" for one in arrivals) >= len(story.expected)
+
+                await until(lambda: done(hook.arrivals) and done(heard()), within=within, what="every session's CSV")
+                assert await bridge.stop() == 0
+                assert "Traceback" not in bridge.log
+            assert complaints(heard(), story.expected) == []
+            assert complaints(hook.arrivals, story.expected) == []
+
+
+@pytest.mark.parametrize("quirks", QUIRKS, ids="+".join)
+async def test_with_a_quirk(broker: Broker, tmp_path: Path, quirks: tuple[str, ...]) -> None:
+    await tell({"devices": 4, "sessions": 8, "points": 1600}, quirks, broker, tmp_path, within=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quirks", [(), TOGETHER], ids=["none", "together"])
+async def test_at_full_size(broker: Broker, tmp_path: Path, quirks: tuple[str, ...]) -> None:
+    await tell({"devices": 20, "sessions": 60, "points": 20_000}, quirks, broker, tmp_path, within=120)

@@ -1,0 +1,130 @@
+import asyncio
+import logging
+from typing import Any
+
+import aiohttp
+import pytest
+
+from bace_bridge.config.models import HttpConfig
+from bace_bridge.errors import ConfigError
+from bace_bridge.web.health import HealthServer, Reasons
+
+ANY_PORT = HttpConfig(listen="127.0.0.1:0")
+
+
+def nothing() -> dict[str, str | None]:
+    return {}
+
+
+async def answer(
+    path: str, *, alive: Reasons = nothing, ready: Reasons = nothing, method: str = "GET"
+) -> tuple[int, Any]:
+    async with (
+        HealthServer(ANY_PORT, alive=alive, ready=ready) as server,
+        aiohttp.ClientSession() as session,
+        session.request(method, f"http://{server.address}{path}") as response,
+    ):
+        assert response.content_type == "application/json"
+        return response.status, await response.json() if method != "HEAD" else await response.read()
+
+
+async def test_healthy_while_the_loops_make_progress() -> None:
+    assert await answer("/healthz", alive=lambda: {"watcher": None, "dispatcher": None}) == (
+        200,
+        {
+            "status": "ok",
+            "checks": {"watcher": {"ok": True, "reason": None}, "dispatcher": {"ok": True, "reason": None}},
+        },
+    )
+
+
+async def test_a_loop_that_stands_is_named() -> None:
+    status, body = await answer(
+        "/healthz", alive=lambda: {"watcher": "no round for 90 s", "dispatcher": None}
+    )
+    assert (status, body["status"]) == (503, "stalled")
+    assert body["checks"]["watcher"] == {"ok": False, "reason": "no round for 90 s"}
+    assert body["checks"]["dispatcher"] == {"ok": True, "reason": None}
+
+
+async def test_ready_when_everything_is_usable() -> None:
+    assert await answer("/readyz", ready=lambda: {"cloud": None, "store": None, "mqtt:home": None}) == (
+        200,
+        {
+            "status": "ready",
+            "checks": {name: {"ok": True, "reason": None} for name in ("cloud", "store", "mqtt:home")},
+        },
+    )
+
+
+async def test_not_ready_says_what_is_not() -> None:
+    status, body = await answer("/readyz", ready=lambda: {"cloud": None, "mqtt:home": "connection refused"})
+    assert (status, body["status"]) == (503, "not ready")
+    assert body["checks"]["mqtt:home"] == {"ok": False, "reason": "connection refused"}
+
+
+async def test_each_request_asks_anew() -> None:
+    reasons: dict[str, str | None] = {"cloud": "login refused"}
+    async with (
+        HealthServer(ANY_PORT, alive=nothing, ready=lambda: reasons) as server,
+        aiohttp.ClientSession(f"http://{server.address}") as session,
+    ):
+        async with session.get("/readyz") as before:
+            assert before.status == 503
+        reasons["cloud"] = None
+        async with session.get("/readyz") as after:
+            assert after.status == 200
+
+
+async def test_readiness_and_health_are_different_questions() -> None:
+    status, _ = await answer("/healthz", ready=lambda: {"cloud": "away"})
+    assert status == 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+async def test_head_works(path: str) -> None:
+    assert await answer(path, method="HEAD") == (200, b"")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/"), ("GET", "/healthz/"), ("POST", "/healthz"), ("DELETE", "/x/y")]
+)
+async def test_anything_else_is_not_found(method: str, path: str) -> None:
+    status, body = await answer(path, method=method)
+    assert status == 404
+    assert body["error"] == "not found"
+
+
+async def test_requests_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="aiohttp")
+    await answer("/healthz")
+    assert not [record for record in caplog.records if record.name.startswith("aiohttp")]
+
+
+async def test_an_address_in_use_is_a_mistake_in_the_configuration() -> None:
+    async with HealthServer(ANY_PORT, alive=nothing, ready=nothing) as first:
+        taken = HttpConfig(listen=str(first.address))
+        with pytest.raises(ConfigError) as refused:
+            await HealthServer(taken, alive=nothing, ready=nothing).__aenter__()
+    (mistake,) = refused.value.mistakes
+    assert mistake.path == "http.listen"
+    assert mistake.problem == f"cannot listen on {taken.listen}: Address already in use"
+
+
+async def test_an_address_of_another_machine_is_a_mistake_too() -> None:
+    elsewhere = HttpConfig(listen="192.0.2.1:8099")
+    with pytest.raises(ConfigError, match="Cannot assign requested address"):
+        await HealthServer(elsewhere, alive=nothing, ready=nothing).__aenter__()
+
+
+async def test_turned_off_it_listens_nowhere() -> None:
+    async with HealthServer(HttpConfig(listen=""), alive=nothing, ready=nothing) as server:
+        assert server.address is None
+
+
+async def test_closed_it_listens_no_more() -> None:
+    async with HealthServer(ANY_PORT, alive=nothing, ready=nothing) as server:
+        host, port = str(server.address).split(":")
+    assert server.address is None
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(host, int(port))
