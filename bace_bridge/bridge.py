@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 
 import structlog
@@ -83,7 +83,13 @@ class Bridge:
             cloud.username,
             cloud.password.get_secret_value(),
         )
-        return Tokens(fingerprint(cloud.url, given.client_id, given.username), given, facts, http.ask_token, clock=self._clock)
+        return Tokens(
+            fingerprint(cloud.url, given.client_id, given.username),
+            given,
+            facts,
+            http.ask_token,
+            clock=self._clock,
+        )
 
     async def _assemble(self, file: SqliteFile, http: CloudHttp) -> Service:
         config, clock = self._config, self._clock
@@ -93,11 +99,18 @@ class Bridge:
             for dispatcher in dispatchers.values():
                 dispatcher.log_grew()
 
-        journal = Journal(file, grew=log_grew)
+        def devices_changed(devices: Collection[str]) -> None:
+            for broker in brokers:
+                broker.refresh_devices(devices)
+
+        brokers: list[MqttSink] = []
+        journal = Journal(file, grew=log_grew, changed=devices_changed)
         cloud, deciding = BaceCloud(http), asyncio.Lock()
         poll = self._session_poll(cloud, journal, deciding)
-        datapoints = DatapointLoop(journal, self._visitor(cloud, journal, deciding), clock=clock)
-        brokers: list[MqttSink] = []
+        visits = self._visits(cloud, journal, deciding)
+        datapoints = DatapointLoop(
+            journal, lambda known: visits(known).make(), lambda known: visits(known).tell_end(), clock=clock
+        )
         sessions = SessionLoop(
             poll,
             journal,
@@ -147,6 +160,7 @@ class Bridge:
             *zip(config.mqtt, brokers, strict=True),
             *zip(config.webhooks, self._webhooks(), strict=True),
         ]
+        await event_log.retire_others([wish.name for wish, _ in sinks])
         for wish, one in sinks:
             await self._add_sink(service, dispatchers, wish, one, event_log, journal)
         return service
@@ -211,9 +225,7 @@ class Bridge:
             clock=clock,
         )
 
-    def _visitor(
-        self, cloud: BaceCloud, journal: Journal, deciding: asyncio.Lock
-    ) -> Callable[[KnownSession], Awaitable[None]]:
+    def _visits(self, cloud: BaceCloud, journal: Journal, deciding: asyncio.Lock) -> Callable[[KnownSession], Visit]:
         watch = self._config.watch
         settings = VisitSettings(
             interval=watch.datapoint_interval,
@@ -222,10 +234,7 @@ class Bridge:
             csv_url=self._csv_url,
         )
 
-        async def visit(known: KnownSession) -> None:
-            await Visit(known, cloud, journal, settings, deciding=deciding, clock=self._clock).make()
-
-        return visit
+        return lambda known: Visit(known, cloud, journal, settings, deciding=deciding, clock=self._clock)
 
     def _csv_url(self, session_id: str) -> str:
         return csv_url(self._config.cloud.url, session_id)

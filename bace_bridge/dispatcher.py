@@ -81,13 +81,19 @@ class Dispatcher:
         self._returned: list[LoggedEvent] = []
         self._available = False
         self._disabled: str | None = None
-        self._log_may_have_more = True
+        self._growths = 1
+        self._growths_read = 0
         self._unrecorded: Progress | None = None
         self._stopping = False
 
     def log_grew(self) -> None:
-        self._log_may_have_more = True
+        self._growths += 1
         self._called.set()
+
+    @property
+    def _log_may_have_more(self) -> bool:
+        """True until a reading has found nothing and the log has not grown since that reading began."""
+        return self._growths_read < self._growths
 
     @property
     def idle(self) -> bool:
@@ -99,31 +105,37 @@ class Dispatcher:
         """Until cancelled, or until the other side asks not to be called any more."""
         while self._disabled is None:
             if not self._available:
+                await self._on_the_store(self._record)
                 await self._wait_for_sink()
-            await self._read_log()
-            await self._resume_lanes()
+            await self._on_the_store(self._read_log)
+            await self._on_the_store(self._resume_lanes)
             self._send_more()
-            await self._record()
+            await self._on_the_store(self._record)
             await self._rest()
-        await self._record()
-        await self._on_disabled(self._sink.name, self._disabled)
+        await self._on_the_store(self._record)
+        reason = self._disabled
+        while not await self._on_the_store(lambda: self._on_disabled(self._sink.name, reason)):
+            pass
 
     async def finish(self, grace: float) -> None:
-        """Ends well: delivers what is left for at most `grace` seconds, then makes durable how far it came."""
-        self._log_may_have_more = True
+        """Delivers what is left for at most `grace` seconds."""
         try:
             async with asyncio.timeout(grace):
                 while self._available and not self.idle:
-                    await self._read_log()
+                    await self._on_the_store(self._read_log)
                     self._send_more()
-                    await self._rest()
+                    if not self.idle:
+                        await self._rest()
         except TimeoutError:
             pass
         self._stopping = True
 
     async def settle(self) -> None:
-        """Makes durable what was acknowledged last."""
-        await self._record()
+        """Makes durable what was acknowledged last, in one attempt: the end must not wait for a full disk."""
+        try:
+            await self._record()
+        except StoreError as error:
+            log.warning("delivery.progress_not_recorded", sink=self._sink.name, reason=str(error), then="sent again")
 
     async def replay(self, *, session: str | None, since: float | None) -> int:
         """Delivers recorded events again, in order, with the same ids; returns how many."""
@@ -141,18 +153,11 @@ class Dispatcher:
     async def _read_log(self) -> None:
         if not self._log_may_have_more or not self._deliveries.room_to_read:
             return
-        self._log_may_have_more = False
-        try:
-            events = await self._log.read(after=self._deliveries.read_upto, limit=READ_AT_ONCE)
-        except StoreUnusable:
-            raise
-        except StoreError as error:
-            log.debug("delivery.log_unreadable", sink=self._sink.name, reason=str(error))
-            self._log_may_have_more = True
-            await self._sleep(STORE_PAUSE)
-            return
-        if events:
-            self._log_may_have_more = True
+        growths = self._growths
+        events = await self._log.read(after=self._deliveries.read_upto, limit=READ_AT_ONCE)
+        if not events:
+            self._growths_read = growths
+        else:
             wanted_ones = [one for one in events if wanted(one.event, self._wish)]
             self._deliveries.offer(wanted_ones, read_upto=events[-1].seq)
 
@@ -206,18 +211,28 @@ class Dispatcher:
             log.error("delivery.dead_letter", **about, reason=reason)
 
     async def _record(self) -> None:
-        while (progress := self._unrecorded or self._deliveries.take_progress()) is not None:
-            self._unrecorded = progress
-            try:
-                await self._log.record(self._sink.name, progress, now=self._clock())
-            except StoreUnusable:
-                raise
-            except StoreError as error:
-                log.debug("delivery.progress_not_recorded", sink=self._sink.name, reason=str(error))
-                await self._sleep(STORE_PAUSE)
-            else:
-                self._unrecorded = None
-                return
+        """Makes durable what an earlier attempt failed at or was cut off at, then what was acknowledged since."""
+        await self._write_unrecorded()
+        self._unrecorded = self._deliveries.take_progress()
+        await self._write_unrecorded()
+
+    async def _write_unrecorded(self) -> None:
+        if self._unrecorded is not None:
+            await self._log.record(self._sink.name, self._unrecorded, now=self._clock())
+            self._unrecorded = None
+
+    async def _on_the_store(self, step: Callable[[], Awaitable[None]]) -> bool:
+        """Does a step that needs the store; where that fails, waits a little and says no. Nothing is skipped."""
+        try:
+            await step()
+        except StoreUnusable:
+            raise
+        except StoreError as error:
+            log.debug("delivery.store_unusable", sink=self._sink.name, reason=str(error))
+            await self._sleep(STORE_PAUSE)
+            self._called.set()
+            return False
+        return True
 
     async def _rest(self) -> None:
         """Until something happens: an acknowledgement, a longer log, or a parked session's time."""

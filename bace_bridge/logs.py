@@ -59,9 +59,7 @@ class Output:
         self._stream = stream
         self._render = _console(stream) if console else _json_line
 
-    def __call__(
-        self, logger: Any, method: str, event: EventDict
-    ) -> tuple[tuple[str, TextIO], dict[str, Any]]:
+    def __call__(self, logger: Any, method: str, event: EventDict) -> tuple[tuple[str, TextIO], dict[str, Any]]:
         return (self._render(logger, method, event), self._stream), {}
 
 
@@ -91,9 +89,7 @@ class _Forwarding(logging.Handler):
         getattr(log, name)(message, **({"exc_info": record.exc_info} if record.exc_info else {}))
 
 
-def configure(
-    *, fmt: Format | None, level: str, secrets: Collection[str] = (), stream: TextIO | None = None
-) -> None:
+def configure(*, fmt: Format | None, level: str, secrets: Collection[str] = (), stream: TextIO | None = None) -> None:
     """Sets up logging; to be called again when the configuration, and with it the secrets, changed.
 
     `fmt` None chooses: console on a terminal, else JSON lines. `stream` None is stderr as it is now.

@@ -14,6 +14,9 @@ log = structlog.get_logger()
 
 TICK = 10.0
 PRUNE_EVERY = 3600.0
+PRUNE_AGAIN = 0.1
+"""Seconds to the next piece while there is more to prune: short transactions let others in between."""
+
 GRACE = 5.0
 """Seconds that the end may take to deliver what is left in the log."""
 
@@ -116,13 +119,13 @@ class Service:
     async def _prune(self) -> None:
         while True:
             try:
-                while await self._log_keeper.prune(observed_before=self._clock() - self._retention):
-                    await asyncio.sleep(0.1)
+                pruned = await self._log_keeper.prune(observed_before=self._clock() - self._retention)
             except StoreUnusable:
                 raise
             except StoreError as error:
                 log.debug("store.not_pruned", reason=str(error))
-            await asyncio.sleep(PRUNE_EVERY)
+                pruned = 0
+            await asyncio.sleep(PRUNE_AGAIN if pruned else PRUNE_EVERY)
 
     def _refresh_bridge(self) -> None:
         for sink, _ in self._sinks:

@@ -95,7 +95,11 @@ class Status:
         return self._sessions.last_success_at is not None and self._sessions.trouble.told is None
 
     def info(self) -> dict[str, Any]:
-        return {"version": self._version, "started_at": iso_utc(self._started_at), "strategy": self._strategy()}
+        return {
+            "version": self._version,
+            "started_at": iso_utc(self._started_at),
+            "strategy": self._strategy(),
+        }
 
     def health(self) -> dict[str, Any]:
         sessions = self._sessions

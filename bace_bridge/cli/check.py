@@ -27,9 +27,7 @@ def check(config: Path, as_json: bool) -> None:
         loaded = load(config, os.environ)
     except ConfigError as error:
         if as_json:
-            mistakes = [
-                {"path": one.path, "problem": one.problem, "hint": one.hint} for one in error.mistakes
-            ]
+            mistakes = [{"path": one.path, "problem": one.problem, "hint": one.hint} for one in error.mistakes]
             _print_json({"ok": False, "mistakes": mistakes, "warnings": [], "plan": {}})
         raise
     plan, cautions = list(_plan(loaded)), warnings(loaded)
@@ -63,7 +61,7 @@ def _plan(config: Config) -> Iterator[tuple[str, str]]:
         yield "mqtt", _broker(broker)
     for webhook in config.webhooks:
         yield "webhook", _webhook(webhook)
-    yield "http", f"health, metrics and status page on {config.http.listen}" if config.http.enabled else "off"
+    yield "http", f"health on {config.http.listen}" if config.http.enabled else "off"
 
 
 def _watch(watch: WatchConfig) -> str:

@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import select
 import signal
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -32,9 +34,7 @@ Show = Callable[[LoggedEvent], None]
 @config_option
 @click.option("--type", "type_glob", metavar="GLOB", help='Only these event types, such as "session.*".')
 @click.option("--session", metavar="ID", help="Only the events of this data session.")
-@click.option(
-    "--limit", default=100, show_default=True, type=click.IntRange(min=0), help="The newest so many; 0: all."
-)
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(min=0), help="The newest so many; 0: all.")
 @click.option("--follow", is_flag=True, help="Keep printing new ones, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line; times in UTC.")
 def events(
@@ -172,6 +172,11 @@ class _Following:
 
 
 async def _pause(stop: asyncio.Event) -> None:
+    """Raises BrokenPipeError when nobody reads any more: there may be nothing to print for long."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if poll.poll(0):
+        raise BrokenPipeError
     try:
         async with asyncio.timeout(POLL):
             await stop.wait()

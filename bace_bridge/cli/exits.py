@@ -79,7 +79,5 @@ def _place(error: BaseException) -> str:
     """The innermost line of bace-bridge itself, else the innermost line."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = str(Path(__file__).parent.parent)
-    frame = next(
-        (one for one in reversed(frames) if one.filename.startswith(ours)), frames[-1] if frames else None
-    )
+    frame = next((one for one in reversed(frames) if one.filename.startswith(ours)), frames[-1] if frames else None)
     return f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" if frame else "unknown"

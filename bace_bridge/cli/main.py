@@ -50,6 +50,8 @@ class LazyGroup(click.Group):
                 raise
             raise click.UsageError(f"This installation has no command {cmd_name!r}.", ctx) from None
         assert isinstance(command, click.Command)
+        if not any(option.name == "version" for option in command.params):
+            command.params.append(_version_option())
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -74,13 +76,15 @@ def _version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None
         ctx.exit()
 
 
+def _version_option() -> click.Option:
+    return click.Option(
+        ["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."
+    )
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--debug", is_flag=True, envvar="BACE_BRIDGE_DEBUG", help="Show the traceback of an internal error."
-)
-@click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."
-)
+@click.option("--debug", is_flag=True, envvar="BACE_BRIDGE_DEBUG", help="Show the traceback of an internal error.")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
     """Tells MQTT and webhooks when a BACE data session starts, ends and what it measured."""

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ from bace_bridge.cli.options import config_option
 from bace_bridge.config.load import load
 from bace_bridge.config.models import Config
 from bace_bridge.config.secrecy import secrets_of
-from bace_bridge.errors import ConfigError
+from bace_bridge.errors import BridgeError, ConfigError
 from bace_bridge.systemd import notify, watchdog_interval
 
 log = structlog.get_logger()
@@ -33,14 +34,15 @@ Format = Literal["json", "console"]
 def run(config: Path, log_format: Format | None, log_level: str) -> None:
     """Watch the cloud and tell MQTT and webhooks.
 
-    SIGTERM or SIGINT ends it well, a second one at once. SIGHUP re-reads the configuration; a wrong one changes nothing.
+    SIGTERM or SIGINT ends it well, a second one at once. SIGHUP re-reads the configuration; a wrong one
+    changes nothing.
     """
     loaded = load(config, os.environ)
     asyncio.run(_serve(config, loaded, log_format, log_level))
 
 
 class _Signals:
-    """The first SIGTERM or SIGINT asks for an orderly end, the second cancels; SIGHUP asks for another configuration."""
+    """The first SIGTERM or SIGINT asks for an orderly end, the second cancels; SIGHUP brings a new configuration."""
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
@@ -63,7 +65,8 @@ class _Signals:
             try:
                 self.reload = load(path, os.environ)
             except ConfigError as error:
-                log.error("config.not_reloaded", mistakes=[str(one) for one in error.mistakes], then="the old one stays")
+                mistakes = [str(one) for one in error.mistakes]
+                log.warning("config.not_reloaded", mistakes=mistakes, then="the old one stays")
                 return
             log.info("config.reloading")
             self.stop.set()
@@ -74,25 +77,41 @@ class _Signals:
 
 
 async def _serve(path: Path, config: Config, log_format: Format | None, log_level: str) -> None:
+    """Runs one configuration after the other. One that cannot be started gives way to the one before it."""
     version = metadata.version("bace-bridge")
     signals = _Signals()
     signals.install(path)
-    address = os.environ.get("NOTIFY_SOCKET")
+    before: Config | None = None
     while True:
         logs.configure(fmt=log_format, level=log_level, secrets=secrets_of(config))
         log.info("bridge.starting", version=version, cloud=config.cloud.url, store=str(config.store.path))
-        bridge = Bridge(config, version=version)
+        started = asyncio.Event()
         try:
-            await bridge.run(
+            await Bridge(config, version=version).run(
                 signals.stop,
-                notify=lambda state: notify(state, address=address),
+                notify=lambda state, started=started: _tell(state, signals, started),  # type: ignore[misc]  # binds now
                 watchdog=watchdog_interval(os.environ),
             )
         except asyncio.CancelledError:
             if signals.ended:
                 return
             raise
+        except BridgeError as error:
+            if before is None or started.is_set():
+                raise
+            log.warning("config.not_reloaded", mistakes=[str(error)], then="the old one goes on")
+            config, before = before, None
+            continue
         if signals.ended or signals.reload is None:
             return
-        config, signals.reload = signals.reload, None
+        before, config, signals.reload = config, signals.reload, None
         signals.stop.clear()
+
+
+def _tell(state: str, signals: _Signals, started: asyncio.Event) -> None:
+    """Tells the service manager; a stop for a reload must not look like the end, or it would kill the service."""
+    if state.startswith("READY"):
+        started.set()
+    if state.startswith("STOPPING") and not signals.ended:
+        state = f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
+    notify(state, address=os.environ.get("NOTIFY_SOCKET"))

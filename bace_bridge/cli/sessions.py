@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ from bace_bridge.domain.sessions import DeviceView, KnownSession, view
 from bace_bridge.store.standing import Standing
 
 _ROOM_FOR_IDS = 150
-"""Columns from which on ids get one of their own; below, they stand under the labels."""
+_ROOM_FOR_DEVICES = 112
+"""Terminal columns from which on ids and devices get columns of their own; below, they stand under the labels."""
 
 _PIPE_WIDTH = 240
 """What is no terminal has no width: nothing is cut off there."""
@@ -36,12 +38,8 @@ class _Row(msgspec.Struct, frozen=True):
 
 @click.command()
 @config_option
-@click.option(
-    "--state", type=click.Choice(["active", "ended", "ingested"]), help="Only these, without removed ones."
-)
-@click.option(
-    "--limit", default=50, show_default=True, type=click.IntRange(min=0), help="The newest so many; 0: all."
-)
+@click.option("--state", type=click.Choice(["active", "ended", "ingested"]), help="Only these, without removed ones.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(min=0), help="The newest so many; 0: all.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON array on stdout; times in UTC.")
 def sessions(config: Path, state: str | None, limit: int, as_json: bool) -> None:
     """List the data sessions that the bridge knows, newest first.
@@ -88,32 +86,31 @@ def _print_table(known: Sequence[KnownSession], config: Config) -> None:
     from rich.text import Text  # noqa: PLC0415
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-    wide = console.width >= _ROOM_FOR_IDS
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("DEVICE", overflow="fold")
+    wide, narrow = console.width >= _ROOM_FOR_IDS, console.width < _ROOM_FOR_DEVICES
+    gap = 1 if narrow else 2
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
+    if not narrow:
+        table.add_column("DEVICE", overflow="fold")
     table.add_column("SESSION", overflow="fold", min_width=0 if wide else 36)
-    table.add_column("STATE", no_wrap=True)
-    table.add_column("STARTED", no_wrap=True)
-    table.add_column("LASTED", no_wrap=True, justify="right")
-    table.add_column("POINTS", no_wrap=True, justify="right")
-    table.add_column("CSV", no_wrap=True)
-    if wide:
-        table.add_column("ID", no_wrap=True)
+    for header in ("STATE", "STARTED", "LASTED", "POINTS", "CSV", *(["ID"] if wide else [])):
+        table.add_column(header, no_wrap=True, justify="right" if header in {"LASTED", "POINTS"} else "left")
     now = time.time()
     for one in known:
         session, url = one.session, _csv_of(one, config)
         state = "removed" if one.removed else session.state
-        label, identifier = printable(session.label or "-"), Text(printable(session.id), style="dim")
-        cells = [
-            Text(printable(one.device_label or session.group_id)),
-            Text(label) if wide else Text(label + "\n").append_text(identifier),
+        device, identifier = printable(one.device_label or session.group_id), printable(session.id)
+        below = [] if wide else [identifier, *([device] if narrow else [])]
+        label = Text(printable(session.label or "-"))
+        table.add_row(
+            *([] if narrow else [Text(device)]),
+            Text("\n").join([label, *(Text(more, style="dim") for more in below)]),
             Text(state, style=_STYLES[state]),
-            Text(local_time(session.start)),
+            Text(local_time(session.start)[5 if narrow else 0 : -3]),
             Text(_lasted(one, now)),
             Text("-" if session.datapoint_count is None else str(session.datapoint_count)),
             Text("-") if url is None else Text("ready", style=f"link {url}"),
-        ]
-        table.add_row(*cells, *([identifier] if wide else []))
+            *([Text(identifier, style="dim")] if wide else []),
+        )
     console.print(table)
 
 
@@ -121,11 +118,9 @@ _STYLES = {"active": "green", "ended": "yellow", "ingested": "", "removed": "red
 
 
 def _lasted(known: KnownSession, now: float) -> str:
+    """How long it took, or takes so far, in its two largest units."""
     session = known.session
-    if session.end is None:
-        return "-" if known.removed else f"{_whole(now - session.start)} so far"
-    return _whole(session.end - session.start)
-
-
-def _whole(seconds: float) -> str:
-    return format_duration(round(seconds)) if seconds >= 1 else "0s"
+    if session.end is None and known.removed:
+        return "-"
+    seconds = round((now if session.end is None else session.end) - session.start)
+    return "".join(re.findall(r"\d+[dhms]", format_duration(seconds))[:2]) if seconds > 0 else "0s"

@@ -51,9 +51,7 @@ def _list_quirks(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 @click.command
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port", default=8180, show_default=True, type=click.IntRange(0, 65535), help="0: any free one."
-)
+@click.option("--port", default=8180, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
 @click.option(
     "--scenario",
     default="default",
@@ -87,9 +85,7 @@ def _list_quirks(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     help="Explain them.",
 )
 @click.option("--for", "lasting", type=_Duration(), help="Stop by itself after this time, such as 90s.")
-def simulate(
-    *, host: str, port: int, scenario: Scenario, speed: float, quirks: Quirks, lasting: float | None
-) -> None:
+def simulate(*, host: str, port: int, scenario: Scenario, speed: float, quirks: Quirks, lasting: float | None) -> None:
     """A simulated BACE cloud, to build automations without a device.
 
     It prints the URL, the credentials and a configuration to copy, then a line for each thing that happens.
@@ -107,9 +103,7 @@ async def _serve(server: SimulatedServer, scenario: Scenario, speed: float, last
     try:
         await server.start()
     except OSError as error:
-        raise click.ClickException(
-            f"cannot listen there: {error.strerror or error} (try another --port)"
-        ) from error
+        raise click.ClickException(f"cannot listen there: {error.strerror or error} (try another --port)") from error
     try:
         _introduce(server.url, server.cloud.credentials)
         async with asyncio.TaskGroup() as group:

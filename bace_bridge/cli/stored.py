@@ -1,5 +1,6 @@
 """The store for the commands that look into it: read-only, beside a running bridge; and text for people."""
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -34,8 +35,10 @@ async def stored(path: Path) -> AsyncIterator[SqliteFile]:
 
 
 def printable(text: str) -> str:
-    """Without control characters: what people type as a label must not steer a terminal, or break a line."""
-    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
+    """What people type as a label must not steer a terminal, break a line, or be too much for stdout's encoding."""
+    shown = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
+    encoding = sys.stdout.encoding or "utf-8"
+    return shown.encode(encoding, "replace").decode(encoding)
 
 
 def local_time(seconds: float) -> str:

@@ -7,7 +7,13 @@ from typing import TypeVar
 import msgspec
 
 from bace_bridge.cloud.http import CloudHttp, Params
-from bace_bridge.cloud.replies import parse_datapoints, parse_groups, parse_series_axes, parse_session, parse_sessions
+from bace_bridge.cloud.replies import (
+    parse_datapoints,
+    parse_groups,
+    parse_series_axes,
+    parse_session,
+    parse_sessions,
+)
 from bace_bridge.domain.datapoints import Datapoint
 from bace_bridge.domain.seen import Page, PointsRead, SeenSession, Urgency
 from bace_bridge.errors import CloudFault, CloudRefused
@@ -79,9 +85,7 @@ class BaceCloud:
         reply = await self._http.get(GROUPS, query, urgency=Urgency.BACKLOG)
         return parse_groups(reply.body, reply.headers)
 
-    async def datapoints(
-        self, session_id: str, start: int | None, end: int | None, *, urgency: Urgency
-    ) -> PointsRead:
+    async def datapoints(self, session_id: str, start: int | None, end: int | None, *, urgency: Urgency) -> PointsRead:
         """Every datapoint of a data session in [start, end); without bounds all of them, at day resolution.
 
         Where pages shift or ties shuffle while they are walked, or there are more series than one request serves, it
@@ -89,7 +93,10 @@ class BaceCloud:
         """
         base = [("filter[id_data_session]", session_id)]
         if start is not None and end is not None:
-            base += [("filter[timestamp_seconds][gte]", str(start)), ("filter[timestamp_seconds][lt]", str(end))]
+            base += [
+                ("filter[timestamp_seconds][gte]", str(start)),
+                ("filter[timestamp_seconds][lt]", str(end)),
+            ]
         read = await self._whole(base, urgency)
         if read is None:
             read = await self._split(session_id, base, urgency)

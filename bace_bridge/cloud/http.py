@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Protocol
+from typing import Protocol, Self
 
 import aiohttp
 import msgspec
@@ -15,7 +15,14 @@ from yarl import URL
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.replies import TokenReply, parse_problem, parse_token
 from bace_bridge.domain.seen import Urgency
-from bace_bridge.errors import CloudError, CloudFault, CloudGone, CloudRefused, CloudUnavailable, UnexpectedReply
+from bace_bridge.errors import (
+    CloudError,
+    CloudFault,
+    CloudGone,
+    CloudRefused,
+    CloudUnavailable,
+    UnexpectedReply,
+)
 
 log = structlog.get_logger()
 
@@ -79,7 +86,7 @@ class CloudHttp:
     def use_tokens(self, tokens: TokenSource) -> None:
         self._tokens = tokens
 
-    async def __aenter__(self) -> "CloudHttp":
+    async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=self._timeout),
             headers={"Accept": "application/json", "User-Agent": self._agent},

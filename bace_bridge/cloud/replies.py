@@ -4,7 +4,6 @@ Tolerant where the API is loosely typed: unknown fields, numbers as strings, boo
 frame. Pure.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
@@ -18,6 +17,9 @@ from bace_bridge.errors import UnexpectedReply
 
 T = TypeVar("T")
 Row = TypeVar("Row")
+
+FURTHEST = 1e11
+"""Epoch seconds beyond which a time is not one that a calendar holds; NaN compares as beyond."""
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -61,7 +63,7 @@ class _AxesRow(msgspec.Struct):
     physicalDevices: Any = None
 
 
-class _PointRow(msgspec.Struct):
+class _PointRow(msgspec.Struct, gc=False):
     id_container_data_latest: str
     datatype: int
     timestamp_seconds: float
@@ -110,8 +112,10 @@ def parse_series_axes(body: bytes) -> tuple[tuple[int, ...], tuple[str, ...]]:
         row = msgspec.json.decode(body, type=_AxesRow, strict=False)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return (), ()
-    datatypes = {int(text) for text in _plain_values(row.datatypes, ("datatype", "id_datatype", "id")) if text.isdecimal()}
-    devices = {text for text in _plain_values(row.physicalDevices, ("id_physical_device", "source_device", "id"))}
+    datatypes = {
+        int(text) for text in _plain_values(row.datatypes, ("datatype", "id_datatype", "id")) if text.isdecimal()
+    }
+    devices = set(_plain_values(row.physicalDevices, ("id_physical_device", "source_device", "id")))
     return tuple(sorted(datatypes)), tuple(sorted(device for device in devices if _ID.fullmatch(device)))
 
 
@@ -147,9 +151,7 @@ def parse_problem(body: bytes) -> str | None:
     return " ".join((problem.message or problem.name or "").split())[:120]
 
 
-def _parse_page(
-    body: bytes, headers: Mapping[str, str], row_type: type[Row], convert: Callable[[Row], T]
-) -> Page[T]:
+def _parse_page(body: bytes, headers: Mapping[str, str], row_type: type[Row], convert: Callable[[Row], T]) -> Page[T]:
     try:
         frame = msgspec.json.decode(body, type=_Frame[row_type], strict=False)  # type: ignore[valid-type]  # made at run time
         items = tuple(convert(row) for row in frame.items)
@@ -178,7 +180,11 @@ def _parse_row_by_row(
 
 
 def _page(
-    items: tuple[T, ...], count: int, meta: _Meta | None, headers: Mapping[str, str], unreadable: tuple[str, ...]
+    items: tuple[T, ...],
+    count: int,
+    meta: _Meta | None,
+    headers: Mapping[str, str],
+    unreadable: tuple[str, ...],
 ) -> Page[T]:
     meta = meta or _Meta()
     return Page(
@@ -222,7 +228,7 @@ def _expanded_label(group: Any) -> str | None:
 
 def _datapoint(row: _PointRow) -> Datapoint:
     timestamp = row.timestamp_seconds
-    if not -1e11 < timestamp < 1e11:
+    if not -FURTHEST < timestamp < FURTHEST:
         raise ValueError(f"timestamp_seconds {timestamp} is out of range")
     return Datapoint(
         row.id_container_data_latest,
@@ -247,6 +253,6 @@ def _checked_id(name: str, value: str) -> str:
 
 
 def _finite(name: str, seconds: float) -> float:
-    if not math.isfinite(seconds) or not -1e11 < seconds < 1e11:
+    if not -FURTHEST < seconds < FURTHEST:
         raise ValueError(f"{name} {seconds} is out of range")
     return seconds

@@ -47,7 +47,13 @@ class Tokens:
     """
 
     def __init__(
-        self, account: str, credentials: Credentials, store: TokenStore, ask: Ask, *, clock: Callable[[], float]
+        self,
+        account: str,
+        credentials: Credentials,
+        store: TokenStore,
+        ask: Ask,
+        *,
+        clock: Callable[[], float],
     ) -> None:
         self._account = account
         self._credentials = credentials

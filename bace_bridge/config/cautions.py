@@ -28,7 +28,7 @@ def _about_cloud(config: Config) -> Iterator[str]:
 
 def _about_http(config: Config) -> Iterator[str]:
     if config.http.enabled and not is_loopback(config.http.host):
-        yield "http.listen: everybody who reaches this port can read the status page (it has no login)"
+        yield "http.listen: everybody who reaches this port can read the health (it has no login)"
 
 
 def _about_broker(broker: MqttConfig) -> Iterator[str]:

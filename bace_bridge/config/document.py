@@ -77,9 +77,7 @@ def _syntax_mistake(path: Path, error: yaml.MarkedYAMLError) -> Mistake:
 
 def _keys_given_twice(node: Node, place: Place, above: tuple[int, ...]) -> Iterator[Mistake]:
     if id(node) in above:
-        raise yaml.MarkedYAMLError(
-            problem="an alias (*) refers to what it is in", problem_mark=node.start_mark
-        )
+        raise yaml.MarkedYAMLError(problem="an alias (*) refers to what it is in", problem_mark=node.start_mark)
     above = (*above, id(node))
     if isinstance(node, SequenceNode):
         for index, item in enumerate(node.value):

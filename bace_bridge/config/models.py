@@ -48,10 +48,10 @@ class CloudConfig(Section):
 
 class WatchConfig(Section):
     session_interval: Duration = Field(default=10.0, description="How often the session list is looked at")
-    datapoint_interval: Duration = Field(
-        default=15.0, description="How often each active session's datapoints are"
+    datapoint_interval: Duration = Field(default=15.0, description="How often each active session's datapoints are")
+    reconcile_interval: Duration = Field(
+        default=60.0, description="How often known sessions are asked for by id, which shows removed ones"
     )
-    reconcile_interval: Duration = Field(default=60.0, description="How often the whole list is compared")
     start_from: Start = Field(
         default=StartFrom("now"), description="What a first start reports: now, all, a time, or how long ago"
     )
@@ -64,9 +64,7 @@ class StoreConfig(Section):
     url: Annotated[str, AfterValidator(store_url)] = Field(
         default="sqlite:///bace-bridge.db", description="sqlite:///relative.db or sqlite:////absolute.db"
     )
-    retention: Duration = Field(
-        default=604_800.0, description="Delivered events are kept this long for replay"
-    )
+    retention: Duration = Field(default=604_800.0, description="Delivered events are kept this long for replay")
 
     @property
     def path(self) -> Path:
@@ -75,9 +73,7 @@ class StoreConfig(Section):
 
 
 class HttpConfig(Section):
-    listen: str = Field(
-        default="127.0.0.1:8099", description='host:port of health, metrics and status page; "" turns it off'
-    )
+    listen: str = Field(default="127.0.0.1:8099", description='host:port of /healthz and /readyz; "" turns it off')
 
     @field_validator("listen")
     @classmethod
@@ -120,7 +116,7 @@ class Config(Section):
     store: StoreConfig = Field(default=StoreConfig(), description="Where the bridge keeps what it knows")
     mqtt: tuple[MqttConfig, ...] = Field(default=(), description="MQTT brokers to tell")
     webhooks: tuple[WebhookConfig, ...] = Field(default=(), description="Web addresses to tell")
-    http: HttpConfig = Field(default=HttpConfig(), description="Health, metrics and status page")
+    http: HttpConfig = Field(default=HttpConfig(), description="Health")
     datatypes: dict[WholeNumber, DatatypeConfig] = Field(
         default={}, validate_default=True, description="What numbers mean to people; added to the known ones"
     )

@@ -16,9 +16,7 @@ _LONGEST_KEEPALIVE = 65535
 
 def _topic(topic: str) -> str:
     if not topic or topic.startswith(("/", "$")) or topic.endswith("/") or re.search(r"[+#\x00]", topic):
-        raise mistake(
-            "must be an MQTT topic without + and #, that neither begins nor ends with /", "such as bace"
-        )
+        raise mistake("must be an MQTT topic without + and #, that neither begins nor ends with /", "such as bace")
     return topic
 
 
@@ -33,20 +31,14 @@ def _keepalive(seconds: float) -> float:
 
 
 Topic = Annotated[str, AfterValidator(_topic)]
-Protocol = Annotated[
-    Literal["5", "3.1.1"], BeforeValidator(_protocol), WithJsonSchema({"enum": [5, "5", "3.1.1"]})
-]
+Protocol = Annotated[Literal["5", "3.1.1"], BeforeValidator(_protocol), WithJsonSchema({"enum": [5, "5", "3.1.1"]})]
 
 
 class TlsConfig(Section):
-    ca_file: Path | None = Field(
-        default=None, description="PEM file of the authority to trust; else the system's"
-    )
+    ca_file: Path | None = Field(default=None, description="PEM file of the authority to trust; else the system's")
     cert_file: Path | None = Field(default=None, description="PEM file of the client's certificate")
     key_file: Path | None = Field(default=None, description="PEM file of the client's key, unencrypted")
-    insecure: bool = Field(
-        default=False, description="Do not check the broker's certificate: for trials only"
-    )
+    insecure: bool = Field(default=False, description="Do not check the broker's certificate: for trials only")
 
 
 class HomeAssistantConfig(Section):
@@ -54,37 +46,27 @@ class HomeAssistantConfig(Section):
 
     enabled: bool = Field(default=True, description="Publish discovery (not in this version yet)")
     prefix: Topic = Field(default="homeassistant", description="Home Assistant's discovery prefix")
-    mode: Literal["device", "component"] = Field(
-        default="device", description="One message a device, or one an entity"
-    )
+    mode: Literal["device", "component"] = Field(default="device", description="One message a device, or one an entity")
 
 
 class MqttConfig(Section):
     name: Name = Field(description="What logs, metrics and replay call this sink; unique among all sinks")
-    url: Annotated[str, AfterValidator(broker_url)] = Field(
-        description="mqtt://, mqtts://, ws:// or wss://host:port"
-    )
+    url: Annotated[str, AfterValidator(broker_url)] = Field(description="mqtt://, mqtts://, ws:// or wss://host:port")
     username: Text | None = Field(default=None, description="The login's name")
     password: OptionalSecret = Field(default=None, description="The login's password")
     base_topic: Topic = Field(default="bace", description="Every topic begins with it")
     protocol: Protocol = Field(
         default="5", description="MQTT version; 5 falls back to 3.1.1 where the broker refuses it"
     )
-    client_id: Text | None = Field(
-        default=None, description="MQTT client id; else one that is made once and kept"
-    )
-    qos: Annotated[Literal[0, 1, 2], BeforeValidator(whole_number)] = Field(
-        default=1, description="MQTT QoS of events"
-    )
+    client_id: Text | None = Field(default=None, description="MQTT client id; else one that is made once and kept")
+    qos: Annotated[Literal[0, 1, 2], BeforeValidator(whole_number)] = Field(default=1, description="MQTT QoS of events")
     keepalive: Annotated[Duration, AfterValidator(_keepalive)] = Field(
         default=30.0, description="A silent connection is probed this often"
     )
     tls: TlsConfig = Field(default=TlsConfig(), description="For mqtts:// and wss://")
     events: Events = Field(default=("*",), description="Which events this sink gets: globs on the event type")
     groups: tuple[Text, ...] = Field(default=(), description="Only these devices (id_group); empty: all")
-    in_flight: WholeNumber = Field(
-        default=200, ge=1, le=65535, description="Messages that wait for the broker's word"
-    )
+    in_flight: WholeNumber = Field(default=200, ge=1, le=65535, description="Messages that wait for the broker's word")
     home_assistant: HomeAssistantConfig = Field(
         default=HomeAssistantConfig(),
         description="Discovery for Home Assistant (not published in this version yet)",

@@ -54,7 +54,9 @@ def broker_url(url: str) -> str:
 
 
 def store_url(url: str) -> str:
-    hint = "sqlite:///bace-bridge.db, or with four slashes for an absolute path: sqlite:////var/lib/bace-bridge/bridge.db"
+    hint = (
+        "sqlite:///bace-bridge.db, or with four slashes for an absolute path: sqlite:////var/lib/bace-bridge/bridge.db"
+    )
     if url.startswith(("postgresql:", "postgres:", "postgresql+")):
         raise mistake("PostgreSQL is not there yet: this version stores in SQLite only", hint)
     name = url.removeprefix(_SQLITE)

@@ -74,9 +74,7 @@ def _brokers(brokers: list[tuple[str, dict[Any, Any]]]) -> Iterator[Mistake]:
                 continue
             other = first.setdefault((*address, key, value), path)
             if other != path:
-                yield Mistake(
-                    f"{path}.{key}", f"{other} has the same {key} at the same broker", "choose another"
-                )
+                yield Mistake(f"{path}.{key}", f"{other} has the same {key} at the same broker", "choose another")
 
 
 def _address(url: Any) -> tuple[str, int] | None:

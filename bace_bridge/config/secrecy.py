@@ -16,9 +16,7 @@ _SHORTEST_PATH = 16
 
 def secrets_of(config: Config) -> frozenset[str]:
     """All secrets, webhook URLs among them, also in the forms in which a library may log them."""
-    return frozenset(
-        form for secret in _secrets_in(config) for form in _forms(secret) if len(form) >= _SHORTEST
-    )
+    return frozenset(form for secret in _secrets_in(config) for form in _forms(secret) if len(form) >= _SHORTEST)
 
 
 def _secrets_in(value: object) -> Iterator[str]:

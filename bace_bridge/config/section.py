@@ -14,6 +14,4 @@ class Section(BaseModel):
         """A key whose value is commented out, with or without the lines below it, is null in YAML."""
         if not isinstance(given, dict):
             return given
-        return {
-            key: value for key, value in given.items() if value is not None or key not in cls.model_fields
-        }
+        return {key: value for key, value in given.items() if value is not None or key not in cls.model_fields}

@@ -42,9 +42,7 @@ def _substitute_text(text: str, env: Mapping[str, str], path: str) -> tuple[str,
         if found.group() == "$${":
             return "${"
         if name is None:
-            mistakes.append(
-                Mistake(path, "holds ${ without a variable", "write ${NAME}, or $${ for a plain ${")
-            )
+            mistakes.append(Mistake(path, "holds ${ without a variable", "write ${NAME}, or $${ for a plain ${"))
             return found.group()
         value = env.get(name)
         if default is not None:

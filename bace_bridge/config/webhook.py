@@ -69,9 +69,7 @@ SigningSecrets = Annotated[
     BeforeValidator(_secrets),
     AfterValidator(_some_secret),
     FromFile(),
-    WithJsonSchema(
-        {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
-    ),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
 ]
 
 
@@ -85,9 +83,7 @@ class WebhookConfig(Section):
     groups: tuple[Text, ...] = Field(default=(), description="Only these devices (id_group); empty: all")
     headers: dict[HeaderName, HeaderValue] = Field(default={}, description="Sent with every request")
     timeout: Duration = Field(default=15.0, description="An answer is waited for this long")
-    concurrency: WholeNumber = Field(
-        default=10, ge=1, description="Requests at the same time, one a data session"
-    )
+    concurrency: WholeNumber = Field(default=10, ge=1, description="Requests at the same time, one a data session")
 
     @property
     def host(self) -> str:

@@ -1,13 +1,12 @@
 """What has arrived so far: the state behind the picture and the lines."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
-from bace_bridge.demo.arrivals import Arrival, from_mqtt, from_webhook, topic_pattern
+from bace_bridge.demo.arrivals import Arrival, PointSeen, SessionSeen, from_mqtt, from_webhook, topic_pattern
 
 _KEPT = 200
 """Events that may still be waited for on their other way."""
@@ -15,68 +14,81 @@ _KEPT = 200
 
 @dataclass
 class Shown:
-    """An event and the ways on which it has arrived; `at` is when it first did (epoch seconds)."""
+    """An event and the ways on which it has arrived; `at` is when it first did (epoch seconds).
+
+    `by_webhook` is True once a delivery of it with the right signature has arrived.
+    """
 
     at: float
     type: str
     device: str
     detail: str
     topic: str | None = None
-    signed: bool | None = None
+    by_webhook: bool = False
 
     @property
     def complete(self) -> bool:
-        return self.topic is not None and self.signed is not None
+        return self.topic is not None and self.by_webhook
 
 
 @dataclass
 class Device:
-    """A device as its retained topics show it; `values` by series: name, value and unit."""
+    """A device as its retained topics show it; `values` holds by series its name and its newest value."""
 
     label: str
     available: bool = False
     state: str = ""
     session: str = ""
-    values: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    values: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 class Board:
-    """Takes what the subscriber heard and what the receiver got; both name the same event by the same id."""
+    """Takes what the subscriber heard and what the receiver got; both name the same event by the same id.
 
-    def __init__(self) -> None:
+    `on_new` is called at an event's first arrival. Anybody may publish here: junk is left out.
+    """
+
+    def __init__(self, *, on_new: Callable[[Shown], None] = lambda _: None) -> None:
         self.devices: dict[str, Device] = {}
         self.topics: Counter[str] = Counter()
-        self.types: Counter[str] = Counter()
         self.bridge_state = ""
+        self.events = 0
         self.points = 0
-        self.messages = 0
         self.deliveries = 0
-        self.unsigned = 0
+        self.badly_signed = 0
+        self._on_new = on_new
         self._events: dict[str, Shown] = {}
 
-    def heard(self, topic: str, payload: bytes, *, now: float) -> Shown | None:
-        """The event in an MQTT message, if it is one."""
-        self.messages += 1
+    def heard(self, topic: str, payload: bytes, *, now: float) -> None:
+        """An MQTT message."""
         self.topics[topic_pattern(topic)] += 1
-        self._note_state(topic, payload)
-        arrival = from_mqtt(topic, payload)
-        if arrival is None:
-            return None
-        shown = self._shown(arrival, now)
-        shown.topic = topic
-        return shown
+        try:
+            self._note_state(topic, payload)
+            arrival = from_mqtt(topic, payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return
+        if arrival is not None:
+            self._shown(arrival, now).topic = topic
 
-    def delivered(self, body: bytes, signed: bool, *, now: float) -> Shown:
-        """The event in a webhook's delivery."""
+    def delivered(self, body: bytes, signed: bool, *, now: float) -> None:
+        """A webhook's delivery; one that is not signed right says nothing that could be believed."""
+        if not signed:
+            self.badly_signed += 1
+            return
         self.deliveries += 1
-        self.unsigned += not signed
-        shown = self._shown(from_webhook(body), now)
-        shown.signed = signed
-        return shown
+        try:
+            arrival = from_webhook(body)
+        except msgspec.MsgspecError:
+            return
+        self._shown(arrival, now).by_webhook = True
 
     def newest(self, count: int) -> Sequence[Shown]:
         """The last events, the newest last."""
         return list(self._events.values())[-count:]
+
+    @property
+    def messages(self) -> int:
+        return self.topics.total()
 
     def _shown(self, arrival: Arrival, now: float) -> Shown:
         if arrival.device_id is not None and arrival.device_label:
@@ -84,12 +96,12 @@ class Board:
         shown = self._events.get(arrival.id)
         if shown is None:
             device = "" if arrival.device_id is None else self._device(arrival.device_id).label
-            shown = Shown(now, arrival.type, device, arrival.detail)
-            self._events[arrival.id] = shown
-            self.types[arrival.type] += 1
+            shown = self._events[arrival.id] = Shown(now, arrival.type, device, arrival.detail)
+            self.events += 1
             self.points += arrival.points
             if len(self._events) > _KEPT:
                 del self._events[next(iter(self._events))]
+            self._on_new(shown)
         return shown
 
     def _note_state(self, topic: str, payload: bytes) -> None:
@@ -99,14 +111,14 @@ class Board:
             case [_, device_id, "availability"]:
                 self._device(device_id).available = payload == b"online"
             case [_, device_id, "session"] if payload:
-                session = msgspec.json.decode(payload, type=dict[str, Any])
+                session = msgspec.json.decode(payload, type=SessionSeen)
                 device = self._device(device_id)
-                device.state, device.session = session["state"], session["label"] or session["id"]
+                device.state, device.session = session.state, session.label or session.id
             case [_, device_id, "latest", source, datatype] if payload:
-                point = msgspec.json.decode(payload, type=dict[str, Any])
-                name = point["name"] or f"Datatype {datatype}"
-                value = "-" if point["avg"] is None else f"{point['avg']:.4g}"
-                self._device(device_id).values[f"{source}/{datatype}"] = (name, value, point["unit"] or "")
+                point = msgspec.json.decode(payload, type=PointSeen)
+                value = "-" if point.avg is None else f"{point.avg:.4g} {point.unit or ''}".strip()
+                name = point.name or f"Datatype {datatype}"
+                self._device(device_id).values[f"{source}/{datatype}"] = (name, value)
 
     def _device(self, device_id: str) -> Device:
         return self.devices.setdefault(device_id, Device(label=device_id))

@@ -17,33 +17,19 @@ class Lines:
         self._write = write
         self._waiting: deque[Shown] = deque()
 
-    def add(self, event: Shown, *, now: float) -> None:
-        """An event has arrived: for the first time, or on its second way."""
-        if event.at == now:
-            self._waiting.append(event)
-        self.release(now=now)
+    def add(self, event: Shown) -> None:
+        self._waiting.append(event)
 
-    def release(self, *, now: float, all_of_them: bool = False) -> None:
-        while self._waiting:
-            first = self._waiting[0]
-            if not (first.complete or all_of_them or now - first.at >= PATIENCE):
-                return
+    def release(self, *, now: float) -> None:
+        """Writes what need not wait any longer; infinity for `now` is the end."""
+        while self._waiting and (self._waiting[0].complete or now - self._waiting[0].at >= PATIENCE):
             self._write(line(self._waiting.popleft()))
 
 
 def line(event: Shown) -> str:
     moment = datetime.fromtimestamp(event.at).astimezone()
-    parts = [f"{moment:%H:%M:%S} {event.type:<18}", f"{event.device:<20}", f"{event.detail:<20}", ways(event)]
-    return "  ".join(parts)
-
-
-def ways(event: Shown) -> str:
-    """The ways on which it has arrived."""
-    found = [] if event.topic is None else [f"mqtt {event.topic}"]
-    if event.signed is not None:
-        found.append("webhook " + signature(signed=event.signed))
-    return " + ".join(found)
-
-
-def signature(*, signed: bool) -> str:
-    return "\N{CHECK MARK} signature" if signed else "WRONG SIGNATURE"
+    ways = [] if event.topic is None else [f"mqtt {event.topic}"]
+    if event.by_webhook:
+        ways.append("webhook, signature \N{CHECK MARK}")
+    head = f"{moment:%H:%M:%S} {event.type:<18}"
+    return "  ".join([head, f"{event.device:<20}", f"{event.detail:<38}", " + ".join(ways)])

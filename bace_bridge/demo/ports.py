@@ -5,7 +5,7 @@ import socket
 HOST = "127.0.0.1"
 
 
-class DemoFailed(Exception):  # noqa: N818  # what happened, not a class of errors to build on
+class DemoFailed(Exception):  # what happened, not a class of errors to build on
     """The demonstration cannot begin; the message says what to do."""
 
 

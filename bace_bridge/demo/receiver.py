@@ -1,4 +1,4 @@
-"""A webhook receiver, as somebody would write one: it checks the signature and says that it has got the event."""
+"""A webhook receiver, as somebody would write one: it checks the signature and says thanks."""
 
 import base64
 import hmac

@@ -27,13 +27,23 @@ class LatestSeen(msgspec.Struct, frozen=True):
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
-    """The sessions, windows and newest points after a look, and the events that it tells, in their order."""
+    """The sessions, windows and newest points after a look, and the events that it tells, in their order.
+
+    `left` are devices whose data session belongs to another one now.
+    """
 
     known: tuple[KnownSession, ...] = ()
     windows: tuple[WindowRead, ...] = ()
     latest: tuple[LatestSeen, ...] = ()
     events: tuple[Event, ...] = ()
     watch: "WatchState | None" = None
+    left: tuple[str, ...] = ()
+
+    @property
+    def devices(self) -> frozenset[str]:
+        """The devices whose state is another one now."""
+        sessions = {one.session.group_id for one in self.known}
+        return frozenset(sessions | {one.device_id for one in self.latest} | set(self.left))
 
     def __bool__(self) -> bool:
         return bool(self.known or self.windows or self.latest or self.events or self.watch)
@@ -44,7 +54,7 @@ class WatchState(msgspec.Struct, frozen=True, kw_only=True):
 
     `start_from` is the time (epoch seconds, the cloud's) from which sessions are reported, `watermark` the newest
     `updated_at` of a completely read list, `quiet_walks` the number of long walks since that showed nothing new.
-    `floor` is the second below which nothing is asked for any more, since walking it again and again showed nothing new.
+    `floor` is the second below which nothing is asked for any more: walking it again and again showed nothing new.
     `active_found` says whether the sessions that were active at the first start have been looked for.
     `reconcile_page` is the next page of the slow walk through everything. `roll_called_at` is when known sessions were
     last asked for by id, `roll_call_after` and `roll_call_finished_after` the ids up to which they have been.

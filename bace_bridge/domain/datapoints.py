@@ -16,7 +16,7 @@ BYTES_PER_EVENT = 60 * 1024
 """Leaves room for the envelope below 64 KiB."""
 
 
-class Datapoint(msgspec.Struct, frozen=True):
+class Datapoint(msgspec.Struct, frozen=True, gc=False):
     """A downsampled datapoint. `timestamp` is in epoch seconds; `count` 1 means a raw sample.
 
     A series is the combination of group, source device and datatype.
@@ -32,7 +32,7 @@ class Datapoint(msgspec.Struct, frozen=True):
     count: int
 
 
-class ToldPoint(msgspec.Struct, frozen=True, array_like=True):
+class ToldPoint(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The values of a (series, timestamp) as they were told last."""
 
     min: float | None
@@ -53,7 +53,7 @@ class Datatype(msgspec.Struct, frozen=True):
     unit: str | None = None
 
 
-class DatapointView(msgspec.Struct, frozen=True):
+class DatapointView(msgspec.Struct, frozen=True, gc=False):
     """A datapoint as the contract shows it."""
 
     series_id: str
@@ -69,7 +69,7 @@ class DatapointView(msgspec.Struct, frozen=True):
     revision: int
 
 
-class News(msgspec.Struct, frozen=True):
+class News(msgspec.Struct, frozen=True, gc=False):
     """A new or changed datapoint and its revision."""
 
     point: Datapoint
@@ -85,7 +85,12 @@ def tell(told: Told, served: Iterable[Datapoint]) -> tuple[Told, list[News]]:
         before = series.get(point.timestamp)
         if before is None:
             revision = 0
-        elif (before.min, before.max, before.avg, before.count) == (point.min, point.max, point.avg, point.count):
+        elif (before.min, before.max, before.avg, before.count) == (
+            point.min,
+            point.max,
+            point.avg,
+            point.count,
+        ):
             continue
         else:
             revision = before.revision + 1
@@ -116,9 +121,7 @@ def datapoint_events(
     return told
 
 
-def _fitting(
-    known: KnownSession, news: Sequence[News], datatypes: Mapping[int, Datatype], now: float
-) -> list[Event]:
+def _fitting(known: KnownSession, news: Sequence[News], datatypes: Mapping[int, Datatype], now: float) -> list[Event]:
     views = [view(one, datatypes) for one in news]
     event = session_event(
         events.SESSION_DATAPOINTS,

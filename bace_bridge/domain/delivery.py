@@ -1,11 +1,13 @@
-"""Which events of a sink are sent next, and how far its cursor may move: a state machine without I/O or clock.
+"""What a sink is sent next, and how far its cursor may move: a state machine with neither I/O nor clock.
 
-Events enter in the order of the log. A delivery that failed parks its data session: a parked session is a place in the
-log of its own, from which it goes on later, so its events need not be held in memory and the sink's cursor passes them.
+Events enter in the order of the log. A delivery that failed parks its data session: a parked session is a
+place in the log of its own, from which it goes on later, so its events need not be held in memory and the
+sink's cursor passes them.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from itertools import chain
 
 import msgspec
 
@@ -15,7 +17,7 @@ BRIDGE_LANE = "bridge"
 
 
 class Parked(msgspec.Struct, frozen=True):
-    """A data session whose deliveries wait: the place of its next event, the attempts made at it, when to go on."""
+    """A data session whose deliveries wait: its next event's place, the attempts at it, when to go on."""
 
     key: str
     seq: int
@@ -57,12 +59,19 @@ def lane_key(logged: LoggedEvent) -> str:
 class Deliveries:
     """The deliveries of one sink.
 
-    `window` is the number of deliveries in flight at once, `lookahead` the number of events (and their bytes) from
-    which on no more are read past the cursor. With `pipelined` the transport keeps the order, so a session's events need not wait for one another.
+    `window` is the number of deliveries in flight at once, `lookahead` the number of events (and their bytes)
+    from which on no more are read past the cursor. With `pipelined` the transport keeps the order, so the
+    events of a session need not wait for one another.
     """
 
     def __init__(
-        self, cursor: int, parked: Iterable[Parked] = (), *, window: int, pipelined: bool, lookahead: int = 2000,
+        self,
+        cursor: int,
+        parked: Iterable[Parked] = (),
+        *,
+        window: int,
+        pipelined: bool,
+        lookahead: int = 2000,
         lookahead_bytes: int = 4 * 1024 * 1024,
     ) -> None:
         self.read_upto = cursor
@@ -79,6 +88,7 @@ class Deliveries:
         self._busy: dict[str, int] = {}
         self._parked: dict[str, Parked] = {lane.key: lane for lane in parked}
         self._resuming: set[str] = set()
+        self._passed: dict[str, int] = {}
         self._to_park: dict[str, Parked] = {}
         self._to_release: set[str] = set()
         self._dead: list[DeadLetter] = []
@@ -100,7 +110,10 @@ class Deliveries:
     def offer(self, events: Sequence[LoggedEvent], *, read_upto: int) -> None:
         """Takes wanted events in the order of the log; the log has been read as far as `read_upto`."""
         for logged in events:
-            if lane_key(logged) not in self._parked:
+            key = lane_key(logged)
+            if key in self._parked:
+                self._passed[key] = logged.seq
+            else:
                 self._open[logged.seq] = size = len(logged.event.data)
                 self._open_bytes += size
                 self._waiting.append(logged)
@@ -137,20 +150,24 @@ class Deliveries:
 
     def given_up(self, logged: LoggedEvent, *, attempts: int, reason: str) -> None:
         key = self._landed(logged)
-        self._dead.append(DeadLetter(logged.seq, key, attempts, reason))
+        if not self._comes_again(logged, key):
+            self._dead.append(DeadLetter(logged.seq, key, attempts, reason))
         self._done(logged, key)
 
     def failed(self, logged: LoggedEvent, *, attempts: int, at: float, reason: str) -> None:
-        """Parks the event's data session until `at`."""
+        """Parks the event's data session until `at`, at the first of its events that is not acknowledged."""
         key = self._landed(logged)
         self._close(logged.seq)
         for later in self._behind.pop(key, ()):
             self._close(later.seq)
+        if self._comes_again(logged, key):
+            return
         self._resuming.discard(key)
-        known = self._parked.get(key)
-        if known is not None and known.seq < logged.seq and key not in self._busy:
-            known = None
-        if known is None or logged.seq <= known.seq:
+        flying = (seq for seq, other in self._in_flight.items() if lane_key(other) == key)
+        first = min(flying, default=logged.seq)
+        if first < logged.seq:
+            self._park(Parked(key, first, 0, at, reason))
+        else:
             self._park(Parked(key, logged.seq, attempts, at, reason))
 
     def returned(self, unsent: Iterable[LoggedEvent]) -> None:
@@ -162,27 +179,39 @@ class Deliveries:
 
     def replay(self, lanes: Iterable[Parked]) -> None:
         """Goes back to earlier events of these data sessions; what follows them comes again behind them."""
-        for lane in lanes:
-            known = self._parked.get(lane.key)
-            if known is None or lane.seq < known.seq:
-                self._resuming.discard(lane.key)
-                self._park(lane)
+        held = self._first_held()
+        back = [
+            msgspec.structs.replace(lane, seq=min(lane.seq, held.get(lane.key, lane.seq)))
+            for lane in lanes
+            if lane.key not in self._parked or lane.seq < self._parked[lane.key].seq
+        ]
+        self._forget({lane.key for lane in back})
+        for lane in back:
+            self._park(lane)
 
     def due_lanes(self, now: float) -> list[Parked]:
         """Parked data sessions that may go on now."""
-        return [lane for key, lane in self._parked.items() if lane.at <= now and key not in self._resuming]
+        return [lane for lane in self._resting() if lane.at <= now]
 
     def resume(self, lane: Parked, events: Sequence[LoggedEvent], *, complete: bool) -> None:
-        """Goes on with a parked data session from the log; `complete` when it has no events after these so far."""
-        if not events and complete:
-            self._release(lane.key)
-        elif events:
+        """Goes on with a due data session from the log; `complete` when it has no events after these so far.
+
+        Events past `read_upto` are left to `offer`. A session of which `offer` passed over an event meanwhile
+        is read once more before it is released, and one that is parked elsewhere by now is read from there.
+        """
+        if self._parked.get(lane.key) != lane:
+            return
+        near = [logged for logged in events if logged.seq <= self.read_upto]
+        if near:
+            self._forget({lane.key})
             self._resuming.add(lane.key)
-            self._waiting.extendleft(reversed(events))
+            self._waiting.extendleft(reversed(near))
+        elif complete and self._passed.pop(lane.key, 0) < lane.seq:
+            self._release(lane.key)
 
     def next_due(self) -> float | None:
         """When the first parked data session goes on, epoch seconds."""
-        return min((lane.at for key, lane in self._parked.items() if key not in self._resuming), default=None)
+        return min((lane.at for lane in self._resting()), default=None)
 
     def take_progress(self) -> Progress | None:
         """What is to be made durable since the last call; None where nothing moved."""
@@ -209,8 +238,10 @@ class Deliveries:
         behind = self._behind.get(key)
         if key in self._resuming:
             self._park(Parked(key, logged.seq + 1, 0, 0.0))
-            if not behind and key not in self._busy and not self._still_waiting(key):
+            if not behind and not self._still_waiting(key):
                 self._resuming.discard(key)
+        elif (lane := self._parked.get(key)) is not None and lane.seq == logged.seq:
+            self._park(Parked(key, logged.seq + 1, 0, lane.at, lane.reason))
         if behind:
             self._waiting.appendleft(behind.popleft())
             if not behind:
@@ -218,6 +249,32 @@ class Deliveries:
 
     def _close(self, seq: int) -> None:
         self._open_bytes -= self._open.pop(seq, 0)
+
+    def _comes_again(self, logged: LoggedEvent, key: str) -> bool:
+        """True for an event in flight whose data session was parked before it: its turn comes after that."""
+        lane = self._parked.get(key)
+        return lane is not None and lane.seq < logged.seq and key not in self._resuming
+
+    def _resting(self) -> list[Parked]:
+        """Parked data sessions that have nothing under way, be it resumed or from before they were parked."""
+        return [lane for key, lane in self._parked.items() if key not in self._resuming and key not in self._busy]
+
+    def _first_held(self) -> dict[str, int]:
+        """The place of the first event of each data session that is held and not acknowledged."""
+        first: dict[str, int] = {}
+        for logged in chain(self._waiting, self._in_flight.values(), *self._behind.values()):
+            key = lane_key(logged)
+            first[key] = min(logged.seq, first.get(key, logged.seq))
+        return first
+
+    def _forget(self, keys: Collection[str]) -> None:
+        """Lets go of what waits of data sessions that are parked: it comes again from the log."""
+        waiting = [logged for logged in self._waiting if lane_key(logged) in keys]
+        if waiting:
+            self._waiting = deque(logged for logged in self._waiting if lane_key(logged) not in keys)
+        for logged in chain(waiting, *(self._behind.pop(key, ()) for key in keys)):
+            self._close(logged.seq)
+        self._resuming.difference_update(keys)
 
     def _still_waiting(self, key: str) -> bool:
         return any(lane_key(logged) == key for logged in self._waiting)
@@ -229,6 +286,5 @@ class Deliveries:
 
     def _release(self, key: str) -> None:
         self._parked.pop(key, None)
-        self._resuming.discard(key)
         self._to_park.pop(key, None)
         self._to_release.add(key)

@@ -45,14 +45,20 @@ def absorb(
     *,
     pages: int,
     now: float,
+    cloud_now: float,
 ) -> Changes:
-    """The changes after `served` came back for `due`. The same points again change nothing but the window's state."""
+    """The changes after `served` came back for `due`. The same points again change nothing but the window's state.
+
+    `now` is when they were observed; whether a window is settled is judged by the cloud's time.
+    """
     windows: list[WindowRead] = []
     news: list[News] = []
     for window, points in served.items():
         after, new = tell(told.get(window, {}), points)
         whole = window != due.window or due.since <= window.start
-        state = _read_state(known, states.get(window), window, after, points, whole=whole, pages=pages, now=now)
+        state = _read_state(
+            known, states.get(window), window, after, points, whole=whole, pages=pages, cloud_now=cloud_now
+        )
         windows.append(WindowRead(known.session.id, state, after if new else None))
         news.extend(new)
     news.sort(key=lambda one: one.point.timestamp)
@@ -79,16 +85,17 @@ def _read_state(
     *,
     whole: bool,
     pages: int,
-    now: float,
+    cloud_now: float,
 ) -> WindowState:
+    served = {(point.series_id, point.timestamp): point.count for point in points}
     newest = max((point.timestamp for point in points), default=before.newest if before else None)
     raw = all(point.count == 1 for point in points) and (before is None or before.raw or whole)
     return WindowState(
         start=window.start,
         end=window.end,
         reading=known.reading,
-        settled=is_settled(window, known, whole=whole, now=now) and whole,
-        samples=samples_told(told),
+        settled=is_settled(window, known, whole=whole, now=cloud_now) and whole,
+        samples=sum(served.values()) if whole else samples_told(told),
         pages=pages if whole or before is None else before.pages,
         raw=raw,
         newest=newest,
@@ -98,7 +105,13 @@ def _read_state(
 def split(known: KnownSession, parent: Window, parts: Sequence[Window], told: Told) -> tuple[WindowRead, ...]:
     """Has a window read in halves from now on; what was told of it is told of its halves."""
     never_read = known.reading - 1
-    reads = [WindowRead(known.session.id, WindowState(parent.start, parent.end, known.reading, settled=True, split=True), {})]
+    reads = [
+        WindowRead(
+            known.session.id,
+            WindowState(parent.start, parent.end, known.reading, settled=True, split=True),
+            {},
+        )
+    ]
     for part in parts:
         share = {
             series: {stamp: point for stamp, point in points.items() if part.start <= stamp < part.end}

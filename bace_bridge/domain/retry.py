@@ -25,11 +25,16 @@ class GiveUp(msgspec.Struct, frozen=True):
 
 
 def decide(
-    attempt: int, *, now: float, jitter: float, retry_after: float = 0.0, schedule: tuple[float, ...] = WEBHOOK_SCHEDULE
+    attempt: int,
+    *,
+    now: float,
+    jitter: float,
+    retry_after: float = 0.0,
+    schedule: tuple[float, ...] = WEBHOOK_SCHEDULE,
 ) -> TryAgain | GiveUp:
     """What follows after the failed attempt number `attempt` (1 for the first).
 
-    `jitter` is in [0, 1); it only ever makes the wait longer. The attempt is never before `retry_after` seconds.
+    `jitter` is in [0, 1); it only ever makes the wait longer. None is made before `retry_after` seconds.
     """
     if attempt > len(schedule):
         return GiveUp(f"gave up after {attempt} attempts")

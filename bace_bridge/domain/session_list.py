@@ -4,6 +4,7 @@ A Yii server ignores what it does not know and still answers 200, so every filte
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from msgspec.structs import replace
 
@@ -50,29 +51,25 @@ def updates_held(rows: Sequence[DataSession], bound: float) -> bool:
 
 def ids_ascend(rows: Sequence[DataSession], after: str) -> bool:
     ids = [after, *(row.id.lower() for row in rows)]
-    return all(one <= other for one, other in zip(ids, ids[1:], strict=False))
+    return all(one <= other for one, other in pairwise(ids))
 
 
 def starts_descend(rows: Sequence[DataSession]) -> bool:
-    return all(one.start >= other.start for one, other in zip(rows, rows[1:], strict=False))
+    return all(one.start >= other.start for one, other in pairwise(rows))
 
 
 def updates_descend(rows: Sequence[DataSession]) -> bool:
     stamps = [row.updated_at for row in rows]
-    return all(one is not None and other is not None and one >= other for one, other in zip(stamps, stamps[1:], strict=False))
+    return all(one is not None and other is not None and one >= other for one, other in pairwise(stamps))
 
 
-def after_walk(
-    state: WatchState, rows_newest: float | None, *, pages: int, news: bool, cloud_now: float
-) -> WatchState:
+def after_walk(state: WatchState, rows_newest: float | None, *, pages: int, news: bool, cloud_now: float) -> WatchState:
     """The state after a complete walk. A row from the future cannot push the watermark past what is to come."""
     watermark = state.watermark
     if rows_newest is not None:
         watermark = max(watermark, min(rows_newest, cloud_now))
-    if news or watermark > state.watermark:
-        quiet = 0
-    else:
-        quiet = state.quiet_walks + (1 if pages > 1 else 0)
+    grown = news or watermark > state.watermark
+    quiet = 0 if grown else state.quiet_walks + (1 if pages > 1 else 0)
     floor = watermark + 1 if quiet >= 2 * QUIET_WALKS else state.floor
     return replace(state, watermark=watermark, quiet_walks=quiet, floor=floor)
 

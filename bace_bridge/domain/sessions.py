@@ -63,8 +63,10 @@ class DeviceView(msgspec.Struct, frozen=True):
 class KnownSession(msgspec.Struct, frozen=True, kw_only=True):
     """What the bridge knows of a data session that it has told of.
 
+    `updates`, `removals` and `reopenings` count those that were told: what comes true again has an id of its own, also
+    where the row looks the same as the last time.
     `end_told` is the `end` of the last `session.ended`; `end_seen_at` is when an end was seen that is not told yet.
-    `reading` numbers the readings of all windows; the current one is complete when every window was read in it.
+    `reading` numbers the readings of all windows; one is complete when every window was read in it.
     `csv_revision` is the revision that the last `session.csv_ready` told and `csv_facts` what it spoke of.
     `probed` holds, per day (epoch days), the samples that the last look without a window found there.
     """
@@ -72,6 +74,8 @@ class KnownSession(msgspec.Struct, frozen=True, kw_only=True):
     session: DataSession
     device_label: str | None = None
     over_when_found: bool = False
+    updates: int = 0
+    removals: int = 0
     reopenings: int = 0
     end_told: float | None = None
     end_seen_at: float | None = None
@@ -166,9 +170,11 @@ def observe(
         return None
     moved = seen.group_id != before.group_id
     label = device_label if device_label is not None or moved else known.device_label
-    after = msgspec.structs.replace(known, session=seen, device_label=label)
+    over = known.over_when_found and seen.end is not None
+    after = msgspec.structs.replace(known, session=seen, device_label=label, over_when_found=over)
     told: list[Event] = []
     if changed := [name for name in ("label", "person_id", "group_id") if getattr(before, name) != getattr(seen, name)]:
+        after = msgspec.structs.replace(after, updates=known.updates + 1)
         told.append(_updated(after, changed, now))
     if seen.end is None and (known.end_told is not None or known.removed):
         after = msgspec.structs.replace(
@@ -184,9 +190,9 @@ def observe_absence(known: KnownSession, *, now: float) -> Observation | None:
     """The cloud itself said that this session cannot be seen; merely not having seen it is not enough."""
     if known.removed:
         return None
-    after = msgspec.structs.replace(known, removed=True, visit_at=None, csv_due=False)
+    after = msgspec.structs.replace(known, removed=True, removals=known.removals + 1, visit_at=None, csv_due=False)
     time = known.session.updated_at if known.session.updated_at is not None else now
-    facts = (known.session.updated_at, known.reopenings)
+    facts = (known.session.updated_at, after.removals)
     return Observation(after, (session_event(events.SESSION_REMOVED, after, time=time, now=now, facts=facts),))
 
 
@@ -210,7 +216,7 @@ def _updated(after: KnownSession, changed: list[str], now: float) -> Event:
     names = [{"person_id": "person", "group_id": "group"}.get(name, name) for name in changed]
     session = after.session
     time = session.updated_at if session.updated_at is not None else now
-    facts = (session.updated_at, [[name, getattr(session, name)] for name in changed])
+    facts = (session.updated_at, [[name, getattr(session, name)] for name in changed], after.updates)
     return session_event(events.SESSION_UPDATED, after, time=time, now=now, facts=facts, changed=names)
 
 

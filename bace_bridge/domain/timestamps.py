@@ -6,9 +6,5 @@ def iso_utc(seconds: float) -> str:
 
     Whole seconds have no fraction; others have milliseconds, or microseconds where milliseconds would lose digits.
     """
-    moment = datetime.fromtimestamp(seconds, UTC)
-    micros = moment.microsecond
-    if not micros:
-        return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-    precision = "microseconds" if micros % 1000 else "milliseconds"
-    return moment.isoformat(timespec=precision).removesuffix("+00:00") + "Z"
+    text = datetime.fromtimestamp(seconds, UTC).isoformat()[:-6]  # without "+00:00"
+    return f"{text.removesuffix('000')}Z" if "." in text else f"{text}Z"

@@ -43,5 +43,9 @@ def after_failure(trouble: CloudTrouble, kind: Kind, reason: str, *, now: float)
 def after_success(trouble: CloudTrouble, *, now: float) -> tuple[CloudTrouble, list[Event]]:
     if trouble.told is None or trouble.since is None:
         return CloudTrouble(), []
-    data = {"since": iso_utc(trouble.since), "seconds": round(now - trouble.since, 3), "observed_at": iso_utc(now)}
+    data = {
+        "since": iso_utc(trouble.since),
+        "seconds": round(now - trouble.since, 3),
+        "observed_at": iso_utc(now),
+    }
     return CloudTrouble(), [bridge_event(CLOUD_RECOVERED, at=now, facts=(trouble.since, now), data=data)]

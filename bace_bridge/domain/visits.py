@@ -28,9 +28,7 @@ def end_is_due(known: KnownSession, *, read: bool, failed: bool, now: float) -> 
     return read or failed or (not known.over_when_found and waited >= END_PATIENCE)
 
 
-def conclude(
-    known: KnownSession, outcome: Outcome | None, *, csv_url: str, interval: float, now: float
-) -> Observation:
+def conclude(known: KnownSession, outcome: Outcome | None, *, csv_url: str, interval: float, now: float) -> Observation:
     """What follows from a visit; `outcome` is None in the middle of one. `interval` is in seconds."""
     told: list[Event] = []
     failed = outcome == "failed"

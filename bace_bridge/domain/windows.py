@@ -34,7 +34,11 @@ class Window(NamedTuple):
 
 
 class WindowState(msgspec.Struct, frozen=True):
-    """How far a window has been read; `samples` is the sum of the counts told, `pages` what its last reading took."""
+    """How far a window has been read; `pages` is what its last reading took.
+
+    `samples` is the sum of the counts that the cloud serves of it. What was told can sum up to more: a point vanishes
+    from the cloud when a bucket takes it in.
+    """
 
     start: int
     end: int
@@ -70,7 +74,7 @@ def window_at(timestamp: float) -> Window:
 def halves(window: Window) -> tuple[Window, Window] | None:
     """The window's two halves, on whole minutes; None where it is too short to be halved."""
     minutes = (window.end - window.start) // FINEST_SPAN
-    if minutes < 2:
+    if minutes <= 1:
         return None
     middle = window.start + minutes // 2 * FINEST_SPAN
     return Window(window.start, middle), Window(middle, window.end)
@@ -85,7 +89,12 @@ def leaf_at(timestamp: float, states: States) -> Window:
 
 
 def windows_due(
-    known: KnownSession, states: States, *, now: float, days: frozenset[int] | None = None, again: bool = False
+    known: KnownSession,
+    states: States,
+    *,
+    now: float,
+    days: frozenset[int] | None = None,
+    again: bool = False,
 ) -> list[Due]:
     """The windows of a data session that are to be read now, oldest first.
 
@@ -96,7 +105,7 @@ def windows_due(
     first, last = window_at(session.start), window_at(max(upto, session.start))
     due: list[Due] = []
     for start in range(first.start, last.end, SPAN) if days is None else _starts_on(days, upto=max(now, upto)):
-        _add_due(Window(start, start + SPAN), known, states, due, again=again)
+        _add_due(Window(start, start + SPAN), known, states, due, now=now, again=again)
         if days is None and len(due) > DIRECT_WINDOWS:
             break
     return due
@@ -106,18 +115,23 @@ def _starts_on(days: frozenset[int], *, upto: float) -> Iterator[int]:
     return (start for day in sorted(days) for start in range(day * DAY, (day + 1) * DAY, SPAN) if start <= upto)
 
 
-def _add_due(window: Window, known: KnownSession, states: States, due: list[Due], *, again: bool) -> None:
+def _add_due(window: Window, known: KnownSession, states: States, due: list[Due], *, now: float, again: bool) -> None:
     state = states.get(window)
     if state is not None and state.split and (parts := halves(window)) is not None:
         for part in parts:
-            _add_due(part, known, states, due, again=again)
+            _add_due(part, known, states, due, now=now, again=again)
     elif state is None or state.reading < known.reading or not state.settled or again:
-        due.append(Due(window, _since(window, state, known)))
+        due.append(Due(window, _since(window, state, known, now=now)))
 
 
-def _since(window: Window, state: WindowState | None, known: KnownSession) -> int:
-    """Raw points do not change with the interval, so a large window of them is continued where it ended."""
-    if state is None or not state.raw or state.pages < 2 or state.newest is None or state.reading < known.reading:
+def _since(window: Window, state: WindowState | None, known: KnownSession, *, now: float) -> int:
+    """Raw points do not change with the interval, so a large window of them is continued where it ended.
+
+    Once it is time to settle it, it is read as a whole: late points may lie anywhere in it.
+    """
+    if is_settled(window, known, whole=True, now=now):
+        return window.start
+    if state is None or not state.raw or state.pages <= 1 or state.newest is None or state.reading < known.reading:
         return window.start
     return max(window.start, int(state.newest) - FINEST_SPAN)
 

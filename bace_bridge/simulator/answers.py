@@ -48,9 +48,7 @@ def reply(
 ) -> web.Response:
     if negotiated(request.headers.get("Accept")) == "xml":
         text = f'<?xml version="1.0" encoding="UTF-8"?>\n<response>{_xml(body)}</response>\n'
-        return web.Response(
-            status=status, body=text.encode(), headers={"Content-Type": _XML, **(headers or {})}
-        )
+        return web.Response(status=status, body=text.encode(), headers={"Content-Type": _XML, **(headers or {})})
     return web.Response(
         status=status, body=msgspec.json.encode(body), headers={"Content-Type": _JSON, **(headers or {})}
     )

@@ -97,9 +97,7 @@ class SimulatedCloud:
         before = self.session(session)
         new = self.samples.add(session, series, points)
         updated_at = self._now() if touch else before.updated_at
-        self.sessions.put(
-            replace(before, datapoint_count=before.datapoint_count + new, updated_at=updated_at)
-        )
+        self.sessions.put(replace(before, datapoint_count=before.datapoint_count + new, updated_at=updated_at))
 
     def end_session(self, session: str, *, end: float | None = None) -> None:
         self._change(session, end=self._now() if end is None else int(end))

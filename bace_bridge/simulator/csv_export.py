@@ -30,21 +30,15 @@ def chunks(cloud: SimulatedCloud, session: Session) -> Iterator[str]:
 def _lines(cloud: SimulatedCloud, session: Session) -> Iterator[str]:
     yield "timestamp_seconds,time,id_container_data_latest,source_device,datatype,value\n"
     tracks = cloud.samples.of(session.id_data_session)
-    streams = [
-        _of_series(cloud.series[identifier], track.times, track.values)
-        for identifier, track in tracks.items()
-    ]
+    streams = [_of_series(cloud.series[identifier], track.times, track.values) for identifier, track in tracks.items()]
     for at, series, value in merge(*streams, key=lambda sample: sample[0]):
         moment = datetime.fromtimestamp(round(at, 3), UTC)
         time = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         yield (
-            f"{at:.3f},{time},{series.id_container_data_latest},{series.source_device},"
-            f"{series.datatype},{value:g}\n"
+            f"{at:.3f},{time},{series.id_container_data_latest},{series.source_device},{series.datatype},{value:g}\n"
         )
 
 
-def _of_series(
-    series: Series, times: list[float], values: list[float]
-) -> Iterator[tuple[float, Series, float]]:
+def _of_series(series: Series, times: list[float], values: list[float]) -> Iterator[tuple[float, Series, float]]:
     for at, value in zip(tuple(times), tuple(values), strict=True):
         yield at, series, value

@@ -105,8 +105,7 @@ def rows(cloud: SimulatedCloud, question: Asked, order: Order | None) -> list[Ro
         ]
         times, values = tracks[0] if len(tracks) == 1 else _together(tracks)
         found.extend(
-            Row(at, one, low, high, average, count)
-            for at, low, high, average, count in buckets(times, values, seconds)
+            Row(at, one, low, high, average, count) for at, low, high, average, count in buckets(times, values, seconds)
         )
     test = holds(All(question.rows), reader) if question.rows else None
     kept = found if test is None else [row for row in found if test(row)]

@@ -44,7 +44,7 @@ Condition: TypeAlias = Compare | All | AnyOf
 Reader: TypeAlias = Callable[[str], Callable[[Any], Any]]
 
 
-class FilterRefused(Exception):  # noqa: N818 - named by what happened, as in bace_bridge.errors
+class FilterRefused(Exception):
     """The server answers 422 with this message."""
 
 
@@ -103,9 +103,7 @@ def _on_attribute(name: str, tree: Tree, kind: Kind) -> Iterable[Compare]:
         return
     for operator, operand in tree.items():
         if operator not in _OPERATORS:
-            raise FilterRefused(
-                f'Condition for "{name}" should be either a value or valid operator specification.'
-            )
+            raise FilterRefused(f'Condition for "{name}" should be either a value or valid operator specification.')
         if operator in ("in", "nin"):
             if not isinstance(operand, dict):
                 raise FilterRefused(f'Operator "{operator}" requires multiple operands.')

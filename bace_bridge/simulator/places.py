@@ -91,9 +91,7 @@ class Places:
     async def list_events(self, request: web.Request) -> web.Response:
         return self._listed(request, [], _EVENT_FIELDS)
 
-    def _listed(
-        self, request: web.Request, rows: list[dict[str, Any]], kinds: dict[str, Kind]
-    ) -> web.Response:
+    def _listed(self, request: web.Request, rows: list[dict[str, Any]], kinds: dict[str, Kind]) -> web.Response:
         quirks, pairs = self._cloud.quirks, pairs_of(request)
         condition = filters.parse(php.nested(pairs, "filter"), kinds)
         test = filters.holds(condition, itemgetter)

@@ -112,12 +112,9 @@ class Stage:
             # Another seed for each series: two sensors of a kind do not show the same.
             seed = self._seed * 1000 + run.place * 100 + number
             points = [
-                (round(self.moment(at), 3), value(series.datatype, at, seed=seed, since=run.begins))
-                for at in times
+                (round(self.moment(at), 3), value(series.datatype, at, seed=seed, since=run.begins)) for at in times
             ]
-            self._cloud.add_points(
-                self._sessions[run.place, run.number], series.id_container_data_latest, points
-            )
+            self._cloud.add_points(self._sessions[run.place, run.number], series.id_container_data_latest, points)
 
     def _change(self, deed: Deed, run: Run, identifier: str) -> None:
         match deed:

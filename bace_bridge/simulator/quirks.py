@@ -63,18 +63,14 @@ class _Kind:
 
     def applied(self, name: str, argument: str, quirks: Quirks) -> Quirks:
         if bool(argument) is not bool(self.argument):
-            wanted = (
-                f"write it as {name + ' ' + self.argument!r}" if self.argument else "it takes no argument"
-            )
+            wanted = f"write it as {name + ' ' + self.argument!r}" if self.argument else "it takes no argument"
             raise ValueError(f"quirk {name!r}: {wanted}")
         if not callable(self.change):
             return replace(quirks, **self.change)
         try:
             return replace(quirks, **self.change(argument, quirks))
         except ValueError as wrong:
-            raise ValueError(
-                f"quirk {name!r}: {wrong}; write it such as {name + ' ' + self.argument!r}"
-            ) from None
+            raise ValueError(f"quirk {name!r}: {wrong}; write it such as {name + ' ' + self.argument!r}") from None
 
 
 def describe() -> list[tuple[str, str]]:
@@ -111,9 +107,7 @@ def _lifetime(argument: str, _: Quirks) -> Mapping[str, Any]:
 _KINDS: Mapping[str, _Kind] = {
     "tie-shuffle": _Kind("rows with equal sort keys come in another order each time", {"tie_shuffle": True}),
     "filters-ignored": _Kind("data-session ignores every filter and answers 200", {"filters_ignored": True}),
-    "updated-filter-ignored": _Kind(
-        "data-session ignores filter[updated_at]", {"updated_filter_ignored": True}
-    ),
+    "updated-filter-ignored": _Kind("data-session ignores filter[updated_at]", {"updated_filter_ignored": True}),
     "data-filters-ignored": _Kind(
         "data-downsampled honours no filter but id_data_session", {"data_filters_ignored": True}
     ),
@@ -127,9 +121,7 @@ _KINDS: Mapping[str, _Kind] = {
     "refresh-destroys": _Kind(
         "a refresh gives no new refresh token and the old one is refused", {"refresh": Refresh.DESTROYS}
     ),
-    "refresh-both": _Kind(
-        "a refresh gives a new refresh token, the old one stays valid", {"refresh": Refresh.BOTH}
-    ),
+    "refresh-both": _Kind("a refresh gives a new refresh token, the old one stays valid", {"refresh": Refresh.BOTH}),
     "refresh-same": _Kind(
         "a refresh gives no new refresh token, the old one stays valid for its 14 days",
         {"refresh": Refresh.SAME},
@@ -161,9 +153,7 @@ _KINDS: Mapping[str, _Kind] = {
         _forbidden,
         argument="/api/v2/group",
     ),
-    "unknown-fields": _Kind(
-        "rows have unknown fields and expanded objects odd shapes", {"unknown_fields": True}
-    ),
+    "unknown-fields": _Kind("rows have unknown fields and expanded objects odd shapes", {"unknown_fields": True}),
     "redirects": _Kind("the API answers 302 to another origin", {"redirects": True}),
     "csv-truncated": _Kind("200, and a CSV that breaks off with an error sentence", {"csv_truncated": True}),
     "series-truncated": _Kind(

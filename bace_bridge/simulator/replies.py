@@ -52,9 +52,7 @@ def _expanded(cloud: SimulatedCloud, session: Session, base: str) -> dict[str, A
         "creator": None,
         "updater": None,
         "physicalDevicesFilter": dict.fromkeys(sorted(sources), device.label),
-        "physicalDevices": [
-            row for row in physical_device_rows(device, base) if row["id_physical_device"] in sources
-        ],
+        "physicalDevices": [row for row in physical_device_rows(device, base) if row["id_physical_device"] in sources],
         "fromDevice": session.created_by is None,
         "group": plain_group_row(device, base),
         "dataIds": [one.id_container_data_latest for one in series],

@@ -84,9 +84,7 @@ class Routes:
         version = samples.version if one is None else samples.version_of(one)
         # Without an upper bound the resolution depends on how long ago the lower one was.
         width = datapoints.width(self._cloud, question)
-        rows = self._points.of(
-            (version, width, *_question(pairs)), lambda: datapoints.rows(self._cloud, question, by)
-        )
+        rows = self._points.of((version, width, *_question(pairs)), lambda: datapoints.rows(self._cloud, question, by))
         return collection(
             request,
             self._tied(rows, by, datapoints.reader),

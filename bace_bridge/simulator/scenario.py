@@ -157,9 +157,7 @@ def parse(text: str) -> Scenario:
 
 def _misfits(scenario: Scenario) -> list[Mistake]:
     labels = [device.label for device in scenario.devices]
-    mistakes = (
-        [] if labels else [Mistake("devices", "there is none", "at least one, such as {label: BaceGo-1}")]
-    )
+    mistakes = [] if labels else [Mistake("devices", "there is none", "at least one, such as {label: BaceGo-1}")]
     mistakes += [
         Mistake(f"devices[{number}].datatypes", "there is none", "such as [6000, 5205]")
         for number, device in enumerate(scenario.devices)

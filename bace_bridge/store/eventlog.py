@@ -1,7 +1,7 @@
 """The event log and the sinks' places in it."""
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -34,7 +34,9 @@ class EventLog:
         """A sink's place. A new one starts at the log's end; a changed target takes a disabled one up again."""
 
         def work(connection: sqlite3.Connection) -> SinkPlace:
-            row = connection.execute("select cursor, target, disabled_reason from sinks where name = ?", (name,)).fetchone()
+            row = connection.execute(
+                "select cursor, target, disabled_reason from sinks where name = ?", (name,)
+            ).fetchone()
             if row is None:
                 cursor = _last_seq(connection)
                 connection.execute("insert into sinks (name, cursor, target) values (?, ?, ?)", (name, cursor, target))
@@ -43,7 +45,8 @@ class EventLog:
             if row[1] != target:
                 reason = None
                 connection.execute(
-                    "update sinks set target = ?, disabled_at = null, disabled_reason = null where name = ?", (target, name)
+                    "update sinks set target = ?, disabled_at = null, disabled_reason = null where name = ?",
+                    (target, name),
                 )
             lanes = connection.execute("select key, seq, attempts, at, reason from parked where sink = ?", (name,))
             return SinkPlace(row[0], tuple(Parked(*lane) for lane in lanes), reason)
@@ -79,7 +82,9 @@ class EventLog:
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("update sinks set cursor = ? where name = ?", (progress.cursor, sink))
-            connection.executemany("delete from parked where sink = ? and key = ?", [(sink, key) for key in progress.released])
+            connection.executemany(
+                "delete from parked where sink = ? and key = ?", [(sink, key) for key in progress.released]
+            )
             connection.executemany(
                 "insert or replace into parked (sink, key, seq, attempts, at, reason) values (?, ?, ?, ?, ?, ?)",
                 [(sink, one.key, one.seq, one.attempts, one.at, one.reason) for one in progress.parked],
@@ -95,16 +100,27 @@ class EventLog:
         query = "update sinks set disabled_at = ?, disabled_reason = ? where name = ?"
         await self._file.write(lambda connection: connection.execute(query, (now, reason, sink)))
 
+    async def retire_others(self, names: Collection[str]) -> None:
+        """Sinks that left the configuration keep their place, but nothing waits for them any more."""
+        marks = ",".join("?" * len(names))
+        query = f"update sinks set retired = name not in ({marks})"  # noqa: S608  # marks only
+        await self._file.write(lambda connection: connection.execute(query, tuple(names)))
+
     async def backlogs(self) -> dict[str, int]:
         """Events after each sink's cursor, wanted or not; a cheap figure for the health answer."""
 
         def work(connection: sqlite3.Connection) -> dict[str, int]:
-            last = _last_seq(connection)
-            return {name: last - cursor for name, cursor in connection.execute("select name, cursor from sinks")}
+            (last,) = connection.execute("select coalesce(max(seq), 0) from events").fetchone()
+            return {
+                name: max(0, last - cursor)
+                for name, cursor in connection.execute("select name, cursor from sinks where not retired")
+            }
 
         return await self._file.read(work)
 
-    async def lanes_for_replay(self, *, upto: int, session: str | None, since: float | None) -> tuple[list[Parked], int]:
+    async def lanes_for_replay(
+        self, *, upto: int, session: str | None, since: float | None
+    ) -> tuple[list[Parked], int]:
         """Where the recorded events of a data session, or those observed since a time (epoch seconds), begin.
 
         Returns a place per data session and the number of events from there to `upto`.
@@ -122,16 +138,21 @@ class EventLog:
         return await self._file.read(work)
 
     async def prune(self, *, observed_before: float, limit: int = 5000) -> int:
-        """Deletes old events that every sink is past; returns how many."""
+        """Deletes old events that every sink is past; returns how many.
+
+        A disabled or retired sink holds nothing up, and a dead letter, which may lie for long, only its own event.
+        """
 
         def work(connection: sqlite3.Connection) -> int:
             (needed,) = connection.execute(
-                """select min(seq) from (select cursor + 1 as seq from sinks where disabled_at is null
-                union all select seq from parked union all select seq from dead_letters)"""
+                """with waiting as (select name, cursor from sinks where disabled_at is null and not retired)
+                select min(seq) from (select cursor + 1 as seq from waiting
+                union all select seq from parked where sink in (select name from waiting))"""
             ).fetchone()
             upto = needed if needed is not None else _last_seq(connection) + 1
             return connection.execute(
-                "delete from events where seq in (select seq from events where seq < ? and observed_at < ? limit ?)",
+                """delete from events where seq in (select seq from events where seq < ? and observed_at < ?
+                and seq not in (select seq from dead_letters) limit ?)""",
                 (upto, observed_before, limit),
             ).rowcount
 

@@ -17,11 +17,21 @@ WATCH = "watch"
 
 
 class Journal:
-    """The watcher's side of the store. `grew` is called after events were added to the log."""
+    """The watcher's side of the store.
 
-    def __init__(self, file: SqliteFile, *, grew: Callable[[], None] = lambda: None) -> None:
+    `grew` is called after events were added to the log, `changed` with the devices whose state is another one now.
+    """
+
+    def __init__(
+        self,
+        file: SqliteFile,
+        *,
+        grew: Callable[[], None] = lambda: None,
+        changed: Callable[[Collection[str]], None] = lambda _: None,
+    ) -> None:
         self._file = file
         self._grew = grew
+        self._changed = changed
 
     async def commit(self, changes: Changes) -> None:
         """Everything in `changes`, in one transaction. An event whose id is in the log already is the same fact."""
@@ -37,6 +47,8 @@ class Journal:
         await self._file.write(work)
         if changes.events:
             self._grew()
+        if devices := changes.devices:
+            self._changed(devices)
 
     async def watch_state(self) -> WatchState | None:
         value = await self._file.read(lambda connection: read_fact(connection, WATCH))
@@ -69,14 +81,18 @@ class Journal:
 
     async def recently_updated(self, bound: float) -> list[KnownSession]:
         """The known sessions that a list of what was updated since `bound` has to show."""
-        query = """select known from sessions where not removed
-            and json_extract(known, '$.session.updated_at') >= ? order by start desc limit 200"""
+        query = "select known from sessions where updated_at >= ? and not removed order by updated_at desc limit 200"
         return await self._file.read(lambda connection: _decoded(connection.execute(query, (bound,))))
 
     async def started_since(self, start: float) -> list[KnownSession]:
         """The known sessions that a list by `start` has to show down to `start`."""
         query = "select known from sessions where not removed and start > ? order by start desc limit 200"
         return await self._file.read(lambda connection: _decoded(connection.execute(query, (start,))))
+
+    async def overdue_ends(self, seen_before: float) -> list[KnownSession]:
+        """The sessions whose end was seen before a time and has not been told yet."""
+        query = "select known from sessions where end_waits_since < ? and not over_when_found"
+        return await self._file.read(lambda connection: _decoded(connection.execute(query, (seen_before,))))
 
     async def due_visits(self, now: float, limit: int) -> list[KnownSession]:
         """The sessions whose datapoints are to be looked at now: those seen live first, newest history after them."""
@@ -139,18 +155,20 @@ def _decoded(rows: Iterable[Any]) -> list[KnownSession]:
 def _write_sessions(connection: sqlite3.Connection, known: Iterable[KnownSession]) -> None:
     connection.executemany(
         """insert or replace into sessions
-        (id, group_id, start, active, unfinished, removed, over_when_found, visit_at, known)
-        values (?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        (id, group_id, start, updated_at, active, unfinished, removed, over_when_found, visit_at,
+        end_waits_since, known) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
         [
             (
                 one.session.id,
                 one.session.group_id,
                 one.session.start,
+                one.session.updated_at,
                 one.session.state == "active" and not one.removed,
                 one.unfinished,
                 one.removed,
                 one.over_when_found,
                 one.visit_at,
+                one.end_seen_at if one.end_told is None and not one.removed else None,
                 msgspec.json.encode(one).decode(),
             )
             for one in known

@@ -138,7 +138,9 @@ def _lock(path: Path) -> int:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(fd)
-        raise StoreLocked(f"{path} is held by another running bace-bridge: stop it, or choose another store.url") from None
+        raise StoreLocked(
+            f"{path} is held by another running bace-bridge: stop it, or choose another store.url"
+        ) from None
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         path.chmod(0o600)

@@ -9,9 +9,9 @@ import structlog
 from bace_bridge.domain.changes import Changes
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.retry import backoff
-from bace_bridge.domain.sessions import KnownSession
+from bace_bridge.domain.sessions import END_PATIENCE, KnownSession
 from bace_bridge.domain.trouble import CloudTrouble, Kind, after_failure, after_success
-from bace_bridge.errors import CloudError, CloudLoginFailed, CloudUnavailable, StoreError, StoreUnusable
+from bace_bridge.errors import CloudError, CloudLoginFailed, CloudRefused, CloudUnavailable, StoreError, StoreUnusable
 from bace_bridge.watcher.needs import PointJournal, SessionJournal
 
 log = structlog.get_logger()
@@ -106,13 +106,16 @@ class SessionLoop:
         self._note_store(None)
 
     async def _note_failure(self, error: CloudError) -> float:
-        kind: Kind = "auth_failed" if isinstance(error, CloudLoginFailed) else "unreachable"
-        before = self.trouble
+        refused = isinstance(error, CloudLoginFailed) or (
+            isinstance(error, CloudRefused) and error.status in {401, 403}
+        )
+        kind: Kind = "auth_failed" if refused else "unreachable"
+        before, name = self.trouble, f"cloud.{kind}"
         self.trouble, events = after_failure(before, kind, str(error), now=self._clock())
         if before.kind != kind:
-            log.warning(f"cloud.{kind}", reason=str(error), then="trying again")
+            log.warning(name, reason=str(error), then="trying again")
         else:
-            log.debug(f"cloud.{kind}", reason=str(error), failures=self.trouble.failures)
+            log.debug(name, reason=str(error), failures=self.trouble.failures)
         try:
             await self._tell(events)
         except StoreError as full:
@@ -140,12 +143,14 @@ class DatapointLoop:
         self,
         journal: PointJournal,
         visit: Callable[[KnownSession], Awaitable[None]],
+        tell_end: Callable[[KnownSession], Awaitable[None]],
         *,
         clock: Callable[[], float],
         pause: Pause = pause_until,
     ) -> None:
         self._journal = journal
         self._visit = visit
+        self._tell_end = tell_end
         self._clock = clock
         self._pause = pause
         self._called = asyncio.Event()
@@ -160,6 +165,7 @@ class DatapointLoop:
             while True:
                 self.beat_at = self._clock()
                 try:
+                    await self._tell_overdue_ends()
                     await self._start_visits(visits)
                     rest = await self._rest()
                 except StoreUnusable:
@@ -168,6 +174,11 @@ class DatapointLoop:
                     log.debug("datapoints.store_unusable", reason=str(error))
                     rest = 5.0
                 await self._pause(self._called, rest)
+
+    async def _tell_overdue_ends(self) -> None:
+        """An end does not wait for a visit that hangs, nor for one that has not found a place."""
+        for known in await self._journal.overdue_ends(self._clock() - END_PATIENCE):
+            await self._tell_end(known)
 
     async def _start_visits(self, visits: asyncio.TaskGroup) -> None:
         if len(self._under_way) >= VISITS_AT_ONCE:

@@ -44,9 +44,13 @@ class SessionRecorder:
 
     async def record(self, rows: Sequence[SeenSession], *, start_from: float) -> list[Observation]:
         """What is new in `rows`, after it was committed."""
-        rows = sorted((row for row in rows if self._is_watched(row)), key=lambda row: row.session.start)
+        before = await self._journal.known([row.session.id for row in rows])
+        rows = sorted(
+            (row for row in rows if self._is_watched(row) or row.session.id in before),
+            key=lambda row: row.session.start,
+        )
         ids = [row.session.id for row in rows]
-        labels = await self._device_labels(rows, await self._journal.known(ids))
+        labels = await self._device_labels(rows, before)
         async with self._deciding:
             known = await self._journal.known(ids)
             now = self._clock()
@@ -58,7 +62,10 @@ class SessionRecorder:
                 if one is not None:
                     known[session.id] = one.known
                     found.append(one)
-            await self._commit(found)
+            left = {
+                before[one.known.session.id].session.group_id for one in found if one.known.session.id in before
+            } - {one.known.session.group_id for one in found}
+            await self._commit(found, left=tuple(left))
         return found
 
     async def check(self, suspects: Sequence[KnownSession], *, start_from: float) -> int:
@@ -81,12 +88,12 @@ class SessionRecorder:
             one = observe_absence(known, now=self._clock()) if known is not None else None
             await self._commit([one] if one is not None else [])
 
-    async def _commit(self, found: Sequence[Observation]) -> None:
+    async def _commit(self, found: Sequence[Observation], *, left: tuple[str, ...] = ()) -> None:
         if not found:
             return
         last = {one.known.session.id: one.known for one in found}
         events = tuple(event for one in found for event in one.events)
-        await self._journal.commit(Changes(known=tuple(last.values()), events=events))
+        await self._journal.commit(Changes(known=tuple(last.values()), events=events, left=left))
         for event in events:
             log.info(event.type, session=event.session_id, device=event.device_id, id=event.id)
 
@@ -116,4 +123,3 @@ class SessionRecorder:
 
     def _is_stale(self, group: str, now: float) -> bool:
         return group not in self._labels or now - self._labels[group][1] > LABEL_AGE
-

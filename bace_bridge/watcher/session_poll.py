@@ -11,7 +11,7 @@ from bace_bridge.domain.seen import Page, SeenSession
 from bace_bridge.domain.sessions import DataSession, KnownSession
 from bace_bridge.errors import CloudRefused
 from bace_bridge.watcher.needs import SessionCloud, SessionJournal
-from bace_bridge.watcher.recording import SessionRecorder
+from bace_bridge.watcher.recording import MOST_CHECKS, SessionRecorder
 
 log = structlog.get_logger()
 
@@ -24,7 +24,7 @@ UNSORTED_PAGES = 5
 """Pages of the slow walk at each poll where the server does not even sort: new sessions may be on any of them."""
 
 
-class NotHonoured(Exception):  # noqa: N818  # a turn in the road, not an error
+class NotHonoured(Exception):  # a turn in the road, not an error
     """The server ignored or refused what this strategy rests on."""
 
 
@@ -54,6 +54,7 @@ class SessionPoll:
         self._state: WatchState | None = None
         self._delta_works = True
         self._sort_warned = False
+        self._missed: set[DataSession] = set()
 
     @property
     def strategy(self) -> str:
@@ -66,7 +67,11 @@ class SessionPoll:
                 state = await self._poll_delta(state)
             except NotHonoured as reason:
                 self._delta_works = False
-                log.warning("cloud.filter_not_honoured", reason=str(reason), then="watching the newest sessions instead")
+                log.warning(
+                    "cloud.filter_not_honoured",
+                    reason=str(reason),
+                    then="watching the newest sessions instead",
+                )
         if not self._delta_works:
             state = await self._poll_documented(state)
         if state != self._state:
@@ -105,8 +110,7 @@ class SessionPoll:
             seen.update(row.id for row in rows)
             newest = max((row.updated_at for row in rows if row.updated_at is not None), default=newest or 0.0)
             news = bool(await self._recorder.record(page.items, start_from=state.start_from)) or news
-        suspects = [one for one in await self._journal.recently_updated(bound) if one.session.id not in seen]
-        await self._recorder.check(suspects, start_from=state.start_from)
+        await self._check_missing(await self._journal.recently_updated(bound), seen, state.start_from)
         cloud_now = self._clock() + self._cloud.clock_ahead
         after = session_list.after_walk(state, newest, pages=pages, news=news, cloud_now=cloud_now)
         return await self._roll_call(replace(after, active_found=True))
@@ -164,6 +168,13 @@ class SessionPoll:
             called = [known for known in called if known.session.id not in answered]
         await self._recorder.check(called, start_from=start_from)
 
+    async def _check_missing(self, expected: Sequence[KnownSession], seen: set[str], start_from: float) -> None:
+        """Asks once for each session that a complete list should have shown and did not."""
+        missing = [one for one in expected if one.session.id not in seen]
+        new = [one for one in missing if one.session not in self._missed][:MOST_CHECKS]
+        await self._recorder.check(new, start_from=start_from)
+        self._missed = {one.session for one in missing} & (self._missed | {one.session for one in new})
+
     # -- documented only -----------------------------------------------------------------------------------------
 
     async def _poll_documented(self, state: WatchState) -> WatchState:
@@ -195,8 +206,7 @@ class SessionPoll:
             if not started and (state.active_found or pages >= FIRST_HEAD_PAGES):
                 break
         if in_order and seen:
-            missing = [one for one in await self._journal.started_since(oldest) if one.session.id not in seen]
-            await self._recorder.check(missing, start_from=state.start_from)
+            await self._check_missing(await self._journal.started_since(oldest), seen, state.start_from)
         return seen, in_order, page_count
 
     async def _check_all(self, known: Collection[KnownSession], start_from: float) -> None:

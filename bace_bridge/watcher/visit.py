@@ -8,7 +8,7 @@ import msgspec
 import structlog
 
 from bace_bridge.domain.changes import Changes, WindowRead
-from bace_bridge.domain.datapoints import Datatype, samples_per_day
+from bace_bridge.domain.datapoints import Datatype, Told, samples_per_day
 from bace_bridge.domain.readings import MOST_FAILURES, absorb, after_failure, by_window, left_out, split
 from bace_bridge.domain.seen import PointsRead, Urgency
 from bace_bridge.domain.sessions import KnownSession
@@ -40,7 +40,7 @@ class VisitSettings(msgspec.Struct, frozen=True):
 
 
 class Visit:
-    """One visit. Everything found is committed in order: datapoints, `session.ended`, late ones, `session.csv_ready`."""
+    """One visit. What it finds is committed in order: datapoints, `session.ended`, late ones, `session.csv_ready`."""
 
     def __init__(
         self,
@@ -78,8 +78,17 @@ class Visit:
             log.debug("datapoints.put_off", session=session.id, reason=str(error))
         except (CloudRefused, CloudFault, UnexpectedReply) as error:
             outcome = "failed"
-            log.warning("datapoints.not_read", session=session.id, reason=str(error), attempt=self._known.failed_visits + 1)
+            log.warning(
+                "datapoints.not_read",
+                session=session.id,
+                reason=str(error),
+                attempt=self._known.failed_visits + 1,
+            )
         await self._commit(outcome)
+
+    async def tell_end(self) -> None:
+        """Tells the end without waiting for the datapoints before it."""
+        await self._commit(None)
 
     async def _read_everything_due(self) -> None:
         due = windows_due(self._known, self._states, now=self._cloud_now())
@@ -112,15 +121,22 @@ class Visit:
         return frozenset(self._probed)
 
     async def _read_all(self, due: list[Due]) -> None:
+        """Reads the windows, oldest first, but those that an answer which ran past its bounds has brought along."""
+        covered = 0.0
         for one in due:
-            held = await self._read(one)
-            if end_is_due(self._known, read=False, failed=False, now=self._clock()) or len(self._pending.events) > EVENTS_A_COMMIT:
+            if one.window.end <= covered:
+                continue
+            read = await self._read(one)
+            if (
+                end_is_due(self._known, read=False, failed=False, now=self._clock())
+                or len(self._pending.events) > EVENTS_A_COMMIT
+            ):
                 await self._commit(None)
-            if not held:
+            if read is not None and not read.held:
                 log.debug("cloud.time_filter_not_honoured", session=self._known.session.id)
-                break
+                covered = max(covered, *(point.timestamp for point in read.points))
 
-    async def _read(self, due: Due) -> bool:
+    async def _read(self, due: Due) -> PointsRead | None:
         """Reads a window; where a finer resolution is wanted, or the cloud breaks on it, in halves."""
         window = due.window
         try:
@@ -128,21 +144,29 @@ class Visit:
         except CloudFault as fault:
             if not await self._narrowed(window, fault):
                 raise
-            return True
+            return None
         for name in read.unreadable:
             log.warning("cloud.datapoint_unreadable", session=self._known.session.id, row=name)
         coarse = self._settings.resolution == "finest" and any(point.count > 1 for point in read.points)
         if coarse and read.held and (parts := halves(window)) is not None:
             await self._read_halves(window, parts)
-            return True
+            return None
         await self._absorb(due, read)
-        return read.held
+        return read
 
     async def _absorb(self, due: Due, read: PointsRead) -> None:
         served = by_window(read.points, due, self._states, held=read.held)
-        told = await self._journal.told(self._known.session.id, list(served))
+        told = await self._told(list(served))
         changes = absorb(
-            self._known, self._states, due, served, told, self._settings.datatypes, pages=read.pages, now=self._clock()
+            self._known,
+            self._states,
+            due,
+            served,
+            told,
+            self._settings.datatypes,
+            pages=read.pages,
+            now=self._clock(),
+            cloud_now=self._cloud_now(),
         )
         if changes.events:
             self._found_news = True
@@ -150,13 +174,19 @@ class Visit:
             self._newest = max([*stamps, self._newest] if self._newest is not None else stamps)
         self._add(changes)
 
+    async def _told(self, windows: list[Window]) -> dict[Window, Told]:
+        """What was told of these windows. What this visit has found in one of them is made durable first."""
+        if any(read.state.window in windows for read in self._pending.windows):
+            await self._commit(None)
+        return await self._journal.told(self._known.session.id, windows)
+
     async def _read_halves(self, window: Window, parts: tuple[Window, Window]) -> None:
         await self._split(window, parts)
         for part in parts:
             await self._read(Due(part, part.start))
 
     async def _split(self, window: Window, parts: tuple[Window, Window]) -> None:
-        told = (await self._journal.told(self._known.session.id, [window]))[window]
+        told = (await self._told([window]))[window]
         self._add(Changes(windows=split(self._known, window, parts, told)))
         await self._commit(None)
 
@@ -196,7 +226,7 @@ class Visit:
                 return
             fresh = msgspec.structs.replace(
                 fresh,
-                newest_point_at=self._newest,
+                newest_point_at=max(self._newest or 0.0, fresh.newest_point_at or 0.0) or None,
                 points_since_csv=fresh.points_since_csv or bool(self._pending.events),
             )
             if outcome == "read":
@@ -214,13 +244,10 @@ class Visit:
             )
             events = self._pending.events + concluded.events
             self._known = msgspec.structs.replace(concluded.known, reading=self._known.reading)
-            await self._journal.commit(
-                msgspec.structs.replace(self._pending, known=(concluded.known,), events=events)
-            )
+            await self._journal.commit(msgspec.structs.replace(self._pending, known=(concluded.known,), events=events))
             self._pending = Changes()
         for event in concluded.events:
             log.info(event.type, session=event.session_id, device=event.device_id, id=event.id)
 
     def _cloud_now(self) -> float:
         return self._clock() + self._cloud.clock_ahead
-

@@ -1,4 +1,4 @@
-"""The whole line: simulated cloud, the real process, a real broker, a real webhook receiver, and what each of them saw."""
+"""The whole line: simulated cloud, the real process, a real broker, a real webhook receiver, and what each saw."""
 
 import asyncio
 import os
@@ -116,12 +116,14 @@ class Process:
 
 
 @asynccontextmanager
-async def running(config: Path, *, level: str = "info") -> AsyncIterator[Process]:
+async def running(
+    config: Path, *, level: str = "info", environment: dict[str, str] | None = None
+) -> AsyncIterator[Process]:
     errors = config.parent / "stderr.log"
     with errors.open("ab") as stderr:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "bace_bridge", "run", "-c", str(config), "--log-level", level,
-            stderr=stderr, stdout=stderr, env={**os.environ, "NOTIFY_SOCKET": ""},
+            stderr=stderr, stdout=stderr, env={**os.environ, "NOTIFY_SOCKET": "", **(environment or {})},
         )  # fmt: skip
     one = Process(process, errors)
     try:
@@ -163,7 +165,10 @@ Stage = {
 
 
 def complaints(
-    arrivals: list[Arrival], sessions: dict[str, dict[tuple[str, float], float]], *, twice_allowed: bool = False
+    arrivals: list[Arrival],
+    sessions: dict[str, dict[tuple[str, float], float]],
+    *,
+    twice_allowed: bool = False,
 ) -> list[str]:
     """What is wrong with what arrived: `sessions` holds each session's expected points by (series, timestamp)."""
     wrong: list[str] = []
@@ -184,9 +189,8 @@ def complaints(
 def _complaints_of(arrivals: list[Arrival], expected: dict[tuple[str, float], float]) -> list[str]:
     kinds = [one.type for one in arrivals if one.type != "session.updated"]
     wrong: list[str] = []
-    for kind in ("session.started", "session.ended", "session.csv_ready"):
-        if kinds.count(kind) != 1:
-            wrong.append(f"{kinds.count(kind)} x {kind}")
+    once = ("session.started", "session.ended", "session.csv_ready")
+    wrong += [f"{kinds.count(kind)} x {kind}" for kind in once if kinds.count(kind) != 1]
     if not wrong:
         if kinds[0] != "session.started":
             wrong.append(f"begins with {kinds[0]}")

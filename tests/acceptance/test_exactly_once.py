@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bace_bridge.simulator.cloud import SimulatedCloud
+from bace_bridge.simulator.facts import Device
 from bace_bridge.simulator.quirks import Quirks
 from bace_bridge.simulator.server import SimulatedServer
 from tests.acceptance.line import Arrival, complaints, configuration, from_mqtt, receiver, running, until
@@ -61,12 +62,12 @@ class Story:
             for device in self._devices:
                 group.create_task(self._one_after_the_other(device, per_device))
 
-    async def _one_after_the_other(self, device, count: int) -> None:  # type: ignore[no-untyped-def]
+    async def _one_after_the_other(self, device: Device, count: int) -> None:
         for number in range(count):
             await asyncio.sleep(self._random.uniform(0, 0.8))
             await self._session(device, offline=number % 3 == 2)
 
-    async def _session(self, device, *, offline: bool) -> None:  # type: ignore[no-untyped-def]
+    async def _session(self, device: Device, *, offline: bool) -> None:
         started = time.time()
         session = self._cloud.open_session(device.id_group)
         self.expected[session] = points = {}
@@ -85,7 +86,9 @@ class Story:
         self._cloud.finish_ingestion(session)
 
 
-async def tell(story_size: dict[str, int], quirks: tuple[str, ...], broker: Broker, folder: Path, *, within: float) -> None:
+async def tell(
+    story_size: dict[str, int], quirks: tuple[str, ...], broker: Broker, folder: Path, *, within: float
+) -> None:
     cloud = SimulatedCloud(quirks=Quirks.parse(list(quirks)), seed=3)
     story = Story(cloud, **story_size, seed=11)
     cloud.add_history(300, first_start=time.time() - 900_000, spacing=2_000, duration=600)

@@ -10,8 +10,10 @@ import contextlib
 import importlib.metadata
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -68,7 +70,7 @@ def wait_until(condition: Callable[[], bool], *, within: float = PATIENCE) -> No
 
 async def eventually(condition: Callable[[], bool], *, within: float = PATIENCE) -> None:
     async with asyncio.timeout(within):
-        while not condition():  # noqa: ASYNC110  # what is waited for happens in other threads and processes
+        while not condition():  # what is waited for happens in other threads and processes
             await asyncio.sleep(0.005)
 
 
@@ -78,8 +80,39 @@ def accepts(port: int) -> bool:
     return False
 
 
+class BrokerProcess:
+    def __init__(self, command: list[str], port: int, log: Path) -> None:
+        self._command = command
+        self._port = port
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        wait_until(lambda: accepts(self._port) or self._ended())
+        assert not self._ended(), self.log()
+
+    def end(self, how: int) -> None:
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.send_signal(signal.SIGCONT)
+            self._process.wait(PATIENCE)
+            self._process = None
+
+    def send_signal(self, number: int) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def _ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
+
+
 class Mosquitto:
-    """A Mosquitto of its own; `settings` are lines of mosquitto.conf that follow the plain listener's.
+    """A Mosquitto of its own; `settings` are lines of mosquitto.conf, `listener` those below its listener.
 
     `extra_listener` are the lines below one more listener, which gets `extra_port`.
     """
@@ -91,106 +124,68 @@ class Mosquitto:
         listener: tuple[str, ...] = (),
         extra_listener: tuple[str, ...] = (),
     ) -> None:
-        self.port = free_port()
-        self.speaks: Literal["5", "3.1.1"] = "5"
-        self.extra_port = free_port()
-        self._directory = directory
-        self._process: subprocess.Popen[bytes] | None = None
-        lines = [
-            "per_listener_settings false",
-            *([] if any(line.startswith("user ") for line in settings) else ["user root"]),
-            *(
-                []
-                if any(line.startswith("allow_anonymous") for line in settings)
-                else ["allow_anonymous true"]
-            ),
-            *settings,
-            f"listener {self.port} 127.0.0.1",
-            *listener,
-        ]
-        if extra_listener:
-            lines += [f"listener {self.extra_port} 127.0.0.1", *extra_listener]
-        (directory / "mosquitto.conf").write_text("\n".join(lines) + "\n")
-
-    def start(self) -> None:
         path = mosquitto_path()
         assert path is not None
-        with (self._directory / "mosquitto.log").open("ab") as log:
-            command = [path, "-c", str(self._directory / "mosquitto.conf")]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        wait_until(lambda: accepts(self.port) or self._ended())
-        assert not self._ended(), self.log()
+        self.port, self.extra_port = free_port(), free_port()
+        self.speaks: Literal["5", "3.1.1"] = "5"
+        anonymous = [] if any(line.startswith("allow_anonymous") for line in settings) else ["allow_anonymous true"]
+        lines = ["user root", *anonymous, *settings, f"listener {self.port} 127.0.0.1", *listener]
+        if extra_listener:
+            lines += [f"listener {self.extra_port} 127.0.0.1", *extra_listener]
+        configuration = directory / "mosquitto.conf"
+        configuration.write_text("\n".join(lines) + "\n")
+        self._process = BrokerProcess([path, "-c", str(configuration)], self.port, directory / "mosquitto.log")
+
+    def start(self) -> None:
+        self._process.start()
 
     def stop(self) -> None:
-        self._end(lambda process: process.terminate())
+        self._process.end(signal.SIGTERM)
 
     def kill(self) -> None:
-        self._end(lambda process: process.kill())
+        self._process.end(signal.SIGKILL)
 
     def pause(self) -> None:
-        """The broker answers nothing until `stop`, `kill` or `resume`; its sockets stay open."""
-        self._signal("STOP")
+        """The broker answers nothing until `resume`, `stop` or `kill`; its sockets stay open."""
+        self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        self._signal("CONT")
+        self._process.send_signal(signal.SIGCONT)
 
     def log(self) -> str:
-        return (self._directory / "mosquitto.log").read_text(errors="replace")
-
-    def _ended(self) -> bool:
-        return self._process is None or self._process.poll() is not None
-
-    def _signal(self, name: str) -> None:
-        if self._process is not None:
-            subprocess.run(["kill", f"-{name}", str(self._process.pid)], check=True)
-
-    def _end(self, how: Callable[[subprocess.Popen[bytes]], None]) -> None:
-        if self._process is not None:
-            how(self._process)
-            with contextlib.suppress(subprocess.CalledProcessError):
-                self.resume()
-            self._process.wait(PATIENCE)
-            self._process = None
+        return self._process.log()
 
 
 class Amqtt:
-    """An amqtt broker in a thread; it speaks 3.1.1 only, and `kill` is as gentle as `stop`."""
+    """An amqtt in a process of its own, since it leaves sockets to the garbage collector. 3.1.1 only."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path) -> None:
         self.port = free_port()
         self.speaks: Literal["5", "3.1.1"] = "3.1.1"
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stopping: asyncio.Event | None = None
-        self._thread: threading.Thread | None = None
+        command = [sys.executable, __file__, str(self.port)]
+        self._process = BrokerProcess(command, self.port, directory / "amqtt.log")
 
     def start(self) -> None:
-        started = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)), daemon=True)
-        self._thread.start()
-        assert started.wait(PATIENCE)
+        self._process.start()
 
     def stop(self) -> None:
-        if self._loop is not None and self._stopping is not None and self._thread is not None:
-            self._loop.call_soon_threadsafe(self._stopping.set)
-            self._thread.join(PATIENCE)
-            self._loop = None
+        self.kill()  # amqtt's own way out takes seconds
 
     def kill(self) -> None:
-        self.stop()
+        self._process.end(signal.SIGKILL)
 
-    async def _serve(self, started: threading.Event) -> None:
-        from amqtt.broker import Broker as AmqttBroker  # noqa: PLC0415  # slow, and not needed with Mosquitto
 
-        config = {
-            "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{self.port}"}},
+async def serve_amqtt(port: int) -> None:
+    from amqtt.broker import Broker as AmqttBroker  # noqa: PLC0415  # slow, and not needed with Mosquitto
+
+    broker = AmqttBroker(
+        {
+            "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{port}"}},
             "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
         }
-        broker = AmqttBroker(config)
-        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        await broker.start()
-        started.set()
-        await self._stopping.wait()
-        await broker.shutdown()
+    )
+    await broker.start()
+    await asyncio.Event().wait()
 
 
 class Heard(NamedTuple):
@@ -236,9 +231,7 @@ class Listener:
         self._client.subscribe([(one, 1) for one in self._filters])
 
     def _on_message(self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
-        self.heard.append(
-            Heard(message.topic, bytes(message.payload), message.retain, message.qos, message.properties)
-        )
+        self.heard.append(Heard(message.topic, bytes(message.payload), message.retain, message.qos, message.properties))
 
 
 @contextlib.contextmanager
@@ -273,15 +266,13 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
         (where / f"{name}.ext").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
         signing = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", f"{name}.ext"]
         openssl("x509", "-req", "-in", f"{name}.csr", *signing, "-out", f"{name}.pem")
-    return Certificates(
-        *(where / name for name in ("ca.pem", "server.pem", "server.key", "client.pem", "client.key"))
-    )
+    return Certificates(*(where / name for name in ("ca.pem", "server.pem", "server.key", "client.pem", "client.key")))
 
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Broker]:
     """A plain broker, of whatever make there is."""
-    started: Broker = Amqtt() if mosquitto_path() is None else Mosquitto(tmp_path)
+    started: Broker = Amqtt(tmp_path) if mosquitto_path() is None else Mosquitto(tmp_path)
     started.start()
     yield started
     started.stop()
@@ -305,3 +296,7 @@ def new_mosquitto(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
     yield start
     for one in started:
         one.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve_amqtt(int(sys.argv[1])))

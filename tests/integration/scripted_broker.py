@@ -1,6 +1,7 @@
 """A tiny MQTT broker that behaves as a test wants: it refuses versions, sets limits, returns error codes."""
 
 import asyncio
+import ssl
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -108,9 +109,9 @@ class ScriptedBroker:
 
 
 @asynccontextmanager
-async def scripted(script: Script) -> AsyncIterator[ScriptedBroker]:
+async def scripted(script: Script, tls: ssl.SSLContext | None = None) -> AsyncIterator[ScriptedBroker]:
     broker = ScriptedBroker(script)
-    server = await asyncio.start_server(broker.serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(broker.serve, "127.0.0.1", 0, ssl=tls)
     broker.port = server.sockets[0].getsockname()[1]
     try:
         yield broker

@@ -1,12 +1,16 @@
 """The real commands over a real store, most of them while the bridge's own connection holds it."""
 
 import asyncio
+import fcntl
 import json
 import os
+import pty
 import signal
 import sqlite3
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -46,7 +50,7 @@ async def file(folder: Path) -> AsyncIterator[SqliteFile]:
         yield opened
 
 
-def bridge(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def bridge(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, *arguments],
         capture_output=True,
@@ -54,7 +58,7 @@ def bridge(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         check=False,
         cwd=folder,
         timeout=60,
-        env=ENV,
+        env={**ENV, **env},
     )
 
 
@@ -78,8 +82,7 @@ def started(seen: DataSession, *, now: float | None = None) -> tuple[KnownSessio
 def points_of(known: KnownSession, count: int) -> list[Event]:
     start = known.session.start
     news = [
-        News(Datapoint("series", "source", 6000, start + number, 70.0, 74.0, 72.0, 5), 0)
-        for number in range(count)
+        News(Datapoint("series", "source", 6000, start + number, 70.0, 74.0, 72.0, 5), 0) for number in range(count)
     ]
     return datapoint_events(known, news, {6000: Datatype("Heart rate", "bpm")}, now=start + count)
 
@@ -152,10 +155,30 @@ async def test_sessions_are_a_table_newest_first(folder: Path, file: SqliteFile)
     assert [line.split()[-1] for line in lines[1:]] == ["session-3", "session-2", "session-1", "session-0"]
     assert "removed" in lines[1]
     assert "active" in lines[2]
-    assert "so far" in lines[2]
-    for shown in ("BaceGo-1", "Night watch", "ingested", "2025-12-01 12:16:40", "1m30s", " 15 ", "ready"):
+    for shown in ("BaceGo-1", "Night watch", "ingested", "2025-12-01 12:16", "1m30s", " 15 ", "ready"):
         assert shown in lines[3]
     assert "\x1b" not in "".join(lines)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120, 200])
+async def test_ids_can_be_copied_from_any_terminal(folder: Path, file: SqliteFile, columns: int) -> None:
+    long = "6fd58d2a-5b9f-4d8e-9a51-0d5f6f1c9f30"
+    start = DataSession(long, "group-1", NOON, label="Night watch with a label that is long", updated_at=NOON)
+    known, events = started(start)
+    await Journal(file).commit(Changes(known=(known,), events=tuple(events)))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    try:
+        await asyncio.to_thread(
+            subprocess.run, [*COMMAND, "sessions"], cwd=folder, env={**ENV, "TERM": "xterm"}, stdout=theirs, check=True
+        )
+        shown = os.read(ours, 65536).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert long in shown
+    assert "BaceGo-1" in shown
+    assert "active" in shown
 
 
 async def test_sessions_as_json(folder: Path, file: SqliteFile) -> None:
@@ -194,9 +217,7 @@ async def test_sessions_as_json(folder: Path, file: SqliteFile) -> None:
         (["--limit", "0"], ["session-3", "session-2", "session-1", "session-0"]),
     ],
 )
-async def test_sessions_can_be_narrowed(
-    folder: Path, file: SqliteFile, arguments: list[str], ids: list[str]
-) -> None:
+async def test_sessions_can_be_narrowed(folder: Path, file: SqliteFile, arguments: list[str], ids: list[str]) -> None:
     await fill(file)
     assert [row["id"] for row in json.loads(await told(folder, "sessions", "--json", *arguments))] == ids
 
@@ -247,9 +268,7 @@ async def test_events_as_json_lines(folder: Path, file: SqliteFile) -> None:
         (["--session", "nobody"], []),
     ],
 )
-async def test_events_can_be_narrowed(
-    folder: Path, file: SqliteFile, arguments: list[str], places: list[int]
-) -> None:
+async def test_events_can_be_narrowed(folder: Path, file: SqliteFile, arguments: list[str], places: list[int]) -> None:
     await fill(file)
     lines = (await told(folder, "events", "--json", *arguments)).splitlines()
     assert [json.loads(line)["seq"] for line in lines] == places
@@ -272,6 +291,15 @@ async def test_a_label_cannot_steer_the_terminal(folder: Path, file: SqliteFile)
         out = await told(folder, command)
         assert "\x1b" not in out
         assert "\N{REPLACEMENT CHARACTER}[31mred\N{REPLACEMENT CHARACTER}line [bold]" in out
+
+
+async def test_a_label_beyond_the_encoding_is_no_error(folder: Path, file: SqliteFile) -> None:
+    known, events = started(session(0, label="Nachtwache Küche"))
+    await Journal(file).commit(Changes(known=(known,), events=tuple(events)))
+    for command in ("sessions", "events"):
+        done = await asyncio.to_thread(bridge, folder, command, PYTHONIOENCODING="ascii")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "Nachtwache K?che" in done.stdout
 
 
 @pytest.mark.parametrize("command", ["sessions", "events"])
@@ -357,8 +385,8 @@ async def test_following_waits_for_a_store_and_takes_up_another_one(folder: Path
     async with SqliteFile(path) as file:
         await fill(file)
         await running.until(lambda: len(running.lines) == 12)
-    for old in folder.glob("bridge.db*"):
-        old.unlink()
+    for ending in ("", "-wal", "-shm", ".lock"):
+        (folder / f"bridge.db{ending}").unlink(missing_ok=True)
     async with SqliteFile(path) as file:
         known, events = whole_life(9)
         await Journal(file).commit(Changes(known=(known,), events=tuple(events)))

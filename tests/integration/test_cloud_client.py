@@ -33,7 +33,12 @@ async def client(
 ) -> AsyncIterator[tuple[BaceCloud, SimulatedServer, CloudHttp]]:
     async with SimulatedServer(cloud) as server, SqliteFile(store) as file:
         http = CloudHttp(
-            server.url, RequestBudget(6_000_000, clock=clock), timeout=timeout, version="test", clock=clock, jitter=lambda: 0
+            server.url,
+            RequestBudget(6_000_000, clock=clock),
+            timeout=timeout,
+            version="test",
+            clock=clock,
+            jitter=lambda: 0,
         )
         given = cloud.credentials
         credentials = Credentials(given.client_id, given.client_secret, given.username, password or given.password)
@@ -103,7 +108,7 @@ async def test_a_refused_fixed_token_says_where_to_put_another(clock: Clock) -> 
         http = CloudHttp(server.url, RequestBudget(6000, clock=clock), timeout=5, version="test", clock=clock)
         http.use_tokens(FixedToken("not-valid"))
         async with http:
-            with pytest.raises(CloudLoginFailed, match="cloud.access_token"):
+            with pytest.raises(CloudLoginFailed, match=r"cloud\.access_token"):
                 await BaceCloud(http).session_page((), 1)
 
 
@@ -137,9 +142,9 @@ async def test_a_rate_limit_silences_the_whole_account(clock: Clock, tmp_path: P
     cloud = simulated(clock, "rate-limit 2/20s")
     async with client(cloud, clock, tmp_path / "b.db") as (api, server, http):
         await api.session_page((), 1)
+        await api.session_page((), 1)
         with pytest.raises(CloudUnavailable) as caught:
-            for _ in range(3):
-                await api.session_page((), 1)
+            await api.session_page((), 1)
         assert caught.value.retry_after >= 1
         before = len(server.requests)
         waiting = asyncio.create_task(api.session_page((), 1))
@@ -174,13 +179,22 @@ async def test_a_walk_ends_where_the_server_clamps(clock: Clock, tmp_path: Path)
     cloud.add_device("one")
     cloud.add_history(230, first_start=clock.now - 500_000, spacing=1000, duration=100)
     async with client(cloud, clock, tmp_path / "b.db") as (api, _, _):
-        seen = [row.session.id async for page in api.session_pages((("sort", "id_data_session"),)) for row in page.items]
+        seen = [
+            row.session.id async for page in api.session_pages((("sort", "id_data_session"),)) for row in page.items
+        ]
         assert len(seen) == len(set(seen)) == 230
         assert (await api.session_page((), 99)).page == 3
 
 
 @pytest.mark.parametrize(
-    "quirks", [("numbers-as-strings",), ("booleans-as-ints",), ("unknown-fields",), ("internal-links",), ("no-expand",)]
+    "quirks",
+    [
+        ("numbers-as-strings",),
+        ("booleans-as-ints",),
+        ("unknown-fields",),
+        ("internal-links",),
+        ("no-expand",),
+    ],
 )
 async def test_loose_types_are_understood(clock: Clock, tmp_path: Path, quirks: tuple[str, ...]) -> None:
     cloud = simulated(clock, *quirks)

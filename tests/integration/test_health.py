@@ -39,9 +39,7 @@ async def test_healthy_while_the_loops_make_progress() -> None:
 
 
 async def test_a_loop_that_stands_is_named() -> None:
-    status, body = await answer(
-        "/healthz", alive=lambda: {"watcher": "no round for 90 s", "dispatcher": None}
-    )
+    status, body = await answer("/healthz", alive=lambda: {"watcher": "no round for 90 s", "dispatcher": None})
     assert (status, body["status"]) == (503, "stalled")
     assert body["checks"]["watcher"] == {"ok": False, "reason": "no round for 90 s"}
     assert body["checks"]["dispatcher"] == {"ok": True, "reason": None}

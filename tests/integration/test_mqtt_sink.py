@@ -1,9 +1,11 @@
 """The MQTT sink against real brokers, and against a scripted one for what real ones do rarely."""
 
 import asyncio
+import gc
 import json
 import os
 import socket
+import ssl
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
@@ -246,9 +248,7 @@ async def test_events_carry_cloudevents_attributes(new_mosquitto: NewMosquitto) 
 
 @pytest.mark.parametrize("qos", [0, 1, 2])
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
-async def test_each_quality_of_service_is_acknowledged(
-    new_mosquitto: NewMosquitto, qos: int, protocol: str
-) -> None:
+async def test_each_quality_of_service_is_acknowledged(new_mosquitto: NewMosquitto, qos: int, protocol: str) -> None:
     port = new_mosquitto().port
     async with connected(port, qos=qos, protocol=protocol) as sink:
         assert sink.protocol_in_use == protocol
@@ -303,9 +303,7 @@ async def test_nothing_is_lost_or_out_of_order_when_the_connection_breaks_again_
 
 async def test_what_the_broker_acknowledged_it_has(new_mosquitto: NewMosquitto, tmp_path: Path) -> None:
     """With a persistent subscriber and a broker that is stopped in good order, all of it arrives."""
-    mosquitto = new_mosquitto(
-        "persistence true", f"persistence_location {tmp_path}/", "max_queued_messages 0"
-    )
+    mosquitto = new_mosquitto("persistence true", f"persistence_location {tmp_path}/", "max_queued_messages 0")
     with archiving(mosquitto.port):
         pass
     async with connected(mosquitto.port) as sink:
@@ -562,9 +560,7 @@ def tls_lines(certificates: Certificates, *more: str) -> tuple[str, ...]:
     )
 
 
-async def test_tls_with_an_authority_of_ones_own(
-    new_mosquitto: NewMosquitto, certificates: Certificates
-) -> None:
+async def test_tls_with_an_authority_of_ones_own(new_mosquitto: NewMosquitto, certificates: Certificates) -> None:
     mosquitto = new_mosquitto(extra_listener=tls_lines(certificates))
     url = f"mqtts://localhost:{mosquitto.extra_port}"
     async with connected(0, Home(bed()), url=url, tls={"ca_file": certificates.ca}) as sink:
@@ -580,6 +576,7 @@ async def test_an_untrusted_certificate_is_refused_unless_it_may_be_anything(
         await eventually(lambda: sink.problem is not None and "not trusted" in sink.problem)
     async with connected(0, url=url, tls={"insecure": True}) as trusting:
         assert await deliver(trusting, event(1)) is None
+    gc.collect()  # a socket that was left open would be told now
 
 
 async def test_a_client_certificate_is_shown(new_mosquitto: NewMosquitto, certificates: Certificates) -> None:
@@ -598,20 +595,47 @@ async def test_websockets_even_with_more_than_the_socket_holds(
     new_mosquitto: NewMosquitto, certificates: Certificates, secure: bool
 ) -> None:
     tls = tls_lines(certificates) if secure else ()
-    mosquitto = new_mosquitto("max_queued_messages 0", extra_listener=("protocol websockets", *tls))
+    no_limits = ("max_inflight_messages 1000", "max_queued_messages 0")
+    mosquitto = new_mosquitto(*no_limits, extra_listener=("protocol websockets", *tls))
     url = f"{'wss' if secure else 'ws'}://localhost:{mosquitto.extra_port}/mqtt"
     settings = {"tls": {"ca_file": certificates.ca}} if secure else {}
     with heard_on(mosquitto.port) as listener:
         async with connected(0, url=url, in_flight=200, **settings) as sink:
             large = [Attempt(LoggedEvent(n, large_event(n)), 1) for n in range(200)]
-            assert await deliver_all(sink, large) == 0
+            mosquitto.pause()
+            delivering = asyncio.create_task(deliver_all(sink, large))
+            await eventually(lambda: sent_in_part(sink))
+            mosquitto.resume()
+            assert await asyncio.wait_for(delivering, 30) == 0
             await eventually(lambda: len(listener.on("bace/g1/event")) == 200)
 
     assert numbers(listener) == list(range(200))
 
 
+def sent_in_part(sink: MqttSink) -> bool:
+    """Whether a WebSocket frame has begun that the socket does not take for now."""
+    connection = sink._connection
+    sock: Any = connection._client.socket() if connection is not None else None
+    return sock is not None and len(sock._sendbuffer) > 0
+
+
+async def test_tls_that_carries_several_packets_at_once_is_read_to_its_end(
+    certificates: Certificates,
+) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates.server, certificates.server_key)
+    topic = b"bace/bridge/request/poll"
+    retained_request = bytes([0x31, 3 + len(topic), 0, len(topic)]) + topic + b"\x00"
+    with capture_logs() as logs:
+        async with scripted(Script(), context) as broker:
+            url = f"mqtts://localhost:{broker.port}"
+            async with connected(0, url=url, tls={"ca_file": certificates.ca}):
+                broker.send(retained_request * 5)
+                await eventually(lambda: len(named(logs, "mqtt.retained_request_ignored")) == 5)
+
+
 def large_event(number: int) -> Event:
-    data = json.dumps({"n": number, "filling": "x" * 40_000}).encode()
+    data = json.dumps({"n": number, "filling": "x" * 100_000}).encode()
     return Event(f"evt_{number}", "session.updated", "s1", "g1", 1.0, 2.0, data)
 
 
@@ -643,6 +667,33 @@ async def test_reason_codes_of_acknowledgements(code: int, expected: type[SinkEr
         error = await deliver(sink, event(1))
 
     assert error is None if expected is None else type(error) is expected
+
+
+async def test_an_event_that_cannot_be_told_is_rejected() -> None:
+    broken = Event("evt_1", "session.datapoints", "s1", "g1", 1.0, 2.0, b"{}")
+    async with scripted(Script()) as broker, connected(broker.port) as sink:
+        error = await deliver(sink, Attempt(LoggedEvent(1, broken), 1))
+
+    assert isinstance(error, DeliveryRejected)
+    assert "evt_1" in str(error)
+
+
+async def test_a_broker_that_acknowledges_nothing_for_long_is_left() -> None:
+    script = Script()
+    async with scripted(script) as broker, connected(broker.port) as sink:
+        script.holds_acknowledgements = True
+        delivering = asyncio.create_task(deliver(sink, event(1)))
+        await eventually(lambda: broker.unacknowledged == 1)
+        connection, now = sink._connection, asyncio.get_running_loop().time()
+        assert connection is not None
+        for later in (0, 59, 61):
+            assert not connection.end.done()
+            connection._check_acknowledgements(now + later)
+        error = await delivering
+        script.holds_acknowledgements = False
+
+    assert isinstance(error, SinkUnavailable)
+    assert "does not acknowledge" in str(error)
 
 
 async def test_refused_state_is_told_once() -> None:
@@ -713,9 +764,7 @@ async def test_a_will_that_the_broker_does_not_take_is_made_gentler() -> None:
         (Script(connect_codes=[0x84]), [5, 4]),
     ],
 )
-async def test_the_older_version_where_the_broker_refuses_the_newer(
-    script: Script, versions: list[int]
-) -> None:
+async def test_the_older_version_where_the_broker_refuses_the_newer(script: Script, versions: list[int]) -> None:
     with capture_logs() as logs:
         async with scripted(script) as broker, connected(broker.port, Home(bed())) as sink:
             assert sink.protocol_in_use == "3.1.1"
@@ -789,9 +838,7 @@ REQUESTS: dict[str, Answer] = {"info": told, "poll": told}
         ),
     ],
 )
-async def test_requests_are_answered(
-    broker: Broker, name: str, payload: bytes, expected: dict[str, Any]
-) -> None:
+async def test_requests_are_answered(broker: Broker, name: str, payload: bytes, expected: dict[str, Any]) -> None:
     with heard_on(broker.port, speaks=broker.speaks) as listener:
         async with connected(broker.port, Home(), REQUESTS, protocol=broker.speaks):
             await asyncio.to_thread(listener.publish, f"bace/bridge/request/{name}", payload)
@@ -847,8 +894,8 @@ def test_the_broker_under_test_has_a_name() -> None:
 
 
 @pytest.mark.slow
-async def test_amqtt_which_leaves_version_5_unanswered_is_spoken_to_in_the_older_one() -> None:
-    broker = Amqtt()
+async def test_amqtt_which_leaves_version_5_unanswered_is_spoken_to_in_the_older_one(tmp_path: Path) -> None:
+    broker = Amqtt(tmp_path)
     await asyncio.to_thread(broker.start)
     try:
         with capture_logs() as logs:

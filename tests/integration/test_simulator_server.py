@@ -543,9 +543,7 @@ async def test_the_sort_can_be_ignored() -> None:
         history(me, 5)
         starts = (await me.get(SESSIONS, {"sort": "start"})).column("start")
         assert starts == sorted(starts, reverse=True)
-        times = (await me.get(POINTS, of(measured(me)) | {"sort": "-timestamp_seconds"})).column(
-            "timestamp_seconds"
-        )
+        times = (await me.get(POINTS, of(measured(me)) | {"sort": "-timestamp_seconds"})).column("timestamp_seconds")
         assert times == sorted(times)
 
 

@@ -1,7 +1,9 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from bace_bridge.simulator.downsample import Resolution
 from tests.integration.watching import Clock, data, points, simulated, types, watching
 
 STRATEGIES = [(), ("filters-ignored",), ("updated-filter-ignored",)]
@@ -76,11 +78,19 @@ async def test_a_session_recorded_offline_is_told_days_later(clock: Clock, tmp_p
         clock.forward(3 * 86400)
         start = int(clock.now - 2.5 * 86400)
         session = cloud.open_session(device.id_group, start=start, created_at=int(clock.now))
-        cloud.add_points(session, device.series[0].id_container_data_latest, [(start + 60.0, 1.0), (start + 7300.0, 2.0)])
+        cloud.add_points(
+            session, device.series[0].id_container_data_latest, [(start + 60.0, 1.0), (start + 7300.0, 2.0)]
+        )
         cloud.end_session(session, end=start + 7200)
         cloud.finish_ingestion(session)
         told = [one for one in await watch.look() if one.event.session_id == session]
-    assert types(told) == ["session.started", "session.datapoints", "session.datapoints", "session.ended", "session.csv_ready"]
+    assert types(told) == [
+        "session.started",
+        "session.datapoints",
+        "session.datapoints",
+        "session.ended",
+        "session.csv_ready",
+    ]
     assert len(points(told)) == 2
 
 
@@ -105,10 +115,13 @@ async def test_everything_that_can_change_is_told_once(clock: Clock, tmp_path: P
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
         await watch.look()
         session = cloud.open_session(device.id_group)
-        steps = [
+        steps: list[tuple[Callable[[], object], list[str]]] = [
             (lambda: None, ["session.started"]),
             (lambda: cloud.rename_session(session, "Night"), ["session.updated"]),
-            (lambda: cloud.assign_person(session, "4c1c81ca-0000-0000-0000-000000000001"), ["session.updated"]),
+            (
+                lambda: cloud.assign_person(session, "4c1c81ca-0000-0000-0000-000000000001"),
+                ["session.updated"],
+            ),
             (lambda: cloud.end_session(session), ["session.ended"]),
             (lambda: cloud.reopen_session(session), ["session.reopened"]),
             (lambda: cloud.end_session(session), ["session.ended"]),
@@ -130,8 +143,6 @@ async def test_everything_that_can_change_is_told_once(clock: Clock, tmp_path: P
 
 
 async def test_changed_points_are_told_with_the_next_revision(clock: Clock, tmp_path: Path) -> None:
-    from bace_bridge.simulator.downsample import Resolution
-
     cloud = simulated(clock)
     cloud.resolution = Resolution(raw=0)
     device = cloud.add_device("BaceGo-1")
@@ -181,8 +192,6 @@ async def test_a_long_silent_session_costs_few_requests(clock: Clock, tmp_path: 
 
 
 async def test_finest_reads_down_to_raw_points(clock: Clock, tmp_path: Path) -> None:
-    from bace_bridge.simulator.downsample import Resolution
-
     cloud = simulated(clock)
     cloud.resolution = Resolution(raw=900.0)
     device = cloud.add_device("BaceGo-1")

@@ -185,9 +185,7 @@ async def test_a_redirect_is_not_followed(receiver: Receiver) -> None:
 
 
 @pytest.mark.parametrize(("status", "headers"), [(410, {}), (200, {"webhook-delivery": "disable"})])
-async def test_an_endpoint_that_wants_no_more(
-    receiver: Receiver, status: int, headers: dict[str, str]
-) -> None:
+async def test_an_endpoint_that_wants_no_more(receiver: Receiver, status: int, headers: dict[str, str]) -> None:
     receiver.replies(status, headers=headers)
     async with running(config(receiver.url)) as sink:
         assert isinstance(await delivered(sink), SinkDisabled)

@@ -1,4 +1,4 @@
-"""The watcher's line over a real simulated cloud and a real SQLite file, driven step by step with a clock of its own."""
+"""The watcher's line over a simulated cloud and a real SQLite file, driven step by step with a clock of its own."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -90,9 +90,7 @@ class Watching:
             if not due:
                 return
             for known in due:
-                visit = Visit(
-                    known, self.api, self.journal, self.settings, deciding=self.deciding, clock=self.clock
-                )
+                visit = Visit(known, self.api, self.journal, self.settings, deciding=self.deciding, clock=self.clock)
                 await visit.make()
 
     async def all_events(self) -> list[LoggedEvent]:

@@ -256,9 +256,7 @@ webhooks: [{{name: a, url: "https://h", secret: {SECRET}}}]
 
 def test_a_typo_in_a_file_key_is_recognised(tmp_path: Path) -> None:
     found = mistakes(tmp_path, "cloud: {access_token: t, acess_token_file: x}")
-    assert found == [
-        "cloud.acess_token_file: is not a key that bace-bridge knows (did you mean access_token_file?)"
-    ]
+    assert found == ["cloud.acess_token_file: is not a key that bace-bridge knows (did you mean access_token_file?)"]
 
 
 def test_datatypes_are_merged_over_the_known_ones(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def test_a_webhooks_url_is_a_secret_and_only_its_host_is_shown() -> None:
 
 @pytest.mark.parametrize(
     ("listen", "host", "port"),
-    [("0.0.0.0:0", "0.0.0.0", 0), ("[::1]:8099", "::1", 8099), ("", "", 0)],  # noqa: S104
+    [("0.0.0.0:0", "0.0.0.0", 0), ("[::1]:8099", "::1", 8099), ("", "", 0)],
 )
 def test_listen(listen: str, host: str, port: int) -> None:
     http = HttpConfig(listen=listen)
@@ -248,9 +248,7 @@ def test_every_secret_is_known_to_the_redaction() -> None:
     config = Config(
         cloud=CloudConfig(access_token=SecretStr("t0ken"), password=SecretStr("abc")),
         mqtt=(broker("mqtt://h", username="u", password="mqttpass"),),
-        webhooks=(
-            webhook(url="https://u:hunter22@h/services/T000/B000/XYZ", headers={"X-Key": "headerkey"}),
-        ),
+        webhooks=(webhook(url="https://u:hunter22@h/services/T000/B000/XYZ", headers={"X-Key": "headerkey"}),),
     )
     assert secrets_of(config) == {
         "t0ken",
@@ -292,6 +290,4 @@ def test_warnings_name_what_they_are_about() -> None:
 
 def test_nothing_to_warn_about() -> None:
     assert warnings(Config(cloud=CloudConfig(), webhooks=(webhook(),))) == []
-    assert warnings(Config(cloud=CloudConfig())) == [
-        "mqtt, webhooks: there are no sinks, so nobody is told anything"
-    ]
+    assert warnings(Config(cloud=CloudConfig())) == ["mqtt, webhooks: there are no sinks, so nobody is told anything"]

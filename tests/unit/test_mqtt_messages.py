@@ -23,9 +23,7 @@ from bace_bridge.sinks.mqtt.topics import Topics, level
 from bace_bridge.sinks.mqtt.versions import Versions
 
 TOPICS = Topics("bace")
-SESSION_DATA = (
-    b'{"session":{"id":"s1","label":"caf\xc3\xa9"},"device":{"id":"g1","label":"Bed"},"observed_at":"x"'
-)
+SESSION_DATA = b'{"session":{"id":"s1","label":"caf\xc3\xa9"},"device":{"id":"g1","label":"Bed"},"observed_at":"x"'
 
 
 def event(kind: str = "session.started", data: bytes = SESSION_DATA + b"}", **changed: Any) -> Event:
@@ -42,9 +40,7 @@ def test_an_event_is_its_data_with_type_id_and_time_before_it() -> None:
     topic, payload = topic_and_payload(event(), TOPICS)
 
     assert topic == "bace/g1/event"
-    assert payload.startswith(
-        b'{"event_type":"session.started","id":"evt_1","time":"2026-01-31T12:00:00.500Z",'
-    )
+    assert payload.startswith(b'{"event_type":"session.started","id":"evt_1","time":"2026-01-31T12:00:00.500Z",')
     assert payload.endswith(SESSION_DATA.removeprefix(b"{") + b"}"), "the data is not encoded again"
     assert msgspec.json.decode(payload)["session"] == {"id": "s1", "label": "café"}
 
@@ -56,9 +52,7 @@ def test_datapoints_have_a_topic_and_a_shape_of_their_own() -> None:
     topic, payload = topic_and_payload(event("session.datapoints", data), TOPICS)
 
     assert topic == "bace/g1/datapoints"
-    expected = (
-        b'{"id":"evt_1","time":"2026-01-31T12:00:00.500Z","session_id":"s1","datapoints":' + points + b"}"
-    )
+    expected = b'{"id":"evt_1","time":"2026-01-31T12:00:00.500Z","session_id":"s1","datapoints":' + points + b"}"
     assert payload == expected
 
 

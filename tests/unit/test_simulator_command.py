@@ -55,9 +55,7 @@ def test_a_taken_port_is_exit_1_and_says_so() -> None:
 
 
 def test_it_stops_by_itself_and_tells_what_to_copy() -> None:
-    result = CliRunner().invoke(
-        simulate, ["--port", "0", "--scenario", "quick", "--speed", "200", "--for", "1s"]
-    )
+    result = CliRunner().invoke(simulate, ["--port", "0", "--scenario", "quick", "--speed", "200", "--for", "1s"])
     assert result.exit_code == 0, result.output
     snippet = re.search(r"^cloud:\n(?:  .+\n)+", result.output, re.MULTILINE)
     assert snippet

@@ -71,9 +71,7 @@ def test_durations(written: object, found: float) -> None:
     assert seconds(written) == found
 
 
-@pytest.mark.parametrize(
-    "written", ["", "soon", "-5s", -1, True, None, float("nan"), float("inf"), "5 weeks"]
-)
+@pytest.mark.parametrize("written", ["", "soon", "-5s", -1, True, None, float("nan"), float("inf"), "5 weeks"])
 def test_what_is_no_duration(written: object) -> None:
     with pytest.raises(ValueError, match="is no duration"):
         seconds(written)

@@ -141,9 +141,7 @@ async def played(text: Scenario, speed: float = 1.0) -> tuple[SimulatedCloud, Cl
 
 
 async def test_a_session_is_played_in_time() -> None:
-    cloud, clock, lines = await played(
-        scenario("at: 10s, duration: 60s, sample_every: 10s, ingestion_lag: 5s")
-    )
+    cloud, clock, lines = await played(scenario("at: 10s, duration: 60s, sample_every: 10s, ingestion_lag: 5s"))
     (session,) = cloud.sessions.select(All(), None)
     assert (session.start, session.end, session.is_ingestion_finished) == (1_700_000_010, 1_700_000_070, True)
     assert session.datapoint_count == 5 * 3
@@ -156,9 +154,7 @@ async def test_a_session_is_played_in_time() -> None:
 
 
 async def test_speed_shortens_durations_and_keeps_the_clock() -> None:
-    cloud, clock, _ = await played(
-        scenario("at: 10m, duration: 10m, sample_every: 1m, ingestion_lag: 1m"), speed=60
-    )
+    cloud, clock, _ = await played(scenario("at: 10m, duration: 10m, sample_every: 1m, ingestion_lag: 1m"), speed=60)
     (session,) = cloud.sessions.select(All(), None)
     assert (session.start, session.end) == (1_700_000_010, 1_700_000_020)
     assert session.datapoint_count == 9 * 3
@@ -205,9 +201,7 @@ async def test_a_speed_is_above_zero() -> None:
 @given(
     lag=st.integers(0, 60),
     late=st.none() | st.integers(0, 60),
-    more=st.sampled_from(
-        ["", ", reopen: {after: 0s, duration: 20s}", ", reopen: {after: 50s, duration: 20s}"]
-    )
+    more=st.sampled_from(["", ", reopen: {after: 0s, duration: 20s}", ", reopen: {after: 50s, duration: 20s}"])
     | st.sampled_from([", offline_upload: 0s", ", offline_upload: 40s"]),
     rename=st.none() | st.integers(0, 200),
 )

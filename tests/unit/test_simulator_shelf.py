@@ -31,9 +31,7 @@ comparisons = st.one_of(
     st.builds(Compare, st.just("id_data_session"), st.just("eq"), st.sampled_from(IDS)),
     st.builds(Compare, st.just("id_group"), st.just("eq"), st.sampled_from(["g1", "g2"])),
 )
-orders = st.none() | st.builds(
-    Order, st.sampled_from(["start", "updated_at", "end", "id_data_session"]), st.booleans()
-)
+orders = st.none() | st.builds(Order, st.sampled_from(["start", "updated_at", "end", "id_data_session"]), st.booleans())
 
 
 @given(steps, st.lists(comparisons, max_size=3), orders)
@@ -59,10 +57,7 @@ def test_the_indexes_find_what_a_scan_finds(
 
 
 def test_many_at_once_are_as_good_as_one_by_one() -> None:
-    made = [
-        Session(IDS[number], "g1", "x", start=5 - number, created_at=0, updated_at=number)
-        for number in range(5)
-    ]
+    made = [Session(IDS[number], "g1", "x", start=5 - number, created_at=0, updated_at=number) for number in range(5)]
     shelf = Shelf()
     shelf.put_new(made)
     assert len(shelf) == 5

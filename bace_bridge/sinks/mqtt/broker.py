@@ -15,10 +15,13 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from bace_bridge.config.models import MqttConfig, TlsConfig
 from bace_bridge.sinks.mqtt.properties import user_property
+from bace_bridge.sinks.mqtt.pubrec import heed_refusals
 from bace_bridge.sinks.mqtt.versions import Version
 
 CONNECT_WITHIN = 10.0
 """Seconds for each of: reaching the broker, its CONNACK, its SUBACK."""
+
+_EXACTLY_ONCE = 2
 
 
 class Will(msgspec.Struct, frozen=True):
@@ -47,6 +50,8 @@ def new_client(config: MqttConfig, *, client_id: str, protocol: Version, will: W
         client.username_pw_set(config.username, password)
     if config.websocket:
         client.ws_set_options(path=config.path)
+    if config.qos == _EXACTLY_ONCE:
+        heed_refusals(client)
     # Any callback here keeps paho from writing to the socket before the event loop drives it.
     client.on_socket_register_write = _leave_writing_to_the_loop
     return client
@@ -76,7 +81,7 @@ async def reach(client: paho.Client, config: MqttConfig, *, version: str) -> Non
         raise Unreachable(error) from error
 
 
-class Unreachable(Exception):  # noqa: N818  # it never leaves this package
+class Unreachable(Exception):  # it never leaves this package
     def __init__(self, cause: Exception) -> None:
         super().__init__(str(cause))
         self.cause = cause

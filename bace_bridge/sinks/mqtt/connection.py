@@ -14,7 +14,6 @@ from bace_bridge.sinks.mqtt.broker import CONNECT_WITHIN
 from bace_bridge.sinks.mqtt.driving import Driver
 from bace_bridge.sinks.mqtt.endings import Ending, ended, refused
 from bace_bridge.sinks.mqtt.limits import Limits, announced
-from bace_bridge.sinks.mqtt.pubrec import heed_refusals
 from bace_bridge.sinks.mqtt.window import Done, Message, Window
 
 _ACKNOWLEDGED_WITHIN = 60.0
@@ -23,9 +22,7 @@ _ACKNOWLEDGED_WITHIN = 60.0
 class Connection:
     """`end` is set when the connection has ended; it holds an exception where a callback of ours failed."""
 
-    def __init__(
-        self, client: Client, *, broker: str, window: int, on_message: Callable[[MQTTMessage], None]
-    ) -> None:
+    def __init__(self, client: Client, *, broker: str, window: int, on_message: Callable[[MQTTMessage], None]) -> None:
         loop = asyncio.get_running_loop()
         self._client = client
         self._speaks_5 = client.protocol == MQTTProtocolVersion.MQTTv5
@@ -41,7 +38,6 @@ class Connection:
         client.on_subscribe = self._guarded(self._suback)
         client.on_message = self._guarded(self._message)
         client.on_publish = self._guarded(self._puback)
-        heed_refusals(client)
         self._driver = Driver(client, failed=self._unreadable, tick=self._check_acknowledgements)
 
     async def accepted(self) -> bool:

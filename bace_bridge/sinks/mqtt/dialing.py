@@ -31,16 +31,12 @@ class Dialer:
 
     async def dial(self, on_message: Callable[[MQTTMessage], None]) -> Connection | Ending:
         """A connection that the broker has accepted, or why there is none."""
-        client = new_client(
-            self._config, client_id=self._client_id, protocol=self._versions.next, will=self._will
-        )
+        client = new_client(self._config, client_id=self._client_id, protocol=self._versions.next, will=self._will)
         try:
             await reach(client, self._config, version=self._version)
         except Unreachable as error:
             return not_reached(self.broker, error.cause)
-        connection = Connection(
-            client, broker=self.broker, window=self._config.in_flight, on_message=on_message
-        )
+        connection = Connection(client, broker=self.broker, window=self._config.in_flight, on_message=on_message)
         opened = False
         try:
             opened = await connection.accepted()

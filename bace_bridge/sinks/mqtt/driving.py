@@ -14,9 +14,7 @@ _TICK = 1.0
 class Driver:
     """`failed` is told what paho could not read or write; `tick` is called about once a second."""
 
-    def __init__(
-        self, client: Client, *, failed: Callable[[Exception], None], tick: Callable[[float], None]
-    ) -> None:
+    def __init__(self, client: Client, *, failed: Callable[[Exception], None], tick: Callable[[float], None]) -> None:
         sock = client.socket()
         if sock is None:
             raise RuntimeError("the client has no socket")

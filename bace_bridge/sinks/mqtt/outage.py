@@ -50,9 +50,7 @@ class Outage:
     def _warn_of_short_connections(self) -> None:
         self._short_connections += 1
         if self._short_connections == _SHORT_CONNECTIONS_BEFORE_WARNING:
-            self._log.warning(
-                "mqtt.connection_keeps_breaking", hint="another client may be using the same client id"
-            )
+            self._log.warning("mqtt.connection_keeps_breaking", hint="another client may be using the same client id")
 
 
 def _wait(kind: Kind, failures: int, jitter: float) -> float:

@@ -57,9 +57,7 @@ class Requests:
             known = ", ".join(sorted(self._answers))
             return _error(f"there is no request {request.name!r}; known: {known}")
         try:
-            asked = (
-                msgspec.json.decode(request.payload, type=dict[str, Any]) if request.payload.strip() else {}
-            )
+            asked = msgspec.json.decode(request.payload, type=dict[str, Any]) if request.payload.strip() else {}
         except (msgspec.MsgspecError, ValueError):
             return _error("the request is no JSON object")
         echo = {"transaction": asked["transaction"]} if "transaction" in asked else {}

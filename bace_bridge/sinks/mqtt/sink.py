@@ -133,7 +133,7 @@ class MqttSink:
 
     async def _keep_connected(self) -> None:
         clock = asyncio.get_running_loop().time
-        while True:
+        while not self._closing:
             connection = await self._dialer.dial(self._requests.take)
             since = clock()
             ending = connection if isinstance(connection, Ending) else await self._use(connection)
@@ -184,9 +184,7 @@ class MqttSink:
 
     async def _listen_to_requests(self, connection: Connection) -> None:
         if not connection.limits.retain:
-            self._log.warning(
-                "mqtt.no_retained_messages", hint="the broker keeps no state for late subscribers"
-            )
+            self._log.warning("mqtt.no_retained_messages", hint="the broker keeps no state for late subscribers")
         if not await connection.subscribe(self._topics.requests) and not connection.end.done():
             self._log.warning("mqtt.requests_refused", topic=self._topics.requests)
 

@@ -94,9 +94,7 @@ class Window:
             return
         if not self._as_wished:
             allowed = self._limits
-            message = message._replace(
-                qos=min(message.qos, allowed.qos), retain=message.retain and allowed.retain
-            )
+            message = message._replace(qos=min(message.qos, allowed.qos), retain=message.retain and allowed.retain)
         try:
             info = self._publish(*message)
         except ValueError as error:

@@ -9,15 +9,20 @@ create table sessions (
   id text primary key,
   group_id text not null,
   start real not null,
+  updated_at real,
   active integer not null,
   unfinished integer not null,
   removed integer not null,
   over_when_found integer not null,
   visit_at real,
+  end_waits_since real,
   known text not null
 ) without rowid;
 create index sessions_to_visit on sessions (over_when_found, visit_at) where visit_at is not null;
+create index sessions_with_an_end_to_tell on sessions (end_waits_since) where end_waits_since is not null;
 create index sessions_of_device on sessions (group_id, removed, active, start);
+create index sessions_by_update on sessions (updated_at);
+create index sessions_by_start on sessions (start);
 create index sessions_unfinished on sessions (id) where unfinished;
 
 -- What was told of each window of a session, so that a changed datapoint is known as one.
@@ -56,6 +61,7 @@ create table sinks (
   name text primary key,
   cursor integer not null,
   target text not null default '',
+  retired integer not null default 0,
   disabled_at real,
   disabled_reason text
 ) without rowid;

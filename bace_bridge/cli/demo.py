@@ -1,0 +1,201 @@
+"""`bace-bridge demo`: the whole system on this machine. The parts are imported after the first line."""
+
+import asyncio
+import math
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from importlib import metadata
+from io import StringIO, TextIOWrapper
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+import click
+
+from bace_bridge.simulator.durations import seconds
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from bace_bridge.demo.board import Board
+    from bace_bridge.demo.stage import Places
+
+
+class _Duration(click.ParamType[float]):
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return seconds(value)
+        except ValueError as wrong:
+            self.fail(str(wrong), param, ctx)
+
+
+@click.command()
+@click.option("--for", "lasting", type=_Duration(), help="Stop by itself after this time, such as 20s.")
+def demo(lasting: float | None) -> None:
+    """The whole system on this machine, with nothing to install or to configure.
+
+    A simulated BACE cloud, an MQTT broker, a webhook receiver, and the real bridge between them. Shown is
+    what really arrives over MQTT and by HTTP: in a live view on a terminal, otherwise as one line an event.
+    """
+    began = time.time()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # rather a ? than an end, where the encoding has no check mark
+    click.echo("bace-bridge demo: starting a simulated cloud, a broker, a webhook receiver and the bridge ...")
+    asyncio.run(_demo(began, lasting))
+
+
+async def _demo(began: float, lasting: float | None) -> None:
+    stop = asyncio.Event()
+    _stop_at_signals(stop)
+    if lasting is not None:
+        asyncio.get_running_loop().call_later(max(0.0, began + lasting - time.time()), stop.set)
+    on_terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    screen: _Screen = _Picture(began) if on_terminal else _Lines()
+    try:
+        await _perform(screen, stop)
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
+    click.echo(_summary(screen.board, time.time() - began))
+
+
+def _stop_at_signals(stop: asyncio.Event) -> None:
+    """The first signal (a closed terminal is one as well) asks for an orderly end, another one cancels."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+
+    def end() -> None:
+        if stop.is_set():
+            task.cancel()
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, end)
+
+
+async def _perform(screen: "_Screen", stop: asyncio.Event) -> None:
+    from bace_bridge import logs  # noqa: PLC0415
+    from bace_bridge.config.secrecy import secrets_of  # noqa: PLC0415
+    from bace_bridge.demo.ports import DemoFailed  # noqa: PLC0415
+    from bace_bridge.demo.stage import staged  # noqa: PLC0415
+
+    try:
+        async with staged(screen.board) as stage:
+            logs.configure(fmt=None, level="warning", secrets=secrets_of(stage.config), stream=screen.log)
+            playing = asyncio.create_task(stage.play(stop, version=metadata.version("bace-bridge")))
+            try:
+                with screen.at(stage.places):
+                    while not playing.done():
+                        screen.show(stopping=stop.is_set())
+                        await asyncio.wait({playing}, timeout=screen.tick)
+            except asyncio.CancelledError:
+                playing.cancel()
+                raise
+            finally:
+                stop.set()
+                await playing
+    except DemoFailed as reason:
+        raise click.ClickException(str(reason)) from None
+
+
+class _Screen(Protocol):
+    """Shows what is on the board, every `tick` seconds. Log lines go to `log`; None: to stderr."""
+
+    board: "Board"
+    tick: float
+    log: TextIO | None
+
+    def at(self, places: "Places") -> AbstractContextManager[None]: ...
+    def show(self, *, stopping: bool) -> None: ...
+
+
+class _Lines:
+    tick = 0.1
+    log: TextIO | None = None
+
+    def __init__(self) -> None:
+        from bace_bridge.demo.board import Board  # noqa: PLC0415
+        from bace_bridge.demo.lines import Lines  # noqa: PLC0415
+
+        self._lines = Lines(click.echo)
+        self.board = Board(on_new=self._lines.add)
+
+    @contextmanager
+    def at(self, places: "Places") -> Iterator[None]:
+        for name, place in (
+            ("cloud", places.cloud),
+            ("bridge", f"http://{places.health}/readyz"),
+            ("broker", places.broker),
+            ("webhook", places.webhook),
+            ("try it", places.subscribe),
+        ):
+            click.echo(f"{name:<8} {place}")
+        yield
+        self._lines.release(now=math.inf)
+
+    def show(self, *, stopping: bool) -> None:  # noqa: ARG002  # nothing to draw
+        self._lines.release(now=time.time())
+
+
+class _Picture:
+    tick = 0.25
+
+    def __init__(self, began: float) -> None:
+        from rich.console import Console  # noqa: PLC0415
+        from rich.live import Live  # noqa: PLC0415
+
+        from bace_bridge.demo.board import Board  # noqa: PLC0415
+        from bace_bridge.demo.view import picture  # noqa: PLC0415
+
+        self.board = Board()
+        self._draw = picture
+        self._notes = _LastLines()
+        self.log: TextIO | None = self._notes
+        self._began = began
+        self._console = Console(highlight=False)
+        self._live = Live(console=self._console, screen=True, auto_refresh=False)
+        self._places: Places | None = None
+
+    @contextmanager
+    def at(self, places: "Places") -> Iterator[None]:
+        self._places = places
+        with self._live:
+            yield
+        # The other screen is gone now, but its last picture stays to be read.
+        self._console.print(self._picture("ended"))
+
+    def show(self, *, stopping: bool) -> None:
+        lasted = round(time.time() - self._began)
+        status = "stopping ..." if stopping else "Ctrl-C ends it"
+        self._live.update(self._picture(f"{lasted // 60}:{lasted % 60:02}   {status}"), refresh=True)
+
+    def _picture(self, status: str) -> "RenderableType":
+        assert self._places is not None
+        size, notes = self._console.size, list(self._notes.lines)
+        return self._draw(self.board, self._places, notes, now=time.time(), status=status, size=size)
+
+
+class _LastLines(StringIO):
+    """Keeps the last few log lines, to be shown in the picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: deque[str] = deque(maxlen=3)
+
+    def write(self, text: str) -> int:
+        self.lines.extend(text.splitlines())
+        return len(text)
+
+
+def _summary(board: "Board", lasted: float) -> str:
+    wrong = f", and {board.badly_signed} with a WRONG signature" if board.badly_signed else ""
+    return (
+        f"Stopped after {lasted:.0f} s: {board.events} events with {board.points} datapoints; "
+        f"{board.messages} MQTT messages; {board.deliveries} webhook deliveries, rightly signed{wrong}."
+    )

@@ -1,0 +1,146 @@
+"""The stage: a simulated cloud, a broker, a webhook receiver and the real bridge, in one process."""
+
+import asyncio
+import base64
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import msgspec
+
+from bace_bridge.bridge import Bridge
+from bace_bridge.config.load import load
+from bace_bridge.config.models import Config
+from bace_bridge.demo.arrivals import BASE_TOPIC
+from bace_bridge.demo.board import Board
+from bace_bridge.demo.broker import embedded_broker
+from bace_bridge.demo.ports import HOST, DemoFailed, any_port, ports_to_try
+from bace_bridge.demo.receiver import webhook_receiver
+from bace_bridge.demo.subscriber import subscribed
+from bace_bridge.simulator.cloud import SimulatedCloud
+from bace_bridge.simulator.player import play
+from bace_bridge.simulator.scenario import History, bundled
+from bace_bridge.simulator.server import SimulatedServer
+from bace_bridge.simulator.signals import SIGNALS
+
+_SPEED = 1.5
+"""How much faster than written the scenario is played: its first session is ingested 6 s after the start."""
+
+_PREFERRED_CLOUD_PORT = 8180
+
+
+class Places(msgspec.Struct, frozen=True):
+    """Where the parts are to be found."""
+
+    cloud: str
+    broker_port: int
+    webhook: str
+    health: str
+
+    @property
+    def broker(self) -> str:
+        return f"mqtt://{HOST}:{self.broker_port}"
+
+    @property
+    def subscribe(self) -> str:
+        """The command that shows the messages in another terminal."""
+        return f"mosquitto_sub -h {HOST} -p {self.broker_port} -t '{BASE_TOPIC}/#' -v"
+
+
+class Stage:
+    """Everything but the play: `play` lets it begin."""
+
+    def __init__(self, places: Places, config: Config, cloud: SimulatedCloud) -> None:
+        self.places = places
+        self.config = config
+        self._cloud = cloud
+
+    async def play(self, stop: asyncio.Event, *, version: str) -> None:
+        """Runs the bridge while things happen in the cloud; returns when it has ended after `stop`."""
+        if stop.is_set():
+            return
+        # Nothing lies in the past here: whatever the bridge finds, it may tell from the beginning.
+        scenario = bundled("quick").model_copy(update={"history": History()})
+        async with asyncio.TaskGroup() as group:
+            player = group.create_task(play(self._cloud, scenario, speed=_SPEED))
+            bridge = Bridge(self.config, version=version)
+            await bridge.run(stop, notify=_tell_nobody, watchdog=None)
+            player.cancel()
+
+
+@asynccontextmanager
+async def staged(board: Board) -> AsyncIterator[Stage]:
+    """Everything around the bridge, listening; what arrives goes to the board. Raises DemoFailed."""
+    secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+
+    def heard(topic: str, payload: bytes) -> None:
+        board.heard(topic, payload, now=time.time())
+
+    def delivered(body: bytes, signed: bool) -> None:
+        board.delivered(body, signed, now=time.time())
+
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="bace-bridge-demo-")))
+        cloud = SimulatedCloud(seed=time.time_ns())
+        cloud_url = await stack.enter_async_context(_simulated(cloud))
+        broker_port = await stack.enter_async_context(embedded_broker())
+        webhook = await stack.enter_async_context(webhook_receiver(secret, delivered))
+        await stack.enter_async_context(subscribed(broker_port, f"{BASE_TOPIC}/#", heard))
+        places = Places(cloud_url, broker_port, webhook, f"{HOST}:{any_port()}")
+        yield Stage(places, _configured(folder, places, secret, cloud), cloud)
+
+
+@asynccontextmanager
+async def _simulated(cloud: SimulatedCloud) -> AsyncIterator[str]:
+    reason = ""
+    for port in ports_to_try(_PREFERRED_CLOUD_PORT):
+        server = SimulatedServer(cloud, HOST, port)
+        try:
+            await server.start()
+        except OSError as error:
+            reason = str(error)
+            continue
+        try:
+            yield server.url
+        finally:
+            await server.stop()
+        return
+    raise DemoFailed(f"the simulated cloud does not start: {reason}")
+
+
+def _configured(folder: Path, places: Places, secret: str, cloud: SimulatedCloud) -> Config:
+    """A configuration as a person would write it, through the same door."""
+    file = folder / "bridge.yaml"
+    # JSON is YAML.
+    file.write_text(json.dumps(_settings(folder, places, secret, cloud)), encoding="utf-8")
+    return load(file, {})
+
+
+def _settings(folder: Path, places: Places, secret: str, cloud: SimulatedCloud) -> dict[str, Any]:
+    account = cloud.credentials
+    return {
+        "cloud": {
+            "url": places.cloud,
+            "client_id": account.client_id,
+            "client_secret": account.client_secret,
+            "username": account.username,
+            "password": account.password,
+            "requests_per_minute": 1200,
+        },
+        "watch": {"session_interval": "1s", "datapoint_interval": "1s", "start_from": "all"},
+        "store": {"url": f"sqlite:///{folder}/bridge.db"},
+        # The embedded broker speaks 3.1.1 only.
+        "mqtt": [{"name": "broker", "url": places.broker, "base_topic": BASE_TOPIC, "protocol": "3.1.1"}],
+        "webhooks": [{"name": "receiver", "url": places.webhook, "secret": secret}],
+        "http": {"listen": places.health},
+        "datatypes": {number: {"name": one.name, "unit": one.unit} for number, one in SIGNALS.items()},
+    }
+
+
+def _tell_nobody(_state: str) -> None:
+    """There is no service manager."""

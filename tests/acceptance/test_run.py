@@ -1,0 +1,188 @@
+"""The real process: its exit codes, signals, messages and memory of where it was."""
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from bace_bridge.simulator.cloud import SimulatedCloud
+from bace_bridge.simulator.server import SimulatedServer
+from tests.acceptance.line import SECRET, configuration, from_mqtt, receiver, running, until
+from tests.integration.brokers import Broker, free_port, listening
+
+
+def run_to_its_end(config: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bace_bridge", "run", "-c", str(config)], capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def events_in(log: str) -> list[str]:
+    return [json.loads(line)["event"] for line in log.splitlines()]
+
+
+def test_a_wrong_configuration_names_every_mistake(tmp_path: Path) -> None:
+    config = configuration(tmp_path, cloud_url="ftp://nowhere", extra={"watch": {"session_interval": "soon", "what": 1}})
+    ended = run_to_its_end(config)
+    assert ended.returncode == 78
+    for place in ("cloud.url: ", "watch.session_interval: ", "watch.what: "):
+        assert place in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+async def test_a_second_instance_is_refused(tmp_path: Path) -> None:
+    async with SimulatedServer(SimulatedCloud()) as server:
+        config = configuration(tmp_path, cloud_url=server.url)
+        async with running(config) as bridge:
+            await until(lambda: "bridge.running" in bridge.log, within=15, what="the bridge runs")
+            ended = await asyncio.to_thread(run_to_its_end, config)
+            assert ended.returncode == 75
+            assert "held by another running bace-bridge" in ended.stderr
+            assert await bridge.stop() == 0
+
+
+async def test_nothing_reachable_is_said_once_each(tmp_path: Path) -> None:
+    port = free_port()
+    config = configuration(tmp_path, cloud_url=f"http://127.0.0.1:{port}", mqtt_port=port)
+    async with running(config) as bridge:
+        await until(lambda: bridge.log.count("unreachable") >= 2, within=15, what="both messages")
+        await asyncio.sleep(3)  # several more attempts, which must stay silent
+        assert events_in(bridge.log).count("cloud.unreachable") == 1
+        assert events_in(bridge.log).count("mqtt.unreachable") == 1
+        assert await bridge.stop() == 0
+        assert "Traceback" not in bridge.log
+
+
+async def test_a_wrong_password_is_said_once_without_it(tmp_path: Path) -> None:
+    async with SimulatedServer(SimulatedCloud()) as server:
+        config = configuration(tmp_path, cloud_url=server.url, extra={"cloud": {"password": "canary-4711"}})
+        async with running(config, level="debug") as bridge:
+            await until(lambda: "cloud.auth_failed" in bridge.log, within=15, what="the message")
+            await asyncio.sleep(2)  # it must not be tried again at once
+            assert sum(seen.path == "/oauth2/token" for seen in server.requests) == 1
+            assert await bridge.stop() == 0
+            warned = [line for line in bridge.log.splitlines() if json.loads(line)["level"] == "warning"]
+            assert len(warned) == 1
+            assert "cloud.username or password" in warned[0]
+            assert "canary" not in bridge.log
+
+
+async def test_a_broker_that_comes_late_gets_everything(broker: Broker, tmp_path: Path) -> None:
+    broker.stop()
+    cloud = SimulatedCloud()
+    device = cloud.add_device("BaceGo-1")
+    async with SimulatedServer(cloud) as server:
+        config = configuration(tmp_path, cloud_url=server.url, mqtt_port=broker.port)
+        async with running(config) as bridge:
+            await until(lambda: "mqtt.unreachable" in bridge.log, within=15, what="the broker is missed")
+            session = cloud.open_session(device.id_group)
+            await until(lambda: "session.started" in bridge.log, within=15, what="the start is seen")
+            cloud.end_session(session)
+            cloud.finish_ingestion(session)
+            await until(lambda: "session.csv_ready" in bridge.log, within=15, what="the CSV is seen")
+            broker.start()
+            with listening(broker.port, "bace/#") as listener:
+                await until(lambda: len(listener.on(f"bace/{device.id_group}/event")) >= 3, within=30, what="the events")
+                told = [from_mqtt(one.topic, one.payload) for one in listener.on(f"bace/{device.id_group}/event")]
+                assert [one.type for one in told if one] == ["session.started", "session.ended", "session.csv_ready"]
+            assert await bridge.stop() == 0
+
+
+async def test_killed_and_started_again_it_goes_on(tmp_path: Path) -> None:
+    cloud = SimulatedCloud()
+    device = cloud.add_device("BaceGo-1")
+    async with SimulatedServer(cloud) as server, receiver() as hook:
+        config = configuration(tmp_path, cloud_url=server.url, hook_url=hook.url)
+        async with running(config) as bridge:
+            await until(lambda: len(server.requests) > 4, within=15, what="the first look")
+            session = cloud.open_session(device.id_group)
+            await until(lambda: len(hook.arrivals) >= 1, within=15, what="the start")
+            await bridge.stop(signal.SIGKILL)
+        cloud.end_session(session)
+        cloud.finish_ingestion(session)
+        async with running(config) as bridge:
+            await until(lambda: any(one.type == "session.csv_ready" for one in hook.arrivals), within=15, what="the CSV")
+            assert await bridge.stop() == 0
+    first_of_each = list(dict.fromkeys(one.type for one in hook.arrivals))
+    assert first_of_each == ["session.started", "session.ended", "session.csv_ready"]
+
+
+async def test_a_reload_takes_a_right_configuration_and_keeps_the_old_one_over_a_wrong(tmp_path: Path) -> None:
+    cloud = SimulatedCloud()
+    device = cloud.add_device("BaceGo-1")
+    async with SimulatedServer(cloud) as server, receiver() as hook:
+        config = configuration(tmp_path, cloud_url=server.url)
+        async with running(config) as bridge:
+            await until(lambda: len(server.requests) > 4, within=15, what="the first look")
+            config.write_text("cloud: {url: ftp://x}\n")
+            bridge.process.send_signal(signal.SIGHUP)
+            await until(lambda: "config.not_reloaded" in bridge.log, within=15, what="the refusal")
+            configuration(tmp_path, cloud_url=server.url, hook_url=hook.url)
+            bridge.process.send_signal(signal.SIGHUP)
+            await until(lambda: bridge.log.count("bridge.running") == 2, within=15, what="the reload")
+            cloud.open_session(device.id_group)
+            await until(lambda: len(hook.arrivals) == 1, within=15, what="the new webhook gets an event")
+            assert await bridge.stop() == 0
+            assert SECRET not in bridge.log
+            assert hook.url not in bridge.log
+
+
+async def test_health_tells_what_is_not_usable(broker: Broker, tmp_path: Path) -> None:
+    port = free_port()
+    async with SimulatedServer(SimulatedCloud()) as server, aiohttp.ClientSession() as http:
+        config = configuration(
+            tmp_path, cloud_url=server.url, mqtt_port=broker.port, extra={"http": {"listen": f"127.0.0.1:{port}"}}
+        )
+        async with running(config) as bridge:
+
+            async def answer(path: str) -> tuple[int, dict[str, object]]:
+                async with http.get(f"http://127.0.0.1:{port}{path}") as response:
+                    return response.status, await response.json()
+
+            await until(lambda: "mqtt.connected" in bridge.log, within=15, what="the broker")
+            for _ in range(100):
+                status, body = await answer("/readyz")
+                if status == 200:
+                    break
+                await asyncio.sleep(0.05)
+            assert status == 200, body
+            assert (await answer("/healthz"))[0] == 200
+            broker.stop()
+            await until(lambda: bridge.log.count("mqtt.") >= 2, within=15, what="the broker is missed")
+            status, body = await answer("/readyz")
+            assert status == 503
+            assert body["checks"]["mqtt:home"]["ok"] is False  # type: ignore[index]  # JSON
+            assert (await answer("/healthz"))[0] == 200
+            assert await bridge.stop() == 0
+
+
+async def test_it_tells_the_service_manager(tmp_path: Path) -> None:
+    heard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    heard.bind(str(tmp_path / "notify"))
+    heard.settimeout(15)
+    async with SimulatedServer(SimulatedCloud()) as server:
+        config = configuration(tmp_path, cloud_url=server.url)
+        async with running(config, environment={"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000"}) as bridge:
+            messages = [(await asyncio.to_thread(heard.recv, 1000)).decode() for _ in range(3)]
+            assert messages[0].startswith("READY=1")
+            assert "WATCHDOG=1" in messages[1:]
+            bridge.process.send_signal(signal.SIGTERM)
+            while not messages[-1].startswith("STOPPING=1"):
+                messages.append((await asyncio.to_thread(heard.recv, 1000)).decode())
+            assert await bridge.stop() == 0
+    heard.close()
+
+
+@pytest.mark.parametrize("arguments", [["run", "--nonsense"], ["nonsense"], ["run", "--log-level", "loud"]])
+def test_a_wrong_command_line_is_exit_2(arguments: list[str]) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "bace_bridge", *arguments], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr

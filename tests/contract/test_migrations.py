@@ -1,0 +1,167 @@
+import asyncio
+import sqlite3
+import stat
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from bace_bridge.domain.changes import Changes
+from bace_bridge.domain.sessions import DataSession, KnownSession
+from bace_bridge.errors import StoreError, StoreLocked, StoreUnusable
+from bace_bridge.store.journal import Journal
+from bace_bridge.store.sqlite import SqliteFile, migrate
+
+SCRIPTS = sorted(one.name for one in (files("bace_bridge") / "store" / "schema").iterdir() if one.name.endswith(".sql"))
+KNOWN = KnownSession(session=DataSession("s1", "g1", 5.0))
+
+
+def version_of(path: Path) -> int:
+    connection = sqlite3.connect(path)
+    try:
+        return int(connection.execute("pragma user_version").fetchone()[0])
+    finally:
+        connection.close()
+
+
+def set_version(path: Path, version: int) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute(f"pragma user_version = {version}")
+    connection.close()
+
+
+async def opened(path: Path, *, read_only: bool = False) -> int:
+    """Opens and closes it; returns how many sessions it holds."""
+    async with SqliteFile(path, read_only=read_only) as file:
+        return len(await Journal(file).unfinished())
+
+
+async def filled(path: Path) -> None:
+    async with SqliteFile(path) as file:
+        await Journal(file).commit(Changes(known=(KNOWN,)))
+
+
+def test_migrations_are_numbered_without_gaps() -> None:
+    assert [int(name[:4]) for name in SCRIPTS] == list(range(1, len(SCRIPTS) + 1))
+
+
+async def test_a_new_store_has_the_newest_schema(tmp_path: Path) -> None:
+    assert await opened(tmp_path / "b.db") == 0
+    assert version_of(tmp_path / "b.db") == len(SCRIPTS)
+
+
+async def test_opening_again_migrates_nothing(tmp_path: Path) -> None:
+    await filled(tmp_path / "b.db")
+    assert await opened(tmp_path / "b.db") == 1
+    assert version_of(tmp_path / "b.db") == len(SCRIPTS)
+
+
+def test_a_step_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "b.db", isolation_level=None)
+    connection.execute("create table events (in_the_way)")
+    with pytest.raises(sqlite3.OperationalError, match="events"):
+        migrate(connection, tmp_path / "b.db")
+    connection.close()
+    assert version_of(tmp_path / "b.db") == 0
+    connection = sqlite3.connect(tmp_path / "b.db")
+    assert connection.execute("select name from sqlite_master where type = 'table'").fetchall() == [("events",)]
+    connection.close()
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_a_store_of_a_newer_version_is_left_alone(tmp_path: Path, read_only: bool) -> None:
+    path = tmp_path / "b.db"
+    await filled(path)
+    set_version(path, 99)
+    with pytest.raises(StoreUnusable, match=r"newer bace-bridge \(schema 99, this one knows"):
+        await opened(path, read_only=read_only)
+    assert version_of(path) == 99
+    set_version(path, len(SCRIPTS))
+    assert await opened(path) == 1
+
+
+async def test_a_second_instance_is_kept_out_and_a_reader_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "b.db"
+    await filled(path)
+    async with SqliteFile(path) as held:
+        with pytest.raises(StoreLocked, match="another running bace-bridge"):
+            await opened(path)
+        assert await opened(path, read_only=True) == 1
+        assert len(await Journal(held).unfinished()) == 1
+    assert await opened(path) == 1
+
+
+async def test_a_reader_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "b.db"
+    await filled(path)
+    async with SqliteFile(path, read_only=True) as file:
+        with pytest.raises(StoreError, match="readonly"):
+            await Journal(file).commit(Changes(known=(KNOWN,)))
+    with pytest.raises(StoreError):
+        await opened(tmp_path / "none.db", read_only=True)
+    assert not (tmp_path / "none.db").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"this is no database, but a long text " * 200, b"SQLite format 3\x00" + b"\xff" * 5000]
+)
+async def test_a_file_that_is_no_store_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "b.db"
+    path.write_bytes(content)
+    with pytest.raises(StoreUnusable, match=r"b\.db is not a usable database"):
+        await opened(path)
+    assert path.read_bytes() == content
+
+
+async def test_the_store_is_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "b.db"
+    path.parent.mkdir()
+    path.write_bytes(b"")
+    path.chmod(0o644)
+    assert await opened(path) == 0
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+async def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreUnusable, match="not writable"):
+        await opened(tmp_path / "file" / "b.db")
+
+
+async def test_a_full_disk_refuses_a_write_and_takes_it_later(tmp_path: Path) -> None:
+    path = tmp_path / "b.db"
+    many = Changes(known=tuple(KnownSession(session=DataSession(f"s{one}", "g1", 5.0)) for one in range(500)))
+    async with SqliteFile(path) as file:
+        await file.read(lambda connection: connection.execute("pragma max_page_count = 30").fetchall())
+        with pytest.raises(StoreError, match="disk is full") as caught:
+            await Journal(file).commit(many)
+        assert not isinstance(caught.value, StoreUnusable)
+        assert await Journal(file).unfinished() == []
+        await file.read(lambda connection: connection.execute("pragma max_page_count = 100000").fetchall())
+        await Journal(file).commit(many)
+        assert len(await Journal(file).unfinished()) == 500
+
+
+async def test_what_failed_midway_does_not_hold_up_what_follows(tmp_path: Path) -> None:
+    async with SqliteFile(tmp_path / "b.db") as file:
+
+        def break_down(connection: sqlite3.Connection) -> None:
+            connection.execute("insert into facts values ('half', 'done')")
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await file.write(break_down)
+        await Journal(file).commit(Changes(known=(KNOWN,)))
+        assert await file.read(lambda connection: connection.execute("select * from facts").fetchall()) == []
+
+
+async def test_a_write_whose_caller_is_gone_does_not_hold_up_what_follows(tmp_path: Path) -> None:
+    async with SqliteFile(tmp_path / "b.db") as file:
+        writing = asyncio.ensure_future(Journal(file).commit(Changes(known=(KNOWN,))))
+        await asyncio.sleep(0)
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        other = KnownSession(session=DataSession("s2", "g1", 6.0))
+        await Journal(file).commit(Changes(known=(other,)))
+        assert other in await Journal(file).unfinished()

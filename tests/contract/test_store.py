@@ -1,0 +1,482 @@
+"""What every store promises: one suite over `Journal`, `EventLog`, `Facts` and `Standing` as a whole.
+
+Another store is another entry in `STORES`: a factory that opens it and gives the four classes over it.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from bace_bridge.domain.changes import Changes, LatestSeen, WatchState, WindowRead
+from bace_bridge.domain.datapoints import Told, ToldPoint
+from bace_bridge.domain.delivery import BRIDGE_LANE, DeadLetter, Parked, Progress
+from bace_bridge.domain.events import Event
+from bace_bridge.domain.sessions import DataSession, KnownSession
+from bace_bridge.domain.tokens import Token
+from bace_bridge.domain.windows import Window, WindowState
+from bace_bridge.store.eventlog import EventLog
+from bace_bridge.store.facts import Facts
+from bace_bridge.store.journal import Journal
+from bace_bridge.store.sqlite import SqliteFile
+from bace_bridge.store.standing import Standing
+
+NOON = 1_764_590_400.0
+
+
+@dataclass
+class Store:
+    journal: Journal
+    log: EventLog
+    facts: Facts
+    standing: Standing
+    grown: list[int] = field(default_factory=list)
+
+    async def tell(self, *events: Event) -> list[int]:
+        """Appends events; returns their places."""
+        await self.journal.commit(Changes(events=events))
+        places = {one.event.id: one.seq for one in await self.log.search()}
+        return [places[one.id] for one in events]
+
+    async def know(self, *known: KnownSession) -> None:
+        await self.journal.commit(Changes(known=known))
+
+
+@asynccontextmanager
+async def sqlite(folder: Path) -> AsyncIterator[Store]:
+    async with SqliteFile(folder / "b.db") as file:
+        grown: list[int] = []
+        standing = Standing(file, csv_url=lambda session: f"https://cloud.example/{session}.csv")
+        yield Store(Journal(file, grew=lambda: grown.append(1)), EventLog(file), Facts(file), standing, grown)
+
+
+STORES = [sqlite]
+
+Opened = Callable[[], AbstractAsyncContextManager[Store]]
+
+
+@pytest.fixture(params=STORES, ids=lambda factory: factory.__name__)
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opened:
+    """Opens the same store each time: what it holds outlives it."""
+    return lambda: request.param(tmp_path)
+
+
+@pytest.fixture
+async def store(opened: Opened) -> AsyncIterator[Store]:
+    async with opened() as store:
+        yield store
+
+
+def event(
+    number: int, *, session: str | None = "s1", kind: str = "session.started", at: float = NOON, size: int = 2
+) -> Event:
+    return Event(f"evt_{number}", kind, session, "g1" if session else None, at - 1, at, b"x" * size)
+
+
+def known(identifier: str, *, end: float | None = None, ingested: bool = False, **more: Any) -> KnownSession:
+    session = {name: more.pop(name) for name in ("start", "group_id", "updated_at") if name in more}
+    row = DataSession(identifier, "g1", NOON, end=end, ingestion_finished=ingested)
+    return KnownSession(session=replace(row, **session), **more)
+
+
+def ids(found: Iterable[KnownSession]) -> list[str]:
+    return [one.session.id for one in found]
+
+
+# --- the journal
+
+
+async def test_an_empty_store_knows_nothing(store: Store) -> None:
+    assert await store.journal.watch_state() is None
+    assert await store.journal.known([]) == {}
+    assert await store.journal.known(["s1"]) == {}
+    assert await store.journal.unfinished() == []
+    assert await store.journal.due_visits(NOON, 10) == []
+    assert await store.journal.next_visit_at(without=[]) is None
+    assert await store.journal.windows("s1") == {}
+    assert await store.journal.told("s1", [Window(0, 3600)]) == {Window(0, 3600): {}}
+    assert await store.log.read(after=0, limit=10) == []
+    assert await store.log.search() == []
+    assert await store.log.backlogs() == {}
+    assert await store.standing.devices(None, available=True) == []
+    assert await store.standing.sessions(state=None, limit=10) == []
+    assert await store.facts.load_token("me") is None
+
+
+async def test_what_is_known_comes_back_as_it_was_also_after_a_restart(opened: Opened) -> None:
+    one = known(
+        "s1",
+        end=NOON + 0.1,
+        updated_at=NOON + 0.3,
+        device_label="BaceGo-1 ☾",
+        probed={20_000: 3},
+        csv_facts=(3, None, 1),
+        visit_at=NOON + 1 / 3,
+        end_told=NOON + 0.1,
+    )
+    state = WatchState(start_from=NOON + 0.1, watermark=NOON + 0.2, roll_call_after="s1")
+    window = WindowState(0, 3600, 2, settled=True, samples=3, newest=NOON + 0.1)
+    told: Told = {"x": {NOON + 0.1: ToldPoint(1.5, None, 1.25, 2, 7)}, "y": {}}
+    async with opened() as store:
+        reads = (WindowRead("s1", window, told),)
+        await store.journal.commit(Changes(known=(one,), windows=reads, watch=state))
+    async with opened() as store:
+        assert await store.journal.known(["s1", "s2"]) == {"s1": one}
+        assert await store.journal.watch_state() == state
+        assert await store.journal.windows("s1") == {window.window: window}
+        assert await store.journal.told("s1", [window.window]) == {window.window: told}
+
+
+async def test_many_sessions_are_looked_up_at_once(store: Store) -> None:
+    every = [known(f"s{number}") for number in range(2000)]
+    await store.know(*every)
+    assert len(await store.journal.known([f"s{number}" for number in range(1990, 2010)])) == 10
+    assert len(await store.journal.known([one.session.id for one in every])) == 2000
+
+
+async def test_sessions_by_how_far_they_are(store: Store) -> None:
+    await store.know(
+        known("a"),
+        known("b", end=NOON),
+        known("c", end=NOON, ingested=True),
+        known("d", removed=True),
+        known("e", ingested=True),
+        known("f", end=NOON, ingested=True),
+    )
+    journal = store.journal
+    assert ids(await journal.unfinished()) == ["a", "b", "e"]
+    assert ids(await journal.unfinished_after("", 2)) == ["a", "b"]
+    assert ids(await journal.unfinished_after("b", 2)) == ["e"]
+    assert ids(await journal.finished_after("", 1)) == ["c"]
+    assert ids(await journal.finished_after("c", 5)) == ["f"]
+    await store.know(known("a", end=NOON, ingested=True), known("d"))
+    assert ids(await journal.unfinished()) == ["b", "d", "e"]
+
+
+async def test_sessions_that_a_list_has_to_show(store: Store) -> None:
+    await store.know(
+        known("old", start=NOON - 100, updated_at=NOON - 1),
+        known("edge", start=NOON, updated_at=NOON),
+        known("new", start=NOON + 1, updated_at=NOON + 5),
+        known("gone", start=NOON + 2, updated_at=NOON + 9, removed=True),
+        known("undated", start=NOON + 3),
+    )
+    assert set(ids(await store.journal.recently_updated(NOON))) == {"edge", "new"}
+    assert ids(await store.journal.started_since(NOON)) == ["undated", "new"]
+
+
+async def test_visits_live_sessions_first_then_the_newest_history(store: Store) -> None:
+    await store.know(
+        known("history-old", over_when_found=True, visit_at=NOON - 50, start=NOON - 900),
+        known("history-new", over_when_found=True, visit_at=NOON - 50, start=NOON - 100),
+        known("live-late", visit_at=NOON - 10),
+        known("live-first", visit_at=NOON - 20),
+        known("not-yet", visit_at=NOON + 0.5),
+        known("never", visit_at=None),
+    )
+    journal = store.journal
+    every = ["live-first", "live-late", "history-new", "history-old"]
+    assert ids(await journal.due_visits(NOON, 10)) == every
+    assert ids(await journal.due_visits(NOON, 3)) == every[:3]
+    assert await journal.next_visit_at(without=[]) == NOON - 50
+    assert await journal.next_visit_at(without=["history-old", "history-new"]) == NOON - 20
+    assert await journal.next_visit_at(without=every) == NOON + 0.5
+    assert await journal.next_visit_at(without=[*every, "not-yet"]) is None
+
+
+async def test_what_was_told_of_a_window_stays_where_nothing_new_came(store: Store) -> None:
+    hour, other = Window(0, 3600), Window(3600, 7200)
+    told: Told = {"x": {5.0: ToldPoint(1.0, 1.0, 1.0, 1, 0)}}
+    for reading, given in [(0, told), (1, None)]:
+        read = WindowRead("s1", WindowState(hour.start, hour.end, reading), given)
+        await store.journal.commit(Changes(windows=(read, WindowRead("s2", read.state, {}))))
+    assert await store.journal.windows("s1") == {hour: WindowState(0, 3600, 1)}
+    assert await store.journal.told("s1", [hour, other]) == {hour: told, other: {}}
+    await store.journal.commit(Changes(windows=(WindowRead("s1", WindowState(0, 3600, 1, split=True), {}),)))
+    assert await store.journal.told("s1", [hour]) == {hour: {}}
+
+
+async def test_a_commit_happens_as_a_whole_or_not_at_all(store: Store) -> None:
+    """What fails last takes along what came before it."""
+    broken = replace(event(2), data="no bytes", time=None)
+    with pytest.raises(Exception):  # noqa: B017, PT011  # each store has its own way to refuse it
+        await store.journal.commit(
+            Changes(
+                known=(known("s1"),),
+                windows=(WindowRead("s1", WindowState(0, 3600, 0), {}),),
+                latest=(LatestSeen("g1", "d", 6000, NOON, b"{}"),),
+                events=(event(1), broken),
+                watch=WatchState(start_from=0.0, watermark=0.0),
+            )
+        )
+    assert await store.journal.known(["s1"]) == {}
+    assert await store.journal.windows("s1") == {}
+    assert await store.journal.watch_state() is None
+    assert await store.log.search() == []
+    assert await store.standing.devices(None, available=True) == []
+    assert store.grown == []
+    await store.tell(event(1))
+    assert store.grown == [1]
+
+
+# --- the event log
+
+
+async def test_the_log_keeps_the_order_and_each_event_once(store: Store) -> None:
+    first, second, third = await store.tell(event(1), event(2), event(3))
+    assert first < second < third
+    again, fourth = await store.tell(event(2), event(4))
+    assert (again, fourth > third) == (second, True)
+    logged = await store.log.read(after=0, limit=100)
+    assert [one.event.id for one in logged] == ["evt_1", "evt_2", "evt_3", "evt_4"]
+    assert logged[0].event == event(1)
+    assert [one.seq for one in await store.log.read(after=second, limit=1)] == [third]
+
+
+async def test_the_same_fact_again_is_no_backlog(store: Store) -> None:
+    await store.log.open_sink("a", target="t")
+    (place,) = await store.tell(event(1))
+    await store.tell(event(1))
+    assert await store.log.backlogs() == {"a": 1}
+    await store.log.record("a", Progress(place), now=NOON)
+    assert await store.log.backlogs() == {"a": 0}
+
+
+async def test_reading_stops_at_so_many_bytes_but_always_goes_on(store: Store) -> None:
+    await store.tell(*(event(number, size=1000) for number in range(5)))
+    assert len(await store.log.read(after=0, limit=100, most_bytes=2500)) == 3
+    assert len(await store.log.read(after=0, limit=2, most_bytes=2500)) == 2
+    assert len(await store.log.read(after=0, limit=100, most_bytes=1)) == 1
+
+
+async def test_a_lane_is_one_session_or_the_bridge_itself(store: Store) -> None:
+    places = await store.tell(
+        event(1),
+        event(2, session="s2"),
+        event(3, session=None, kind="cloud.unreachable"),
+        event(4),
+        event(5, session=None, kind="cloud.recovered"),
+        event(6),
+    )
+
+    async def lane(key: str, start: int, upto: int, limit: int = 10) -> list[str]:
+        found = await store.log.read_lane(key, start=start, upto=upto, limit=limit)
+        return [one.event.id for one in found]
+
+    assert await lane("s1", 0, places[-1]) == ["evt_1", "evt_4", "evt_6"]
+    assert await lane("s1", places[0], places[3]) == ["evt_1", "evt_4"]
+    assert await lane("s1", places[0] + 1, places[-1], limit=1) == ["evt_4"]
+    assert await lane(BRIDGE_LANE, 0, places[-1]) == ["evt_3", "evt_5"]
+    assert await lane("s9", 0, places[-1]) == []
+
+
+async def test_a_new_sink_begins_at_the_end_of_the_log(store: Store) -> None:
+    await store.log.open_sink("first", target="t")
+    places = await store.tell(event(1), event(2))
+    assert (await store.log.open_sink("first", target="t")).cursor == 0
+    assert (await store.log.open_sink("second", target="t")).cursor == places[-1]
+    assert await store.log.backlogs() == {"first": 2, "second": 0}
+
+
+async def test_a_sink_goes_on_where_it_was_after_a_restart(opened: Opened) -> None:
+    one, other = Parked("s1", 1, 3, NOON + 0.1, "500"), Parked("s2", 2, 1, NOON, "")
+    async with opened() as store:
+        for name in ("a", "b"):
+            await store.log.open_sink(name, target="t")
+        await store.tell(event(1), event(2))
+        await store.log.record("a", Progress(2, parked=(one, other)), now=NOON)
+        await store.log.record("b", Progress(1, parked=(replace(one, attempts=9),)), now=NOON)
+    async with opened() as store:
+        place = await store.log.open_sink("a", target="t")
+        assert (place.cursor, set(place.parked), place.disabled_reason) == (2, {one, other}, None)
+        await store.log.record("a", Progress(2, parked=(replace(other, seq=3),), released=("s1",)), now=NOON)
+        assert (await store.log.open_sink("a", target="t")).parked == (replace(other, seq=3),)
+        assert (await store.log.open_sink("b", target="t")).parked == (replace(one, attempts=9),)
+
+
+async def test_a_disabled_sink_stays_so_until_its_target_changes(opened: Opened) -> None:
+    async with opened() as store:
+        await store.log.open_sink("a", target="t1")
+        await store.tell(event(1))
+        await store.log.disable("a", "410 Gone", now=NOON)
+    async with opened() as store:
+        assert (await store.log.open_sink("a", target="t1")).disabled_reason == "410 Gone"
+        place = await store.log.open_sink("a", target="t2")
+        assert (place.cursor, place.disabled_reason) == (0, None)
+        assert (await store.log.open_sink("a", target="t2")).disabled_reason is None
+
+
+async def test_replay_begins_at_each_session_s_first_event(store: Store) -> None:
+    places = await store.tell(
+        event(1, at=NOON),
+        event(2, session="s2", at=NOON + 10),
+        event(3, at=NOON + 20),
+        event(4, session=None, at=NOON + 30),
+        event(5, at=NOON + 40),
+    )
+
+    async def lanes(upto: int, session: str | None, since: float | None) -> tuple[dict[str, int], int]:
+        found, count = await store.log.lanes_for_replay(upto=upto, session=session, since=since)
+        assert all((one.attempts, one.at) == (0, 0.0) for one in found), "they are due at once"
+        return {one.key: one.seq for one in found}, count
+
+    assert await lanes(places[-1], "s1", None) == ({"s1": places[0]}, 3)
+    assert await lanes(places[2], "s1", None) == ({"s1": places[0]}, 2)
+    assert await lanes(places[-1], None, NOON + 15) == ({"s1": places[2], BRIDGE_LANE: places[3]}, 3)
+    assert await lanes(places[-1], "s1", NOON + 30) == ({"s1": places[4]}, 1)
+    assert await lanes(places[-1], "s9", None) == ({}, 0)
+
+
+async def test_only_old_events_that_every_sink_is_past_are_pruned(store: Store) -> None:
+    for name in ("a", "b", "off"):
+        await store.log.open_sink(name, target="t")
+    places = await store.tell(*(event(number, at=NOON + number) for number in range(6)))
+    await store.log.disable("off", "410", now=NOON)
+
+    async def left_after(**progress: Progress) -> list[str]:
+        for name, one in progress.items():
+            await store.log.record(name, one, now=NOON)
+        await store.log.prune(observed_before=NOON + 5)
+        return [one.event.id.removeprefix("evt_") for one in await store.log.search()]
+
+    assert await left_after(a=Progress(places[-1])) == ["0", "1", "2", "3", "4", "5"]
+    assert await left_after(b=Progress(places[0])) == ["1", "2", "3", "4", "5"]
+    parked = Parked("s1", places[2], 1, NOON)
+    assert await left_after(b=Progress(places[-1], parked=(parked,))) == ["2", "3", "4", "5"]
+    await store.log.record("off", Progress(0, parked=(replace(parked, seq=places[0]),)), now=NOON)
+    assert await left_after(b=Progress(places[-1], released=("s1",))) == ["5"], "the last is too young"
+
+
+async def test_a_dead_letter_keeps_its_event_and_no_other(store: Store) -> None:
+    """A letter may lie for months; it must not hold up the whole log."""
+    await store.log.open_sink("a", target="t")
+    places = await store.tell(*(event(number) for number in range(4)))
+    letter = DeadLetter(places[1], "s1", 10, "gave up")
+    await store.log.record("a", Progress(places[-1], dead=(letter,)), now=NOON)
+    assert await store.log.prune(observed_before=NOON + 1) == 3
+    assert [one.seq for one in await store.log.search()] == [places[1]]
+
+
+async def test_pruning_goes_in_small_steps_and_places_are_never_given_again(opened: Opened) -> None:
+    async with opened() as store:
+        places = await store.tell(*(event(number) for number in range(5)))
+        assert [await store.log.prune(observed_before=NOON + 1, limit=2) for _ in range(4)] == [2, 2, 1, 0]
+    async with opened() as store:
+        assert (await store.log.open_sink("new", target="t")).cursor == places[-1]
+        (place,) = await store.tell(event(9))
+        assert place > places[-1]
+        assert await store.log.backlogs() == {"new": 1}
+
+
+async def test_people_search_the_log(store: Store) -> None:
+    places = await store.tell(
+        event(1),
+        event(2, session="s2"),
+        event(3, kind="session.ended"),
+        event(4, session=None, kind="cloud.unreachable"),
+    )
+
+    async def found(**what: Any) -> list[str]:
+        return [one.event.id.removeprefix("evt_") for one in await store.log.search(**what)]
+
+    assert await found(limit=2) == ["3", "4"]
+    assert await found(type_glob="session.*") == ["1", "2", "3"]
+    assert await found(type_glob="*.ended") == ["3"]
+    assert await found(session="s1", limit=1) == ["3"]
+    assert await found(after=places[1]) == ["3", "4"]
+
+
+# --- facts
+
+
+async def test_tokens_are_kept_by_account(opened: Opened) -> None:
+    one, other = Token("a", None, NOON + 0.1), Token("b", "refresh", NOON)
+    async with opened() as store:
+        await store.facts.save_token("me", Token("old", "old", 0.0))
+        await store.facts.save_token("me", one)
+        await store.facts.save_token("you", other)
+    async with opened() as store:
+        assert await store.facts.load_token("me") == one
+        assert await store.facts.load_token("you") == other
+
+
+async def test_an_installation_keeps_its_name(opened: Opened) -> None:
+    async with opened() as store:
+        name = await store.facts.installation()
+        assert name.isalnum()
+        assert await store.facts.installation() == name
+    async with opened() as store:
+        assert await store.facts.installation() == name
+
+
+# --- how things stand
+
+
+async def shown(store: Store, device: str = "g1") -> dict[str, Any] | None:
+    (state,) = await store.standing.devices([device], available=True)
+    return None if state.session is None else msgspec.json.decode(state.session, type=dict[str, Any])
+
+
+@pytest.mark.parametrize(
+    ("sessions", "expected"),
+    [
+        ([], None),
+        ([known("old", start=NOON), known("new", start=NOON + 1)], "new"),
+        ([known("active", start=NOON), known("over", start=NOON + 1, end=NOON + 2)], "active"),
+        ([known("old", end=NOON + 1), known("new", start=NOON + 1, end=NOON + 2)], "new"),
+        ([known("here", end=NOON + 1), known("gone", start=NOON + 9, removed=True)], "here"),
+        ([known("gone", removed=True)], None),
+        ([known("other", group_id="g2")], None),
+    ],
+)
+async def test_a_device_shows_its_newest_active_session_else_its_newest(
+    store: Store, sessions: list[KnownSession], expected: str | None
+) -> None:
+    await store.know(*sessions)
+    found = await shown(store)
+    assert (found and found["id"]) == expected
+
+
+async def test_the_csv_is_linked_once_it_is_ready(store: Store) -> None:
+    one = known("s1", end=NOON + 1, ingested=True)
+    await store.know(one)
+    before = await shown(store)
+    assert before is not None
+    assert "csv_url" not in before
+    await store.know(replace(one, csv_revision=0))
+    assert await shown(store) == before | {"csv_url": "https://cloud.example/s1.csv"}
+
+
+async def test_the_newest_point_of_each_series_stays(store: Store) -> None:
+    def seen(at: float, payload: bytes, *, datatype: int = 6000, device: str = "g1") -> Changes:
+        return Changes(latest=(LatestSeen(device, "d", datatype, at, payload),))
+
+    for changes in (
+        seen(NOON, b"first"),
+        seen(NOON + 1, b"newest"),
+        seen(NOON, b"late"),
+        seen(NOON + 1, b"corrected"),
+        seen(NOON, b"other", datatype=6001),
+        seen(NOON, b"else", device="g2"),
+    ):
+        await store.journal.commit(changes)
+    (state,) = await store.standing.devices(["g1"], available=False)
+    assert not state.available
+    assert {(one.datatype, one.payload) for one in state.latest} == {(6000, b"corrected"), (6001, b"other")}
+    assert {one.device_id for one in await store.standing.devices(None, available=True)} == {"g1", "g2"}
+
+
+async def test_people_list_the_sessions_newest_first(store: Store) -> None:
+    await store.know(
+        known("a"), known("b", start=NOON + 1, end=NOON + 2), known("c", start=NOON + 2), known("d", start=NOON - 1)
+    )
+    standing = store.standing
+    assert ids(await standing.sessions(state=None, limit=3)) == ["c", "b", "a"]
+    assert ids(await standing.sessions(state="active", limit=2)) == ["c", "a"]
+    assert ids(await standing.sessions(state="ended", limit=9)) == ["b"]
+    assert ids(await standing.sessions(state="ingested", limit=9)) == []

@@ -1,0 +1,573 @@
+"""The dispatcher between a real event log and real receivers: what arrives, in which order, and what is durable."""
+
+import asyncio
+import base64
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import pytest
+from aiohttp import web
+
+from bace_bridge.config.models import WebhookConfig
+from bace_bridge.dispatcher import Dispatcher
+from bace_bridge.domain.changes import Changes
+from bace_bridge.domain.delivery import Attempt, Parked
+from bace_bridge.domain.events import Event, LoggedEvent
+from bace_bridge.domain.retry import WEBHOOK_SCHEDULE
+from bace_bridge.domain.routing import Filter
+from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
+from bace_bridge.sinks.webhook.sink import WebhookSink
+from bace_bridge.store.eventlog import EventLog, SinkPlace
+from bace_bridge.store.journal import Journal
+from bace_bridge.store.sqlite import SqliteFile
+from tests.integration.watching import Clock
+
+SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()
+SOON = 5.0
+"""Real seconds after which a test that waits for something has failed."""
+
+
+def event(number: int, session: str | None = "s1", kind: str = "session.updated") -> Event:
+    return Event(f"evt_{number}", kind, session, "g1" if session else None, 1.0, float(number), b"{}")
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SOON):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+class Arrival(NamedTuple):
+    id: str
+    session: str
+    at: float
+
+
+@dataclass
+class Receiver:
+    """A real endpoint: notes every request, and answers each session as it is told to."""
+
+    clock: Clock
+    url: str = ""
+    arrivals: list[Arrival] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)
+    answers: dict[str, tuple[int, dict[str, str]]] = field(default_factory=dict)
+    gates: dict[str, asyncio.Event] = field(default_factory=dict)
+
+    async def handle(self, request: web.Request) -> web.Response:
+        body = msgspec.json.decode(await request.read())
+        session = body.get("subject") or "bridge"
+        self.arrivals.append(Arrival(body["id"], session, self.clock.now))
+        if (gate := self.gates.get(body["id"])) is not None:
+            await gate.wait()
+        status, headers = self.answers.get(session, (200, {}))
+        if status == 200:
+            self.taken.append(body["id"])
+        return web.Response(status=status, headers=headers)
+
+    def fails(self, session: str, status: int = 500, **headers: str) -> None:
+        self.answers[session] = (status, {name.replace("_", "-"): value for name, value in headers.items()})
+
+    def recovers(self, session: str) -> None:
+        del self.answers[session]
+
+    def closes_the_gate(self, number: int) -> asyncio.Event:
+        return self.gates.setdefault(f"evt_{number}", asyncio.Event())
+
+    def of(self, session: str) -> list[str]:
+        return [one.id for one in self.arrivals if one.session == session]
+
+    async def has_taken(self, *numbers: int) -> None:
+        await eventually(lambda: {f"evt_{one}" for one in numbers} <= set(self.taken))
+
+
+@asynccontextmanager
+async def serving(clock: Clock) -> AsyncIterator[Receiver]:
+    receiver = Receiver(clock)
+    app = web.Application()
+    app.router.add_post("/", receiver.handle)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    yield receiver
+    for gate in receiver.gates.values():
+        gate.set()
+    await runner.cleanup()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def receiver(clock: Clock) -> AsyncIterator[Receiver]:
+    async with serving(clock) as receiver:
+        yield receiver
+
+
+class ScriptedSink:
+    """A transport that keeps the order and acknowledges when a test says so."""
+
+    name = "scripted"
+    window = 3
+    pipelined = True
+
+    def __init__(self) -> None:
+        self.flying: dict[str, Callable[[SinkError | None], None]] = {}
+        self.sent: list[str] = []
+        self.connected = asyncio.Event()
+        self.connected.set()
+        self.waited_for = 0
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        self.lose()
+
+    async def ready(self) -> None:
+        self.waited_for += 1
+        await self.connected.wait()
+
+    def send(self, attempt: Attempt, done: Callable[[SinkError | None], None]) -> None:
+        self.sent.append(attempt.logged.event.id)
+        self.flying[attempt.logged.event.id] = done
+
+    def answer(self, number: int, error: SinkError | None = None) -> None:
+        self.flying.pop(f"evt_{number}")(error)
+
+    def lose(self) -> None:
+        self.connected.clear()
+        flying, self.flying = self.flying, {}
+        for done in flying.values():
+            done(SinkUnavailable("gone"))
+
+
+AnySink = WebhookSink | ScriptedSink
+
+
+class Line:
+    """The store, one sink and its dispatcher, as the bridge puts them together."""
+
+    def __init__(self, file: SqliteFile, sink: AnySink, place: SinkPlace, clock: Clock, wish: Filter) -> None:
+        self.file, self.sink, self.clock = file, sink, clock
+        self.log = EventLog(file)
+        self.journal = Journal(file, grew=lambda: self.dispatcher.log_grew())  # noqa: PLW0108  # made below
+        self.disabled: list[tuple[str, str]] = []
+        self.pauses: list[float] = []
+        self.dispatcher = Dispatcher(
+            sink,
+            self.log,
+            wish,
+            cursor=place.cursor,
+            parked=place.parked,
+            clock=clock,
+            jitter=lambda: 0.0,
+            sleep=self._sleep,
+            on_disabled=self._on_disabled,
+        )
+
+    async def _sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        await asyncio.sleep(0)
+
+    async def _on_disabled(self, name: str, reason: str) -> None:
+        await self.log.disable(name, reason, now=self.clock())
+        self.disabled.append((name, reason))
+
+    async def tell(self, *events: Event) -> None:
+        await self.journal.commit(Changes(events=events))
+
+    def forward(self, seconds: float) -> None:
+        """Time passes, and the dispatcher looks at its clock."""
+        self.clock.forward(seconds)
+        self.dispatcher.log_grew()
+
+    async def place(self) -> SinkPlace:
+        return await self.log.open_sink(self.sink.name, target="t")
+
+    async def parked(self, attempts: int) -> Parked:
+        """The only parked session, once so many attempts at it are durable."""
+        async with asyncio.timeout(SOON):
+            while True:
+                place = await self.place()
+                if place.parked and place.parked[0].attempts == attempts:
+                    return place.parked[0]
+
+    async def reaches(self, seq: int) -> SinkPlace:
+        """The sink's place, once the cursor is durable up to there."""
+        async with asyncio.timeout(SOON):
+            while (place := await self.place()).cursor < seq:
+                pass
+        return place
+
+    async def dead_letters(self) -> list[tuple[int, str, int, str]]:
+        query = "select seq, key, attempts, reason from dead_letters order by seq"
+        return await self.file.read(lambda connection: connection.execute(query).fetchall())
+
+    async def execute(self, statement: str) -> None:
+        await self.file.read(lambda connection: connection.execute(statement))
+
+
+@asynccontextmanager
+async def running(
+    store: Path, clock: Clock, sink: AnySink | str, *, wish: Filter | None = None, kill: bool = False, **config: object
+) -> AsyncIterator[Line]:
+    """With `kill`, everything ends as a process does that is killed; else in the order of the service."""
+    if isinstance(sink, str):
+        settings = WebhookConfig.model_validate({"name": "alerts", "url": sink, "secret": SECRET, **config})
+        sink = WebhookSink(settings, source="https://cloud.example", version="1", clock=clock, grace=1.0)
+    async with SqliteFile(store) as file:
+        place = await EventLog(file).open_sink(sink.name, target="t")
+        line = Line(file, sink, place, clock, wish or Filter())
+        tasks = [asyncio.create_task(sink.run()), asyncio.create_task(line.dispatcher.run())]
+        try:
+            yield line
+        finally:
+            tasks[1].cancel()
+            await asyncio.gather(tasks[1], return_exceptions=True)
+            if not kill:
+                await line.dispatcher.finish(1.0)
+                await sink.close()
+                await line.dispatcher.settle()
+            tasks[0].cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+
+async def test_a_session_s_events_arrive_in_order_and_one_at_a_time(
+    tmp_path: Path, clock: Clock, receiver: Receiver
+) -> None:
+    gate = receiver.closes_the_gate(1)
+    async with running(tmp_path / "b.db", clock, receiver.url) as line:
+        await line.tell(event(1), event(2), event(3, "s2"), event(4), event(5, None, "cloud.recovered"))
+        await receiver.has_taken(3, 5)
+        assert receiver.of("s1") == ["evt_1"], "the second waits for the first"
+        gate.set()
+        await receiver.has_taken(1, 2, 4)
+        assert receiver.of("s1") == ["evt_1", "evt_2", "evt_4"]
+        await line.reaches(5)
+    assert len(receiver.arrivals) == 5
+
+
+async def test_a_failing_session_holds_up_no_other_and_keeps_its_order(
+    tmp_path: Path, clock: Clock, receiver: Receiver
+) -> None:
+    receiver.fails("s1")
+    async with running(tmp_path / "b.db", clock, receiver.url) as line:
+        await line.tell(*(event(number, f"s{1 + number % 3}") for number in range(30)))
+        others = [number for number in range(30) if number % 3]
+        await receiver.has_taken(*others)
+        parked = await line.parked(1)
+        assert (parked.key, parked.at) == ("s1", clock.now + WEBHOOK_SCHEDULE[0])
+        await line.reaches(30)
+        assert receiver.of("s1") == ["evt_0"], "what follows the failed one waits"
+        receiver.recovers("s1")
+        await line.tell(event(30, "s1"), event(31, "s2"))
+        await receiver.has_taken(31)
+        assert receiver.of("s1") == ["evt_0"], "and so does what comes later"
+        line.forward(WEBHOOK_SCHEDULE[0])
+        await receiver.has_taken(*range(0, 31, 3))
+        assert receiver.of("s1") == ["evt_0", *(f"evt_{number}" for number in range(0, 31, 3))]
+        assert [one for one in receiver.of("s2") if one != "evt_31"] == [f"evt_{one}" for one in range(1, 30, 3)]
+        async with asyncio.timeout(SOON):
+            while (await line.place()).parked:
+                line.dispatcher.log_grew()
+    assert_each_once(receiver)
+
+
+def assert_each_once(receiver: Receiver) -> None:
+    assert len(receiver.taken) == len(set(receiver.taken)), "something was taken twice"
+
+
+async def test_after_the_end_of_the_schedule_a_delivery_is_a_dead_letter(
+    tmp_path: Path, clock: Clock, receiver: Receiver
+) -> None:
+    receiver.fails("s1", 500)
+    begin = clock.now
+    async with running(tmp_path / "b.db", clock, receiver.url) as line:
+        await line.tell(event(1), event(2))
+        for attempt in range(1, len(WEBHOOK_SCHEDULE) + 1):
+            parked = await line.parked(attempt)
+            line.forward(parked.at - clock.now - 0.5)
+            await line.tell(event(100 + attempt, "s2"))
+            await receiver.has_taken(100 + attempt)
+            assert len(receiver.of("s1")) == attempt, "never before its time"
+            line.forward(0.5)
+            await eventually(lambda tries=attempt + 1: len(receiver.of("s1")) >= tries)  # type: ignore[misc]  # binds now
+        await eventually(lambda: "evt_2" in receiver.of("s1"))
+        receiver.recovers("s1")
+        parked = await line.parked(1)
+        assert await line.dead_letters() == [(1, "s1", 10, "gave up after 10 attempts: HTTP 500")]
+        line.forward(parked.at - clock.now)
+        await receiver.has_taken(2)
+        await line.tell(event(3))
+        await receiver.has_taken(3)
+    tries = [one.at - begin for one in receiver.arrivals if one.id == "evt_1"]
+    assert tries == [sum(WEBHOOK_SCHEDULE[:number]) for number in range(len(WEBHOOK_SCHEDULE) + 1)]
+    assert sum(WEBHOOK_SCHEDULE) > 75 * 3600
+
+
+async def test_retry_after_is_waited_for(tmp_path: Path, clock: Clock, receiver: Receiver) -> None:
+    receiver.fails("s1", 503, Retry_After="120")
+    async with running(tmp_path / "b.db", clock, receiver.url) as line:
+        await line.tell(event(1))
+        assert (await line.parked(1)).at == clock.now + 120
+
+
+@pytest.mark.parametrize("kill", [True, False], ids=["killed", "stopped"])
+async def test_a_restart_goes_on_from_the_store(tmp_path: Path, clock: Clock, receiver: Receiver, kill: bool) -> None:
+    receiver.fails("s9")
+    async with running(tmp_path / "b.db", clock, receiver.url, kill=kill, concurrency=2) as line:
+        await line.tell(event(0, "s9"), event(1), event(2), event(3), event(4, "s9"))
+        await receiver.has_taken(1, 2, 3)
+        await line.parked(1)
+        await line.reaches(5)
+        gate = receiver.closes_the_gate(5)
+        await line.tell(event(5), event(6), event(7, "s2"))
+        await receiver.has_taken(7)
+        if not kill:
+            gate.set()
+    gate.set()
+    receiver.recovers("s9")
+    before = list(receiver.taken)
+    clock.forward(WEBHOOK_SCHEDULE[0])
+    async with running(tmp_path / "b.db", clock, receiver.url) as line:
+        await receiver.has_taken(*range(8))
+        await line.reaches(8)
+    again = [one for one in receiver.taken if receiver.taken.count(one) > 1]
+    if kill:
+        assert set(again) <= {"evt_5", "evt_6", "evt_7"}, "only what was not durable yet comes again"
+    else:
+        assert {"evt_5", "evt_6", "evt_7"} <= set(before), "what is in the log is delivered in the time of grace"
+        assert again == []
+    assert list(dict.fromkeys(one for one in receiver.of("s1") if one in receiver.taken)) == [
+        f"evt_{number}" for number in (1, 2, 3, 5, 6)
+    ]
+    assert [one for one in receiver.taken if one in {"evt_0", "evt_4"}] == ["evt_0", "evt_4"]
+
+
+async def test_nothing_comes_again_after_a_clean_end_that_cut_off_a_record(tmp_path: Path, clock: Clock) -> None:
+    sink = ScriptedSink()
+    async with running(tmp_path / "b.db", clock, sink) as line:
+        await line.tell(event(1), event(2))
+        await eventually(lambda: len(sink.flying) == 2)
+        sink.answer(1)
+        await eventually(lambda: line.dispatcher._unrecorded is not None)
+        asyncio.get_running_loop().call_soon(lambda: asyncio.get_running_loop().call_soon(sink.answer, 2))
+    async with SqliteFile(tmp_path / "b.db") as file:
+        assert (await EventLog(file).open_sink("scripted", target="t")).cursor == 2
+
+
+async def test_what_was_acknowledged_is_durable_before_a_sink_is_waited_for(tmp_path: Path, clock: Clock) -> None:
+    sink = ScriptedSink()
+    async with running(tmp_path / "b.db", clock, sink, kill=True) as line:
+        await line.tell(event(1), event(2), event(3))
+        await eventually(lambda: len(sink.flying) == 3)
+        sink.answer(1)
+        sink.lose()
+        await eventually(lambda: sink.waited_for == 2)
+        assert (await line.place()).cursor == 1
+        sink.connected.set()
+        await eventually(lambda: len(sink.flying) == 2)
+        assert sink.sent == ["evt_1", "evt_2", "evt_3", "evt_2", "evt_3"]
+        assert (await line.place()).parked == (), "going away is no failed attempt"
+
+
+async def test_a_sink_s_window_is_refilled_at_every_acknowledgement(tmp_path: Path, clock: Clock) -> None:
+    sink = ScriptedSink()
+    async with running(tmp_path / "b.db", clock, sink) as line:
+        await line.tell(*(event(number) for number in range(1, 10)))
+        await eventually(lambda: len(sink.flying) == 3)
+        sink.answer(2)
+        assert list(sink.flying) == ["evt_1", "evt_3", "evt_4"], "without waiting for the loop"
+        for number in (1, 3, 4, 5, 6, 7, 8, 9):
+            sink.answer(number)
+        await line.reaches(9)
+
+
+async def test_what_is_never_taken_is_not_tried_again(tmp_path: Path, clock: Clock) -> None:
+    sink = ScriptedSink()
+    async with running(tmp_path / "b.db", clock, sink) as line:
+        await line.tell(event(1), event(2))
+        await eventually(lambda: len(sink.flying) == 2)
+        sink.answer(1, DeliveryRejected("too large"))
+        sink.answer(2)
+        await line.reaches(2)
+        assert await line.dead_letters() == [(1, "s1", 1, "rejected: too large")]
+        assert sink.sent == ["evt_1", "evt_2"]
+
+
+async def test_only_what_a_sink_wants_arrives_and_the_rest_is_passed(
+    tmp_path: Path, clock: Clock, receiver: Receiver
+) -> None:
+    wish = Filter(events=("session.ended",))
+    receiver.fails("s1")
+    async with running(tmp_path / "b.db", clock, receiver.url, wish=wish) as line:
+        await line.tell(event(1), event(2, kind="session.ended"), *(event(number) for number in range(3, 40)))
+        await line.parked(1)
+        place = await line.reaches(39)
+        receiver.recovers("s1")
+        await line.tell(event(40, kind="session.ended"))
+        line.forward(WEBHOOK_SCHEDULE[0])
+        await receiver.has_taken(2, 40)
+        assert place.cursor == 39
+    assert receiver.of("s1") == ["evt_2", "evt_2", "evt_40"]
+
+
+@pytest.mark.parametrize(
+    ("session", "since", "expected"),
+    [
+        ("s1", None, {"s1": [1, 3, 4]}),
+        (None, 3.0, {"s1": [3, 4], "bridge": [5]}),
+        (None, None, {"s1": [1, 3, 4], "s2": [2], "bridge": [5]}),
+        ("s3", None, {}),
+    ],
+)
+async def test_a_replay_brings_the_same_events_again_in_order(
+    tmp_path: Path,
+    clock: Clock,
+    receiver: Receiver,
+    session: str | None,
+    since: float | None,
+    expected: dict[str, Sequence[int]],
+) -> None:
+    async with running(tmp_path / "b.db", clock, receiver.url) as line:
+        await line.tell(event(1), event(2, "s2"), event(3), event(4), event(5, None, "cloud.recovered"))
+        await line.reaches(5)
+        receiver.arrivals.clear()
+        receiver.taken.clear()
+        assert await line.dispatcher.replay(session=session, since=since) == sum(map(len, expected.values()))
+        await receiver.has_taken(*(number for numbers in expected.values() for number in numbers))
+        await line.tell(event(6), event(7, "s2"))
+        await receiver.has_taken(6, 7)
+    came: dict[str, list[str]] = defaultdict(list)
+    for one in receiver.arrivals:
+        came[one.session].append(one.id)
+    wanted = {key: [f"evt_{number}" for number in numbers] for key, numbers in expected.items()}
+    for key, last in (("s1", "evt_6"), ("s2", "evt_7")):
+        wanted[key] = [*wanted.get(key, []), last]
+    assert came == wanted
+
+
+async def test_a_replay_survives_a_restart(tmp_path: Path, clock: Clock, receiver: Receiver) -> None:
+    async with running(tmp_path / "b.db", clock, receiver.url) as line:
+        await line.tell(event(1), event(2))
+        await line.reaches(2)
+        receiver.fails("s1")
+        await line.dispatcher.replay(session="s1", since=None)
+        await line.parked(1)
+    receiver.recovers("s1")
+    clock.forward(WEBHOOK_SCHEDULE[0])
+    async with running(tmp_path / "b.db", clock, receiver.url):
+        await eventually(lambda: receiver.taken == ["evt_1", "evt_2", "evt_1", "evt_2"])
+
+
+@pytest.mark.parametrize(("status", "headers"), [(410, {}), (200, {"webhook_delivery": "disable"})])
+async def test_an_endpoint_that_wants_no_more_is_disabled_and_another_goes_on(
+    tmp_path: Path, clock: Clock, receiver: Receiver, status: int, headers: dict[str, str]
+) -> None:
+    sink = ScriptedSink()
+    receiver.fails("s1", status, **headers)
+    async with running(tmp_path / "b.db", clock, receiver.url) as line:
+        other = Line(line.file, sink, await line.log.open_sink(sink.name, target="t"), clock, Filter())
+        task = asyncio.create_task(other.dispatcher.run())
+        await line.tell(event(1), event(2))
+        await eventually(lambda: bool(line.disabled))
+        await line.tell(event(3))
+        other.dispatcher.log_grew()
+        await eventually(lambda: len(sink.flying) == 3)
+        task.cancel()
+        place = await line.place()
+        assert [name for name, _ in line.disabled] == ["alerts"]
+        assert place.disabled_reason == line.disabled[0][1]
+        assert (place.cursor, place.parked) == (0, ()), "what was not delivered is kept for another target"
+    assert receiver.of("s1") == ["evt_1"]
+
+
+async def test_a_store_that_cannot_be_read_for_a_while_ends_nothing(
+    tmp_path: Path, clock: Clock, receiver: Receiver
+) -> None:
+    """Neither the reading of the log nor of a parked session's part of it."""
+    receiver.fails("s1")
+    async with running(tmp_path / "b.db", clock, receiver.url) as line:
+        await line.tell(event(1), event(2))
+        await line.parked(1)
+        await line.execute("alter table events rename to away")
+        receiver.recovers("s1")
+        line.forward(WEBHOOK_SCHEDULE[0])
+        await eventually(lambda: line.pauses.count(2.0) > 3)
+        await line.execute("alter table away rename to events")
+        await receiver.has_taken(1, 2)
+
+
+async def test_progress_that_cannot_be_recorded_is_recorded_later(
+    tmp_path: Path, clock: Clock, receiver: Receiver
+) -> None:
+    async with running(tmp_path / "b.db", clock, receiver.url) as line:
+        await line.tell(event(1))
+        await line.reaches(1)
+        await line.execute("alter table sinks rename to away")
+        await line.tell(event(2), event(3, "s2"))
+        await receiver.has_taken(2, 3)
+        await eventually(lambda: line.pauses.count(2.0) > 3)
+        await line.execute("alter table away rename to sinks")
+        await line.reaches(3)
+    assert_each_once(receiver)
+
+
+async def test_an_endpoint_is_disabled_once_the_store_can_say_so(
+    tmp_path: Path, clock: Clock, receiver: Receiver
+) -> None:
+    receiver.fails("s1", 410)
+    async with running(tmp_path / "b.db", clock, receiver.url) as line:
+        await line.execute("alter table sinks rename to away")
+        await line.tell(event(1))
+        await eventually(lambda: line.pauses.count(2.0) > 3)
+        await line.execute("alter table away rename to sinks")
+        await eventually(lambda: bool(line.disabled))
+        assert (await line.place()).disabled_reason == line.disabled[0][1]
+
+
+async def test_a_store_that_is_full_does_not_hold_up_the_end(tmp_path: Path, clock: Clock, receiver: Receiver) -> None:
+    async with asyncio.timeout(SOON), running(tmp_path / "b.db", clock, receiver.url) as line:
+        await line.tell(event(1))
+        await line.reaches(1)
+        await line.execute("alter table sinks rename to away")
+        await line.tell(event(2))
+        await receiver.has_taken(2)
+
+
+async def test_many_events_of_many_sessions_in_little_memory(tmp_path: Path, clock: Clock) -> None:
+    """More events than are held at once, and one session that has failed from the beginning."""
+    count = 6000
+    sink = ScriptedSink()
+    sink.window = 500  # this one has a larger window
+    taken: dict[str, list[int]] = defaultdict(list)
+    failed: list[LoggedEvent] = []
+
+    def take(attempt: Attempt, done: Callable[[SinkError | None], None]) -> None:
+        logged = attempt.logged
+        if logged.event.session_id == "s0" and not failed:
+            failed.append(logged)
+            asyncio.get_running_loop().call_soon(done, DeliveryRejected("not this one"))
+            return
+        taken[logged.event.session_id or ""].append(logged.seq)
+        asyncio.get_running_loop().call_soon(done, None)
+
+    sink.send = take  # type: ignore[method-assign]
+    async with running(tmp_path / "b.db", clock, sink) as line:
+        await line.tell(*(event(number, f"s{number % 7}") for number in range(count)))
+        await line.reaches(count)
+        assert line.dispatcher.idle
+    assert sum(map(len, taken.values())) == count - 1
+    assert all(seqs == sorted(seqs) for seqs in taken.values())

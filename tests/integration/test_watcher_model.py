@@ -1,0 +1,347 @@
+"""Random histories of several sessions in the simulated cloud, watched over real HTTP into a real store.
+
+The watcher is restarted at any point, also in the middle of a look. At the end everything that the cloud serves has
+been told, and every session's events stand in the order of the contract. What this has taught stands below it.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bace_bridge.domain.events import LoggedEvent
+from bace_bridge.domain.seen import PointsRead, Urgency
+from bace_bridge.domain.timestamps import iso_utc
+from bace_bridge.domain.windows import SPAN, window_at
+from bace_bridge.simulator.cloud import SimulatedCloud
+from bace_bridge.simulator.downsample import Resolution
+from bace_bridge.watcher.visit import Visit
+from tests.integration.watching import Clock, Watching, data, points, simulated, types, watching
+
+STRATEGIES = ("", "filters-ignored", "updated-filter-ignored")
+OTHER_QUIRKS = (
+    (),
+    ("tie-shuffle",),
+    ("per-page-max 2", "tie-shuffle"),
+    ("numbers-as-strings", "booleans-as-ints", "no-date"),
+    ("no-expand", "unknown-fields"),
+    ("data-filters-ignored",),
+    ("sort-ignored", "per-page-max 2"),
+)
+
+
+class World(NamedTuple):
+    """The cloud's ways, and how finely the watcher wants datapoints."""
+
+    quirks: tuple[str, ...]
+    raw: float
+    wanted: Literal["as_served", "finest"]
+
+
+def world(strategy: str, others: tuple[str, ...], raw: float, finest: bool) -> World:
+    finest = finest and raw > 0 and "data-filters-ignored" not in others
+    quirks = ((strategy,) if strategy else ()) + others
+    return World(quirks, raw, "finest" if finest else "as_served")
+
+
+WORLDS = st.builds(
+    world,
+    st.sampled_from(STRATEGIES),
+    st.sampled_from(OTHER_QUIRKS),
+    st.sampled_from([0.0, 900.0, 3600.0]),
+    st.booleans(),
+)
+
+SESSION = st.integers(0, 3)
+CLOUD_STEPS = st.one_of(
+    st.tuples(st.just("open"), SESSION),
+    st.tuples(st.just("points"), SESSION, st.integers(1, 5), st.sampled_from([0, 30, 700, 4000, 90_000])),
+    st.tuples(st.just("points"), SESSION, st.integers(1, 5), st.just(0)),
+    st.tuples(st.just("correct"), SESSION),
+    st.tuples(st.just("rename"), SESSION, st.sampled_from(["Night", "Day"])),
+    st.tuples(st.just("end"), SESSION),
+    st.tuples(st.just("ingest"), SESSION),
+    st.tuples(st.just("reopen"), SESSION),
+    st.tuples(st.just("remove"), SESSION),
+)
+WATCHER_STEPS = st.one_of(
+    st.just(("look",)),
+    st.just(("look",)),
+    st.just(("look and visit at once",)),
+    st.just(("restart",)),
+    st.tuples(st.just("cut off"), st.integers(0, 12)),
+    st.tuples(st.just("time"), st.sampled_from([1, 15, 61, 700, 4000])),
+    st.tuples(st.just("time"), st.sampled_from([1, 15, 61])),
+)
+Step = tuple[Any, ...]
+STEPS = st.lists(st.one_of(CLOUD_STEPS, WATCHER_STEPS), min_size=15, max_size=45)
+
+
+class History:
+    """Drives the cloud and the watcher."""
+
+    def __init__(self, ways: World, store: Path) -> None:
+        self.clock = Clock()
+        self.ways = ways
+        self.cloud: SimulatedCloud = simulated(self.clock, *ways.quirks)
+        self.cloud.resolution = Resolution(raw=ways.raw)
+        self.devices = [self.cloud.add_device(f"BaceGo-{one}", datatypes=(6000, 6001)) for one in range(2)]
+        self.store = store
+        self.stack = AsyncExitStack()
+        self.sessions: list[str] = []
+        self.samples = 0
+        self.watch: Watching
+
+    async def start(self) -> None:
+        given = watching(self.cloud, self.store, self.clock, start="all", resolution=self.ways.wanted)
+        self.watch = await self.stack.enter_async_context(given)
+
+    async def restart(self) -> None:
+        await self.stack.aclose()
+        await self.start()
+
+    async def step(self, step: Step) -> None:
+        match step:
+            case ("look",):
+                await self.watch.look()
+            case ("look and visit at once",):
+                await asyncio.gather(self.watch.poll.poll(), self.watch.visit_due())
+            case ("restart",):
+                await self.restart()
+            case ("cut off", int(requests)):
+                await self.cut_off(requests)
+            case ("time", int(seconds)):
+                self.clock.forward(seconds)
+            case ("open", int(which)):
+                if len(self.sessions) < 4:
+                    self.sessions.append(self.cloud.open_session(self.devices[which % 2].id_group))
+            case (str(what), int(which), *how):
+                if self.sessions:
+                    self.change(what, self.sessions[which % len(self.sessions)], how)
+
+    def change(self, what: str, session: str, how: list[Any]) -> None:
+        cloud = self.cloud
+        row = cloud.sessions.get(session)
+        if row is None:
+            return
+        if what == "points":
+            count, back = how
+            self.samples += 1
+            series = next(cloud.series_of(row)) if self.samples % 2 else list(cloud.series_of(row))[-1]
+            first = self.clock.now - back + self.samples / 256
+            made = [(first + 7 * one, float(self.samples + one)) for one in range(count)]
+            cloud.add_points(session, series.id_container_data_latest, made)
+        elif what == "correct" and not row.is_ingestion_finished:
+            for series_id, track in list(cloud.samples.of(session).items()):
+                cloud.add_points(session, series_id, [(track.times[-1], track.values[-1] + 1)])
+        elif what == "rename":
+            cloud.rename_session(session, how[0])
+        elif what == "end" and row.end is None:
+            cloud.end_session(session)
+        elif what == "ingest" and row.end is not None:
+            cloud.finish_ingestion(session)
+        elif what == "reopen" and row.end is not None:
+            cloud.reopen_session(session)
+        elif what == "remove":
+            cloud.remove_session(session)
+
+    async def cut_off(self, requests: int) -> None:
+        """A look that ends, with the process, after so many requests."""
+        upto = self.watch.api_requests() + requests
+        look = asyncio.ensure_future(self.watch.look())
+        while not look.done() and self.watch.api_requests() < upto:
+            await asyncio.sleep(0)
+        look.cancel()
+        with suppress(asyncio.CancelledError):
+            await look
+        await self.restart()
+
+    async def come_to_rest(self) -> None:
+        """Every session ends and is ingested, and the watcher has all the time that it needs."""
+        for session in self.sessions:
+            if (row := self.cloud.sessions.get(session)) is not None:
+                self.clock.forward(15)
+                if row.end is None:
+                    self.cloud.end_session(session)
+                self.cloud.finish_ingestion(session)
+        for _ in range(12):
+            self.clock.forward(61)
+            await self.watch.look()
+
+    async def served(self, session: str) -> dict[tuple[str, str], tuple[Any, ...]]:
+        """What the cloud serves now, in the grid's windows, by series and time."""
+        tracks = self.cloud.samples.of(session)
+        if self.ways.wanted == "finest":
+            return {
+                (series, iso_utc(at)): (value, value, value, 1)
+                for series, track in tracks.items()
+                for at, value in zip(track.times, track.values, strict=True)
+            }
+        found: dict[tuple[str, str], tuple[Any, ...]] = {}
+        for start in {window_at(at).start for track in tracks.values() for at in track.times}:
+            read = await self.watch.api.datapoints(session, start, start + SPAN, urgency=Urgency.LIVE)
+            for point in read.points:
+                found[point.series_id, iso_utc(point.timestamp)] = (point.min, point.max, point.avg, point.count)
+        return found
+
+
+def in_order(told: Sequence[LoggedEvent]) -> None:
+    """The contract's order of one session's events."""
+    ended, removed, revision = False, False, -1
+    assert types(told).index("session.started") == 0
+    assert types(told).count("session.started") == 1
+    for one in told:
+        match one.event.type:
+            case "session.ended":
+                assert not ended, "ended twice"
+                ended = True
+            case "session.reopened":
+                assert ended or removed, "reopened, but never over"
+                ended = removed = False
+            case "session.removed":
+                removed = True
+            case "session.csv_ready":
+                assert ended, "a CSV before the end"
+                assert data(one)["csv"]["revision"] == revision + 1
+                revision += 1
+
+
+def by_point(told: Sequence[LoggedEvent]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for point in points(told):
+        found[point["series_id"], point["timestamp"]].append(point)
+    return found
+
+
+async def check(history: History) -> None:
+    logged = await history.watch.all_events()
+    ids = [one.event.id for one in logged]
+    assert len(set(ids)) == len(ids)
+    for session in history.sessions:
+        told = [one for one in logged if one.event.session_id == session]
+        if told:
+            in_order(told)
+        row = history.cloud.sessions.get(session)
+        if row is None:
+            assert not told or told[-1].event.type == "session.removed"
+            continue
+        values = by_point(told)
+        for revisions in values.values():
+            assert [one["revision"] for one in revisions] == list(range(len(revisions)))
+        for key, served in (await history.served(session)).items():
+            assert key in values, f"never told: {key}"
+            last = values[key][-1]
+            assert (last["min"], last["max"], last["avg"], last["count"]) == served
+        over = [one for one in told if one.event.type in {"session.datapoints", "session.ended", "session.csv_ready"}]
+        assert over[-1].event.type == "session.csv_ready"
+        assert data(over[-1])["csv"]["datapoint_count"] == row.datapoint_count
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(ways=WORLDS, steps=STEPS)
+async def test_whatever_happens_in_the_cloud_is_told_in_order(
+    ways: World, steps: list[Step], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    history = History(ways, tmp_path_factory.mktemp("store") / "b.db")
+    await history.start()
+    try:
+        for step in steps:
+            await history.step(step)
+        await history.come_to_rest()
+        await check(history)
+        history.clock.forward(61)
+        assert types(await history.watch.look()) == []
+    finally:
+        await history.stack.aclose()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+async def test_a_bucket_that_swallows_a_point_hides_no_other(clock: Clock, tmp_path: Path) -> None:
+    """A lone sample is told with its own time and again in its bucket: counted twice, it stood for a missing one."""
+    cloud = simulated(clock)
+    cloud.resolution = Resolution(raw=0)
+    device = cloud.add_device("BaceGo-1")
+    series = device.series[0].id_container_data_latest
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        session = cloud.open_session(device.id_group)
+        for value in (1.0, 2.0):
+            cloud.add_points(session, series, [(clock.now + 1, value)])
+            clock.forward(15)
+            assert len(points(await watch.look())) == 1
+        cloud.end_session(session)
+        cloud.add_points(session, series, [(clock.now - 90_000, 3.0)])
+        cloud.finish_ingestion(session)
+        told = await watch.look()
+    assert types(told) == ["session.datapoints", "session.ended", "session.csv_ready"]
+    assert [one["avg"] for one in points(told)] == [3.0]
+
+
+async def test_the_large_windows_of_a_long_session_are_settled_and_left_alone(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock, "per-page-max 5")
+    device = cloud.add_device("BaceGo-1")
+    series = device.series[0].id_container_data_latest
+    costs = []
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        session = cloud.open_session(device.id_group)
+        for hour in range(6):
+            cloud.add_points(session, series, [(clock.now + 100 * one, 1.0) for one in range(36)])
+            if hour:
+                cloud.add_points(session, series, [(clock.now - 3301, 2.0)])
+            for _ in range(4):
+                clock.forward(900)
+                before = watch.api_requests()
+                told = points(await watch.look())
+                cost = watch.api_requests() - before
+            costs.append(cost)
+            assert all(one["revision"] == 0 for one in told)
+        every = points(await watch.all_events())
+    assert costs[1:] == [costs[-1]] * 5, "an hour more costs no request more"
+    assert sum(one["avg"] == 2.0 for one in every) == 5, "a late point in such a window is found"
+
+
+class CloudThatIgnoresTheBeginning:
+    """Honours the upper bound alone, so that rows of earlier windows come along."""
+
+    clock_ahead = 0.0
+
+    def __init__(self, watch: Watching, beginning: float) -> None:
+        self._api, self._beginning = watch.api, int(beginning)
+
+    async def datapoints(self, session_id: str, start: int | None, end: int | None, *, urgency: Urgency) -> PointsRead:
+        if start is None or end is None:
+            return await self._api.datapoints(session_id, start, end, urgency=urgency)
+        hours = range(self._beginning, end, SPAN)
+        parts = [await self._api.datapoints(session_id, hour, hour + SPAN, urgency=urgency) for hour in hours]
+        found = tuple(point for part in parts for point in part.points)
+        return PointsRead(found, 1, held=all(start <= point.timestamp < end for point in found))
+
+
+async def test_a_bound_that_is_ignored_loses_nothing(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    start = clock.now - 5 * SPAN
+    session = cloud.open_session(device.id_group, start=start, created_at=start)
+    samples = [(start + 10 + hour * SPAN, float(hour)) for hour in range(5)]
+    cloud.add_points(session, device.series[0].id_container_data_latest, samples)
+    cloud.end_session(session)
+    cloud.finish_ingestion(session)
+    async with watching(cloud, tmp_path / "b.db", clock, start="all") as watch:
+        await watch.poll.poll()
+        (known,) = await watch.journal.due_visits(clock.now, 9)
+        doubtful = CloudThatIgnoresTheBeginning(watch, start)
+        visit = Visit(known, doubtful, watch.journal, watch.settings, deciding=watch.deciding, clock=clock)
+        await visit.make()
+        told = await watch.all_events()
+    assert [one["avg"] for one in points(told)] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert types(told)[-2:] == ["session.ended", "session.csv_ready"]

@@ -1,0 +1,150 @@
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from bace_bridge.domain.datapoints import (
+    Datapoint,
+    Datatype,
+    News,
+    Told,
+    ToldPoint,
+    datapoint_events,
+    newest_per_series,
+    samples_per_day,
+    samples_told,
+    tell,
+)
+from bace_bridge.domain.sessions import DataSession, KnownSession
+
+NOON = 1_764_590_400.0
+KNOWN = KnownSession(session=DataSession("s1", "g1", NOON), device_label="BaceGo-1")
+POINT = Datapoint("x", "device", 6000, NOON, 1.0, 3.0, 2.0, 4)
+
+
+@pytest.mark.parametrize(
+    ("served", "revision"),
+    [
+        (POINT, None),
+        (replace(POINT, min=0.0), 3),
+        (replace(POINT, max=4.0), 3),
+        (replace(POINT, avg=2.5), 3),
+        (replace(POINT, count=5), 3),
+        (replace(POINT, avg=None), 3),
+        (replace(POINT, timestamp=NOON + 60), 0),
+        (replace(POINT, series_id="y"), 0),
+        (replace(POINT, datatype=6001), None),
+    ],
+)
+def test_a_point_is_news_when_it_is_new_or_its_values_are(served: Datapoint, revision: int | None) -> None:
+    told: Told = {"x": {NOON: ToldPoint(1.0, 3.0, 2.0, 4, 2)}}
+    after, news = tell(told, [served])
+    assert news == ([] if revision is None else [News(served, revision)])
+    assert told == {"x": {NOON: ToldPoint(1.0, 3.0, 2.0, 4, 2)}}, "what was told before is not changed in place"
+    assert tell(after, [served]) == (after, [])
+
+
+def test_news_are_told_oldest_first_and_a_point_served_twice_counts_both_values() -> None:
+    late, early = replace(POINT, timestamp=NOON + 60), replace(POINT, count=9)
+    after, news = tell({}, [late, POINT, early])
+    assert [(one.point, one.revision) for one in news] == [(POINT, 0), (early, 1), (late, 0)]
+    assert samples_told(after) == 9 + 4
+
+
+def test_what_was_told_survives_the_store() -> None:
+    told, _ = tell({}, [POINT, replace(POINT, timestamp=NOON + 0.1, min=None, max=None, avg=None)])
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(told), type=Told) == told
+
+
+def test_samples_are_counted_by_utc_day() -> None:
+    stamps = [-1.0, 0.0, 86399.9, 86400.0]
+    assert samples_per_day(replace(POINT, timestamp=one) for one in stamps) == {-1: 4, 0: 8, 1: 4}
+
+
+def test_the_newest_point_of_each_series() -> None:
+    _, news = tell({}, [replace(POINT, timestamp=NOON + one, series_id=series) for one in range(3) for series in "xy"])
+    newest = newest_per_series(news)
+    assert {series: one.point.timestamp for series, one in newest.items()} == {"x": NOON + 2, "y": NOON + 2}
+
+
+def test_a_point_is_shown_as_the_contract_says() -> None:
+    datatypes = {6000: Datatype("Heart rate", "bpm")}
+    (event,) = datapoint_events(KNOWN, [News(POINT, 2)], datatypes, now=NOON + 9)
+    shown = msgspec.json.decode(event.data)
+    assert shown["datapoints"] == [
+        {
+            "series_id": "x",
+            "source_device": "device",
+            "datatype": 6000,
+            "name": "Heart rate",
+            "unit": "bpm",
+            "timestamp": "2025-12-01T12:00:00Z",
+            "min": 1.0,
+            "max": 3.0,
+            "avg": 2.0,
+            "count": 4,
+            "revision": 2,
+        }
+    ]
+    assert (shown["session"]["id"], shown["device"]["label"], shown["observed_at"]) == (
+        "s1",
+        "BaceGo-1",
+        "2025-12-01T12:00:09Z",
+    )
+    (event,) = datapoint_events(KNOWN, [News(POINT, 2)], {}, now=NOON)
+    assert [msgspec.json.decode(event.data)["datapoints"][0][key] for key in ("name", "unit")] == [None, None]
+
+
+TEXT = st.text(max_size=255)
+"""Names, units and labels, up to what a column of a database holds; also what JSON writes as six bytes."""
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    count=st.integers(0, 650),
+    name=TEXT,
+    unit=TEXT,
+    label=st.none() | TEXT,
+    device=st.none() | TEXT,
+    series=st.text("0123456789abcdef-", min_size=1, max_size=64),
+    value=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    revision=st.integers(0, 2**40),
+)
+def test_an_event_has_at_most_200_points_and_stays_under_64_kib(
+    count: int,
+    name: str,
+    unit: str,
+    label: str | None,
+    device: str | None,
+    series: str,
+    value: float | None,
+    revision: int,
+) -> None:
+    session = replace(KNOWN.session, label=label)
+    known = replace(KNOWN, session=session, device_label=device)
+    news = [
+        News(Datapoint(series, series, 6000, NOON + one, value, value, value, 2**31), revision) for one in range(count)
+    ]
+    told = datapoint_events(known, news, {6000: Datatype(name, unit)}, now=NOON)
+    shown = [msgspec.json.decode(event.data)["datapoints"] for event in told]
+    assert all(1 <= len(one) <= 200 for one in shown)
+    assert all(len(event.data) <= 60 * 1024 for event in told), "the envelope has to fit into 64 KiB, too"
+    stamps = [one["timestamp"] for page in shown for one in page]
+    assert len(stamps) == count
+    assert stamps == sorted(stamps)
+    assert len({event.id for event in told}) == len(told)
+    newest = [page[-1].point.timestamp for page in _chunks(news, [len(one) for one in shown])]
+    assert [event.time for event in told] == newest
+
+
+def _chunks(news: list[News], sizes: list[int]) -> list[list[News]]:
+    rest = iter(news)
+    return [[next(rest) for _ in range(size)] for size in sizes]
+
+
+def test_many_small_points_fill_their_events() -> None:
+    """Halving an event that is too large must not end in hundreds of tiny ones."""
+    news = [News(replace(POINT, timestamp=NOON + one), 0) for one in range(450)]
+    told = datapoint_events(KNOWN, news, {}, now=NOON)
+    assert [len(msgspec.json.decode(event.data)["datapoints"]) for event in told] == [200, 200, 50]

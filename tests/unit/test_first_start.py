@@ -1,0 +1,52 @@
+import pytest
+
+from bace_bridge.domain.first_start import BEFORE_EVERYTHING, PLAUSIBLE_AHEAD, StartKind, first_start_from
+from bace_bridge.domain.sessions import DataSession, is_history
+
+NOW = 1_764_590_400.0
+
+
+def row(updated_at: float | None, created_at: float | None = None) -> DataSession:
+    return DataSession("s1", "g1", 0.0, end=1.0, updated_at=updated_at, created_at=created_at)
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds", "rows", "expected"),
+    [
+        ("all", 0.0, [row(NOW - 5)], BEFORE_EVERYTHING),
+        ("since", 77.0, [row(NOW - 5)], 77.0),
+        ("since", 77.0, [], 77.0),
+        ("ago", 3600.0, [row(NOW - 5)], NOW - 3600),
+        ("now", 0.0, [], BEFORE_EVERYTHING),
+        ("now", 0.0, [row(NOW - 9), row(NOW - 5)], NOW - 5),
+        ("now", 0.0, [row(None, NOW - 7), row(NOW - 9, NOW - 8)], NOW - 7),
+        ("now", 0.0, [row(None)], NOW),
+        ("now", 0.0, [row(NOW + PLAUSIBLE_AHEAD)], NOW + PLAUSIBLE_AHEAD),
+        ("now", 0.0, [row(NOW + PLAUSIBLE_AHEAD + 1)], NOW),
+    ],
+    ids=[
+        "all",
+        "since",
+        "since, in an empty cloud",
+        "ago",
+        "an empty cloud has no history",
+        "its newest update",
+        "its newest record",
+        "rows without times",
+        "the cloud's clock is ahead",
+        "a row from the future",
+    ],
+)
+def test_from_when_on_a_first_start_reports(
+    kind: StartKind, seconds: float, rows: list[DataSession], expected: float
+) -> None:
+    assert first_start_from(kind, seconds, rows, now=NOW) == expected
+
+
+def test_now_makes_history_of_all_that_is_over() -> None:
+    rows = [row(NOW - 5, NOW - 50), row(NOW - 50, NOW - 60)]
+    assert all(is_history(one, first_start_from("now", 0.0, rows, now=NOW - 1000)) for one in rows)
+
+
+def test_all_makes_history_of_nothing() -> None:
+    assert not is_history(row(NOW, NOW), first_start_from("all", 0.0, [row(NOW)], now=NOW))

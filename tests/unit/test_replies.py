@@ -1,0 +1,352 @@
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bace_bridge.cloud.replies import (
+    parse_datapoints,
+    parse_groups,
+    parse_problem,
+    parse_series_axes,
+    parse_session,
+    parse_sessions,
+    parse_token,
+)
+from bace_bridge.domain.datapoints import Datapoint
+from bace_bridge.domain.sessions import DataSession
+from bace_bridge.domain.timestamps import iso_utc
+from bace_bridge.errors import UnexpectedReply
+
+ID = "0c7c3d9e-4c53-4a13-9e8b-9d7e3e6a3c11"
+GROUP = "8be0b0d4-8a52-4f0e-9b7e-4a3f6f1d2c22"
+SESSION = {"id_data_session": ID, "id_group": GROUP, "start": 1_648_641_893}
+POINT = {"id_container_data_latest": "series", "datatype": 5205, "timestamp_seconds": 1_648_641_893.5}
+
+
+def page(*items: Any, meta: Any = None) -> bytes:
+    return json.dumps({"items": items} | ({} if meta is None else {"_meta": meta})).encode()
+
+
+def session(**changes: Any) -> DataSession:
+    return parse_session(json.dumps(SESSION | changes).encode()).session
+
+
+def point(**changes: Any) -> Datapoint:
+    return parse_datapoints(page(POINT | changes), {}).items[0]
+
+
+def test_a_session_as_the_documentation_shows_it() -> None:
+    seen = session(
+        end=1_648_642_000,
+        id_person=None,
+        label="Night",
+        created_at=1_648_641_897,
+        created_by=None,
+        updated_at=1_648_642_317,
+        archived_at=None,
+        datapoint_count=83,
+        isIngestionFinished=True,
+        isArchived=False,
+        _links={"self": {"href": "http://internal"}},
+    )
+    assert seen == DataSession(
+        ID,
+        GROUP,
+        1_648_641_893.0,
+        end=1_648_642_000.0,
+        label="Night",
+        created_at=1_648_641_897.0,
+        updated_at=1_648_642_317.0,
+        datapoint_count=83,
+        ingestion_finished=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "attribute", "expected"),
+    [
+        ("start", "1648641893", "start", 1_648_641_893.0),
+        ("end", "1648641893.5", "end", 1_648_641_893.5),
+        ("end", 0, "end", 0.0),
+        ("datapoint_count", "83", "datapoint_count", 83),
+        ("datapoint_count", 83.0, "datapoint_count", 83),
+        ("isIngestionFinished", 1, "ingestion_finished", True),
+        ("isIngestionFinished", "0", "ingestion_finished", False),
+        ("isIngestionFinished", None, "ingestion_finished", False),
+        ("isArchived", "true", "archived", True),
+        ("label", 7, "label", "7"),
+        ("label", "007", "label", "007"),
+        ("label", "null", "label", "null"),
+        ("label", "true", "label", "true"),
+        ("label", "", "label", ""),
+        ("id_person", 12, "person_id", "12"),
+        ("unknown", {"deep": [1]}, "label", None),
+    ],
+)
+def test_a_session_is_read_tolerantly(name: str, value: Any, attribute: str, expected: object) -> None:
+    found = getattr(session(**{name: value}), attribute)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id_data_session": "../user/self"},
+        {"id_data_session": ""},
+        {"id_data_session": "a" * 65},
+        {"id_group": "a/b"},
+        {"id_group": "a b"},
+        {"id_group": "+"},
+        {"id_group": "#"},
+        {"start": None},
+        {"start": "soon"},
+        {"start": 1e12},
+        {"start": "nan"},
+        {"end": "inf"},
+        {"end": -1e12},
+        {"label": ["x"]},
+        {"datapoint_count": "many"},
+        {"isIngestionFinished": "maybe"},
+    ],
+)
+def test_what_cannot_be_read_of_a_session_is_not_guessed(changes: dict[str, Any]) -> None:
+    with pytest.raises(UnexpectedReply, match="cannot be read"):
+        session(**changes)
+
+
+@pytest.mark.parametrize("missing", ["id_data_session", "id_group", "start"])
+def test_a_session_without_its_essentials_is_named(missing: str) -> None:
+    row = {name: value for name, value in SESSION.items() if name != missing}
+    with pytest.raises(UnexpectedReply, match=missing):
+        parse_session(json.dumps(row).encode())
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"id_data_session":'])
+def test_what_is_no_session_at_all(body: bytes) -> None:
+    with pytest.raises(UnexpectedReply):
+        parse_session(body)
+
+
+@pytest.mark.parametrize(
+    ("group", "label"),
+    [
+        ({"label": "BaceGo-001"}, "BaceGo-001"),
+        ({"label": None}, None),
+        ({"label": 5}, None),
+        ([{"label": "x"}], None),
+        ("BaceGo-001", None),
+        (None, None),
+    ],
+)
+def test_the_label_of_an_expanded_group_in_any_shape(group: Any, label: str | None) -> None:
+    assert parse_session(json.dumps(SESSION | {"group": group}).encode()).device_label == label
+
+
+def test_a_row_that_cannot_be_read_does_not_take_its_page_along() -> None:
+    found = parse_sessions(page(SESSION, SESSION | {"start": "soon"}, 7, SESSION), {})
+    assert len(found.items) == 2
+    assert found.count == 4
+    assert [name.split(":")[0] for name in found.unreadable] == ["items[1]", "items[2]"]
+    assert "$.start" in found.unreadable[0]
+    found = parse_sessions(page(SESSION, SESSION | {"id_group": "a/b"}), {})
+    assert found.unreadable == ("items[1]: id_group 'a/b' is not an id",)
+
+
+def test_a_page_of_which_nothing_can_be_read_is_an_error() -> None:
+    """Otherwise a changed format would look like an empty cloud, and every session like a removed one."""
+    with pytest.raises(UnexpectedReply, match=r"no row .* items\[0\]"):
+        parse_sessions(page({"id": 1}, {"id": 2}), {})
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"null", b"{}", b'{"items":null}', b'{"items":{}}', b'{"items":[', b"\xff"]
+)
+def test_what_is_no_page_is_an_error(body: bytes) -> None:
+    with pytest.raises(UnexpectedReply):
+        parse_sessions(body, {})
+
+
+HEADERS = {
+    "X-Pagination-Total-Count": "9",
+    "X-Pagination-Page-Count": "3",
+    "X-Pagination-Current-Page": "2",
+}
+
+
+@pytest.mark.parametrize(
+    ("meta", "headers", "expected"),
+    [
+        ({"totalCount": 7, "pageCount": 2, "currentPage": 1, "perPage": 5}, {}, (7, 2, 1)),
+        ({"totalCount": "7", "pageCount": "2", "currentPage": "1"}, {}, (7, 2, 1)),
+        ({"totalCount": 0, "pageCount": 0, "currentPage": 1}, HEADERS, (0, 0, 1)),
+        (None, HEADERS, (9, 3, 2)),
+        ({"totalCount": 7}, HEADERS, (7, 3, 2)),
+        (None, {}, (None, None, None)),
+        (None, {"X-Pagination-Page-Count": "many"}, (None, None, None)),
+    ],
+)
+def test_the_figures_of_a_page(
+    meta: Any, headers: dict[str, str], expected: tuple[int | None, int | None, int | None]
+) -> None:
+    found = parse_sessions(page(SESSION, meta=meta), headers)
+    assert (found.total, found.page_count, found.page) == expected
+    broken = parse_sessions(page(SESSION, {}, meta=meta), headers)
+    assert (broken.total, broken.page_count, broken.page, broken.count) == (*expected, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "attribute", "expected"),
+    [
+        ({"min_val": "3.95"}, "min", 3.95),
+        ({"max_val": 5}, "max", 5.0),
+        ({"avg_val": None}, "avg", None),
+        ({}, "count", 1),
+        ({"count_val": None}, "count", 1),
+        ({"count_val": "12"}, "count", 12),
+        ({"datatype": "6000"}, "datatype", 6000),
+        ({"timestamp_seconds": "1648641893.25"}, "timestamp", 1_648_641_893.25),
+        ({"timestamp_seconds": 1_648_641_893}, "timestamp", 1_648_641_893.0),
+        ({}, "source_device", "unknown"),
+        ({"source_device": ""}, "source_device", "unknown"),
+        ({"source_device": "d1"}, "source_device", "d1"),
+    ],
+)
+def test_a_datapoint_is_read_tolerantly(changes: dict[str, Any], attribute: str, expected: object) -> None:
+    found = getattr(point(**changes), attribute)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"timestamp_seconds": None},
+        {"timestamp_seconds": "nan"},
+        {"timestamp_seconds": 1e12},
+        {"timestamp_seconds": "-1e12"},
+        {"id_container_data_latest": None},
+        {"datatype": "heart"},
+        {"count_val": 1.5},
+        {"min_val": "low"},
+    ],
+)
+def test_a_datapoint_that_cannot_be_read_is_named(changes: dict[str, Any]) -> None:
+    found = parse_datapoints(page(POINT, POINT | changes), {})
+    assert len(found.items) == 1
+    assert [name.split(":")[0] for name in found.unreadable] == ["items[1]"]
+
+
+def test_groups_by_their_group_id_else_by_their_id() -> None:
+    rows = [{"id": 4, "id_group": GROUP, "label": "BaceGo-1"}, {"id": "x", "label": None}, {"id": 7}]
+    assert parse_groups(page(*rows), {}).items == ((GROUP, "BaceGo-1"), ("x", None), ("7", None))
+
+
+@pytest.mark.parametrize(
+    ("expanded", "axes"),
+    [
+        ({"datatypes": [6000, "6001"], "physicalDevices": ["b", "a"]}, ((6000, 6001), ("a", "b"))),
+        ({"datatypes": [{"datatype": 6000}, {"id": 6001}]}, ((6000, 6001), ())),
+        ({"datatypes": {"x": {"id_datatype": "6000"}}}, ((6000,), ())),
+        ({"physicalDevices": [{"id_physical_device": "a", "id": 9}, {"source_device": "b"}]}, ((), ("a", "b"))),
+        ({"physicalDevices": {"1": "a", "2": "a"}}, ((), ("a",))),
+        ({"datatypes": ["heart", None, 5.5, [6000]], "physicalDevices": ["a/b", {}]}, ((), ())),
+        ({"datatypes": "6000", "physicalDevices": 7}, ((), ())),
+        ({}, ((), ())),
+    ],
+)
+def test_series_axes_in_any_shape(expanded: dict[str, Any], axes: Any) -> None:
+    assert parse_series_axes(json.dumps(expanded).encode()) == axes
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"\xff"])
+def test_no_axes_in_what_is_no_session(body: bytes) -> None:
+    assert parse_series_axes(body) == ((), ())
+
+
+def test_a_token() -> None:
+    reply = parse_token(b'{"access_token":"a","expires_in":"86400","token_type":"Bearer","scope":null}')
+    assert (reply.access_token, reply.expires_in, reply.refresh_token) == ("a", 86400.0, None)
+    assert parse_token(b'{"access_token":"a"}').expires_in == 86400
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"{}", b'{"access_token":null}', b"\xff"])
+def test_what_is_no_token_is_never_quoted(body: bytes) -> None:
+    with pytest.raises(UnexpectedReply) as caught:
+        parse_token(body)
+    assert str(caught.value) == "the token endpoint answered something that is not a token"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ('{"name":"Not Found","message":"Object not found","code":0,"status":404}', "Object not found"),
+        ('{"name":"Not Found"}', "Not Found"),
+        ('{"message":"two\\n  lines"}', "two lines"),
+        ('[{"field":"start","message":"must be an integer"},7]', "start: must be an integer"),
+        (json.dumps({"message": "x" * 500}), "x" * 120),
+        (json.dumps([{"field": "x" * 500, "message": ""}]), "x" * 120),
+        ("{}", None),
+        ("<html>no such route</html>", None),
+        ("", None),
+        ("7", None),
+    ],
+)
+def test_the_message_of_an_error(body: str, said: str | None) -> None:
+    assert parse_problem(body.encode()) == said
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+ROWS = st.fixed_dictionaries({}, optional=dict.fromkeys((*SESSION, *POINT, "label", "end", "group", "id"), JSON))
+
+
+@given(st.lists(ROWS, max_size=3), JSON)
+def test_whatever_comes_is_read_or_named_and_nothing_else_is_raised(rows: list[Any], other: Any) -> None:
+    for body in (page(*rows, meta=other), page(SESSION | POINT, *rows), json.dumps(other).encode()):
+        for parse in (parse_sessions, parse_datapoints, parse_groups):
+            try:
+                found = parse(body, {})
+            except UnexpectedReply:
+                continue
+            assert found.count == len(found.items) + len(found.unreadable)
+        parse_series_axes(body)
+        parse_problem(body)
+
+
+NOT_YET = pytest.mark.xfail(reason="cloud/replies.py checks neither these times nor these values")
+
+
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(-9.9e10, marks=NOT_YET), pytest.param(-6.3e10, marks=NOT_YET), -6.2e10, 0.0, 9.9e10]
+)
+def test_a_time_that_is_accepted_can_be_shown(seconds: float) -> None:
+    """One row with an absurd time must be named, not end the process each time that it is shown."""
+    for name in ("start", "end", "created_at", "updated_at"):
+        found = parse_sessions(page(SESSION, SESSION | {name: seconds}), {})
+        for one in found.items:
+            times = (one.session.start, one.session.end, one.session.created_at, one.session.updated_at)
+            assert all(iso_utc(time) for time in times if time is not None)
+    for found_point in parse_datapoints(page(POINT, POINT | {"timestamp_seconds": seconds}), {}).items:
+        assert iso_utc(found_point.timestamp)
+
+
+@NOT_YET
+@pytest.mark.parametrize("name", ["created_at", "updated_at"])
+@pytest.mark.parametrize("value", [1e300, "nan", "inf"])
+def test_an_absurd_time_is_named(name: str, value: Any) -> None:
+    found = parse_sessions(page(SESSION, SESSION | {name: value}), {})
+    assert len(found.unreadable) == 1
+
+
+@NOT_YET
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_value_that_json_cannot_hold_is_named(value: str) -> None:
+    """It would be told as null, and NaN as changed at every look: it does not even equal itself."""
+    found = parse_datapoints(page(POINT, POINT | {"avg_val": value}), {})
+    assert len(found.unreadable) == 1

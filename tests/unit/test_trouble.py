@@ -1,0 +1,70 @@
+import msgspec
+import pytest
+
+from bace_bridge.domain.trouble import CloudTrouble, Kind, after_failure, after_success
+
+NOON = 1_764_590_400.0
+
+Step = Kind | None
+"""A failure of some kind, or a look that went well."""
+
+
+def told(steps: list[Step]) -> list[list[str]]:
+    """What each of these looks, ten seconds apart, tells."""
+    trouble, found = CloudTrouble(), []
+    for number, step in enumerate(steps):
+        now = NOON + 10 * number
+        if step is None:
+            trouble, events = after_success(trouble, now=now)
+        else:
+            trouble, events = after_failure(trouble, step, "refused", now=now)
+        found.append([event.type.removeprefix("cloud.") for event in events])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([None, None], [[], []]),
+        (["unreachable", None], [[], []]),
+        (["unreachable", None, "unreachable"], [[], [], []]),
+        (["unreachable", "unreachable", "unreachable", None, None], [[], ["unreachable"], [], ["recovered"], []]),
+        (["auth_failed", "auth_failed", None], [["auth_failed"], [], ["recovered"]]),
+        (["unreachable", "auth_failed", None], [[], ["auth_failed"], ["recovered"]]),
+        (["unreachable", "unreachable", "auth_failed", None], [[], ["unreachable"], ["auth_failed"], ["recovered"]]),
+        (
+            ["unreachable", "unreachable", None, "unreachable", "unreachable"],
+            [[], ["unreachable"], ["recovered"], [], ["unreachable"]],
+        ),
+    ],
+    ids=[
+        "all is well",
+        "a hiccup",
+        "two hiccups",
+        "away and back",
+        "a refused login is told at once",
+        "away, then refused",
+        "told as away, then refused",
+        "away twice",
+    ],
+)
+def test_trouble_is_told_once_and_so_is_its_end(steps: list[Step], expected: list[list[str]]) -> None:
+    assert told(steps) == expected
+
+
+def test_trouble_says_since_when_and_why() -> None:
+    trouble, _ = after_failure(CloudTrouble(), "unreachable", "no route", now=NOON)
+    trouble, (away,) = after_failure(trouble, "unreachable", "still no route", now=NOON + 10)
+    assert msgspec.json.decode(away.data) == {
+        "reason": "still no route",
+        "since": "2025-12-01T12:00:00Z",
+        "observed_at": "2025-12-01T12:00:10Z",
+    }
+    assert (away.time, away.session_id, away.device_id) == (NOON, None, None)
+    trouble, (back,) = after_success(trouble, now=NOON + 70.5)
+    assert msgspec.json.decode(back.data) == {
+        "since": "2025-12-01T12:00:00Z",
+        "seconds": 70.5,
+        "observed_at": "2025-12-01T12:01:10.500Z",
+    }
+    assert trouble == CloudTrouble()

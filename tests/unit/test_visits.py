@@ -1,0 +1,140 @@
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from bace_bridge.domain.sessions import END_PATIENCE, DataSession, KnownSession
+from bace_bridge.domain.visits import MOST_FAILED_VISITS, SLOWEST_LATE_VISIT, Outcome, conclude, end_is_due
+
+NOON = 1_764_590_400.0
+ACTIVE = KnownSession(session=DataSession("s1", "g1", NOON - 60), visit_at=NOON)
+ENDED = replace(ACTIVE, session=replace(ACTIVE.session, end=NOON - 5), end_seen_at=NOON)
+INGESTED = replace(ENDED, session=replace(ENDED.session, ingestion_finished=True, datapoint_count=3), csv_due=True)
+END_TOLD = {"end_told": NOON - 5}
+
+
+def after(known: KnownSession, outcome: Outcome | None, *, now: float = NOON) -> tuple[KnownSession, list[str]]:
+    concluded = conclude(known, outcome, csv_url="https://cloud.example/csv", interval=15.0, now=now)
+    return concluded.known, [event.type for event in concluded.events]
+
+
+@pytest.mark.parametrize(
+    ("known", "read", "failed", "waited", "due"),
+    [
+        (ACTIVE, True, False, 0.0, False),
+        (ENDED, True, False, 0.0, True),
+        (ENDED, False, True, 0.0, True),
+        (ENDED, False, False, END_PATIENCE - 0.1, False),
+        (ENDED, False, False, END_PATIENCE, True),
+        (replace(ENDED, end_seen_at=None), False, False, 1e6, False),
+        (replace(ENDED, over_when_found=True), False, False, 1e6, False),
+        (replace(ENDED, over_when_found=True), True, False, 0.0, True),
+        (replace(ENDED, end_told=NOON - 5), True, True, 1e6, False),
+        (replace(ENDED, removed=True), True, True, 1e6, False),
+    ],
+    ids=[
+        "active",
+        "all is read",
+        "nothing can be read",
+        "patience",
+        "no more patience",
+        "the end was seen nobody knows when",
+        "history has time",
+        "history is read",
+        "told already",
+        "removed",
+    ],
+)
+def test_when_an_end_is_due(known: KnownSession, read: bool, failed: bool, waited: float, due: bool) -> None:
+    assert end_is_due(known, read=read, failed=failed, now=NOON + waited) is due
+
+
+@pytest.mark.parametrize(
+    ("known", "outcome", "told"),
+    [
+        (ACTIVE, "read", []),
+        (ENDED, "read", ["session.ended"]),
+        (ENDED, "failed", ["session.ended"]),
+        (ENDED, "more", []),
+        (ENDED, "unavailable", []),
+        (ENDED, None, []),
+        (INGESTED, "read", ["session.ended", "session.csv_ready"]),
+        (INGESTED, "failed", ["session.ended"]),
+        (INGESTED, "more", []),
+        (replace(INGESTED, **END_TOLD), "read", ["session.csv_ready"]),
+        (replace(INGESTED, **END_TOLD), "unavailable", []),
+        (replace(INGESTED, **END_TOLD), None, []),
+        (replace(INGESTED, **END_TOLD, failed_visits=MOST_FAILED_VISITS - 2), "failed", []),
+        (replace(INGESTED, **END_TOLD, failed_visits=MOST_FAILED_VISITS - 1), "failed", ["session.csv_ready"]),
+        (replace(INGESTED, removed=True, csv_due=False), "read", []),
+    ],
+)
+def test_what_a_visit_leads_to(known: KnownSession, outcome: Outcome | None, told: list[str]) -> None:
+    concluded, types = after(known, outcome)
+    assert types == told
+    if told:
+        assert after(concluded, outcome, now=NOON + 1)[1] == []
+
+
+def test_a_slow_cloud_does_not_hold_an_alarm() -> None:
+    known, told = after(ENDED, None, now=NOON + END_PATIENCE)
+    assert told == ["session.ended"]
+    assert known.end_told == NOON - 5
+    assert after(known, "read", now=NOON + 60)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "told", "revision"),
+    [
+        ({}, True, 0),
+        ({"csv_revision": 0, "csv_facts": (3, NOON - 5, 0)}, False, 0),
+        ({"csv_revision": 0, "csv_facts": (3, NOON - 5, 0), "points_since_csv": True}, True, 1),
+        ({"csv_revision": 4, "csv_facts": (2, NOON - 5, 0)}, True, 5),
+        ({"csv_revision": 0, "csv_facts": (3, NOON - 9, 0)}, True, 1),
+        ({"csv_revision": 0, "csv_facts": (3, NOON - 5, 0), "reopenings": 1}, True, 1),
+    ],
+    ids=["first", "the same again", "other points", "another count", "another end", "reopened"],
+)
+def test_a_csv_has_a_new_revision_where_it_holds_something_new(
+    changes: dict[str, Any], told: bool, revision: int
+) -> None:
+    known = replace(INGESTED, **END_TOLD, **changes)
+    concluded = conclude(known, "read", csv_url="https://cloud.example/csv", interval=15.0, now=NOON)
+    shown = [msgspec.json.decode(event.data)["csv"] for event in concluded.events]
+    assert shown == ([{"url": "https://cloud.example/csv", "revision": revision, "datapoint_count": 3}] if told else [])
+    after = concluded.known
+    assert (after.csv_revision, after.csv_due, after.points_since_csv) == (revision, False, False)
+    assert after.csv_facts == after.facts_for_csv
+
+
+@pytest.mark.parametrize(
+    ("known", "outcome", "wait"),
+    [
+        (ACTIVE, "read", 15.0),
+        (ACTIVE, "more", 0.0),
+        (ACTIVE, "unavailable", 15.0),
+        (ACTIVE, "failed", 15.0),
+        (replace(ACTIVE, failed_visits=6), "failed", 64.0),
+        (replace(ACTIVE, failed_visits=40), "failed", 300.0),
+        (ENDED, "read", 15.0),
+        (replace(ENDED, session=replace(ENDED.session, end=NOON - 2000)), "read", 100.0),
+        (replace(ENDED, session=replace(ENDED.session, end=NOON - 1e6)), "read", SLOWEST_LATE_VISIT),
+        (replace(ENDED, session=replace(ENDED.session, end=NOON + 1e6)), "read", 15.0),
+        (INGESTED, "read", None),
+        (INGESTED, "unavailable", 15.0),
+        (INGESTED, "failed", 15.0),
+        (replace(INGESTED, **END_TOLD, failed_visits=MOST_FAILED_VISITS - 1), "failed", None),
+        (replace(ACTIVE, removed=True), "read", None),
+        (replace(ACTIVE, removed=True), "more", None),
+    ],
+)
+def test_when_the_next_visit_is(known: KnownSession, outcome: Outcome, wait: float | None) -> None:
+    assert after(known, outcome)[0].visit_at == (None if wait is None else NOON + wait)
+
+
+def test_failures_count_in_a_row() -> None:
+    known = ACTIVE
+    for outcome, failures in [("failed", 1), ("failed", 2), (None, 2), ("unavailable", 0), ("failed", 1), ("read", 0)]:
+        known = after(known, outcome)[0]  # type: ignore[arg-type]  # the literals widen in the list
+        assert known.failed_visits == failures

@@ -1,0 +1,211 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from bace_bridge.domain.sessions import DataSession, KnownSession
+from bace_bridge.domain.windows import (
+    DAY,
+    DIRECT_WINDOWS,
+    FINEST_SPAN,
+    SETTLING,
+    SPAN,
+    Due,
+    Window,
+    WindowState,
+    days_with_news,
+    halves,
+    is_settled,
+    leaf_at,
+    window_at,
+    windows_due,
+)
+
+NOON = 1_764_590_400
+HOUR = Window(NOON, NOON + SPAN)
+KNOWN = KnownSession(session=DataSession("s1", "g1", NOON + 5.0))
+
+
+def ended(end: float, **changes: Any) -> KnownSession:
+    return replace(KNOWN, session=replace(KNOWN.session, end=end), **changes)
+
+
+def state(window: Window, reading: int = 0, **changes: Any) -> WindowState:
+    return replace(WindowState(window.start, window.end, reading, settled=True), **changes)
+
+
+def states(*given: WindowState) -> dict[Window, WindowState]:
+    return {one.window: one for one in given}
+
+
+def hours(*numbers: int) -> list[Window]:
+    return [Window(NOON + one * SPAN, NOON + (one + 1) * SPAN) for one in numbers]
+
+
+def due(known: KnownSession, *given: WindowState, now: float, **more: Any) -> list[Window]:
+    return [one.window for one in windows_due(known, states(*given), now=now, **more)]
+
+
+@given(st.floats(-1e10, 1e10))
+def test_the_grid_covers_every_time_once(timestamp: float) -> None:
+    window = window_at(timestamp)
+    assert window.start <= timestamp < window.end
+    assert window.start % SPAN == 0
+    assert window.end - window.start == SPAN
+
+
+@given(st.integers(-(10**6), 10**6), st.integers(0, 7))
+def test_halves_share_out_a_window_on_whole_minutes(hour: int, depth: int) -> None:
+    window = Window(hour * SPAN, (hour + 1) * SPAN)
+    for _ in range(depth):
+        parts = halves(window)
+        if parts is None:
+            assert window.end - window.start == FINEST_SPAN
+            return
+        first, second = parts
+        assert (first.start, first.end, second.end) == (window.start, second.start, window.end)
+        assert first.end % FINEST_SPAN == 0
+        assert 0 < first.end - first.start <= second.end - second.start
+        window = second
+
+
+def test_a_point_belongs_to_the_smallest_window_that_was_split_out() -> None:
+    first, second = halves(HOUR) or (HOUR, HOUR)
+    quarter = (halves(first) or (first, first))[0]
+    known = states(state(HOUR, split=True), state(first, split=True), state(second))
+    assert leaf_at(NOON + 1, known) == quarter
+    assert leaf_at(first.end - 0.5, known) == Window(quarter.end, first.end)
+    assert leaf_at(first.end, known) == second
+    assert leaf_at(HOUR.end, known) == hours(1)[0]
+    minute = Window(NOON, NOON + FINEST_SPAN)
+    assert leaf_at(NOON + 1, {**known, quarter: state(quarter, split=False), minute: state(minute)}) == quarter
+
+
+@pytest.mark.parametrize(
+    ("known", "given", "now", "expected"),
+    [
+        (KNOWN, (), NOON + 10, hours(0)),
+        (KNOWN, (), NOON - 10_000, hours(0)),
+        (KNOWN, (), NOON + SPAN, hours(0, 1)),
+        (KNOWN, (state(HOUR),), NOON + SPAN, hours(1)),
+        (KNOWN, (state(HOUR, settled=False),), NOON + SPAN, hours(0, 1)),
+        (replace(KNOWN, reading=1), (state(HOUR),), NOON + SPAN, hours(0, 1)),
+        (replace(KNOWN, reading=1), (state(HOUR, reading=1),), NOON + SPAN, hours(1)),
+        (ended(NOON + 60.0), (), NOON + 10 * SPAN, hours(0)),
+        (ended(NOON + SPAN + 0.0), (), NOON + 10 * SPAN, hours(0, 1)),
+        (ended(NOON + 60.0, newest_point_at=NOON + SPAN + 1.0), (), NOON + 10 * SPAN, hours(0, 1)),
+        (ended(NOON + 60.0, newest_point_at=NOON + 1.0), (), NOON + 10 * SPAN, hours(0)),
+        (ended(NOON - 7200.0), (), NOON + 10 * SPAN, hours(0)),
+    ],
+    ids=[
+        "it has just begun",
+        "our clock is behind",
+        "an hour is over",
+        "the first hour is settled",
+        "the first hour is not settled",
+        "everything again",
+        "the first hour is read again",
+        "it is over",
+        "it ends on the hour",
+        "points after its end",
+        "the newest point is before its end",
+        "it ends before it begins",
+    ],
+)
+def test_which_windows_are_due(
+    known: KnownSession, given: tuple[WindowState, ...], now: float, expected: list[Window]
+) -> None:
+    assert due(known, *given, now=now) == expected
+
+
+def test_a_split_window_is_due_in_its_parts() -> None:
+    first, second = halves(HOUR) or (HOUR, HOUR)
+    assert due(KNOWN, state(HOUR, split=True), state(first), now=NOON + 10) == [second]
+
+
+def test_settled_windows_are_due_again_where_something_is_missing() -> None:
+    assert due(KNOWN, state(HOUR), now=NOON + 10) == []
+    assert due(KNOWN, state(HOUR), now=NOON + 10, again=True) == [HOUR]
+
+
+def test_a_long_session_is_not_laid_out_window_by_window() -> None:
+    years = replace(KNOWN, session=replace(KNOWN.session, start=1.0))
+    assert len(due(years, now=NOON)) == DIRECT_WINDOWS + 1
+
+
+def test_days_name_the_windows_that_are_worth_a_request() -> None:
+    day = NOON // DAY
+    known = replace(KNOWN, session=replace(KNOWN.session, start=1.0))
+    found = due(known, now=NOON + 60, days=frozenset({day, day - 3}))
+    assert found[0] == Window((day - 3) * DAY, (day - 3) * DAY + SPAN)
+    assert found[23].end == (day - 2) * DAY
+    assert found[24] == Window(day * DAY, day * DAY + SPAN)
+    assert found[-1] == HOUR, "nothing can be in the hours to come"
+    assert len(found) == 24 + 13
+
+
+@pytest.mark.parametrize(
+    ("changes", "now", "since"),
+    [
+        ({}, 60, NOON + 940),
+        ({"pages": 1}, 60, NOON),
+        ({"raw": False}, 60, NOON),
+        ({"newest": None}, 60, NOON),
+        ({"newest": NOON + 5.0}, 60, NOON),
+        ({"reading": -1}, 60, NOON),
+        ({}, SPAN + SETTLING - 1, NOON + 940),
+        ({}, SPAN + SETTLING, NOON),
+    ],
+    ids=[
+        "a large one goes on where it ended",
+        "a small one is read whole",
+        "buckets grow",
+        "nothing is known",
+        "no earlier than it begins",
+        "a new reading",
+        "it may still grow",
+        "read whole when it is time to settle it",
+    ],
+)
+def test_where_a_window_of_raw_points_is_continued(changes: dict[str, Any], now: float, since: int) -> None:
+    before = state(HOUR, settled=False, pages=2, raw=True, newest=NOON + 1000.5)
+    found = windows_due(KNOWN, states(replace(before, **changes)), now=NOON + now)
+    assert found[0] == Due(HOUR, since)
+
+
+@pytest.mark.parametrize(
+    ("known", "whole", "now", "settled"),
+    [
+        (KNOWN, True, SPAN + SETTLING - 1, False),
+        (KNOWN, True, SPAN + SETTLING, True),
+        (KNOWN, False, SPAN + SETTLING, False),
+        (ended(NOON + 60.0), True, 60 + SETTLING - 1, False),
+        (ended(NOON + 60.0), True, 60 + SETTLING, True),
+        (ended(NOON + 9000.0), True, SPAN + SETTLING, True),
+        (ended(NOON + 60.0, csv_due=True), True, 61, True),
+    ],
+)
+def test_when_a_window_is_settled(known: KnownSession, whole: bool, now: float, settled: bool) -> None:
+    assert is_settled(HOUR, known, whole=whole, now=NOON + now) is settled
+
+
+@pytest.mark.parametrize(
+    ("probe", "probed", "expected"),
+    [
+        ({}, {}, set()),
+        ({0: 3}, {}, set()),
+        ({0: 4}, {}, {0}),
+        ({0: 4}, {0: 4}, set()),
+        ({0: 5}, {0: 4}, {0}),
+        ({0: 2}, {}, set()),
+        ({1: 1, 2: 9}, {2: 9}, {1}),
+    ],
+    ids=["nothing", "all told", "one more", "the sums never agree", "and one more", "fewer", "other days"],
+)
+def test_the_days_on_which_there_is_something_new(
+    probe: dict[int, int], probed: dict[int, int], expected: set[int]
+) -> None:
+    told = states(state(Window(0, SPAN), samples=1), state(Window(DAY - SPAN, DAY), samples=2))
+    assert days_with_news(probe, replace(KNOWN, probed=probed), told) == expected
