@@ -4,6 +4,7 @@ Tolerant where the API is loosely typed: unknown fields, numbers as strings, boo
 frame. Pure.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
@@ -18,8 +19,8 @@ from bace_bridge.errors import UnexpectedReply
 T = TypeVar("T")
 Row = TypeVar("Row")
 
-FURTHEST = 1e11
-"""Epoch seconds beyond which a time is not one that a calendar holds; NaN compares as beyond."""
+EARLIEST, LATEST = -62_000_000_000.0, 253_000_000_000.0
+"""Epoch seconds of the years 5 and 9987: what lies beyond, and NaN, is no time that a calendar holds."""
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -207,12 +208,12 @@ def _session(row: _SessionRow) -> SeenSession:
     session = DataSession(
         id=_checked_id("id_data_session", row.id_data_session),
         group_id=_checked_id("id_group", row.id_group),
-        start=_finite("start", row.start),
-        end=None if row.end is None else _finite("end", row.end),
+        start=_time("start", row.start),
+        end=None if row.end is None else _time("end", row.end),
         label=None if row.label is None else str(row.label),
         person_id=None if row.id_person is None else str(row.id_person),
-        created_at=row.created_at,
-        updated_at=row.updated_at,
+        created_at=None if row.created_at is None else _time("created_at", row.created_at),
+        updated_at=None if row.updated_at is None else _time("updated_at", row.updated_at),
         datapoint_count=row.datapoint_count,
         ingestion_finished=bool(row.isIngestionFinished),
         archived=bool(row.isArchived),
@@ -228,8 +229,11 @@ def _expanded_label(group: Any) -> str | None:
 
 def _datapoint(row: _PointRow) -> Datapoint:
     timestamp = row.timestamp_seconds
-    if not -FURTHEST < timestamp < FURTHEST:
+    if not EARLIEST < timestamp < LATEST:
         raise ValueError(f"timestamp_seconds {timestamp} is out of range")
+    for value in (row.min_val, row.max_val, row.avg_val):
+        if value is not None and not -math.inf < value < math.inf:
+            raise ValueError(f"the value {value} is no number that JSON can hold")
     return Datapoint(
         row.id_container_data_latest,
         row.source_device or "unknown",
@@ -252,7 +256,7 @@ def _checked_id(name: str, value: str) -> str:
     return value
 
 
-def _finite(name: str, seconds: float) -> float:
-    if not -FURTHEST < seconds < FURTHEST:
+def _time(name: str, seconds: float) -> float:
+    if not EARLIEST < seconds < LATEST:
         raise ValueError(f"{name} {seconds} is out of range")
     return seconds

@@ -19,7 +19,11 @@ from tests.integration.brokers import Broker, free_port, listening
 
 def run_to_its_end(config: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "bace_bridge", "run", "-c", str(config)], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-m", "bace_bridge", "run", "-c", str(config)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
 
 
@@ -28,7 +32,9 @@ def events_in(log: str) -> list[str]:
 
 
 def test_a_wrong_configuration_names_every_mistake(tmp_path: Path) -> None:
-    config = configuration(tmp_path, cloud_url="ftp://nowhere", extra={"watch": {"session_interval": "soon", "what": 1}})
+    config = configuration(
+        tmp_path, cloud_url="ftp://nowhere", extra={"watch": {"session_interval": "soon", "what": 1}}
+    )
     ended = run_to_its_end(config)
     assert ended.returncode == 78
     for place in ("cloud.url: ", "watch.session_interval: ", "watch.what: "):
@@ -88,7 +94,9 @@ async def test_a_broker_that_comes_late_gets_everything(broker: Broker, tmp_path
             await until(lambda: "session.csv_ready" in bridge.log, within=15, what="the CSV is seen")
             broker.start()
             with listening(broker.port, "bace/#") as listener:
-                await until(lambda: len(listener.on(f"bace/{device.id_group}/event")) >= 3, within=30, what="the events")
+                await until(
+                    lambda: len(listener.on(f"bace/{device.id_group}/event")) >= 3, within=30, what="the events"
+                )
                 told = [from_mqtt(one.topic, one.payload) for one in listener.on(f"bace/{device.id_group}/event")]
                 assert [one.type for one in told if one] == ["session.started", "session.ended", "session.csv_ready"]
             assert await bridge.stop() == 0
@@ -107,7 +115,9 @@ async def test_killed_and_started_again_it_goes_on(tmp_path: Path) -> None:
         cloud.end_session(session)
         cloud.finish_ingestion(session)
         async with running(config) as bridge:
-            await until(lambda: any(one.type == "session.csv_ready" for one in hook.arrivals), within=15, what="the CSV")
+            await until(
+                lambda: any(one.type == "session.csv_ready" for one in hook.arrivals), within=15, what="the CSV"
+            )
             assert await bridge.stop() == 0
     first_of_each = list(dict.fromkeys(one.type for one in hook.arrivals))
     assert first_of_each == ["session.started", "session.ended", "session.csv_ready"]
@@ -168,7 +178,9 @@ async def test_it_tells_the_service_manager(tmp_path: Path) -> None:
     heard.settimeout(15)
     async with SimulatedServer(SimulatedCloud()) as server:
         config = configuration(tmp_path, cloud_url=server.url)
-        async with running(config, environment={"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000"}) as bridge:
+        async with running(
+            config, environment={"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000"}
+        ) as bridge:
             messages = [(await asyncio.to_thread(heard.recv, 1000)).decode() for _ in range(3)]
             assert messages[0].startswith("READY=1")
             assert "WATCHDOG=1" in messages[1:]

@@ -252,13 +252,13 @@ async def test_the_budget_holds_over_any_minute() -> None:
         made.append(clock.now)
 
     asks = [asyncio.create_task(ask()) for _ in range(200)]
-    for _ in range(2400):
+    for _ in range(3000):
         await asyncio.sleep(0)
         clock.forward(0.1)
         budget.release()
     await asyncio.gather(*asks)
     assert all(sum(start <= one < start + 60 for one in made) <= 60 for start in made)
-    assert made[-1] - made[0] < 250
+    assert made[-1] - made[0] < 260
 
 
 async def test_the_most_urgent_goes_first() -> None:
