@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ async def embedded_broker() -> AsyncIterator[int]:
     # It tells at length of everyday things, such as a client that comes or goes.
     for talkative in ("amqtt", "transitions", "websockets"):
         logging.getLogger(talkative).setLevel(logging.CRITICAL + 1)
-    broker, port = await _started()
+    broker, port = await started(ports_to_try(_PREFERRED_PORT))
     try:
         yield port
     finally:
@@ -30,21 +30,22 @@ async def embedded_broker() -> AsyncIterator[int]:
             pass  # the process ends anyway
 
 
-async def _started() -> tuple[Any, int]:
+async def started(ports: Iterable[int]) -> tuple[Any, int]:
+    """The broker on the first of these ports that nobody else has taken by now."""
     try:
         from amqtt.broker import Broker  # noqa: PLC0415  # an extra, that only the demonstration needs
-        from amqtt.errors import AMQTTError  # noqa: PLC0415
+        from amqtt.errors import AMQTTError, BrokerError  # noqa: PLC0415
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] != "amqtt":
             raise
         hint = "pip install 'bace-bridge[demo]'"
         raise DemoFailed(f"the demonstration needs an embedded MQTT broker: {hint}") from None
     reason = ""
-    for port in ports_to_try(_PREFERRED_PORT):
+    for port in ports:
         broker = Broker(_settings(port))
         try:
             await broker.start()
-        except (AMQTTError, OSError) as error:
+        except (AMQTTError, BrokerError, OSError) as error:
             reason = str(error)
         else:
             return broker, port
