@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import logging
 import os
+from collections.abc import Callable
 
 import structlog
 
@@ -11,29 +12,32 @@ from bench import deliveries, processes
 from bench.report import Row
 
 
+BENCHES: dict[str, Callable[[int], list[Row]]] = {
+    "events": lambda runs: asyncio.run(deliveries.mqtt_events(runs)),
+    "webhooks": lambda runs: asyncio.run(deliveries.webhooks(runs)),
+    "drain": processes.drain,
+    "idle": processes.idle,
+    "latency": processes.latency,
+}
+
+
+def bench(name: str) -> str:
+    if name not in BENCHES:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(BENCHES)}")
+    return name
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench")
-    names = ["events", "webhooks", "drain", "idle", "latency"]
-    parser.add_argument("names", nargs="*", choices=[*names, []], default=names)
+    parser.add_argument("names", nargs="*", type=bench, metavar="NAME", help=", ".join(BENCHES))
     parser.add_argument("--runs", type=int, default=5)
     given = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     print(f"{os.cpu_count()} cores; medians of {given.runs} interleaved runs; ratios are of one run\n")
-    for name in given.names:
-        for row in measured(name, given.runs):
+    for name in given.names or BENCHES:
+        for row in BENCHES[name](given.runs):
             print(row.line(), flush=True)
 
 
-def measured(name: str, runs: int) -> list[Row]:
-    if name == "events":
-        return asyncio.run(deliveries.mqtt_events(runs))
-    if name == "webhooks":
-        return asyncio.run(deliveries.webhooks(runs))
-    if name == "drain":
-        return processes.drain(runs)
-    if name == "idle":
-        return processes.idle(runs)
-    return processes.latency(runs)
-
-
-main()
+if __name__ == "__main__":
+    main()
