@@ -4,8 +4,10 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any
 
 import structlog
 
@@ -145,7 +147,7 @@ class Bridge:
                 look_now=service.look_now,
                 info=status.info,
                 set_level=logs.set_level,
-                replay=lambda name=mqtt.name, **which: dispatchers[name].replay(**which),
+                replay=partial(self._replay, event_log, dispatchers, mqtt.name),
             )
             sink = MqttSink(
                 mqtt,
@@ -162,8 +164,14 @@ class Bridge:
         ]
         await event_log.retire_others([wish.name for wish, _ in sinks])
         for wish, one in sinks:
-            await self._add_sink(service, dispatchers, wish, one, event_log, journal)
+            await self._add_sink(service, dispatchers, wish, one, event_log, journal, log_grew)
         return service
+
+    @staticmethod
+    async def _replay(event_log: EventLog, dispatchers: Mapping[str, Dispatcher], sink: str, **which: Any) -> int:
+        count = await event_log.ask_replay(sink, **which)
+        dispatchers[sink].look_at_asked()
+        return count
 
     def _webhooks(self) -> Sequence[WebhookSink]:
         source, version = self._config.cloud.url, self._version
@@ -177,6 +185,7 @@ class Bridge:
         sink: AnySink,
         event_log: EventLog,
         journal: Journal,
+        log_grew: Callable[[], None],
     ) -> None:
         """Gives the sink its place in the log before anything is watched, so that it misses nothing."""
         address = wish.url if isinstance(wish, MqttConfig) else wish.url.get_secret_value()
@@ -198,13 +207,14 @@ class Bridge:
         dispatcher = Dispatcher(
             sink,
             event_log,
-            Filter(events=tuple(wish.events), groups=tuple(wish.groups)),
+            Filter(events=tuple(wish.events), groups=tuple(wish.groups), sink=wish.name),
             cursor=place.cursor,
             parked=place.parked,
             clock=self._clock,
             jitter=random.random,
             sleep=asyncio.sleep,
             on_disabled=on_disabled,
+            on_told=log_grew,
         )
         dispatchers[wish.name] = dispatcher
         service.add(sink, dispatcher)

@@ -2,13 +2,16 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol
 
 import structlog
+from msgspec.structs import replace
 
 from bace_bridge.domain import retry
-from bace_bridge.domain.delivery import Attempt, Deliveries, Parked, Progress
-from bace_bridge.domain.events import LoggedEvent
+from bace_bridge.domain.dead_letters import dead_letter_told
+from bace_bridge.domain.delivery import Attempt, Deliveries, FailedAttempt, Parked, Progress
+from bace_bridge.domain.events import Event, LoggedEvent
 from bace_bridge.domain.routing import Filter, wanted
 from bace_bridge.errors import (
     DeliveryFailed,
@@ -48,9 +51,7 @@ class Log(Protocol):
     async def read(self, *, after: int, limit: int) -> list[LoggedEvent]: ...
     async def read_lane(self, key: str, *, start: int, upto: int, limit: int) -> list[LoggedEvent]: ...
     async def record(self, sink: str, progress: Progress, *, now: float) -> None: ...
-    async def lanes_for_replay(
-        self, *, upto: int, session: str | None, since: float | None
-    ) -> tuple[list[Parked], int]: ...
+    async def take_asked(self, sink: str) -> list[Parked]: ...
 
 
 class Dispatcher:
@@ -68,6 +69,7 @@ class Dispatcher:
         jitter: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]],
         on_disabled: Callable[[str, str], Awaitable[None]],
+        on_told: Callable[[], None] = lambda: None,
     ) -> None:
         self._sink = sink
         self._log = event_log
@@ -76,6 +78,7 @@ class Dispatcher:
         self._jitter = jitter
         self._sleep = sleep
         self._on_disabled = on_disabled
+        self._on_told = on_told
         self._deliveries = Deliveries(cursor, parked, window=sink.window, pipelined=sink.pipelined)
         self._called = asyncio.Event()
         self._returned: list[LoggedEvent] = []
@@ -84,10 +87,18 @@ class Dispatcher:
         self._growths = 1
         self._growths_read = 0
         self._unrecorded: Progress | None = None
+        self._failed: list[FailedAttempt] = []
+        self._told: list[Event] = []
+        self._asked = False
         self._stopping = False
 
     def log_grew(self) -> None:
         self._growths += 1
+        self._called.set()
+
+    def look_at_asked(self) -> None:
+        """Somebody asked for something that was delivered before, or given up."""
+        self._asked = True
         self._called.set()
 
     @property
@@ -107,6 +118,7 @@ class Dispatcher:
             if not self._available:
                 await self._on_the_store(self._record)
                 await self._wait_for_sink()
+            await self._on_the_store(self._take_asked)
             await self._on_the_store(self._read_log)
             await self._on_the_store(self._resume_lanes)
             self._send_more()
@@ -137,18 +149,17 @@ class Dispatcher:
         except StoreError as error:
             log.warning("delivery.progress_not_recorded", sink=self._sink.name, reason=str(error), then="sent again")
 
-    async def replay(self, *, session: str | None, since: float | None) -> int:
-        """Delivers recorded events again, in order, with the same ids; returns how many."""
-        lanes, count = await self._log.lanes_for_replay(upto=self._deliveries.read_upto, session=session, since=since)
-        self._deliveries.replay(lanes)
-        self._called.set()
-        return count
-
     async def _wait_for_sink(self) -> None:
         await self._sink.ready()
         self._deliveries.returned(self._returned)
         self._returned = []
         self._available = True
+
+    async def _take_asked(self) -> None:
+        if self._asked:
+            lanes = await self._log.take_asked(self._sink.name)
+            self._asked = False
+            self._deliveries.replay(lanes)
 
     async def _read_log(self) -> None:
         if not self._log_may_have_more or not self._deliveries.room_to_read:
@@ -177,9 +188,9 @@ class Dispatcher:
         if not self._available or self._disabled is not None or self._stopping:
             return
         for attempt in self._deliveries.next_attempts():
-            self._sink.send(attempt, lambda error, attempt=attempt: self._done(attempt, error))  # type: ignore[misc]  # binds now
+            self._sink.send(attempt, partial(self._done, attempt, self._clock()))
 
-    def _done(self, attempt: Attempt, error: SinkError | None) -> None:
+    def _done(self, attempt: Attempt, sent_at: float, error: SinkError | None) -> None:
         if error is None:
             self._deliveries.delivered(attempt.logged)
             self._send_more()
@@ -191,13 +202,14 @@ class Dispatcher:
             self._disabled = str(error)
             self._returned.append(attempt.logged)
         else:
-            self._note_failure(attempt, error)
+            self._note_failure(attempt, sent_at, error)
             self._send_more()
         self._called.set()
 
-    def _note_failure(self, attempt: Attempt, error: SinkError) -> None:
+    def _note_failure(self, attempt: Attempt, sent_at: float, error: SinkError) -> None:
         event, now = attempt.logged.event, self._clock()
         about = {"sink": self._sink.name, "event_id": event.id, "type": event.type, "attempt": attempt.number}
+        self._failed.append(_failed_attempt(attempt, sent_at, error, now=now))
         asked = error.retry_after if isinstance(error, DeliveryFailed) else 0.0
         decision: retry.TryAgain | retry.GiveUp = retry.GiveUp("rejected")
         if not isinstance(error, DeliveryRejected):
@@ -207,19 +219,30 @@ class Dispatcher:
             log.warning("delivery.retry_scheduled", **about, reason=str(error), again_in=round(decision.at - now, 1))
         else:
             reason = f"{decision.reason}: {error}"
-            self._deliveries.given_up(attempt.logged, attempts=attempt.number, reason=reason)
-            log.error("delivery.dead_letter", **about, reason=reason)
+            if self._deliveries.given_up(attempt.logged, attempts=attempt.number, reason=reason):
+                self._tell_dead_letter(event, attempt.number, reason)
+                log.error("delivery.dead_letter", **about, reason=reason)
+
+    def _tell_dead_letter(self, event: Event, attempts: int, reason: str) -> None:
+        told = dead_letter_told(self._sink.name, event, attempts=attempts, reason=reason, now=self._clock())
+        if told is not None:
+            self._told.append(told)
 
     async def _record(self) -> None:
         """Makes durable what an earlier attempt failed at or was cut off at, then what was acknowledged since."""
         await self._write_unrecorded()
-        self._unrecorded = self._deliveries.take_progress()
+        if (progress := self._deliveries.take_progress()) is not None:
+            self._unrecorded = replace(progress, failed=tuple(self._failed), told=tuple(self._told))
+            self._failed, self._told = [], []
         await self._write_unrecorded()
 
     async def _write_unrecorded(self) -> None:
         if self._unrecorded is not None:
-            await self._log.record(self._sink.name, self._unrecorded, now=self._clock())
+            progress = self._unrecorded
+            await self._log.record(self._sink.name, progress, now=self._clock())
             self._unrecorded = None
+            if progress.told:
+                self._on_told()
 
     async def _on_the_store(self, step: Callable[[], Awaitable[None]]) -> bool:
         """Does a step that needs the store; where that fails, waits a little and says no. Nothing is skipped."""
@@ -248,3 +271,15 @@ class Dispatcher:
         except TimeoutError:
             pass
         self._called.clear()
+
+
+def _failed_attempt(attempt: Attempt, sent_at: float, error: SinkError, *, now: float) -> FailedAttempt:
+    return FailedAttempt(
+        attempt.logged.seq,
+        attempt.number,
+        sent_at,
+        max(0.0, now - sent_at),
+        str(error),
+        error.status,
+        error.answer,
+    )

@@ -66,23 +66,21 @@ class UnexpectedReply(CloudError):
 
 
 class SinkError(BridgeError):
-    """An event was not delivered."""
+    """An event was not delivered. `status` and `answer` are what a webhook said, where it said anything."""
+
+    def __init__(self, message: str, *, retry_after: float = 0.0, status: int | None = None, answer: str = "") -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.status = status
+        self.answer = answer
 
 
 class SinkUnavailable(SinkError):
     """The other side is away. Try again, not before `retry_after` seconds; nothing is wrong with the event."""
 
-    def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
 
 class DeliveryFailed(SinkError):
     """This delivery failed. Try again on the schedule, not before `retry_after` seconds."""
-
-    def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
 
 
 class DeliveryRejected(SinkError):

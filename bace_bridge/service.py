@@ -22,6 +22,8 @@ GRACE = 5.0
 
 
 class RunningSink(Protocol):
+    @property
+    def name(self) -> str: ...
     async def run(self) -> None: ...
     async def close(self) -> None: ...
 
@@ -34,6 +36,8 @@ class Loop(Protocol):
 class Housekeeping(Protocol):
     async def prune(self, *, observed_before: float) -> int: ...
     async def backlogs(self) -> dict[str, int]: ...
+    async def deliveries_waiting(self) -> dict[str, tuple[int, int]]: ...
+    async def asked_sinks(self) -> set[str]: ...
 
 
 class Service:
@@ -109,12 +113,20 @@ class Service:
                 notify("WATCHDOG=1")
             try:
                 self.status.backlogs = await self._log_keeper.backlogs()
+                self.status.waiting = await self._log_keeper.deliveries_waiting()
+                self._pass_on(await self._log_keeper.asked_sinks())
             except StoreUnusable:
                 raise
             except StoreError as error:
                 log.debug("store.no_backlogs", reason=str(error))
             self._refresh_bridge()
             await asyncio.sleep(TICK if watchdog is None else min(TICK, watchdog))
+
+    def _pass_on(self, asked: set[str]) -> None:
+        """Somebody has asked for deliveries by a command, which runs beside the bridge."""
+        for sink, dispatcher in self._sinks:
+            if sink.name in asked:
+                dispatcher.look_at_asked()
 
     async def _prune(self) -> None:
         while True:

@@ -63,6 +63,7 @@ class Status:
         self._clock = clock
         self._started_at = clock()
         self.backlogs: Mapping[str, int] = {}
+        self.waiting: Mapping[str, tuple[int, int]] = {}
         self.disabled: dict[str, str] = {}
 
     def alive(self) -> dict[str, str | None]:
@@ -110,6 +111,8 @@ class Status:
             "last_poll_at": None if sessions.last_success_at is None else iso_utc(sessions.last_success_at),
             "next_poll_at": None if sessions.next_look_at is None else iso_utc(sessions.next_look_at),
             "backlog": dict(self.backlogs),
+            "parked_sessions": {sink: parked for sink, (parked, _) in self.waiting.items() if parked},
+            "dead_letters": {sink: dead for sink, (_, dead) in self.waiting.items() if dead},
             "disabled_sinks": dict(self.disabled),
             "cloud_clock_ahead_seconds": round(self._cloud.clock_ahead),
         }

@@ -11,7 +11,6 @@ import structlog
 from bench import deliveries, processes
 from bench.report import Row
 
-
 BENCHES: dict[str, Callable[[int], list[Row]]] = {
     "events": lambda runs: asyncio.run(deliveries.mqtt_events(runs)),
     "webhooks": lambda runs: asyncio.run(deliveries.webhooks(runs)),

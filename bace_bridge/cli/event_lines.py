@@ -65,4 +65,6 @@ def _detail(event_type: str, data: dict[str, Any]) -> str:
             detail = f"after {format_duration(data['seconds'])}"
         case types.SINK_DISABLED:
             detail = f"{data['sink']}: {data['reason']}"
+        case types.SINK_DEAD_LETTER:
+            detail = f"{data['sink']} did not take {data['event']['type']}: {data['reason']}"
     return detail

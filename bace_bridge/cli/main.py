@@ -13,6 +13,8 @@ _GROUPS = {
     "Look inside": {
         "sessions": "List the data sessions that the bridge knows.",
         "events": "Show the event log.",
+        "dead-letters": "Deliveries that were given up: list, retry, drop.",
+        "replay": "Deliver recorded events again.",
         "schema": "Print the JSON Schema of the configuration or the events.",
     },
     "Try it out": {
@@ -42,9 +44,10 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        module = f"bace_bridge.cli.{cmd_name}"
+        name = cmd_name.replace("-", "_")
+        module = f"bace_bridge.cli.{name}"
         try:
-            command = getattr(import_module(module), cmd_name)
+            command = getattr(import_module(module), name)
         except ModuleNotFoundError as error:
             if error.name != module:
                 raise

@@ -1,4 +1,4 @@
-"""The store for the commands that look into it: read-only, beside a running bridge; and text for people."""
+"""The store for the commands that look into it or ask for something, beside a running bridge; and text for people."""
 
 import sys
 from collections.abc import AsyncIterator
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from bace_bridge.store.sqlite import SqliteFile
+from bace_bridge.config.models import Config
+from bace_bridge.store.sqlite import SqliteFile, is_held
 
 
 class NoStoreYet(click.ClickException):
@@ -19,19 +20,35 @@ class NoStoreYet(click.ClickException):
 
 
 @asynccontextmanager
-async def stored(path: Path) -> AsyncIterator[SqliteFile]:
-    """The opened store. Raises NoStoreYet, or StoreError where it cannot be read."""
+async def stored(path: Path, *, to_ask: bool = False) -> AsyncIterator[SqliteFile]:
+    """The opened store, read-only unless something is `to_ask`. Raises NoStoreYet, or StoreError."""
     try:
         there = path.is_file()  # noqa: ASYNC240  # a moment, in a command that does nothing else
     except OSError as error:
         raise click.ClickException(f"{path}: {error.strerror}") from None
     if not there:
         raise NoStoreYet(path)
-    async with SqliteFile(path, read_only=True) as file:
+    async with SqliteFile(path, read_only=not to_ask, beside=to_ask) as file:
         (version,) = await file.read(lambda connection: connection.execute("pragma user_version").fetchone())
         if not version:
             raise NoStoreYet(path)
         yield file
+
+
+def configured_sink(name: str, config: Config) -> str:
+    """The name, where the configuration has such a sink. Raises a usage error that names the others."""
+    names = [*(one.name for one in config.mqtt), *(one.name for one in config.webhooks)]
+    if name not in names:
+        there = f"there are: {', '.join(names)}" if names else "the configuration has no sink"
+        raise click.UsageError(f"there is no sink {name!r}; {there}")
+    return name
+
+
+def when_it_happens(path: Path) -> str:
+    """When the bridge takes what was asked for, in words for people."""
+    if is_held(path):
+        return "the running bridge begins within 10 s"
+    return "the bridge is not running: it begins when it is started"
 
 
 def printable(text: str) -> str:

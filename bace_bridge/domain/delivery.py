@@ -11,19 +11,25 @@ from itertools import chain
 
 import msgspec
 
-from bace_bridge.domain.events import LoggedEvent
+from bace_bridge.domain.events import Event, LoggedEvent
 
 BRIDGE_LANE = "bridge"
+LETTER_LANE = "letter:"
+"""Before its place: the lane of a dead letter that is tried again. What followed it was delivered long ago."""
 
 
 class Parked(msgspec.Struct, frozen=True):
-    """A data session whose deliveries wait: its next event's place, the attempts at it, when to go on."""
+    """A data session whose deliveries wait: its next event's place, the attempts at it, when to go on.
+
+    Up to `replay_upto` its deliveries are replays: somebody asked for them again.
+    """
 
     key: str
     seq: int
     attempts: int
     at: float
     reason: str = ""
+    replay_upto: int = 0
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
@@ -35,25 +41,56 @@ class DeadLetter(msgspec.Struct, frozen=True):
     reason: str
 
 
+class FailedAttempt(msgspec.Struct, frozen=True):
+    """One attempt that failed. `at` is in epoch seconds; `answer` the beginning of what a webhook answered."""
+
+    seq: int
+    number: int
+    at: float
+    seconds: float
+    reason: str
+    status: int | None = None
+    answer: str = ""
+
+
 class Progress(msgspec.Struct, frozen=True):
-    """What is to be made durable, in one update: the cursor and what was parked, released or given up."""
+    """What is to be made durable, in one update: the cursor and what was parked, released or given up.
+
+    `failed` are the attempts that failed since the last update, `told` the events that say so.
+    """
 
     cursor: int
     parked: tuple[Parked, ...] = ()
     released: tuple[str, ...] = ()
     dead: tuple[DeadLetter, ...] = ()
+    failed: tuple[FailedAttempt, ...] = ()
+    told: tuple[Event, ...] = ()
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """One delivery to be made now; `number` is 1 for the first attempt."""
+    """One delivery to be made now; `number` is 1 for the first attempt, `replay` true where it was asked for again."""
 
     logged: LoggedEvent
     number: int
+    replay: bool = False
 
 
 def lane_key(logged: LoggedEvent) -> str:
     """Order holds per data session; the bridge's own events are a lane of their own."""
-    return logged.event.session_id or BRIDGE_LANE
+    return letter_lane(logged.seq) if logged.alone else session_lane(logged.event)
+
+
+def session_lane(event: Event) -> str:
+    return event.session_id or BRIDGE_LANE
+
+
+def letter_lane(seq: int) -> str:
+    return f"{LETTER_LANE}{seq}"
+
+
+def letter_place(key: str) -> int | None:
+    """The place of the dead letter whose lane this is; None for other lanes."""
+    return int(key.removeprefix(LETTER_LANE)) if key.startswith(LETTER_LANE) else None
 
 
 class Deliveries:
@@ -84,7 +121,7 @@ class Deliveries:
         self._open_bytes = 0
         self._waiting: deque[LoggedEvent] = deque()
         self._behind: dict[str, deque[LoggedEvent]] = {}
-        self._in_flight: dict[int, LoggedEvent] = {}
+        self._in_flight: dict[tuple[str, int], LoggedEvent] = {}
         self._busy: dict[str, int] = {}
         self._parked: dict[str, Parked] = {lane.key: lane for lane in parked}
         self._resuming: set[str] = set()
@@ -128,12 +165,18 @@ class Deliveries:
             key = lane_key(logged)
             if not self._may_go(key, logged):
                 continue
-            self._in_flight[logged.seq] = logged
+            self._in_flight[key, logged.seq] = logged
             self._busy[key] = self._busy.get(key, 0) + 1
-            lane = self._parked.get(key)
-            attempts.append(Attempt(logged, lane.attempts + 1 if lane and lane.seq == logged.seq else 1))
+            attempts.append(self._attempt(logged, self._parked.get(key)))
             room -= 1
         return attempts
+
+    @staticmethod
+    def _attempt(logged: LoggedEvent, lane: Parked | None) -> Attempt:
+        if lane is None:
+            return Attempt(logged, 1)
+        number = lane.attempts + 1 if lane.seq == logged.seq else 1
+        return Attempt(logged, number, replay=logged.seq <= lane.replay_upto)
 
     def _may_go(self, key: str, logged: LoggedEvent) -> bool:
         if key in self._parked and key not in self._resuming:
@@ -148,11 +191,14 @@ class Deliveries:
         key = self._landed(logged)
         self._done(logged, key)
 
-    def given_up(self, logged: LoggedEvent, *, attempts: int, reason: str) -> None:
+    def given_up(self, logged: LoggedEvent, *, attempts: int, reason: str) -> bool:
+        """Makes it a dead letter, which lets the data session go on; False where its turn comes again all the same."""
         key = self._landed(logged)
-        if not self._comes_again(logged, key):
-            self._dead.append(DeadLetter(logged.seq, key, attempts, reason))
+        dead = not self._comes_again(logged, key)
+        if dead:
+            self._dead.append(DeadLetter(logged.seq, session_lane(logged.event), attempts, reason))
         self._done(logged, key)
+        return dead
 
     def failed(self, logged: LoggedEvent, *, attempts: int, at: float, reason: str) -> None:
         """Parks the event's data session until `at`, at the first of its events that is not acknowledged."""
@@ -163,12 +209,13 @@ class Deliveries:
         if self._comes_again(logged, key):
             return
         self._resuming.discard(key)
-        flying = (seq for seq, other in self._in_flight.items() if lane_key(other) == key)
-        first = min(flying, default=logged.seq)
+        first = min((seq for lane, seq in self._in_flight if lane == key), default=logged.seq)
+        before = self._parked.get(key)
+        upto = before.replay_upto if before is not None else 0
         if first < logged.seq:
-            self._park(Parked(key, first, 0, at, reason))
+            self._park(Parked(key, first, 0, at, reason, upto))
         else:
-            self._park(Parked(key, logged.seq, attempts, at, reason))
+            self._park(Parked(key, logged.seq, attempts, at, reason, upto))
 
     def returned(self, unsent: Iterable[LoggedEvent]) -> None:
         """Puts deliveries back that were cut off by the sink going away: no attempt at them was made."""
@@ -181,13 +228,23 @@ class Deliveries:
         """Goes back to earlier events of these data sessions; what follows them comes again behind them."""
         held = self._first_held()
         back = [
-            msgspec.structs.replace(lane, seq=min(lane.seq, held.get(lane.key, lane.seq)))
+            self._replayed(lane, held.get(lane.key))
             for lane in lanes
             if lane.key not in self._parked or lane.seq < self._parked[lane.key].seq
         ]
         self._forget({lane.key for lane in back})
         for lane in back:
             self._park(lane)
+
+    def _replayed(self, lane: Parked, held: int | None) -> Parked:
+        """Goes back to the lane's place; what it holds that was never acknowledged is no replay."""
+        if letter_place(lane.key) is not None:
+            return lane
+        parked = self._parked.get(lane.key)
+        waits = [one for one in (held, parked.seq if parked is not None else None) if one is not None]
+        upto = min(waits) - 1 if waits else self.read_upto
+        already = parked.replay_upto if parked is not None else 0
+        return msgspec.structs.replace(lane, seq=min([lane.seq, *waits]), replay_upto=max(upto, already))
 
     def due_lanes(self, now: float) -> list[Parked]:
         """Parked data sessions that may go on now."""
@@ -225,7 +282,7 @@ class Deliveries:
 
     def _landed(self, logged: LoggedEvent) -> str:
         key = lane_key(logged)
-        del self._in_flight[logged.seq]
+        del self._in_flight[key, logged.seq]
         left = self._busy[key] - 1
         if left:
             self._busy[key] = left
@@ -237,11 +294,11 @@ class Deliveries:
         self._close(logged.seq)
         behind = self._behind.get(key)
         if key in self._resuming:
-            self._park(Parked(key, logged.seq + 1, 0, 0.0))
+            self._park(_past(self._parked[key], logged.seq, at=0.0))
             if not behind and not self._still_waiting(key):
                 self._resuming.discard(key)
         elif (lane := self._parked.get(key)) is not None and lane.seq == logged.seq:
-            self._park(Parked(key, logged.seq + 1, 0, lane.at, lane.reason))
+            self._park(_past(lane, logged.seq, at=lane.at))
         if behind:
             self._waiting.appendleft(behind.popleft())
             if not behind:
@@ -288,3 +345,8 @@ class Deliveries:
         self._parked.pop(key, None)
         self._to_park.pop(key, None)
         self._to_release.add(key)
+
+
+def _past(lane: Parked, seq: int, *, at: float) -> Parked:
+    """The lane, one event further."""
+    return msgspec.structs.replace(lane, seq=seq + 1, attempts=0, at=at)

@@ -37,6 +37,7 @@ def event_schema() -> dict[str, Any]:
         },
         "datacontenttype": {"const": "application/json"},
         "sequence": _TEXT,
+        "replay": {"const": True, "description": "There where somebody asked for the event again"},
         "data": {"type": "object"},
     }
     return {
@@ -70,6 +71,17 @@ def _besides(datapoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
             "changed": {"type": "array", "items": {"enum": ["label", "person", "group"]}, "minItems": 1}
         },
         events.SESSION_CSV_READY: {"csv": csv},
+        events.SINK_DISABLED: {"sink": _TEXT, "reason": _TEXT},
+        events.SINK_DEAD_LETTER: {
+            "sink": _TEXT,
+            "reason": _TEXT,
+            "attempts": {"type": "integer", "minimum": 1},
+            "event": {
+                "type": "object",
+                "properties": {"id": _TEXT, "type": _TEXT, "session_id": {"type": ["string", "null"]}},
+                "required": ["id", "type", "session_id"],
+            },
+        },
         **dict.fromkeys(_ALERT_TYPES, alert),
     }
 

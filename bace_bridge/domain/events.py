@@ -17,6 +17,7 @@ CLOUD_UNREACHABLE = "cloud.unreachable"
 CLOUD_RECOVERED = "cloud.recovered"
 CLOUD_AUTH_FAILED = "cloud.auth_failed"
 SINK_DISABLED = "sink.disabled"
+SINK_DEAD_LETTER = "sink.dead_letter"
 
 EVENT_TYPES = (
     SESSION_STARTED,
@@ -30,6 +31,7 @@ EVENT_TYPES = (
     CLOUD_RECOVERED,
     CLOUD_AUTH_FAILED,
     SINK_DISABLED,
+    SINK_DEAD_LETTER,
 )
 
 
@@ -50,10 +52,11 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class LoggedEvent(msgspec.Struct, frozen=True):
-    """An event and its place in the event log."""
+    """An event and its place in the event log; `alone` where it is delivered apart from its data session's others."""
 
     seq: int
     event: Event
+    alone: bool = False
 
 
 def event_id(event_type: str, *facts: object) -> str:

@@ -6,12 +6,17 @@ from typing import Any
 
 import msgspec
 
-from bace_bridge.domain.delivery import BRIDGE_LANE, Parked, Progress
+from bace_bridge.domain.delivery import BRIDGE_LANE, LETTER_LANE, FailedAttempt, Parked, Progress, letter_place
 from bace_bridge.domain.events import Event, LoggedEvent
+from bace_bridge.store.asked import ask, lanes_for_replay, take
+from bace_bridge.store.journal import append_events
 from bace_bridge.store.sqlite import SqliteFile
 
 MOST_BYTES = 2 * 1024 * 1024
 """What one reading of the log holds in memory at most, give or take one event."""
+
+ATTEMPTS_KEPT = 1000
+"""Failed attempts that are kept, a sink."""
 
 _COLUMNS = "seq, id, type, session_id, device_id, time, observed_at, data"
 
@@ -31,9 +36,13 @@ class EventLog:
         self._file = file
 
     async def open_sink(self, name: str, *, target: str) -> SinkPlace:
-        """A sink's place. A new one starts at the log's end; a changed target takes a disabled one up again."""
+        """A sink's place. A new one starts at the log's end; a changed target takes a disabled one up again.
+
+        What was asked for while the bridge was not running is parked with the rest.
+        """
 
         def work(connection: sqlite3.Connection) -> SinkPlace:
+            take(connection, name)
             row = connection.execute(
                 "select cursor, target, disabled_reason from sinks where name = ?", (name,)
             ).fetchone()
@@ -48,7 +57,9 @@ class EventLog:
                     "update sinks set target = ?, disabled_at = null, disabled_reason = null where name = ?",
                     (target, name),
                 )
-            lanes = connection.execute("select key, seq, attempts, at, reason from parked where sink = ?", (name,))
+            lanes = connection.execute(
+                "select key, seq, attempts, at, reason, replay_upto from parked where sink = ?", (name,)
+            )
             return SinkPlace(row[0], tuple(Parked(*lane) for lane in lanes), reason)
 
         return await self._file.write(work)
@@ -70,24 +81,38 @@ class EventLog:
         return await self._file.read(work)
 
     async def read_lane(self, key: str, *, start: int, upto: int, limit: int) -> list[LoggedEvent]:
-        """The events of a data session in the log from `start` to `upto`, both included."""
+        """The events of a lane in the log from `start` to `upto`, both included."""
+        if (letter := letter_place(key)) is not None:
+            return await self._read_letter(letter) if start <= letter <= upto else []
         condition = "session_id is null" if key == BRIDGE_LANE else "session_id = :key"
         query = f"""select {_COLUMNS} from events where {condition} and seq between :start and :upto
             order by seq limit :limit"""  # noqa: S608  # column names only
         given = {"key": key, "start": start, "upto": upto, "limit": limit}
         return await self._file.read(lambda connection: _logged(connection.execute(query, given)))
 
+    async def _read_letter(self, seq: int) -> list[LoggedEvent]:
+        query = f"select {_COLUMNS} from events where seq = ?"  # noqa: S608  # column names only
+        found = await self._file.read(lambda connection: _logged(connection.execute(query, (seq,))))
+        return [msgspec.structs.replace(one, alone=True) for one in found]
+
     async def record(self, sink: str, progress: Progress, *, now: float) -> None:
         """A sink's progress, in one transaction."""
 
         def work(connection: sqlite3.Connection) -> None:
+            append_events(connection, progress.told)
+            if progress.failed:
+                _keep_attempts(connection, sink, progress.failed)
             connection.execute("update sinks set cursor = ? where name = ?", (progress.cursor, sink))
             connection.executemany(
                 "delete from parked where sink = ? and key = ?", [(sink, key) for key in progress.released]
             )
             connection.executemany(
-                "insert or replace into parked (sink, key, seq, attempts, at, reason) values (?, ?, ?, ?, ?, ?)",
-                [(sink, one.key, one.seq, one.attempts, one.at, one.reason) for one in progress.parked],
+                """insert or replace into parked (sink, key, seq, attempts, at, reason, replay_upto)
+                values (?, ?, ?, ?, ?, ?, ?)""",
+                [
+                    (sink, one.key, one.seq, one.attempts, one.at, one.reason, one.replay_upto)
+                    for one in progress.parked
+                ],
             )
             connection.executemany(
                 "insert or replace into dead_letters (sink, seq, key, attempts, reason, at) values (?, ?, ?, ?, ?, ?)",
@@ -118,24 +143,34 @@ class EventLog:
 
         return await self._file.read(work)
 
-    async def lanes_for_replay(
-        self, *, upto: int, session: str | None, since: float | None
-    ) -> tuple[list[Parked], int]:
-        """Where the recorded events of a data session, or those observed since a time (epoch seconds), begin.
+    async def ask_replay(self, sink: str, *, session: str | None, since: float | None) -> int:
+        """Asks for recorded events again, of a data session or those observed since a time (epoch seconds).
 
-        Returns a place per data session and the number of events from there to `upto`.
+        Returns how many there are. The sink's dispatcher takes what was asked for, at once or when it starts.
         """
 
-        def work(connection: sqlite3.Connection) -> tuple[list[Parked], int]:
-            rows = connection.execute(
-                """select coalesce(session_id, :bridge), min(seq), count(*) from events
-                where (:session is null or session_id = :session) and (:since is null or observed_at >= :since)
-                and seq <= :upto group by session_id""",
-                {"bridge": BRIDGE_LANE, "session": session, "since": since, "upto": upto},
-            ).fetchall()
-            return [Parked(key, seq, 0, 0.0, "replay") for key, seq, _ in rows], sum(row[2] for row in rows)
+        def work(connection: sqlite3.Connection) -> int:
+            lanes, count = lanes_for_replay(connection, session=session, since=since)
+            ask(connection, sink, lanes)
+            return count
 
-        return await self._file.read(work)
+        return await self._file.write(work)
+
+    async def take_asked(self, sink: str) -> list[Parked]:
+        """What was asked for of a sink becomes parked lanes of it; returns these."""
+        return await self._file.write(lambda connection: take(connection, sink))
+
+    async def asked_sinks(self) -> set[str]:
+        """The sinks of which somebody asked for something."""
+        query = "select distinct sink from asked"
+        return await self._file.read(lambda connection: {row[0] for row in connection.execute(query)})
+
+    async def deliveries_waiting(self) -> dict[str, tuple[int, int]]:
+        """Per sink the numbers of its parked lanes and of its dead letters, where there are any."""
+        query = """select sink, sum(parked), sum(dead) from (
+            select sink, 1 as parked, 0 as dead from parked union all select sink, 0, 1 from dead_letters
+            ) group by sink"""
+        return await self._file.read(lambda connection: {row[0]: (row[1], row[2]) for row in connection.execute(query)})
 
     async def prune(self, *, observed_before: float, limit: int = 5000) -> int:
         """Deletes old events that every sink is past; returns how many.
@@ -147,13 +182,16 @@ class EventLog:
             (needed,) = connection.execute(
                 """with waiting as (select name, cursor from sinks where disabled_at is null and not retired)
                 select min(seq) from (select cursor + 1 as seq from waiting
-                union all select seq from parked where sink in (select name from waiting))"""
+                union all select seq from parked where sink in (select name from waiting) and key not glob ?
+                union all select seq from asked where key not glob ?)""",
+                (f"{LETTER_LANE}*", f"{LETTER_LANE}*"),
             ).fetchone()
             upto = needed if needed is not None else _last_seq(connection) + 1
             return connection.execute(
                 """delete from events where seq in (select seq from events where seq < ? and observed_at < ?
-                and seq not in (select seq from dead_letters) limit ?)""",
-                (upto, observed_before, limit),
+                and seq not in (select seq from dead_letters union all select seq from parked where key glob ?
+                union all select seq from asked where key glob ?) limit ?)""",
+                (upto, observed_before, f"{LETTER_LANE}*", f"{LETTER_LANE}*", limit),
             ).rowcount
 
         return await self._file.write(work)
@@ -173,6 +211,18 @@ def _last_seq(connection: sqlite3.Connection) -> int:
     """The newest place ever given, also where its event was pruned."""
     row = connection.execute("select seq from sqlite_sequence where name = 'events'").fetchone()
     return 0 if row is None else int(row[0])
+
+
+def _keep_attempts(connection: sqlite3.Connection, sink: str, failed: Iterable[FailedAttempt]) -> None:
+    connection.executemany(
+        "insert into attempts (sink, seq, number, at, seconds, status, reason, answer) values (?, ?, ?, ?, ?, ?, ?, ?)",
+        [(sink, one.seq, one.number, one.at, one.seconds, one.status, one.reason, one.answer) for one in failed],
+    )
+    connection.execute(
+        """delete from attempts where sink = ?1 and id <= (
+        select id from attempts where sink = ?1 order by id desc limit 1 offset ?2)""",
+        (sink, ATTEMPTS_KEPT),
+    )
 
 
 def _logged(rows: Iterable[Any]) -> list[LoggedEvent]:

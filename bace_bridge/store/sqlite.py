@@ -25,9 +25,11 @@ JOURNAL_SIZE_LIMIT = 16 * 1024 * 1024
 class SqliteFile:
     """Runs functions on the connection, each in a transaction, in the order in which they were asked for."""
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False, beside: bool = False) -> None:
+        """With `beside` it is written to without the lock, as a command does whose bridge is running."""
         self._path = path
         self._read_only = read_only
+        self._beside = beside
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._connection: sqlite3.Connection | None = None
         self._lock_fd: int | None = None
@@ -36,7 +38,7 @@ class SqliteFile:
         """Raises StoreLocked, StoreUnusable or StoreError."""
         loop = asyncio.get_running_loop()
         try:
-            if not self._read_only:
+            if not (self._read_only or self._beside):
                 self._lock_fd = _lock(self._path)
             self._connection = await loop.run_in_executor(self._thread, self._open)
         except BaseException:
@@ -91,6 +93,9 @@ class SqliteFile:
             connection.execute("pragma journal_mode = wal")
             connection.execute("pragma synchronous = full")
             connection.execute(f"pragma journal_size_limit = {JOURNAL_SIZE_LIMIT}")
+            if self._beside:
+                _refuse_other(connection, self._path)
+                return connection
             migrate(connection, self._path)
         except sqlite3.Error as error:
             raise _translate(error, self._path) from error
@@ -120,6 +125,31 @@ def _refuse_newer(connection: sqlite3.Connection, path: Path) -> int:
             f"{path} was written by a newer bace-bridge (schema {version}, this one knows {newest}): run that version"
         )
     return int(version)
+
+
+def _refuse_other(connection: sqlite3.Connection, path: Path) -> None:
+    """Migrations belong to the service: what stands beside it takes the store as this very version left it."""
+    version, newest = _refuse_newer(connection, path), max(number for number, _ in _migrations())
+    if version < newest:
+        raise StoreUnusable(
+            f"{path} was written by an older bace-bridge (schema {version}, this one knows {newest}): "
+            "start this version's service once"
+        )
+
+
+def is_held(path: Path) -> bool:
+    """True while a running instance holds the store."""
+    try:
+        fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _migrations() -> list[tuple[int, str]]:

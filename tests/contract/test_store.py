@@ -15,12 +15,14 @@ from msgspec.structs import replace
 
 from bace_bridge.domain.changes import Changes, LatestSeen, WatchState, WindowRead
 from bace_bridge.domain.datapoints import Told, ToldPoint
-from bace_bridge.domain.delivery import BRIDGE_LANE, DeadLetter, Parked, Progress
+from bace_bridge.domain.dead_letters import dead_letter_told
+from bace_bridge.domain.delivery import BRIDGE_LANE, DeadLetter, FailedAttempt, Parked, Progress, letter_lane
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.sessions import DataSession, KnownSession
 from bace_bridge.domain.tokens import Token
 from bace_bridge.domain.windows import Window, WindowState
-from bace_bridge.store.eventlog import EventLog
+from bace_bridge.store.deadletters import DeadLetters, Which
+from bace_bridge.store.eventlog import ATTEMPTS_KEPT, EventLog
 from bace_bridge.store.facts import Facts
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile
@@ -31,6 +33,7 @@ NOON = 1_764_590_400.0
 
 @dataclass
 class Store:
+    file: SqliteFile
     journal: Journal
     log: EventLog
     facts: Facts
@@ -52,7 +55,7 @@ async def sqlite(folder: Path) -> AsyncIterator[Store]:
     async with SqliteFile(folder / "b.db") as file:
         grown: list[int] = []
         standing = Standing(file, csv_url=lambda session: f"https://cloud.example/{session}.csv")
-        yield Store(Journal(file, grew=lambda: grown.append(1)), EventLog(file), Facts(file), standing, grown)
+        yield Store(file, Journal(file, grew=lambda: grown.append(1)), EventLog(file), Facts(file), standing, grown)
 
 
 STORES = [sqlite]
@@ -320,16 +323,100 @@ async def test_replay_begins_at_each_session_s_first_event(store: Store) -> None
         event(5, at=NOON + 40),
     )
 
-    async def lanes(upto: int, session: str | None, since: float | None) -> tuple[dict[str, int], int]:
-        found, count = await store.log.lanes_for_replay(upto=upto, session=session, since=since)
+    await store.log.open_sink("a", target="t")
+
+    async def lanes(session: str | None, since: float | None) -> tuple[dict[str, int], int]:
+        count = await store.log.ask_replay("a", session=session, since=since)
+        found = await store.log.take_asked("a")
         assert all((one.attempts, one.at) == (0, 0.0) for one in found), "they are due at once"
+        assert await store.log.take_asked("a") == [], "taken once"
+        await store.log.record("a", Progress(places[-1], released=tuple(one.key for one in found)), now=NOON)
         return {one.key: one.seq for one in found}, count
 
-    assert await lanes(places[-1], "s1", None) == ({"s1": places[0]}, 3)
-    assert await lanes(places[2], "s1", None) == ({"s1": places[0]}, 2)
-    assert await lanes(places[-1], None, NOON + 15) == ({"s1": places[2], BRIDGE_LANE: places[3]}, 3)
-    assert await lanes(places[-1], "s1", NOON + 30) == ({"s1": places[4]}, 1)
-    assert await lanes(places[-1], "s9", None) == ({}, 0)
+    assert await lanes("s1", None) == ({"s1": places[0]}, 3)
+    assert await lanes(None, NOON + 15) == ({"s1": places[2], BRIDGE_LANE: places[3]}, 3)
+    assert await lanes("s1", NOON + 30) == ({"s1": places[4]}, 1)
+    assert await lanes("s9", None) == ({}, 0)
+
+
+async def test_what_was_asked_for_goes_back_and_never_forward(opened: Opened) -> None:
+    async with opened() as store:
+        await store.log.open_sink("a", target="t")
+        places = await store.tell(*(event(number, at=NOON + number) for number in range(5)))
+        failing = Parked("s1", places[2], 3, NOON + 300, "HTTP 500", 0)
+        await store.log.record("a", Progress(places[-1], parked=(failing,)), now=NOON)
+        await store.log.ask_replay("a", session=None, since=NOON + 3)
+        assert await store.log.take_asked("a") == [], "its turn comes anyway"
+        assert (await store.log.open_sink("a", target="t")).parked == (failing,)
+        await store.log.ask_replay("a", session="s1", since=None)
+        await store.log.ask_replay("a", session=None, since=NOON + 1)
+        assert await store.log.asked_sinks() == {"a"}
+    async with opened() as store:
+        (lane,) = (await store.log.open_sink("a", target="t")).parked
+        assert (lane.key, lane.seq, lane.attempts, lane.at) == ("s1", places[0], 0, 0.0)
+        assert lane.replay_upto == places[2] - 1, "what was never delivered is no replay"
+        assert await store.log.asked_sinks() == set()
+
+
+async def test_a_dead_letter_is_tried_again_or_dropped(opened: Opened) -> None:
+    async with opened() as store:
+        await store.log.open_sink("a", target="t")
+        places = await store.tell(event(1), event(2, session="s2"), event(3))
+        lost = tuple(DeadLetter(seq, key, 10, "gave up") for seq, key in zip(places, ("s1", "s2", "s1"), strict=True))
+        await store.log.record("a", Progress(places[-1], dead=lost), now=NOON)
+        assert await store.log.deliveries_waiting() == {"a": (0, 3)}
+        letters = DeadLetters(store.file)
+        assert [one.event_id for one in await letters.dead(Which())] == ["evt_3", "evt_2", "evt_1"]
+        assert [one.seq for one in await letters.dead(Which(session="s1"), limit=1)] == [places[2]]
+        assert await letters.dead(Which(sink="b")) == []
+        assert await letters.retry(Which(events=("evt_1",))) == 1
+        assert await letters.drop(Which(session="s2")) == 1
+        assert [one.event_id for one in await letters.dead(Which())] == ["evt_3"]
+        await store.log.prune(observed_before=NOON + 9)
+        assert [one.event.id for one in await store.log.search()] == ["evt_1", "evt_3"], "those two are still needed"
+    async with opened() as store:
+        (lane,) = (await store.log.open_sink("a", target="t")).parked
+        assert lane == Parked(letter_lane(places[0]), places[0], 0, 0.0, "asked for")
+        (one,) = await store.log.read_lane(lane.key, start=lane.seq, upto=places[-1], limit=20)
+        assert (one.event.id, one.alone) == ("evt_1", True)
+        assert await store.log.read_lane(lane.key, start=lane.seq + 1, upto=places[-1], limit=20) == []
+        (waits,) = await DeadLetters(store.file).parked(Which())
+        assert (waits.event_id, waits.behind) == ("evt_1", 0)
+        await store.log.prune(observed_before=NOON + 9)
+        assert [one.event.id for one in await store.log.search()] == ["evt_1", "evt_3"]
+        await store.log.record("a", Progress(places[-1], released=(lane.key,)), now=NOON)
+        await store.log.prune(observed_before=NOON + 9)
+        assert [one.event.id for one in await store.log.search()] == ["evt_3"]
+
+
+async def test_parked_deliveries_are_listed_with_what_waits_behind_them(store: Store) -> None:
+    await store.log.open_sink("a", target="t")
+    places = await store.tell(event(1), event(2, session=None), event(3), event(4), event(5, session=None))
+    lanes = (Parked("s1", places[1], 2, NOON + 9, "HTTP 500"), Parked(BRIDGE_LANE, places[1], 1, NOON + 5, "HTTP 502"))
+    await store.log.record("a", Progress(places[-1], parked=lanes), now=NOON)
+    found = [(one.event_id, one.attempts, one.behind) for one in await DeadLetters(store.file).parked(Which())]
+    assert found == [("evt_2", 1, 1), ("evt_3", 2, 1)]
+
+
+async def test_the_last_failed_attempts_are_kept_a_sink(store: Store) -> None:
+    def failed(number: int) -> FailedAttempt:
+        return FailedAttempt(1, number, NOON + number, 0.5, "HTTP 500: no", 500, "no")
+
+    for first in range(0, ATTEMPTS_KEPT + 500, 500):
+        await store.log.record("a", Progress(0, failed=tuple(map(failed, range(first, first + 500)))), now=NOON)
+    await store.log.record("b", Progress(0, failed=(failed(7),)), now=NOON)
+    kept = await DeadLetters(store.file).attempts("a", 1)
+    assert kept == list(map(failed, range(500, ATTEMPTS_KEPT + 500)))
+    assert await DeadLetters(store.file).attempts("b", 1) == [failed(7)]
+
+
+async def test_a_dead_letter_and_the_event_that_tells_of_it_are_one_transaction(store: Store) -> None:
+    await store.log.open_sink("a", target="t")
+    (place,) = await store.tell(event(1))
+    told = dead_letter_told("a", event(1), attempts=10, reason="gave up", now=NOON)
+    assert told is not None
+    await store.log.record("a", Progress(place, dead=(DeadLetter(place, "s1", 10, "gave up"),), told=(told,)), now=NOON)
+    assert [one.event.type for one in await store.log.read(after=place, limit=9)] == ["sink.dead_letter"]
 
 
 async def test_only_old_events_that_every_sink_is_past_are_pruned(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import sqlite3
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from bace_bridge.domain.retry import WEBHOOK_SCHEDULE
 from bace_bridge.domain.routing import Filter
 from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
 from bace_bridge.sinks.webhook.sink import WebhookSink
+from bace_bridge.store.deadletters import DeadLetters, Which
 from bace_bridge.store.eventlog import EventLog, SinkPlace
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile
@@ -46,6 +48,7 @@ class Arrival(NamedTuple):
     id: str
     session: str
     at: float
+    replay: bool = False
 
 
 @dataclass
@@ -62,7 +65,7 @@ class Receiver:
     async def handle(self, request: web.Request) -> web.Response:
         body = msgspec.json.decode(await request.read())
         session = body.get("subject") or "bridge"
-        self.arrivals.append(Arrival(body["id"], session, self.clock.now))
+        self.arrivals.append(Arrival(body["id"], session, self.clock.now, body.get("replay", False)))
         if (gate := self.gates.get(body["id"])) is not None:
             await gate.wait()
         status, headers = self.answers.get(session, (200, {}))
@@ -162,6 +165,7 @@ class Line:
         self.journal = Journal(file, grew=lambda: self.dispatcher.log_grew())  # noqa: PLW0108  # made below
         self.disabled: list[tuple[str, str]] = []
         self.pauses: list[float] = []
+        self.told: list[int] = []
         self.dispatcher = Dispatcher(
             sink,
             self.log,
@@ -172,6 +176,7 @@ class Line:
             jitter=lambda: 0.0,
             sleep=self._sleep,
             on_disabled=self._on_disabled,
+            on_told=lambda: self.told.append(1),
         )
 
     async def _sleep(self, seconds: float) -> None:
@@ -191,7 +196,20 @@ class Line:
         self.dispatcher.log_grew()
 
     async def place(self) -> SinkPlace:
-        return await self.log.open_sink(self.sink.name, target="t")
+        name = self.sink.name
+
+        def read(connection: sqlite3.Connection) -> SinkPlace:
+            query = "select cursor, disabled_reason from sinks where name = ?"
+            cursor, reason = connection.execute(query, (name,)).fetchone()
+            lanes = "select key, seq, attempts, at, reason, replay_upto from parked where sink = ?"
+            return SinkPlace(cursor, tuple(Parked(*lane) for lane in connection.execute(lanes, (name,))), reason)
+
+        return await self.file.read(read)
+
+    async def replay(self, *, session: str | None, since: float | None) -> int:
+        count = await self.log.ask_replay(self.sink.name, session=session, since=since)
+        self.dispatcher.look_at_asked()
+        return count
 
     async def parked(self, attempts: int) -> Parked:
         """The only parked session, once so many attempts at it are durable."""
@@ -446,7 +464,7 @@ async def test_a_replay_brings_the_same_events_again_in_order(
         await line.reaches(5)
         receiver.arrivals.clear()
         receiver.taken.clear()
-        assert await line.dispatcher.replay(session=session, since=since) == sum(map(len, expected.values()))
+        assert await line.replay(session=session, since=since) == sum(map(len, expected.values()))
         await receiver.has_taken(*(number for numbers in expected.values() for number in numbers))
         await line.tell(event(6), event(7, "s2"))
         await receiver.has_taken(6, 7)
@@ -459,17 +477,133 @@ async def test_a_replay_brings_the_same_events_again_in_order(
     assert came == wanted
 
 
+async def test_only_what_was_told_before_is_marked_as_a_replay(
+    tmp_path: Path, clock: Clock, receiver: Receiver
+) -> None:
+    async with running(tmp_path / "b.db", clock, receiver.url) as line:
+        await line.tell(event(1), event(2))
+        await line.reaches(2)
+        receiver.fails("s1")
+        await line.tell(event(3))
+        await line.parked(1)
+        await line.replay(session="s1", since=None)
+        async with asyncio.timeout(SOON):
+            while (lane := await line.parked(1)).seq != 1:
+                pass
+        assert lane.replay_upto == 2
+        receiver.recovers("s1")
+        line.forward(WEBHOOK_SCHEDULE[0])
+        await receiver.has_taken(3)
+        await line.tell(event(4))
+        await receiver.has_taken(4)
+    marked = [(one.id, one.replay) for one in receiver.arrivals]
+    assert marked == [
+        ("evt_1", False), ("evt_2", False), ("evt_3", False),
+        ("evt_1", True), ("evt_1", True), ("evt_2", True), ("evt_3", False), ("evt_4", False),
+    ]  # fmt: skip
+
+
 async def test_a_replay_survives_a_restart(tmp_path: Path, clock: Clock, receiver: Receiver) -> None:
     async with running(tmp_path / "b.db", clock, receiver.url) as line:
         await line.tell(event(1), event(2))
         await line.reaches(2)
         receiver.fails("s1")
-        await line.dispatcher.replay(session="s1", since=None)
+        await line.replay(session="s1", since=None)
         await line.parked(1)
     receiver.recovers("s1")
     clock.forward(WEBHOOK_SCHEDULE[0])
     async with running(tmp_path / "b.db", clock, receiver.url):
         await eventually(lambda: receiver.taken == ["evt_1", "evt_2", "evt_1", "evt_2"])
+
+
+async def given_up(line: Line, receiver: Receiver, session: str) -> None:
+    """Fails a session's next delivery until it is a dead letter."""
+    receiver.fails(session)
+    before = len(await line.dead_letters())
+    for attempts, wait in enumerate(WEBHOOK_SCHEDULE, start=1):
+        await line.parked(attempts)
+        line.forward(wait)
+    async with asyncio.timeout(SOON):
+        while len(await line.dead_letters()) == before:
+            await asyncio.sleep(0)
+    receiver.recovers(session)
+
+
+async def test_a_dead_letter_is_told_to_the_other_sinks_and_not_to_its_own(
+    tmp_path: Path, clock: Clock, receiver: Receiver
+) -> None:
+    sink = ScriptedSink()
+    async with running(tmp_path / "b.db", clock, receiver.url, wish=Filter(sink="alerts")) as line:
+        wish = Filter(events=("sink.*",), sink=sink.name)
+        other = Line(line.file, sink, await line.log.open_sink(sink.name, target="t"), clock, wish)
+        task = asyncio.create_task(other.dispatcher.run())
+        await line.tell(event(1))
+        await given_up(line, receiver, "s1")
+        await eventually(lambda: line.told == [1])
+        other.dispatcher.log_grew()
+        await eventually(lambda: len(sink.flying) == 1)
+        await line.tell(event(2))
+        await receiver.has_taken(2)
+        task.cancel()
+        (told,) = [one.event for one in await line.log.search(type_glob="sink.*")]
+    data = msgspec.json.decode(told.data)
+    assert (told.type, data["sink"], data["attempts"]) == ("sink.dead_letter", "alerts", len(WEBHOOK_SCHEDULE) + 1)
+    assert (data["event"]["id"], data["event"]["session_id"]) == ("evt_1", "s1")
+    assert {one.session for one in receiver.arrivals} == {"s1"}, "itself is not told"
+
+
+async def test_a_dead_letter_about_a_sink_tells_nothing_more(tmp_path: Path, clock: Clock) -> None:
+    sink = ScriptedSink()
+    about_another = msgspec.structs.replace(event(1, None, "sink.dead_letter"), data=b'{"sink":"other"}')
+    async with running(tmp_path / "b.db", clock, sink, wish=Filter(sink=sink.name)) as line:
+        await line.tell(about_another)
+        await eventually(lambda: len(sink.flying) == 1)
+        sink.answer(1, DeliveryRejected("not authorised"))
+        await line.reaches(1)
+        assert [one.seq for one in await line.log.search()] == [1]
+        assert len(await line.dead_letters()) == 1
+
+
+async def test_a_dead_letter_that_is_tried_again_comes_alone(tmp_path: Path, clock: Clock, receiver: Receiver) -> None:
+    async with running(tmp_path / "b.db", clock, receiver.url, wish=Filter(sink="alerts")) as line:
+        await line.tell(event(1))
+        await given_up(line, receiver, "s1")
+        await line.tell(event(2), event(3))
+        await receiver.has_taken(2, 3)
+        letters = DeadLetters(line.file)
+        assert await letters.retry(Which(sink="alerts")) == 1
+        line.dispatcher.look_at_asked()
+        await receiver.has_taken(1)
+        async with asyncio.timeout(SOON):
+            while (await line.place()).parked:
+                await asyncio.sleep(0)
+        assert await line.dead_letters() == []
+        failed = await letters.attempts("alerts", 1)
+    assert receiver.taken == ["evt_2", "evt_3", "evt_1"]
+    assert not any(one.replay for one in receiver.arrivals), "it never came"
+    assert [(one.number, one.status) for one in failed] == [(number, 500) for number in range(1, 11)]
+
+
+async def test_a_dead_letter_that_fails_again_is_one_again(tmp_path: Path, clock: Clock, receiver: Receiver) -> None:
+    """Meanwhile its data session goes on, and a replay of the whole of it does not disturb it."""
+    async with running(tmp_path / "b.db", clock, receiver.url) as line:
+        await line.tell(event(1), event(2, "s2"))
+        await given_up(line, receiver, "s1")
+        gate = receiver.closes_the_gate(1)
+        receiver.fails("s1")
+        assert await DeadLetters(line.file).retry(Which()) == 1
+        line.dispatcher.look_at_asked()
+        await eventually(lambda: len(receiver.of("s1")) == len(WEBHOOK_SCHEDULE) + 2)
+        await line.replay(session="s1", since=None)
+        await eventually(lambda: len(receiver.of("s1")) == len(WEBHOOK_SCHEDULE) + 3)
+        gate.set()
+        receiver.recovers("s1")
+        await receiver.has_taken(1)
+        line.forward(WEBHOOK_SCHEDULE[0])
+        async with asyncio.timeout(SOON):
+            while (await line.place()).parked:
+                await asyncio.sleep(0)
+        assert await line.dead_letters() == []
 
 
 @pytest.mark.parametrize(("status", "headers"), [(410, {}), (200, {"webhook_delivery": "disable"})])
@@ -565,9 +699,9 @@ async def test_many_events_of_many_sessions_in_little_memory(tmp_path: Path, clo
         asyncio.get_running_loop().call_soon(done, None)
 
     sink.send = take  # type: ignore[method-assign]
-    async with running(tmp_path / "b.db", clock, sink) as line:
+    async with running(tmp_path / "b.db", clock, sink, wish=Filter(sink=sink.name)) as line:
         await line.tell(*(event(number, f"s{number % 7}") for number in range(count)))
         await line.reaches(count)
-        assert line.dispatcher.idle
+        await eventually(lambda: line.dispatcher.idle)
     assert sum(map(len, taken.values())) == count - 1
     assert all(seqs == sorted(seqs) for seqs in taken.values())

@@ -19,7 +19,8 @@ from bace_bridge.config.models import WebhookConfig
 from bace_bridge.domain.delivery import Attempt
 from bace_bridge.domain.events import Event, LoggedEvent
 from bace_bridge.errors import DeliveryFailed, SinkDisabled, SinkError, SinkUnavailable
-from bace_bridge.sinks.webhook.sink import LONGEST_ANSWER, WebhookSink
+from bace_bridge.sinks.webhook.answer import LONGEST_ANSWER
+from bace_bridge.sinks.webhook.sink import WebhookSink
 
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()
 NEXT_SECRET = "whsec_" + base64.b64encode(b"n" * 32).decode()

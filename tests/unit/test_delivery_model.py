@@ -87,6 +87,7 @@ class Dispatcher(RuleBasedStateMachine):
     def check(self, attempt: Attempt) -> None:
         seq, key = attempt.logged.seq, lane_key(attempt.logged)
         assert seq not in self.flying
+        assert not attempt.replay or seq in self.acknowledged | self.dead, "told for the first time"
         if self.pipelined:
             return
         assert seq not in self.acknowledged_since_start, "sent twice"

@@ -10,6 +10,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from structlog.testing import capture_logs
 
+from bace_bridge.domain.delivery import Attempt
 from bace_bridge.domain.events import Event, LoggedEvent
 from bace_bridge.domain.state import DeviceState, LatestPoint
 from bace_bridge.errors import DeliveryFailed, DeliveryRejected
@@ -85,7 +86,7 @@ def test_broken_data_is_named_and_not_sent(kind: str, data: bytes) -> None:
 
 def test_the_cloudevents_attributes_read_as_paho_reads_properties() -> None:
     source = "https://dashboard.bace-iot.com"
-    packed = CloudEventAttributes(source).of(LoggedEvent(42, event())).pack()
+    packed = CloudEventAttributes(source).of(Attempt(LoggedEvent(42, event()), 1)).pack()
 
     read: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
     read.unpack(packed)
@@ -102,8 +103,18 @@ def test_the_cloudevents_attributes_read_as_paho_reads_properties() -> None:
     }
 
 
+@pytest.mark.parametrize("replay", [False, True])
+def test_a_replay_is_marked_in_the_message_and_its_properties(replay: bool) -> None:
+    read: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    read.unpack(CloudEventAttributes("x").of(Attempt(LoggedEvent(1, event()), 1, replay)).pack())
+    assert dict(read.UserProperty).get("replay") == ("true" if replay else None)
+    for kind, data in (("session.ended", b'{"a":1}'), ("session.datapoints", b'{"datapoints":[]}')):
+        _, payload = topic_and_payload(event(kind, data), TOPICS, replay=replay)
+        assert msgspec.json.decode(payload).get("replay") is (True if replay else None)
+
+
 def test_an_event_without_a_session_has_no_subject() -> None:
-    packed = CloudEventAttributes("x").of(LoggedEvent(1, event("cloud.recovered", session_id=None))).pack()
+    packed = CloudEventAttributes("x").of(Attempt(LoggedEvent(1, event("cloud.recovered", session_id=None)), 1)).pack()
     read: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
     read.unpack(packed)
 

@@ -7,7 +7,7 @@ from bace_bridge.domain.routing import Filter, matches, wanted
 
 
 def event(event_type: str, device: str | None) -> Event:
-    return Event("evt_1", event_type, None, device, 0.0, 0.0, b"{}")
+    return Event("evt_1", event_type, None, device, 0.0, 0.0, b'{"sink":"alerts"}')
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,9 @@ def test_globs(event_type: str, globs: tuple[str, ...], matched: bool) -> None:
         ("session.started", "g1", Filter(("session.ended",), ("g1",)), False),
         ("cloud.unreachable", None, Filter(groups=("g1",)), True),
         ("cloud.unreachable", None, Filter(("session.*",), ("g1",)), False),
+        ("sink.disabled", None, Filter(sink="alerts"), False),
+        ("sink.disabled", None, Filter(sink="home"), True),
+        ("cloud.unreachable", None, Filter(sink="alerts"), True),
     ],
 )
 def test_what_a_sink_wants(event_type: str, device: str | None, wish: Filter, is_wanted: bool) -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from bace_bridge.errors import DeliveryFailed, SinkDisabled
-from bace_bridge.sinks.webhook.answer import LONGEST_EXCERPT, excerpt, judge, retry_after
+from bace_bridge.sinks.webhook.answer import LONGEST_ANSWER, LONGEST_QUOTE, excerpt, judge, retry_after
 
 NOW = 1_769_817_600.0  # 2026-01-31T00:00:00Z
 
@@ -107,11 +107,21 @@ def test_a_body_becomes_one_printable_line(body: bytes, line: str) -> None:
     assert excerpt(body) == line
 
 
-@given(st.binary(max_size=2048))
-def test_an_excerpt_is_short_and_printable(body: bytes) -> None:
-    line = excerpt(body)
-    assert len(line) <= LONGEST_EXCERPT
-    assert line.isprintable()
+@given(st.binary(max_size=LONGEST_ANSWER))
+def test_what_is_said_and_kept_of_an_answer_is_short_and_printable(body: bytes) -> None:
+    failed = answered(500, body=body)
+    assert isinstance(failed, DeliveryFailed)
+    assert len(str(failed)) <= len("HTTP 500: ") + LONGEST_QUOTE
+    assert len(failed.answer) <= LONGEST_ANSWER
+    assert str(failed).isprintable()
+    assert failed.answer.isprintable()
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_a_secret_that_is_cut_off_with_the_answer_is_not_shown_either(cut: int) -> None:
+    secret = "T0kenT0kenT0"
+    body = (b"x" * LONGEST_ANSWER + secret.encode())[cut : LONGEST_ANSWER + cut]
+    assert "T0k" not in excerpt(body, (secret,))
 
 
 def test_a_message_quotes_the_body_but_nothing_private() -> None:

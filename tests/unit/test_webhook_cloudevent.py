@@ -3,19 +3,22 @@ import json
 import pytest
 from cloudevents.core.bindings.http import HTTPMessage, from_structured_event
 
+from bace_bridge.domain.delivery import Attempt
 from bace_bridge.domain.events import Event, LoggedEvent
 from bace_bridge.sinks.webhook.cloudevent import CONTENT_TYPE, structured
 
 DATA = b'{"session":{"id":"s1","label":"gr\xc3\xbcn"},"n":1.50}'
 
 
-def logged(*, session_id: str | None = "s1", time: float = 1_769_817_600.25, seq: int = 42) -> LoggedEvent:
+def attempt(
+    *, session_id: str | None = "s1", time: float = 1_769_817_600.25, seq: int = 42, replay: bool = False
+) -> Attempt:
     event = Event("evt_1", "session.started", session_id, "d1", time, time + 5, DATA)
-    return LoggedEvent(seq, event)
+    return Attempt(LoggedEvent(seq, event), 1, replay)
 
 
 def test_the_cloudevents_library_reads_it() -> None:
-    body = structured(logged(), "https://cloud.example")
+    body = structured(attempt(), "https://cloud.example")
     event = from_structured_event(HTTPMessage({"content-type": CONTENT_TYPE}, body))
     assert event.get_specversion() == "1.0"
     assert event.get_id() == "evt_1"
@@ -31,7 +34,7 @@ def test_the_cloudevents_library_reads_it() -> None:
 
 
 def test_every_attribute_as_it_is_written() -> None:
-    assert json.loads(structured(logged(), "https://cloud.example")) == {
+    assert json.loads(structured(attempt(), "https://cloud.example")) == {
         "specversion": "1.0",
         "id": "evt_1",
         "source": "https://cloud.example",
@@ -45,14 +48,20 @@ def test_every_attribute_as_it_is_written() -> None:
 
 
 def test_data_is_not_encoded_again() -> None:
-    assert structured(logged(), "https://cloud.example").endswith(b'"data":' + DATA + b"}")
+    assert structured(attempt(), "https://cloud.example").endswith(b'"data":' + DATA + b"}")
 
 
 def test_an_event_of_the_bridge_itself_has_no_subject() -> None:
-    assert "subject" not in json.loads(structured(logged(session_id=None), "https://cloud.example"))
+    assert "subject" not in json.loads(structured(attempt(session_id=None), "https://cloud.example"))
 
 
 @pytest.mark.parametrize(("earlier", "later"), [(9, 10), (1, 2**63 - 1), (99, 100)])
 def test_sequences_order_as_text(earlier: int, later: int) -> None:
-    first, second = (json.loads(structured(logged(seq=seq), "s"))["sequence"] for seq in (earlier, later))
+    first, second = (json.loads(structured(attempt(seq=seq), "s"))["sequence"] for seq in (earlier, later))
     assert first < second
+
+
+def test_a_replay_says_so_and_else_is_the_same() -> None:
+    first, again = (json.loads(structured(attempt(replay=replay), "s")) for replay in (False, True))
+    assert again.pop("replay") is True
+    assert first == again

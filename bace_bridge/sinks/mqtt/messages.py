@@ -9,11 +9,14 @@ from bace_bridge.sinks.mqtt.topics import Topics
 _EMPTY_OBJECT = b"{}"
 _OF_A_SESSION = "session."
 
+_Mark = bool | msgspec.UnsetType
+
 
 class _Head(msgspec.Struct):
     event_type: str
     id: str
     time: str
+    replay: _Mark
 
 
 class _PointsOfEvent(msgspec.Struct):
@@ -24,6 +27,7 @@ class _DatapointsMessage(msgspec.Struct):
     id: str
     time: str
     session_id: str | None
+    replay: _Mark
     datapoints: msgspec.Raw
 
 
@@ -31,25 +35,26 @@ _encode = msgspec.json.Encoder().encode
 _decode_points = msgspec.json.Decoder(_PointsOfEvent).decode
 
 
-def topic_and_payload(event: Event, topics: Topics) -> tuple[str, bytes]:
-    """The message that tells the event. Raises `msgspec.MsgspecError` for broken data."""
+def topic_and_payload(event: Event, topics: Topics, *, replay: bool = False) -> tuple[str, bytes]:
+    """The message that tells the event, marked where it is a replay. Raises `msgspec.MsgspecError` for broken data."""
+    mark = True if replay else msgspec.UNSET
     if event.device_id is None or not event.type.startswith(_OF_A_SESSION):
-        return topics.bridge_event, _whole_event(event)
+        return topics.bridge_event, _whole_event(event, mark)
     if event.type == SESSION_DATAPOINTS:
-        return topics.datapoints(event.device_id), _datapoints(event)
-    return topics.event(event.device_id), _whole_event(event)
+        return topics.datapoints(event.device_id), _datapoints(event, mark)
+    return topics.event(event.device_id), _whole_event(event, mark)
 
 
-def _whole_event(event: Event) -> bytes:
+def _whole_event(event: Event, replay: _Mark) -> bytes:
     """The event's data, which is an encoded JSON object already, with a few keys before its own."""
     if not event.data.startswith(b"{"):
         raise msgspec.DecodeError("the event's data is no JSON object")
-    head = _encode(_Head(event.type, event.id, iso_utc(event.time)))
+    head = _encode(_Head(event.type, event.id, iso_utc(event.time), replay))
     if event.data == _EMPTY_OBJECT:
         return head
     return b"%b,%b" % (head[:-1], event.data[1:])
 
 
-def _datapoints(event: Event) -> bytes:
+def _datapoints(event: Event, replay: _Mark) -> bytes:
     points = _decode_points(event.data).datapoints
-    return _encode(_DatapointsMessage(event.id, iso_utc(event.time), event.session_id, points))
+    return _encode(_DatapointsMessage(event.id, iso_utc(event.time), event.session_id, replay, points))

@@ -3,7 +3,7 @@
 They are encoded here and not with paho's `Properties`, which takes longer than the whole rest of a message.
 """
 
-from bace_bridge.domain.events import LoggedEvent
+from bace_bridge.domain.delivery import Attempt
 from bace_bridge.domain.timestamps import iso_utc
 
 _CONTENT_TYPE = b"\x03"
@@ -39,13 +39,16 @@ class CloudEventAttributes:
         )
         self._id, self._type = _name("id"), _name("type")
         self._subject, self._time, self._sequence = _name("subject"), _name("time"), _name("sequence")
+        self._replay = _pair("replay", "true")
 
-    def of(self, logged: LoggedEvent) -> EncodedProperties:
-        event = logged.event
+    def of(self, attempt: Attempt) -> EncodedProperties:
+        event = attempt.logged.event
         parts = [self._same_for_all, self._id, _text(event.id), self._type, _text(f"bace.{event.type}")]
         if event.session_id is not None:
             parts += self._subject, _text(event.session_id)
-        parts += self._time, _text(iso_utc(event.time)), self._sequence, _text(f"{logged.seq:020d}")
+        parts += self._time, _text(iso_utc(event.time)), self._sequence, _text(f"{attempt.logged.seq:020d}")
+        if attempt.replay:
+            parts.append(self._replay)
         return EncodedProperties(b"".join(parts))
 
 

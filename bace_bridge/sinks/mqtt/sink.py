@@ -95,11 +95,11 @@ class MqttSink:
             return
         event = attempt.logged.event
         try:
-            topic, payload = topic_and_payload(event, self._topics)
+            topic, payload = topic_and_payload(event, self._topics, replay=attempt.replay)
         except msgspec.MsgspecError as error:
             _tell_soon(done, DeliveryRejected(f"the event {event.id} cannot be told: {error}"))
             return
-        properties = self._attributes.of(attempt.logged) if self._dialer.protocol == "5" else None
+        properties = self._attributes.of(attempt) if self._dialer.protocol == "5" else None
         connection.publish(Message(topic, payload, self._config.qos, properties=properties), done)
         if event.device_id is not None:
             mirror.touch(event.device_id)

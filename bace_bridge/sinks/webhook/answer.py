@@ -6,8 +6,11 @@ from email.utils import parsedate_to_datetime
 
 from bace_bridge.errors import DeliveryFailed, SinkDisabled, SinkError
 
-LONGEST_EXCERPT = 200
+LONGEST_QUOTE = 200
 """Characters of the answer's body that a message quotes."""
+
+LONGEST_ANSWER = 2048
+"""Bytes of the answer's body that are read, and characters of it that are kept with the attempt."""
 
 _GONE = 410
 _ASKS_FOR_SILENCE = (429, 503)
@@ -21,17 +24,18 @@ def judge(
     `headers` finds its keys whatever their case. No message shows the `private` texts.
     """
     if headers.get("webhook-delivery", "").strip().lower() == "disable":
-        return SinkDisabled(f"HTTP {status}: the endpoint asks for no more (webhook-delivery: disable)")
+        return SinkDisabled(f"HTTP {status}: the endpoint asks for no more (webhook-delivery: disable)", status=status)
     if status == _GONE:
-        return SinkDisabled("HTTP 410: the endpoint is gone")
+        return SinkDisabled("HTTP 410: the endpoint is gone", status=status)
     if 200 <= status < 300:  # noqa: PLR2004  # the class of status codes
         return None
     if 300 <= status < 400:  # noqa: PLR2004  # the class of status codes
-        return DeliveryFailed(f"HTTP {status}: redirects are not followed; configure the final address")
-    quote = excerpt(body, private)
+        return DeliveryFailed(f"HTTP {status}: redirects are not followed; configure the final address", status=status)
+    answer = excerpt(body, private)
+    quote = shortened(answer, LONGEST_QUOTE)
     message = f"HTTP {status}: {quote}" if quote else f"HTTP {status}"
     wait = retry_after(headers.get("retry-after", ""), now=now) if status in _ASKS_FOR_SILENCE else 0.0
-    return DeliveryFailed(message, retry_after=wait)
+    return DeliveryFailed(message, retry_after=wait, status=status, answer=shortened(answer, LONGEST_ANSWER))
 
 
 def retry_after(value: str, *, now: float) -> float:
@@ -49,10 +53,23 @@ def retry_after(value: str, *, now: float) -> float:
 
 
 def excerpt(body: bytes, private: Sequence[str] = ()) -> str:
-    """The beginning of a body as one printable line."""
+    """A body as one printable line."""
     text = body.decode("utf-8", "replace")
     for secret in private:
         text = text.replace(secret, "***")
+    if len(body) >= LONGEST_ANSWER:
+        text = _without_beginning_of_secret(text, private)
     line = "".join(char if char.isprintable() else " " for char in text)
-    line = " ".join(line.split())
-    return line if len(line) <= LONGEST_EXCERPT else line[: LONGEST_EXCERPT - 1] + "…"
+    return " ".join(line.split())
+
+
+def shortened(line: str, longest: int) -> str:
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def _without_beginning_of_secret(text: str, private: Sequence[str]) -> str:
+    """What was cut off may have been the rest of a secret whose beginning stands at the end."""
+    longest = max(
+        (length for secret in private for length in range(1, len(secret)) if text.endswith(secret[:length])), default=0
+    )
+    return text[: len(text) - longest]

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from bace_bridge.domain.events import LoggedEvent
+from bace_bridge.domain.delivery import Attempt
 from bace_bridge.domain.timestamps import iso_utc
 
 CONTENT_TYPE = "application/cloudevents+json"
@@ -11,7 +11,10 @@ SEQUENCE_DIGITS = 20
 
 
 class CloudEvent(msgspec.Struct, frozen=True):
-    """The attributes in the order in which they are written; a bridge event has no `subject`."""
+    """The attributes in the order in which they are written; a bridge event has no `subject`.
+
+    `replay` is an extension attribute, there and true where the event is told again because somebody asked for it.
+    """
 
     specversion: str
     id: str
@@ -21,12 +24,13 @@ class CloudEvent(msgspec.Struct, frozen=True):
     time: str
     datacontenttype: str
     sequence: str
+    replay: bool | msgspec.UnsetType
     data: msgspec.Raw
 
 
-def structured(logged: LoggedEvent, source: str) -> bytes:
-    """The same event gives the same bytes at every attempt. `sequence` orders as text."""
-    event = logged.event
+def structured(attempt: Attempt, source: str) -> bytes:
+    """The same event gives the same bytes at every attempt but a replay. `sequence` orders as text."""
+    event = attempt.logged.event
     return msgspec.json.encode(
         CloudEvent(
             specversion="1.0",
@@ -36,7 +40,8 @@ def structured(logged: LoggedEvent, source: str) -> bytes:
             subject=msgspec.UNSET if event.session_id is None else event.session_id,
             time=iso_utc(event.time),
             datacontenttype="application/json",
-            sequence=str(logged.seq).zfill(SEQUENCE_DIGITS),
+            sequence=str(attempt.logged.seq).zfill(SEQUENCE_DIGITS),
+            replay=True if attempt.replay else msgspec.UNSET,
             data=msgspec.Raw(event.data),
         )
     )

@@ -13,13 +13,10 @@ from yarl import URL
 from bace_bridge.config.models import WebhookConfig
 from bace_bridge.domain.delivery import Attempt
 from bace_bridge.errors import SinkError, SinkUnavailable
-from bace_bridge.sinks.webhook.answer import judge
+from bace_bridge.sinks.webhook.answer import LONGEST_ANSWER, judge
 from bace_bridge.sinks.webhook.cloudevent import CONTENT_TYPE, structured
 from bace_bridge.sinks.webhook.network import private_texts, what_went_wrong
 from bace_bridge.sinks.webhook.signature import signed_headers, signing_key
-
-LONGEST_ANSWER = 2048
-"""Bytes of an answer's body that are read."""
 
 KEEP_ALIVE = 4.0
 """Seconds that an idle connection is kept: less than the 5 s after which common servers close theirs."""
@@ -123,7 +120,7 @@ class WebhookSink:
                 self._queue.task_done()
 
     async def _post(self, session: aiohttp.ClientSession, attempt: Attempt) -> SinkError | None:
-        body = structured(attempt.logged, self._source)
+        body = structured(attempt, self._source)
         headers = signed_headers(attempt.logged.event.id, body, self._keys, now=self._clock())
         try:
             response = await session.post(self._url, data=body, headers=headers, allow_redirects=False)

@@ -1,0 +1,149 @@
+"""`bace-bridge dead-letters`: deliveries that were given up, and those that wait for their next attempt."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from bace_bridge.cli.options import config_option
+from bace_bridge.cli.stored import configured_sink, local_time, printable, stored, when_it_happens
+from bace_bridge.config.load import load
+from bace_bridge.domain.delivery import FailedAttempt
+from bace_bridge.domain.timestamps import iso_utc
+from bace_bridge.store.deadletters import DeadLetters, StoredDelivery, Which
+
+_PIPE_WIDTH = 240
+
+
+@click.group(name="dead-letters")
+def dead_letters() -> None:
+    """Deliveries that were given up: look at them, try them again, or drop them.
+
+    The bridge may be running.
+    """
+
+
+def _which_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--session", metavar="ID", help="Only those of this data session."),
+        click.option("--sink", metavar="NAME", help="Only those of this broker or webhook."),
+        config_option,
+    ):
+        command = option(command)
+    return command
+
+
+@dead_letters.command(name="list")
+@_which_options
+@click.option("--parked", is_flag=True, help="Instead, those that wait for their next attempt.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(min=0), help="So many; 0: all.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON array on stdout, with the last attempts; times in UTC.")
+def list_letters(
+    *, config: Path, sink: str | None, session: str | None, parked: bool, limit: int, as_json: bool
+) -> None:
+    """List the deliveries that were given up, the last one first."""
+    path = load(config, os.environ).store.path
+    found = asyncio.run(_listed(path, Which(sink, session), parked=parked, limit=limit or -1))
+    if as_json:
+        click.echo(b"[" + b",\n ".join(_as_json(one, attempts) for one, attempts in found) + b"]")
+    else:
+        _print_table([one for one, _ in found], parked=parked)
+
+
+async def _listed(
+    path: Path, which: Which, *, parked: bool, limit: int
+) -> list[tuple[StoredDelivery, list[FailedAttempt]]]:
+    async with stored(path) as file:
+        letters = DeadLetters(file)
+        found = await (letters.parked(which, limit=limit) if parked else letters.dead(which, limit=limit))
+        return [(one, await letters.attempts(one.sink, one.seq)) for one in found]
+
+
+@dead_letters.command()
+@click.argument("event_ids", nargs=-1, metavar="[EVENT_ID]...")
+@_which_options
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+def retry(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session: str | None, everything: bool) -> None:
+    """Try dead letters again, from the first attempt on."""
+    loaded = load(config, os.environ)
+    which = _meant(Which(sink, session, event_ids), everything=everything)
+    if sink is not None:
+        configured_sink(sink, loaded)
+    path = loaded.store.path
+    count = asyncio.run(_asked(path, which, DeadLetters.retry))
+    click.echo(f"{_counted(count)} tried again: {when_it_happens(path)}")
+
+
+@dead_letters.command()
+@click.argument("event_ids", nargs=-1, metavar="[EVENT_ID]...")
+@_which_options
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+def drop(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session: str | None, everything: bool) -> None:
+    """Drop dead letters; nobody is told of these events any more."""
+    path = load(config, os.environ).store.path
+    which = _meant(Which(sink, session, event_ids), everything=everything)
+    click.echo(f"{_counted(asyncio.run(_asked(path, which, DeadLetters.drop)))} dropped")
+
+
+def _meant(which: Which, *, everything: bool) -> Which:
+    """Everything is meant only where somebody says so."""
+    if everything == (which != Which()):
+        raise click.UsageError("give event ids, --sink, --session, or else --all")
+    return which
+
+
+async def _asked(path: Path, which: Which, work: Callable[[DeadLetters, Which], Any]) -> int:
+    async with stored(path, to_ask=True) as file:
+        count: int = await work(DeadLetters(file), which)
+    if not count:
+        raise click.ClickException("there is no such dead letter: bace-bridge dead-letters list shows those there are")
+    return count
+
+
+def _counted(count: int) -> str:
+    return f"{count} dead letter{'' if count == 1 else 's'}"
+
+
+def _as_json(one: StoredDelivery, attempts: Sequence[FailedAttempt]) -> bytes:
+    made = [
+        {
+            "number": made.number,
+            "at": iso_utc(made.at),
+            "seconds": round(made.seconds, 3),
+            "status": made.status,
+            "reason": made.reason,
+            "answer": made.answer,
+        }
+        for made in attempts
+    ]
+    row = {**msgspec.to_builtins(one), "at": iso_utc(one.at), "last_attempts": made}
+    return msgspec.json.encode(row)
+
+
+def _print_table(found: Sequence[StoredDelivery], *, parked: bool) -> None:
+    if not found:
+        click.echo("Nothing waits for another attempt." if parked else "No dead letters.")
+        return
+    from rich.console import Console  # noqa: PLC0415  # slow to import, and --json needs none of it
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("NEXT ATTEMPT" if parked else "GIVEN UP", no_wrap=True)
+    for header in ("SINK", "EVENT", "REASON"):
+        table.add_column(header, overflow="fold")
+    for header in ("ATTEMPTS", *(["BEHIND"] if parked else [])):
+        table.add_column(header, justify="right")
+    for one in found:
+        event = Text("\n").join(
+            [Text(one.event_type), Text(one.event_id, style="dim"), Text(printable(one.session_id or "-"), style="dim")]
+        )
+        cells = [str(one.attempts), *([str(one.behind)] if parked else [])]
+        table.add_row(local_time(one.at), one.sink, event, Text(printable(one.reason)), *cells)
+    console.print(table)

@@ -1,0 +1,57 @@
+"""`bace-bridge replay`: delivers recorded events again."""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import click
+
+from bace_bridge.cli.options import config_option
+from bace_bridge.cli.stored import configured_sink, stored, when_it_happens
+from bace_bridge.config.load import load
+from bace_bridge.config.values import StartFrom, parse_start_from
+from bace_bridge.store.eventlog import EventLog
+
+
+class _Since(click.ParamType[float]):
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return _epoch(parse_start_from(value))
+        except ValueError:
+            self.fail(f"{value!r} is neither a time such as 2026-01-31T00:00:00Z nor a duration such as 2h", param, ctx)
+
+
+def _epoch(start: StartFrom) -> float:
+    if start.kind == "since":
+        return start.seconds
+    if start.kind == "ago":
+        return time.time() - start.seconds
+    raise ValueError(start.kind)
+
+
+@click.command()
+@config_option
+@click.option("--sink", required=True, metavar="NAME", help="Who gets them: the name of a broker or a webhook.")
+@click.option("--session", metavar="ID", help="The events of this data session.")
+@click.option("--since", type=_Since(), metavar="TIME", help="Those since 2026-01-31T00:00:00Z, or since 2h ago: 2h.")
+def replay(*, config: Path, sink: str, session: str | None, since: float | None) -> None:
+    """Deliver recorded events again: in order, with the same ids, marked as a replay.
+
+    The bridge may be running. Events are kept for store.retention.
+    """
+    if (session is None) == (since is None):
+        raise click.UsageError("give either --session ID or --since TIME")
+    loaded = load(config, os.environ)
+    name, path = configured_sink(sink, loaded), loaded.store.path
+    count = asyncio.run(_ask(path, name, session, since))
+    if not count:
+        raise click.ClickException("no such events are recorded: bace-bridge events shows those that are")
+    click.echo(f"{count} event{'' if count == 1 else 's'} for {name}: {when_it_happens(path)}")
+
+
+async def _ask(path: Path, sink: str, session: str | None, since: float | None) -> int:
+    async with stored(path, to_ask=True) as file:
+        return await EventLog(file).ask_replay(sink, session=session, since=since)

@@ -1,0 +1,29 @@
+"""What a delivery that was given up tells, and whom."""
+
+from bace_bridge.domain.events import SINK_DEAD_LETTER, Event, bridge_event
+from bace_bridge.domain.routing import is_about_a_sink
+from bace_bridge.domain.timestamps import iso_utc
+
+
+def dead_letter_told(sink: str, event: Event, *, attempts: int, reason: str, now: float) -> Event | None:
+    """The event that tells other sinks of a dead letter of `sink`.
+
+    None where the dead letter itself is about a sink: two sinks that take nothing would answer each other for ever.
+    """
+    if is_about_a_sink(event):
+        return None
+    about = {
+        "id": event.id,
+        "type": event.type,
+        "session_id": event.session_id,
+        "device_id": event.device_id,
+        "time": iso_utc(event.time),
+    }
+    data = {
+        "sink": sink,
+        "reason": reason,
+        "attempts": attempts,
+        "event": about,
+        "observed_at": iso_utc(now),
+    }
+    return bridge_event(SINK_DEAD_LETTER, at=now, facts=(sink, event.id, now), data=data)

@@ -1,0 +1,113 @@
+"""The deliveries that were given up or wait for their next attempt, for the people who look after them."""
+
+import sqlite3
+from collections.abc import Collection
+from typing import Literal
+
+import msgspec
+
+from bace_bridge.domain.delivery import BRIDGE_LANE, LETTER_LANE, FailedAttempt, Parked, letter_lane
+from bace_bridge.store.asked import ask
+from bace_bridge.store.sqlite import SqliteFile
+
+
+class Which(msgspec.Struct, frozen=True):
+    """Which deliveries are meant: those of a sink, of a data session, of these events; everything empty: all."""
+
+    sink: str | None = None
+    session: str | None = None
+    events: tuple[str, ...] = ()
+
+
+class StoredDelivery(msgspec.Struct, frozen=True):
+    """A delivery that was given up at `at`, or whose next attempt is then (epoch seconds).
+
+    `behind` is the number of later events of the lane that wait behind a parked one.
+    """
+
+    state: Literal["dead", "parked"]
+    sink: str
+    seq: int
+    event_id: str
+    event_type: str
+    session_id: str | None
+    device_id: str | None
+    attempts: int
+    at: float
+    reason: str
+    behind: int = 0
+
+
+class DeadLetters:
+    """Beside a running bridge: a dead letter is nobody's any more, and what is asked for waits in the store."""
+
+    def __init__(self, file: SqliteFile) -> None:
+        self._file = file
+
+    async def sinks(self) -> list[str]:
+        """The names under which the store keeps places."""
+        query = "select name from sinks order by name"
+        return await self._file.read(lambda connection: [row[0] for row in connection.execute(query)])
+
+    async def dead(self, which: Which, *, limit: int = -1) -> list[StoredDelivery]:
+        """The dead letters, those given up last first."""
+        query = f"""select 'dead', d.sink, d.seq, e.id, e.type, e.session_id, e.device_id, d.attempts, d.at, d.reason, 0
+            from dead_letters d join events e using (seq) where {_MEANT} order by d.at desc, d.seq desc limit :limit"""  # noqa: S608  # fixed text
+        return await self._file.read(lambda connection: _found(connection, query, which, limit))
+
+    async def parked(self, which: Which, *, limit: int = -1) -> list[StoredDelivery]:
+        """The deliveries that wait for their next attempt, the next one first."""
+        query = f"""select 'parked', d.sink, e.seq, e.id, e.type, e.session_id, e.device_id, d.attempts, d.at, d.reason,
+            case when d.key glob '{LETTER_LANE}*' then 0 else
+            (select count(*) from events l where l.session_id is e.session_id and l.seq > e.seq) end
+            from parked d join events e on e.seq = case when d.key glob '{LETTER_LANE}*' then d.seq else
+            (select min(n.seq) from events n where n.seq >= d.seq
+            and n.session_id is case when d.key = '{BRIDGE_LANE}' then null else d.key end) end
+            where {_MEANT} order by d.at, e.seq limit :limit"""  # noqa: S608  # fixed text
+        return await self._file.read(lambda connection: _found(connection, query, which, limit))
+
+    async def attempts(self, sink: str, seq: int) -> list[FailedAttempt]:
+        """The last attempts at a delivery that failed, oldest first."""
+        query = """select seq, number, at, seconds, reason, status, answer from attempts
+            where sink = ? and seq = ? order by id"""
+        return await self._file.read(
+            lambda connection: [FailedAttempt(*row) for row in connection.execute(query, (sink, seq))]
+        )
+
+    async def retry(self, which: Which) -> int:
+        """Asks for dead letters once more, from the first attempt on; returns how many."""
+
+        def work(connection: sqlite3.Connection) -> int:
+            letters = _letters(connection, which)
+            for sink, seq in letters:
+                ask(connection, sink, [Parked(letter_lane(seq), seq, 0, 0.0)])
+            return _delete(connection, letters)
+
+        return await self._file.write(work)
+
+    async def drop(self, which: Which) -> int:
+        """Forgets dead letters; the events stay in the log until they are pruned. Returns how many."""
+        return await self._file.write(lambda connection: _delete(connection, _letters(connection, which)))
+
+
+_MEANT = """(:sink is null or d.sink = :sink) and (:session is null or e.session_id = :session)
+    and (:events is null or e.id in (select value from json_each(:events)))"""
+
+
+def _given(which: Which) -> dict[str, str | None]:
+    events = msgspec.json.encode(which.events).decode() if which.events else None
+    return {"sink": which.sink, "session": which.session, "events": events}
+
+
+def _found(connection: sqlite3.Connection, query: str, which: Which, limit: int) -> list[StoredDelivery]:
+    return [StoredDelivery(*row) for row in connection.execute(query, {**_given(which), "limit": limit})]
+
+
+def _letters(connection: sqlite3.Connection, which: Which) -> list[tuple[str, int]]:
+    query = f"select d.sink, d.seq from dead_letters d join events e using (seq) where {_MEANT}"  # noqa: S608  # fixed text
+    return connection.execute(query, _given(which)).fetchall()
+
+
+def _delete(connection: sqlite3.Connection, letters: Collection[tuple[str, int]]) -> int:
+    connection.executemany("delete from dead_letters where sink = ? and seq = ?", letters)
+    return len(letters)
