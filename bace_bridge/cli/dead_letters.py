@@ -3,9 +3,8 @@
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
@@ -67,16 +66,19 @@ async def _listed(
 @dead_letters.command()
 @click.argument("event_ids", nargs=-1, metavar="[EVENT_ID]...")
 @_which_options
-@click.option("--all", "everything", is_flag=True, help="All of them.")
-def retry(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session: str | None, everything: bool) -> None:
+@click.option("--all", "everything", is_flag=True, help="All of them, which is also meant by nothing at all.")
+def retry(
+    *, config: Path, event_ids: tuple[str, ...], sink: str | None, session: str | None, everything: bool
+) -> None:
     """Try dead letters again, from the first attempt on."""
     loaded = load(config, os.environ)
-    which = _meant(Which(sink, session, event_ids), everything=everything)
+    which = Which(sink, session, event_ids)
+    _refuse_contradiction(which, everything=everything)
     if sink is not None:
         configured_sink(sink, loaded)
     path = loaded.store.path
     count = asyncio.run(_asked(path, which, DeadLetters.retry))
-    click.echo(f"{_counted(count)} tried again: {when_it_happens(path)}")
+    click.echo(f"{_counted(count)} tried again" + (f": {when_it_happens(path)}" if count else ""))
 
 
 @dead_letters.command()
@@ -84,23 +86,24 @@ def retry(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session
 @_which_options
 @click.option("--all", "everything", is_flag=True, help="All of them.")
 def drop(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session: str | None, everything: bool) -> None:
-    """Drop dead letters; nobody is told of these events any more."""
+    """Drop dead letters: their receivers will never be told of these events."""
     path = load(config, os.environ).store.path
-    which = _meant(Which(sink, session, event_ids), everything=everything)
+    which = Which(sink, session, event_ids)
+    _refuse_contradiction(which, everything=everything)
+    if which == Which() and not everything:
+        raise click.UsageError("give event ids, --sink, --session, or --all")
     click.echo(f"{_counted(asyncio.run(_asked(path, which, DeadLetters.drop)))} dropped")
 
 
-def _meant(which: Which, *, everything: bool) -> Which:
-    """Everything is meant only where somebody says so."""
-    if everything == (which != Which()):
-        raise click.UsageError("give event ids, --sink, --session, or else --all")
-    return which
+def _refuse_contradiction(which: Which, *, everything: bool) -> None:
+    if everything and which != Which():
+        raise click.UsageError("--all goes with nothing else")
 
 
-async def _asked(path: Path, which: Which, work: Callable[[DeadLetters, Which], Any]) -> int:
+async def _asked(path: Path, which: Which, work: Callable[[DeadLetters, Which], Awaitable[int]]) -> int:
     async with stored(path, to_ask=True) as file:
-        count: int = await work(DeadLetters(file), which)
-    if not count:
+        count = await work(DeadLetters(file), which)
+    if which.events and not count:
         raise click.ClickException("there is no such dead letter: bace-bridge dead-letters list shows those there are")
     return count
 

@@ -53,8 +53,7 @@ class LazyGroup(click.Group):
                 raise
             raise click.UsageError(f"This installation has no command {cmd_name!r}.", ctx) from None
         assert isinstance(command, click.Command)
-        if not any(option.name == "version" for option in command.params):
-            command.params.append(_version_option())
+        _add_version_option(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -83,6 +82,15 @@ def _version_option() -> click.Option:
     return click.Option(
         ["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."
     )
+
+
+def _add_version_option(command: click.Command) -> None:
+    """To a command, and to those below it."""
+    if not any(option.name == "version" for option in command.params):
+        command.params.append(_version_option())
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            _add_version_option(below)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
