@@ -67,9 +67,7 @@ async def _listed(
 @click.argument("event_ids", nargs=-1, metavar="[EVENT_ID]...")
 @_which_options
 @click.option("--all", "everything", is_flag=True, help="All of them, which is also meant by nothing at all.")
-def retry(
-    *, config: Path, event_ids: tuple[str, ...], sink: str | None, session: str | None, everything: bool
-) -> None:
+def retry(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session: str | None, everything: bool) -> None:
     """Try dead letters again, from the first attempt on."""
     loaded = load(config, os.environ)
     which = Which(sink, session, event_ids)

@@ -84,6 +84,7 @@ class WebhookConfig(Section):
     headers: dict[HeaderName, HeaderValue] = Field(default={}, description="Sent with every request")
     timeout: Duration = Field(default=15.0, description="An answer is waited for this long")
     concurrency: WholeNumber = Field(default=10, ge=1, description="Requests at the same time, one a data session")
+    rate_limit: float = Field(default=0, ge=0, allow_inf_nan=False, description="Requests a second; 0: no limit")
 
     @property
     def host(self) -> str:

@@ -177,7 +177,9 @@ async def test_without_a_store_they_say_what_makes_it(folder: Path, arguments: t
     assert not (folder / "bridge.db").exists()
 
 
-@pytest.mark.parametrize("command", [("replay",), ("dead-letters",), ("dead-letters", "list"), ("dead-letters", "drop")])
+@pytest.mark.parametrize(
+    "command", [("replay",), ("dead-letters",), ("dead-letters", "list"), ("dead-letters", "drop")]
+)
 async def test_help_and_version_work_everywhere(folder: Path, command: tuple[str, ...]) -> None:
     assert "Usage: bace-bridge" in await told(folder, *command, "--help")
     assert (await told(folder, *command, "--version")).startswith("bace-bridge ")

@@ -398,3 +398,21 @@ async def test_closing_before_it_ran_hands_back_too() -> None:
     await asyncio.sleep(0)
     await sink.close()
     assert isinstance(await waiting, SinkUnavailable)
+
+
+async def test_a_rate_limit_spreads_the_requests(receiver: Receiver) -> None:
+    """The turns are taken from a clock that stands still, so each request waits longer than the one before."""
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    settings = config(receiver.url, rate_limit=20)
+    sink = WebhookSink(settings, source="s", version="1", steady=lambda: 100.0, sleep=sleep)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(sink.run())
+        await sink.ready()
+        results = await asyncio.gather(*(delivered(sink, attempt(number)) for number in range(1, 6)))
+        await sink.close()
+    assert results == [None] * 5
+    assert [round(one, 3) for one in waits] == [0.05, 0.1, 0.15, 0.2]

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import aiohttp
@@ -12,6 +12,7 @@ from yarl import URL
 
 from bace_bridge.config.models import WebhookConfig
 from bace_bridge.domain.delivery import Attempt
+from bace_bridge.domain.pace import Pace
 from bace_bridge.errors import SinkError, SinkUnavailable
 from bace_bridge.sinks.webhook.answer import LONGEST_ANSWER, judge
 from bace_bridge.sinks.webhook.cloudevent import CONTENT_TYPE, structured
@@ -40,6 +41,8 @@ class WebhookSink:
         source: str,
         version: str,
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         grace: float = 10.0,
     ) -> None:
         self.name = config.name
@@ -47,6 +50,9 @@ class WebhookSink:
         self._config = config
         self._source = source
         self._clock = clock
+        self._steady = steady
+        self._sleep = sleep
+        self._pace = Pace(config.rate_limit)
         self._grace = grace
         self._url = _address(config)
         self._keys = [signing_key(secret.get_secret_value()) for secret in config.secret]
@@ -114,6 +120,8 @@ class WebhookSink:
             attempt, done = await self._queue.get()
             error: SinkError | None = _stopped()
             try:
+                if wait := self._pace.turn(self._steady()):
+                    await self._sleep(wait)
                 error = await self._post(session, attempt)
             finally:
                 done(error)
