@@ -150,10 +150,14 @@ class CloudHttp:
             raise CloudUnavailable(f"{method} {path}: {_why(error)}") from None
         if 200 <= response.status < 300:
             return Reply(response.headers, body)
-        raise self._failure(f"{method} {path}", response.status, response.headers, body)
+        sent = (*(form or {}).values(), token or "")
+        raise self._failure(f"{method} {path}", response.status, response.headers, body, sent)
 
-    def _failure(self, what: str, status: int, headers: Mapping[str, str], body: bytes) -> CloudError:
-        problem = parse_problem(body)
+    def _failure(
+        self, what: str, status: int, headers: Mapping[str, str], body: bytes, sent: Sequence[str]
+    ) -> CloudError:
+        """The error that an answer means; `sent` are the secrets of the request, which a server may repeat."""
+        problem = parse_problem(body, private=sent)
         text = f"{what}: {status}" + (f" {problem}" if problem else "")
         if status == 401:
             return _Unauthorized(text, status=status)

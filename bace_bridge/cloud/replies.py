@@ -6,7 +6,7 @@ frame. Pure.
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -21,6 +21,12 @@ Row = TypeVar("Row")
 
 EARLIEST, LATEST = -62_000_000_000.0, 253_000_000_000.0
 """Epoch seconds of the years 5 and 9987: what lies beyond, and NaN, is no time that a calendar holds."""
+
+LONGEST_MESSAGE = 120
+"""Characters of an error's message that are quoted."""
+
+SHORTEST_SECRET = 4
+"""Characters: a shorter text occurs by chance."""
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -138,18 +144,28 @@ def parse_groups(body: bytes, headers: Mapping[str, str]) -> Page[tuple[str, str
     return _parse_page(body, headers, _GroupRow, _group)
 
 
-def parse_problem(body: bytes) -> str | None:
-    """The message of an error in BACE's own JSON, shortened; None where the body is something else (HTML)."""
+def parse_problem(body: bytes, *, private: Sequence[str] = ()) -> str | None:
+    """The message of an error in BACE's own JSON, shortened; None where the body is something else (HTML).
+
+    What it repeats of the `private` texts is masked.
+    """
     try:
         problem = msgspec.json.decode(body, type=_Problem | list[Any], strict=False)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     if isinstance(problem, list):
         parts = [f"{one.get('field')}: {one.get('message')}" for one in problem if isinstance(one, dict)]
-        return "; ".join(parts)[:120]
+        return _told("; ".join(parts), private)
     if problem.name is None and problem.message is None:
         return None
-    return " ".join((problem.message or problem.name or "").split())[:120]
+    return _told(" ".join((problem.message or problem.name or "").split()), private)
+
+
+def _told(message: str, private: Sequence[str]) -> str:
+    for secret in sorted(private, key=len, reverse=True):
+        if len(secret) >= SHORTEST_SECRET:
+            message = message.replace(secret, "***")
+    return message[:LONGEST_MESSAGE]
 
 
 def _parse_page(body: bytes, headers: Mapping[str, str], row_type: type[Row], convert: Callable[[Row], T]) -> Page[T]:

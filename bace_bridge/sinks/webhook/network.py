@@ -48,12 +48,13 @@ def _reason(error: Exception) -> str:
 
 
 def private_texts(config: WebhookConfig) -> tuple[str, ...]:
-    """What an answer may echo and no message may show: parts of the URL and header values, longest first."""
+    """What an answer may echo and no message may show: parts of the URL, header values and signing secrets."""
     parts = urlsplit(config.url.get_secret_value())
     path = parts.path.split("/")
     values = [pair.partition("=")[2] for pair in parts.query.split("&")]
     logins = [parts.username or "", parts.password or ""]
     headers = [value.get_secret_value() for value in config.headers.values()]
-    texts = {parts.path, parts.query, *path, *values, *logins, *headers}
+    keys = [form for one in config.secret for form in (one.get_secret_value(), one.get_secret_value()[6:])]
+    texts = {parts.path, parts.query, *path, *values, *logins, *headers, *keys}
     texts |= {unquote(text) for text in texts}
     return tuple(sorted((text for text in texts if len(text) >= _SHORTEST_SECRET), key=len, reverse=True))
