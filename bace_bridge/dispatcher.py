@@ -180,7 +180,7 @@ class Dispatcher:
                 upto = self._deliveries.read_upto
                 events = await self._log.read_lane(lane.key, start=start, upto=upto, limit=LANE_AT_ONCE)
                 found = [one for one in events if wanted(one.event, self._wish)]
-                complete = len(events) < LANE_AT_ONCE
+                complete = not events
                 start = events[-1].seq + 1 if events else start
             self._deliveries.resume(lane, found, complete=complete)
 

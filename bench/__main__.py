@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import structlog
 
-from bench import deliveries, processes
+from bench import deliveries, outages, processes
 from bench.report import Row
 
 BENCHES: dict[str, Callable[[int], list[Row]]] = {
@@ -17,6 +17,8 @@ BENCHES: dict[str, Callable[[int], list[Row]]] = {
     "drain": processes.drain,
     "idle": processes.idle,
     "latency": processes.latency,
+    "isolation": outages.isolation,
+    "outage": outages.outage,
 }
 
 

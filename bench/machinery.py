@@ -51,7 +51,11 @@ def mosquitto(folder: Path) -> Iterator[int]:
 def child(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """`python -m module`, whose first line on stdout says that it is ready."""
     process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True, env={**os.environ}
+        [sys.executable, "-m", module, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ},
     )
     try:
         yield process
@@ -88,8 +92,10 @@ def session_events(count: int, *, sessions: int) -> list[Event]:
 
 
 @contextlib.asynccontextmanager
-async def filled_log(folder: Path, events: list[Event]) -> AsyncIterator[tuple[EventLog, Journal]]:
-    async with SqliteFile(folder / "log.db") as file:
+async def filled_log(
+    folder: Path, events: list[Event], *, name: str = "log.db"
+) -> AsyncIterator[tuple[EventLog, Journal]]:
+    async with SqliteFile(folder / name) as file:
         journal = Journal(file)
         for first in range(0, len(events), 1000):
             await journal.commit(Changes(events=tuple(events[first : first + 1000])))

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,13 @@ def cloud(kind: str) -> Iterator[Cloud]:
 
 @contextlib.contextmanager
 def bridge(
-    folder: Path, url: str, port: int | None, *, interval: str, start_from: str
+    folder: Path,
+    url: str,
+    port: int | None,
+    *,
+    interval: str,
+    start_from: str,
+    webhooks: Sequence[dict[str, Any]] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
     config = {
         "cloud": {
@@ -72,6 +78,7 @@ def bridge(
         "watch": {"session_interval": interval, "datapoint_interval": interval, "start_from": start_from},
         "store": {"url": f"sqlite:///{folder}/bridge.db"},
         "mqtt": [{"name": "home", "url": f"mqtt://127.0.0.1:{port}"}] if port else [],
+        "webhooks": list(webhooks),
         "http": {"listen": ""},
     }
     path = folder / "bridge.yaml"

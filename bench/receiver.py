@@ -1,15 +1,44 @@
-"""A webhook receiver in a process of its own: `python -m bench.receiver PORT`."""
+"""A webhook receiver in a process of its own: `python -m bench.receiver PORT`.
+
+The path says how it answers: /hang never, /fail with 500, anything else with 204. It prints "ready"; a line "arrivals"
+on stdin makes it print per path what has come when, and a line "down" or "up" changes /switch.
+"""
 
 import asyncio
+import json
 import sys
+import time
+from collections import defaultdict
 
 OK = b"HTTP/1.1 204 No Content\r\n\r\n"
+FAILED = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"
+
+
+class Receiver:
+    def __init__(self) -> None:
+        self.arrivals: dict[str, list[tuple[float, str]]] = defaultdict(list)
+        self.down = False
+
+    def answer(self, path: str, event_id: str) -> bytes:
+        """The answer, and a note of what was taken."""
+        if path == "/hang":
+            return b""
+        if path == "/fail" or (path == "/switch" and self.down):
+            return FAILED
+        self.arrivals[path].append((time.time(), event_id))
+        return OK
+
+    def told(self, command: str) -> object:
+        if command in {"up", "down"}:
+            self.down = command == "down"
+        return self.arrivals if command == "arrivals" else None
 
 
 class Endpoint(asyncio.Protocol):
-    """Answers each POST with 204 and reads no more than it must, so that the sender is what is measured."""
+    """Reads no more than it must, so that the sender is what is measured."""
 
-    def __init__(self) -> None:
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
 
@@ -21,19 +50,30 @@ class Endpoint(asyncio.Protocol):
         assert self._transport is not None
         self._buffer += data
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
-            head = self._buffer[:end].lower()
-            start = head.find(b"content-length:")
-            length = int(head[start + 15 :].split(b"\r\n", 1)[0]) if start >= 0 else 0
+            head = self._buffer[:end]
+            length = int(header(head, b"content-length:") or 0)
             if len(self._buffer) < end + 4 + length:
                 return
             self._buffer = self._buffer[end + 4 + length :]
-            self._transport.write(OK)
+            path = head.split(b" ", 2)[1].decode()
+            self._transport.write(self._receiver.answer(path, header(head, b"webhook-id:").decode()))
+
+
+def header(head: bytes, name: bytes) -> bytes:
+    start = head.lower().find(name)
+    return head[start + len(name) :].split(b"\r\n", 1)[0].strip() if start >= 0 else b""
 
 
 async def main(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(Endpoint, "127.0.0.1", port)
-    print("ready", flush=True)
-    await server.serve_forever()
+    receiver = Receiver()
+    loop = asyncio.get_running_loop()
+    async with await loop.create_server(lambda: Endpoint(receiver), "127.0.0.1", port):
+        print("ready", flush=True)
+        commands = asyncio.StreamReader()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
+        while line := (await commands.readline()).decode().strip():
+            print(json.dumps(receiver.told(line)), flush=True)
+        await asyncio.Event().wait()
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ place in the log of its own, from which it goes on later, so its events need not
 sink's cursor passes them.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Sequence
+from heapq import nsmallest
 from itertools import chain
 
 import msgspec
@@ -16,6 +17,10 @@ from bace_bridge.domain.events import Event, LoggedEvent
 BRIDGE_LANE = "bridge"
 LETTER_LANE = "letter:"
 """Before its place: the lane of a dead letter that is tried again. What followed it was delivered long ago."""
+
+
+LANES_AT_ONCE = 50
+"""Parked data sessions whose events are held in memory at once."""
 
 
 class Parked(msgspec.Struct, frozen=True):
@@ -120,6 +125,7 @@ class Deliveries:
         self._open: dict[int, int] = {}
         self._open_bytes = 0
         self._waiting: deque[LoggedEvent] = deque()
+        self._waiting_of: Counter[str] = Counter()
         self._behind: dict[str, deque[LoggedEvent]] = {}
         self._in_flight: dict[tuple[str, int], LoggedEvent] = {}
         self._busy: dict[str, int] = {}
@@ -154,6 +160,7 @@ class Deliveries:
                 self._open[logged.seq] = size = len(logged.event.data)
                 self._open_bytes += size
                 self._waiting.append(logged)
+                self._waiting_of[key] += 1
         self.read_upto = read_upto
 
     def next_attempts(self) -> list[Attempt]:
@@ -163,6 +170,7 @@ class Deliveries:
         while waiting and room > 0:
             logged = waiting.popleft()
             key = lane_key(logged)
+            self._waits_no_more(key)
             if not self._may_go(key, logged):
                 continue
             self._in_flight[key, logged.seq] = logged
@@ -222,7 +230,7 @@ class Deliveries:
         back = sorted(unsent, key=lambda logged: logged.seq)
         for logged in back:
             self._landed(logged)
-        self._waiting.extendleft(reversed(back))
+        self._wait_first(back)
 
     def replay(self, lanes: Iterable[Parked]) -> None:
         """Goes back to earlier events of these data sessions; what follows them comes again behind them."""
@@ -247,8 +255,9 @@ class Deliveries:
         return msgspec.structs.replace(lane, seq=min([lane.seq, *waits]), replay_upto=max(upto, already))
 
     def due_lanes(self, now: float) -> list[Parked]:
-        """Parked data sessions that may go on now."""
-        return [lane for lane in self._resting() if lane.at <= now]
+        """Parked data sessions that may go on now, those that wait longest first; no more than are held at once."""
+        room = LANES_AT_ONCE - len(self._resuming)
+        return nsmallest(room, (lane for lane in self._resting() if lane.at <= now), key=lambda lane: lane.at)
 
     def resume(self, lane: Parked, events: Sequence[LoggedEvent], *, complete: bool) -> None:
         """Goes on with a due data session from the log; `complete` when it has no events after these so far.
@@ -262,12 +271,12 @@ class Deliveries:
         if near:
             self._forget({lane.key})
             self._resuming.add(lane.key)
-            self._waiting.extendleft(reversed(near))
+            self._wait_first(near)
         elif complete and self._passed.pop(lane.key, 0) < lane.seq:
             self._release(lane.key)
 
     def next_due(self) -> float | None:
-        """When the first parked data session goes on, epoch seconds."""
+        """When the first parked data session goes on, epoch seconds; None also while no more of them are held."""
         return min((lane.at for lane in self._resting()), default=None)
 
     def take_progress(self) -> Progress | None:
@@ -295,12 +304,12 @@ class Deliveries:
         behind = self._behind.get(key)
         if key in self._resuming:
             self._park(_past(self._parked[key], logged.seq, at=0.0))
-            if not behind and not self._still_waiting(key):
+            if not behind and not self._waiting_of[key]:
                 self._resuming.discard(key)
         elif (lane := self._parked.get(key)) is not None and lane.seq == logged.seq:
             self._park(_past(lane, logged.seq, at=lane.at))
         if behind:
-            self._waiting.appendleft(behind.popleft())
+            self._wait_first([behind.popleft()])
             if not behind:
                 del self._behind[key]
 
@@ -314,6 +323,8 @@ class Deliveries:
 
     def _resting(self) -> list[Parked]:
         """Parked data sessions that have nothing under way, be it resumed or from before they were parked."""
+        if len(self._resuming) >= LANES_AT_ONCE:
+            return []
         return [lane for key, lane in self._parked.items() if key not in self._resuming and key not in self._busy]
 
     def _first_held(self) -> dict[str, int]:
@@ -326,15 +337,26 @@ class Deliveries:
 
     def _forget(self, keys: Collection[str]) -> None:
         """Lets go of what waits of data sessions that are parked: it comes again from the log."""
-        waiting = [logged for logged in self._waiting if lane_key(logged) in keys]
-        if waiting:
+        waiting: list[LoggedEvent] = []
+        if any(self._waiting_of[key] for key in keys):
+            waiting = [logged for logged in self._waiting if lane_key(logged) in keys]
             self._waiting = deque(logged for logged in self._waiting if lane_key(logged) not in keys)
+            for key in keys:
+                del self._waiting_of[key]
         for logged in chain(waiting, *(self._behind.pop(key, ()) for key in keys)):
             self._close(logged.seq)
         self._resuming.difference_update(keys)
 
-    def _still_waiting(self, key: str) -> bool:
-        return any(lane_key(logged) == key for logged in self._waiting)
+    def _waits_no_more(self, key: str) -> None:
+        if self._waiting_of[key] > 1:
+            self._waiting_of[key] -= 1
+        else:
+            del self._waiting_of[key]
+
+    def _wait_first(self, events: Sequence[LoggedEvent]) -> None:
+        """Puts events, in their order, before all that wait."""
+        self._waiting.extendleft(reversed(events))
+        self._waiting_of.update(map(lane_key, events))
 
     def _park(self, lane: Parked) -> None:
         self._parked[lane.key] = lane

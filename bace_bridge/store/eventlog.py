@@ -15,6 +15,8 @@ from bace_bridge.store.sqlite import SqliteFile
 MOST_BYTES = 2 * 1024 * 1024
 """What one reading of the log holds in memory at most, give or take one event."""
 
+MOST_BYTES_OF_A_LANE = 256 * 1024
+
 ATTEMPTS_KEPT = 1000
 """Failed attempts that are kept, a sink."""
 
@@ -68,27 +70,21 @@ class EventLog:
         """The next events after a place; fewer where they are large."""
         query = f"select {_COLUMNS} from events where seq > ? order by seq limit ?"  # noqa: S608  # column names only
 
-        def work(connection: sqlite3.Connection) -> list[LoggedEvent]:
-            found: list[LoggedEvent] = []
-            size = 0
-            for row in connection.execute(query, (after, limit)):
-                found.append(LoggedEvent(row[0], Event(*row[1:])))
-                size += len(row[7])
-                if size >= most_bytes:
-                    break
-            return found
-
-        return await self._file.read(work)
+        return await self._file.read(
+            lambda connection: _as_far_as(connection.execute(query, (after, limit)), most_bytes=most_bytes)
+        )
 
     async def read_lane(self, key: str, *, start: int, upto: int, limit: int) -> list[LoggedEvent]:
-        """The events of a lane in the log from `start` to `upto`, both included."""
+        """The events of a lane in the log from `start` to `upto`, both included; fewer where they are large."""
         if (letter := letter_place(key)) is not None:
             return await self._read_letter(letter) if start <= letter <= upto else []
         condition = "session_id is null" if key == BRIDGE_LANE else "session_id = :key"
         query = f"""select {_COLUMNS} from events where {condition} and seq between :start and :upto
             order by seq limit :limit"""  # noqa: S608  # column names only
         given = {"key": key, "start": start, "upto": upto, "limit": limit}
-        return await self._file.read(lambda connection: _logged(connection.execute(query, given)))
+        return await self._file.read(
+            lambda connection: _as_far_as(connection.execute(query, given), most_bytes=MOST_BYTES_OF_A_LANE)
+        )
 
     async def _read_letter(self, seq: int) -> list[LoggedEvent]:
         query = f"select {_COLUMNS} from events where seq = ?"  # noqa: S608  # column names only
@@ -211,6 +207,18 @@ def _last_seq(connection: sqlite3.Connection) -> int:
     """The newest place ever given, also where its event was pruned."""
     row = connection.execute("select seq from sqlite_sequence where name = 'events'").fetchone()
     return 0 if row is None else int(row[0])
+
+
+def _as_far_as(rows: Iterable[Any], *, most_bytes: int) -> list[LoggedEvent]:
+    """Events of so many bytes, give or take one event."""
+    found: list[LoggedEvent] = []
+    size = 0
+    for row in rows:
+        found.append(LoggedEvent(row[0], Event(*row[1:])))
+        size += len(row[7])
+        if size >= most_bytes:
+            break
+    return found
 
 
 def _keep_attempts(connection: sqlite3.Connection, sink: str, failed: Iterable[FailedAttempt]) -> None:

@@ -17,7 +17,7 @@ from aiohttp import web
 from bace_bridge.config.models import WebhookConfig
 from bace_bridge.dispatcher import Dispatcher
 from bace_bridge.domain.changes import Changes
-from bace_bridge.domain.delivery import Attempt, Parked
+from bace_bridge.domain.delivery import LANES_AT_ONCE, Attempt, Parked
 from bace_bridge.domain.events import Event, LoggedEvent
 from bace_bridge.domain.retry import WEBHOOK_SCHEDULE
 from bace_bridge.domain.routing import Filter
@@ -705,3 +705,43 @@ async def test_many_events_of_many_sessions_in_little_memory(tmp_path: Path, clo
         await eventually(lambda: line.dispatcher.idle)
     assert sum(map(len, taken.values())) == count - 1
     assert all(seqs == sorted(seqs) for seqs in taken.values())
+
+
+async def test_large_events_that_nobody_wants_do_not_hide_a_parked_session_s_last_one(
+    tmp_path: Path, clock: Clock, receiver: Receiver
+) -> None:
+    """A reading of a lane is bounded in bytes too, so a short one is not the last one."""
+    large = msgspec.json.encode({"filling": "x" * 60_000})
+    unwanted = [
+        msgspec.structs.replace(event(number, kind="session.datapoints"), data=large) for number in range(2, 12)
+    ]
+    receiver.fails("s1")
+    async with running(tmp_path / "b.db", clock, receiver.url, wish=Filter(("session.updated",))) as line:
+        await line.tell(event(1), *unwanted, event(12))
+        await line.parked(1)
+        receiver.recovers("s1")
+        line.forward(WEBHOOK_SCHEDULE[0])
+        await receiver.has_taken(1, 12)
+
+
+async def test_many_parked_sessions_come_back_a_few_at_a_time(tmp_path: Path, clock: Clock, receiver: Receiver) -> None:
+    sessions = [f"s{number}" for number in range(2 * LANES_AT_ONCE + 7)]
+    for session in sessions:
+        receiver.fails(session)
+    async with running(tmp_path / "b.db", clock, receiver.url) as line:
+        told = [event(number, session) for number, session in enumerate(sessions * 2)]
+        await line.tell(*told)
+        await eventually(lambda: len(receiver.arrivals) == len(sessions))
+        async with asyncio.timeout(SOON):
+            while len((await line.place()).parked) < len(sessions):
+                pass
+        for session in sessions:
+            receiver.recovers(session)
+        held: list[int] = []
+        line.forward(WEBHOOK_SCHEDULE[0])
+        async with asyncio.timeout(SOON):
+            while len(receiver.taken) < len(told):
+                held.append(len(line.dispatcher._deliveries._resuming))
+                await asyncio.sleep(0)
+    assert max(held) == LANES_AT_ONCE
+    assert sorted(receiver.taken) == sorted(one.id for one in told)
