@@ -37,8 +37,15 @@ def event(kind: str = "session.started", data: bytes = SESSION_DATA + b"}", **ch
     return Event(id="evt_1", type=kind, data=data, **(facts | changed))
 
 
+NOON = "2026-01-31T12:00:00.500Z"
+
+
+def message(one: Event, *, replay: bool = False) -> tuple[str, bytes]:
+    return topic_and_payload(one, TOPICS, time=NOON, replay=replay)
+
+
 def test_an_event_is_its_data_with_type_id_and_time_before_it() -> None:
-    topic, payload = topic_and_payload(event(), TOPICS)
+    topic, payload = message(event())
 
     assert topic == "bace/g1/event"
     assert payload.startswith(b'{"event_type":"session.started","id":"evt_1","time":"2026-01-31T12:00:00.500Z",')
@@ -50,7 +57,7 @@ def test_datapoints_have_a_topic_and_a_shape_of_their_own() -> None:
     points = b'[{"series_id":"a","min":1.5e300,"revision":0},{"x":1}]'
     data = SESSION_DATA + b',"datapoints":' + points + b"}"
 
-    topic, payload = topic_and_payload(event("session.datapoints", data), TOPICS)
+    topic, payload = message(event("session.datapoints", data))
 
     assert topic == "bace/g1/datapoints"
     expected = b'{"id":"evt_1","time":"2026-01-31T12:00:00.500Z","session_id":"s1","datapoints":' + points + b"}"
@@ -59,7 +66,7 @@ def test_datapoints_have_a_topic_and_a_shape_of_their_own() -> None:
 
 @pytest.mark.parametrize("kind", ["alert.firing", "cloud.unreachable", "sink.disabled"])
 def test_what_belongs_to_no_session_is_the_bridges_own_event(kind: str) -> None:
-    topic, payload = topic_and_payload(event(kind, b"{}", session_id=None, device_id=None), TOPICS)
+    topic, payload = message(event(kind, b"{}", session_id=None, device_id=None))
 
     assert topic == "bace/bridge/event"
     assert msgspec.json.decode(payload) == {
@@ -70,7 +77,7 @@ def test_what_belongs_to_no_session_is_the_bridges_own_event(kind: str) -> None:
 
 
 def test_an_alert_about_a_session_is_the_bridges_event_too() -> None:
-    topic, _ = topic_and_payload(event("alert.firing", b'{"alert":{}}'), TOPICS)
+    topic, _ = message(event("alert.firing", b'{"alert":{}}'))
 
     assert topic == "bace/bridge/event"
 
@@ -81,12 +88,12 @@ def test_an_alert_about_a_session_is_the_bridges_event_too() -> None:
 )
 def test_broken_data_is_named_and_not_sent(kind: str, data: bytes) -> None:
     with pytest.raises(msgspec.MsgspecError):
-        topic_and_payload(event(kind, data), TOPICS)
+        message(event(kind, data))
 
 
 def test_the_cloudevents_attributes_read_as_paho_reads_properties() -> None:
     source = "https://dashboard.bace-iot.com"
-    packed = CloudEventAttributes(source).of(Attempt(LoggedEvent(42, event()), 1)).pack()
+    packed = CloudEventAttributes(source).of(Attempt(LoggedEvent(42, event()), 1), time=NOON).pack()
 
     read: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
     read.unpack(packed)
@@ -106,15 +113,19 @@ def test_the_cloudevents_attributes_read_as_paho_reads_properties() -> None:
 @pytest.mark.parametrize("replay", [False, True])
 def test_a_replay_is_marked_in_the_message_and_its_properties(replay: bool) -> None:
     read: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    read.unpack(CloudEventAttributes("x").of(Attempt(LoggedEvent(1, event()), 1, replay)).pack())
+    read.unpack(CloudEventAttributes("x").of(Attempt(LoggedEvent(1, event()), 1, replay), time=NOON).pack())
     assert dict(read.UserProperty).get("replay") == ("true" if replay else None)
     for kind, data in (("session.ended", b'{"a":1}'), ("session.datapoints", b'{"datapoints":[]}')):
-        _, payload = topic_and_payload(event(kind, data), TOPICS, replay=replay)
+        _, payload = message(event(kind, data), replay=replay)
         assert msgspec.json.decode(payload).get("replay") is (True if replay else None)
 
 
 def test_an_event_without_a_session_has_no_subject() -> None:
-    packed = CloudEventAttributes("x").of(Attempt(LoggedEvent(1, event("cloud.recovered", session_id=None)), 1)).pack()
+    packed = (
+        CloudEventAttributes("x")
+        .of(Attempt(LoggedEvent(1, event("cloud.recovered", session_id=None)), 1), time=NOON)
+        .pack()
+    )
     read: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
     read.unpack(packed)
 

@@ -3,7 +3,6 @@
 import msgspec
 
 from bace_bridge.domain.events import SESSION_DATAPOINTS, Event
-from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.sinks.mqtt.topics import Topics
 
 _EMPTY_OBJECT = b"{}"
@@ -35,26 +34,29 @@ _encode = msgspec.json.Encoder().encode
 _decode_points = msgspec.json.Decoder(_PointsOfEvent).decode
 
 
-def topic_and_payload(event: Event, topics: Topics, *, replay: bool = False) -> tuple[str, bytes]:
-    """The message that tells the event, marked where it is a replay. Raises `msgspec.MsgspecError` for broken data."""
+def topic_and_payload(event: Event, topics: Topics, *, time: str, replay: bool = False) -> tuple[str, bytes]:
+    """The message that tells the event, marked where it is a replay; `time` is the event's, as text.
+
+    Raises `msgspec.MsgspecError` for broken data.
+    """
     mark = True if replay else msgspec.UNSET
     if event.device_id is None or not event.type.startswith(_OF_A_SESSION):
-        return topics.bridge_event, _whole_event(event, mark)
+        return topics.bridge_event, _whole_event(event, time, mark)
     if event.type == SESSION_DATAPOINTS:
-        return topics.datapoints(event.device_id), _datapoints(event, mark)
-    return topics.event(event.device_id), _whole_event(event, mark)
+        return topics.datapoints(event.device_id), _datapoints(event, time, mark)
+    return topics.event(event.device_id), _whole_event(event, time, mark)
 
 
-def _whole_event(event: Event, replay: _Mark) -> bytes:
+def _whole_event(event: Event, time: str, replay: _Mark) -> bytes:
     """The event's data, which is an encoded JSON object already, with a few keys before its own."""
     if not event.data.startswith(b"{"):
         raise msgspec.DecodeError("the event's data is no JSON object")
-    head = _encode(_Head(event.type, event.id, iso_utc(event.time), replay))
+    head = _encode(_Head(event.type, event.id, time, replay))
     if event.data == _EMPTY_OBJECT:
         return head
     return b"%b,%b" % (head[:-1], event.data[1:])
 
 
-def _datapoints(event: Event, replay: _Mark) -> bytes:
+def _datapoints(event: Event, time: str, replay: _Mark) -> bytes:
     points = _decode_points(event.data).datapoints
-    return _encode(_DatapointsMessage(event.id, iso_utc(event.time), event.session_id, replay, points))
+    return _encode(_DatapointsMessage(event.id, time, event.session_id, replay, points))

@@ -4,12 +4,13 @@ They are encoded here and not with paho's `Properties`, which takes longer than 
 """
 
 from bace_bridge.domain.delivery import Attempt
-from bace_bridge.domain.timestamps import iso_utc
 
 _CONTENT_TYPE = b"\x03"
 _CORRELATION_DATA = b"\x09"
 _USER_PROPERTY = b"\x26"
 _LARGEST_IN_ONE_BYTE = 127
+
+SEQUENCE_DIGITS = 20
 
 
 class EncodedProperties:
@@ -37,19 +38,36 @@ class CloudEventAttributes:
         self._same_for_all = (
             _CONTENT_TYPE + _text("application/json") + _pair("specversion", "1.0") + _pair("source", source)
         )
-        self._id, self._type = _name("id"), _name("type")
-        self._subject, self._time, self._sequence = _name("subject"), _name("time"), _name("sequence")
+        self._id, self._subject, self._time = _name("id"), _name("subject"), _name("time")
+        self._sequence = _name("sequence") + SEQUENCE_DIGITS.to_bytes(2, "big")
+        self._types: dict[str, bytes] = {}
         self._replay = _pair("replay", "true")
 
-    def of(self, attempt: Attempt) -> EncodedProperties:
-        event = attempt.logged.event
-        parts = [self._same_for_all, self._id, _text(event.id), self._type, _text(f"bace.{event.type}")]
-        if event.session_id is not None:
-            parts += self._subject, _text(event.session_id)
-        parts += self._time, _text(iso_utc(event.time)), self._sequence, _text(f"{attempt.logged.seq:020d}")
-        if attempt.replay:
-            parts.append(self._replay)
+    def of(self, attempt: Attempt, *, time: str) -> EncodedProperties:
+        """`time` is the event's, as text."""
+        logged = attempt.logged
+        event = logged.event
+        subject = b"" if event.session_id is None else self._subject + _text(event.session_id)
+        parts = (
+            self._same_for_all,
+            self._type_of(event.type),
+            self._id,
+            _text(event.id),
+            subject,
+            self._time,
+            _text(time),
+            self._sequence,
+            b"%020d" % logged.seq,
+            self._replay if attempt.replay else b"",
+        )
         return EncodedProperties(b"".join(parts))
+
+    def _type_of(self, event_type: str) -> bytes:
+        """There are a few types and many events."""
+        encoded = self._types.get(event_type)
+        if encoded is None:
+            encoded = self._types[event_type] = _pair("type", f"bace.{event_type}")
+        return encoded
 
 
 def _text(value: str) -> bytes:

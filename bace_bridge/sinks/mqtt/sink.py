@@ -11,6 +11,7 @@ from structlog.typing import FilteringBoundLogger
 
 from bace_bridge.config.models import MqttConfig
 from bace_bridge.domain.delivery import Attempt
+from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
 from bace_bridge.sinks.mqtt.broker import Will
 from bace_bridge.sinks.mqtt.connection import Connection
@@ -94,12 +95,13 @@ class MqttSink:
             _tell_soon(done, SinkUnavailable(self._problem or "not connected"))
             return
         event = attempt.logged.event
+        time = iso_utc(event.time)
         try:
-            topic, payload = topic_and_payload(event, self._topics, replay=attempt.replay)
+            topic, payload = topic_and_payload(event, self._topics, time=time, replay=attempt.replay)
         except msgspec.MsgspecError as error:
             _tell_soon(done, DeliveryRejected(f"the event {event.id} cannot be told: {error}"))
             return
-        properties = self._attributes.of(attempt) if self._dialer.protocol == "5" else None
+        properties = self._attributes.of(attempt, time=time) if self._dialer.protocol == "5" else None
         connection.publish(Message(topic, payload, self._config.qos, properties=properties), done)
         if event.device_id is not None:
             mirror.touch(event.device_id)
