@@ -1,10 +1,13 @@
 """Random histories of several sessions in the simulated cloud, watched over real HTTP into a real store.
 
-The watcher is restarted at any point, also in the middle of a look. At the end everything that the cloud serves has
-been told, and every session's events stand in the order of the contract. What this has taught stands below it.
+The watcher is restarted at any point, also in the middle of a look; looks fail; the list shifts while its pages are
+walked; sessions appear that were recorded offline. At the end everything that the cloud serves has been told, every
+session's events stand in the order of the contract, and what is found again has the same id. What this has taught
+stands below it.
 """
 
 import asyncio
+import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
@@ -19,6 +22,7 @@ from bace_bridge.domain.events import LoggedEvent
 from bace_bridge.domain.seen import PointsRead, Urgency
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.domain.windows import SPAN, window_at
+from bace_bridge.errors import CloudError
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.downsample import Resolution
 from bace_bridge.watcher.visit import Visit
@@ -58,7 +62,8 @@ WORLDS = st.builds(
     st.booleans(),
 )
 
-SESSION = st.integers(0, 3)
+MOST_SESSIONS = 5
+SESSION = st.integers(0, MOST_SESSIONS - 1)
 CLOUD_STEPS = st.one_of(
     st.tuples(st.just("open"), SESSION),
     st.tuples(st.just("points"), SESSION, st.integers(1, 5), st.sampled_from([0, 30, 700, 4000, 90_000])),
@@ -69,6 +74,10 @@ CLOUD_STEPS = st.one_of(
     st.tuples(st.just("ingest"), SESSION),
     st.tuples(st.just("reopen"), SESSION),
     st.tuples(st.just("remove"), SESSION),
+    st.tuples(st.just("offline"), SESSION, st.sampled_from([900, 5000, 200_000])),
+)
+FAILURES = st.sampled_from(
+    [(500, "{}"), (502, "<html>"), (429, "{}"), (200, "<html>"), (200, '{"items": [{'), (401, "{}")]
 )
 WATCHER_STEPS = st.one_of(
     st.just(("look",)),
@@ -76,6 +85,9 @@ WATCHER_STEPS = st.one_of(
     st.just(("look and visit at once",)),
     st.just(("restart",)),
     st.tuples(st.just("cut off"), st.integers(0, 12)),
+    st.tuples(st.just("shifting look"), st.integers(0, 6), CLOUD_STEPS),
+    st.tuples(st.just("failing look"), st.integers(1, 3), FAILURES),
+    st.just(("look twice",)),
     st.tuples(st.just("time"), st.sampled_from([1, 15, 61, 700, 4000])),
     st.tuples(st.just("time"), st.sampled_from([1, 15, 61])),
 )
@@ -116,14 +128,38 @@ class History:
                 await self.restart()
             case ("cut off", int(requests)):
                 await self.cut_off(requests)
+            case ("shifting look", int(requests), (str(what), int(which), *how)):
+                await self.look_while(requests, what, which, how)
+            case ("failing look", int(times), (int(status), str(body))):
+                await self.look_in_vain(times, status, body)
+            case ("look twice",):
+                await self.look_twice()
             case ("time", int(seconds)):
                 self.clock.forward(seconds)
-            case ("open", int(which)):
-                if len(self.sessions) < 4:
-                    self.sessions.append(self.cloud.open_session(self.devices[which % 2].id_group))
             case (str(what), int(which), *how):
-                if self.sessions:
-                    self.change(what, self.sessions[which % len(self.sessions)], how)
+                self.in_the_cloud(what, which, how)
+
+    def in_the_cloud(self, what: str, which: int, how: list[Any]) -> None:
+        group = self.devices[which % 2].id_group
+        if what == "open":
+            if len(self.sessions) < MOST_SESSIONS:
+                self.sessions.append(self.cloud.open_session(group))
+        elif what == "offline":
+            if len(self.sessions) < MOST_SESSIONS:
+                self.sessions.append(self.recorded_offline(group, how[0]))
+        elif self.sessions:
+            self.change(what, self.sessions[which % len(self.sessions)], how)
+
+    def recorded_offline(self, group: str, ago: float) -> str:
+        """It appears with everything at once: a start and an end in the past, datapoints, and ingestion finished."""
+        start = self.clock.now - ago
+        session = self.cloud.open_session(group, start=start)
+        series = next(self.cloud.series_of(self.cloud.session(session)))
+        made = [(start + 60 * one, float(one)) for one in range(3)]
+        self.cloud.add_points(session, series.id_container_data_latest, made)
+        self.cloud.end_session(session, end=start + 600)
+        self.cloud.finish_ingestion(session)
+        return session
 
     def change(self, what: str, session: str, how: list[Any]) -> None:
         cloud = self.cloud
@@ -162,6 +198,38 @@ class History:
             await look
         await self.restart()
 
+    async def look_while(self, requests: int, what: str, which: int, how: list[Any]) -> None:
+        """A look in the middle of which, after so many requests, something changes: its pages shift."""
+        upto = self.watch.api_requests() + requests
+        look = asyncio.ensure_future(self.watch.look())
+        while not look.done() and self.watch.api_requests() < upto:
+            await asyncio.sleep(0)
+        self.in_the_cloud(what, which, how)
+        await look
+
+    async def look_in_vain(self, times: int, status: int, body: str) -> None:
+        """A look whose first requests fail; what it has seen until then may be told, and nothing is taken for gone."""
+        self.watch.server.faults.answer("/api/", status=status, body=body, times=times)
+        with suppress(CloudError):
+            await self.watch.look()
+        self.watch.server.faults.clear()
+        self.clock.forward(40)  # past the silence after a 429
+
+    async def look_twice(self) -> None:
+        """As after a crash before the commit: the same look over the same store, a second later, tells the same."""
+        await self.stack.aclose()
+        copy = self.store.with_suffix(".copy")
+        shutil.copy(self.store, copy)
+        await self.start()
+        first = ids_of_sessions(await self.watch.look())
+        await self.stack.aclose()
+        shutil.copy(copy, self.store)
+        self.clock.forward(1)
+        await self.start()
+        again = ids_of_sessions(await self.watch.look())
+        for session, ids in first.items():
+            assert [one for one in again[session] if one in ids] == ids, "found again with another id"
+
     async def come_to_rest(self) -> None:
         """Every session ends and is ingested, and the watcher has all the time that it needs."""
         for session in self.sessions:
@@ -189,6 +257,14 @@ class History:
             for point in read.points:
                 found[point.series_id, iso_utc(point.timestamp)] = (point.min, point.max, point.avg, point.count)
         return found
+
+
+def ids_of_sessions(told: Sequence[LoggedEvent]) -> dict[str | None, list[str]]:
+    """The ids in their order, per data session; there is no order between data sessions."""
+    found: dict[str | None, list[str]] = defaultdict(list)
+    for one in told:
+        found[one.event.session_id].append(one.event.id)
+    return found
 
 
 def in_order(told: Sequence[LoggedEvent]) -> None:
