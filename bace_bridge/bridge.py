@@ -26,6 +26,7 @@ from bace_bridge.domain.first_start import first_start_from
 from bace_bridge.domain.routing import Filter
 from bace_bridge.domain.sessions import DataSession, KnownSession
 from bace_bridge.domain.timestamps import iso_utc
+from bace_bridge.failpoints import Failpoint
 from bace_bridge.service import Service
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from bace_bridge.sinks.webhook.sink import WebhookSink
@@ -50,10 +51,18 @@ Wish = MqttConfig | WebhookConfig
 class Bridge:
     """One configuration, running. `run` returns after `stop`; raises StoreLocked, StoreUnusable or ConfigError."""
 
-    def __init__(self, config: Config, *, version: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        version: str,
+        clock: Callable[[], float] = time.time,
+        failpoint: Failpoint | None = None,
+    ) -> None:
         self._config = config
         self._version = version
         self._clock = clock
+        self._failpoint = failpoint
 
     async def run(self, stop: asyncio.Event, *, notify: Callable[[str], None], watchdog: float | None) -> None:
         async with AsyncExitStack() as stack:
@@ -108,6 +117,10 @@ class Bridge:
         brokers: list[MqttSink] = []
         journal = Journal(file, grew=log_grew, changed=devices_changed)
         cloud, deciding = BaceCloud(http), asyncio.Lock()
+        event_log = EventLog(file)
+        if self._failpoint is not None:
+            cloud, journal = self._failpoint.around_cloud(cloud), self._failpoint.around_journal(journal)
+            event_log = self._failpoint.around_log(event_log)
         poll = self._session_poll(cloud, journal, deciding)
         visits = self._visits(cloud, journal, deciding)
         datapoints = DatapointLoop(
@@ -131,7 +144,6 @@ class Bridge:
             interval=config.watch.session_interval,
             clock=clock,
         )
-        event_log = EventLog(file)
         service = Service(
             sessions,
             datapoints,
@@ -205,7 +217,7 @@ class Bridge:
             await journal.commit(Changes(events=(event,)))
 
         dispatcher = Dispatcher(
-            sink,
+            sink if self._failpoint is None else self._failpoint.around_sink(sink),
             event_log,
             Filter(events=tuple(wish.events), groups=tuple(wish.groups), sink=wish.name),
             cursor=place.cursor,
