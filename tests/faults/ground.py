@@ -26,6 +26,7 @@ WEBHOOK_TIMEOUT = 3.0
 CLOUD_TIMEOUT = 1.0
 RUNS_WITHIN = 30.0
 BROKER_AWAY = 0.02
+MOST_UNREADY = 150
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -82,14 +83,20 @@ class ProvingGround:
         self._hook = hook
         self._subscriber = subscriber
         self._mosquitto = mosquitto
+        self._tallies = {"mqtt": Tally(subscriber.arrivals), "webhook": Tally(hook.arrivals)}
+        load.too_many = lambda: self.unready > MOST_UNREADY
         self._loading = asyncio.create_task(load.run())
         self._began = time.monotonic()
-        self._tallies = {"mqtt": Tally(subscriber.arrivals), "webhook": Tally(hook.arrivals)}
 
     @property
     def events(self) -> int:
         """How many the slower sink has got."""
         return min(tally.events for tally in self._tallies.values())
+
+    @property
+    def unready(self) -> int:
+        """How many sessions the slower sink has not been told to their end."""
+        return len(self._load.expected) - min(len(tally.ready) for tally in self._tallies.values())
 
     def bridge(self, **environment: str) -> AbstractAsyncContextManager[Process]:
         """The process, which may die in any way but by a fault of its own."""
