@@ -202,8 +202,7 @@ class Deliveries:
 
     def delivered(self, logged: LoggedEvent) -> None:
         key = self._landed(logged)
-        if logged.seq in self._open:
-            self._furthest = max(self._furthest, logged.seq)
+        self._furthest = max(self._furthest, logged.seq)
         self._done(logged, key)
 
     def given_up(self, logged: LoggedEvent, *, attempts: int, reason: str) -> bool:

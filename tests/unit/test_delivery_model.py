@@ -181,7 +181,7 @@ class Dispatcher(RuleBasedStateMachine):
             assert key not in {lane.key for lane in progress.parked}
             self.saved_lanes.pop(key, None)
         if not self.pipelined:
-            again = {seq for seq in self.acknowledged - self.owed if self.comes_again(seq)}
+            again = {seq for seq in self.acknowledged_since_start - self.owed if self.comes_again(seq)}
             assert not again, "delivered before the save, and yet a crash would repeat it"
 
     def comes_again(self, seq: int) -> bool:
