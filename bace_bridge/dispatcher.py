@@ -84,6 +84,8 @@ class Dispatcher:
         self._growths = 1
         self._growths_read = 0
         self._unrecorded: Progress | None = None
+        # While progress cannot be recorded nothing more is sent: a crash would send all of it again.
+        self._recordable = True
         self._stopping = False
 
     def log_grew(self) -> None:
@@ -174,7 +176,7 @@ class Dispatcher:
             self._deliveries.resume(lane, found, complete=complete)
 
     def _send_more(self) -> None:
-        if not self._available or self._disabled is not None or self._stopping:
+        if not self._available or self._disabled is not None or self._stopping or not self._recordable:
             return
         for attempt in self._deliveries.next_attempts():
             self._sink.send(attempt, lambda error, attempt=attempt: self._done(attempt, error))  # type: ignore[misc]  # binds now
@@ -218,8 +220,15 @@ class Dispatcher:
 
     async def _write_unrecorded(self) -> None:
         if self._unrecorded is not None:
-            await self._log.record(self._sink.name, self._unrecorded, now=self._clock())
+            try:
+                await self._log.record(self._sink.name, self._unrecorded, now=self._clock())
+            except StoreError:
+                self._recordable = False
+                raise
             self._unrecorded = None
+            if not self._recordable:
+                self._recordable = True
+                self._called.set()
 
     async def _on_the_store(self, step: Callable[[], Awaitable[None]]) -> bool:
         """Does a step that needs the store; where that fails, waits a little and says no. Nothing is skipped."""
