@@ -138,7 +138,7 @@ class EventLog:
 
         return await self._file.read(work)
 
-    async def prune(self, *, observed_before: float, limit: int = 500, most_bytes: float = math.inf) -> int:
+    async def prune(self, *, observed_before: float, limit: int = 200, most_bytes: float = math.inf) -> int:
         """Deletes the oldest events that every sink is past, of at most so many bytes; returns how many.
 
         A disabled or retired sink holds nothing up, and a dead letter, which may lie for long, only its own event.

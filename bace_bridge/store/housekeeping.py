@@ -19,7 +19,7 @@ log = structlog.get_logger()
 EVERY = 3600.0
 """Seconds between two rounds where nothing calls for one."""
 
-AGAIN = 0.1
+AGAIN = 0.05
 """Seconds to the next piece while there is more to do: short transactions let others in between."""
 
 CROWDED = 2.0
@@ -76,11 +76,15 @@ class Upkeep:
         self._memory = memory
         self._forgotten_upto = ""
         self._pruned_untold = 0
+        self._wal_is_held = False
         self.pruned_early = 0
 
     @property
     def problem(self) -> str | None:
-        return self._cap.problem or self._file.trouble.reason
+        if (problem := self._cap.problem) is None:
+            return self._file.trouble.reason
+        held = "; another process reads from it without an end, perhaps an open sqlite3 shell"
+        return f"{problem}{held}" if self._wal_is_held else problem
 
     @property
     def is_due(self) -> bool:
@@ -104,8 +108,13 @@ class Upkeep:
         return EVERY
 
     async def _make_room(self, now: float) -> float:
-        """The WAL first, then delivered events, oldest first; what is not delivered stays."""
-        await self._file.checkpoint()
+        """The WAL first, then delivered events, oldest first; what is not delivered stays.
+
+        While somebody's reading holds the WAL nothing is deleted: that would only make it larger.
+        """
+        self._wal_is_held = not await self._file.checkpoint()
+        if self._wal_is_held:
+            return CROWDED
         if surplus := self._cap.look().surplus:
             pruned = await self._log.prune(observed_before=math.inf, most_bytes=surplus)
             self.pruned_early += pruned
