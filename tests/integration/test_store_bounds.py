@@ -4,6 +4,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ async def test_a_backlog_is_never_dropped_and_the_store_stays_at_its_cap(tmp_pat
             await store.fill()
         names = [one["event"] for one in logs]
         assert names[0] == names[-1] == "store.at_its_cap"
-        assert all(one != other for one, other in zip(names, names[1:], strict=False)), "each begin and end once"
+        assert all(one != other for one, other in pairwise(names)), "each begin and end once"
         assert store.file.used < CAP * 1.02
         assert sum(one.stat().st_size for one in tmp_path.iterdir()) < CAP + JOURNAL_SIZE_LIMIT
         assert await store.left() == list(range(1, store.told + 1))
@@ -98,7 +99,8 @@ async def test_deliveries_make_room_and_it_goes_on_by_itself(tmp_path: Path) -> 
     async with kept(tmp_path) as store:
         await store.log.open_sink("a", target="t")
         await store.fill()
-        assert store.upkeep.is_due
+        was_due = store.upkeep.is_due
+        assert was_due
         with capture_logs() as logs:
             await store.delivered("a", store.told // 2)
             await store.round()
