@@ -1,4 +1,4 @@
-"""`python -m bench [NAME ...] [--runs N]`: drain, events, webhooks, idle, latency; all without a name."""
+"""`python -m bench [NAME ...] [--runs N]`: drain, events, webhooks, idle, latency, backlog; all without a name."""
 
 import argparse
 import asyncio
@@ -8,9 +8,8 @@ from collections.abc import Callable
 
 import structlog
 
-from bench import deliveries, processes
+from bench import backlog, deliveries, processes
 from bench.report import Row
-
 
 BENCHES: dict[str, Callable[[int], list[Row]]] = {
     "events": lambda runs: asyncio.run(deliveries.mqtt_events(runs)),
@@ -18,6 +17,7 @@ BENCHES: dict[str, Callable[[int], list[Row]]] = {
     "drain": processes.drain,
     "idle": processes.idle,
     "latency": processes.latency,
+    "backlog": backlog.backlog,
 }
 
 

@@ -180,6 +180,31 @@ async def test_a_corrupt_store_says_so_at_each_start_and_is_left_as_it_is(tmp_pa
             assert path.read_bytes()[first:last] == broken
 
 
+async def test_what_waits_in_a_store_of_schema_1_is_delivered(tmp_path: Path) -> None:
+    path = tmp_path / "bridge.db"
+    with sqlite3.connect(path) as connection:
+        connection.executescript((Path(__file__).parents[1] / "contract" / "schema1.sql").read_text("utf-8"))
+        rows = connection.execute("select seq, id, session_id from events order by seq").fetchall()
+    connection.close()
+    waiting = {one: [event for seq, event, session in rows if session == one and seq > 1] for one in ("s1", "s2")}
+    async with SimulatedServer(SimulatedCloud()) as server, receiver() as hook:
+        config = configuration(tmp_path, cloud_url=server.url, hook_url=hook.url)
+        async with running(config) as bridge:
+            for session, expected in waiting.items():
+                await until(
+                    lambda session=session, expected=expected: (  # type: ignore[misc]  # binds now
+                        [one.id for one in hook.arrivals if one.session == session][: len(expected)] == expected
+                    ),
+                    within=20,
+                    what=f"the events of {session}, in order",
+                )
+            assert await bridge.stop() == 0
+    assert "session.started" not in {one.type for one in hook.arrivals if one.session in {"s1", "s3"}}
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("select sink, seq, key from dead_letters").fetchall() == [("hook", 3, "s3")]
+    connection.close()
+
+
 async def test_at_the_cap_the_cloud_is_not_asked_until_deliveries_have_made_room(tmp_path: Path) -> None:
     cloud, port = SimulatedCloud(), free_port()
     device = cloud.add_device("BaceGo-1")

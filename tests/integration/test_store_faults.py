@@ -56,10 +56,12 @@ async def test_a_full_database_is_told_once_and_its_end_too(tmp_path: Path) -> N
                 with pytest.raises(StoreFull, match="disk is full"):
                     await journal.commit(events(1, 50, size=5000))
                 await log.open_sink("a", target="other")
-            assert file.trouble.reason is not None, "a small write that succeeds says nothing of a large one"
+            told = file.trouble.reason
+            assert told is not None, "a small write that succeeds says nothing of a large one"
             await file.read(lambda connection: connection.execute("pragma max_page_count = 10000").fetchall())
             await journal.commit(events(1, 50, size=5000))
-        assert file.trouble.reason is None
+        told = file.trouble.reason
+        assert told is None
         assert [one["event"] for one in logs] == ["store.unusable", "store.usable_again"]
         assert logs[0]["error"] == "StoreFull"
         assert len(await log.read(after=0, limit=100)) == 50
