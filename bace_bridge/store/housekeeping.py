@@ -25,6 +25,9 @@ AGAIN = 0.05
 CROWDED = 2.0
 """Seconds to the next look while the store is near its cap and nothing can go."""
 
+FORGOTTEN_AT_CAP = 86400.0
+"""Seconds without a change after which a finished session's windows may go where nothing else makes room."""
+
 SESSIONS_A_PIECE = 100
 WINDOWS_A_PIECE = 200
 
@@ -76,8 +79,11 @@ class Upkeep:
         self._memory = memory
         self._forgotten_upto = ""
         self._pruned_untold = 0
+        self._forgotten_untold = 0
+        self._early_upto = 0.0
         self._wal_is_held = False
         self.pruned_early = 0
+        self.forgotten_early = 0
 
     @property
     def problem(self) -> str | None:
@@ -95,7 +101,12 @@ class Upkeep:
         )
 
     def figures(self) -> dict[str, int]:
-        return {"used": self._file.used, "max_size": self._cap.max_size, "pruned_early": self.pruned_early}
+        return {
+            "used": self._file.used,
+            "max_size": self._cap.max_size,
+            "events_pruned_early": self.pruned_early,
+            "windows_forgotten_early": self.forgotten_early,
+        }
 
     async def piece(self, now: float) -> float:
         """Does one piece; returns the seconds to the next one. Raises StoreError."""
@@ -108,7 +119,7 @@ class Upkeep:
         return EVERY
 
     async def _make_room(self, now: float) -> float:
-        """The WAL first, then delivered events, oldest first; what is not delivered stays.
+        """The WAL first, then delivered events, then old sessions' windows; what is not delivered stays.
 
         While somebody's reading holds the WAL nothing is deleted: that would only make it larger.
         """
@@ -119,16 +130,27 @@ class Upkeep:
             pruned = await self._log.prune(observed_before=math.inf, most_bytes=surplus)
             self.pruned_early += pruned
             self._pruned_untold += pruned
-            forgotten = await self._forget(now)
-            if not pruned and forgotten:
+            forgotten = 0 if pruned else await self._forget_early(now)
+            if not pruned and not forgotten:
                 self._tell_pruned()
                 return CROWDED
         return AGAIN
 
     def _tell_pruned(self) -> None:
-        if self._pruned_untold:
-            log.warning("store.pruned_early", events=self._pruned_untold, because="store.max_size")
-            self._pruned_untold = 0
+        if self._pruned_untold or self._forgotten_untold:
+            told = {"events": self._pruned_untold, "windows": self._forgotten_untold}
+            log.warning("store.pruned_early", **told, because="store.max_size")
+            self._pruned_untold = self._forgotten_untold = 0
+
+    async def _forget_early(self, now: float) -> int:
+        """Or the memory of sessions that are over would stop the watching of those that are not."""
+        after, unchanged_since = self._early_upto, now - min(self._memory, FORGOTTEN_AT_CAP)
+        self._early_upto, forgotten = await self._file.write(
+            lambda connection: forget_oldest(connection, after=after, unchanged_since=unchanged_since), side="upkeep"
+        )
+        self._forgotten_untold += forgotten
+        self.forgotten_early += forgotten
+        return forgotten
 
     async def _forget(self, now: float) -> bool:
         """Goes on with the walk through the sessions that have windows; True at the end of it."""
@@ -153,12 +175,33 @@ def forget_windows(connection: sqlite3.Connection, *, after: str, unchanged_sinc
     left = WINDOWS_A_PIECE
     for session_id, text in sessions:
         if may_be_forgotten(msgspec.json.decode(text, type=KnownSession), unchanged_since=unchanged_since):
-            left -= connection.execute(
-                """delete from windows where (session_id, start, "end") in (
-                select session_id, start, "end" from windows where session_id = ? limit ?)""",
-                (session_id, left),
-            ).rowcount
+            left -= _delete_windows(connection, session_id, left)
             if left <= 0:
                 return after
         after = session_id
     return after if len(sessions) == SESSIONS_A_PIECE else None
+
+
+def forget_oldest(connection: sqlite3.Connection, *, after: float, unchanged_since: float) -> tuple[float, int]:
+    """The same in the order of the last change, from `after` on; returns how far it came and how many windows went."""
+    sessions = connection.execute(
+        """select id, updated_at, known from sessions where updated_at >= ? and updated_at < ?
+        and exists (select 1 from windows where session_id = id) order by updated_at limit ?""",
+        (after, unchanged_since, SESSIONS_A_PIECE),
+    ).fetchall()
+    left = WINDOWS_A_PIECE
+    for session_id, updated_at, text in sessions:
+        if may_be_forgotten(msgspec.json.decode(text, type=KnownSession), unchanged_since=unchanged_since):
+            left -= _delete_windows(connection, session_id, left)
+        after = updated_at
+        if left <= 0:
+            break
+    return (after if sessions else 0.0), WINDOWS_A_PIECE - left
+
+
+def _delete_windows(connection: sqlite3.Connection, session_id: str, limit: int) -> int:
+    return connection.execute(
+        """delete from windows where (session_id, start, "end") in (
+        select session_id, start, "end" from windows where session_id = ? limit ?)""",
+        (session_id, limit),
+    ).rowcount

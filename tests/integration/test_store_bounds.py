@@ -1,5 +1,6 @@
 """The store grows no larger than it may, and nothing that is not delivered ever goes for that."""
 
+import contextlib
 import sqlite3
 import time
 from collections.abc import AsyncIterator
@@ -201,6 +202,28 @@ async def test_old_finished_sessions_are_forgotten_but_stay_known(tmp_path: Path
         )
         assert [row[0] for row in remembered] == ["new", "visited"]
         assert len(await store.journal.known([one.session.id for one in sessions])) == len(sessions)
+
+
+async def test_the_memory_of_what_is_over_does_not_stop_the_watching_of_what_is_not(tmp_path: Path) -> None:
+    """Months of windows can be larger than the cap; those that changed last stay longest."""
+    ages = {"old": 3.0, "older": 4.0, "young": 0.5}
+    sessions = {name: known(name, updated_at=NOON - days * DAY) for name, days in ages.items()}
+    told = {f"series{one}": {float(stamp): ToldPoint(1.0, 1.0, 1.0, 1, 0) for stamp in range(3600)} for one in range(5)}
+    async with kept(tmp_path) as store:
+        await store.log.open_sink("a", target="t")
+        for start in range(0, 10 * 3600, 3600):
+            reads = tuple(WindowRead(name, WindowState(start, start + 3600, 0), told) for name in sessions)
+            with contextlib.suppress(StoreAtCap):
+                await store.journal.commit(Changes(known=tuple(sessions.values()), windows=reads))
+        with capture_logs() as logs:
+            await store.fill()
+        assert not await store.journal.windows("older")
+        assert not await store.journal.windows("old")
+        assert await store.journal.windows("young")
+        assert store.upkeep.figures()["windows_forgotten_early"] > 10
+        assert sum(int(one.get("windows", 0)) for one in logs) == store.upkeep.forgotten_early
+        assert await store.left() == list(range(1, store.told + 1))
+        assert len(await store.journal.known(list(ages))) == 3
 
 
 # --- the WAL
