@@ -82,6 +82,25 @@ async def test_a_full_disk_loses_nothing_repeats_nothing_and_is_told_once(tmp_pa
             assert max(ids(hook).values()) == 1
 
 
+async def test_it_ends_while_the_disk_is_full_and_the_next_start_tells_the_rest(tmp_path: Path) -> None:
+    cloud = SimulatedCloud()
+    devices = [cloud.add_device(f"BaceGo-{number}") for number in range(60)]
+    with small_disk(tmp_path) as disk:
+        async with SimulatedServer(cloud) as server, receiver() as hook:
+            more = {"store": {"url": f"sqlite:///{disk}/bridge.db"}}
+            config = configuration(tmp_path, cloud_url=server.url, hook_url=hook.url, extra=more)
+            async with running(config) as bridge:
+                await until(lambda: len(server.requests) > 4, within=15, what="the first look")
+                filler = fill_up(disk)
+                opened = {cloud.open_session(device.id_group) for device in devices}
+                await until(lambda: bool(logged(bridge, "store.unusable")), within=20, what="the disk is missed")
+                assert await bridge.stop(within=15) == 0
+            filler.unlink()
+            async with running(config) as bridge:
+                await until(lambda: started(hook) == opened, within=20, what="every start")
+                assert await bridge.stop() == 0
+
+
 def test_a_disk_that_is_full_at_the_start_is_named_and_the_next_start_goes_on(tmp_path: Path) -> None:
     with small_disk(tmp_path) as disk:
         config = configuration(

@@ -22,7 +22,7 @@ from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.housekeeping import EVERY, SESSIONS_A_PIECE, WINDOWS_A_PIECE, Cap, Upkeep
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import JOURNAL_SIZE_LIMIT, SqliteFile
-from tests.integration.watching import NOON
+from tests.integration.watching import NOON, Clock, points, simulated, types, watching
 
 CAP = 16 * 2**20
 DAY = 86400.0
@@ -224,6 +224,40 @@ async def test_the_memory_of_what_is_over_does_not_stop_the_watching_of_what_is_
         assert sum(int(one.get("windows", 0)) for one in logs) == store.upkeep.forgotten_early
         assert await store.left() == list(range(1, store.told + 1))
         assert len(await store.journal.known(list(ages))) == 3
+
+
+async def test_a_forgotten_session_that_changes_is_told_again_with_the_same_ids(tmp_path: Path) -> None:
+    clock = Clock()
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    series = device.series[0].id_container_data_latest
+    async with watching(cloud, tmp_path / "w.db", clock) as watch:
+        await watch.look()
+        session = cloud.open_session(device.id_group)
+        cloud.add_points(session, series, [(clock.now + one, 60.0 + one) for one in range(300)])
+        clock.forward(3600)
+        cloud.end_session(session)
+        cloud.finish_ingestion(session)
+        first = await watch.look()
+        assert types(first)[-1] == "session.csv_ready"
+        clock.forward(91 * DAY)
+        assert types(await watch.look()) == []
+        log = EventLog(watch.file)
+        upkeep = Upkeep(watch.file, log, Cap(watch.file, 2**30), retention=7 * DAY, memory=90 * DAY)
+        while await upkeep.piece(clock.now) < 1.0:
+            pass
+        assert await watch.journal.windows(session) == {}
+        assert await watch.all_events() == []
+        clock.forward(10)
+        assert types(await watch.look()) == [], "it is known, and nothing has changed"
+        cloud.add_points(session, series, [(clock.now - 92 * DAY, 99.0)])
+        clock.forward(60)
+        again = await watch.look()
+        assert types(again)[-1] == "session.csv_ready"
+        assert "session.started" not in types(again)
+        by_id = {one.event.id for one in first if one.event.type == "session.datapoints"}
+        assert by_id & {one.event.id for one in again}, "where a batch is the same its id is"
+        assert {point["revision"] for point in points(again)} == {0}
 
 
 # --- the WAL
