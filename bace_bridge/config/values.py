@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr, WithJsonSchema
@@ -77,7 +78,7 @@ def parse_size(value: object) -> int:
     found = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if found is None:
         raise mistake("must be a size such as 512MiB, 2GiB or 500MB")
-    return int(float(found[1]) * _BYTES[found[2] or "B"])
+    return int(Decimal(found[1]) * _BYTES[found[2] or "B"])
 
 
 def format_size(size: int) -> str:
