@@ -32,6 +32,7 @@ from bace_bridge.sinks.webhook.sink import WebhookSink
 from bace_bridge.status import StateForTopics, Status
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.facts import Facts
+from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile
 from bace_bridge.store.standing import Standing
@@ -106,7 +107,13 @@ class Bridge:
                 broker.refresh_devices(devices)
 
         brokers: list[MqttSink] = []
-        journal = Journal(file, grew=log_grew, changed=devices_changed)
+        store = config.store
+        cap = Cap(
+            file,
+            store.max_size,
+            crowded=lambda: service.store_crowded(),  # noqa: PLW0108  # the service is made below
+        )
+        journal = Journal(file, grew=log_grew, changed=devices_changed, ensure_room=cap.ensure_room)
         cloud, deciding = BaceCloud(http), asyncio.Lock()
         poll = self._session_poll(cloud, journal, deciding)
         visits = self._visits(cloud, journal, deciding)
@@ -121,25 +128,20 @@ class Bridge:
             jitter=random.random,
             on_look=lambda: service.after_look(),  # noqa: PLW0108  # the service is made below
         )
+        event_log = EventLog(file)
+        upkeep = Upkeep(file, event_log, cap, retention=store.retention, memory=store.memory)
         status = Status(
             sessions,
             datapoints,
             http,
+            upkeep,
             brokers=brokers,
             version=self._version,
             strategy=lambda: poll.strategy,
             interval=config.watch.session_interval,
             clock=clock,
         )
-        event_log = EventLog(file)
-        service = Service(
-            sessions,
-            datapoints,
-            status,
-            event_log,
-            retention=config.store.retention,
-            clock=clock,
-        )
+        service = Service(sessions, datapoints, status, event_log, upkeep, clock=clock)
         standing = StateForTopics(status, Standing(file, csv_url=self._csv_url).devices)
         installation = await Facts(file).installation()
         for mqtt in config.mqtt:

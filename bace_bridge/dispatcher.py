@@ -90,6 +90,8 @@ class Dispatcher:
         self._failed: list[FailedAttempt] = []
         self._told: list[Event] = []
         self._asked = False
+        # While progress cannot be recorded nothing more is sent: a crash would send all of it again.
+        self._recordable = True
         self._stopping = False
 
     def log_grew(self) -> None:
@@ -185,7 +187,7 @@ class Dispatcher:
             self._deliveries.resume(lane, found, complete=complete)
 
     def _send_more(self) -> None:
-        if not self._available or self._disabled is not None or self._stopping:
+        if not self._available or self._disabled is not None or self._stopping or not self._recordable:
             return
         for attempt in self._deliveries.next_attempts():
             self._sink.send(attempt, partial(self._done, attempt, self._clock()))
@@ -239,8 +241,15 @@ class Dispatcher:
     async def _write_unrecorded(self) -> None:
         if self._unrecorded is not None:
             progress = self._unrecorded
-            await self._log.record(self._sink.name, progress, now=self._clock())
+            try:
+                await self._log.record(self._sink.name, progress, now=self._clock())
+            except StoreError:
+                self._recordable = False
+                raise
             self._unrecorded = None
+            if not self._recordable:
+                self._recordable = True
+                self._called.set()
             if progress.told:
                 self._on_told()
 

@@ -38,6 +38,12 @@ class Broker(Protocol):
     def problem(self) -> str | None: ...
 
 
+class StoreLine(Protocol):
+    @property
+    def problem(self) -> str | None: ...
+    def figures(self) -> dict[str, int]: ...
+
+
 class Status:
     """Reads the loops; changes nothing."""
 
@@ -46,6 +52,7 @@ class Status:
         sessions: WatchedSessions,
         datapoints: WatchedDatapoints,
         cloud: CloudLine,
+        store: StoreLine,
         *,
         brokers: Sequence[Broker],
         version: str,
@@ -56,6 +63,7 @@ class Status:
         self._sessions = sessions
         self._datapoints = datapoints
         self._cloud = cloud
+        self._store = store
         self._brokers = brokers
         self._version = version
         self._strategy = strategy
@@ -79,7 +87,7 @@ class Status:
         """Per outside part None while it is usable, else the reason."""
         return {
             "cloud": self.cloud_problem,
-            "store": self._sessions.store_problem,
+            "store": self._store.problem or self._sessions.store_problem,
             **{f"mqtt:{broker.name}": broker.problem for broker in self._brokers},
         }
 
@@ -93,7 +101,8 @@ class Status:
     @property
     def view_is_current(self) -> bool:
         """True while what is known of the devices is what the cloud shows."""
-        return self._sessions.last_success_at is not None and self._sessions.trouble.told is None
+        sessions = self._sessions
+        return sessions.last_success_at is not None and sessions.trouble.told is None and sessions.store_problem is None
 
     def info(self) -> dict[str, Any]:
         return {
@@ -114,6 +123,7 @@ class Status:
             "parked_sessions": {sink: parked for sink, (parked, _) in self.waiting.items() if parked},
             "dead_letters": {sink: dead for sink, (_, dead) in self.waiting.items() if dead},
             "disabled_sinks": dict(self.disabled),
+            "store": self._store.figures(),
             "cloud_clock_ahead_seconds": round(self._cloud.clock_ahead),
         }
 

@@ -62,6 +62,7 @@ class Tokens:
         self._clock = clock
         self._token: Token | None = None
         self._loaded = False
+        self._unsaved = False
         self._renewing = asyncio.Lock()
         self._refused_logins = 0
         self._no_login_before = 0.0
@@ -69,7 +70,7 @@ class Tokens:
     async def current(self) -> str:
         """A token that has not expired. Raises CloudLoginFailed where the credentials are refused."""
         token = self._token
-        if token is not None and self._clock() < token.expires_at - RENEW_BEFORE:
+        if token is not None and not self._unsaved and self._clock() < token.expires_at - RENEW_BEFORE:
             return token.access
         return await self._renewed(rejected=None)
 
@@ -83,12 +84,14 @@ class Tokens:
                 self._token = await self._store.load_token(self._account)
                 self._loaded = True
             token = self._token
-            if token is not None and token.access != rejected and self._clock() < token.expires_at - RENEW_BEFORE:
-                return token.access
-            fresh = await self._refreshed(token) or await self._logged_in()
-            await self._store.save_token(self._account, fresh)
-            self._token = fresh
-            return fresh.access
+            if token is None or token.access == rejected or self._clock() >= token.expires_at - RENEW_BEFORE:
+                # Held before it is durable: where the store fails, a rotated refresh token must not be lost with it.
+                token = self._token = await self._refreshed(token) or await self._logged_in()
+                self._unsaved = True
+            if self._unsaved:
+                await self._store.save_token(self._account, token)
+                self._unsaved = False
+            return token.access
 
     async def _refreshed(self, token: Token | None) -> Token | None:
         if token is None or token.refresh is None:

@@ -45,6 +45,12 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
         sessions = {one.session.group_id for one in self.known}
         return frozenset(sessions | {one.device_id for one in self.latest} | set(self.left))
 
+    @property
+    def of_sessions(self) -> bool:
+        """False where it is only about the bridge itself."""
+        told = any(one.session_id is not None for one in self.events)
+        return bool(self.known or self.windows or self.latest or told)
+
     def __bool__(self) -> bool:
         return bool(self.known or self.windows or self.latest or self.events or self.watch)
 

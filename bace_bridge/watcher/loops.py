@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
+import msgspec
 import structlog
 
 from bace_bridge.domain.changes import Changes
@@ -85,12 +86,13 @@ class SessionLoop:
     async def _look(self) -> float:
         """One look; returns the seconds from its beginning to the next one."""
         try:
+            self._journal.ensure_room()
             await self._looks.poll()
             await self._note_success()
         except StoreUnusable:
             raise
         except StoreError as error:
-            self._note_store(str(error))
+            self.store_problem = str(error)
             return max(self._interval, 5.0)
         except CloudError as error:
             return await self._note_failure(error)
@@ -98,12 +100,13 @@ class SessionLoop:
 
     async def _note_success(self) -> None:
         told = self.trouble.told
-        self.trouble, events = after_success(self.trouble, now=self._clock())
+        after, events = after_success(self.trouble, now=self._clock())
+        await self._tell(events)
+        self.trouble = after
         if told is not None:
             log.info("cloud.recovered")
-        await self._tell(events)
         self.last_success_at = self._clock()
-        self._note_store(None)
+        self.store_problem = None
 
     async def _note_failure(self, error: CloudError) -> float:
         refused = isinstance(error, CloudLoginFailed) or (
@@ -118,18 +121,15 @@ class SessionLoop:
             log.debug(name, reason=str(error), failures=self.trouble.failures)
         try:
             await self._tell(events)
+        except StoreUnusable:
+            raise
         except StoreError as full:
-            self._note_store(str(full))
+            self.store_problem = str(full)
+            # Not told: the next failure tells it, with the same id.
+            self.trouble = msgspec.structs.replace(self.trouble, told=before.told)
         wait = backoff(self.trouble.failures, jitter=self._jitter(), longest=max(self._interval, LONGEST_PAUSE))
         asked = error.retry_after if isinstance(error, CloudUnavailable) else 0.0
         return max(wait, asked)
-
-    def _note_store(self, problem: str | None) -> None:
-        if problem is not None and self.store_problem is None:
-            log.error("store.unusable", reason=problem, then="nothing is skipped; trying again")
-        elif problem is None and self.store_problem is not None:
-            log.info("store.usable_again")
-        self.store_problem = problem
 
     async def _tell(self, events: Sequence[Event]) -> None:
         if events:
@@ -165,6 +165,7 @@ class DatapointLoop:
             while True:
                 self.beat_at = self._clock()
                 try:
+                    self._journal.ensure_room()
                     await self._tell_overdue_ends()
                     await self._start_visits(visits)
                     rest = await self._rest()

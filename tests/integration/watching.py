@@ -57,7 +57,7 @@ class Watching:
         groups: Sequence[str],
         resolution: Literal["as_served", "finest"],
     ) -> None:
-        self.server, self.http, self.clock = server, http, clock
+        self.server, self.http, self.file, self.clock = server, http, file, clock
         self.api = BaceCloud(http)
         self.journal = Journal(file)
         self.log = EventLog(file)
