@@ -37,6 +37,7 @@ class _Meta(msgspec.Struct):
     totalCount: int | None = None
     pageCount: int | None = None
     currentPage: int | None = None
+    perPage: int | None = None
 
 
 class _Frame(msgspec.Struct, Generic[Row]):
@@ -195,6 +196,7 @@ def _page(
         page_count=_first(meta.pageCount, headers.get("X-Pagination-Page-Count")),
         total=_first(meta.totalCount, headers.get("X-Pagination-Total-Count")),
         unreadable=unreadable,
+        per_page=_first(meta.perPage, headers.get("X-Pagination-Per-Page")),
     )
 
 
