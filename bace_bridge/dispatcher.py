@@ -90,6 +90,10 @@ class Dispatcher:
         self._growths += 1
         self._called.set()
 
+    def clock_stepped(self, seconds: float) -> None:
+        self._deliveries.clock_stepped(seconds)
+        self._called.set()
+
     @property
     def _log_may_have_more(self) -> bool:
         """True until a reading has found nothing and the log has not grown since that reading began."""

@@ -1,7 +1,7 @@
 """Everything that runs, as one: the order of starting, the ticking, and the order of ending."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
 import structlog
@@ -52,6 +52,7 @@ class Service:
         *,
         retention: float,
         clock: Callable[[], float],
+        watch_clock: Callable[[], Awaitable[None]],
     ) -> None:
         self.status = status
         self._sessions = sessions
@@ -59,6 +60,7 @@ class Service:
         self._log_keeper = log_keeper
         self._retention = retention
         self._clock = clock
+        self._watch_clock = watch_clock
         self._sinks: list[tuple[RunningSink, Dispatcher]] = []
         self._view_was_current: bool | None = None
 
@@ -107,6 +109,7 @@ class Service:
         while True:
             if watchdog is not None and not any(self.status.alive().values()):
                 notify("WATCHDOG=1")
+            await self._watch_clock()
             try:
                 self.status.backlogs = await self._log_keeper.backlogs()
             except StoreUnusable:

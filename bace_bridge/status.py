@@ -18,6 +18,7 @@ class WatchedSessions(Protocol):
     last_success_at: float | None
     next_look_at: float | None
     beat_at: float
+    next_beat_at: float
 
 
 class WatchedDatapoints(Protocol):
@@ -52,6 +53,7 @@ class Status:
         strategy: Callable[[], str],
         interval: float,
         clock: Callable[[], float],
+        monotonic: Callable[[], float],
     ) -> None:
         self._sessions = sessions
         self._datapoints = datapoints
@@ -60,15 +62,15 @@ class Status:
         self._version = version
         self._strategy = strategy
         self._slowest = max(SLOWEST_PROGRESS, 3 * interval)
-        self._clock = clock
+        self._monotonic = monotonic
         self._started_at = clock()
         self.backlogs: Mapping[str, int] = {}
         self.disabled: dict[str, str] = {}
 
     def alive(self) -> dict[str, str | None]:
         """Per loop None while it makes progress, else what stands still."""
-        now = self._clock()
-        session_beat = max(self._sessions.beat_at, self._sessions.next_look_at or 0.0, self._cloud.active_at)
+        now = self._monotonic()
+        session_beat = max(self._sessions.beat_at, self._sessions.next_beat_at, self._cloud.active_at)
         return {
             "sessions": self._standing_still(now - session_beat),
             "datapoints": self._standing_still(now - max(self._datapoints.beat_at, self._cloud.active_at)),

@@ -1,6 +1,7 @@
 """The access token: kept in the store, refreshed by one request at a time, and never asked for in a storm."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -54,12 +55,14 @@ class Tokens:
         ask: Ask,
         *,
         clock: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._account = account
         self._credentials = credentials
         self._store = store
         self._ask = ask
         self._clock = clock
+        self._monotonic = monotonic
         self._token: Token | None = None
         self._loaded = False
         self._renewing = asyncio.Lock()
@@ -110,7 +113,7 @@ class Tokens:
         return self._kept(reply, old_refresh=token.refresh)
 
     async def _logged_in(self) -> Token:
-        now = self._clock()
+        now = self._monotonic()
         if now < self._no_login_before:
             raise CloudLoginFailed("the cloud refused the login; the next attempt is made later")
         given = self._credentials

@@ -189,6 +189,12 @@ class Deliveries:
         for lane in back:
             self._park(lane)
 
+    def clock_stepped(self, seconds: float) -> None:
+        """The clock was set forward (or back) by so much: what waits for a time waits as long as before."""
+        for lane in list(self._parked.values()):
+            if lane.at > 0:
+                self._park(msgspec.structs.replace(lane, at=lane.at + seconds))
+
     def due_lanes(self, now: float) -> list[Parked]:
         """Parked data sessions that may go on now."""
         return [lane for lane in self._resting() if lane.at <= now]

@@ -132,7 +132,7 @@ class SessionRecorder:
         return {group: label for group, (label, _) in self._labels.items()}
 
     def _is_stale(self, group: str, now: float) -> bool:
-        return group not in self._labels or now - self._labels[group][1] > LABEL_AGE
+        return group not in self._labels or not 0 <= now - self._labels[group][1] <= LABEL_AGE
 
 
 def place_of(known: KnownSession) -> str:

@@ -38,11 +38,12 @@ async def client(
             timeout=timeout,
             version="test",
             clock=clock,
+            monotonic=clock,
             jitter=lambda: 0,
         )
         given = cloud.credentials
         credentials = Credentials(given.client_id, given.client_secret, given.username, password or given.password)
-        http.use_tokens(Tokens("account", credentials, Facts(file), http.ask_token, clock=clock))
+        http.use_tokens(Tokens("account", credentials, Facts(file), http.ask_token, clock=clock, monotonic=clock))
         async with http:
             yield BaceCloud(http), server, http
 
@@ -105,7 +106,9 @@ async def test_a_forbidden_endpoint_is_named_and_costs_no_more_logins(clock: Clo
 
 async def test_a_refused_fixed_token_says_where_to_put_another(clock: Clock) -> None:
     async with SimulatedServer(simulated(clock)) as server:
-        http = CloudHttp(server.url, RequestBudget(6000, clock=clock), timeout=5, version="test", clock=clock)
+        http = CloudHttp(
+            server.url, RequestBudget(6000, clock=clock), timeout=5, version="test", clock=clock, monotonic=clock
+        )
         http.use_tokens(FixedToken("not-valid"))
         async with http:
             with pytest.raises(CloudLoginFailed, match=r"cloud\.access_token"):
