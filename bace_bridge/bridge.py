@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AsyncExitStack
+from typing import Literal
 
 import structlog
 from msgspec.structs import replace
@@ -29,6 +30,7 @@ from bace_bridge.domain.sessions import DataSession, KnownSession
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.domain.visits import SLOWEST_LATE_VISIT
 from bace_bridge.service import Service
+from bace_bridge.sink_watch import SinkWatch
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from bace_bridge.sinks.webhook.sink import WebhookSink
 from bace_bridge.status import StateForTopics, Status
@@ -60,12 +62,14 @@ class Bridge:
         version: str,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        config_problem: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._config = config
         self._version = version
         self._wall = wall
         self._monotonic = monotonic
         self._clock = SteadyClock(wall, monotonic)
+        self._config_problem = config_problem
 
     async def run(self, stop: asyncio.Event, *, notify: Callable[[str], None], watchdog: float | None) -> None:
         async with AsyncExitStack() as stack:
@@ -73,7 +77,10 @@ class Bridge:
             http = await stack.enter_async_context(self._cloud_http(Facts(file)))
             service = await self._assemble(file, http)
             if self._config.http.enabled:
-                health = HealthServer(self._config.http, alive=service.status.alive, ready=service.status.ready)
+                status = service.status
+                health = HealthServer(
+                    self._config.http, alive=status.alive, ready=status.ready, degraded=status.degraded
+                )
                 await stack.enter_async_context(health)
             await service.run(stop, notify=notify, watchdog=watchdog)
 
@@ -153,6 +160,8 @@ class Bridge:
             brokers=brokers,
             version=self._version,
             strategy=lambda: poll.strategy,
+            unread=lambda: poll.unreadable,
+            config_problem=self._config_problem,
             interval=config.watch.session_interval,
             clock=clock,
             monotonic=self._monotonic,
@@ -234,6 +243,8 @@ class Bridge:
             event = bridge_event(SINK_DISABLED, at=now, facts=(name, now), data=data)
             await journal.commit(Changes(events=(event,)))
 
+        kind: Literal["mqtt", "webhook"] = "mqtt" if isinstance(wish, MqttConfig) else "webhook"
+        watch = service.status.sinks[wish.name] = SinkWatch(kind, wish.name, clock=self._clock)
         dispatcher = Dispatcher(
             sink,
             event_log,
@@ -244,6 +255,7 @@ class Bridge:
             jitter=random.random,
             sleep=asyncio.sleep,
             on_disabled=on_disabled,
+            on_attempt=watch.attempted,
         )
         dispatchers[wish.name] = dispatcher
         service.add(sink, dispatcher)

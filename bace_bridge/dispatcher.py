@@ -68,6 +68,7 @@ class Dispatcher:
         jitter: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]],
         on_disabled: Callable[[str, str], Awaitable[None]],
+        on_attempt: Callable[[SinkError | None], None] = lambda _: None,
     ) -> None:
         self._sink = sink
         self._log = event_log
@@ -76,6 +77,7 @@ class Dispatcher:
         self._jitter = jitter
         self._sleep = sleep
         self._on_disabled = on_disabled
+        self._on_attempt = on_attempt
         self._deliveries = Deliveries(cursor, parked, window=sink.window, pipelined=sink.pipelined)
         self._called = asyncio.Event()
         self._returned: list[LoggedEvent] = []
@@ -184,6 +186,8 @@ class Dispatcher:
             self._sink.send(attempt, lambda error, attempt=attempt: self._done(attempt, error))  # type: ignore[misc]  # binds now
 
     def _done(self, attempt: Attempt, error: SinkError | None) -> None:
+        if not isinstance(error, SinkUnavailable):
+            self._on_attempt(error)
         if error is None:
             self._deliveries.delivered(attempt.logged)
             self._send_more()
@@ -208,7 +212,7 @@ class Dispatcher:
             decision = retry.decide(attempt.number, now=now, jitter=self._jitter(), retry_after=asked)
         if isinstance(decision, retry.TryAgain):
             self._deliveries.failed(attempt.logged, attempts=attempt.number, at=decision.at, reason=str(error))
-            log.warning("delivery.retry_scheduled", **about, reason=str(error), again_in=round(decision.at - now, 1))
+            log.info("delivery.retry_scheduled", **about, reason=str(error), again_in=round(decision.at - now, 1))
         else:
             reason = f"{decision.reason}: {error}"
             self._deliveries.given_up(attempt.logged, attempts=attempt.number, reason=reason)

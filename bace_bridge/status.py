@@ -39,6 +39,14 @@ class Broker(Protocol):
     def problem(self) -> str | None: ...
 
 
+class WatchedSink(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def problem(self) -> str | None: ...
+    def state(self) -> dict[str, Any]: ...
+
+
 class Status:
     """Reads the loops; changes nothing."""
 
@@ -51,6 +59,8 @@ class Status:
         brokers: Sequence[Broker],
         version: str,
         strategy: Callable[[], str],
+        unread: Callable[[], Sequence[str]] = lambda: (),
+        config_problem: Callable[[], str | None] = lambda: None,
         interval: float,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
@@ -61,11 +71,14 @@ class Status:
         self._brokers = brokers
         self._version = version
         self._strategy = strategy
+        self._unread = unread
+        self._config_problem = config_problem
         self._slowest = max(SLOWEST_PROGRESS, 3 * interval)
         self._monotonic = monotonic
         self._started_at = clock()
         self.backlogs: Mapping[str, int] = {}
         self.disabled: dict[str, str] = {}
+        self.sinks: dict[str, WatchedSink] = {}
 
     def alive(self) -> dict[str, str | None]:
         """Per loop None while it makes progress, else what stands still."""
@@ -83,6 +96,16 @@ class Status:
             "store": self._sessions.store_problem,
             **{f"mqtt:{broker.name}": broker.problem for broker in self._brokers},
         }
+
+    def degraded(self) -> dict[str, str]:
+        """What does not work while the bridge as a whole does."""
+        places, config = self._unread(), self._config_problem()
+        found = {
+            "sessions": f"{len(places)} places cannot be read: {'; '.join(places[:3])}" if places else None,
+            "config": f"the file on disk is not what runs: {config}" if config else None,
+            **{sink.name: sink.problem for sink in self.sinks.values()},
+        }
+        return {name: why for name, why in found.items() if why is not None}
 
     @property
     def cloud_problem(self) -> str | None:
@@ -109,9 +132,11 @@ class Status:
         return {
             "healthy": not problems,
             "problems": problems,
+            "degraded": self.degraded(),
             "last_poll_at": None if sessions.last_success_at is None else iso_utc(sessions.last_success_at),
             "next_poll_at": None if sessions.next_look_at is None else iso_utc(sessions.next_look_at),
             "backlog": dict(self.backlogs),
+            "sinks": {name: sink.state() for name, sink in self.sinks.items()},
             "disabled_sinks": dict(self.disabled),
             "cloud_clock_ahead_seconds": round(self._cloud.clock_ahead),
         }

@@ -4,7 +4,6 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Protocol, Self
 
@@ -29,6 +28,9 @@ log = structlog.get_logger()
 
 DEFAULT_SILENCE = 30.0
 """Seconds without a request after a 429 that does not say how long."""
+
+LONGEST_SILENCE = 86400.0
+"""Seconds: no answer can silence the bridge for longer."""
 
 SKEW_WORTH_KNOWING = 5.0
 """Seconds: the cloud's `Date` has whole seconds and a way to travel, so a smaller difference says nothing."""
@@ -217,11 +219,17 @@ def _why(error: Exception) -> str:
 
 
 def _seconds(headers: Mapping[str, str], name: str) -> float:
-    """A header's wait in seconds, given as a number or as an HTTP date; 0 where it says nothing."""
+    """A header's wait in seconds, given as a number or as an HTTP date; 0 where it says nothing.
+
+    A date is compared with the answer's own, since our clock may be wrong by days.
+    """
     text = headers.get(name, "").strip()
     if text.replace(".", "", 1).isdecimal():
-        return float(text)
+        return min(float(text), LONGEST_SILENCE)
     try:
-        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()) if text else 0.0
+        until = parsedate_to_datetime(text).timestamp() if text else 0.0
+        date = headers.get("Date")
+        since = parsedate_to_datetime(date).timestamp() if date else time.time()
     except (TypeError, ValueError):
         return 0.0
+    return max(0.0, min(until - since, LONGEST_SILENCE))

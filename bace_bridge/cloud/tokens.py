@@ -11,12 +11,15 @@ import structlog
 from bace_bridge.cloud.replies import TokenReply
 from bace_bridge.domain.retry import backoff
 from bace_bridge.domain.tokens import Token
-from bace_bridge.errors import CloudLoginFailed, CloudRefused
+from bace_bridge.errors import CloudFault, CloudLoginFailed, CloudRefused
 
 log = structlog.get_logger()
 
 RENEW_BEFORE = 60.0
 """Seconds before its expiry from which a token is no longer used."""
+
+MOST_BROKEN_REFRESHES = 3
+"""After so many 500s in a row the refresh token is given up for a login."""
 
 FIRST_LOGIN_PAUSE = 300.0
 LONGEST_LOGIN_PAUSE = 3600.0
@@ -67,6 +70,7 @@ class Tokens:
         self._loaded = False
         self._renewing = asyncio.Lock()
         self._refused_logins = 0
+        self._broken_refreshes = 0
         self._no_login_before = 0.0
 
     async def current(self) -> str:
@@ -109,6 +113,14 @@ class Tokens:
             log.info("cloud.refresh_refused", status=refusal.status, then="logging in")
             self._token = msgspec.structs.replace(token, refresh=None)
             return None
+        except CloudFault:
+            self._broken_refreshes += 1
+            if self._broken_refreshes < MOST_BROKEN_REFRESHES:
+                raise
+            log.info("cloud.refresh_refused", status=500, then="logging in")
+            self._token = msgspec.structs.replace(token, refresh=None)
+            return None
+        self._broken_refreshes = 0
         log.debug("cloud.token_refreshed")
         return self._kept(reply, old_refresh=token.refresh)
 

@@ -21,6 +21,7 @@ from bace_bridge.domain.events import Event, LoggedEvent
 from bace_bridge.domain.retry import WEBHOOK_SCHEDULE
 from bace_bridge.domain.routing import Filter
 from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
+from bace_bridge.sink_watch import SinkWatch
 from bace_bridge.sinks.webhook.sink import WebhookSink
 from bace_bridge.store.eventlog import EventLog, SinkPlace
 from bace_bridge.store.journal import Journal
@@ -162,6 +163,7 @@ class Line:
         self.journal = Journal(file, grew=lambda: self.dispatcher.log_grew())  # noqa: PLW0108  # made below
         self.disabled: list[tuple[str, str]] = []
         self.pauses: list[float] = []
+        self.watch = SinkWatch("webhook", sink.name, clock=clock)
         self.dispatcher = Dispatcher(
             sink,
             self.log,
@@ -172,6 +174,7 @@ class Line:
             jitter=lambda: 0.0,
             sleep=self._sleep,
             on_disabled=self._on_disabled,
+            on_attempt=self.watch.attempted,
         )
 
     async def _sleep(self, seconds: float) -> None:
