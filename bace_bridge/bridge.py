@@ -229,6 +229,8 @@ class Bridge:
         """Gives the sink its place in the log before anything is watched, so that it misses nothing."""
         address = wish.url if isinstance(wish, MqttConfig) else wish.url.get_secret_value()
         place = await event_log.open_sink(wish.name, target=fingerprint(address))
+        kind: Literal["mqtt", "webhook"] = "mqtt" if isinstance(wish, MqttConfig) else "webhook"
+        watch = service.status.sinks[wish.name] = SinkWatch(kind, wish.name, clock=self._clock)
         if place.disabled_reason is not None:
             service.status.disabled[wish.name] = place.disabled_reason
             log.warning("sink.is_disabled", sink=wish.name, reason=place.disabled_reason, until="its url changes")
@@ -243,8 +245,6 @@ class Bridge:
             event = bridge_event(SINK_DISABLED, at=now, facts=(name, now), data=data)
             await journal.commit(Changes(events=(event,)))
 
-        kind: Literal["mqtt", "webhook"] = "mqtt" if isinstance(wish, MqttConfig) else "webhook"
-        watch = service.status.sinks[wish.name] = SinkWatch(kind, wish.name, clock=self._clock)
         dispatcher = Dispatcher(
             sink,
             event_log,

@@ -186,7 +186,7 @@ class Dispatcher:
             self._sink.send(attempt, lambda error, attempt=attempt: self._done(attempt, error))  # type: ignore[misc]  # binds now
 
     def _done(self, attempt: Attempt, error: SinkError | None) -> None:
-        if not isinstance(error, SinkUnavailable):
+        if not isinstance(error, SinkUnavailable | SinkDisabled):
             self._on_attempt(error)
         if error is None:
             self._deliveries.delivered(attempt.logged)

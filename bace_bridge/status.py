@@ -104,6 +104,7 @@ class Status:
             "sessions": f"{len(places)} places cannot be read: {'; '.join(places[:3])}" if places else None,
             "config": f"the file on disk is not what runs: {config}" if config else None,
             **{sink.name: sink.problem for sink in self.sinks.values()},
+            **{self.sinks[name].name: f"disabled: {why}" for name, why in self.disabled.items()},
         }
         return {name: why for name, why in found.items() if why is not None}
 
