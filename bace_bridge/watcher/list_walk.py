@@ -87,11 +87,31 @@ class ListWalk:
         self.mended: set[int] = set()
         """What broke once and was read now, by its distance from the list's end."""
         self._doubtful: set[int] = set()
+        self._suspect: int | None = None
 
     def forget(self) -> None:
         """From now on the places that were broken are tried again."""
         self._doubtful |= self.from_end.keys()
         self.from_end = {}
+
+    async def try_again(self, budget: FaultBudget) -> Page[SeenSession] | None:
+        """The place that has waited longest, on its own: what it shows now, or None where it still breaks."""
+        distance = next(iter(self.from_end), None)
+        if distance is None or self.total is None:
+            return None
+        reason = self.from_end.pop(distance)
+        try:
+            page = await budget.asked(self._params, PageAsk(self.total - distance + 1, 1))
+        except BREAKS:
+            self.from_end[distance] = reason
+            return None
+        self.mended = {distance}
+        return page
+
+    @property
+    def searching(self) -> bool:
+        """True while a page broke and the row that breaks it has not been found yet."""
+        return self._suspect is not None
 
     async def pages(
         self, budget: FaultBudget, first: int = 0, end: int | None = None
@@ -99,24 +119,24 @@ class ListWalk:
         """The pages that hold the rows from `first` to `end`, but those that break. Raises AllBroken, CloudError."""
         self.lost = {}
         row = first
-        suspect: int | None = None
+        self._suspect = None
         known_end: int | None = None
         while (end is None or row < end) and (known_end is None or row < known_end):
             holes = self._holes()
             if row in holes:
                 row += 1
                 continue
-            upto = None if suspect is None else row + max(1, (suspect - row) // 2)
+            upto = None if self._suspect is None else row + max(1, (self._suspect - row) // 2)
             ask = page_around(row, holes, most=self.size, upto=upto)
             try:
                 page = await budget.asked(self._params, ask)
             except BREAKS as fault:
-                row, suspect = self._after_fault(ask, row, known_end, str(fault))
+                row, self._suspect = self._after_fault(ask, row, known_end, str(fault))
                 if known_end is None and len(self.lost) > 1:
                     return  # behind its end a list is its last page again and again
                 continue
             if page.per_page is not None and page.per_page < ask.size:
-                self.size, suspect = page.per_page, None
+                self.size, self._suspect = page.per_page, None
                 if ask.number > 1:
                     continue
                 ask = PageAsk(1, page.per_page)
@@ -128,9 +148,9 @@ class ListWalk:
             if page.total is None and _is_last(page, ask):
                 return
             row = ask.end
-            if suspect is not None:
-                suspect = min(suspect, known_end or suspect)
-                suspect = None if row >= suspect else suspect
+            if self._suspect is not None:
+                self._suspect = min(self._suspect, known_end or self._suspect)
+                self._suspect = None if row >= self._suspect else self._suspect
 
     def _holes(self) -> set[int]:
         if self.total is None:

@@ -168,9 +168,9 @@ class SessionPoll:
             raise NotHonoured(str(refusal)) from None
         return bool(walk.from_end)
 
-    def _time_to_try_again(self) -> bool:
+    def _time_to_try_again(self, *, places: int = 1) -> bool:
         now = self._clock()
-        if 0 <= now - self._walked_anew_at < PLACE_RETRY:
+        if 0 <= now - self._walked_anew_at < PLACE_RETRY / places:
             return False
         self._walked_anew_at = now
         return True
@@ -239,8 +239,6 @@ class SessionPoll:
         Returns the ids that were seen, whether they came in order, and whether there is more than a page.
         """
         walk = self._newest
-        if walk.from_end and self._time_to_try_again():
-            walk.forget()
         seen: set[str] = set()
         oldest, in_order = float("inf"), True
         async for page in self._pages(walk):
@@ -252,8 +250,13 @@ class SessionPoll:
             oldest = min((row.start for row in rows), default=oldest)
             found = await self._recorder.record(page.items, start_from=state.start_from)
             started = any(one.events and one.events[0].type == "session.started" for one in found)
-            if not started and (state.active_found or len(seen) >= FIRST_HEAD_PAGES * walk.size):
+            if not started and not walk.searching and (state.active_found or len(seen) >= FIRST_HEAD_PAGES * walk.size):
                 break
+        if walk.from_end and self._time_to_try_again(places=len(walk.from_end)):
+            page_again = await walk.try_again(self._budget)
+            self._note(walk)
+            if page_again is not None:
+                await self._recorder.record(page_again.items, start_from=state.start_from)
         if in_order and seen:
             await self._check_missing(await self._journal.started_since(oldest), seen, state.start_from)
         return seen, in_order, walk.total is None or walk.total > walk.size
