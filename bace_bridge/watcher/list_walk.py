@@ -126,8 +126,7 @@ class ListWalk:
             if row in holes:
                 row += 1
                 continue
-            upto = None if self._suspect is None else row + max(1, (self._suspect - row) // 2)
-            ask = page_around(row, holes, most=self.size, upto=upto)
+            ask = page_around(row, holes, most=self.size, upto=self._half_of_what_is_suspect(row))
             try:
                 page = await budget.asked(self._params, ask)
             except BREAKS as fault:
@@ -151,6 +150,9 @@ class ListWalk:
             if self._suspect is not None:
                 self._suspect = min(self._suspect, known_end or self._suspect)
                 self._suspect = None if row >= self._suspect else self._suspect
+
+    def _half_of_what_is_suspect(self, row: int) -> int | None:
+        return None if self._suspect is None else row + max(1, (self._suspect - row) // 2)
 
     def _holes(self) -> set[int]:
         if self.total is None:
