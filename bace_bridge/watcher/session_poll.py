@@ -82,6 +82,7 @@ class SessionPoll:
                 state = await self._poll_delta(state)
             except NotHonoured as reason:
                 self._delta_works = False
+                self._recorder.unread.begin_anew()
                 log.warning(
                     "cloud.filter_not_honoured",
                     reason=str(reason),

@@ -48,6 +48,10 @@ class Unread:
         if place is not None and place.failures >= FAILURES_TO_TELL:
             log.info("cloud.place_readable", place=name)
 
+    def begin_anew(self) -> None:
+        """Another strategy names the places in another way."""
+        self._places.clear()
+
     def rests(self, name: str) -> bool:
         """True for a place that was tried a short while ago; a clock that was set back does not prolong it."""
         place = self._places.get(name)

@@ -170,3 +170,30 @@ async def test_a_single_failure_is_asked_about_again_at_once(clock: Clock, tmp_p
         watch.server.faults.answer("/api/v2/data-session", status=500, body="{}")
         assert types(await watch.look()) == ["session.started"]
         assert watch.poll.unreadable == []
+
+
+@pytest.mark.parametrize("quirks", STRATEGIES, ids=lambda quirks: "+".join(quirks) or "delta")
+async def test_an_active_session_that_is_broken_at_the_first_start_is_told_when_it_can_be(
+    clock: Clock, tmp_path: Path, quirks: tuple[str, ...]
+) -> None:
+    cloud = simulated(clock, *quirks)
+    device = cloud.add_device("BaceGo-1")
+    long_ago = int(clock.now - 40 * 86400)
+    sessions = [
+        cloud.open_session(device.id_group, start=long_ago + one, created_at=long_ago + one) for one in range(3)
+    ]
+    cloud.add_history(120, first_start=clock.now - 300_000, spacing=1000, duration=600)
+    break_rows(cloud, sessions[1])
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        told = []
+        for _ in range(6):
+            told += await watch.look()
+            clock.forward(10)
+        assert started(told) == {sessions[0], sessions[2]}
+        assert watch.poll.unreadable
+        break_rows(cloud)
+        for _ in range(40):
+            told += await watch.look()
+            clock.forward(10)
+        assert started(told) == set(sessions)
+        assert watch.poll.unreadable == []
