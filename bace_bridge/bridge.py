@@ -60,15 +60,15 @@ class Bridge:
         config: Config,
         *,
         version: str,
-        wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         config_problem: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._config = config
         self._version = version
-        self._wall = wall
+        self._wall = clock
         self._monotonic = monotonic
-        self._clock = SteadyClock(wall, monotonic)
+        self._clock = SteadyClock(clock, monotonic)
         self._config_problem = config_problem
 
     async def run(self, stop: asyncio.Event, *, notify: Callable[[str], None], watchdog: float | None) -> None:

@@ -156,7 +156,7 @@ async def test_the_whole_bridge_lives_through_a_step(tmp_path: Path, step: float
     devices = [cloud.add_device(f"BaceGo-{one}") for one in range(2)]
     async with SimulatedServer(cloud) as server, serving(Clock()) as hook:
         config = load(configuration(tmp_path, cloud_url=server.url, hook_url=hook.url), {})
-        bridge = Bridge(config, version="test", wall=lambda: time.time() + ahead[0])
+        bridge = Bridge(config, version="test", clock=lambda: time.time() + ahead[0])
         stop, states = asyncio.Event(), list[str]()
         with capture_logs() as logs:
             run = asyncio.create_task(bridge.run(stop, notify=states.append, watchdog=0.1))
