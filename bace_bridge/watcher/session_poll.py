@@ -7,22 +7,19 @@ from msgspec.structs import replace
 
 from bace_bridge.domain import session_list
 from bace_bridge.domain.changes import Changes, WatchState
-from bace_bridge.domain.narrowing import PLACE_RETRY, PageAsk
+from bace_bridge.domain.narrowing import PLACE_RETRY
 from bace_bridge.domain.seen import Page, SeenSession
 from bace_bridge.domain.sessions import DataSession, KnownSession
 from bace_bridge.errors import CloudRefused
-from bace_bridge.watcher.list_walk import BREAKS, AllBroken, FaultBudget, ListWalk
+from bace_bridge.watcher.list_walk import AllBroken, FaultBudget, ListWalk
 from bace_bridge.watcher.needs import SessionCloud, SessionJournal
-from bace_bridge.watcher.recording import MOST_CHECKS, SessionRecorder, name_unreadable, place_of
+from bace_bridge.watcher.recording import MOST_CHECKS, SessionRecorder, name_unreadable
+from bace_bridge.watcher.roll_call import RollCall
 from bace_bridge.watcher.updated_list import NotHonoured, UpdatedList
 
 log = structlog.get_logger()
 
 FIRST_HEAD_PAGES = 5
-ROLL_CALL = 50
-RARE_ROLL_CALL = 10
-"""With no unfinished session, only every so many-th roll call is made."""
-
 UNSORTED_PAGES = 5
 """Pages of the slow walk at each poll where the server does not even sort: new sessions may be on any of them."""
 
@@ -48,7 +45,7 @@ class SessionPoll:
         self._journal = journal
         self._recorder = recorder
         self._first_start_from = first_start_from
-        self._reconcile_interval = reconcile_interval
+        self._roll_call = RollCall(journal, recorder, interval=reconcile_interval, clock=clock)
         self._clock = clock
         self._state: WatchState | None = None
         self._delta_works = True
@@ -149,7 +146,7 @@ class SessionPoll:
         await self._check_missing(await self._journal.recently_updated(bound), read.seen, state.start_from)
         cloud_now = self._clock() + self._cloud.clock_ahead
         after = session_list.after_walk(state, read.newest, pages=read.pages, news=read.news, cloud_now=cloud_now)
-        return await self._roll_call(replace(after, active_found=True, holes=read.holes))
+        return await self._roll_call.made(replace(after, active_found=True, holes=read.holes), self._budget)
 
     async def _find_active(self, state: WatchState) -> bool:
         """The sessions that are active at the first start, however old, without reading the history.
@@ -175,46 +172,6 @@ class SessionPoll:
             return False
         self._walked_anew_at = now
         return True
-
-    async def _roll_call(self, state: WatchState) -> WatchState:
-        """Asks for known sessions by id: a removed one shows up in no list of updates."""
-        now = self._clock()
-        waited = now - state.roll_called_at
-        if 0 <= waited < self._reconcile_interval:
-            return state
-        unfinished = await self._journal.unfinished_after(state.roll_call_after, ROLL_CALL)
-        if not unfinished and 0 <= waited < RARE_ROLL_CALL * self._reconcile_interval:
-            return state
-        room = ROLL_CALL - len(unfinished)
-        finished = await self._journal.finished_after(state.roll_call_finished_after, room)
-        if unfinished or finished:
-            await self._call([*unfinished, *finished], state.start_from)
-        return replace(
-            state,
-            roll_called_at=now,
-            roll_call_after=unfinished[-1].session.id if not room else "",
-            roll_call_finished_after=finished[-1].session.id if len(finished) == room and finished else "",
-        )
-
-    async def _call(self, called: Sequence[KnownSession], start_from: float) -> None:
-        called = [known for known in called if not self._recorder.unread.rests(place_of(known))]
-        ids = [known.session.id for known in called]
-        if not ids:
-            return
-        params = session_list.by_ids(ids)
-        try:
-            page = await self._budget.asked(params, PageAsk(1, ROLL_CALL))
-        except BREAKS:
-            for part in (called[: len(called) // 2], called[len(called) // 2 :]) if len(called) > 1 else ():
-                await self._call(part, start_from)
-            if len(called) == 1:
-                await self._recorder.check(called, start_from=start_from)
-            return
-        answered = {row.session.id for row in page.items}
-        if answered <= set(ids):
-            await self._recorder.record(page.items, start_from=start_from)
-            called = [known for known in called if known.session.id not in answered]
-        await self._recorder.check(called, start_from=start_from)
 
     async def _check_missing(self, expected: Sequence[KnownSession], seen: set[str], start_from: float) -> None:
         """Asks once for each session that a complete list should have shown and did not."""
