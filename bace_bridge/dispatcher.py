@@ -70,6 +70,7 @@ class Dispatcher:
         sleep: Callable[[float], Awaitable[None]],
         on_disabled: Callable[[str, str], Awaitable[None]],
         on_told: Callable[[], None] = lambda: None,
+        on_attempt: Callable[[SinkError | None], None] = lambda _: None,
     ) -> None:
         self._sink = sink
         self._log = event_log
@@ -79,6 +80,7 @@ class Dispatcher:
         self._sleep = sleep
         self._on_disabled = on_disabled
         self._on_told = on_told
+        self._on_attempt = on_attempt
         self._deliveries = Deliveries(cursor, parked, window=sink.window, pipelined=sink.pipelined)
         self._called = asyncio.Event()
         self._returned: list[LoggedEvent] = []
@@ -101,6 +103,10 @@ class Dispatcher:
     def look_at_asked(self) -> None:
         """Somebody asked for something that was delivered before, or given up."""
         self._asked = True
+        self._called.set()
+
+    def clock_stepped(self, seconds: float) -> None:
+        self._deliveries.clock_stepped(seconds)
         self._called.set()
 
     @property
@@ -193,6 +199,8 @@ class Dispatcher:
             self._sink.send(attempt, partial(self._done, attempt, self._clock()))
 
     def _done(self, attempt: Attempt, sent_at: float, error: SinkError | None) -> None:
+        if not isinstance(error, SinkUnavailable | SinkDisabled):
+            self._on_attempt(error)
         if error is None:
             self._deliveries.delivered(attempt.logged)
             self._send_more()
@@ -218,7 +226,7 @@ class Dispatcher:
             decision = retry.decide(attempt.number, now=now, jitter=self._jitter(), retry_after=asked)
         if isinstance(decision, retry.TryAgain):
             self._deliveries.failed(attempt.logged, attempts=attempt.number, at=decision.at, reason=str(error))
-            log.warning("delivery.retry_scheduled", **about, reason=str(error), again_in=round(decision.at - now, 1))
+            log.info("delivery.retry_scheduled", **about, reason=str(error), again_in=round(decision.at - now, 1))
         else:
             reason = f"{decision.reason}: {error}"
             if self._deliveries.given_up(attempt.logged, attempts=attempt.number, reason=reason):

@@ -1,7 +1,7 @@
 """Everything that runs, as one: the order of starting, the ticking, and the order of ending."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
 import structlog
@@ -60,6 +60,7 @@ class Service:
         upkeep: Upkeep,
         *,
         clock: Callable[[], float],
+        watch_clock: Callable[[], Awaitable[None]],
     ) -> None:
         self.status = status
         self._sessions = sessions
@@ -68,6 +69,7 @@ class Service:
         self._upkeep = upkeep
         self._upkeep_due = asyncio.Event()
         self._clock = clock
+        self._watch_clock = watch_clock
         self._sinks: list[tuple[RunningSink, Dispatcher]] = []
         self._view_was_current: bool | None = None
 
@@ -120,6 +122,7 @@ class Service:
         while True:
             if watchdog is not None and not any(self.status.alive().values()):
                 notify("WATCHDOG=1")
+            await self._watch_clock()
             try:
                 self.status.backlogs = await self._log_keeper.backlogs()
                 self.status.waiting = await self._log_keeper.deliveries_waiting()

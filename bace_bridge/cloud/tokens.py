@@ -1,6 +1,7 @@
 """The access token: kept in the store, refreshed by one request at a time, and never asked for in a storm."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -10,12 +11,15 @@ import structlog
 from bace_bridge.cloud.replies import TokenReply
 from bace_bridge.domain.retry import backoff
 from bace_bridge.domain.tokens import Token
-from bace_bridge.errors import CloudLoginFailed, CloudRefused
+from bace_bridge.errors import CloudFault, CloudLoginFailed, CloudRefused
 
 log = structlog.get_logger()
 
 RENEW_BEFORE = 60.0
 """Seconds before its expiry from which a token is no longer used."""
+
+MOST_BROKEN_REFRESHES = 3
+"""After so many 500s in a row the refresh token is given up for a login."""
 
 FIRST_LOGIN_PAUSE = 300.0
 LONGEST_LOGIN_PAUSE = 3600.0
@@ -54,17 +58,20 @@ class Tokens:
         ask: Ask,
         *,
         clock: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._account = account
         self._credentials = credentials
         self._store = store
         self._ask = ask
         self._clock = clock
+        self._monotonic = monotonic
         self._token: Token | None = None
         self._loaded = False
         self._unsaved = False
         self._renewing = asyncio.Lock()
         self._refused_logins = 0
+        self._broken_refreshes = 0
         self._no_login_before = 0.0
 
     async def current(self) -> str:
@@ -109,11 +116,19 @@ class Tokens:
             log.info("cloud.refresh_refused", status=refusal.status, then="logging in")
             self._token = msgspec.structs.replace(token, refresh=None)
             return None
+        except CloudFault:
+            self._broken_refreshes += 1
+            if self._broken_refreshes < MOST_BROKEN_REFRESHES:
+                raise
+            log.info("cloud.refresh_refused", status=500, then="logging in")
+            self._token = msgspec.structs.replace(token, refresh=None)
+            return None
+        self._broken_refreshes = 0
         log.debug("cloud.token_refreshed")
         return self._kept(reply, old_refresh=token.refresh)
 
     async def _logged_in(self) -> Token:
-        now = self._clock()
+        now = self._monotonic()
         if now < self._no_login_before:
             raise CloudLoginFailed("the cloud refused the login; the next attempt is made later")
         given = self._credentials

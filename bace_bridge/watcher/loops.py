@@ -52,6 +52,7 @@ class SessionLoop:
         *,
         interval: float,
         clock: Callable[[], float],
+        monotonic: Callable[[], float],
         jitter: Callable[[], float],
         on_look: Callable[[], None],
         pause: Pause = pause_until,
@@ -60,6 +61,7 @@ class SessionLoop:
         self._journal = journal
         self._interval = interval
         self._clock = clock
+        self._monotonic = monotonic
         self._jitter = jitter
         self._on_look = on_look
         self._pause = pause
@@ -68,18 +70,27 @@ class SessionLoop:
         self.store_problem: str | None = None
         self.last_success_at: float | None = None
         self.next_look_at: float | None = None
-        self.beat_at = clock()
+        self.beat_at = self.next_beat_at = monotonic()
 
     def look_now(self) -> None:
         self._called.set()
 
+    def clock_stepped(self, seconds: float) -> None:
+        """The wall clock was set: what was noted by it moves along."""
+        if self.trouble.since is not None:
+            self.trouble = msgspec.structs.replace(self.trouble, since=self.trouble.since + seconds)
+        if self.last_success_at is not None:
+            self.last_success_at += seconds
+        if self.next_look_at is not None:
+            self.next_look_at += seconds
+
     async def run(self) -> None:
         while True:
-            started = self._clock()
+            started = self._monotonic()
             wait = await self._look()
-            self.beat_at = self._clock()
-            rest = max(0.0, wait - max(0.0, self.beat_at - started))
-            self.next_look_at = self.beat_at + rest
+            self.beat_at = self._monotonic()
+            rest = max(0.0, wait - (self.beat_at - started))
+            self.next_beat_at, self.next_look_at = self.beat_at + rest, self._clock() + rest
             self._on_look()
             await self._pause(self._called, rest)
 
@@ -146,16 +157,18 @@ class DatapointLoop:
         tell_end: Callable[[KnownSession], Awaitable[None]],
         *,
         clock: Callable[[], float],
+        monotonic: Callable[[], float],
         pause: Pause = pause_until,
     ) -> None:
         self._journal = journal
         self._visit = visit
         self._tell_end = tell_end
         self._clock = clock
+        self._monotonic = monotonic
         self._pause = pause
         self._called = asyncio.Event()
         self._under_way: dict[str, bool] = {}
-        self.beat_at = clock()
+        self.beat_at = monotonic()
 
     def look_now(self) -> None:
         self._called.set()
@@ -163,7 +176,7 @@ class DatapointLoop:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as visits:
             while True:
-                self.beat_at = self._clock()
+                self.beat_at = self._monotonic()
                 try:
                     self._journal.ensure_room()
                     await self._tell_overdue_ends()

@@ -230,7 +230,14 @@ async def test_a_trouble_of_the_cloud_that_cannot_be_written_is_told_once_it_can
             await asyncio.sleep(0)
 
         loop = SessionLoop(
-            looks, Journal(file), interval=10.0, clock=clock, jitter=lambda: 0.0, on_look=lambda: None, pause=let_pass
+            looks,
+            Journal(file),
+            interval=10.0,
+            clock=clock,
+            monotonic=clock,
+            jitter=lambda: 0.0,
+            on_look=lambda: None,
+            pause=let_pass,
         )
         await away(file, "events")
         task = asyncio.create_task(loop.run())
