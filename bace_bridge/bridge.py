@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import structlog
+from msgspec.structs import replace
 
 from bace_bridge import logs
 from bace_bridge.answers import request_handlers
+from bace_bridge.clocks import ClockWatch, SteadyClock
 from bace_bridge.cloud.api import BaceCloud, csv_url
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp, TokenSource
@@ -23,17 +25,22 @@ from bace_bridge.domain.changes import Changes
 from bace_bridge.domain.datapoints import Datatype
 from bace_bridge.domain.events import SINK_DISABLED, bridge_event
 from bace_bridge.domain.first_start import first_start_from
+from bace_bridge.domain.retry import plausible
 from bace_bridge.domain.routing import Filter
 from bace_bridge.domain.sessions import DataSession, KnownSession
 from bace_bridge.domain.timestamps import iso_utc
+from bace_bridge.domain.visits import SLOWEST_LATE_VISIT
 from bace_bridge.failpoints import Failpoint
 from bace_bridge.service import Service
+from bace_bridge.sink_watch import SinkWatch
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from bace_bridge.sinks.webhook.sink import WebhookSink
 from bace_bridge.status import StateForTopics, Status
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.facts import Facts
+from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal
+from bace_bridge.store.schedules import Schedules
 from bace_bridge.store.sqlite import SqliteFile
 from bace_bridge.store.standing import Standing
 from bace_bridge.watcher.loops import DatapointLoop, SessionLoop
@@ -57,11 +64,16 @@ class Bridge:
         *,
         version: str,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        config_problem: Callable[[], str | None] = lambda: None,
         failpoint: Failpoint | None = None,
     ) -> None:
         self._config = config
         self._version = version
-        self._clock = clock
+        self._wall = clock
+        self._monotonic = monotonic
+        self._clock = SteadyClock(clock, monotonic)
+        self._config_problem = config_problem
         self._failpoint = failpoint
 
     async def run(self, stop: asyncio.Event, *, notify: Callable[[str], None], watchdog: float | None) -> None:
@@ -70,14 +82,24 @@ class Bridge:
             http = await stack.enter_async_context(self._cloud_http(Facts(file)))
             service = await self._assemble(file, http)
             if self._config.http.enabled:
-                health = HealthServer(self._config.http, alive=service.status.alive, ready=service.status.ready)
+                status = service.status
+                health = HealthServer(
+                    self._config.http, alive=status.alive, ready=status.ready, degraded=status.degraded
+                )
                 await stack.enter_async_context(health)
             await service.run(stop, notify=notify, watchdog=watchdog)
 
     def _cloud_http(self, facts: Facts) -> CloudHttp:
         cloud = self._config.cloud
-        budget = RequestBudget(cloud.requests_per_minute, clock=self._clock)
-        http = CloudHttp(cloud.url, budget, timeout=cloud.timeout, version=self._version, clock=self._clock)
+        budget = RequestBudget(cloud.requests_per_minute, clock=self._monotonic)
+        http = CloudHttp(
+            cloud.url,
+            budget,
+            timeout=cloud.timeout,
+            version=self._version,
+            clock=self._clock,
+            monotonic=self._monotonic,
+        )
         http.use_tokens(self._tokens(cloud, facts, http))
         return http
 
@@ -100,6 +122,7 @@ class Bridge:
             facts,
             http.ask_token,
             clock=self._clock,
+            monotonic=self._monotonic,
         )
 
     async def _assemble(self, file: SqliteFile, http: CloudHttp) -> Service:
@@ -115,7 +138,13 @@ class Bridge:
                 broker.refresh_devices(devices)
 
         brokers: list[MqttSink] = []
-        journal = Journal(file, grew=log_grew, changed=devices_changed)
+        store = config.store
+        cap = Cap(
+            file,
+            store.max_size,
+            crowded=lambda: service.store_crowded(),  # noqa: PLW0108  # the service is made below
+        )
+        journal = Journal(file, grew=log_grew, changed=devices_changed, ensure_room=cap.ensure_room)
         cloud, deciding = BaceCloud(http), asyncio.Lock()
         event_log = EventLog(file)
         if self._failpoint is not None:
@@ -124,34 +153,39 @@ class Bridge:
         poll = self._session_poll(cloud, journal, deciding)
         visits = self._visits(cloud, journal, deciding)
         datapoints = DatapointLoop(
-            journal, lambda known: visits(known).make(), lambda known: visits(known).tell_end(), clock=clock
+            journal,
+            lambda known: visits(known).make(),
+            lambda known: visits(known).tell_end(),
+            clock=clock,
+            monotonic=self._monotonic,
         )
         sessions = SessionLoop(
             poll,
             journal,
             interval=config.watch.session_interval,
             clock=clock,
+            monotonic=self._monotonic,
             jitter=random.random,
             on_look=lambda: service.after_look(),  # noqa: PLW0108  # the service is made below
         )
+        upkeep = Upkeep(file, event_log, cap, retention=store.retention, memory=store.memory)
         status = Status(
             sessions,
             datapoints,
             http,
+            upkeep,
             brokers=brokers,
             version=self._version,
             strategy=lambda: poll.strategy,
+            unread=lambda: poll.unreadable,
+            config_problem=self._config_problem,
             interval=config.watch.session_interval,
             clock=clock,
+            monotonic=self._monotonic,
         )
-        service = Service(
-            sessions,
-            datapoints,
-            status,
-            event_log,
-            retention=config.store.retention,
-            clock=clock,
-        )
+        clock_watch = await self._clock_watch(file, deciding)
+        clock_watch.followers += [sessions.clock_stepped, http.clock_stepped]
+        service = Service(sessions, datapoints, status, event_log, upkeep, clock=clock, watch_clock=clock_watch.look)
         standing = StateForTopics(status, Standing(file, csv_url=self._csv_url).devices)
         installation = await Facts(file).installation()
         for mqtt in config.mqtt:
@@ -177,7 +211,15 @@ class Bridge:
         await event_log.retire_others([wish.name for wish, _ in sinks])
         for wish, one in sinks:
             await self._add_sink(service, dispatchers, wish, one, event_log, journal, log_grew)
+        clock_watch.followers += [one.clock_stepped for one in dispatchers.values()]
         return service
+
+    async def _clock_watch(self, file: SqliteFile, deciding: asyncio.Lock) -> ClockWatch:
+        schedules = Schedules(file)
+        furthest = max(SLOWEST_LATE_VISIT, self._config.watch.datapoint_interval)
+        if brought_back := await schedules.bound(now=self._clock(), furthest=furthest):
+            log.warning("clock.was_behind", sessions=brought_back, then="what lay too far ahead is due now")
+        return ClockWatch(self._clock, deciding=deciding, move_store=schedules.move)
 
     @staticmethod
     async def _replay(event_log: EventLog, dispatchers: Mapping[str, Dispatcher], sink: str, **which: Any) -> int:
@@ -187,7 +229,7 @@ class Bridge:
 
     def _webhooks(self) -> Sequence[WebhookSink]:
         source, version = self._config.cloud.url, self._version
-        return [WebhookSink(one, source=source, version=version, clock=self._clock) for one in self._config.webhooks]
+        return [WebhookSink(one, source=source, version=version, clock=self._wall) for one in self._config.webhooks]
 
     async def _add_sink(
         self,
@@ -202,6 +244,8 @@ class Bridge:
         """Gives the sink its place in the log before anything is watched, so that it misses nothing."""
         address = wish.url if isinstance(wish, MqttConfig) else wish.url.get_secret_value()
         place = await event_log.open_sink(wish.name, target=fingerprint(address))
+        kind: Literal["mqtt", "webhook"] = "mqtt" if isinstance(wish, MqttConfig) else "webhook"
+        watch = service.status.sinks[wish.name] = SinkWatch(kind, wish.name, clock=self._clock)
         if place.disabled_reason is not None:
             service.status.disabled[wish.name] = place.disabled_reason
             log.warning("sink.is_disabled", sink=wish.name, reason=place.disabled_reason, until="its url changes")
@@ -221,12 +265,13 @@ class Bridge:
             event_log,
             Filter(events=tuple(wish.events), groups=tuple(wish.groups), sink=wish.name),
             cursor=place.cursor,
-            parked=place.parked,
+            parked=tuple(replace(lane, at=plausible(lane.at, now=self._clock())) for lane in place.parked),
             clock=self._clock,
             jitter=random.random,
             sleep=asyncio.sleep,
             on_disabled=on_disabled,
             on_told=log_grew,
+            on_attempt=watch.attempted,
         )
         dispatchers[wish.name] = dispatcher
         service.add(sink, dispatcher)

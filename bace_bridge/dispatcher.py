@@ -70,6 +70,7 @@ class Dispatcher:
         sleep: Callable[[float], Awaitable[None]],
         on_disabled: Callable[[str, str], Awaitable[None]],
         on_told: Callable[[], None] = lambda: None,
+        on_attempt: Callable[[SinkError | None], None] = lambda _: None,
     ) -> None:
         self._sink = sink
         self._log = event_log
@@ -79,6 +80,7 @@ class Dispatcher:
         self._sleep = sleep
         self._on_disabled = on_disabled
         self._on_told = on_told
+        self._on_attempt = on_attempt
         self._deliveries = Deliveries(cursor, parked, window=sink.window, pipelined=sink.pipelined)
         self._called = asyncio.Event()
         self._returned: list[LoggedEvent] = []
@@ -90,6 +92,8 @@ class Dispatcher:
         self._failed: list[FailedAttempt] = []
         self._told: list[Event] = []
         self._asked = False
+        # While progress cannot be recorded nothing more is sent: a crash would send all of it again.
+        self._recordable = True
         self._stopping = False
 
     def log_grew(self) -> None:
@@ -99,6 +103,10 @@ class Dispatcher:
     def look_at_asked(self) -> None:
         """Somebody asked for something that was delivered before, or given up."""
         self._asked = True
+        self._called.set()
+
+    def clock_stepped(self, seconds: float) -> None:
+        self._deliveries.clock_stepped(seconds)
         self._called.set()
 
     @property
@@ -185,12 +193,14 @@ class Dispatcher:
             self._deliveries.resume(lane, found, complete=complete)
 
     def _send_more(self) -> None:
-        if not self._available or self._disabled is not None or self._stopping:
+        if not self._available or self._disabled is not None or self._stopping or not self._recordable:
             return
         for attempt in self._deliveries.next_attempts():
             self._sink.send(attempt, partial(self._done, attempt, self._clock()))
 
     def _done(self, attempt: Attempt, sent_at: float, error: SinkError | None) -> None:
+        if not isinstance(error, SinkUnavailable | SinkDisabled):
+            self._on_attempt(error)
         if error is None:
             self._deliveries.delivered(attempt.logged)
             self._send_more()
@@ -216,7 +226,7 @@ class Dispatcher:
             decision = retry.decide(attempt.number, now=now, jitter=self._jitter(), retry_after=asked)
         if isinstance(decision, retry.TryAgain):
             self._deliveries.failed(attempt.logged, attempts=attempt.number, at=decision.at, reason=str(error))
-            log.warning("delivery.retry_scheduled", **about, reason=str(error), again_in=round(decision.at - now, 1))
+            log.info("delivery.retry_scheduled", **about, reason=str(error), again_in=round(decision.at - now, 1))
         else:
             reason = f"{decision.reason}: {error}"
             if self._deliveries.given_up(attempt.logged, attempts=attempt.number, reason=reason):
@@ -239,8 +249,15 @@ class Dispatcher:
     async def _write_unrecorded(self) -> None:
         if self._unrecorded is not None:
             progress = self._unrecorded
-            await self._log.record(self._sink.name, progress, now=self._clock())
+            try:
+                await self._log.record(self._sink.name, progress, now=self._clock())
+            except StoreError:
+                self._recordable = False
+                raise
             self._unrecorded = None
+            if not self._recordable:
+                self._recordable = True
+                self._called.set()
             if progress.told:
                 self._on_told()
 

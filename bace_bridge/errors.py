@@ -99,5 +99,37 @@ class StoreLocked(StoreError):
     """Another running instance holds the store."""
 
 
+class StoreFull(StoreError):
+    """The disk has no room. Try again: there may be some later."""
+
+
+class StoreAtCap(StoreError):
+    """The store is as large as `store.max_size` lets it be. Try again: deliveries make room."""
+
+
+class StoreBusy(StoreError):
+    """Another process holds a lock on the file for longer than is waited for. Try again."""
+
+
+class StoreReadOnly(StoreError):
+    """The file system takes no writes. Try again: it may be mounted for writing later."""
+
+
+class StoreFault(StoreError):
+    """The system failed to read or write the file. Try again."""
+
+
 class StoreUnusable(StoreError):
-    """The store is corrupt or of a newer version. Do not try again: only a person can mend it."""
+    """Do not try again: only a person can mend it."""
+
+
+class StoreCorrupt(StoreUnusable):
+    """The file is damaged, or is no database."""
+
+
+class StoreNewer(StoreUnusable):
+    """A newer version of bace-bridge wrote the file."""
+
+
+class StoreGone(StoreUnusable):
+    """The file was moved or deleted under the running bridge: what is written now would be lost."""

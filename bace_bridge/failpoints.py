@@ -6,7 +6,7 @@ The parts are wrapped in `bridge.py`, and only where `BACE_BRIDGE_FAILPOINT` is 
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol, TypeVar, cast
 
 from bace_bridge.domain.changes import Changes
@@ -102,7 +102,7 @@ class Failpoint:
 
 
 class _UpTo:
-    """All that is not written out below is the part's own."""
+    """All that is not written out below is the part's own; whatever is given goes on to it as it is."""
 
     def __init__(self, part: Any, passed: Callable[[str], None]) -> None:
         self._part = part
@@ -113,21 +113,21 @@ class _UpTo:
 
 
 class _CloudUpTo(_UpTo):
-    async def session_page(self, params: Any, page: int) -> Any:
-        return self._fetched(await self._part.session_page(params, page))
+    async def session_page(self, *given: Any, **named: Any) -> Any:
+        return self._fetched(await self._part.session_page(*given, **named))
 
-    async def session_pages(self, params: Any) -> AsyncIterator[Page[SeenSession]]:
-        async for page in self._part.session_pages(params):
+    async def session_pages(self, *given: Any, **named: Any) -> AsyncIterator[Page[SeenSession]]:
+        async for page in self._part.session_pages(*given, **named):
             yield self._fetched(page)
 
-    async def session(self, session_id: str) -> Any:
-        return self._fetched(await self._part.session(session_id))
+    async def session(self, *given: Any, **named: Any) -> Any:
+        return self._fetched(await self._part.session(*given, **named))
 
-    async def group_labels(self, wanted: Collection[str]) -> Any:
-        return self._fetched(await self._part.group_labels(wanted))
+    async def group_labels(self, *given: Any, **named: Any) -> Any:
+        return self._fetched(await self._part.group_labels(*given, **named))
 
-    async def datapoints(self, *place: Any, urgency: Any) -> Any:
-        return self._fetched(await self._part.datapoints(*place, urgency=urgency))
+    async def datapoints(self, *given: Any, **named: Any) -> Any:
+        return self._fetched(await self._part.datapoints(*given, **named))
 
     def _fetched(self, answer: Any) -> Any:
         self._passed(FETCHED)

@@ -1,7 +1,7 @@
 """Everything that runs, as one: the order of starting, the ticking, and the order of ending."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
 import structlog
@@ -13,9 +13,8 @@ from bace_bridge.status import Status
 log = structlog.get_logger()
 
 TICK = 10.0
-PRUNE_EVERY = 3600.0
-PRUNE_AGAIN = 0.1
-"""Seconds to the next piece while there is more to prune: short transactions let others in between."""
+UPKEEP_PAUSE = 5.0
+"""Seconds to the next piece of the store's upkeep where the store failed at one."""
 
 GRACE = 5.0
 """Seconds that the end may take to deliver what is left in the log."""
@@ -34,10 +33,15 @@ class Loop(Protocol):
 
 
 class Housekeeping(Protocol):
-    async def prune(self, *, observed_before: float) -> int: ...
     async def backlogs(self) -> dict[str, int]: ...
     async def deliveries_waiting(self) -> dict[str, tuple[int, int]]: ...
     async def asked_sinks(self) -> set[str]: ...
+
+
+class Upkeep(Protocol):
+    @property
+    def is_due(self) -> bool: ...
+    async def piece(self, now: float) -> float: ...
 
 
 class Service:
@@ -53,16 +57,19 @@ class Service:
         datapoints: Loop,
         status: Status,
         log_keeper: Housekeeping,
+        upkeep: Upkeep,
         *,
-        retention: float,
         clock: Callable[[], float],
+        watch_clock: Callable[[], Awaitable[None]],
     ) -> None:
         self.status = status
         self._sessions = sessions
         self._datapoints = datapoints
         self._log_keeper = log_keeper
-        self._retention = retention
+        self._upkeep = upkeep
+        self._upkeep_due = asyncio.Event()
         self._clock = clock
+        self._watch_clock = watch_clock
         self._sinks: list[tuple[RunningSink, Dispatcher]] = []
         self._view_was_current: bool | None = None
 
@@ -71,6 +78,10 @@ class Service:
 
     def look_now(self) -> None:
         self._sessions.look_now()
+
+    def store_crowded(self) -> None:
+        """The store is near its cap: upkeep does not wait for its hour."""
+        self._upkeep_due.set()
 
     def after_look(self) -> None:
         """A look at the session list has ended: there may be visits to make and a state to show."""
@@ -91,7 +102,7 @@ class Service:
                 self._sessions.run(),
                 self._datapoints.run(),
                 self._tick(notify, watchdog),
-                self._prune(),
+                self._keep_store(),
             ]
             tasks = [group.create_task(one) for one in watching]
             log.info("bridge.running", sinks=len(self._sinks))
@@ -111,6 +122,7 @@ class Service:
         while True:
             if watchdog is not None and not any(self.status.alive().values()):
                 notify("WATCHDOG=1")
+            await self._watch_clock()
             try:
                 self.status.backlogs = await self._log_keeper.backlogs()
                 self.status.waiting = await self._log_keeper.deliveries_waiting()
@@ -119,6 +131,8 @@ class Service:
                 raise
             except StoreError as error:
                 log.debug("store.no_backlogs", reason=str(error))
+            if self._upkeep.is_due:
+                self._upkeep_due.set()
             self._refresh_bridge()
             await asyncio.sleep(TICK if watchdog is None else min(TICK, watchdog))
 
@@ -128,21 +142,30 @@ class Service:
             if sink.name in asked:
                 dispatcher.look_at_asked()
 
-    async def _prune(self) -> None:
+    async def _keep_store(self) -> None:
         while True:
+            self._upkeep_due.clear()
             try:
-                pruned = await self._log_keeper.prune(observed_before=self._clock() - self._retention)
+                rest = await self._upkeep.piece(self._clock())
             except StoreUnusable:
                 raise
             except StoreError as error:
-                log.debug("store.not_pruned", reason=str(error))
-                pruned = 0
-            await asyncio.sleep(PRUNE_AGAIN if pruned else PRUNE_EVERY)
+                log.debug("store.upkeep_failed", reason=str(error))
+                rest = UPKEEP_PAUSE
+            await _pause(self._upkeep_due, rest)
 
     def _refresh_bridge(self) -> None:
         for sink, _ in self._sinks:
             if (refresh := getattr(sink, "refresh_bridge", None)) is not None:
                 refresh()
+
+
+async def _pause(called: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await called.wait()
+    except TimeoutError:
+        pass
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

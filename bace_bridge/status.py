@@ -18,6 +18,7 @@ class WatchedSessions(Protocol):
     last_success_at: float | None
     next_look_at: float | None
     beat_at: float
+    next_beat_at: float
 
 
 class WatchedDatapoints(Protocol):
@@ -38,6 +39,20 @@ class Broker(Protocol):
     def problem(self) -> str | None: ...
 
 
+class StoreLine(Protocol):
+    @property
+    def problem(self) -> str | None: ...
+    def figures(self) -> dict[str, int]: ...
+
+
+class WatchedSink(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def problem(self) -> str | None: ...
+    def state(self) -> dict[str, Any]: ...
+
+
 class Status:
     """Reads the loops; changes nothing."""
 
@@ -46,30 +61,38 @@ class Status:
         sessions: WatchedSessions,
         datapoints: WatchedDatapoints,
         cloud: CloudLine,
+        store: StoreLine,
         *,
         brokers: Sequence[Broker],
         version: str,
         strategy: Callable[[], str],
+        unread: Callable[[], Sequence[str]] = lambda: (),
+        config_problem: Callable[[], str | None] = lambda: None,
         interval: float,
         clock: Callable[[], float],
+        monotonic: Callable[[], float],
     ) -> None:
         self._sessions = sessions
         self._datapoints = datapoints
         self._cloud = cloud
+        self._store = store
         self._brokers = brokers
         self._version = version
         self._strategy = strategy
+        self._unread = unread
+        self._config_problem = config_problem
         self._slowest = max(SLOWEST_PROGRESS, 3 * interval)
-        self._clock = clock
+        self._monotonic = monotonic
         self._started_at = clock()
         self.backlogs: Mapping[str, int] = {}
         self.waiting: Mapping[str, tuple[int, int]] = {}
         self.disabled: dict[str, str] = {}
+        self.sinks: dict[str, WatchedSink] = {}
 
     def alive(self) -> dict[str, str | None]:
         """Per loop None while it makes progress, else what stands still."""
-        now = self._clock()
-        session_beat = max(self._sessions.beat_at, self._sessions.next_look_at or 0.0, self._cloud.active_at)
+        now = self._monotonic()
+        session_beat = max(self._sessions.beat_at, self._sessions.next_beat_at, self._cloud.active_at)
         return {
             "sessions": self._standing_still(now - session_beat),
             "datapoints": self._standing_still(now - max(self._datapoints.beat_at, self._cloud.active_at)),
@@ -79,9 +102,20 @@ class Status:
         """Per outside part None while it is usable, else the reason."""
         return {
             "cloud": self.cloud_problem,
-            "store": self._sessions.store_problem,
+            "store": self._store.problem or self._sessions.store_problem,
             **{f"mqtt:{broker.name}": broker.problem for broker in self._brokers},
         }
+
+    def degraded(self) -> dict[str, str]:
+        """What does not work while the bridge as a whole does."""
+        places, config = self._unread(), self._config_problem()
+        found = {
+            "sessions": f"{len(places)} places cannot be read: {'; '.join(places[:3])}" if places else None,
+            "config": f"the file on disk is not what runs: {config}" if config else None,
+            **{sink.name: sink.problem for sink in self.sinks.values()},
+            **{self.sinks[name].name: f"disabled: {why}" for name, why in self.disabled.items()},
+        }
+        return {name: why for name, why in found.items() if why is not None}
 
     @property
     def cloud_problem(self) -> str | None:
@@ -93,7 +127,8 @@ class Status:
     @property
     def view_is_current(self) -> bool:
         """True while what is known of the devices is what the cloud shows."""
-        return self._sessions.last_success_at is not None and self._sessions.trouble.told is None
+        sessions = self._sessions
+        return sessions.last_success_at is not None and sessions.trouble.told is None and sessions.store_problem is None
 
     def info(self) -> dict[str, Any]:
         return {
@@ -108,12 +143,15 @@ class Status:
         return {
             "healthy": not problems,
             "problems": problems,
+            "degraded": self.degraded(),
             "last_poll_at": None if sessions.last_success_at is None else iso_utc(sessions.last_success_at),
             "next_poll_at": None if sessions.next_look_at is None else iso_utc(sessions.next_look_at),
             "backlog": dict(self.backlogs),
             "parked_sessions": {sink: parked for sink, (parked, _) in self.waiting.items() if parked},
             "dead_letters": {sink: dead for sink, (_, dead) in self.waiting.items() if dead},
+            "sinks": {name: sink.state() for name, sink in self.sinks.items()},
             "disabled_sinks": dict(self.disabled),
+            "store": self._store.figures(),
             "cloud_clock_ahead_seconds": round(self._cloud.clock_ahead),
         }
 

@@ -1,4 +1,4 @@
-"""`python -m bench [NAME ...] [--runs N]`: drain, events, webhooks, idle, latency; all without a name."""
+"""`python -m bench [NAME ...] [--runs N]`: drain, events, webhooks, idle, latency, backlog; all without a name."""
 
 import argparse
 import asyncio
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import structlog
 
-from bench import deliveries, outages, processes
+from bench import backlog, deliveries, outages, processes
 from bench.report import Row
 
 BENCHES: dict[str, Callable[[int], list[Row]]] = {
@@ -19,6 +19,7 @@ BENCHES: dict[str, Callable[[int], list[Row]]] = {
     "latency": processes.latency,
     "isolation": outages.isolation,
     "outage": outages.outage,
+    "backlog": backlog.backlog,
 }
 
 

@@ -30,10 +30,10 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def mosquitto(folder: Path) -> Iterator[int]:
-    """A Mosquitto without limits on a free port."""
+def mosquitto(folder: Path, *, port: int | None = None) -> Iterator[int]:
+    """A Mosquitto without limits, on a free port where none is given."""
     program = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
-    port = free_port()
+    port = port or free_port()
     config = folder / "mosquitto.conf"
     config.write_text(
         f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 0\n"

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -48,10 +49,10 @@ class _Signals:
     def __init__(self) -> None:
         self.stop = asyncio.Event()
         self.reload: Config | None = None
+        self.not_reloaded: str | None = None
         self.ended = False
 
     def install(self, path: Path) -> None:
-        loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
 
@@ -67,11 +68,22 @@ class _Signals:
                 self.reload = load(path, os.environ)
             except ConfigError as error:
                 mistakes = [str(one) for one in error.mistakes]
-                log.warning("config.not_reloaded", mistakes=mistakes, then="the old one stays")
+                self.refused(mistakes, then="the old one stays")
                 return
+            self.not_reloaded = None
             log.info("config.reloading")
             self.stop.set()
 
+        self._listen(end, read_again)
+
+    def refused(self, mistakes: list[str], *, then: str) -> None:
+        """What is on disk is not what runs, until a reload succeeds."""
+        log.warning("config.not_reloaded", mistakes=mistakes, then=then)
+        self.not_reloaded = mistakes[0]
+
+    @staticmethod
+    def _listen(end: Callable[[], None], read_again: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
         for one in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(one, end)
         loop.add_signal_handler(signal.SIGHUP, read_again)
@@ -90,7 +102,8 @@ async def _serve(
         log.info("bridge.starting", version=version, cloud=config.cloud.url, store=str(config.store.path))
         started = asyncio.Event()
         try:
-            await Bridge(config, version=version, failpoint=failpoint).run(
+            bridge = Bridge(config, version=version, config_problem=lambda: signals.not_reloaded, failpoint=failpoint)
+            await bridge.run(
                 signals.stop,
                 notify=lambda state, started=started: _tell(state, signals, started),  # type: ignore[misc]  # binds now
                 watchdog=watchdog_interval(os.environ),
@@ -102,7 +115,7 @@ async def _serve(
         except BridgeError as error:
             if before is None or started.is_set():
                 raise
-            log.warning("config.not_reloaded", mistakes=[str(error)], then="the old one goes on")
+            signals.refused([str(error)], then="the old one goes on")
             config, before = before, None
             continue
         if signals.ended or signals.reload is None:

@@ -54,8 +54,8 @@ class BaceCloud:
     def requests_made(self) -> int:
         return self._http.requests_made
 
-    async def session_page(self, params: Params, page: int) -> Page[SeenSession]:
-        query = [*params, ("expand", "group"), ("per-page", str(SESSIONS_PER_PAGE)), ("page", str(page))]
+    async def session_page(self, params: Params, page: int, *, per_page: int = SESSIONS_PER_PAGE) -> Page[SeenSession]:
+        query = [*params, ("expand", "group"), ("per-page", str(per_page)), ("page", str(page))]
         reply = await self._http.get(SESSIONS, query, urgency=Urgency.SESSIONS)
         return parse_sessions(reply.body, reply.headers)
 

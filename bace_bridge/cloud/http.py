@@ -2,8 +2,8 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Protocol, Self
 
@@ -28,6 +28,9 @@ log = structlog.get_logger()
 
 DEFAULT_SILENCE = 30.0
 """Seconds without a request after a 429 that does not say how long."""
+
+LONGEST_SILENCE = 86400.0
+"""Seconds: no answer can silence the bridge for longer."""
 
 SKEW_WORTH_KNOWING = 5.0
 """Seconds: the cloud's `Date` has whole seconds and a way to travel, so a smaller difference says nothing."""
@@ -62,11 +65,13 @@ class CloudHttp:
         timeout: float,
         version: str,
         clock: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._base = base_url.rstrip("/")
         self._budget = budget
         self._clock = clock
+        self._monotonic = monotonic
         self._jitter = jitter
         self._timeout = timeout
         self._agent = f"bace-bridge/{version}"
@@ -75,13 +80,23 @@ class CloudHttp:
         self._forbidden: dict[str, str] = {}
         self.requests_made = 0
         self._answered_at = 0.0
-        self.clock_ahead = 0.0
+        self._ahead: float | None = None
 
     @property
     def active_at(self) -> float:
-        """When the last answer came or, while the cloud wants silence, when that ends: epoch seconds."""
+        """When the last answer came or, while the cloud wants silence, when that ends, by the monotonic clock."""
         silent_for = self._budget.silent_for
-        return self._clock() + silent_for if silent_for else self._answered_at
+        return self._monotonic() + silent_for if silent_for else self._answered_at
+
+    @property
+    def clock_ahead(self) -> float:
+        """Seconds that the cloud's clock is ahead of ours, as far as its answers tell."""
+        return 0.0 if self._ahead is None or abs(self._ahead) <= SKEW_WORTH_KNOWING else self._ahead
+
+    def clock_stepped(self, seconds: float) -> None:
+        """Our clock was set forward (or back) by so much."""
+        if self._ahead is not None:
+            self._ahead -= seconds
 
     def use_tokens(self, tokens: TokenSource) -> None:
         self._tokens = tokens
@@ -142,7 +157,7 @@ class CloudHttp:
                 method, url, headers=headers, data=form, allow_redirects=False
             ) as response:
                 body = await response.read()
-                self._answered_at = self._clock()
+                self._answered_at = self._monotonic()
                 self._note_clock(response.headers.get("Date"))
         except TimeoutError:
             raise CloudUnavailable(f"{method} {path}: no answer within {self._timeout:g} s") from None
@@ -183,8 +198,7 @@ class CloudHttp:
         except (TypeError, ValueError):
             theirs = None
         if theirs is not None:
-            ahead = theirs - self._clock()
-            self.clock_ahead = ahead if abs(ahead) > SKEW_WORTH_KNOWING else 0.0
+            self._ahead = theirs - self._clock()
 
 
 class _Unauthorized(CloudRefused):
@@ -209,11 +223,17 @@ def _why(error: Exception) -> str:
 
 
 def _seconds(headers: Mapping[str, str], name: str) -> float:
-    """A header's wait in seconds, given as a number or as an HTTP date; 0 where it says nothing."""
+    """A header's wait in seconds, given as a number or as an HTTP date; 0 where it says nothing.
+
+    A date is compared with the answer's own, since our clock may be wrong by days.
+    """
     text = headers.get(name, "").strip()
     if text.replace(".", "", 1).isdecimal():
-        return float(text)
+        return min(float(text), LONGEST_SILENCE)
     try:
-        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()) if text else 0.0
+        until = parsedate_to_datetime(text).timestamp() if text else 0.0
+        date = headers.get("Date")
+        since = parsedate_to_datetime(date).timestamp() if date else time.time()
     except (TypeError, ValueError):
         return 0.0
+    return max(0.0, min(until - since, LONGEST_SILENCE))

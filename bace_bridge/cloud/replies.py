@@ -43,6 +43,7 @@ class _Meta(msgspec.Struct):
     totalCount: int | None = None
     pageCount: int | None = None
     currentPage: int | None = None
+    perPage: int | None = None
 
 
 class _Frame(msgspec.Struct, Generic[Row]):
@@ -96,7 +97,7 @@ def parse_token(body: bytes) -> TokenReply:
     try:
         return msgspec.json.decode(body, type=TokenReply, strict=False)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise UnexpectedReply("the token endpoint answered something that is not a token") from None
+        raise UnexpectedReply(f"the token endpoint answered something that is not a token{_instead(body)}") from None
 
 
 def parse_sessions(body: bytes, headers: Mapping[str, str]) -> Page[SeenSession]:
@@ -107,7 +108,7 @@ def parse_session(body: bytes) -> SeenSession:
     try:
         return _session(msgspec.json.decode(body, type=_SessionRow, strict=False))
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
-        raise UnexpectedReply(f"a data session cannot be read: {error}") from None
+        raise UnexpectedReply(f"a data session cannot be read: {error}{_instead(body)}") from None
 
 
 def parse_series_axes(body: bytes) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -183,7 +184,7 @@ def _parse_row_by_row(
     try:
         frame = msgspec.json.decode(body, type=_Frame[msgspec.Raw], strict=False)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UnexpectedReply(f"a page cannot be read: {error}") from None
+        raise UnexpectedReply(f"a page cannot be read: {error}{_instead(body)}") from None
     items: list[T] = []
     unreadable: list[str] = []
     for place, raw in enumerate(frame.items):
@@ -194,6 +195,14 @@ def _parse_row_by_row(
     if unreadable and not items:
         raise UnexpectedReply(f"no row of the page can be read: {unreadable[0]}")
     return _page(tuple(items), len(frame.items), frame.meta, headers, tuple(unreadable))
+
+
+def _instead(body: bytes) -> str:
+    """What came in place of JSON, for people."""
+    if not body.strip():
+        return " (the answer was empty)"
+    html = body.lstrip()[:1] == b"<"
+    return " (HTML came: the login page of a network, a proxy, or a wrong cloud.url)" if html else ""
 
 
 def _page(
@@ -211,6 +220,7 @@ def _page(
         page_count=_first(meta.pageCount, headers.get("X-Pagination-Page-Count")),
         total=_first(meta.totalCount, headers.get("X-Pagination-Total-Count")),
         unreadable=unreadable,
+        per_page=_first(meta.perPage, headers.get("X-Pagination-Per-Page")),
     )
 
 

@@ -1,6 +1,7 @@
 """The access token: kept in the store, refreshed by one request at a time, and never asked for in a storm."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -10,12 +11,15 @@ import structlog
 from bace_bridge.cloud.replies import TokenReply
 from bace_bridge.domain.retry import backoff
 from bace_bridge.domain.tokens import Token
-from bace_bridge.errors import CloudLoginFailed, CloudRefused
+from bace_bridge.errors import CloudFault, CloudLoginFailed, CloudRefused
 
 log = structlog.get_logger()
 
 RENEW_BEFORE = 60.0
 """Seconds before its expiry from which a token is no longer used."""
+
+MOST_BROKEN_REFRESHES = 3
+"""After so many 500s in a row the refresh token is given up for a login."""
 
 FIRST_LOGIN_PAUSE = 300.0
 LONGEST_LOGIN_PAUSE = 3600.0
@@ -54,22 +58,26 @@ class Tokens:
         ask: Ask,
         *,
         clock: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._account = account
         self._credentials = credentials
         self._store = store
         self._ask = ask
         self._clock = clock
+        self._monotonic = monotonic
         self._token: Token | None = None
         self._loaded = False
+        self._unsaved = False
         self._renewing = asyncio.Lock()
         self._refused_logins = 0
+        self._broken_refreshes = 0
         self._no_login_before = 0.0
 
     async def current(self) -> str:
         """A token that has not expired. Raises CloudLoginFailed where the credentials are refused."""
         token = self._token
-        if token is not None and self._clock() < token.expires_at - RENEW_BEFORE:
+        if token is not None and not self._unsaved and self._clock() < token.expires_at - RENEW_BEFORE:
             return token.access
         return await self._renewed(rejected=None)
 
@@ -83,12 +91,14 @@ class Tokens:
                 self._token = await self._store.load_token(self._account)
                 self._loaded = True
             token = self._token
-            if token is not None and token.access != rejected and self._clock() < token.expires_at - RENEW_BEFORE:
-                return token.access
-            fresh = await self._refreshed(token) or await self._logged_in()
-            await self._store.save_token(self._account, fresh)
-            self._token = fresh
-            return fresh.access
+            if token is None or token.access == rejected or self._clock() >= token.expires_at - RENEW_BEFORE:
+                # Held before it is durable: where the store fails, a rotated refresh token must not be lost with it.
+                token = self._token = await self._refreshed(token) or await self._logged_in()
+                self._unsaved = True
+            if self._unsaved:
+                await self._store.save_token(self._account, token)
+                self._unsaved = False
+            return token.access
 
     async def _refreshed(self, token: Token | None) -> Token | None:
         if token is None or token.refresh is None:
@@ -106,11 +116,19 @@ class Tokens:
             log.info("cloud.refresh_refused", status=refusal.status, then="logging in")
             self._token = msgspec.structs.replace(token, refresh=None)
             return None
+        except CloudFault:
+            self._broken_refreshes += 1
+            if self._broken_refreshes < MOST_BROKEN_REFRESHES:
+                raise
+            log.info("cloud.refresh_refused", status=500, then="logging in")
+            self._token = msgspec.structs.replace(token, refresh=None)
+            return None
+        self._broken_refreshes = 0
         log.debug("cloud.token_refreshed")
         return self._kept(reply, old_refresh=token.refresh)
 
     async def _logged_in(self) -> Token:
-        now = self._clock()
+        now = self._monotonic()
         if now < self._no_login_before:
             raise CloudLoginFailed("the cloud refused the login; the next attempt is made later")
         given = self._credentials

@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 from bace_bridge.config.files import is_from_file
 from bace_bridge.config.models import Config
 from bace_bridge.config.paths import section_model
-from bace_bridge.config.values import StartFrom, format_duration, parse_duration
+from bace_bridge.config.values import StartFrom, format_duration, format_size, parse_duration, parse_size
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _VARIABLE = r"^\$\{.*\}$"
@@ -26,6 +26,8 @@ def default_as_written(info: FieldInfo) -> Any:
         return default.kind
     if any(isinstance(mark, BeforeValidator) and mark.func is parse_duration for mark in info.metadata):
         return format_duration(default)
+    if any(isinstance(mark, BeforeValidator) and mark.func is parse_size for mark in info.metadata):
+        return format_size(default)
     return list(default) if isinstance(default, tuple) else default
 
 

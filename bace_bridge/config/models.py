@@ -8,7 +8,17 @@ from pydantic import AfterValidator, Field, field_validator
 from bace_bridge.config.mqtt import HomeAssistantConfig, MqttConfig, TlsConfig
 from bace_bridge.config.places import cloud_url, listen_address, store_path, store_url
 from bace_bridge.config.section import Section
-from bace_bridge.config.values import Duration, OptionalSecret, Start, StartFrom, Text, WholeNumber
+from bace_bridge.config.values import (
+    Duration,
+    OptionalSecret,
+    Size,
+    Start,
+    StartFrom,
+    Text,
+    WholeNumber,
+    format_size,
+    mistake,
+)
 from bace_bridge.config.webhook import WebhookConfig
 
 __all__ = [
@@ -24,6 +34,10 @@ __all__ = [
     "WatchConfig",
     "WebhookConfig",
 ]
+
+
+LEAST_STORE = 16 * 2**20
+"""Bytes: below this the WAL alone would fill it."""
 
 
 class CloudConfig(Section):
@@ -65,6 +79,17 @@ class StoreConfig(Section):
         default="sqlite:///bace-bridge.db", description="sqlite:///relative.db or sqlite:////absolute.db"
     )
     retention: Duration = Field(default=604_800.0, description="Delivered events are kept this long for replay")
+    max_size: Size = Field(default=2**30, description="The store grows no larger; at it polling pauses")
+    memory: Duration = Field(
+        default=7_776_000.0, description="What was told of a finished session is remembered this long after its change"
+    )
+
+    @field_validator("max_size")
+    @classmethod
+    def _large_enough(cls, size: int) -> int:
+        if size < LEAST_STORE:
+            raise mistake(f"must be at least {format_size(LEAST_STORE)}")
+        return size
 
     @property
     def path(self) -> Path:

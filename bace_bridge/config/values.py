@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr, WithJsonSchema
@@ -14,6 +15,12 @@ _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhd]))+")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhd])")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _LONGEST = 36_500 * 86_400.0
+_BYTES = {
+    "B": 1,
+    "kB": 1000, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4,
+    "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4,
+}  # fmt: skip
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kKMGT]B|[KMGT]iB|B)?")
 
 
 def mistake(problem: str, hint: str = "") -> PydanticCustomError:
@@ -62,6 +69,22 @@ def format_duration(seconds: float) -> str:
         if count:
             parts.append(f"{count}{unit}")
     return "".join(parts)
+
+
+def parse_size(value: object) -> int:
+    """Bytes of `512MiB`, `2GiB`, `500MB`, or of a number of bytes."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    found = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is None:
+        raise mistake("must be a size such as 512MiB, 2GiB or 500MB")
+    return int(Decimal(found[1]) * _BYTES[found[2] or "B"])
+
+
+def format_size(size: int) -> str:
+    """A size as a person would write it; `parse_size` reads it back."""
+    unit = next((unit for unit in ("GiB", "MiB", "KiB") if size and size % _BYTES[unit] == 0), "B")
+    return f"{size // _BYTES[unit]}{'' if unit == 'B' else unit}"
 
 
 def parse_start_from(value: object) -> StartFrom:
@@ -127,6 +150,14 @@ _DURATION_SCHEMA: dict[str, Any] = {
 
 Duration = Annotated[float, BeforeValidator(parse_duration), WithJsonSchema(_DURATION_SCHEMA)]
 """Seconds, more than 0."""
+
+_SIZE_SCHEMA: dict[str, Any] = {
+    "type": ["string", "integer"],
+    "pattern": r"^(.*\$\{.*|\d+(\.\d+)? ?([kKMGT]B|[KMGT]iB|B)?)$",
+}
+
+Size = Annotated[int, BeforeValidator(parse_size), WithJsonSchema(_SIZE_SCHEMA)]
+"""Bytes."""
 
 WholeNumber = Annotated[int, BeforeValidator(whole_number)]
 Start = Annotated[StartFrom, BeforeValidator(parse_start_from), WithJsonSchema({"type": "string"})]

@@ -4,6 +4,7 @@ import msgspec
 
 from bace_bridge.domain.datapoints import Told
 from bace_bridge.domain.events import Event
+from bace_bridge.domain.narrowing import Hole
 from bace_bridge.domain.sessions import KnownSession
 from bace_bridge.domain.windows import WindowState
 
@@ -45,6 +46,12 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
         sessions = {one.session.group_id for one in self.known}
         return frozenset(sessions | {one.device_id for one in self.latest} | set(self.left))
 
+    @property
+    def of_sessions(self) -> bool:
+        """False where it is only about the bridge itself."""
+        told = any(one.session_id is not None for one in self.events)
+        return bool(self.known or self.windows or self.latest or told)
+
     def __bool__(self) -> bool:
         return bool(self.known or self.windows or self.latest or self.events or self.watch)
 
@@ -58,6 +65,9 @@ class WatchState(msgspec.Struct, frozen=True, kw_only=True):
     `active_found` says whether the sessions that were active at the first start have been looked for.
     `reconcile_page` is the next page of the slow walk through everything. `roll_called_at` is when known sessions were
     last asked for by id, `roll_call_after` and `roll_call_finished_after` the ids up to which they have been.
+    `holes` are the seconds that are left out of the list of updates because the cloud breaks on a row in them: the
+    watermark passes them, and they are asked for on their own. `active_missed` says that a row of the list of active
+    sessions could not be read.
     """
 
     start_from: float
@@ -69,3 +79,5 @@ class WatchState(msgspec.Struct, frozen=True, kw_only=True):
     roll_called_at: float = 0.0
     roll_call_after: str = ""
     roll_call_finished_after: str = ""
+    holes: tuple[Hole, ...] = ()
+    active_missed: bool = False

@@ -250,6 +250,12 @@ class Deliveries:
         for lane in back:
             self._park(lane)
 
+    def clock_stepped(self, seconds: float) -> None:
+        """The clock was set forward (or back) by so much: what waits for a time waits as long as before."""
+        for lane in list(self._parked.values()):
+            if lane.at > 0:
+                self._park(msgspec.structs.replace(lane, at=lane.at + seconds))
+
     def _replayed(self, lane: Parked, held: int | None) -> Parked:
         """Goes back to the lane's place; what it holds that was never acknowledged is no replay."""
         if letter_place(lane.key) is not None:

@@ -12,6 +12,10 @@ JITTER = 0.1
 """The largest part of a delay that is added to it, so that many deliveries do not come back at once."""
 
 
+LONGEST_WAIT = max(*WEBHOOK_SCHEDULE, LONGEST_RETRY_AFTER) * (1 + JITTER)
+"""Seconds: no delivery waits for longer."""
+
+
 class TryAgain(msgspec.Struct, frozen=True):
     """Try again at `at` (epoch seconds)."""
 
@@ -40,6 +44,11 @@ def decide(
         return GiveUp(f"gave up after {attempt} attempts")
     wait = max(schedule[attempt - 1], min(retry_after, LONGEST_RETRY_AFTER))
     return TryAgain(now + wait * (1 + JITTER * jitter))
+
+
+def plausible(at: float, *, now: float) -> float:
+    """A time from the store; now where it is further ahead than any schedule allows: the clock was set back."""
+    return at if at <= now + LONGEST_WAIT else now
 
 
 def backoff(failures: int, *, jitter: float, first: float = 1.0, longest: float = 300.0) -> float:

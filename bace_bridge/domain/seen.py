@@ -20,7 +20,10 @@ class Urgency(IntEnum):
 
 
 class Page(msgspec.Struct, Generic[T], frozen=True):
-    """A page of a collection. `unreadable` names the rows that could not be read; `count` includes them."""
+    """A page of a collection. `unreadable` names the rows that could not be read; `count` includes them.
+
+    `per_page` is the size of the pages that were served, which may be less than was asked for.
+    """
 
     items: tuple[T, ...]
     count: int
@@ -28,6 +31,7 @@ class Page(msgspec.Struct, Generic[T], frozen=True):
     page_count: int | None
     total: int | None
     unreadable: tuple[str, ...] = ()
+    per_page: int | None = None
 
 
 class SeenSession(msgspec.Struct, frozen=True):

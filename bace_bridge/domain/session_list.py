@@ -30,6 +30,13 @@ def updated_since(bound: float) -> Params:
     return BY_ID if bound <= 0 else (("filter[updated_at][gte]", str(int(bound))), *BY_ID)
 
 
+def updated_between(since: float, until: int | None) -> Params:
+    """Like `updated_since`, up to a second that is not included any more."""
+    if until is None:
+        return updated_since(since)
+    return (("filter[updated_at][gte]", str(max(0, int(since)))), ("filter[updated_at][lt]", str(until)), *BY_ID)
+
+
 def by_ids(ids: Sequence[str]) -> Params:
     return tuple(("filter[id_data_session][in][]", one) for one in ids)
 
@@ -44,9 +51,12 @@ def bound_of(state: WatchState) -> float:
     return max(bound, state.floor)
 
 
-def updates_held(rows: Sequence[DataSession], bound: float) -> bool:
-    """True when every row was updated since `bound`."""
-    return bound <= 0 or all(row.updated_at is not None and row.updated_at >= int(bound) for row in rows)
+def updates_held(rows: Sequence[DataSession], bound: float, until: int | None = None) -> bool:
+    """True when every row was updated since `bound` and before `until`."""
+    if bound <= 0 and until is None:
+        return True
+    stamps = [row.updated_at for row in rows]
+    return all(one is not None and int(bound) <= one and (until is None or one < until) for one in stamps)
 
 
 def ids_ascend(rows: Sequence[DataSession], after: str) -> bool:

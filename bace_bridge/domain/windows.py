@@ -156,3 +156,13 @@ def is_settled(window: Window, known: KnownSession, *, whole: bool, now: float) 
     end = known.session.end
     over_at = window.end if end is None else min(window.end, end)
     return whole and now >= over_at + SETTLING
+
+
+def may_be_forgotten(known: KnownSession, *, unchanged_since: float) -> bool:
+    """True when nothing more is expected of a session: what was told of its windows need not be kept.
+
+    Should the cloud change it all the same, its datapoints are told again from the beginning.
+    """
+    session = known.session
+    changed = max(session.start, session.end or 0.0, session.created_at or 0.0, session.updated_at or 0.0)
+    return not known.unfinished and known.visit_at is None and not known.csv_due and changed < unchanged_since

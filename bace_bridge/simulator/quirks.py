@@ -37,6 +37,7 @@ class Quirks:
     bad_uuid_500: bool = False
     no_expand: bool = False
     no_date: bool = False
+    broken_rows: tuple[str, ...] = ()
 
     @staticmethod
     def parse(written: Iterable[str]) -> "Quirks":
@@ -95,6 +96,12 @@ def _count(argument: str) -> int:
 def _forbidden(argument: str, before: Quirks) -> Mapping[str, Any]:
     path = argument if argument.startswith("/") else f"/api/v2/{argument}"
     return {"forbidden": (*before.forbidden, path)}
+
+
+def _broken_row(argument: str, before: Quirks) -> Mapping[str, Any]:
+    if not re.fullmatch(r"[1-9]\d{0,8}|[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", argument):
+        raise ValueError(f"{argument!r} is neither the id of a data session nor a number from 1 on")
+    return {"broken_rows": (*before.broken_rows, argument.lower())}
 
 
 def _lifetime(argument: str, _: Quirks) -> Mapping[str, Any]:
@@ -166,4 +173,9 @@ _KINDS: Mapping[str, _Kind] = {
     "bad-uuid-500": _Kind("a malformed UUID is a 500, as on PostgreSQL", {"bad_uuid_500": True}),
     "no-expand": _Kind("expand= is ignored", {"no_expand": True}),
     "no-date": _Kind("no Date header", {"no_date": True}),
+    "broken-row": _Kind(
+        "every answer with that data session is a 500: its id, or its number by start; may be given again",
+        _broken_row,
+        argument="3",
+    ),
 }

@@ -61,7 +61,7 @@ class Routes:
         return collection(
             request,
             rows,
-            lambda session: session_row(self._cloud, session, base, expand),
+            lambda session: self._row(session, base, expand),
             quirks=quirks,
             page_rules=rules(quirks, default=20, maximum=100),
             beside={"expand": SESSION_EXPANDS, "labels": SESSION_LABELS},
@@ -71,7 +71,7 @@ class Routes:
         pairs = pairs_of(request)
         session = self._session(last(pairs, "id") or "")
         base = base_of(request, self._cloud.quirks)
-        return reply(request, session_row(self._cloud, session, base, self._expands(pairs)))
+        return reply(request, self._row(session, base, self._expands(pairs)))
 
     async def list_points(self, request: web.Request) -> web.Response:
         quirks, pairs = self._cloud.quirks, pairs_of(request)
@@ -109,6 +109,12 @@ class Routes:
             await response.write(chunk.encode())
         await response.write_eof()
         return response
+
+    def _row(self, session: Session, base: str, expand: list[str]) -> dict[str, Any]:
+        for broken in self._cloud.quirks.broken_rows:
+            if session.id_data_session == (self._cloud.sessions.by_start(int(broken)) if broken.isdigit() else broken):
+                raise ApiError(500, "An internal server error occurred.")
+        return session_row(self._cloud, session, base, expand)
 
     def _filter(self, pairs: Pairs, kinds: Mapping[str, Kind], *, ignored: bool = False) -> All:
         if ignored:

@@ -57,6 +57,11 @@ class Shelf:
     def get(self, identifier: str) -> Session | None:
         return self._sessions.get(identifier)
 
+    def by_start(self, number: int) -> str | None:
+        """The id of the data session of that number, the oldest start is 1."""
+        index = self._indexes["start"]
+        return index[number - 1][1] if 0 < number <= len(index) else None
+
     def all(self) -> Iterable[Session]:
         return self._sessions.values()
 

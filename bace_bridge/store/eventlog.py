@@ -1,7 +1,8 @@
 """The event log and the sinks' places in it."""
 
+import math
 import sqlite3
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -179,13 +180,15 @@ class EventLog:
             lambda connection: {row[0]: (row[1], row[2]) for row in connection.execute(query, given)}
         )
 
-    async def prune(self, *, observed_before: float, limit: int = 5000) -> int:
-        """Deletes old events that every sink is past; returns how many.
+    async def prune(self, *, observed_before: float, limit: int = 200, most_bytes: float = math.inf) -> int:
+        """Deletes the oldest events that every sink is past, of at most so many bytes; returns how many.
 
         A disabled or retired sink holds nothing up, and a dead letter, which may lie for long, only its own event.
+        Only the beginning of the log is looked at: what follows is younger, and there may be a million of it.
         """
 
         def work(connection: sqlite3.Connection) -> int:
+            changes = connection.total_changes
             (needed,) = connection.execute(
                 """with waiting as (select name, cursor from sinks where disabled_at is null and not retired)
                 select min(seq) from (select cursor + 1 as seq from waiting
@@ -194,14 +197,16 @@ class EventLog:
                 (f"{LETTER_LANE}*", f"{LETTER_LANE}*"),
             ).fetchone()
             upto = needed if needed is not None else _last_seq(connection) + 1
-            return connection.execute(
-                """delete from events where seq in (select seq from events where seq < ? and observed_at < ?
+            oldest = connection.execute(
+                """select seq, observed_at, length(data) from events where seq < ?
                 and seq not in (select seq from dead_letters union all select seq from parked where key glob ?
-                union all select seq from asked where key glob ?) limit ?)""",
-                (upto, observed_before, f"{LETTER_LANE}*", f"{LETTER_LANE}*", limit),
-            ).rowcount
+                union all select seq from asked where key glob ?) order by seq limit ?""",
+                (upto, f"{LETTER_LANE}*", f"{LETTER_LANE}*", limit),
+            ).fetchall()
+            connection.executemany("delete from events where seq = ?", _to_prune(oldest, observed_before, most_bytes))
+            return connection.total_changes - changes
 
-        return await self._file.write(work)
+        return await self._file.write(work, side="upkeep")
 
     async def search(
         self, *, after: int = 0, type_glob: str | None = None, session: str | None = None, limit: int = -1
@@ -242,6 +247,18 @@ def _keep_attempts(connection: sqlite3.Connection, sink: str, failed: Iterable[F
         select id from attempts where sink = ?1 order by id desc limit 1 offset ?2)""",
         (sink, ATTEMPTS_KEPT),
     )
+
+
+def _to_prune(oldest: Sequence[tuple[int, float, int]], before: float, most_bytes: float) -> list[tuple[int]]:
+    """Up to the last old one: one before it that claims to be younger was written while the clock was ahead."""
+    old = max((index for index, (_, at, _) in enumerate(oldest) if at < before), default=-1)
+    found: list[tuple[int]] = []
+    for seq, _, size in oldest[: old + 1]:
+        if most_bytes <= 0:
+            break
+        found.append((seq,))
+        most_bytes -= size
+    return found
 
 
 def _logged(rows: Iterable[Any]) -> list[LoggedEvent]:

@@ -20,7 +20,7 @@ class Facts:
 
     async def save_token(self, account: str, token: Token) -> None:
         value = msgspec.json.encode(token).decode()
-        await self._file.write(lambda connection: write_fact(connection, f"token:{account}", value))
+        await self._file.write(lambda connection: write_fact(connection, f"token:{account}", value), side="facts")
 
     async def installation(self) -> str:
         """A short random name, made once: it keeps MQTT client ids of two installations apart."""
@@ -32,4 +32,4 @@ class Facts:
                 write_fact(connection, "installation", found)
             return found
 
-        return await self._file.write(work)
+        return await self._file.write(work, side="facts")

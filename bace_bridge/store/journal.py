@@ -20,6 +20,7 @@ class Journal:
     """The watcher's side of the store.
 
     `grew` is called after events were added to the log, `changed` with the devices whose state is another one now.
+    `ensure_room` raises StoreAtCap while nothing more may be taken in.
     """
 
     def __init__(
@@ -28,13 +29,20 @@ class Journal:
         *,
         grew: Callable[[], None] = lambda: None,
         changed: Callable[[Collection[str]], None] = lambda _: None,
+        ensure_room: Callable[[], None] = lambda: None,
     ) -> None:
+        self.ensure_room = ensure_room
         self._file = file
         self._grew = grew
         self._changed = changed
 
     async def commit(self, changes: Changes) -> None:
-        """Everything in `changes`, in one transaction. An event whose id is in the log already is the same fact."""
+        """Everything in `changes`, in one transaction. An event whose id is in the log already is the same fact.
+
+        At the store's cap only what the bridge says of itself is taken; the rest raises StoreAtCap.
+        """
+        if changes.of_sessions:
+            self.ensure_room()
 
         def work(connection: sqlite3.Connection) -> None:
             _write_sessions(connection, changes.known)
@@ -44,7 +52,7 @@ class Journal:
             if changes.watch is not None:
                 write_fact(connection, WATCH, msgspec.json.encode(changes.watch).decode())
 
-        await self._file.write(work)
+        await self._file.write(work, side="known")
         if changes.events:
             self._grew()
         if devices := changes.devices:

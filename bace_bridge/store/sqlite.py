@@ -1,9 +1,11 @@
 """The SQLite file: one connection in one thread, one instance a file, numbered migrations."""
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
@@ -13,26 +15,57 @@ from typing import Self, TypeVar
 
 import structlog
 
-from bace_bridge.errors import StoreError, StoreLocked, StoreUnusable
+from bace_bridge.domain.store_trouble import Side, StoreTrouble, after_failure, after_success
+from bace_bridge.errors import StoreError, StoreGone, StoreLocked, StoreNewer, StoreUnusable
+from bace_bridge.store import faults
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
 
+Identity = tuple[int, int] | None
+"""Device and inode; None where there is no such file."""
+
 JOURNAL_SIZE_LIMIT = 16 * 1024 * 1024
+
+BUSY_TIMEOUT = 2.0
+"""Seconds that another process's lock is waited for: everything else waits behind it, so no longer than this."""
 
 
 class SqliteFile:
-    """Runs functions on the connection, each in a transaction, in the order in which they were asked for."""
+    """Runs functions on the connection, each in a transaction, in the order in which they were asked for.
 
-    def __init__(self, path: Path, *, read_only: bool = False, beside: bool = False) -> None:
-        """With `beside` it is written to without the lock, as a command does whose bridge is running."""
+    `max_pages` bounds the database as a full disk would. With `beside` it is written to without the lock, as a command
+    does whose bridge is running.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        read_only: bool = False,
+        beside: bool = False,
+        max_pages: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._path = path
+        self._wal = Path(f"{path}-wal")
         self._read_only = read_only
         self._beside = beside
+        self._max_pages = max_pages
+        self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._connection: sqlite3.Connection | None = None
         self._lock_fd: int | None = None
+        self._identity: tuple[Identity, Identity] | None = None
+        self._database_bytes = 0
+        self.wal_bytes = 0
+        self.trouble = StoreTrouble()
+
+    @property
+    def used(self) -> int:
+        """Bytes in use after the last write: the pages that hold something, and the WAL."""
+        return self._database_bytes + self.wal_bytes
 
     async def __aenter__(self) -> Self:
         """Raises StoreLocked, StoreUnusable or StoreError."""
@@ -53,33 +86,92 @@ class SqliteFile:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._connection.close)
         self._release()
 
-    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def write(self, work: Callable[[sqlite3.Connection], T], *, side: Side = "deliveries") -> T:
         """One durable transaction. Raises StoreError; then nothing of it has happened."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._in_transaction, work)
+        return await self._run(lambda: self._in_transaction(work), side)
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._translated, work)
+        return await self._run(lambda: self._translated(work), "reading")
+
+    async def checkpoint(self) -> bool:
+        """Brings the WAL into the database and empties it; False where another process's reading keeps it."""
+
+        def work(connection: sqlite3.Connection) -> bool:
+            connection.execute("pragma busy_timeout = 0")
+            try:
+                (busy, _, _) = connection.execute("pragma wal_checkpoint(truncate)").fetchone()
+            finally:
+                connection.execute(f"pragma busy_timeout = {BUSY_TIMEOUT * 1000:.0f}")
+            self._measure(connection)
+            return not busy
+
+        return await self._run(lambda: self._translated(work), "upkeep")
+
+    async def _run(self, work: Callable[[], T], side: Side) -> T:
+        """In the store's thread; notes how it went."""
+        try:
+            result = await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except StoreError as error:
+            self._say(before := self.trouble, after_failure(before, side, str(error), now=self._clock()), error)
+            raise
+        if self.trouble.failing:
+            self._say(before := self.trouble, after_success(before, side, now=self._clock()))
+        return result
+
+    def _say(self, before: StoreTrouble, after: StoreTrouble, error: StoreError | None = None) -> None:
+        """Each trouble once, and its end; by the instance that holds the store, since a command says it by itself."""
+        self.trouble = after
+        if self._lock_fd is None:
+            return
+        if after.failing and not before.failing:
+            final = isinstance(error, StoreUnusable)
+            then = "a person has to mend it" if final else "nothing is skipped; trying again"
+            log.error("store.unusable", error=type(error).__name__, reason=str(error), then=then)
+        elif before.failing and not after.failing:
+            log.info("store.usable_again")
 
     def _in_transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
         def transaction(connection: sqlite3.Connection) -> T:
+            if connection.in_transaction:
+                connection.execute("rollback")
             connection.execute("begin immediate")
             try:
                 result = work(connection)
                 connection.execute("commit")
             except BaseException:
-                if connection.in_transaction:
-                    connection.execute("rollback")
+                # Where even this fails, the first error says why, and the next transaction begins with it.
+                with contextlib.suppress(sqlite3.Error):
+                    if connection.in_transaction:
+                        connection.execute("rollback")
                 raise
+            self._measure(connection)
             return result
 
         return self._translated(transaction)
 
     def _translated(self, work: Callable[[sqlite3.Connection], T]) -> T:
         assert self._connection is not None
+        self._make_sure_it_is_there()
         try:
             return work(self._connection)
         except sqlite3.Error as error:
-            raise _translate(error, self._path) from error
+            raise faults.of_sqlite(error, self._path) from error
+
+    def _make_sure_it_is_there(self) -> None:
+        """SQLite would go on with a file that has no name any more, and a restart would find nothing of it."""
+        if self._identity is not None and self._identities() != self._identity:
+            raise StoreGone(f"{self._path} was moved or deleted under the running bridge: put it back, and start again")
+
+    def _identities(self) -> tuple[Identity, Identity]:
+        return _identity(self._path), _identity(self._wal)
+
+    def _measure(self, connection: sqlite3.Connection) -> None:
+        (pages,) = connection.execute("pragma page_count").fetchone()
+        (free,) = connection.execute("pragma freelist_count").fetchone()
+        (size,) = connection.execute("pragma page_size").fetchone()
+        self._database_bytes = (pages - free) * size
+        with contextlib.suppress(FileNotFoundError):  # the next use says that it is gone
+            self.wal_bytes = os.stat(self._wal).st_size  # noqa: PTH116  # after each write: twice as fast as Path
 
     def _open(self) -> sqlite3.Connection:
         try:
@@ -89,16 +181,22 @@ class SqliteFile:
                 connection.execute("pragma query_only = on")
                 _refuse_newer(connection, self._path)
                 return connection
-            connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=10)
+            connection = sqlite3.connect(
+                self._path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT
+            )
             connection.execute("pragma journal_mode = wal")
             connection.execute("pragma synchronous = full")
             connection.execute(f"pragma journal_size_limit = {JOURNAL_SIZE_LIMIT}")
+            if self._max_pages is not None:
+                connection.execute(f"pragma max_page_count = {self._max_pages}")
             if self._beside:
                 _refuse_other(connection, self._path)
                 return connection
             migrate(connection, self._path)
+            self._identity = self._identities()
+            self._measure(connection)
         except sqlite3.Error as error:
-            raise _translate(error, self._path) from error
+            raise faults.of_sqlite(error, self._path) from error
         return connection
 
     def _release(self) -> None:
@@ -121,7 +219,7 @@ def _refuse_newer(connection: sqlite3.Connection, path: Path) -> int:
     (version,) = connection.execute("pragma user_version").fetchone()
     newest = max(number for number, _ in _migrations())
     if version > newest:
-        raise StoreUnusable(
+        raise StoreNewer(
             f"{path} was written by a newer bace-bridge (schema {version}, this one knows {newest}): run that version"
         )
     return int(version)
@@ -157,13 +255,21 @@ def _migrations() -> list[tuple[int, str]]:
     return [(int(one.name[:4]), one.read_text("utf-8")) for one in scripts if one.name.endswith(".sql")]
 
 
+def _identity(path: Path) -> Identity:
+    try:
+        found = os.stat(path)  # noqa: PTH116  # before each use: twice as fast as Path
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _lock(path: Path) -> int:
     """Holds `<file>.lock` and creates the database readable by its owner alone: it holds the cloud's tokens."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise StoreUnusable(f"{path}: the folder is not writable: {error.strerror}") from None
+        raise faults.of_system(error, path, ": the folder is not writable") from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -176,14 +282,5 @@ def _lock(path: Path) -> int:
         path.chmod(0o600)
     except OSError as error:
         os.close(fd)
-        raise StoreUnusable(f"{path} is not writable: {error.strerror}") from None
+        raise faults.of_system(error, path, " is not writable") from None
     return fd
-
-
-def _translate(error: sqlite3.Error, path: Path) -> StoreError:
-    code = getattr(error, "sqlite_errorname", "") or ""
-    if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        return StoreUnusable(f"{path} is not a usable database ({error}): restore it or move it away")
-    if code.startswith("SQLITE_FULL"):
-        return StoreError(f"{path}: the disk is full")
-    return StoreError(f"{path}: {error}")

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
+import msgspec
 import structlog
 
 from bace_bridge.domain.changes import Changes
@@ -51,6 +52,7 @@ class SessionLoop:
         *,
         interval: float,
         clock: Callable[[], float],
+        monotonic: Callable[[], float],
         jitter: Callable[[], float],
         on_look: Callable[[], None],
         pause: Pause = pause_until,
@@ -59,6 +61,7 @@ class SessionLoop:
         self._journal = journal
         self._interval = interval
         self._clock = clock
+        self._monotonic = monotonic
         self._jitter = jitter
         self._on_look = on_look
         self._pause = pause
@@ -67,30 +70,40 @@ class SessionLoop:
         self.store_problem: str | None = None
         self.last_success_at: float | None = None
         self.next_look_at: float | None = None
-        self.beat_at = clock()
+        self.beat_at = self.next_beat_at = monotonic()
 
     def look_now(self) -> None:
         self._called.set()
 
+    def clock_stepped(self, seconds: float) -> None:
+        """The wall clock was set: what was noted by it moves along."""
+        if self.trouble.since is not None:
+            self.trouble = msgspec.structs.replace(self.trouble, since=self.trouble.since + seconds)
+        if self.last_success_at is not None:
+            self.last_success_at += seconds
+        if self.next_look_at is not None:
+            self.next_look_at += seconds
+
     async def run(self) -> None:
         while True:
-            started = self._clock()
+            started = self._monotonic()
             wait = await self._look()
-            self.beat_at = self._clock()
-            rest = max(0.0, wait - max(0.0, self.beat_at - started))
-            self.next_look_at = self.beat_at + rest
+            self.beat_at = self._monotonic()
+            rest = max(0.0, wait - (self.beat_at - started))
+            self.next_beat_at, self.next_look_at = self.beat_at + rest, self._clock() + rest
             self._on_look()
             await self._pause(self._called, rest)
 
     async def _look(self) -> float:
         """One look; returns the seconds from its beginning to the next one."""
         try:
+            self._journal.ensure_room()
             await self._looks.poll()
             await self._note_success()
         except StoreUnusable:
             raise
         except StoreError as error:
-            self._note_store(str(error))
+            self.store_problem = str(error)
             return max(self._interval, 5.0)
         except CloudError as error:
             return await self._note_failure(error)
@@ -98,12 +111,13 @@ class SessionLoop:
 
     async def _note_success(self) -> None:
         told = self.trouble.told
-        self.trouble, events = after_success(self.trouble, now=self._clock())
+        after, events = after_success(self.trouble, now=self._clock())
+        await self._tell(events)
+        self.trouble = after
         if told is not None:
             log.info("cloud.recovered")
-        await self._tell(events)
         self.last_success_at = self._clock()
-        self._note_store(None)
+        self.store_problem = None
 
     async def _note_failure(self, error: CloudError) -> float:
         refused = isinstance(error, CloudLoginFailed) or (
@@ -118,18 +132,15 @@ class SessionLoop:
             log.debug(name, reason=str(error), failures=self.trouble.failures)
         try:
             await self._tell(events)
+        except StoreUnusable:
+            raise
         except StoreError as full:
-            self._note_store(str(full))
+            self.store_problem = str(full)
+            # Not told: the next failure tells it, with the same id.
+            self.trouble = msgspec.structs.replace(self.trouble, told=before.told)
         wait = backoff(self.trouble.failures, jitter=self._jitter(), longest=max(self._interval, LONGEST_PAUSE))
         asked = error.retry_after if isinstance(error, CloudUnavailable) else 0.0
         return max(wait, asked)
-
-    def _note_store(self, problem: str | None) -> None:
-        if problem is not None and self.store_problem is None:
-            log.error("store.unusable", reason=problem, then="nothing is skipped; trying again")
-        elif problem is None and self.store_problem is not None:
-            log.info("store.usable_again")
-        self.store_problem = problem
 
     async def _tell(self, events: Sequence[Event]) -> None:
         if events:
@@ -146,16 +157,18 @@ class DatapointLoop:
         tell_end: Callable[[KnownSession], Awaitable[None]],
         *,
         clock: Callable[[], float],
+        monotonic: Callable[[], float],
         pause: Pause = pause_until,
     ) -> None:
         self._journal = journal
         self._visit = visit
         self._tell_end = tell_end
         self._clock = clock
+        self._monotonic = monotonic
         self._pause = pause
         self._called = asyncio.Event()
         self._under_way: dict[str, bool] = {}
-        self.beat_at = clock()
+        self.beat_at = monotonic()
 
     def look_now(self) -> None:
         self._called.set()
@@ -163,8 +176,9 @@ class DatapointLoop:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as visits:
             while True:
-                self.beat_at = self._clock()
+                self.beat_at = self._monotonic()
                 try:
+                    self._journal.ensure_room()
                     await self._tell_overdue_ends()
                     await self._start_visits(visits)
                     rest = await self._rest()

@@ -6,10 +6,11 @@ from collections.abc import Callable, Collection, Sequence
 import structlog
 
 from bace_bridge.domain.changes import Changes
-from bace_bridge.domain.seen import SeenSession
+from bace_bridge.domain.seen import Page, SeenSession
 from bace_bridge.domain.sessions import KnownSession, Observation, observe, observe_absence
-from bace_bridge.errors import CloudError, CloudGone
+from bace_bridge.errors import CloudError, CloudFault, CloudGone, UnexpectedReply
 from bace_bridge.watcher.needs import SessionCloud, SessionJournal
+from bace_bridge.watcher.unread import Unread
 
 log = structlog.get_logger()
 
@@ -34,7 +35,9 @@ class SessionRecorder:
         groups: Collection[str],
         deciding: asyncio.Lock,
         clock: Callable[[], float],
+        unread: Unread | None = None,
     ) -> None:
+        self.unread = unread or Unread(clock=clock)
         self._cloud = cloud
         self._journal = journal
         self._groups = frozenset(groups)
@@ -69,17 +72,24 @@ class SessionRecorder:
         return found
 
     async def check(self, suspects: Sequence[KnownSession], *, start_from: float) -> int:
-        """Asks for sessions one by one; returns how many of them are gone."""
+        """Asks for sessions one by one; returns how many of them are gone.
+
+        One on which the cloud breaks is left for a while: it is neither gone nor a reason to stop here.
+        """
         gone = 0
-        for known in suspects[:MOST_CHECKS]:
+        for known in [one for one in suspects if not self.unread.rests(place_of(one))][:MOST_CHECKS]:
             try:
                 seen = await self._cloud.session(known.session.id)
+            except (CloudFault, UnexpectedReply) as fault:
+                self.unread.failed(place_of(known), str(fault))
+                continue
             except CloudGone as answer:
                 log.info("session.gone", session=known.session.id, answer=str(answer))
                 await self._record_absence(known.session.id)
                 gone += 1
             else:
                 await self.record([seen], start_from=start_from)
+            self.unread.read(place_of(known))
         return gone
 
     async def _record_absence(self, session_id: str) -> None:
@@ -122,4 +132,13 @@ class SessionRecorder:
         return {group: label for group, (label, _) in self._labels.items()}
 
     def _is_stale(self, group: str, now: float) -> bool:
-        return group not in self._labels or now - self._labels[group][1] > LABEL_AGE
+        return group not in self._labels or not 0 <= now - self._labels[group][1] <= LABEL_AGE
+
+
+def place_of(known: KnownSession) -> str:
+    return f"data session {known.session.id}"
+
+
+def name_unreadable(page: Page[SeenSession]) -> None:
+    for name in page.unreadable:
+        log.warning("cloud.session_unreadable", row=name)

@@ -126,6 +126,7 @@ class Visit:
         for one in due:
             if one.window.end <= covered:
                 continue
+            self._journal.ensure_room()
             read = await self._read(one)
             if (
                 end_is_due(self._known, read=False, failed=False, now=self._clock())

@@ -17,13 +17,22 @@ Reasons = Callable[[], dict[str, str | None]]
 class HealthServer:
     """Serves while its context is open, unless the configuration turns it off.
 
-    `alive` tells of the loops, `ready` of the cloud, the store and the brokers.
+    `alive` tells of the loops, `ready` of the cloud, the store and the brokers; `degraded` of what does not work while
+    all of these do, which is told beside them and makes nothing unready.
     """
 
-    def __init__(self, config: HttpConfig, *, alive: Reasons, ready: Reasons) -> None:
+    def __init__(
+        self,
+        config: HttpConfig,
+        *,
+        alive: Reasons,
+        ready: Reasons,
+        degraded: Callable[[], dict[str, str]] = dict,
+    ) -> None:
         self._config = config
         self._alive = alive
         self._ready = ready
+        self._degraded = degraded
         app = web.Application()
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
@@ -56,14 +65,17 @@ class HealthServer:
         return _report(self._alive(), well="ok", unwell="stalled")
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        return _report(self._ready(), well="ready", unwell="not ready")
+        return _report(self._ready(), well="ready", unwell="not ready", degraded=self._degraded())
 
 
-def _report(reasons: dict[str, str | None], *, well: str, unwell: str) -> web.Response:
+def _report(
+    reasons: dict[str, str | None], *, well: str, unwell: str, degraded: dict[str, str] | None = None
+) -> web.Response:
     checks = {name: {"ok": reason is None, "reason": reason} for name, reason in reasons.items()}
     fine = all(reason is None for reason in reasons.values())
     status = HTTPStatus.OK if fine else HTTPStatus.SERVICE_UNAVAILABLE
-    return _json({"status": well if fine else unwell, "checks": checks}, status)
+    beside = {"degraded": degraded} if degraded else {}
+    return _json({"status": well if fine else unwell, "checks": checks, **beside}, status)
 
 
 async def _unknown(_: web.Request) -> web.Response:

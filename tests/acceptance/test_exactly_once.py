@@ -35,6 +35,8 @@ QUIRKS = [
     ("no-interval-raw",),
     ("latency 20ms",),
     ("forbidden group", "no-expand"),
+    ("broken-row 290",),
+    ("filters-ignored", "broken-row 297", "broken-row 120"),
 ]
 TOGETHER = (
     "tie-shuffle", "filters-ignored", "refresh-destroys", "token-lifetime 62s", "numbers-as-strings",

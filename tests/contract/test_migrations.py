@@ -1,6 +1,9 @@
 import asyncio
+import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 from bace_bridge.domain.changes import Changes
 from bace_bridge.domain.sessions import DataSession, KnownSession
 from bace_bridge.errors import StoreError, StoreLocked, StoreUnusable
+from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile, migrate
 
@@ -165,3 +169,83 @@ async def test_a_write_whose_caller_is_gone_does_not_hold_up_what_follows(tmp_pa
         other = KnownSession(session=DataSession("s2", "g1", 6.0))
         await Journal(file).commit(Changes(known=(other,)))
         assert other in await Journal(file).unfinished()
+
+
+# --- migrations of what is already there
+
+SCHEMA_1 = Path(__file__).with_name("schema1.sql")
+
+KILLED_AT = """
+import os, signal, sqlite3, sys
+from pathlib import Path
+from bace_bridge.store.sqlite import migrate
+left = int(sys.argv[2])
+def count(statement):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.set_trace_callback(count)
+migrate(connection, Path(sys.argv[1]))
+"""
+"""Ends as a power cut does, before the n-th statement of the migrations."""
+
+
+def store_of_schema_1(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.executescript(SCHEMA_1.read_text("utf-8"))
+    connection.close()
+
+
+def content(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    """What a store of schema 1 holds, in the columns that it has."""
+    tables = ("sessions", "windows", "latest", "events", "sinks", "parked", "dead_letters", "facts")
+    old = sqlite3.connect(":memory:")
+    old.executescript(SCHEMA_1.read_text("utf-8"))
+    connection = sqlite3.connect(path)
+    found = {}
+    for table in tables:
+        columns = ", ".join(f'"{row[1]}"' for row in old.execute(f"pragma table_info({table})"))
+        found[table] = connection.execute(f"select {columns} from {table}").fetchall()  # noqa: S608  # names of the schema
+    connection.close()
+    old.close()
+    return found
+
+
+async def test_a_store_of_schema_1_opens_with_everything_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "b.db"
+    store_of_schema_1(path)
+    before = content(path)
+    assert version_of(path) == 1
+    await opened(path)
+    assert version_of(path) == len(SCRIPTS)
+    assert content(path) == before
+    async with SqliteFile(path) as file:
+        log = EventLog(file)
+        place = await log.open_sink("hook", target="t")
+        assert (place.cursor, [(one.key, one.seq, one.attempts) for one in place.parked]) == (3, [("s2", 2, 3)])
+        assert (await log.open_sink("gone", target="t")).disabled_reason == "HTTP 410"
+        assert [one.seq for one in await log.read(after=3, limit=9)] == [4, 5, 6, 7, 8]
+        known = await Journal(file).known(["s1", "s2", "s3"])
+        assert {one.session.state for one in known.values()} == {"ingested"}
+        assert len(await Journal(file).windows("s1")) == 1
+
+
+@pytest.mark.parametrize(("given", "step"), [("nothing", 3), ("schema 1", 1)])
+async def test_a_migration_that_was_killed_at_any_statement_goes_on(tmp_path: Path, given: str, step: int) -> None:
+    killed = 0
+    for statement in range(1, 400, step):
+        path = tmp_path / f"{statement}.db"
+        if given == "schema 1":
+            store_of_schema_1(path)
+        ended = subprocess.run([sys.executable, "-c", KILLED_AT, str(path), str(statement)], check=False, timeout=60)
+        killed += ended.returncode == -signal.SIGKILL
+        await opened(path)
+        assert version_of(path) == len(SCRIPTS)
+        if given == "schema 1":
+            assert len(content(path)["events"]) == 8
+        if ended.returncode == 0:
+            break
+    assert ended.returncode == 0
+    assert killed >= (5 if given == "nothing" else 1), "the loop has come to the end of the scripts"

@@ -38,11 +38,12 @@ async def client(
             timeout=timeout,
             version="test",
             clock=clock,
+            monotonic=clock,
             jitter=lambda: 0,
         )
         given = cloud.credentials
         credentials = Credentials(given.client_id, given.client_secret, given.username, password or given.password)
-        http.use_tokens(Tokens("account", credentials, Facts(file), http.ask_token, clock=clock))
+        http.use_tokens(Tokens("account", credentials, Facts(file), http.ask_token, clock=clock, monotonic=clock))
         async with http:
             yield BaceCloud(http), server, http
 
@@ -65,6 +66,67 @@ async def test_tokens_are_renewed_in_all_refresh_configurations(clock: Clock, tm
             assert (await api.session_page((), 1)).count == 1
             clock.forward(700)
         assert 6 <= token_requests(server) <= 12
+
+
+@pytest.mark.parametrize("refresh", ["refresh-rotates", "refresh-destroys", "refresh-both", "refresh-same"])
+@pytest.mark.parametrize("trouble", ["none", "400", "500", "no answer"])
+async def test_a_token_that_expires_in_the_middle_of_a_walk(
+    clock: Clock, tmp_path: Path, refresh: str, trouble: str
+) -> None:
+    """The walk goes on with the next token; where that cannot be had at once, at the next try, from its beginning."""
+    cloud = simulated(clock, refresh, "token-lifetime 600s", "per-page-max 7")
+    cloud.add_device("one")
+    history = cloud.add_history(30, first_start=clock.now - 90_000, spacing=1000, duration=100)
+    async with client(cloud, clock, tmp_path / "b.db", timeout=0.3) as (api, server, _):
+
+        async def walk() -> list[str]:
+            seen: list[str] = []
+            async for page in api.session_pages((("sort", "id_data_session"),)):
+                seen += [row.session.id for row in page.items]
+                clock.forward(400)
+            return seen
+
+        await api.session_page((), 1)
+        if trouble == "no answer":
+            server.faults.delay("/oauth2/token", 5)
+        elif trouble != "none":
+            server.faults.answer("/oauth2/token", status=int(trouble), body="{}")
+        if trouble in {"500", "no answer"}:
+            with pytest.raises(CloudFault if trouble == "500" else CloudUnavailable):
+                await walk()
+            server.faults.clear()
+        seen = await walk()
+        assert sorted(seen) == sorted(history)
+        assert token_requests(server) <= 12
+
+
+async def test_a_token_that_the_cloud_forgot_in_the_middle_of_a_walk(clock: Clock, tmp_path: Path) -> None:
+    """401 before its time, as after the cloud's restart, or where our clock was set back."""
+    cloud = simulated(clock, "per-page-max 7", "token-lifetime 600s")
+    cloud.add_device("one")
+    history = cloud.add_history(30, first_start=clock.now - 90_000, spacing=1000, duration=100)
+    ours = Clock(clock.now)
+    async with client(cloud, ours, tmp_path / "b.db") as (api, server, _):
+        seen: list[str] = []
+        async for page in api.session_pages((("sort", "id_data_session"),)):
+            seen += [row.session.id for row in page.items]
+            clock.forward(400)
+        assert sorted(seen) == sorted(history)
+        assert sum(one.status == 401 for one in server.requests) >= 2
+
+
+async def test_a_refresh_that_breaks_again_and_again_gives_way_to_a_login(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock, "token-lifetime 600s")
+    async with client(cloud, clock, tmp_path / "b.db") as (api, server, _):
+        await api.session_page((), 1)
+        clock.forward(700)
+        server.faults.answer("/oauth2/token", status=500, body="{}", times=3)
+        for _ in range(2):
+            with pytest.raises(CloudFault):
+                await api.session_page((), 1)
+        assert (await api.session_page((), 1)).count == 0
+        grants = [one.grant_type for one in server.requests if one.path == "/oauth2/token"]
+        assert grants == ["password", *["refresh_token"] * 3, "password"]
 
 
 async def test_a_token_survives_a_restart(clock: Clock, tmp_path: Path) -> None:
@@ -105,7 +167,9 @@ async def test_a_forbidden_endpoint_is_named_and_costs_no_more_logins(clock: Clo
 
 async def test_a_refused_fixed_token_says_where_to_put_another(clock: Clock) -> None:
     async with SimulatedServer(simulated(clock)) as server:
-        http = CloudHttp(server.url, RequestBudget(6000, clock=clock), timeout=5, version="test", clock=clock)
+        http = CloudHttp(
+            server.url, RequestBudget(6000, clock=clock), timeout=5, version="test", clock=clock, monotonic=clock
+        )
         http.use_tokens(FixedToken("not-valid"))
         async with http:
             with pytest.raises(CloudLoginFailed, match=r"cloud\.access_token"):

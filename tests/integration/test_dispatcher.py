@@ -22,6 +22,7 @@ from bace_bridge.domain.events import Event, LoggedEvent
 from bace_bridge.domain.retry import WEBHOOK_SCHEDULE
 from bace_bridge.domain.routing import Filter
 from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
+from bace_bridge.sink_watch import SinkWatch
 from bace_bridge.sinks.webhook.sink import WebhookSink
 from bace_bridge.store.deadletters import DeadLetters, Which
 from bace_bridge.store.eventlog import EventLog, SinkPlace
@@ -166,6 +167,7 @@ class Line:
         self.disabled: list[tuple[str, str]] = []
         self.pauses: list[float] = []
         self.told: list[int] = []
+        self.watch = SinkWatch("webhook", sink.name, clock=clock)
         self.dispatcher = Dispatcher(
             sink,
             self.log,
@@ -177,6 +179,7 @@ class Line:
             sleep=self._sleep,
             on_disabled=self._on_disabled,
             on_told=lambda: self.told.append(1),
+            on_attempt=self.watch.attempted,
         )
 
     async def _sleep(self, seconds: float) -> None:

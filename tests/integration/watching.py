@@ -57,7 +57,7 @@ class Watching:
         groups: Sequence[str],
         resolution: Literal["as_served", "finest"],
     ) -> None:
-        self.server, self.http, self.clock = server, http, clock
+        self.server, self.http, self.file, self.clock = server, http, file, clock
         self.api = BaceCloud(http)
         self.journal = Journal(file)
         self.log = EventLog(file)
@@ -113,10 +113,10 @@ async def watching(
 ) -> AsyncIterator[Watching]:
     async with SimulatedServer(cloud) as server, SqliteFile(store) as file:
         budget = RequestBudget(6_000_000, clock=clock)
-        http = CloudHttp(server.url, budget, timeout=10.0, version="test", clock=clock)
+        http = CloudHttp(server.url, budget, timeout=10.0, version="test", clock=clock, monotonic=clock)
         given = cloud.credentials
         credentials = Credentials(given.client_id, given.client_secret, given.username, given.password)
-        http.use_tokens(Tokens("test", credentials, Facts(file), http.ask_token, clock=clock))
+        http.use_tokens(Tokens("test", credentials, Facts(file), http.ask_token, clock=clock, monotonic=clock))
         async with http:
             yield Watching(
                 server,

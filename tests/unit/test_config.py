@@ -265,3 +265,12 @@ def test_datatypes_are_merged_over_the_known_ones(tmp_path: Path) -> None:
     assert (config.datatypes[7].name, config.datatypes[7].unit) == (None, "m")
     assert config.datatypes[6011].unit == ""
     assert config.datatypes[6002].unit == "%"
+
+
+def test_the_store_s_sizes_are_read_and_one_that_is_too_small_is_refused(tmp_path: Path) -> None:
+    config = load_text(tmp_path, f"{TOKEN}store: {{max_size: 512MiB, memory: 30d}}\n")
+    assert (config.store.max_size, config.store.memory) == (512 * 2**20, 30 * 86400.0)
+    assert mistakes(tmp_path, f"{TOKEN}store: {{max_size: 15MiB}}\n") == ["store.max_size: must be at least 16MiB"]
+    assert mistakes(tmp_path, f"{TOKEN}store: {{max_size: large}}\n") == [
+        "store.max_size: must be a size such as 512MiB, 2GiB or 500MB"
+    ]

@@ -20,7 +20,7 @@ from bace_bridge.config.models import (
     WebhookConfig,
 )
 from bace_bridge.config.secrecy import secrets_of
-from bace_bridge.config.values import format_duration, parse_duration
+from bace_bridge.config.values import format_duration, format_size, parse_duration, parse_size
 
 SECRET = "whsec_" + "A" * 40
 
@@ -60,6 +60,35 @@ def test_durations(written: object, seconds: float) -> None:
 def test_what_is_no_duration_is_refused(written: object) -> None:
     with pytest.raises(ValueError, match="must be a duration such as 10s, 5m or 7d"):
         parse_duration(written)
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [
+        ("512MiB", 512 * 2**20),
+        ("1 GiB", 2**30),
+        ("1.5GiB", 3 * 2**29),
+        ("500MB", 500_000_000),
+        ("20kB", 20_000),
+        ("3TB", 3 * 10**12),
+        ("1048576", 2**20),
+        (" 7B ", 7),
+        (5, 5),
+    ],
+)
+def test_sizes(written: object, size: int) -> None:
+    assert parse_size(written) == size
+
+
+@pytest.mark.parametrize("written", ["", "1G", "1gib", "-1MiB", "MiB", "1,5GiB", True, 1.5, None, -1, []])
+def test_what_is_no_size_is_refused(written: object) -> None:
+    with pytest.raises(ValueError, match="must be a size such as 512MiB, 2GiB or 500MB"):
+        parse_size(written)
+
+
+@given(st.integers(0, 2**60))
+def test_a_formatted_size_reads_back(size: int) -> None:
+    assert parse_size(format_size(size)) == size
 
 
 @given(st.integers(min_value=1, max_value=86_400_000 * 400))

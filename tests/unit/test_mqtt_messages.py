@@ -332,3 +332,14 @@ def test_a_refused_login_and_a_taken_over_session_wait_long_and_say_what_to_do()
 
     assert [log["event"] for log in logs] == ["mqtt.login_refused", "mqtt.taken_over"]
     assert all(log["hint"] for log in logs)
+
+
+def test_a_client_id_that_is_fought_over_is_told_once_until_there_was_peace() -> None:
+    with capture_logs() as logs:
+        away = outage()
+        for lasted in (3, 60, 60, 60, 900):
+            assert away.goes_on(Ending("taken_over", ""), lasted=lasted, jitter=0) == 60
+            away.over()
+
+    told = [log["event"] for log in logs if log["log_level"] == "warning"]
+    assert told == ["mqtt.taken_over", "mqtt.taken_over"]

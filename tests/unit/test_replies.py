@@ -276,7 +276,24 @@ def test_a_token() -> None:
 def test_what_is_no_token_is_never_quoted(body: bytes) -> None:
     with pytest.raises(UnexpectedReply) as caught:
         parse_token(body)
-    assert str(caught.value) == "the token endpoint answered something that is not a token"
+    said = str(caught.value).partition(" (")
+    assert said[0] == "the token endpoint answered something that is not a token"
+    assert not body or body.decode(errors="replace") not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b" \n", "the answer was empty"),
+        (b"\n<!DOCTYPE html>", "HTML came: the login page"),
+        (b"nothing", "not a token"),
+    ],
+)
+def test_what_came_in_place_of_json_is_called_what_it_is(body: bytes, said: str) -> None:
+    with pytest.raises(UnexpectedReply, match=said):
+        parse_token(body)
+    with pytest.raises(UnexpectedReply, match=said.replace("not a token", "a page cannot be read")):
+        parse_sessions(body, {})
 
 
 @pytest.mark.parametrize(

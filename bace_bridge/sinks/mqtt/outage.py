@@ -9,6 +9,8 @@ _LONGEST = 60.0
 _LONGEST_FOR_LOGIN = 300.0
 _FIRST_FOR_LOGIN = 30.0
 _STABLE_AFTER = 30.0
+_PEACE_AFTER = 600.0
+"""Seconds that a connection must have held for the next loss of the client id to be news again."""
 _SHORT_CONNECTIONS_BEFORE_WARNING = 3
 
 _ANNOUNCEMENTS: dict[Kind, str] = {
@@ -27,6 +29,7 @@ class Outage:
         self._failures = 0
         self._short_connections = 0
         self._told = ""
+        self._fought = False
 
     def over(self, **facts: object) -> None:
         self._log.info("mqtt.connected", **facts)
@@ -38,11 +41,14 @@ class Outage:
             self._failures = self._short_connections = 0
         self._failures += 1
         announcement = _ANNOUNCEMENTS.get(ending.kind, "mqtt.unreachable")
-        if announcement != self._told:
+        if lasted >= _PEACE_AFTER:
+            self._fought = False
+        if announcement != self._told and not (ending.kind == "taken_over" and self._fought):
             level = self._log.error if ending.kind == "login_refused" else self._log.warning
             hint = {"hint": _HINTS[ending.kind]} if ending.kind in _HINTS else {}
             level(announcement, problem=ending.problem, **hint)
             self._told = announcement
+            self._fought = self._fought or ending.kind == "taken_over"
         if ending.kind == "lost" and 0 < lasted < _STABLE_AFTER:
             self._warn_of_short_connections()
         return _wait(ending.kind, self._failures, jitter)

@@ -1,0 +1,45 @@
+"""What SQLite and the system say went wrong with the file, as our errors."""
+
+import errno
+import os
+import sqlite3
+from pathlib import Path
+
+from bace_bridge.errors import StoreBusy, StoreCorrupt, StoreError, StoreFault, StoreFull, StoreReadOnly, StoreUnusable
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_LEAST_ROOM = 64 * 1024
+"""Bytes: SQLite reports a disk that is full as an I/O error where it cannot enlarge its `-shm` file."""
+
+
+def of_sqlite(error: sqlite3.Error, path: Path) -> StoreError:
+    name = getattr(error, "sqlite_errorname", "") or ""
+    code = "_".join(name.split("_")[:2])
+    if code in {"SQLITE_CORRUPT", "SQLITE_NOTADB"}:
+        return StoreCorrupt(
+            f"{path} is not a usable database ({error}): restore it, or move it and its -wal and -shm away together"
+        )
+    if code == "SQLITE_FULL" or (code in {"SQLITE_IOERR", "SQLITE_CANTOPEN"} and _is_full(path)):
+        return StoreFull(f"{path}: the disk is full")
+    if code in {"SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL"}:
+        return StoreBusy(f"{path}: another process holds a lock on it, perhaps an open sqlite3 shell ({error})")
+    if code == "SQLITE_READONLY":
+        return StoreReadOnly(f"{path} cannot be written to: {error}")
+    if code in {"SQLITE_IOERR", "SQLITE_CANTOPEN"}:
+        return StoreFault(f"{path}: the system failed to read or write it: {error} ({name})")
+    return StoreError(f"{path}: {error}")
+
+
+def of_system(error: OSError, path: Path, what: str) -> StoreError:
+    """What kept the file from being made or opened at the start."""
+    if error.errno in _NO_ROOM:
+        return StoreFull(f"{path}: the disk is full")
+    return StoreUnusable(f"{path}{what}: {error.strerror}")
+
+
+def _is_full(path: Path) -> bool:
+    try:
+        system = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return system.f_blocks > 0 and system.f_bavail * system.f_frsize < _LEAST_ROOM

@@ -1,0 +1,207 @@
+"""What keeps the store small: its cap, pruning, forgetting old windows, and emptying the WAL."""
+
+import math
+import sqlite3
+from collections.abc import Callable
+
+import msgspec
+import structlog
+
+from bace_bridge.domain.room import Room, room_left
+from bace_bridge.domain.sessions import KnownSession
+from bace_bridge.domain.windows import may_be_forgotten
+from bace_bridge.errors import StoreAtCap
+from bace_bridge.store.eventlog import EventLog
+from bace_bridge.store.sqlite import JOURNAL_SIZE_LIMIT, SqliteFile
+
+log = structlog.get_logger()
+
+EVERY = 3600.0
+"""Seconds between two rounds where nothing calls for one."""
+
+AGAIN = 0.05
+"""Seconds to the next piece while there is more to do: short transactions let others in between."""
+
+CROWDED = 2.0
+"""Seconds to the next look while the store is near its cap and nothing can go."""
+
+FORGOTTEN_AT_CAP = 86400.0
+"""Seconds without a change after which a finished session's windows may go where nothing else makes room."""
+
+SESSIONS_A_PIECE = 100
+WINDOWS_A_PIECE = 200
+
+
+class Cap:
+    """The store's size against `max_size` (bytes). `crowded` is called when delivered events have to go early."""
+
+    def __init__(self, file: SqliteFile, max_size: int, *, crowded: Callable[[], None] = lambda: None) -> None:
+        self._file = file
+        self._crowded = crowded
+        self.max_size = max_size
+        self.room = Room()
+
+    @property
+    def problem(self) -> str | None:
+        if not self.room.paused:
+            return None
+        return (
+            f"it is at store.max_size ({self.max_size / 2**20:.0f} MiB) and nothing in it can go: "
+            "the cloud is not asked until deliveries have made room"
+        )
+
+    def look(self) -> Room:
+        """Judges the size after the last write; costs nothing, so it is made before each commit."""
+        before = self.room
+        self.room = room_left(before, used=self._file.used, cap=self.max_size)
+        if self.room.paused and not before.paused:
+            log.warning("store.at_its_cap", used=self._file.used, max_size=self.max_size, then="polling pauses")
+        elif before.paused and not self.room.paused:
+            log.info("store.has_room_again", used=self._file.used, max_size=self.max_size)
+        if self.room.surplus:
+            self._crowded()
+        return self.room
+
+    def ensure_room(self) -> None:
+        """Raises StoreAtCap while nothing more may be taken in."""
+        if self.look().paused:
+            raise StoreAtCap(self.problem or "")
+
+
+class Upkeep:
+    """Does what is due in short pieces. `retention` and `memory` are in seconds."""
+
+    def __init__(self, file: SqliteFile, event_log: EventLog, cap: Cap, *, retention: float, memory: float) -> None:
+        self._file = file
+        self._log = event_log
+        self._cap = cap
+        self._retention = retention
+        self._memory = memory
+        self._forgotten_upto = ""
+        self._pruned_untold = 0
+        self._forgotten_untold = 0
+        self._early_upto = 0.0
+        self._wal_is_held = False
+        self.pruned_early = 0
+        self.forgotten_early = 0
+
+    @property
+    def problem(self) -> str | None:
+        if (problem := self._cap.problem) is None:
+            return self._file.trouble.reason
+        held = "; another process reads from it without an end, perhaps an open sqlite3 shell"
+        return f"{problem}{held}" if self._wal_is_held else problem
+
+    @property
+    def is_due(self) -> bool:
+        """True where a round is to be made before its time."""
+        room = self._cap.look()
+        return bool(room.surplus or room.paused or self._file.trouble.failing) or (
+            self._file.wal_bytes > JOURNAL_SIZE_LIMIT
+        )
+
+    def figures(self) -> dict[str, int]:
+        return {
+            "used": self._file.used,
+            "max_size": self._cap.max_size,
+            "events_pruned_early": self.pruned_early,
+            "windows_forgotten_early": self.forgotten_early,
+        }
+
+    async def piece(self, now: float) -> float:
+        """Does one piece; returns the seconds to the next one. Raises StoreError."""
+        if self._cap.look().surplus:
+            return await self._make_room(now)
+        self._tell_pruned()
+        if await self._log.prune(observed_before=now - self._retention) or not await self._forget(now):
+            return AGAIN
+        await self._file.checkpoint()
+        return EVERY
+
+    async def _make_room(self, now: float) -> float:
+        """The WAL first, then delivered events, then old sessions' windows; what is not delivered stays.
+
+        While somebody's reading holds the WAL nothing is deleted: that would only make it larger.
+        """
+        self._wal_is_held = not await self._file.checkpoint()
+        if self._wal_is_held:
+            return CROWDED
+        if surplus := self._cap.look().surplus:
+            pruned = await self._log.prune(observed_before=math.inf, most_bytes=surplus)
+            self.pruned_early += pruned
+            self._pruned_untold += pruned
+            forgotten = 0 if pruned else await self._forget_early(now)
+            if not pruned and not forgotten:
+                self._tell_pruned()
+                return CROWDED
+        return AGAIN
+
+    def _tell_pruned(self) -> None:
+        if self._pruned_untold or self._forgotten_untold:
+            told = {"events": self._pruned_untold, "windows": self._forgotten_untold}
+            log.warning("store.pruned_early", **told, because="store.max_size")
+            self._pruned_untold = self._forgotten_untold = 0
+
+    async def _forget_early(self, now: float) -> int:
+        """Or the memory of sessions that are over would stop the watching of those that are not."""
+        after, unchanged_since = self._early_upto, now - min(self._memory, FORGOTTEN_AT_CAP)
+        self._early_upto, forgotten = await self._file.write(
+            lambda connection: forget_oldest(connection, after=after, unchanged_since=unchanged_since), side="upkeep"
+        )
+        self._forgotten_untold += forgotten
+        self.forgotten_early += forgotten
+        return forgotten
+
+    async def _forget(self, now: float) -> bool:
+        """Goes on with the walk through the sessions that have windows; True at the end of it."""
+        after, unchanged_since = self._forgotten_upto, now - self._memory
+        upto = await self._file.write(
+            lambda connection: forget_windows(connection, after=after, unchanged_since=unchanged_since), side="upkeep"
+        )
+        self._forgotten_upto = upto or ""
+        return upto is None
+
+
+def forget_windows(connection: sqlite3.Connection, *, after: str, unchanged_since: float) -> str | None:
+    """Deletes windows of sessions that are over and have not changed since; returns the session to go on after."""
+    sessions = connection.execute(
+        """with recursive next (id) as (
+          select min(session_id) from windows where session_id > ?
+          union all select (select min(session_id) from windows where session_id > next.id) from next
+          where next.id is not null limit ?)
+        select sessions.id, known from next join sessions on sessions.id = next.id""",
+        (after, SESSIONS_A_PIECE),
+    ).fetchall()
+    left = WINDOWS_A_PIECE
+    for session_id, text in sessions:
+        if may_be_forgotten(msgspec.json.decode(text, type=KnownSession), unchanged_since=unchanged_since):
+            left -= _delete_windows(connection, session_id, left)
+            if left <= 0:
+                return after
+        after = session_id
+    return after if len(sessions) == SESSIONS_A_PIECE else None
+
+
+def forget_oldest(connection: sqlite3.Connection, *, after: float, unchanged_since: float) -> tuple[float, int]:
+    """The same in the order of the last change, from `after` on; returns how far it came and how many windows went."""
+    sessions = connection.execute(
+        """select id, updated_at, known from sessions where updated_at >= ? and updated_at < ?
+        and exists (select 1 from windows where session_id = id) order by updated_at limit ?""",
+        (after, unchanged_since, SESSIONS_A_PIECE),
+    ).fetchall()
+    left = WINDOWS_A_PIECE
+    for session_id, updated_at, text in sessions:
+        if may_be_forgotten(msgspec.json.decode(text, type=KnownSession), unchanged_since=unchanged_since):
+            left -= _delete_windows(connection, session_id, left)
+        after = updated_at
+        if left <= 0:
+            break
+    return (after if sessions else 0.0), WINDOWS_A_PIECE - left
+
+
+def _delete_windows(connection: sqlite3.Connection, session_id: str, limit: int) -> int:
+    return connection.execute(
+        """delete from windows where (session_id, start, "end") in (
+        select session_id, start, "end" from windows where session_id = ? limit ?)""",
+        (session_id, limit),
+    ).rowcount

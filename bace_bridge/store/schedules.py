@@ -1,0 +1,51 @@
+"""The times of the watcher's schedule in the store, when the wall clock was set."""
+
+import sqlite3
+
+from bace_bridge.store.sqlite import SqliteFile
+
+
+class Schedules:
+    def __init__(self, file: SqliteFile) -> None:
+        self._file = file
+
+    async def move(self, seconds: float) -> None:
+        """Every visit, and the time since which an end waits, so much later; negative: earlier."""
+        await self._file.write(
+            lambda connection: _set(
+                connection,
+                visit="visit_at + :by",
+                waits="end_waits_since + :by",
+                where="visit_at is not null or end_waits_since is not null",
+                by=seconds,
+            )
+        )
+
+    async def bound(self, *, now: float, furthest: float) -> int:
+        """What no schedule allows (the clock was set back while nothing ran) is due now; returns how many sessions."""
+        return await self._file.write(
+            lambda connection: _set(
+                connection,
+                visit="iif(visit_at > :upto, :now, visit_at)",
+                waits="min(end_waits_since, :now)",
+                where="visit_at > :upto or end_waits_since > :now",
+                now=now,
+                upto=now + furthest,
+            )
+        )
+
+
+def _set(connection: sqlite3.Connection, *, visit: str, waits: str, where: str, **given: float) -> int:
+    """A known session holds its times twice: in columns, and in its JSON."""
+    changed = connection.execute(
+        f"update sessions set visit_at = {visit}, end_waits_since = {waits} where {where}",  # noqa: S608  # our own text
+        given,
+    ).rowcount
+    if not changed:
+        return 0
+    for column, name in (("visit_at", "visit_at"), ("end_waits_since", "end_seen_at")):
+        connection.execute(
+            f"""update sessions set known = json_set(known, '$.{name}', {column})
+            where {column} is not null and json_extract(known, '$.{name}') is not {column}"""  # noqa: S608  # our own text
+        )
+    return changed

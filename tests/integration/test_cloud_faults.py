@@ -1,0 +1,255 @@
+"""Each way in which the cloud can fail: a name, one log event, a reason in the health answer, and the way back."""
+
+import asyncio
+import re
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from structlog.testing import capture_logs
+
+from bace_bridge.cloud.api import BaceCloud
+from bace_bridge.cloud.budget import RequestBudget
+from bace_bridge.cloud.http import DEFAULT_SILENCE, CloudHttp
+from bace_bridge.cloud.tokens import FixedToken
+from bace_bridge.errors import (
+    CloudError,
+    CloudFault,
+    CloudGone,
+    CloudLoginFailed,
+    CloudRefused,
+    CloudUnavailable,
+    UnexpectedReply,
+)
+from bace_bridge.status import Status
+from bace_bridge.store.eventlog import EventLog
+from bace_bridge.store.housekeeping import Cap, Upkeep
+from bace_bridge.store.journal import Journal
+from bace_bridge.store.sqlite import SqliteFile
+from bace_bridge.watcher.loops import DatapointLoop, SessionLoop
+from bace_bridge.watcher.recording import SessionRecorder
+from bace_bridge.watcher.session_poll import SessionPoll
+from tests.integration.brokers import free_port
+from tests.integration.watching import NOON, Clock
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+TIMEOUT = 0.3
+
+
+async def nothing(*_: object) -> None: ...
+
+
+async def empty_list(_: web.Request) -> web.StreamResponse:
+    return web.json_response({"items": [], "_meta": {"totalCount": 0, "pageCount": 0, "currentPage": 1}})
+
+
+def says(status: int, body: str = "", **headers: str) -> Handler:
+    async def handler(_: web.Request) -> web.StreamResponse:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return web.Response(status=status, body=body.encode(), headers=named)
+
+    return handler
+
+
+async def hangs(request: web.Request) -> web.StreamResponse:
+    while request.transport is not None and not request.transport.is_closing():
+        await asyncio.sleep(0.01)
+    return web.Response()
+
+
+async def resets(request: web.Request) -> web.StreamResponse:
+    """A part of the body, then RST."""
+    response = web.StreamResponse(headers={"Content-Length": "5000", "Content-Type": "application/json"})
+    await response.prepare(request)
+    await response.write(b'{"items":[')
+    assert request.transport is not None
+    request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    request.transport.abort()
+    return response
+
+
+class Watched:
+    """The session loop over a cloud that does what a test says, one look at a time."""
+
+    def __init__(self, url: str, file: SqliteFile) -> None:
+        self.clock = Clock()
+        self.silence = RequestBudget(6_000_000, clock=self.clock)
+        self.http = CloudHttp(
+            url, self.silence, timeout=TIMEOUT, version="t", clock=self.clock, monotonic=self.clock, jitter=lambda: 0
+        )
+        self.http.use_tokens(FixedToken("a-token"))
+        self.api, self.log, journal = BaceCloud(self.http), EventLog(file), Journal(file)
+        recorder = SessionRecorder(self.api, journal, groups=(), deciding=asyncio.Lock(), clock=self.clock)
+        poll = SessionPoll(
+            self.api, journal, recorder, first_start_from=lambda _: NOON, reconcile_interval=60, clock=self.clock
+        )
+        self.waits: list[float] = []
+        self._turns = asyncio.Semaphore(0)
+        self.loop = SessionLoop(
+            poll,
+            journal,
+            interval=10,
+            clock=self.clock,
+            monotonic=self.clock,
+            jitter=lambda: 0,
+            on_look=lambda: None,
+            pause=self._pause,
+        )
+        points = DatapointLoop(journal, nothing, nothing, clock=self.clock, monotonic=self.clock)
+        self.status = Status(
+            self.loop,
+            points,
+            self.http,
+            Upkeep(file, self.log, Cap(file, 2**30), retention=60, memory=60),
+            brokers=(),
+            version="t",
+            strategy=lambda: poll.strategy,
+            interval=10,
+            clock=self.clock,
+            monotonic=self.clock,
+        )
+
+    async def _pause(self, _: asyncio.Event, seconds: float) -> None:
+        self.waits.append(seconds)
+        await self._turns.acquire()
+
+    async def looked(self, times: int) -> None:
+        """Until that look has ended."""
+        async with asyncio.timeout(10):
+            while len(self.waits) < times:
+                await asyncio.sleep(0.001)
+
+    async def look(self) -> None:
+        self.clock.forward(self.waits[-1])
+        self.silence.release()
+        self._turns.release()
+        await self.looked(len(self.waits) + 1)
+
+    async def told(self) -> list[str]:
+        return [one.event.type for one in await self.log.search()]
+
+
+class Stage:
+    handler: Handler = staticmethod(empty_list)
+    url = ""
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        return await self.handler(request)
+
+
+@asynccontextmanager
+async def staged(tmp_path: Path) -> AsyncIterator[tuple[Stage, Watched]]:
+    stage = Stage()
+    app = web.Application()
+    app.router.add_get("/{path:.*}", stage.answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    stage.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    async with SqliteFile(tmp_path / "b.db") as file:
+        watched = Watched(stage.url, file)
+        async with watched.http:
+            yield stage, watched
+    await runner.cleanup()
+
+
+PROBLEM = '{"name":"Forbidden","message":"not yours","status":403}'
+HTML = "<html><body>Welcome to the hotel</body></html>"
+FAULTS: list[tuple[str, Handler, type[CloudError], str, str]] = [
+    ("slow", hangs, CloudUnavailable, "unreachable", r"no answer within 0\.3 s"),
+    ("reset in a body", resets, CloudUnavailable, "unreachable", "cut|Payload"),
+    ("HTML with 200", says(200, HTML), UnexpectedReply, "unreachable", "HTML came: the login page"),
+    ("truncated JSON", says(200, '{"items":[{"id_da'), UnexpectedReply, "unreachable", "a page cannot be read"),
+    ("an empty body", says(200), UnexpectedReply, "unreachable", "the answer was empty"),
+    ("401", says(401, PROBLEM), CloudLoginFailed, "auth_failed", r"cloud\.access_token"),
+    ("403", says(403, PROBLEM), CloudGone, "auth_failed", "403 not yours"),
+    ("403 as HTML", says(403, HTML), CloudRefused, "auth_failed", "403"),
+    ("404 as HTML", says(404, HTML), CloudRefused, "unreachable", "404"),
+    ("429", says(429), CloudUnavailable, "unreachable", "429.*rate limit"),
+    ("500", says(500, PROBLEM), CloudFault, "unreachable", "500"),
+    ("502", says(502, HTML), CloudUnavailable, "unreachable", "502"),
+    ("503", says(503, Retry_After="7"), CloudUnavailable, "unreachable", "503"),
+]
+
+
+@pytest.mark.parametrize(
+    ("handler", "error", "kind", "reason"), [one[1:] for one in FAULTS], ids=[one[0] for one in FAULTS]
+)
+async def test_a_fault_has_a_name_a_log_event_a_reason_and_an_end(
+    tmp_path: Path, handler: Handler, error: type[CloudError], kind: str, reason: str
+) -> None:
+    async with staged(tmp_path) as (stage, watched):
+        with capture_logs() as logs:
+            run = asyncio.create_task(watched.loop.run())
+            await watched.looked(1)
+            assert watched.status.ready()["cloud"] is None
+            stage.handler = handler
+            for _ in range(3):
+                await watched.look()
+            problem = watched.status.ready()["cloud"] or ""
+            assert watched.status.health()["healthy"] is False
+            assert watched.status.health()["problems"] == {"cloud": problem}
+            assert "<html" not in problem
+            stage.handler = empty_list
+            await watched.look()
+            assert watched.status.ready()["cloud"] is None
+            assert watched.status.health()["healthy"] is True
+            run.cancel()
+        stage.handler = handler
+        watched.clock.forward(100)
+        watched.silence.release()
+        with pytest.raises(error) as caught:
+            await watched.api.session_page((), 1)
+        assert type(caught.value) is error
+        assert re.search(reason, problem), problem
+        loud = [one["event"] for one in logs if one["log_level"] != "debug"]
+        said = [one for one in loud if one in {"cloud.unreachable", "cloud.auth_failed", "cloud.recovered"}]
+        assert said == [f"cloud.{kind}", "cloud.recovered"]
+        assert await watched.told() == [f"cloud.{kind}", "cloud.recovered"]
+
+
+async def test_a_cloud_that_refuses_connections(tmp_path: Path) -> None:
+    async with SqliteFile(tmp_path / "b.db") as file:
+        watched = Watched(f"http://127.0.0.1:{free_port()}", file)
+        async with watched.http:
+            run = asyncio.create_task(watched.loop.run())
+            await watched.looked(1)
+            await watched.look()
+            assert "cannot connect: Connect" in (watched.status.ready()["cloud"] or "")
+            assert await watched.told() == ["cloud.unreachable"]
+            run.cancel()
+
+
+DATE = formatdate(NOON - 5 * 86400, usegmt=True)
+LATER = formatdate(NOON - 5 * 86400 + 90, usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("handler", "wait"),
+    [
+        (says(429, X_Rate_Limit_Reset="17"), 18.0),
+        (says(429, Retry_After="40", X_Rate_Limit_Reset="17"), 41.0),
+        (says(429, Retry_After=LATER, Date=DATE), 91.0),
+        (says(429), DEFAULT_SILENCE + 1),
+        (says(503, Retry_After="70"), 70.0),
+        (says(503, Retry_After=LATER, Date=DATE), 90.0),
+        (says(502, HTML), 1.0),
+        (says(503, Retry_After="nonsense"), 1.0),
+        (says(503, Retry_After="1e99"), 1.0),
+        (says(503, Retry_After="99999999999"), 86400.0),
+    ],
+)
+async def test_the_next_look_waits_as_long_as_the_cloud_asks(tmp_path: Path, handler: Handler, wait: float) -> None:
+    """A date is read against the answer's own, here five days behind our clock."""
+    async with staged(tmp_path) as (stage, watched):
+        stage.handler = handler
+        run = asyncio.create_task(watched.loop.run())
+        await watched.looked(1)
+        assert watched.waits == [pytest.approx(wait)]
+        assert watched.status.alive() == {"sessions": None, "datapoints": None}
+        run.cancel()

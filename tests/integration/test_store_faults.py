@@ -1,0 +1,265 @@
+"""What a store that fails does to those who use it: each fault has a name, is told once, and loses nothing."""
+
+import asyncio
+import random
+import sqlite3
+from collections.abc import Awaitable
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from bace_bridge.cloud.replies import TokenReply
+from bace_bridge.cloud.tokens import Credentials, Tokens
+from bace_bridge.domain.changes import Changes
+from bace_bridge.domain.events import Event
+from bace_bridge.errors import (
+    CloudUnavailable,
+    StoreBusy,
+    StoreCorrupt,
+    StoreError,
+    StoreFull,
+    StoreGone,
+    StoreReadOnly,
+    StoreUnusable,
+)
+from bace_bridge.store.eventlog import EventLog
+from bace_bridge.store.facts import Facts
+from bace_bridge.store.journal import Journal
+from bace_bridge.store.sqlite import BUSY_TIMEOUT, SqliteFile
+from bace_bridge.watcher.loops import SessionLoop
+from tests.integration.disks import fill_up, make_read_only, small_disk
+from tests.integration.test_dispatcher import ScriptedSink, event, eventually, running
+from tests.integration.watching import Clock
+
+
+def events(first: int, count: int, *, size: int = 2) -> Changes:
+    numbers = range(first, first + count)
+    return Changes(events=tuple(Event(f"evt_{one}", "x", "s1", "g1", 1.0, 1.0, b"x" * size) for one in numbers))
+
+
+async def away(file: SqliteFile, table: str) -> None:
+    """Makes every write to a table fail, at once."""
+    await file.read(lambda connection: connection.execute(f"alter table {table} rename to away"))
+
+
+async def back(file: SqliteFile, table: str) -> None:
+    await file.read(lambda connection: connection.execute(f"alter table away rename to {table}"))
+
+
+async def test_a_full_database_is_told_once_and_its_end_too(tmp_path: Path) -> None:
+    async with SqliteFile(tmp_path / "b.db", max_pages=40) as file:
+        journal, log = Journal(file), EventLog(file)
+        await log.open_sink("a", target="t")
+        with capture_logs() as logs:
+            for _ in range(3):
+                with pytest.raises(StoreFull, match="disk is full"):
+                    await journal.commit(events(1, 50, size=5000))
+                await log.open_sink("a", target="other")
+            told = file.trouble.reason
+            assert told is not None, "a small write that succeeds says nothing of a large one"
+            await file.read(lambda connection: connection.execute("pragma max_page_count = 10000").fetchall())
+            await journal.commit(events(1, 50, size=5000))
+        told = file.trouble.reason
+        assert told is None
+        assert [one["event"] for one in logs] == ["store.unusable", "store.usable_again"]
+        assert logs[0]["error"] == "StoreFull"
+        assert len(await log.read(after=0, limit=100)) == 50
+
+
+async def test_a_full_disk_is_a_full_store_whatever_sqlite_calls_it(tmp_path: Path) -> None:
+    with small_disk(tmp_path) as disk:
+        filler = fill_up(disk)
+        with pytest.raises(StoreFull):
+            await SqliteFile(disk / "b.db").__aenter__()
+        filler.unlink()
+        async with SqliteFile(disk / "b.db") as file:
+            journal = Journal(file)
+            await journal.commit(events(1, 5))
+            filler = fill_up(disk)
+            with pytest.raises(StoreFull):
+                await journal.commit(events(10, 500, size=5000))
+            filler.unlink()
+            await journal.commit(events(9000, 1))
+            assert (await EventLog(file).search())[-1].event.id == "evt_9000"
+        filler = fill_up(disk)
+        with pytest.raises(StoreFull):
+            await SqliteFile(disk / "b.db").__aenter__()
+        filler.unlink()
+        async with SqliteFile(disk / "b.db") as file:
+            assert (await EventLog(file).search())[-1].event.id == "evt_9000"
+
+
+async def test_a_lock_of_another_process_is_waited_for_only_so_long(tmp_path: Path) -> None:
+    async with SqliteFile(tmp_path / "b.db") as file:
+        other = sqlite3.connect(tmp_path / "b.db", isolation_level=None)
+        other.execute("begin immediate")
+        with capture_logs() as logs:
+            async with asyncio.timeout(BUSY_TIMEOUT * 3):
+                with pytest.raises(StoreBusy, match="another process holds a lock"):
+                    await Journal(file).commit(events(1, 1))
+            assert await EventLog(file).read(after=0, limit=9) == [], "to read goes on"
+            assert file.trouble.reason is not None
+            other.close()
+            await Journal(file).commit(events(1, 1))
+        assert [one["event"] for one in logs] == ["store.unusable", "store.usable_again"]
+
+
+async def test_pages_that_break_while_it_runs_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "b.db"
+    async with SqliteFile(path) as file:
+        await Journal(file).commit(events(1, 500, size=5000))
+        assert await file.checkpoint()
+        await file.read(lambda connection: connection.execute("pragma cache_size = 1; "))
+        await file.read(lambda connection: connection.execute("pragma shrink_memory"))
+        middle = path.stat().st_size // 2 // 4096 * 4096
+        with path.open("r+b") as raw:
+            raw.seek(middle)
+            raw.write(random.Random(1).randbytes(40 * 4096))
+        with capture_logs() as logs, pytest.raises(StoreCorrupt, match="not a usable database"):
+            await EventLog(file).read(after=0, limit=1000, most_bytes=10**9)
+        assert [(one["event"], one["error"]) for one in logs] == [("store.unusable", "StoreCorrupt")]
+        assert file.trouble.reason is not None
+
+
+@pytest.mark.parametrize("what", ["b.db", "b.db-wal"])
+async def test_a_file_that_is_deleted_or_replaced_is_not_written_to_any_more(tmp_path: Path, what: str) -> None:
+    async with SqliteFile(tmp_path / "b.db") as file:
+        await Journal(file).commit(events(1, 1))
+        (tmp_path / what).rename(tmp_path / "moved")
+        with pytest.raises(StoreGone, match="moved or deleted under the running bridge"):
+            await Journal(file).commit(events(2, 1))
+        (tmp_path / what).write_bytes((tmp_path / "moved").read_bytes())
+        with pytest.raises(StoreGone):
+            await EventLog(file).read(after=0, limit=9)
+        (tmp_path / "moved").rename(tmp_path / what)
+        await Journal(file).commit(events(3, 1))
+
+
+async def test_a_file_system_that_takes_no_writes_is_named(tmp_path: Path) -> None:
+    with small_disk(tmp_path) as disk:
+        async with SqliteFile(disk / "b.db"):
+            pass
+        make_read_only(disk)
+        with pytest.raises(StoreUnusable, match="Read-only file system"):
+            await SqliteFile(disk / "b.db").__aenter__()
+
+
+async def test_a_connection_that_may_only_read_is_named(tmp_path: Path) -> None:
+    async with SqliteFile(tmp_path / "b.db") as file:
+        await file.read(lambda connection: connection.execute("pragma query_only = on"))
+        with pytest.raises(StoreReadOnly):
+            await Journal(file).commit(events(1, 1))
+
+
+# --- those who use it
+
+
+def acknowledge(sink: ScriptedSink) -> None:
+    for identifier in list(sink.flying):
+        sink.answer(int(identifier.removeprefix("evt_")))
+
+
+async def test_while_progress_cannot_be_recorded_nothing_more_is_sent(tmp_path: Path) -> None:
+    """What is sent without a record of it comes again after a crash: that must stay a few."""
+    sink = ScriptedSink()
+    async with running(tmp_path / "b.db", Clock(), sink) as line:
+        await line.tell(*(event(number) for number in range(1, 51)))
+        await eventually(lambda: len(sink.flying) == sink.window)
+        await away(line.file, "sinks")
+        for number in (1, 2, 3):
+            sink.answer(number)
+        for rounds in range(5, 40):
+            await eventually(lambda rounds=rounds: len(line.pauses) > rounds)  # type: ignore[misc]  # binds now
+            acknowledge(sink)
+        assert len(sink.sent) <= 3 * sink.window
+        await back(line.file, "sinks")
+        async with asyncio.timeout(5):
+            while len(sink.sent) < 50 or sink.flying:
+                acknowledge(sink)
+                await asyncio.sleep(0)
+        assert sink.sent == [f"evt_{number}" for number in range(1, 51)]
+        await line.reaches(50)
+
+
+async def test_a_token_that_cannot_be_saved_is_kept_and_saved_later(tmp_path: Path) -> None:
+    """The refresh token rotates: to ask once more with the old one would be refused."""
+    asked: list[str] = []
+
+    async def ask(form: dict[str, str]) -> TokenReply:
+        asked.append(form.get("refresh_token", "login"))
+        return TokenReply(access_token=f"access{len(asked)}", refresh_token=f"refresh{len(asked)}", expires_in=100)
+
+    clock = Clock()
+    async with SqliteFile(tmp_path / "b.db") as file:
+        facts = Facts(file)
+        tokens = Tokens("me", Credentials("i", "s", "u", "p"), facts, ask, clock=clock)
+        assert await tokens.current() == "access1"
+        await away(file, "facts")
+        clock.forward(90)
+        for _ in range(3):
+            with pytest.raises(StoreError):
+                await tokens.current()
+        await back(file, "facts")
+        assert await tokens.current() == "access2"
+        kept = await facts.load_token("me")
+        assert kept is not None
+        assert (kept.access, kept.refresh) == ("access2", "refresh2")
+        assert asked == ["login", "refresh1"]
+
+
+class Looks:
+    """Looks at a cloud that is away until a test brings it back."""
+
+    def __init__(self) -> None:
+        self.away = True
+        self.made = 0
+
+    async def poll(self) -> None:
+        self.made += 1
+        if self.away:
+            raise CloudUnavailable("no answer")
+
+
+async def test_a_trouble_of_the_cloud_that_cannot_be_written_is_told_once_it_can(tmp_path: Path) -> None:
+    looks, clock = Looks(), Clock()
+    async with SqliteFile(tmp_path / "b.db") as file:
+
+        async def let_pass(_: asyncio.Event, seconds: float) -> None:
+            clock.forward(seconds)
+            await asyncio.sleep(0)
+
+        loop = SessionLoop(
+            looks,
+            Journal(file),
+            interval=10.0,
+            clock=clock,
+            monotonic=clock,
+            jitter=lambda: 0.0,
+            on_look=lambda: None,
+            pause=let_pass,
+        )
+        await away(file, "events")
+        task = asyncio.create_task(loop.run())
+        await eventually(lambda: loop.trouble.failures > 4)
+        assert loop.store_problem is not None
+        await back(file, "events")
+        log = EventLog(file)
+        await _until(log, ["cloud.unreachable"])
+        await away(file, "events")
+        looks.away = False
+        made = looks.made
+        await eventually(lambda: looks.made > made + 3)
+        assert loop.last_success_at is None
+        await back(file, "events")
+        await _until(log, ["cloud.unreachable", "cloud.recovered"])
+        task.cancel()
+
+
+async def _until(log: EventLog, types: list[str]) -> None:
+    async def reached() -> None:
+        while [one.event.type for one in await log.search()] != types:
+            await asyncio.sleep(0)
+
+    waiting: Awaitable[None] = reached()
+    await asyncio.wait_for(waiting, 5)
