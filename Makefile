@@ -5,11 +5,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
+FAULT_ARGS ?=
 
-.PHONY: help demo test lint format bench constraints clean
+.PHONY: help demo test test-faults lint format bench constraints clean
 
 help:  ## what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 demo: $(VENV)/.demo  ## the whole system on this machine, with a simulated cloud
 	@$(BIN)/bace-bridge demo $(DEMO_ARGS)
@@ -18,6 +19,11 @@ test: $(VENV)/.test  ## every test, against a real Mosquitto where it can be had
 	@sh tests/get-mosquitto.sh
 	@PATH="$$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin" $(BIN)/python -m pytest \
 		--cov --cov-report=term --cov-report=json:$(VENV)/coverage.json $(TEST_ARGS)
+
+test-faults: $(VENV)/.test  ## the fault suite at full size, a quarter of an hour; FAULT_ARGS="--seed 123" repeats a run
+	@sh tests/get-mosquitto.sh
+	@PATH="$$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin" $(BIN)/python -m pytest tests/faults \
+		--full-faults -v -o faulthandler_timeout=0 $(FAULT_ARGS)
 
 lint: $(VENV)/.lint  ## ruff, mypy strict, and the import rules
 	$(BIN)/ruff check .

@@ -30,6 +30,7 @@ from bace_bridge.domain.routing import Filter
 from bace_bridge.domain.sessions import DataSession, KnownSession
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.domain.visits import SLOWEST_LATE_VISIT
+from bace_bridge.failpoints import Failpoint
 from bace_bridge.service import Service
 from bace_bridge.sink_watch import SinkWatch
 from bace_bridge.sinks.mqtt.sink import MqttSink
@@ -65,6 +66,7 @@ class Bridge:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         config_problem: Callable[[], str | None] = lambda: None,
+        failpoint: Failpoint | None = None,
     ) -> None:
         self._config = config
         self._version = version
@@ -72,6 +74,7 @@ class Bridge:
         self._monotonic = monotonic
         self._clock = SteadyClock(clock, monotonic)
         self._config_problem = config_problem
+        self._failpoint = failpoint
 
     async def run(self, stop: asyncio.Event, *, notify: Callable[[str], None], watchdog: float | None) -> None:
         async with AsyncExitStack() as stack:
@@ -143,6 +146,10 @@ class Bridge:
         )
         journal = Journal(file, grew=log_grew, changed=devices_changed, ensure_room=cap.ensure_room)
         cloud, deciding = BaceCloud(http), asyncio.Lock()
+        event_log = EventLog(file)
+        if self._failpoint is not None:
+            cloud, journal = self._failpoint.around_cloud(cloud), self._failpoint.around_journal(journal)
+            event_log = self._failpoint.around_log(event_log)
         poll = self._session_poll(cloud, journal, deciding)
         visits = self._visits(cloud, journal, deciding)
         datapoints = DatapointLoop(
@@ -161,7 +168,6 @@ class Bridge:
             jitter=random.random,
             on_look=lambda: service.after_look(),  # noqa: PLW0108  # the service is made below
         )
-        event_log = EventLog(file)
         upkeep = Upkeep(file, event_log, cap, retention=store.retention, memory=store.memory)
         status = Status(
             sessions,
@@ -255,7 +261,7 @@ class Bridge:
             await journal.commit(Changes(events=(event,)))
 
         dispatcher = Dispatcher(
-            sink,
+            sink if self._failpoint is None else self._failpoint.around_sink(sink),
             event_log,
             Filter(events=tuple(wish.events), groups=tuple(wish.groups), sink=wish.name),
             cursor=place.cursor,

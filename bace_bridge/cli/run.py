@@ -19,6 +19,7 @@ from bace_bridge.config.load import load
 from bace_bridge.config.models import Config
 from bace_bridge.config.secrecy import secrets_of
 from bace_bridge.errors import BridgeError, ConfigError
+from bace_bridge.failpoints import Failpoint, asked_for
 from bace_bridge.systemd import notify, watchdog_interval
 
 log = structlog.get_logger()
@@ -39,7 +40,7 @@ def run(config: Path, log_format: Format | None, log_level: str) -> None:
     changes nothing.
     """
     loaded = load(config, os.environ)
-    asyncio.run(_serve(config, loaded, log_format, log_level))
+    asyncio.run(_serve(config, loaded, log_format, log_level, asked_for(os.environ)))
 
 
 class _Signals:
@@ -88,7 +89,9 @@ class _Signals:
         loop.add_signal_handler(signal.SIGHUP, read_again)
 
 
-async def _serve(path: Path, config: Config, log_format: Format | None, log_level: str) -> None:
+async def _serve(
+    path: Path, config: Config, log_format: Format | None, log_level: str, failpoint: Failpoint | None
+) -> None:
     """Runs one configuration after the other. One that cannot be started gives way to the one before it."""
     version = metadata.version("bace-bridge")
     signals = _Signals()
@@ -99,7 +102,8 @@ async def _serve(path: Path, config: Config, log_format: Format | None, log_leve
         log.info("bridge.starting", version=version, cloud=config.cloud.url, store=str(config.store.path))
         started = asyncio.Event()
         try:
-            await Bridge(config, version=version, config_problem=lambda: signals.not_reloaded).run(
+            bridge = Bridge(config, version=version, config_problem=lambda: signals.not_reloaded, failpoint=failpoint)
+            await bridge.run(
                 signals.stop,
                 notify=lambda state, started=started: _tell(state, signals, started),  # type: ignore[misc]  # binds now
                 watchdog=watchdog_interval(os.environ),

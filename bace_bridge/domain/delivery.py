@@ -18,6 +18,9 @@ BRIDGE_LANE = "bridge"
 LETTER_LANE = "letter:"
 """Before its place: the lane of a dead letter that is tried again. What followed it was delivered long ago."""
 
+UNDER_WAY = "under way"
+"""The reason of a lane that did not fail: others ran ahead of it, so its place is kept beside the cursor."""
+
 
 LANES_AT_ONCE = 50
 """Parked data sessions whose events are held in memory at once."""
@@ -122,7 +125,7 @@ class Deliveries:
         self._pipelined = pipelined
         self._lookahead = lookahead
         self._lookahead_bytes = lookahead_bytes
-        self._open: dict[int, int] = {}
+        self._open: dict[int, LoggedEvent] = {}
         self._open_bytes = 0
         self._waiting: deque[LoggedEvent] = deque()
         self._waiting_of: Counter[str] = Counter()
@@ -135,6 +138,8 @@ class Deliveries:
         self._to_park: dict[str, Parked] = {}
         self._to_release: set[str] = set()
         self._dead: list[DeadLetter] = []
+        self._furthest = 0
+        self._under_way: dict[str, int] = {}
 
     @property
     def cursor(self) -> int:
@@ -157,8 +162,8 @@ class Deliveries:
             if key in self._parked:
                 self._passed[key] = logged.seq
             else:
-                self._open[logged.seq] = size = len(logged.event.data)
-                self._open_bytes += size
+                self._open[logged.seq] = logged
+                self._open_bytes += len(logged.event.data)
                 self._waiting.append(logged)
                 self._waiting_of[key] += 1
         self.read_upto = read_upto
@@ -197,6 +202,7 @@ class Deliveries:
 
     def delivered(self, logged: LoggedEvent) -> None:
         key = self._landed(logged)
+        self._furthest = max(self._furthest, logged.seq)
         self._done(logged, key)
 
     def given_up(self, logged: LoggedEvent, *, attempts: int, reason: str) -> bool:
@@ -286,14 +292,36 @@ class Deliveries:
         return min((lane.at for lane in self._resting()), default=None)
 
     def take_progress(self) -> Progress | None:
-        """What is to be made durable since the last call; None where nothing moved."""
-        cursor = self.cursor
+        """What is to be made durable since the last call; None where nothing moved.
+
+        One slow delivery does not hold the recorded cursor back, or a crash would repeat all that others got meanwhile:
+        it passes what is delivered, and the lanes that are behind keep places of their own.
+        """
+        cursor = max(self.cursor, self._cursor, self._furthest)
+        self._keep_places(cursor)
         if cursor == self._cursor and not (self._to_park or self._to_release or self._dead):
             return None
         progress = Progress(cursor, tuple(self._to_park.values()), tuple(self._to_release), tuple(self._dead))
         self._cursor = cursor
         self._to_park, self._to_release, self._dead = {}, set(), []
         return progress
+
+    def _keep_places(self, cursor: int) -> None:
+        """Lanes with events under way up to the cursor are recorded as if they were parked; in memory they are not."""
+        first: dict[str, int] = {}
+        for seq, logged in self._open.items():
+            if seq > cursor:
+                break
+            if (key := lane_key(logged)) not in self._parked:
+                first.setdefault(key, seq)
+        for key, seq in first.items():
+            if self._under_way.get(key) != seq or key in self._to_release:
+                self._to_park[key] = Parked(key, seq, 0, 0.0, UNDER_WAY)
+                self._to_release.discard(key)
+        for key in self._under_way.keys() - first.keys() - self._parked.keys():
+            self._to_park.pop(key, None)
+            self._to_release.add(key)
+        self._under_way = first
 
     def _landed(self, logged: LoggedEvent) -> str:
         key = lane_key(logged)
@@ -320,7 +348,8 @@ class Deliveries:
                 del self._behind[key]
 
     def _close(self, seq: int) -> None:
-        self._open_bytes -= self._open.pop(seq, 0)
+        if (logged := self._open.pop(seq, None)) is not None:
+            self._open_bytes -= len(logged.event.data)
 
     def _comes_again(self, logged: LoggedEvent, key: str) -> bool:
         """True for an event in flight whose data session was parked before it: its turn comes after that."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from bace_bridge.domain.delivery import BRIDGE_LANE, LETTER_LANE, FailedAttempt, Parked, letter_lane
+from bace_bridge.domain.delivery import BRIDGE_LANE, LETTER_LANE, UNDER_WAY, FailedAttempt, Parked, letter_lane
 from bace_bridge.store.asked import ask
 from bace_bridge.store.sqlite import SqliteFile
 
@@ -63,7 +63,7 @@ class DeadLetters:
             from parked d join events e on e.seq = case when d.key glob '{LETTER_LANE}*' then d.seq else
             (select min(n.seq) from events n where n.seq >= d.seq
             and n.session_id is case when d.key = '{BRIDGE_LANE}' then null else d.key end) end
-            where {_MEANT} order by d.at, e.seq limit :limit"""  # noqa: S608  # fixed text
+            where d.reason <> '{UNDER_WAY}' and {_MEANT} order by d.at, e.seq limit :limit"""  # noqa: S608  # fixed text
         return await self._file.read(lambda connection: _found(connection, query, which, limit))
 
     async def attempts(self, sink: str, seq: int) -> list[FailedAttempt]:

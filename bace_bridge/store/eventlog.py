@@ -7,7 +7,15 @@ from typing import Any
 
 import msgspec
 
-from bace_bridge.domain.delivery import BRIDGE_LANE, LETTER_LANE, FailedAttempt, Parked, Progress, letter_place
+from bace_bridge.domain.delivery import (
+    BRIDGE_LANE,
+    LETTER_LANE,
+    UNDER_WAY,
+    FailedAttempt,
+    Parked,
+    Progress,
+    letter_place,
+)
 from bace_bridge.domain.events import Event, LoggedEvent
 from bace_bridge.store.asked import ask, lanes_for_replay, take
 from bace_bridge.store.journal import append_events
@@ -163,11 +171,14 @@ class EventLog:
         return await self._file.read(lambda connection: {row[0] for row in connection.execute(query)})
 
     async def deliveries_waiting(self) -> dict[str, tuple[int, int]]:
-        """Per sink the numbers of its parked lanes and of its dead letters, where there are any."""
+        """Per sink the numbers of its parked lanes, without those under way, and of its dead letters, if any."""
         query = """select sink, sum(parked), sum(dead) from (
-            select sink, 1 as parked, 0 as dead from parked union all select sink, 0, 1 from dead_letters
-            ) group by sink"""
-        return await self._file.read(lambda connection: {row[0]: (row[1], row[2]) for row in connection.execute(query)})
+            select sink, 1 as parked, 0 as dead from parked where reason <> ?
+            union all select sink, 0, 1 from dead_letters) group by sink"""
+        given = (UNDER_WAY,)
+        return await self._file.read(
+            lambda connection: {row[0]: (row[1], row[2]) for row in connection.execute(query, given)}
+        )
 
     async def prune(self, *, observed_before: float, limit: int = 200, most_bytes: float = math.inf) -> int:
         """Deletes the oldest events that every sink is past, of at most so many bytes; returns how many.

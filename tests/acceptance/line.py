@@ -5,10 +5,11 @@ import os
 import signal
 import sys
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
@@ -33,12 +34,14 @@ class Receiver:
         self.arrivals: list[Arrival] = []
         self.url = ""
         self.refuse_with: int | None = None
+        self.takes_seconds: Callable[[], float] = lambda: 0.0
 
     async def take(self, request: web.Request) -> web.Response:
         body = await request.read()
         Webhook(SECRET).verify(body, dict(request.headers))
         if self.refuse_with is not None:
             return web.Response(status=self.refuse_with)
+        await asyncio.sleep(self.takes_seconds())
         event = msgspec.json.decode(body, type=dict[str, Any])
         assert request.headers["webhook-id"] == event["id"]
         self.arrivals.append(
@@ -72,6 +75,7 @@ def configuration(
     hook_url: str | None = None,
     interval: str = "300ms",
     start_from: str = "now",
+    hook_timeout: str = "15s",
     extra: dict[str, Any] | None = None,
 ) -> Path:
     """Writes a bridge.yaml (JSON is YAML) and returns its path."""
@@ -87,7 +91,7 @@ def configuration(
         "watch": {"session_interval": interval, "datapoint_interval": interval, "start_from": start_from},
         "store": {"url": f"sqlite:///{folder}/bridge.db"},
         "mqtt": [{"name": "home", "url": f"mqtt://127.0.0.1:{mqtt_port}"}] if mqtt_port else [],
-        "webhooks": [{"name": "hook", "url": hook_url, "secret": SECRET}] if hook_url else [],
+        "webhooks": [{"name": "hook", "url": hook_url, "secret": SECRET, "timeout": hook_timeout}] if hook_url else [],
         "http": {"listen": ""},
     }
     for section, values in (extra or {}).items():
@@ -156,25 +160,25 @@ def from_mqtt(topic: str, payload: bytes) -> Arrival | None:
     return None
 
 
-Stage = {
-    "session.started": 0,
-    "session.datapoints": 1,
-    "session.ended": 2,
-    "session.csv_ready": 3,
-}
+class Complaint(msgspec.Struct, frozen=True):
+    """What is wrong: something never came, came in a wrong order, was told twice as two facts, or has other values."""
+
+    kind: Literal["lost", "order", "twice", "values"]
+    text: str
 
 
-def complaints(
-    arrivals: list[Arrival],
-    sessions: dict[str, dict[tuple[str, float], float]],
-    *,
-    twice_allowed: bool = False,
-) -> list[str]:
-    """What is wrong with what arrived: `sessions` holds each session's expected points by (series, timestamp)."""
-    wrong: list[str] = []
+Expected = Mapping[str, Mapping[tuple[str, float], float]]
+"""Each session's points by (series, timestamp), with the values that they had in the end."""
+
+ONCE = ("session.started", "session.ended", "session.csv_ready")
+
+
+def complaints(arrivals: Sequence[Arrival], sessions: Expected, *, twice_allowed: bool = False) -> list[Complaint]:
+    """What is wrong with what one sink got. The order is that of first arrivals."""
+    wrong: list[Complaint] = []
     ids = Counter(one.id for one in arrivals)
     if not twice_allowed and (twice := [one for one, count in ids.items() if count > 1]):
-        wrong.append(f"{len(twice)} events came twice")
+        wrong.append(Complaint("twice", f"{len(twice)} events came twice"))
     by_session: dict[str, list[Arrival]] = defaultdict(list)
     seen: set[str] = set()
     for one in arrivals:
@@ -182,26 +186,46 @@ def complaints(
             seen.add(one.id)
             by_session[one.session].append(one)
     for session, expected in sessions.items():
-        wrong += [f"{session}: {text}" for text in _complaints_of(by_session.get(session, []), expected)]
+        told = by_session.get(session, [])
+        found = [*_of_its_life(told), *_of_its_points(told, expected)]
+        wrong += [Complaint(one.kind, f"{session}: {one.text}") for one in found]
     return wrong
 
 
-def _complaints_of(arrivals: list[Arrival], expected: dict[tuple[str, float], float]) -> list[str]:
-    kinds = [one.type for one in arrivals if one.type != "session.updated"]
-    wrong: list[str] = []
-    once = ("session.started", "session.ended", "session.csv_ready")
-    wrong += [f"{kinds.count(kind)} x {kind}" for kind in once if kinds.count(kind) != 1]
-    if not wrong:
-        if kinds[0] != "session.started":
-            wrong.append(f"begins with {kinds[0]}")
-        if kinds[-1] != "session.csv_ready":
-            wrong.append(f"ends with {kinds[-1]}")
-    told: Counter[tuple[str, str, int]] = Counter()
-    for one in arrivals:
+def _of_its_life(told: Sequence[Arrival]) -> Iterator[Complaint]:
+    kinds = [one.type for one in told]
+    for kind in ONCE:
+        if kind not in kinds:
+            yield Complaint("lost", f"no {kind}")
+        elif kinds.count(kind) > 1:
+            yield Complaint("twice", f"{kinds.count(kind)} x {kind}")
+    if kinds and kinds[0] != "session.started":
+        yield Complaint("order", f"begins with {kinds[0]}")
+    if "session.csv_ready" in kinds[:-1]:
+        yield Complaint("order", f"after session.csv_ready: {', '.join(kinds[kinds.index('session.csv_ready') + 1 :])}")
+    labels = {one.body["session"]["label"] for one in told if one.type in ONCE}
+    if len(labels) > 1 and "session.updated" not in kinds:
+        yield Complaint("lost", "no session.updated for its new label")
+
+
+def _of_its_points(told: Sequence[Arrival], expected: Mapping[tuple[str, float], float]) -> Iterator[Complaint]:
+    revisions: dict[tuple[str, float], list[int]] = defaultdict(list)
+    values: dict[tuple[str, float], float] = {}
+    for one in told:
         for point in one.body.get("datapoints", []):
-            told[(point["series_id"], point["timestamp"], point["revision"])] += 1
-    if twice := [key for key, count in told.items() if count > 1]:
-        wrong.append(f"{len(twice)} points twice")
-    if len({(series, stamp) for series, stamp, _ in told}) != len(expected):
-        wrong.append(f"{len({(series, stamp) for series, stamp, _ in told})} points of {len(expected)}")
-    return wrong
+            key = (point["series_id"], round(datetime.fromisoformat(point["timestamp"]).timestamp(), 3))
+            revisions[key].append(point["revision"])
+            values[key] = point["avg"]
+    if missing := expected.keys() - values.keys():
+        yield Complaint("lost", f"{len(missing)} points of {len(expected)}")
+    if invented := values.keys() - expected.keys():
+        yield Complaint("values", f"{len(invented)} points that the cloud never had")
+    if other := [key for key in expected.keys() & values.keys() if values[key] != expected[key]]:
+        yield Complaint("lost", f"the final values of {len(other)} points")
+    for key, numbers in revisions.items():
+        if len(set(numbers)) != len(numbers):
+            yield Complaint("twice", f"revisions {numbers} of the point {key}")
+        elif numbers != sorted(numbers):
+            yield Complaint("order", f"revisions {numbers} of the point {key}")
+        elif numbers != list(range(len(numbers))):
+            yield Complaint("lost", f"only the revisions {numbers} of the point {key}")

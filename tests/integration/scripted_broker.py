@@ -52,7 +52,7 @@ class ScriptedBroker:
         writer.close()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        first, body = await _packet(reader)
+        first, body = await packet(reader)
         assert first >> 4 == CONNECT
         version = body[6]
         self.versions.append(version)
@@ -68,7 +68,7 @@ class ScriptedBroker:
         if code:
             return
         while True:
-            first, body = await _packet(reader)
+            first, body = await packet(reader)
             self._answer(writer, version, first, body)
 
     def _answer(self, writer: asyncio.StreamWriter, version: int, first: int, body: bytes) -> None:
@@ -122,7 +122,7 @@ async def scripted(script: Script, tls: ssl.SSLContext | None = None) -> AsyncIt
         await server.wait_closed()
 
 
-async def _packet(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+async def packet(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     first = (await reader.readexactly(1))[0]
     length = shift = 0
     while True:

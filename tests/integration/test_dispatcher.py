@@ -17,7 +17,7 @@ from aiohttp import web
 from bace_bridge.config.models import WebhookConfig
 from bace_bridge.dispatcher import Dispatcher
 from bace_bridge.domain.changes import Changes
-from bace_bridge.domain.delivery import LANES_AT_ONCE, Attempt, Parked
+from bace_bridge.domain.delivery import LANES_AT_ONCE, UNDER_WAY, Attempt, Parked
 from bace_bridge.domain.events import Event, LoggedEvent
 from bace_bridge.domain.retry import WEBHOOK_SCHEDULE
 from bace_bridge.domain.routing import Filter
@@ -223,9 +223,9 @@ class Line:
                     return place.parked[0]
 
     async def reaches(self, seq: int) -> SinkPlace:
-        """The sink's place, once the cursor is durable up to there."""
+        """The sink's place, once the cursor is durable up to there and nothing before it is under way."""
         async with asyncio.timeout(SOON):
-            while (place := await self.place()).cursor < seq:
+            while (place := await self.place()).cursor < seq or any(one.reason == UNDER_WAY for one in place.parked):
                 pass
         return place
 

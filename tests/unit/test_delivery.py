@@ -6,6 +6,7 @@ import pytest
 
 from bace_bridge.domain.delivery import (
     BRIDGE_LANE,
+    UNDER_WAY,
     Attempt,
     DeadLetter,
     Deliveries,
@@ -89,9 +90,11 @@ def test_the_cursor_passes_what_is_over() -> None:
     deliveries.next_attempts()
     assert deliveries.take_progress() is None
     deliveries.delivered(b)
-    assert deliveries.take_progress() is None
+    assert deliveries.cursor == 0
+    assert deliveries.take_progress() == Progress(2, parked=(Parked("a", 1, 0, 0.0, UNDER_WAY),))
     deliveries.delivered(a)
-    assert deliveries.take_progress() == Progress(2)
+    assert deliveries.cursor == 2
+    assert deliveries.take_progress() == Progress(2, released=("a",))
     deliveries.given_up(c, attempts=10, reason="gave up after 10 attempts")
     dead = DeadLetter(3, "c", 10, "gave up after 10 attempts")
     assert deliveries.take_progress() == Progress(3, dead=(dead,))
@@ -419,3 +422,45 @@ def test_a_session_that_is_released_and_fails_again_is_parked() -> None:
     deliveries.next_attempts()
     fail(deliveries, logged(2, "a"), at=9.0)
     assert deliveries.take_progress() == Progress(2, parked=(Parked("a", 2, 1, 9.0, "HTTP 500"),))
+
+
+def ahead() -> tuple[Deliveries, list[LoggedEvent]]:
+    """A session whose first delivery hangs, while another got all of its own."""
+    events = log("aabbba")
+    deliveries = offered("aabbba", window=2)
+    deliveries.next_attempts()
+    for event in events[2:5]:
+        deliveries.delivered(event)
+        deliveries.next_attempts()
+    return deliveries, events
+
+
+def test_a_slow_delivery_does_not_make_a_crash_repeat_what_others_got() -> None:
+    deliveries, _ = ahead()
+    assert deliveries.cursor == 0
+    assert deliveries.take_progress() == Progress(5, parked=(Parked("a", 1, 0, 0.0, UNDER_WAY),))
+    assert deliveries.take_progress() is None
+
+
+def test_the_place_of_a_lane_under_way_moves_with_it_and_goes_when_the_cursor_has_come_to_it() -> None:
+    deliveries, events = ahead()
+    deliveries.take_progress()
+    deliveries.delivered(events[0])
+    assert deliveries.take_progress() == Progress(5, parked=(Parked("a", 2, 0, 0.0, UNDER_WAY),))
+    deliveries.next_attempts()
+    deliveries.delivered(events[1])
+    assert deliveries.take_progress() == Progress(5, released=("a",))
+
+
+def test_a_lane_under_way_that_fails_is_parked_as_any_other() -> None:
+    deliveries, events = ahead()
+    deliveries.take_progress()
+    fail(deliveries, events[0], at=9.0)
+    assert deliveries.take_progress() == Progress(6, parked=(Parked("a", 1, 1, 9.0, "HTTP 500"),))
+
+
+def test_after_a_crash_a_lane_under_way_goes_on_from_its_place() -> None:
+    deliveries = Deliveries(5, [Parked("a", 2, 0, 0.0, UNDER_WAY)], window=2, pipelined=False)
+    deliveries.offer(log("aabbba")[5:], read_upto=6)
+    resume(deliveries, [logged(2, "a"), logged(6, "a")])
+    assert told(deliveries.next_attempts()) == "a2"

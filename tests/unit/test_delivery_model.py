@@ -180,6 +180,14 @@ class Dispatcher(RuleBasedStateMachine):
         for key in progress.released:
             assert key not in {lane.key for lane in progress.parked}
             self.saved_lanes.pop(key, None)
+        if not self.pipelined:
+            again = {seq for seq in self.acknowledged_since_start - self.owed if self.comes_again(seq)}
+            assert not again, "delivered before the save, and yet a crash would repeat it"
+
+    def comes_again(self, seq: int) -> bool:
+        """After a crash now."""
+        lane = self.saved_lanes.get(lane_key(self.log[seq - 1]))
+        return seq >= lane.seq if lane is not None else seq > self.saved_cursor
 
     @rule()
     def crash(self) -> None:

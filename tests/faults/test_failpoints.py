@@ -1,0 +1,78 @@
+"""Each failpoint ends the real process at its step and at no other: what is durable and what arrived tells which."""
+
+import asyncio
+import signal
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from bace_bridge.errors import ConfigError
+from bace_bridge.failpoints import VARIABLE, asked_for
+from bace_bridge.simulator.cloud import SimulatedCloud
+from bace_bridge.simulator.server import SimulatedServer
+from tests.acceptance.line import configuration, receiver, running
+
+
+def durable(folder: Path, question: str) -> int:
+    connection = sqlite3.connect(folder / "bridge.db")
+    try:
+        return int(connection.execute(question).fetchone()[0])
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "logged", "arrived", "cursor"),
+    [
+        ("fetched:1", 0, 0, 0),
+        ("committed:1", 1, 0, 0),
+        ("sent:1", 1, 0, 0),
+        ("acknowledged:1", 1, 1, 0),
+        ("advanced:1", 1, 1, 1),
+    ],
+)
+async def test_it_dies_at_its_step(tmp_path: Path, failpoint: str, logged: int, arrived: int, cursor: int) -> None:
+    cloud = SimulatedCloud()
+    cloud.open_session(cloud.add_device("BaceGo-1").id_group)
+    async with SimulatedServer(cloud) as server, receiver() as hook:
+        config = configuration(tmp_path, cloud_url=server.url, hook_url=hook.url, start_from="all")
+        async with running(config, environment={VARIABLE: failpoint}) as bridge, asyncio.timeout(30):
+            assert await bridge.process.wait() == -signal.SIGKILL
+        assert durable(tmp_path, "select count(*) from events") == logged
+        assert durable(tmp_path, "select cursor from sinks") == cursor
+        assert len(hook.arrivals) == arrived
+
+
+async def test_it_counts_the_passes(tmp_path: Path) -> None:
+    cloud = SimulatedCloud()
+    device = cloud.add_device("BaceGo-1")
+    for _ in range(5):
+        cloud.open_session(device.id_group)
+    async with SimulatedServer(cloud) as server, receiver() as hook:
+        config = configuration(tmp_path, cloud_url=server.url, hook_url=hook.url, start_from="all")
+        async with running(config, environment={VARIABLE: "acknowledged:4"}) as bridge, asyncio.timeout(30):
+            assert await bridge.process.wait() == -signal.SIGKILL
+        assert len(hook.arrivals) in {4, 5}  # one more may be under way
+
+
+WRONG = ["committed", "committed:0", "committed:-1", "committed:x", "eaten:3", "sent:1:2", ":"]
+
+
+@pytest.mark.parametrize("written", WRONG)
+async def test_a_wrong_one_is_exit_78_before_anything_is_contacted(tmp_path: Path, written: str) -> None:
+    with pytest.raises(ConfigError, match="is no failpoint"):
+        asked_for({VARIABLE: written})
+    if written != "committed":
+        return
+    async with SimulatedServer(SimulatedCloud()) as server:
+        config = configuration(tmp_path, cloud_url=server.url)
+        async with running(config, environment={VARIABLE: written}) as bridge, asyncio.timeout(30):
+            assert await bridge.process.wait() == 78
+        assert f"{VARIABLE}: 'committed' is no failpoint (write it as committed:37" in bridge.log
+        assert server.requests == []
+
+
+@pytest.mark.parametrize("environment", [{}, {VARIABLE: ""}])
+def test_without_it_there_is_none(environment: dict[str, str]) -> None:
+    assert asked_for(environment) is None
