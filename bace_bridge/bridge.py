@@ -21,7 +21,6 @@ from bace_bridge.cloud.http import CloudHttp, TokenSource
 from bace_bridge.cloud.tokens import Credentials, FixedToken, Tokens
 from bace_bridge.config.models import CloudConfig, Config, MqttConfig, WebhookConfig
 from bace_bridge.dispatcher import Dispatcher
-from bace_bridge.domain.changes import Changes
 from bace_bridge.domain.datapoints import Datatype
 from bace_bridge.domain.events import SINK_DISABLED, bridge_event
 from bace_bridge.domain.first_start import first_start_from
@@ -210,7 +209,7 @@ class Bridge:
         ]
         await event_log.retire_others([wish.name for wish, _ in sinks])
         for wish, one in sinks:
-            await self._add_sink(service, dispatchers, wish, one, event_log, journal, log_grew)
+            await self._add_sink(service, dispatchers, wish, one, event_log, log_grew)
         clock_watch.followers += [one.clock_stepped for one in dispatchers.values()]
         return service
 
@@ -238,7 +237,6 @@ class Bridge:
         wish: Wish,
         sink: AnySink,
         event_log: EventLog,
-        journal: Journal,
         log_grew: Callable[[], None],
     ) -> None:
         """Gives the sink its place in the log before anything is watched, so that it misses nothing."""
@@ -253,12 +251,12 @@ class Bridge:
 
         async def on_disabled(name: str, reason: str) -> None:
             now = self._clock()
-            log.error(SINK_DISABLED, sink=name, reason=reason)
             service.status.disabled[name] = reason
-            await event_log.disable(name, reason, now=now)
             data = {"sink": name, "reason": reason, "observed_at": iso_utc(now)}
-            event = bridge_event(SINK_DISABLED, at=now, facts=(name, now), data=data)
-            await journal.commit(Changes(events=(event,)))
+            told = bridge_event(SINK_DISABLED, at=now, facts=(name, now), data=data)
+            await event_log.disable(name, reason, told, now=now)
+            log.error(SINK_DISABLED, sink=name, reason=reason)
+            log_grew()
 
         dispatcher = Dispatcher(
             sink if self._failpoint is None else self._failpoint.around_sink(sink),

@@ -51,7 +51,7 @@ class Log(Protocol):
     async def read(self, *, after: int, limit: int) -> list[LoggedEvent]: ...
     async def read_lane(self, key: str, *, start: int, upto: int, limit: int) -> list[LoggedEvent]: ...
     async def record(self, sink: str, progress: Progress, *, now: float) -> None: ...
-    async def take_asked(self, sink: str) -> list[Parked]: ...
+    async def asked(self, sink: str) -> list[Parked]: ...
 
 
 class Dispatcher:
@@ -92,6 +92,7 @@ class Dispatcher:
         self._failed: list[FailedAttempt] = []
         self._told: list[Event] = []
         self._asked = False
+        self._taken: list[Parked] = []
         # While progress cannot be recorded nothing more is sent: a crash would send all of it again.
         self._recordable = True
         self._stopping = False
@@ -124,7 +125,8 @@ class Dispatcher:
         """Until cancelled, or until the other side asks not to be called any more."""
         while self._disabled is None:
             if not self._available:
-                await self._on_the_store(self._record)
+                while not await self._on_the_store(self._record):
+                    pass
                 await self._wait_for_sink()
             await self._on_the_store(self._take_asked)
             await self._on_the_store(self._read_log)
@@ -164,10 +166,12 @@ class Dispatcher:
         self._available = True
 
     async def _take_asked(self) -> None:
+        """Goes back to what was asked for; the request stands in the store until that is recorded."""
         if self._asked:
-            lanes = await self._log.take_asked(self._sink.name)
+            lanes = await self._log.asked(self._sink.name)
             self._asked = False
             self._deliveries.replay(lanes)
+            self._taken += lanes
 
     async def _read_log(self) -> None:
         if not self._log_may_have_more or not self._deliveries.room_to_read:
@@ -241,9 +245,13 @@ class Dispatcher:
     async def _record(self) -> None:
         """Makes durable what an earlier attempt failed at or was cut off at, then what was acknowledged since."""
         await self._write_unrecorded()
-        if (progress := self._deliveries.take_progress()) is not None:
-            self._unrecorded = replace(progress, failed=tuple(self._failed), told=tuple(self._told))
-            self._failed, self._told = [], []
+        progress = self._deliveries.take_progress()
+        if progress is None and self._taken:
+            progress = Progress(self._deliveries.recorded_cursor)
+        if progress is not None:
+            rest = {"failed": tuple(self._failed), "told": tuple(self._told), "taken": tuple(self._taken)}
+            self._unrecorded = replace(progress, **rest)
+            self._failed, self._told, self._taken = [], [], []
         await self._write_unrecorded()
 
     async def _write_unrecorded(self) -> None:

@@ -10,7 +10,14 @@ import click
 import msgspec
 
 from bace_bridge.cli.options import config_option
-from bace_bridge.cli.stored import configured_sink, local_time, printable, stored, when_it_happens
+from bace_bridge.cli.stored import (
+    configured_sink,
+    local_time,
+    printable,
+    refuse_disabled,
+    stored,
+    when_it_happens,
+)
 from bace_bridge.config.load import load
 from bace_bridge.domain.delivery import FailedAttempt
 from bace_bridge.domain.timestamps import iso_utc
@@ -100,6 +107,8 @@ def _refuse_contradiction(which: Which, *, everything: bool) -> None:
 
 async def _asked(path: Path, which: Which, work: Callable[[DeadLetters, Which], Awaitable[int]]) -> int:
     async with stored(path, to_ask=True) as file:
+        if work is DeadLetters.retry and which.sink is not None:
+            await refuse_disabled(file, which.sink)
         count = await work(DeadLetters(file), which)
     if which.events and not count:
         raise click.ClickException("there is no such dead letter: bace-bridge dead-letters list shows those there are")

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from bace_bridge.cli.options import config_option
-from bace_bridge.cli.stored import configured_sink, stored, when_it_happens
+from bace_bridge.cli.stored import configured_sink, refuse_disabled, stored, when_it_happens
 from bace_bridge.config.load import load
 from bace_bridge.config.values import StartFrom, parse_start_from
 from bace_bridge.store.eventlog import EventLog
@@ -54,4 +54,5 @@ def replay(*, config: Path, sink: str, session: str | None, since: float | None)
 
 async def _ask(path: Path, sink: str, session: str | None, since: float | None) -> int:
     async with stored(path, to_ask=True) as file:
+        await refuse_disabled(file, sink)
         return await EventLog(file).ask_replay(sink, session=session, since=since)

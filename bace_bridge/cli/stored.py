@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from bace_bridge.config.models import Config
+from bace_bridge.store.deadletters import DeadLetters
 from bace_bridge.store.sqlite import SqliteFile, is_held
 
 
@@ -42,6 +43,11 @@ def configured_sink(name: str, config: Config) -> str:
         there = f"there are: {', '.join(names)}" if names else "the configuration has no sink"
         raise click.UsageError(f"there is no sink {name!r}; {there}")
     return name
+
+
+async def refuse_disabled(file: SqliteFile, sink: str) -> None:
+    if reason := await DeadLetters(file).disabled_reason(sink):
+        raise click.ClickException(f"{sink} is disabled ({reason}): it is called again when its url is another one")
 
 
 def when_it_happens(path: Path) -> str:

@@ -7,20 +7,25 @@ sink's cursor passes them.
 
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Sequence
-from heapq import nsmallest
+from heapq import heapify, heappop, heappush
 from itertools import chain
 
 import msgspec
 
 from bace_bridge.domain.events import Event, LoggedEvent
 
-BRIDGE_LANE = "bridge"
+BRIDGE_LANE = ":bridge"
+"""No id of a data session has a colon."""
+
 LETTER_LANE = "letter:"
 """Before its place: the lane of a dead letter that is tried again. What followed it was delivered long ago."""
 
 UNDER_WAY = "under way"
 """The reason of a lane that did not fail: others ran ahead of it, so its place is kept beside the cursor."""
 
+
+LONG_LANE = 20
+"""Events of one data session that are held where the room is short."""
 
 LANES_AT_ONCE = 50
 """Parked data sessions whose events are held in memory at once."""
@@ -64,7 +69,8 @@ class FailedAttempt(msgspec.Struct, frozen=True):
 class Progress(msgspec.Struct, frozen=True):
     """What is to be made durable, in one update: the cursor and what was parked, released or given up.
 
-    `failed` are the attempts that failed since the last update, `told` the events that say so.
+    `failed` are the attempts that failed since the last update, `told` the events that say so, `taken` the lanes that
+    somebody asked for and that are seen to now.
     """
 
     cursor: int
@@ -73,6 +79,7 @@ class Progress(msgspec.Struct, frozen=True):
     dead: tuple[DeadLetter, ...] = ()
     failed: tuple[FailedAttempt, ...] = ()
     told: tuple[Event, ...] = ()
+    taken: tuple[Parked, ...] = ()
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -118,6 +125,7 @@ class Deliveries:
         pipelined: bool,
         lookahead: int = 2000,
         lookahead_bytes: int = 4 * 1024 * 1024,
+        long_lane: int = LONG_LANE,
     ) -> None:
         self.read_upto = cursor
         self._cursor = cursor
@@ -125,14 +133,19 @@ class Deliveries:
         self._pipelined = pipelined
         self._lookahead = lookahead
         self._lookahead_bytes = lookahead_bytes
+        self._long_lane = long_lane
         self._open: dict[int, LoggedEvent] = {}
         self._open_bytes = 0
         self._waiting: deque[LoggedEvent] = deque()
+        self._resumed: deque[LoggedEvent] = deque()
+        self._resumed_next = False
         self._waiting_of: Counter[str] = Counter()
         self._behind: dict[str, deque[LoggedEvent]] = {}
         self._in_flight: dict[tuple[str, int], LoggedEvent] = {}
         self._busy: dict[str, int] = {}
         self._parked: dict[str, Parked] = {lane.key: lane for lane in parked}
+        self._by_time = [(lane.at, lane.key) for lane in self._parked.values()]
+        heapify(self._by_time)
         self._resuming: set[str] = set()
         self._passed: dict[str, int] = {}
         self._to_park: dict[str, Parked] = {}
@@ -145,6 +158,11 @@ class Deliveries:
     def cursor(self) -> int:
         """Every event up to here is delivered, parked, given up or not wanted."""
         return next(iter(self._open)) - 1 if self._open else self.read_upto
+
+    @property
+    def recorded_cursor(self) -> int:
+        """As far as the last progress said."""
+        return self._cursor
 
     @property
     def room_to_read(self) -> bool:
@@ -167,13 +185,25 @@ class Deliveries:
                 self._waiting.append(logged)
                 self._waiting_of[key] += 1
         self.read_upto = read_upto
+        if not self._pipelined and not self.room_to_read:
+            self._set_aside_long_lanes()
+
+    def _set_aside_long_lanes(self) -> None:
+        """A slow session with much to tell must not take all the room: what waits of it comes again from the log."""
+        held = Counter(self._waiting_of)
+        held.update({key: len(behind) for key, behind in self._behind.items()})
+        long = {key for key, count in held.items() if count > self._long_lane and key not in self._parked}
+        if long:
+            first = self._first_held()
+            self._forget(long)
+            for key in long:
+                self._park(Parked(key, first[key], 0, 0.0, UNDER_WAY))
 
     def next_attempts(self) -> list[Attempt]:
         """The deliveries to be made now; they count as in flight from here on."""
         attempts: list[Attempt] = []
-        waiting, room = self._waiting, self._window - len(self._in_flight)
-        while waiting and room > 0:
-            logged = waiting.popleft()
+        room = self._window - len(self._in_flight)
+        while room > 0 and (logged := self._next_waiting()) is not None:
             key = lane_key(logged)
             self._waits_no_more(key)
             if not self._may_go(key, logged):
@@ -183,6 +213,14 @@ class Deliveries:
             attempts.append(self._attempt(logged, self._parked.get(key)))
             room -= 1
         return attempts
+
+    def _next_waiting(self) -> LoggedEvent | None:
+        """What was parked and what is new take turns, so that a long replay does not hold up an alarm."""
+        waiting, resumed = self._waiting, self._resumed
+        if not resumed:
+            return waiting.popleft() if waiting else None
+        self._resumed_next = not self._resumed_next or not waiting
+        return resumed.popleft() if self._resumed_next else waiting.popleft()
 
     @staticmethod
     def _attempt(logged: LoggedEvent, lane: Parked | None) -> Attempt:
@@ -210,6 +248,7 @@ class Deliveries:
         key = self._landed(logged)
         dead = not self._comes_again(logged, key)
         if dead:
+            self._furthest = max(self._furthest, logged.seq)
             self._dead.append(DeadLetter(logged.seq, session_lane(logged.event), attempts, reason))
         self._done(logged, key)
         return dead
@@ -222,7 +261,7 @@ class Deliveries:
             self._close(later.seq)
         if self._comes_again(logged, key):
             return
-        self._resuming.discard(key)
+        self._resumes_no_more(key)
         first = min((seq for lane, seq in self._in_flight if lane == key), default=logged.seq)
         before = self._parked.get(key)
         upto = before.replay_upto if before is not None else 0
@@ -239,13 +278,19 @@ class Deliveries:
         self._wait_first(back)
 
     def replay(self, lanes: Iterable[Parked]) -> None:
-        """Goes back to earlier events of these data sessions; what follows them comes again behind them."""
+        """Goes back to earlier events of these data sessions; what follows them comes again behind them.
+
+        What waits for a later attempt at that place or before it is tried at once. What was not read yet comes anyway.
+        """
         held = self._first_held()
-        back = [
-            self._replayed(lane, held.get(lane.key))
-            for lane in lanes
-            if lane.key not in self._parked or lane.seq < self._parked[lane.key].seq
-        ]
+        back: list[Parked] = []
+        for lane in lanes:
+            parked = self._parked.get(lane.key)
+            if parked is not None and parked.seq <= lane.seq:
+                if lane.key not in self._resuming:
+                    self._park(msgspec.structs.replace(parked, at=0.0))
+            elif lane.seq <= self.read_upto:
+                back.append(self._replayed(lane, held.get(lane.key)))
         self._forget({lane.key for lane in back})
         for lane in back:
             self._park(lane)
@@ -268,8 +313,13 @@ class Deliveries:
 
     def due_lanes(self, now: float) -> list[Parked]:
         """Parked data sessions that may go on now, those that wait longest first; no more than are held at once."""
-        room = LANES_AT_ONCE - len(self._resuming)
-        return nsmallest(room, (lane for lane in self._resting() if lane.at <= now), key=lambda lane: lane.at)
+        due: dict[str, Parked] = {}
+        while len(self._resuming) + len(due) < LANES_AT_ONCE and (first := self._first_resting()) and first.at <= now:
+            heappop(self._by_time)
+            due[first.key] = first
+        for lane in due.values():
+            heappush(self._by_time, (lane.at, lane.key))
+        return list(due.values())
 
     def resume(self, lane: Parked, events: Sequence[LoggedEvent], *, complete: bool) -> None:
         """Goes on with a due data session from the log; `complete` when it has no events after these so far.
@@ -289,7 +339,8 @@ class Deliveries:
 
     def next_due(self) -> float | None:
         """When the first parked data session goes on, epoch seconds; None also while no more of them are held."""
-        return min((lane.at for lane in self._resting()), default=None)
+        first = self._first_resting() if len(self._resuming) < LANES_AT_ONCE else None
+        return None if first is None else first.at
 
     def take_progress(self) -> Progress | None:
         """What is to be made durable since the last call; None where nothing moved.
@@ -331,6 +382,7 @@ class Deliveries:
             self._busy[key] = left
         else:
             del self._busy[key]
+            self._may_rest(key)
         return key
 
     def _done(self, logged: LoggedEvent, key: str) -> None:
@@ -339,7 +391,7 @@ class Deliveries:
         if key in self._resuming:
             self._park(_past(self._parked[key], logged.seq, at=0.0))
             if not behind and not self._waiting_of[key]:
-                self._resuming.discard(key)
+                self._resumes_no_more(key)
         elif (lane := self._parked.get(key)) is not None and lane.seq == logged.seq:
             self._park(_past(lane, logged.seq, at=lane.at))
         if behind:
@@ -356,31 +408,48 @@ class Deliveries:
         lane = self._parked.get(key)
         return lane is not None and lane.seq < logged.seq and key not in self._resuming
 
-    def _resting(self) -> list[Parked]:
-        """Parked data sessions that have nothing under way, be it resumed or from before they were parked."""
-        if len(self._resuming) >= LANES_AT_ONCE:
-            return []
-        return [lane for key, lane in self._parked.items() if key not in self._resuming and key not in self._busy]
+    def _first_resting(self) -> Parked | None:
+        """The parked data session that is due first, of those that have nothing under way.
+
+        What the heap holds of others is out of date; they come back into it by `_may_rest` and `_park`.
+        """
+        while self._by_time:
+            at, key = self._by_time[0]
+            lane = self._parked.get(key)
+            if lane is not None and lane.at == at and key not in self._resuming and key not in self._busy:
+                return lane
+            heappop(self._by_time)
+        return None
+
+    def _may_rest(self, key: str) -> None:
+        if (lane := self._parked.get(key)) is not None:
+            heappush(self._by_time, (lane.at, key))
+
+    def _resumes_no_more(self, key: str) -> None:
+        self._resuming.discard(key)
+        self._may_rest(key)
 
     def _first_held(self) -> dict[str, int]:
         """The place of the first event of each data session that is held and not acknowledged."""
         first: dict[str, int] = {}
-        for logged in chain(self._waiting, self._in_flight.values(), *self._behind.values()):
+        for logged in chain(self._waiting, self._resumed, self._in_flight.values(), *self._behind.values()):
             key = lane_key(logged)
             first[key] = min(logged.seq, first.get(key, logged.seq))
         return first
 
     def _forget(self, keys: Collection[str]) -> None:
         """Lets go of what waits of data sessions that are parked: it comes again from the log."""
-        waiting: list[LoggedEvent] = []
+        gone: list[LoggedEvent] = []
         if any(self._waiting_of[key] for key in keys):
-            waiting = [logged for logged in self._waiting if lane_key(logged) in keys]
+            gone = [logged for logged in chain(self._waiting, self._resumed) if lane_key(logged) in keys]
             self._waiting = deque(logged for logged in self._waiting if lane_key(logged) not in keys)
+            self._resumed = deque(logged for logged in self._resumed if lane_key(logged) not in keys)
             for key in keys:
                 del self._waiting_of[key]
-        for logged in chain(waiting, *(self._behind.pop(key, ()) for key in keys)):
+        for logged in chain(gone, *(self._behind.pop(key, ()) for key in keys)):
             self._close(logged.seq)
-        self._resuming.difference_update(keys)
+        for key in keys:
+            self._resumes_no_more(key)
 
     def _waits_no_more(self, key: str) -> None:
         if self._waiting_of[key] > 1:
@@ -389,14 +458,17 @@ class Deliveries:
             del self._waiting_of[key]
 
     def _wait_first(self, events: Sequence[LoggedEvent]) -> None:
-        """Puts events, in their order, before all that wait."""
-        self._waiting.extendleft(reversed(events))
-        self._waiting_of.update(map(lane_key, events))
+        """Puts events, in their order, before all that wait: of the new ones, or of those that were parked."""
+        for logged in reversed(events):
+            key = lane_key(logged)
+            (self._resumed if key in self._resuming else self._waiting).appendleft(logged)
+            self._waiting_of[key] += 1
 
     def _park(self, lane: Parked) -> None:
         self._parked[lane.key] = lane
         self._to_park[lane.key] = lane
         self._to_release.discard(lane.key)
+        heappush(self._by_time, (lane.at, lane.key))
 
     def _release(self, key: str) -> None:
         self._parked.pop(key, None)

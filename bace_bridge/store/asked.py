@@ -7,7 +7,11 @@ sink's dispatcher takes it.
 import sqlite3
 from collections.abc import Iterable
 
+from msgspec.structs import replace
+
 from bace_bridge.domain.delivery import BRIDGE_LANE, Parked, letter_place
+
+ASKED_FOR = "asked for"
 
 
 def ask(connection: sqlite3.Connection, sink: str, lanes: Iterable[Parked]) -> None:
@@ -18,26 +22,52 @@ def ask(connection: sqlite3.Connection, sink: str, lanes: Iterable[Parked]) -> N
     )
 
 
-def take(connection: sqlite3.Connection, sink: str) -> list[Parked]:
-    """Makes parked lanes of what was asked for; one that is parked at an earlier place already stays as it is."""
-    asked = connection.execute("select key, seq from asked where sink = ?", (sink,)).fetchall()
-    if not asked:
-        return []
-    parked = dict(connection.execute("select key, seq from parked where sink = ?", (sink,)).fetchall())
-    row = connection.execute("select cursor from sinks where name = ?", (sink,)).fetchone()
-    cursor = row[0] if row is not None else 0
-    lanes = [
-        Parked(key, seq, 0, 0.0, "asked for", 0 if letter_place(key) is not None else parked.get(key, cursor + 1) - 1)
-        for key, seq in asked
-        if seq < parked.get(key, seq + 1)
-    ]
+def asked(connection: sqlite3.Connection, sink: str) -> list[Parked]:
+    """What was asked for and is not seen to yet."""
+    rows = connection.execute("select key, seq from asked where sink = ?", (sink,))
+    return [Parked(key, seq, 0, 0.0, ASKED_FOR) for key, seq in rows]
+
+
+def seen_to(connection: sqlite3.Connection, sink: str, lanes: Iterable[Parked]) -> None:
+    """Forgets what was asked for; what was meanwhile asked for from an earlier place on stays."""
+    connection.executemany(
+        "delete from asked where sink = ? and key = ? and seq >= ?", [(sink, lane.key, lane.seq) for lane in lanes]
+    )
+
+
+def take(connection: sqlite3.Connection, sink: str) -> None:
+    """Makes parked lanes of what was asked for while the bridge was not running.
+
+    What the sink has not come to yet comes anyway; what waits at that place or before it is tried at once.
+    """
+    lanes = asked(connection, sink)
+    if not lanes:
+        return
+    (cursor,) = connection.execute("select cursor from sinks where name = ?", (sink,)).fetchone()
+    query = "select key, seq, attempts, at, reason, replay_upto from parked where sink = ?"
+    parked = {one.key: one for one in (Parked(*row) for row in connection.execute(query, (sink,)))}
+    park(
+        connection,
+        sink,
+        [_from(lane, parked.get(lane.key), cursor) for lane in lanes if lane.seq <= cursor or letter_place(lane.key)],
+    )
+    seen_to(connection, sink, lanes)
+
+
+def _from(lane: Parked, parked: Parked | None, cursor: int) -> Parked:
+    if parked is not None and parked.seq <= lane.seq:
+        return replace(parked, at=0.0)
+    if letter_place(lane.key) is not None:
+        return lane
+    return replace(lane, replay_upto=cursor if parked is None else parked.seq - 1)
+
+
+def park(connection: sqlite3.Connection, sink: str, lanes: Iterable[Parked]) -> None:
     connection.executemany(
         """insert or replace into parked (sink, key, seq, attempts, at, reason, replay_upto)
         values (?, ?, ?, ?, ?, ?, ?)""",
         [(sink, one.key, one.seq, one.attempts, one.at, one.reason, one.replay_upto) for one in lanes],
     )
-    connection.execute("delete from asked where sink = ?", (sink,))
-    return lanes
 
 
 def lanes_for_replay(
@@ -50,4 +80,4 @@ def lanes_for_replay(
         group by session_id""",
         {"bridge": BRIDGE_LANE, "session": session, "since": since},
     ).fetchall()
-    return [Parked(key, seq, 0, 0.0, "asked for") for key, seq, _ in rows], sum(row[2] for row in rows)
+    return [Parked(key, seq, 0, 0.0, ASKED_FOR) for key, seq, _ in rows], sum(row[2] for row in rows)

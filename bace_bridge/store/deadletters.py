@@ -44,10 +44,11 @@ class DeadLetters:
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
 
-    async def sinks(self) -> list[str]:
-        """The names under which the store keeps places."""
-        query = "select name from sinks order by name"
-        return await self._file.read(lambda connection: [row[0] for row in connection.execute(query)])
+    async def disabled_reason(self, sink: str) -> str | None:
+        """Why a sink is not called any more; None where it is."""
+        query = "select disabled_reason from sinks where name = ?"
+        row = await self._file.read(lambda connection: connection.execute(query, (sink,)).fetchone())
+        return None if row is None else row[0]
 
     async def dead(self, which: Which, *, limit: int = -1) -> list[StoredDelivery]:
         """The dead letters, those given up last first."""
@@ -75,10 +76,15 @@ class DeadLetters:
         )
 
     async def retry(self, which: Which) -> int:
-        """Asks for dead letters once more, from the first attempt on; returns how many."""
+        """Asks for dead letters once more, from the first attempt on; returns how many.
+
+        Those of a sink that is disabled or not configured any more stay: nobody would take them.
+        """
 
         def work(connection: sqlite3.Connection) -> int:
-            letters = _letters(connection, which)
+            query = "select name from sinks where disabled_at is null and not retired"
+            called = {row[0] for row in connection.execute(query)}
+            letters = [letter for letter in _letters(connection, which) if letter[0] in called]
             for sink, seq in letters:
                 ask(connection, sink, [Parked(letter_lane(seq), seq, 0, 0.0)])
             return _delete(connection, letters)

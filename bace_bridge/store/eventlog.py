@@ -17,7 +17,7 @@ from bace_bridge.domain.delivery import (
     letter_place,
 )
 from bace_bridge.domain.events import Event, LoggedEvent
-from bace_bridge.store.asked import ask, lanes_for_replay, take
+from bace_bridge.store.asked import ask, asked, lanes_for_replay, park, seen_to, take
 from bace_bridge.store.journal import append_events
 from bace_bridge.store.sqlite import SqliteFile
 
@@ -53,14 +53,14 @@ class EventLog:
         """
 
         def work(connection: sqlite3.Connection) -> SinkPlace:
+            connection.execute(
+                "insert or ignore into sinks (name, cursor, target) values (?, ?, ?)",
+                (name, _last_seq(connection), target),
+            )
             take(connection, name)
             row = connection.execute(
                 "select cursor, target, disabled_reason from sinks where name = ?", (name,)
             ).fetchone()
-            if row is None:
-                cursor = _last_seq(connection)
-                connection.execute("insert into sinks (name, cursor, target) values (?, ?, ?)", (name, cursor, target))
-                return SinkPlace(cursor, (), None)
             reason = row[2]
             if row[1] != target:
                 reason = None
@@ -111,14 +111,8 @@ class EventLog:
             connection.executemany(
                 "delete from parked where sink = ? and key = ?", [(sink, key) for key in progress.released]
             )
-            connection.executemany(
-                """insert or replace into parked (sink, key, seq, attempts, at, reason, replay_upto)
-                values (?, ?, ?, ?, ?, ?, ?)""",
-                [
-                    (sink, one.key, one.seq, one.attempts, one.at, one.reason, one.replay_upto)
-                    for one in progress.parked
-                ],
-            )
+            park(connection, sink, progress.parked)
+            seen_to(connection, sink, progress.taken)
             connection.executemany(
                 "insert or replace into dead_letters (sink, seq, key, attempts, reason, at) values (?, ?, ?, ?, ?, ?)",
                 [(sink, one.seq, one.key, one.attempts, one.reason, now) for one in progress.dead],
@@ -126,9 +120,15 @@ class EventLog:
 
         await self._file.write(work)
 
-    async def disable(self, sink: str, reason: str, *, now: float) -> None:
-        query = "update sinks set disabled_at = ?, disabled_reason = ? where name = ?"
-        await self._file.write(lambda connection: connection.execute(query, (now, reason, sink)))
+    async def disable(self, sink: str, reason: str, told: Event, *, now: float) -> None:
+        """The sink is not called any more; `told` says so to the others, in the same transaction."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            query = "update sinks set disabled_at = ?, disabled_reason = ? where name = ?"
+            connection.execute(query, (now, reason, sink))
+            append_events(connection, (told,))
+
+        await self._file.write(work)
 
     async def retire_others(self, names: Collection[str]) -> None:
         """Sinks that left the configuration keep their place, but nothing waits for them any more."""
@@ -161,9 +161,9 @@ class EventLog:
 
         return await self._file.write(work)
 
-    async def take_asked(self, sink: str) -> list[Parked]:
-        """What was asked for of a sink becomes parked lanes of it; returns these."""
-        return await self._file.write(lambda connection: take(connection, sink))
+    async def asked(self, sink: str) -> list[Parked]:
+        """What was asked for of a sink; it stays so until the progress that it led to is recorded as `taken`."""
+        return await self._file.read(lambda connection: asked(connection, sink))
 
     async def asked_sinks(self) -> set[str]:
         """The sinks of which somebody asked for something."""
@@ -193,7 +193,7 @@ class EventLog:
                 """with waiting as (select name, cursor from sinks where disabled_at is null and not retired)
                 select min(seq) from (select cursor + 1 as seq from waiting
                 union all select seq from parked where sink in (select name from waiting) and key not glob ?
-                union all select seq from asked where key not glob ?)""",
+                union all select seq from asked where sink in (select name from waiting) and key not glob ?)""",
                 (f"{LETTER_LANE}*", f"{LETTER_LANE}*"),
             ).fetchone()
             upto = needed if needed is not None else _last_seq(connection) + 1

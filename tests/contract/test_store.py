@@ -306,7 +306,7 @@ async def test_a_disabled_sink_stays_so_until_its_target_changes(opened: Opened)
     async with opened() as store:
         await store.log.open_sink("a", target="t1")
         await store.tell(event(1))
-        await store.log.disable("a", "410 Gone", now=NOON)
+        await store.log.disable("a", "410 Gone", event(9, session=None), now=NOON)
     async with opened() as store:
         assert (await store.log.open_sink("a", target="t1")).disabled_reason == "410 Gone"
         place = await store.log.open_sink("a", target="t2")
@@ -327,16 +327,20 @@ async def test_replay_begins_at_each_session_s_first_event(store: Store) -> None
 
     async def lanes(session: str | None, since: float | None) -> tuple[dict[str, int], int]:
         count = await store.log.ask_replay("a", session=session, since=since)
-        found = await store.log.take_asked("a")
-        assert all((one.attempts, one.at) == (0, 0.0) for one in found), "they are due at once"
-        assert await store.log.take_asked("a") == [], "taken once"
-        await store.log.record("a", Progress(places[-1], released=tuple(one.key for one in found)), now=NOON)
+        found = await store.log.asked("a")
+        assert await store.log.asked("a") == found, "until what it led to is recorded"
+        await store.log.record("a", Progress(places[-1], taken=tuple(found)), now=NOON)
+        assert await store.log.asked("a") == []
         return {one.key: one.seq for one in found}, count
 
     assert await lanes("s1", None) == ({"s1": places[0]}, 3)
     assert await lanes(None, NOON + 15) == ({"s1": places[2], BRIDGE_LANE: places[3]}, 3)
     assert await lanes("s1", NOON + 30) == ({"s1": places[4]}, 1)
     assert await lanes("s9", None) == ({}, 0)
+
+
+async def lanes_at_the_start(store: Store) -> list[Parked]:
+    return list((await store.log.open_sink("a", target="t")).parked)
 
 
 async def test_what_was_asked_for_goes_back_and_never_forward(opened: Opened) -> None:
@@ -346,16 +350,61 @@ async def test_what_was_asked_for_goes_back_and_never_forward(opened: Opened) ->
         failing = Parked("s1", places[2], 3, NOON + 300, "HTTP 500", 0)
         await store.log.record("a", Progress(places[-1], parked=(failing,)), now=NOON)
         await store.log.ask_replay("a", session=None, since=NOON + 3)
-        assert await store.log.take_asked("a") == [], "its turn comes anyway"
-        assert (await store.log.open_sink("a", target="t")).parked == (failing,)
+    async with opened() as store:
+        assert await lanes_at_the_start(store) == [replace(failing, at=0.0)], "it is tried at once"
         await store.log.ask_replay("a", session="s1", since=None)
         await store.log.ask_replay("a", session=None, since=NOON + 1)
         assert await store.log.asked_sinks() == {"a"}
     async with opened() as store:
-        (lane,) = (await store.log.open_sink("a", target="t")).parked
+        (lane,) = await lanes_at_the_start(store)
         assert (lane.key, lane.seq, lane.attempts, lane.at) == ("s1", places[0], 0, 0.0)
         assert lane.replay_upto == places[2] - 1, "what was never delivered is no replay"
         assert await store.log.asked_sinks() == set()
+
+
+async def test_a_replay_of_what_a_sink_has_not_come_to_leaves_nothing_out(opened: Opened) -> None:
+    async with opened() as store:
+        await store.log.open_sink("a", target="t")
+        places = await store.tell(*(event(number, at=NOON + number) for number in range(5)))
+        await store.log.record("a", Progress(places[1]), now=NOON)
+        await store.log.ask_replay("a", session=None, since=NOON + 3)
+    async with opened() as store:
+        assert await lanes_at_the_start(store) == [], "all of it comes anyway, and what is before it too"
+        assert await store.log.asked("a") == []
+
+
+async def test_a_replay_for_a_new_sink_is_there_at_its_first_start(opened: Opened) -> None:
+    async with opened() as store:
+        places = await store.tell(event(1), event(2))
+        await store.log.ask_replay("a", session="s1", since=None)
+    async with opened() as store:
+        assert await lanes_at_the_start(store) == [Parked("s1", places[0], 0, 0.0, "asked for", places[-1])]
+
+
+async def test_what_is_asked_for_earlier_meanwhile_is_not_forgotten(store: Store) -> None:
+    await store.log.open_sink("a", target="t")
+    places = await store.tell(*(event(number, at=NOON + number) for number in range(3)))
+    await store.log.ask_replay("a", session=None, since=NOON + 2)
+    found = tuple(await store.log.asked("a"))
+    await store.log.ask_replay("a", session=None, since=NOON + 1)
+    await store.log.record("a", Progress(places[-1], taken=found), now=NOON)
+    assert [one.seq for one in await store.log.asked("a")] == [places[1]]
+
+
+@pytest.mark.parametrize("gone", ["disabled", "retired"])
+async def test_what_was_asked_of_a_sink_that_is_not_called_holds_up_no_pruning(store: Store, gone: str) -> None:
+    for name in ("a", "b"):
+        await store.log.open_sink(name, target="t")
+    places = await store.tell(*(event(number) for number in range(4)))
+    for name in ("a", "b"):
+        await store.log.record(name, Progress(places[-1]), now=NOON)
+    await store.log.ask_replay("a", session="s1", since=None)
+    assert await store.log.prune(observed_before=NOON + 9) == 0
+    if gone == "disabled":
+        await store.log.disable("a", "410", event(9, session=None, at=NOON + 99), now=NOON)
+    else:
+        await store.log.retire_others(["b"])
+    assert await store.log.prune(observed_before=NOON + 9) == len(places)
 
 
 async def test_a_dead_letter_is_tried_again_or_dropped(opened: Opened) -> None:
@@ -366,6 +415,10 @@ async def test_a_dead_letter_is_tried_again_or_dropped(opened: Opened) -> None:
         await store.log.record("a", Progress(places[-1], dead=lost), now=NOON)
         assert await store.log.deliveries_waiting() == {"a": (0, 3)}
         letters = DeadLetters(store.file)
+        await store.log.record("gone", Progress(0, dead=lost[:1]), now=NOON - 1)
+        assert [one.sink for one in await letters.dead(Which())] == ["a", "a", "a", "gone"]
+        assert await letters.retry(Which(sink="gone")) == 0, "nobody would take it"
+        assert await letters.drop(Which(sink="gone")) == 1
         assert [one.event_id for one in await letters.dead(Which())] == ["evt_3", "evt_2", "evt_1"]
         assert [one.seq for one in await letters.dead(Which(session="s1"), limit=1)] == [places[2]]
         assert await letters.dead(Which(sink="b")) == []
@@ -423,13 +476,14 @@ async def test_only_old_events_that_every_sink_is_past_are_pruned(store: Store) 
     for name in ("a", "b", "off"):
         await store.log.open_sink(name, target="t")
     places = await store.tell(*(event(number, at=NOON + number) for number in range(6)))
-    await store.log.disable("off", "410", now=NOON)
+    await store.log.disable("off", "410", event(99, session=None, at=NOON + 99), now=NOON)
 
     async def left_after(**progress: Progress) -> list[str]:
         for name, one in progress.items():
             await store.log.record(name, one, now=NOON)
         await store.log.prune(observed_before=NOON + 5)
-        return [one.event.id.removeprefix("evt_") for one in await store.log.search()]
+        left = [one.event.id.removeprefix("evt_") for one in await store.log.search()]
+        return [one for one in left if one != "99"]
 
     assert await left_after(a=Progress(places[-1])) == ["0", "1", "2", "3", "4", "5"]
     assert await left_after(b=Progress(places[0])) == ["1", "2", "3", "4", "5"]

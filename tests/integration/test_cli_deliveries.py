@@ -112,7 +112,7 @@ async def test_retry_asks_the_bridge_and_takes_the_letter_away(folder: Path, log
     said = await told(folder, "dead-letters", "retry", "evt_1")
     assert said == "1 dead letter tried again: the running bridge begins within 10 s\n"
     assert [one["event_id"] for one in await listed(folder)] == ["evt_2"]
-    assert [one.key for one in await log.take_asked("a")] == ["letter:1"]
+    assert [one.key for one in await log.asked("a")] == ["letter:1"]
     assert (await told(folder, "dead-letters", "retry")).startswith("1 dead letter tried")
     assert await told(folder, "dead-letters", "retry", "--all") == "0 dead letters tried again\n"
 
@@ -121,7 +121,7 @@ async def test_drop_takes_only_what_is_named(folder: Path, log: EventLog) -> Non
     assert (await bridge(folder, "dead-letters", "drop")).returncode == 2
     assert await told(folder, "dead-letters", "drop", "--session", "s1") == "1 dead letter dropped\n"
     assert [one["event_id"] for one in await listed(folder)] == ["evt_2"]
-    assert await log.take_asked("a") == []
+    assert await log.asked("a") == []
     assert await told(folder, "dead-letters", "drop", "--all") == "1 dead letter dropped\n"
     assert await told(folder, "dead-letters", "list") == "No dead letters.\n"
 
@@ -129,7 +129,8 @@ async def test_drop_takes_only_what_is_named(folder: Path, log: EventLog) -> Non
 async def test_replay_asks_for_what_is_recorded(folder: Path, log: EventLog) -> None:
     said = await told(folder, "replay", "--sink", "a", "--session", "s1")
     assert said == "3 events for a: the running bridge begins within 10 s\n"
-    assert [(one.key, one.seq) for one in await log.take_asked("a")] == [("s1", 1)]
+    assert [(one.key, one.seq) for one in await log.asked("a")] == [("s1", 1)]
+    assert [(one.key, one.seq) for one in await log.asked("b")] == []
     said = await told(folder, "replay", "--sink", "a", "--since", "2025-12-01T12:00:02Z")
     assert said.startswith("3 events for a")
 
@@ -139,6 +140,7 @@ async def test_without_a_running_bridge_it_says_when(folder: Path) -> None:
         await EventLog(file).open_sink("a", target="t")
         event = Event("evt_1", "session.updated", "s1", "g1", NOON, NOON, b"{}")
         await Journal(file).commit(Changes(events=(event,)))
+        await EventLog(file).record("a", Progress(1), now=NOON)
     said = await told(folder, "replay", "--sink", "a", "--session", "s1")
     assert said == "1 event for a: the bridge is not running: it begins when it is started\n"
     async with SqliteFile(folder / "bridge.db") as file:
@@ -183,3 +185,13 @@ async def test_without_a_store_they_say_what_makes_it(folder: Path, arguments: t
 async def test_help_and_version_work_everywhere(folder: Path, command: tuple[str, ...]) -> None:
     assert "Usage: bace-bridge" in await told(folder, *command, "--help")
     assert (await told(folder, *command, "--version")).startswith("bace-bridge ")
+
+
+async def test_a_sink_that_is_disabled_is_asked_for_nothing(folder: Path, log: EventLog) -> None:
+    told_of_it = Event("evt_9", "sink.disabled", None, None, NOON, NOON, b'{"sink":"a"}')
+    await log.disable("a", "HTTP 410: the endpoint is gone", told_of_it, now=NOON)
+    for arguments in (("replay", "--sink", "a", "--session", "s1"), ("dead-letters", "retry", "--sink", "a")):
+        done = await bridge(folder, *arguments)
+        assert (done.returncode, "a is disabled (HTTP 410: the endpoint is gone)" in done.stderr) == (1, True)
+    assert await told(folder, "dead-letters", "retry") == "0 dead letters tried again\n"
+    assert len(await listed(folder)) == 2, "they stay"

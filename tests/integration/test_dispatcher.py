@@ -187,7 +187,8 @@ class Line:
         await asyncio.sleep(0)
 
     async def _on_disabled(self, name: str, reason: str) -> None:
-        await self.log.disable(name, reason, now=self.clock())
+        told = Event(f"evt_{name}", "sink.disabled", None, None, 1.0, 1.0, msgspec.json.encode({"sink": name}))
+        await self.log.disable(name, reason, told, now=self.clock())
         self.disabled.append((name, reason))
 
     async def tell(self, *events: Event) -> None:

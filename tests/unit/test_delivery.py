@@ -61,7 +61,7 @@ def resume(deliveries: Deliveries, events: Sequence[LoggedEvent], *, now: float 
         ("abc", 2, False, "a1 b2"),
         ("aabc", 2, False, "a1 b3"),
         ("aaa", 2, True, "a1 a2"),
-        ("--a", 10, False, "bridge1 a3"),
+        ("--a", 10, False, ":bridge1 a3"),
         ("", 10, False, ""),
     ],
 )
@@ -408,6 +408,67 @@ def test_a_replay_does_not_skip_what_is_not_delivered_yet() -> None:
     deliveries.delivered(logged(4, "b"))
     assert told(deliveries.next_attempts()) == ""
     assert deliveries.cursor == 4
+
+
+def test_a_replay_of_what_was_not_read_yet_leaves_nothing_out() -> None:
+    deliveries = offered("a")
+    deliveries.replay([Parked("a", 3, 0, 0.0)])
+    deliveries.offer([logged(2, "a"), logged(3, "a")], read_upto=3)
+    for seq in (1, 2, 3):
+        assert told(deliveries.next_attempts()) == f"a{seq}"
+        deliveries.delivered(logged(seq, "a"))
+    assert deliveries.due_lanes(5.0) == []
+
+
+def test_a_session_that_waits_for_a_later_attempt_is_tried_at_once_when_it_is_asked_for() -> None:
+    deliveries = offered("aa")
+    deliveries.next_attempts()
+    fail(deliveries, logged(1, "a"))
+    assert deliveries.due_lanes(0.0) == []
+    deliveries.replay([Parked("a", 2, 0, 0.0)])
+    assert [(lane.seq, lane.attempts) for lane in deliveries.due_lanes(0.0)] == [(1, 1)]
+
+
+def test_new_events_and_those_of_parked_sessions_take_turns() -> None:
+    deliveries = offered("abababab", window=1)
+    deliveries.replay([Parked(key, 1, 0, 0.0) for key in "ab"])
+    lanes = [logged(seq, "ab"[(seq + 1) % 2]) for seq in range(1, 9)]
+    for lane in deliveries.due_lanes(0.0):
+        deliveries.resume(lane, [one for one in lanes if one.event.session_id == lane.key], complete=True)
+    deliveries.offer([logged(seq, "c") for seq in (9, 10, 11)], read_upto=11)
+    order = []
+    while attempts := deliveries.next_attempts():
+        order.append(attempts[0].logged.event.session_id)
+        deliveries.delivered(attempts[0].logged)
+    assert order.count("c") == 3
+    assert {len(order[at : at + 2]) - order[at : at + 2].count("c") for at in (0, 2, 4)} == {1}
+
+
+def test_a_slow_session_with_much_to_tell_leaves_room_for_others() -> None:
+    deliveries = Deliveries(0, window=10, pipelined=False, lookahead=6, long_lane=2)
+    many = [logged(seq, "slow") for seq in range(1, 7)]
+    deliveries.offer(many, read_upto=6)
+    assert deliveries.room_to_read, "what waits of it comes again from the log"
+    assert deliveries.next_attempts() == []
+    (lane,) = deliveries.due_lanes(0.0)
+    assert (lane.seq, lane.attempts) == (1, 0)
+    deliveries.resume(lane, many[:3], complete=False)
+    deliveries.offer([logged(7, "alarm")], read_upto=7)
+    assert sorted(attempt.logged.seq for attempt in deliveries.next_attempts()) == [1, 7]
+
+
+def test_what_is_set_aside_begins_with_what_is_in_flight() -> None:
+    deliveries = Deliveries(0, window=10, pipelined=False, lookahead=4, long_lane=1)
+    deliveries.offer([logged(1, "slow")], read_upto=1)
+    assert told(deliveries.next_attempts()) == "slow1"
+    deliveries.offer([logged(seq, "slow") for seq in (2, 3)] + [logged(4, "b")], read_upto=4)
+    assert told(deliveries.next_attempts()) == "b4"
+    deliveries.delivered(logged(4, "b"))
+    progress = deliveries.take_progress()
+    assert progress is not None
+    assert [(lane.key, lane.seq) for lane in progress.parked] == [("slow", 1)], "a crash would lose it"
+    deliveries.delivered(logged(1, "slow"))
+    assert [lane.seq for lane in deliveries.due_lanes(0.0)] == [2]
 
 
 def test_a_session_that_is_released_and_fails_again_is_parked() -> None:

@@ -53,6 +53,7 @@ class Dispatcher(RuleBasedStateMachine):
             window=self.window,
             pipelined=self.pipelined,
             lookahead=5,
+            long_lane=1,
         )
         self.flying: dict[int, Attempt] = {}
         self.reads: dict[str, LaneRead] = {}
@@ -132,15 +133,18 @@ class Dispatcher(RuleBasedStateMachine):
         self.dead.update(letter.seq for letter in self.deliveries._dead)
         self.settle(attempt.logged.seq)
 
-    @rule(back=st.integers(1, 5), session=SESSIONS)
-    def replay(self, back: int, session: str | None) -> None:
-        upto = self.deliveries.read_upto
+    @rule(back=st.integers(1, 5), session=SESSIONS, unread=st.booleans())
+    def replay(self, back: int, session: str | None, unread: bool) -> None:
+        """Also of what was not read yet: that comes anyway, and so does what is before it."""
+        upto = len(self.log) if unread else self.deliveries.read_upto
         key = lane_key(LoggedEvent(0, Event("", "", session, None, 0.0, 0.0, b"")))
         again = {e.seq for e in self.log[max(0, upto - back) : upto] if lane_key(e) == key}
         if again:
             self.counts_attempts = False
-            self.owed |= again
-            self.acknowledged_since_start -= again
+            owed = {seq for seq in again if seq <= self.deliveries.read_upto}
+            if min(again) <= self.deliveries.read_upto:
+                self.owed |= owed
+                self.acknowledged_since_start -= owed
             self.deliveries.replay([Parked(key, min(again), 0, self.now)])
 
     def land(self, data: st.DataObject) -> Attempt:

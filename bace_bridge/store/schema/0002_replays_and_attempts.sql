@@ -1,6 +1,10 @@
 -- Up to this place a parked lane's deliveries are replays.
 alter table parked add column replay_upto integer not null default 0;
 
+-- The bridge's own lane has a name that no data session can have.
+update or ignore parked set key = ':bridge' where key = 'bridge';
+update dead_letters set key = ':bridge' where key = 'bridge';
+
 -- Lanes that somebody asked for. The running bridge, which has its sinks' places in memory, takes them from here.
 create table asked (
   sink text not null,
