@@ -33,7 +33,11 @@ WINDOWS_A_PIECE = 200
 
 
 class Cap:
-    """The store's size against `max_size` (bytes). `crowded` is called when delivered events have to go early."""
+    """The store's size against `max_size` (bytes).
+
+    `crowded` is called by who takes something in, once when delivered events begin to have to go early. Upkeep, which
+    looks at the size itself, is not woken by its own look.
+    """
 
     def __init__(self, file: SqliteFile, max_size: int, *, crowded: Callable[[], None] = lambda: None) -> None:
         self._file = file
@@ -58,13 +62,14 @@ class Cap:
             log.warning("store.at_its_cap", used=self._file.used, max_size=self.max_size, then="polling pauses")
         elif before.paused and not self.room.paused:
             log.info("store.has_room_again", used=self._file.used, max_size=self.max_size)
-        if self.room.surplus:
-            self._crowded()
         return self.room
 
     def ensure_room(self) -> None:
         """Raises StoreAtCap while nothing more may be taken in."""
-        if self.look().paused:
+        before, room = self.room, self.look()
+        if room.surplus and not before.surplus:
+            self._crowded()
+        if room.paused:
             raise StoreAtCap(self.problem or "")
 
 

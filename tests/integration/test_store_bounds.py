@@ -1,5 +1,6 @@
 """The store grows no larger than it may, and nothing that is not delivered ever goes for that."""
 
+import asyncio
 import contextlib
 import sqlite3
 import time
@@ -18,8 +19,9 @@ from bace_bridge.domain.events import Event
 from bace_bridge.domain.sessions import DataSession, KnownSession
 from bace_bridge.domain.windows import WindowState
 from bace_bridge.errors import StoreAtCap
+from bace_bridge.service import keep_store
 from bace_bridge.store.eventlog import EventLog
-from bace_bridge.store.housekeeping import EVERY, SESSIONS_A_PIECE, WINDOWS_A_PIECE, Cap, Upkeep
+from bace_bridge.store.housekeeping import CROWDED, EVERY, SESSIONS_A_PIECE, WINDOWS_A_PIECE, Cap, Upkeep
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import JOURNAL_SIZE_LIMIT, SqliteFile
 from tests.integration.watching import NOON, Clock, points, simulated, types, watching
@@ -35,6 +37,7 @@ class Kept:
     def __init__(self, file: SqliteFile, max_size: int) -> None:
         self.file, self.log = file, EventLog(file)
         self.woken = 0
+        self.due = asyncio.Event()
         self.told = 0
         self.cap = Cap(file, max_size, crowded=self._crowded)
         self.journal = Journal(file, ensure_room=self.cap.ensure_room)
@@ -42,6 +45,7 @@ class Kept:
 
     def _crowded(self) -> None:
         self.woken += 1
+        self.due.set()
 
     async def round(self, now: float = NOON) -> float:
         """Piece after piece, until one says that it can wait; returns for how long."""
@@ -113,6 +117,43 @@ async def test_deliveries_make_room_and_it_goes_on_by_itself(tmp_path: Path) -> 
         assert store.upkeep.problem is None
         assert not store.upkeep.is_due
         await store.tell()
+
+
+async def test_while_nothing_can_go_upkeep_rests_between_its_pieces(tmp_path: Path) -> None:
+    rests: list[tuple[float, bool]] = []
+    enough = asyncio.Event()
+    async with kept(tmp_path) as store:
+        await store.log.open_sink("a", target="t")
+        await store.fill()
+
+        async def pause(due: asyncio.Event, seconds: float) -> None:
+            with pytest.raises(StoreAtCap):
+                await store.tell()
+            rests.append((seconds, due.is_set()))
+            if len(rests) == 5:
+                enough.set()
+                await asyncio.Event().wait()
+
+        loop = asyncio.create_task(keep_store(store.upkeep, store.due, clock=lambda: NOON, pause=pause))
+        async with asyncio.timeout(10):
+            await enough.wait()
+        loop.cancel()
+        await asyncio.gather(loop, return_exceptions=True)
+    assert rests == [(CROWDED, False)] * 5, "none of them was cut short, though the watcher went on asking for room"
+
+
+async def test_upkeep_is_woken_once_each_time_the_store_becomes_crowded(tmp_path: Path) -> None:
+    async with kept(tmp_path) as store:
+        await store.log.open_sink("a", target="t")
+        for times in (1, 2):
+            while store.woken < times:
+                await store.tell(count=1)
+            for _ in range(5):
+                with contextlib.suppress(StoreAtCap):
+                    await store.tell()
+            assert store.woken == times
+            await store.delivered("a", store.told)
+            await store.round()
 
 
 async def test_with_everything_delivered_it_never_pauses(tmp_path: Path) -> None:
