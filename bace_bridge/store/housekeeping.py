@@ -32,6 +32,12 @@ SESSIONS_A_PIECE = 100
 WINDOWS_A_PIECE = 200
 
 
+Change = tuple[float, str]
+"""A place among the sessions in the order of their last change: the time of it, and the session's id."""
+
+BEFORE_ALL: Change = (-math.inf, "")
+
+
 class Cap:
     """The store's size against `max_size` (bytes).
 
@@ -85,7 +91,7 @@ class Upkeep:
         self._forgotten_upto = ""
         self._pruned_untold = 0
         self._forgotten_untold = 0
-        self._early_upto = 0.0
+        self._early_upto = BEFORE_ALL
         self._wal_is_held = False
         self.pruned_early = 0
         self.forgotten_early = 0
@@ -187,21 +193,24 @@ def forget_windows(connection: sqlite3.Connection, *, after: str, unchanged_sinc
     return after if len(sessions) == SESSIONS_A_PIECE else None
 
 
-def forget_oldest(connection: sqlite3.Connection, *, after: float, unchanged_since: float) -> tuple[float, int]:
-    """The same in the order of the last change, from `after` on; returns how far it came and how many windows went."""
+def forget_oldest(connection: sqlite3.Connection, *, after: Change, unchanged_since: float) -> tuple[Change, int]:
+    """The same in the order of the last change; returns the one to go on after, and how many windows went.
+
+    At the end the walk begins anew: a session that had to stay may go the next time.
+    """
     sessions = connection.execute(
-        """select id, updated_at, known from sessions where updated_at >= ? and updated_at < ?
-        and exists (select 1 from windows where session_id = id) order by updated_at limit ?""",
-        (after, unchanged_since, SESSIONS_A_PIECE),
+        """select id, updated_at, known from sessions where (updated_at, id) > (?, ?) and updated_at < ?
+        and exists (select 1 from windows where session_id = id) order by updated_at, id limit ?""",
+        (*after, unchanged_since, SESSIONS_A_PIECE),
     ).fetchall()
     left = WINDOWS_A_PIECE
     for session_id, updated_at, text in sessions:
         if may_be_forgotten(msgspec.json.decode(text, type=KnownSession), unchanged_since=unchanged_since):
             left -= _delete_windows(connection, session_id, left)
-        after = updated_at
-        if left <= 0:
-            break
-    return (after if sessions else 0.0), WINDOWS_A_PIECE - left
+            if left <= 0:
+                return after, WINDOWS_A_PIECE
+        after = (updated_at, session_id)
+    return after if len(sessions) == SESSIONS_A_PIECE else BEFORE_ALL, WINDOWS_A_PIECE - left
 
 
 def _delete_windows(connection: sqlite3.Connection, session_id: str, limit: int) -> int:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -267,6 +267,47 @@ async def test_the_memory_of_what_is_over_does_not_stop_the_watching_of_what_is_
         assert len(await store.journal.known(list(ages))) == 3
 
 
+@asynccontextmanager
+async def full_of_memory(folder: Path, sessions: Sequence[KnownSession]) -> AsyncIterator[Kept]:
+    """At the cap, where nothing can go yet; after a day without a change these sessions' windows can."""
+    async with kept(folder) as store:
+        await store.log.open_sink("a", target="t")
+        reads = tuple(read for one in sessions for read in windows(one.session.id, 1))
+        await store.journal.commit(Changes(known=tuple(sessions), windows=reads))
+        await store.fill()
+        assert store.upkeep.forgotten_early == 0
+        yield store
+
+
+async def test_of_sessions_that_changed_at_once_those_that_must_stay_do_not_keep_the_others(tmp_path: Path) -> None:
+    stay = [known(f"a{one:03}", visit_at=NOON) for one in range(SESSIONS_A_PIECE + 20)]
+    go = [known(f"b{one:03}") for one in range(10)]
+    async with full_of_memory(tmp_path, [*stay, *go]) as store:
+        await store.upkeep.piece(NOON + 2 * DAY)
+        await store.upkeep.piece(NOON + 2 * DAY)
+        assert store.upkeep.forgotten_early == len(go)
+        assert await store.journal.windows("a000")
+
+
+async def test_a_session_that_had_to_stay_is_forgotten_the_next_time_round(tmp_path: Path) -> None:
+    sessions = [known("a", visit_at=NOON), known("b", updated_at=NOON + 1, visit_at=NOON)]
+    async with full_of_memory(tmp_path, sessions) as store:
+        await store.upkeep.piece(NOON + 2 * DAY)
+        assert store.upkeep.forgotten_early == 0
+        await Journal(store.file).commit(Changes(known=(known("a"),)))
+        await store.upkeep.piece(NOON + 2 * DAY)
+        assert store.upkeep.forgotten_early == 1
+        assert await store.journal.windows("b")
+
+
+async def test_a_session_with_more_windows_than_go_in_a_piece_is_forgotten_to_its_end(tmp_path: Path) -> None:
+    async with full_of_memory(tmp_path, [known("a"), known("b")]) as store:
+        await Journal(store.file).commit(Changes(windows=windows("a", 2 * WINDOWS_A_PIECE + 1)))
+        for _ in range(3):
+            await store.upkeep.piece(NOON + 2 * DAY)
+        assert store.upkeep.forgotten_early == 2 * WINDOWS_A_PIECE + 2
+
+
 async def test_a_forgotten_session_that_changes_is_told_again_with_the_same_ids(tmp_path: Path) -> None:
     clock = Clock()
     cloud = simulated(clock)
@@ -351,6 +392,10 @@ async def test_a_reader_that_never_ends_makes_the_wal_count_until_it_has_ended(t
         ),
         ("select id from events where seq > 9 order by seq limit 5", "SEARCH events USING INT"),
         ("select id from events where session_id = 's' and seq between 1 and 9 order by seq", "events_of_session"),
+        (
+            "select known from sessions where (updated_at, id) > (1, 's') and updated_at < 9 order by updated_at, id",
+            "SEARCH sessions USING INDEX sessions_by_update",
+        ),
         ("select min(session_id) from windows where session_id > 's'", "SEARCH windows USING PRIMARY KEY"),
     ],
 )
