@@ -75,6 +75,7 @@ class Service:
 
     def add(self, sink: RunningSink, dispatcher: Dispatcher) -> None:
         self._sinks.append((sink, dispatcher))
+        self.status.dispatchers[sink.name] = dispatcher
 
     def look_now(self) -> None:
         self._sessions.look_now()
