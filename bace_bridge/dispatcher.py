@@ -1,6 +1,8 @@
 """One loop a sink: read the log, hand events over, and make durable how far the other side has acknowledged."""
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Protocol
@@ -71,6 +73,7 @@ class Dispatcher:
         on_disabled: Callable[[str, str], Awaitable[None]],
         on_told: Callable[[], None] = lambda: None,
         on_attempt: Callable[[SinkError | None], None] = lambda _: None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sink = sink
         self._log = event_log
@@ -96,6 +99,9 @@ class Dispatcher:
         # While progress cannot be recorded nothing more is sent: a crash would send all of it again.
         self._recordable = True
         self._stopping = False
+        self._monotonic = monotonic
+        # When it last went on; infinite where it may stand still: its sink is away, or must not be called any more.
+        self.beat_at = monotonic()
 
     def log_grew(self) -> None:
         self._growths += 1
@@ -124,6 +130,7 @@ class Dispatcher:
     async def run(self) -> None:
         """Until cancelled, or until the other side asks not to be called any more."""
         while self._disabled is None:
+            self.beat_at = self._monotonic()
             if not self._available:
                 while not await self._on_the_store(self._record):
                     pass
@@ -134,6 +141,7 @@ class Dispatcher:
             self._send_more()
             await self._on_the_store(self._record)
             await self._rest()
+        self.beat_at = math.inf
         await self._on_the_store(self._record)
         reason = self._disabled
         while not await self._on_the_store(lambda: self._on_disabled(self._sink.name, reason)):
@@ -160,7 +168,9 @@ class Dispatcher:
             log.warning("delivery.progress_not_recorded", sink=self._sink.name, reason=str(error), then="sent again")
 
     async def _wait_for_sink(self) -> None:
+        self.beat_at = math.inf
         await self._sink.ready()
+        self.beat_at = self._monotonic()
         self._deliveries.returned(self._returned)
         self._returned = []
         self._available = True
@@ -189,6 +199,7 @@ class Dispatcher:
             start, complete = lane.seq, False
             found: list[LoggedEvent] = []
             while not found and not complete:
+                self.beat_at = self._monotonic()
                 upto = self._deliveries.read_upto
                 events = await self._log.read_lane(lane.key, start=start, upto=upto, limit=LANE_AT_ONCE)
                 found = [one for one in events if wanted(one.event, self._wish)]

@@ -75,6 +75,7 @@ class Service:
 
     def add(self, sink: RunningSink, dispatcher: Dispatcher) -> None:
         self._sinks.append((sink, dispatcher))
+        self.status.dispatchers[sink.name] = dispatcher
 
     def look_now(self) -> None:
         self._sessions.look_now()
@@ -102,7 +103,7 @@ class Service:
                 self._sessions.run(),
                 self._datapoints.run(),
                 self._tick(notify, watchdog),
-                self._keep_store(),
+                keep_store(self._upkeep, self._upkeep_due, clock=self._clock),
             ]
             tasks = [group.create_task(one) for one in watching]
             log.info("bridge.running", sinks=len(self._sinks))
@@ -142,18 +143,6 @@ class Service:
             if sink.name in asked:
                 dispatcher.look_at_asked()
 
-    async def _keep_store(self) -> None:
-        while True:
-            self._upkeep_due.clear()
-            try:
-                rest = await self._upkeep.piece(self._clock())
-            except StoreUnusable:
-                raise
-            except StoreError as error:
-                log.debug("store.upkeep_failed", reason=str(error))
-                rest = UPKEEP_PAUSE
-            await _pause(self._upkeep_due, rest)
-
     def _refresh_bridge(self) -> None:
         for sink, _ in self._sinks:
             if (refresh := getattr(sink, "refresh_bridge", None)) is not None:
@@ -166,6 +155,26 @@ async def _pause(called: asyncio.Event, seconds: float) -> None:
             await called.wait()
     except TimeoutError:
         pass
+
+
+async def keep_store(
+    upkeep: Upkeep,
+    due: asyncio.Event,
+    *,
+    clock: Callable[[], float],
+    pause: Callable[[asyncio.Event, float], Awaitable[None]] = _pause,
+) -> None:
+    """Piece after piece of the store's upkeep; `pause` ends when it is `due`, or after the seconds given."""
+    while True:
+        due.clear()
+        try:
+            rest = await upkeep.piece(clock())
+        except StoreUnusable:
+            raise
+        except StoreError as error:
+            log.debug("store.upkeep_failed", reason=str(error))
+            rest = UPKEEP_PAUSE
+        await pause(due, rest)
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

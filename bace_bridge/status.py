@@ -53,6 +53,10 @@ class WatchedSink(Protocol):
     def state(self) -> dict[str, Any]: ...
 
 
+class WatchedDispatcher(Protocol):
+    beat_at: float
+
+
 class Status:
     """Reads the loops; changes nothing."""
 
@@ -88,6 +92,7 @@ class Status:
         self.waiting: Mapping[str, tuple[int, int]] = {}
         self.disabled: dict[str, str] = {}
         self.sinks: dict[str, WatchedSink] = {}
+        self.dispatchers: dict[str, WatchedDispatcher] = {}
 
     def alive(self) -> dict[str, str | None]:
         """Per loop None while it makes progress, else what stands still."""
@@ -96,6 +101,7 @@ class Status:
         return {
             "sessions": self._standing_still(now - session_beat),
             "datapoints": self._standing_still(now - max(self._datapoints.beat_at, self._cloud.active_at)),
+            **{f"deliveries:{sink}": self._standing_still(now - one.beat_at) for sink, one in self.dispatchers.items()},
         }
 
     def ready(self) -> dict[str, str | None]:

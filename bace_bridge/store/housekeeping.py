@@ -32,8 +32,18 @@ SESSIONS_A_PIECE = 100
 WINDOWS_A_PIECE = 200
 
 
+Change = tuple[float, str]
+"""A place among the sessions in the order of their last change: the time of it, and the session's id."""
+
+BEFORE_ALL: Change = (-math.inf, "")
+
+
 class Cap:
-    """The store's size against `max_size` (bytes). `crowded` is called when delivered events have to go early."""
+    """The store's size against `max_size` (bytes).
+
+    `crowded` is called by who takes something in, once when delivered events begin to have to go early. Upkeep, which
+    looks at the size itself, is not woken by its own look.
+    """
 
     def __init__(self, file: SqliteFile, max_size: int, *, crowded: Callable[[], None] = lambda: None) -> None:
         self._file = file
@@ -58,13 +68,14 @@ class Cap:
             log.warning("store.at_its_cap", used=self._file.used, max_size=self.max_size, then="polling pauses")
         elif before.paused and not self.room.paused:
             log.info("store.has_room_again", used=self._file.used, max_size=self.max_size)
-        if self.room.surplus:
-            self._crowded()
         return self.room
 
     def ensure_room(self) -> None:
         """Raises StoreAtCap while nothing more may be taken in."""
-        if self.look().paused:
+        before, room = self.room, self.look()
+        if room.surplus and not before.surplus:
+            self._crowded()
+        if room.paused:
             raise StoreAtCap(self.problem or "")
 
 
@@ -80,7 +91,7 @@ class Upkeep:
         self._forgotten_upto = ""
         self._pruned_untold = 0
         self._forgotten_untold = 0
-        self._early_upto = 0.0
+        self._early_upto = BEFORE_ALL
         self._wal_is_held = False
         self.pruned_early = 0
         self.forgotten_early = 0
@@ -182,21 +193,24 @@ def forget_windows(connection: sqlite3.Connection, *, after: str, unchanged_sinc
     return after if len(sessions) == SESSIONS_A_PIECE else None
 
 
-def forget_oldest(connection: sqlite3.Connection, *, after: float, unchanged_since: float) -> tuple[float, int]:
-    """The same in the order of the last change, from `after` on; returns how far it came and how many windows went."""
+def forget_oldest(connection: sqlite3.Connection, *, after: Change, unchanged_since: float) -> tuple[Change, int]:
+    """The same in the order of the last change; returns the one to go on after, and how many windows went.
+
+    At the end the walk begins anew: a session that had to stay may go the next time.
+    """
     sessions = connection.execute(
-        """select id, updated_at, known from sessions where updated_at >= ? and updated_at < ?
-        and exists (select 1 from windows where session_id = id) order by updated_at limit ?""",
-        (after, unchanged_since, SESSIONS_A_PIECE),
+        """select id, updated_at, known from sessions where (updated_at, id) > (?, ?) and updated_at < ?
+        and exists (select 1 from windows where session_id = id) order by updated_at, id limit ?""",
+        (*after, unchanged_since, SESSIONS_A_PIECE),
     ).fetchall()
     left = WINDOWS_A_PIECE
     for session_id, updated_at, text in sessions:
         if may_be_forgotten(msgspec.json.decode(text, type=KnownSession), unchanged_since=unchanged_since):
             left -= _delete_windows(connection, session_id, left)
-        after = updated_at
-        if left <= 0:
-            break
-    return (after if sessions else 0.0), WINDOWS_A_PIECE - left
+            if left <= 0:
+                return after, WINDOWS_A_PIECE
+        after = (updated_at, session_id)
+    return after if len(sessions) == SESSIONS_A_PIECE else BEFORE_ALL, WINDOWS_A_PIECE - left
 
 
 def _delete_windows(connection: sqlite3.Connection, session_id: str, limit: int) -> int:

@@ -1,9 +1,10 @@
 """The store grows no larger than it may, and nothing that is not delivered ever goes for that."""
 
+import asyncio
 import contextlib
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +19,9 @@ from bace_bridge.domain.events import Event
 from bace_bridge.domain.sessions import DataSession, KnownSession
 from bace_bridge.domain.windows import WindowState
 from bace_bridge.errors import StoreAtCap
+from bace_bridge.service import keep_store
 from bace_bridge.store.eventlog import EventLog
-from bace_bridge.store.housekeeping import EVERY, SESSIONS_A_PIECE, WINDOWS_A_PIECE, Cap, Upkeep
+from bace_bridge.store.housekeeping import CROWDED, EVERY, SESSIONS_A_PIECE, WINDOWS_A_PIECE, Cap, Upkeep
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import JOURNAL_SIZE_LIMIT, SqliteFile
 from tests.integration.watching import NOON, Clock, points, simulated, types, watching
@@ -35,6 +37,7 @@ class Kept:
     def __init__(self, file: SqliteFile, max_size: int) -> None:
         self.file, self.log = file, EventLog(file)
         self.woken = 0
+        self.due = asyncio.Event()
         self.told = 0
         self.cap = Cap(file, max_size, crowded=self._crowded)
         self.journal = Journal(file, ensure_room=self.cap.ensure_room)
@@ -42,6 +45,7 @@ class Kept:
 
     def _crowded(self) -> None:
         self.woken += 1
+        self.due.set()
 
     async def round(self, now: float = NOON) -> float:
         """Piece after piece, until one says that it can wait; returns for how long."""
@@ -113,6 +117,43 @@ async def test_deliveries_make_room_and_it_goes_on_by_itself(tmp_path: Path) -> 
         assert store.upkeep.problem is None
         assert not store.upkeep.is_due
         await store.tell()
+
+
+async def test_while_nothing_can_go_upkeep_rests_between_its_pieces(tmp_path: Path) -> None:
+    rests: list[tuple[float, bool]] = []
+    enough = asyncio.Event()
+    async with kept(tmp_path) as store:
+        await store.log.open_sink("a", target="t")
+        await store.fill()
+
+        async def pause(due: asyncio.Event, seconds: float) -> None:
+            with pytest.raises(StoreAtCap):
+                await store.tell()
+            rests.append((seconds, due.is_set()))
+            if len(rests) == 5:
+                enough.set()
+                await asyncio.Event().wait()
+
+        loop = asyncio.create_task(keep_store(store.upkeep, store.due, clock=lambda: NOON, pause=pause))
+        async with asyncio.timeout(10):
+            await enough.wait()
+        loop.cancel()
+        await asyncio.gather(loop, return_exceptions=True)
+    assert rests == [(CROWDED, False)] * 5, "none of them was cut short, though the watcher went on asking for room"
+
+
+async def test_upkeep_is_woken_once_each_time_the_store_becomes_crowded(tmp_path: Path) -> None:
+    async with kept(tmp_path) as store:
+        await store.log.open_sink("a", target="t")
+        for times in (1, 2):
+            while store.woken < times:
+                await store.tell(count=1)
+            for _ in range(5):
+                with contextlib.suppress(StoreAtCap):
+                    await store.tell()
+            assert store.woken == times
+            await store.delivered("a", store.told)
+            await store.round()
 
 
 async def test_with_everything_delivered_it_never_pauses(tmp_path: Path) -> None:
@@ -226,6 +267,47 @@ async def test_the_memory_of_what_is_over_does_not_stop_the_watching_of_what_is_
         assert len(await store.journal.known(list(ages))) == 3
 
 
+@asynccontextmanager
+async def full_of_memory(folder: Path, sessions: Sequence[KnownSession]) -> AsyncIterator[Kept]:
+    """At the cap, where nothing can go yet; after a day without a change these sessions' windows can."""
+    async with kept(folder) as store:
+        await store.log.open_sink("a", target="t")
+        reads = tuple(read for one in sessions for read in windows(one.session.id, 1))
+        await store.journal.commit(Changes(known=tuple(sessions), windows=reads))
+        await store.fill()
+        assert store.upkeep.forgotten_early == 0
+        yield store
+
+
+async def test_of_sessions_that_changed_at_once_those_that_must_stay_do_not_keep_the_others(tmp_path: Path) -> None:
+    stay = [known(f"a{one:03}", visit_at=NOON) for one in range(SESSIONS_A_PIECE + 20)]
+    go = [known(f"b{one:03}") for one in range(10)]
+    async with full_of_memory(tmp_path, [*stay, *go]) as store:
+        await store.upkeep.piece(NOON + 2 * DAY)
+        await store.upkeep.piece(NOON + 2 * DAY)
+        assert store.upkeep.forgotten_early == len(go)
+        assert await store.journal.windows("a000")
+
+
+async def test_a_session_that_had_to_stay_is_forgotten_the_next_time_round(tmp_path: Path) -> None:
+    sessions = [known("a", visit_at=NOON), known("b", updated_at=NOON + 1, visit_at=NOON)]
+    async with full_of_memory(tmp_path, sessions) as store:
+        await store.upkeep.piece(NOON + 2 * DAY)
+        assert store.upkeep.forgotten_early == 0
+        await Journal(store.file).commit(Changes(known=(known("a"),)))
+        await store.upkeep.piece(NOON + 2 * DAY)
+        assert store.upkeep.forgotten_early == 1
+        assert await store.journal.windows("b")
+
+
+async def test_a_session_with_more_windows_than_go_in_a_piece_is_forgotten_to_its_end(tmp_path: Path) -> None:
+    async with full_of_memory(tmp_path, [known("a"), known("b")]) as store:
+        await Journal(store.file).commit(Changes(windows=windows("a", 2 * WINDOWS_A_PIECE + 1)))
+        for _ in range(3):
+            await store.upkeep.piece(NOON + 2 * DAY)
+        assert store.upkeep.forgotten_early == 2 * WINDOWS_A_PIECE + 2
+
+
 async def test_a_forgotten_session_that_changes_is_told_again_with_the_same_ids(tmp_path: Path) -> None:
     clock = Clock()
     cloud = simulated(clock)
@@ -310,6 +392,10 @@ async def test_a_reader_that_never_ends_makes_the_wal_count_until_it_has_ended(t
         ),
         ("select id from events where seq > 9 order by seq limit 5", "SEARCH events USING INT"),
         ("select id from events where session_id = 's' and seq between 1 and 9 order by seq", "events_of_session"),
+        (
+            "select known from sessions where (updated_at, id) > (1, 's') and updated_at < 9 order by updated_at, id",
+            "SEARCH sessions USING INDEX sessions_by_update",
+        ),
         ("select min(session_id) from windows where session_id > 's'", "SEARCH windows USING PRIMARY KEY"),
     ],
 )

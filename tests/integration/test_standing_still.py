@@ -1,0 +1,149 @@
+"""Whether the health answer sees a dispatcher that stands still, and only such a one."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from bace_bridge.dispatcher import LANE_AT_ONCE, LONGEST_REST, Dispatcher
+from bace_bridge.domain.changes import Changes
+from bace_bridge.domain.delivery import Parked
+from bace_bridge.domain.events import Event
+from bace_bridge.domain.routing import Filter
+from bace_bridge.errors import SinkDisabled
+from bace_bridge.service import Service
+from bace_bridge.status import SLOWEST_PROGRESS
+from bace_bridge.store.eventlog import EventLog
+from bace_bridge.store.housekeeping import Cap, Upkeep
+from bace_bridge.store.journal import Journal
+from bace_bridge.store.sqlite import SqliteFile
+from tests.integration.test_cloud_faults import staged
+from tests.integration.test_dispatcher import ScriptedSink, event, eventually
+from tests.integration.watching import NOON, Clock
+
+HOUR = 3600.0
+
+
+class Line:
+    """A dispatcher over a store of its own, in a service, by one clock."""
+
+    def __init__(self, service: Service, file: SqliteFile, clock: Clock, lanes: tuple[Parked, ...], upto: int) -> None:
+        self.clock, self.file, self.sink = clock, file, ScriptedSink()
+        self.disabled = asyncio.Event()
+        self._status = service.status
+        self.dispatcher = Dispatcher(
+            self.sink,
+            EventLog(file),
+            Filter(events=("session.updated",)),
+            cursor=upto,
+            parked=lanes,
+            clock=clock,
+            jitter=lambda: 0.0,
+            sleep=lambda _: asyncio.sleep(0),
+            on_disabled=self._on_disabled,
+            monotonic=clock,
+        )
+        service.add(self.sink, self.dispatcher)
+
+    async def _on_disabled(self, name: str, reason: str) -> None:
+        await EventLog(self.file).disable(name, reason, now=self.clock())
+        self.disabled.set()
+
+    def reason(self) -> str | None:
+        return self._status.alive()["deliveries:scripted"]
+
+    def stands_still_in_time(self) -> bool:
+        self.clock.forward(1.0)
+        return self.reason() is not None
+
+    async def tell(self, *events: Event) -> None:
+        await Journal(self.file, grew=self.dispatcher.log_grew).commit(Changes(events=events))
+
+
+@asynccontextmanager
+async def running(folder: Path, *, lanes: tuple[Parked, ...] = (), before: Sequence[Event] = ()) -> AsyncIterator[Line]:
+    """`before` is in the log and behind the cursor when it starts."""
+    async with staged(folder) as (_, watched), SqliteFile(folder / "deliveries.db") as file:
+        upkeep = Upkeep(file, EventLog(file), Cap(file, 2**30), retention=60, memory=60)
+        loop, clock = watched.loop, watched.clock
+        service = Service(
+            loop, loop, watched.status, EventLog(file), upkeep, clock=clock, watch_clock=lambda: asyncio.sleep(0)
+        )
+        line = Line(service, file, clock, lanes, len(before))
+        await line.tell(*before)
+        await EventLog(file).open_sink(line.sink.name, target="t")
+        run = asyncio.create_task(line.dispatcher.run())
+        try:
+            yield line
+        finally:
+            run.cancel()
+            await asyncio.gather(run, return_exceptions=True)
+
+
+@asynccontextmanager
+async def store_that_hangs(file: SqliteFile) -> AsyncIterator[None]:
+    gate = threading.Event()
+    hold = asyncio.create_task(file.read(lambda _: gate.wait()))
+    await asyncio.sleep(0)
+    try:
+        yield
+    finally:
+        gate.set()
+        await hold
+
+
+async def test_one_that_stands_still_is_seen_until_it_goes_on(tmp_path: Path) -> None:
+    async with running(tmp_path) as line:
+        await line.tell(event(1))
+        await eventually(lambda: line.sink.sent == ["evt_1"])
+        assert line.reason() is None
+        async with store_that_hangs(line.file):
+            line.dispatcher.log_grew()
+            await eventually(line.stands_still_in_time)
+            assert line.reason() == f"no progress for {SLOWEST_PROGRESS:.0f} s"
+        await eventually(lambda: line.reason() is None)
+
+
+async def test_one_that_waits_for_its_sink_does_not_stand_still(tmp_path: Path) -> None:
+    async with running(tmp_path) as line:
+        line.sink.lose()
+        await line.tell(event(1))
+        await eventually(lambda: line.sink.waited_for == 1)
+        line.clock.forward(HOUR)
+        assert line.reason() is None
+        async with store_that_hangs(line.file):
+            line.sink.connected.set()
+            await eventually(line.stands_still_in_time)
+
+
+async def test_one_that_has_ended_with_its_sink_does_not_stand_still(tmp_path: Path) -> None:
+    async with running(tmp_path) as line:
+        await line.tell(event(1))
+        await eventually(lambda: line.sink.sent == ["evt_1"])
+        line.sink.answer(1, SinkDisabled("410 Gone"))
+        await eventually(line.disabled.is_set)
+        line.clock.forward(HOUR)
+        assert line.reason() is None
+
+
+async def test_one_that_reads_through_a_long_lane_does_not_stand_still(tmp_path: Path) -> None:
+    """The sink wants nothing of it, so it is read to its end at one go."""
+    lane = (Parked("s1", 1, 1, NOON - 1),)
+    before = [event(number, kind="session.datapoints") for number in range(10 * LANE_AT_ONCE)]
+    reasons: list[str | None] = []
+    async with running(tmp_path, lanes=lane, before=before) as line:
+
+        def slow(statement: str) -> None:
+            if "where session_id" in statement:
+                line.clock.forward(SLOWEST_PROGRESS / 2)
+                reasons.append(line.reason())
+
+        await line.file.read(lambda connection: connection.set_trace_callback(slow))
+        await eventually(lambda: len(reasons) > 10)
+        await line.file.read(lambda connection: connection.set_trace_callback(None))
+        assert set(reasons) == {None}
+
+
+def test_one_that_has_nothing_to_do_goes_round_often_enough() -> None:
+    assert LONGEST_REST < SLOWEST_PROGRESS / 2
