@@ -270,6 +270,7 @@ class Bridge:
             on_disabled=on_disabled,
             on_told=log_grew,
             on_attempt=watch.attempted,
+            monotonic=self._monotonic,
         )
         dispatchers[wish.name] = dispatcher
         service.add(sink, dispatcher)
