@@ -47,7 +47,8 @@ class Line:
         service.add(self.sink, self.dispatcher)
 
     async def _on_disabled(self, name: str, reason: str) -> None:
-        await EventLog(self.file).disable(name, reason, now=self.clock())
+        told = Event(f"evt_{name}", "sink.disabled", None, None, 1.0, 1.0, b'{"sink":"scripted"}')
+        await EventLog(self.file).disable(name, reason, told, now=self.clock())
         self.disabled.set()
 
     def reason(self) -> str | None:
