@@ -30,6 +30,8 @@ class Script:
     answers: dict[str, int] = field(default_factory=dict)
     holds_acknowledgements: bool = False
     garbage: bytes = b""
+    closes_on: bytes = b""
+    """Text in a payload that makes the broker end the connection."""
 
 
 class ScriptedBroker:
@@ -93,6 +95,9 @@ class ScriptedBroker:
         if version == 5:
             properties, used = _variable_integer(rest)
             rest = rest[used + properties :]
+        if self.script.closes_on and self.script.closes_on in rest:
+            writer.transport.abort()
+            raise ConnectionAbortedError
         self.published.append(Published(topic, rest, qos, bool(first & 1)))
         if not qos:
             return

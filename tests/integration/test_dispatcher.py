@@ -23,6 +23,7 @@ from bace_bridge.domain.retry import WEBHOOK_SCHEDULE
 from bace_bridge.domain.routing import Filter
 from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
 from bace_bridge.sink_watch import SinkWatch
+from bace_bridge.sinks.mqtt.sink import MqttSink
 from bace_bridge.sinks.webhook.sink import WebhookSink
 from bace_bridge.store.deadletters import DeadLetters, Which
 from bace_bridge.store.eventlog import EventLog, SinkPlace
@@ -154,7 +155,7 @@ class ScriptedSink:
             done(SinkUnavailable("gone"))
 
 
-AnySink = WebhookSink | ScriptedSink
+AnySink = WebhookSink | MqttSink | ScriptedSink
 
 
 class Line:

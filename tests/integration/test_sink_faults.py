@@ -187,7 +187,7 @@ async def test_a_broker_over_its_quota_gets_the_event_later_and_one_that_forbids
     with capture_logs() as logs:
         async with (
             scripted(script) as broker,
-            running(tmp_path / "b.db", clock, broker_sink(broker.port)) as line,  # type: ignore[arg-type]  # a sink
+            running(tmp_path / "b.db", clock, broker_sink(broker.port)) as line,
         ):
             await line.tell(of_device("full", 1), of_device("forbidden", 2), of_device("fine", 3))
             await line.reaches(3)
@@ -209,7 +209,7 @@ async def test_a_broker_that_refuses_everything_is_said_once_and_shown(tmp_path:
     with capture_logs() as logs:
         async with (
             scripted(script) as broker,
-            running(tmp_path / "b.db", clock, broker_sink(broker.port), wish=Filter()) as line,  # type: ignore[arg-type]  # a sink
+            running(tmp_path / "b.db", clock, broker_sink(broker.port), wish=Filter()) as line,
         ):
             await line.tell(*(of_device(f"d{one}", one) for one in range(20)))
             await line.reaches(20)

@@ -14,12 +14,21 @@ from bace_bridge.domain.delivery import Attempt
 from bace_bridge.domain.events import Event, LoggedEvent
 from bace_bridge.domain.state import DeviceState, LatestPoint
 from bace_bridge.errors import DeliveryFailed, DeliveryRejected
-from bace_bridge.sinks.mqtt.endings import Ending, Kind, ended, not_reached, publish_refused, refused
+from bace_bridge.sinks.mqtt.endings import (
+    Ending,
+    Kind,
+    ended,
+    may_be_about_a_message,
+    not_reached,
+    publish_refused,
+    refused,
+)
 from bace_bridge.sinks.mqtt.limits import Limits, announced
 from bace_bridge.sinks.mqtt.messages import topic_and_payload
 from bace_bridge.sinks.mqtt.outage import Outage
 from bace_bridge.sinks.mqtt.properties import CloudEventAttributes, correlation, user_property
 from bace_bridge.sinks.mqtt.retained import changes, device_topics
+from bace_bridge.sinks.mqtt.suspicion import Suspicion
 from bace_bridge.sinks.mqtt.topics import Topics, level
 from bace_bridge.sinks.mqtt.versions import Versions
 
@@ -343,3 +352,80 @@ def test_a_client_id_that_is_fought_over_is_told_once_until_there_was_peace() ->
 
     told = [log["event"] for log in logs if log["log_level"] == "warning"]
     assert told == ["mqtt.taken_over", "mqtt.taken_over"]
+
+
+# --- which event it is that the broker answers by closing the connection
+
+
+def suspicion() -> Suspicion:
+    return Suspicion(structlog.get_logger(), explained=lambda: None)
+
+
+def test_only_the_third_loss_with_the_same_oldest_event_and_nothing_acknowledged_makes_suspects() -> None:
+    found = suspicion()
+    for in_flight in (["a", "b", "c"], ["a", "b"], []):
+        assert not found.blames(in_flight)
+        assert not found.sent_alone("a")
+    assert not found.blames(["a", "b", "d"])
+
+    assert [one for one in "abcd" if found.sent_alone(one)] == ["a", "b"], "the others were not there each time"
+    found.acknowledged("x")
+    found.acknowledged("a")
+    assert not found.sent_alone("a")
+    assert found.blames(["b"])
+
+
+@pytest.mark.parametrize("between", ["acknowledged", "another oldest"])
+def test_progress_between_two_losses_clears_everybody(between: str) -> None:
+    found = suspicion()
+    for _ in range(5):
+        for _ in range(2):
+            assert not found.blames(["a", "b"])
+        if between == "acknowledged":
+            found.acknowledged("z")
+        else:
+            assert not found.blames(["b", "c"])
+
+    assert not found.sent_alone("a")
+    assert not found.sent_alone("b")
+
+
+def test_the_blamed_event_is_sent_alone_until_it_is_acknowledged_and_the_others_are_free() -> None:
+    found = suspicion()
+    for _ in range(3):
+        assert not found.blames(["a", "b"])
+    assert found.blames(["a"])
+    assert found.sent_alone("a")
+    assert not found.sent_alone("b")
+    assert found.blames(["a"]), "at once, since it is known"
+    assert not found.blames(["b"])
+    found.acknowledged("a")
+    assert not found.sent_alone("a")
+
+
+def test_the_last_suspect_s_acknowledgement_ends_the_suspicion() -> None:
+    found = suspicion()
+    for _ in range(3):
+        found.blames(["a", "b"])
+    found.acknowledged("a")
+    found.acknowledged("b")
+
+    assert not found.blames(["b"])
+    assert not found.sent_alone("b")
+
+
+@pytest.mark.parametrize(
+    ("ending", "expected"),
+    [
+        (ended("b", 0x80, "Unspecified error", told_by_broker=False, accepted=True), True),
+        (ended("b", 0x95, "Packet too large", told_by_broker=True, accepted=True), True),
+        (ended("b", 0x8B, "Server shutting down", told_by_broker=True, accepted=True), False),
+        (ended("b", 0x8D, "Keep alive timeout", told_by_broker=False, accepted=True), False),
+        (ended("b", 0x8E, "Session taken over", told_by_broker=True, accepted=True), False),
+        (ended("b", 0x00, "Success", told_by_broker=False, accepted=True), False),
+        (ended("b", 0x80, "Unspecified error", told_by_broker=False, accepted=False), False),
+        (Ending("lost", "it does not acknowledge"), False),
+    ],
+)
+def test_only_a_connection_that_the_broker_closes_may_be_about_a_message(ending: Ending, expected: bool) -> None:
+    assert may_be_about_a_message(ending) is expected

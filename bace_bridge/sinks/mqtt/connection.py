@@ -12,8 +12,9 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from bace_bridge.sinks.mqtt.broker import CONNECT_WITHIN
 from bace_bridge.sinks.mqtt.driving import Driver
-from bace_bridge.sinks.mqtt.endings import Ending, ended, refused
+from bace_bridge.sinks.mqtt.endings import Ending, ended, may_be_about_a_message, refused
 from bace_bridge.sinks.mqtt.limits import Limits, announced
+from bace_bridge.sinks.mqtt.suspicion import Suspicion
 from bace_bridge.sinks.mqtt.window import Done, Message, Window
 
 _ACKNOWLEDGED_WITHIN = 60.0
@@ -22,13 +23,21 @@ _ACKNOWLEDGED_WITHIN = 60.0
 class Connection:
     """`end` is set when the connection has ended; it holds an exception where a callback of ours failed."""
 
-    def __init__(self, client: Client, *, broker: str, window: int, on_message: Callable[[MQTTMessage], None]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        *,
+        broker: str,
+        window: int,
+        suspicion: Suspicion,
+        on_message: Callable[[MQTTMessage], None],
+    ) -> None:
         loop = asyncio.get_running_loop()
         self._client = client
         self._speaks_5 = client.protocol == MQTTProtocolVersion.MQTTv5
         self._broker = broker
         self._on_message = on_message
-        self._window = Window(client, size=window)
+        self._window = Window(client, size=window, suspicion=suspicion)
         self._accepted: asyncio.Future[Limits] = loop.create_future()
         self._subscribed: asyncio.Future[bool] = loop.create_future()
         self.end: asyncio.Future[Ending] = loop.create_future()
@@ -85,7 +94,11 @@ class Connection:
         """Closes the socket and gives back what the broker has not acknowledged."""
         self._driver.stop()
         self.end.cancel()
-        self._window.break_off(problem)
+        self._window.break_off(problem, on_a_message=self._may_have_ended_on_a_message())
+
+    def _may_have_ended_on_a_message(self) -> bool:
+        end = self.end
+        return not end.cancelled() and end.exception() is None and may_be_about_a_message(end.result())
 
     async def _first_of(self, awaited: asyncio.Future[Any], *, within: float) -> bool:
         await asyncio.wait((awaited, self.end), timeout=within, return_when=asyncio.FIRST_COMPLETED)

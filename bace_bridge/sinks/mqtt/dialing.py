@@ -10,18 +10,27 @@ from bace_bridge.config.models import MqttConfig
 from bace_bridge.sinks.mqtt.broker import Unreachable, Will, new_client, reach
 from bace_bridge.sinks.mqtt.connection import Connection
 from bace_bridge.sinks.mqtt.endings import NO_RETAIN, QOS_TOO_HIGH, Ending, not_reached
+from bace_bridge.sinks.mqtt.suspicion import Suspicion
 from bace_bridge.sinks.mqtt.versions import Version, Versions
 
 
 class Dialer:
     def __init__(
-        self, config: MqttConfig, *, client_id: str, version: str, will: Will, log: FilteringBoundLogger
+        self,
+        config: MqttConfig,
+        *,
+        client_id: str,
+        version: str,
+        will: Will,
+        suspicion: Suspicion,
+        log: FilteringBoundLogger,
     ) -> None:
         self.broker = f"{config.host}:{config.port}"
         self._config = config
         self._client_id = client_id
         self._version = version
         self._will = will
+        self._suspicion = suspicion
         self._log = log
         self._versions = Versions(config.protocol)
 
@@ -36,7 +45,13 @@ class Dialer:
             await reach(client, self._config, version=self._version)
         except Unreachable as error:
             return not_reached(self.broker, error.cause)
-        connection = Connection(client, broker=self.broker, window=self._config.in_flight, on_message=on_message)
+        connection = Connection(
+            client,
+            broker=self.broker,
+            window=self._config.in_flight,
+            suspicion=self._suspicion,
+            on_message=on_message,
+        )
         opened = False
         try:
             opened = await connection.accepted()

@@ -18,6 +18,8 @@ TAKEN_OVER = 0x8E
 
 _LOGIN_REFUSALS = {0x85, 0x86, 0x87, 0x8A, 0x8C}
 _NEVER_TAKEN = {0x87, 0x90, 0x95, 0x99}
+_MAY_BE_ABOUT_A_MESSAGE = {_UNSPECIFIED, 0x81, 0x82, 0x83, 0x87, 0x90, 0x95, 0x99}
+"""How a broker may close the connection on a message; a shutdown, a quota or a missed keep-alive is about none."""
 
 Kind = Literal["lost", "unreachable", "silent", "mute", "version_refused", "login_refused", "taken_over"]
 
@@ -71,6 +73,11 @@ def ended(broker: str, code: int, reason: str, *, told_by_broker: bool, accepted
         return Ending("silent", f"the broker at {broker} closed the connection without a word")
     why = "" if code == _UNSPECIFIED else f": {reason.lower()}"
     return Ending("lost", f"the connection to the broker at {broker} was lost{why}", code)
+
+
+def may_be_about_a_message(ending: Ending) -> bool:
+    """Whether the broker may have closed the connection because of something that it was sent."""
+    return ending.kind == "lost" and ending.code in _MAY_BE_ABOUT_A_MESSAGE
 
 
 def publish_refused(topic: str, code: int, reason: str) -> SinkError:

@@ -21,6 +21,9 @@ _HINTS: dict[Kind, str] = {
     "login_refused": "check username, password and client id; the broker is asked again every few minutes",
     "taken_over": "give every bridge a client_id of its own, or stop the other one",
 }
+_HINT_FOR_SHORT_CONNECTIONS = (
+    "another client may be using the same client id, or the broker closes the connection on an event"
+)
 
 
 class Outage:
@@ -34,6 +37,10 @@ class Outage:
     def over(self, **facts: object) -> None:
         self._log.info("mqtt.connected", **facts)
         self._told = ""
+
+    def explained(self) -> None:
+        """The connections were lost for a reason that waiting does not mend, and that will not end the next one."""
+        self._failures = 0
 
     def goes_on(self, ending: Ending, *, lasted: float, jitter: float) -> float:
         """Seconds to wait; `lasted` is how long the connection was of use, 0 if it never was."""
@@ -56,7 +63,7 @@ class Outage:
     def _warn_of_short_connections(self) -> None:
         self._short_connections += 1
         if self._short_connections == _SHORT_CONNECTIONS_BEFORE_WARNING:
-            self._log.warning("mqtt.connection_keeps_breaking", hint="another client may be using the same client id")
+            self._log.warning("mqtt.connection_keeps_breaking", hint=_HINT_FOR_SHORT_CONNECTIONS)
 
 
 def _wait(kind: Kind, failures: int, jitter: float) -> float:

@@ -22,6 +22,7 @@ from bace_bridge.sinks.mqtt.mirror import OFFLINE, Mirror, StateSource
 from bace_bridge.sinks.mqtt.outage import Outage
 from bace_bridge.sinks.mqtt.properties import CloudEventAttributes
 from bace_bridge.sinks.mqtt.requests import Answer, Requests
+from bace_bridge.sinks.mqtt.suspicion import Suspicion
 from bace_bridge.sinks.mqtt.topics import Topics
 from bace_bridge.sinks.mqtt.versions import Version
 from bace_bridge.sinks.mqtt.window import Done, Message
@@ -63,7 +64,14 @@ class MqttSink:
         self._requests = Requests(requests, self._topics, self._log)
         self._outage = Outage(self._log)
         will = Will(self._topics.bridge_state, OFFLINE)
-        self._dialer = Dialer(config, client_id=client_id, version=version, will=will, log=self._log)
+        self._dialer = Dialer(
+            config,
+            client_id=client_id,
+            version=version,
+            will=will,
+            suspicion=Suspicion(self._log, explained=self._outage.explained),
+            log=self._log,
+        )
         self._problem: str | None = f"not connected to the broker at {self._dialer.broker} yet"
         self._connection: Connection | None = None
         self._mirror: Mirror | None = None
@@ -102,7 +110,7 @@ class MqttSink:
             _tell_soon(done, DeliveryRejected(f"the event {event.id} cannot be told: {error}"))
             return
         properties = self._attributes.of(attempt, time=time) if self._dialer.protocol == "5" else None
-        connection.publish(Message(topic, payload, self._config.qos, properties=properties), done)
+        connection.publish(Message(topic, payload, self._config.qos, properties=properties, event=event.id), done)
         if event.device_id is not None:
             mirror.touch(event.device_id)
 

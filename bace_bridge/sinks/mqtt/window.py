@@ -9,10 +9,11 @@ from paho.mqtt.client import Client, MQTTMessageInfo
 from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 
-from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
+from bace_bridge.errors import DeliveryFailed, DeliveryRejected, SinkError, SinkUnavailable
 from bace_bridge.sinks.mqtt.endings import FIRST_FAILURE, publish_refused
 from bace_bridge.sinks.mqtt.limits import Limits
 from bace_bridge.sinks.mqtt.properties import EncodedProperties
+from bace_bridge.sinks.mqtt.suspicion import Suspicion
 
 Done = Callable[[SinkError | None], None]
 
@@ -22,26 +23,31 @@ _HIGHEST_QOS = 2
 
 
 class Message(NamedTuple):
+    """`event` is the id of the event that it tells, if it tells one."""
+
     topic: str
     payload: bytes
     qos: int
     retain: bool = False
     properties: EncodedProperties | None = None
+    event: str | None = None
 
 
 class Window:
     """Calls every message's `done` exactly once, on the loop and never from within `publish`.
 
-    At QoS 0 a message is done when it was written to the socket.
+    At QoS 0 a message is done when it was written to the socket. An event that is suspected has the window for itself.
     """
 
-    def __init__(self, client: Client, *, size: int) -> None:
+    def __init__(self, client: Client, *, size: int, suspicion: Suspicion) -> None:
         self._loop = asyncio.get_running_loop()
         self._publish: Callable[..., MQTTMessageInfo] = client.publish
         self._size = self._room = size
+        self._suspicion = suspicion
+        self._closed_for_others = False
         self._limits = Limits()
         self._as_wished = True
-        self._in_flight: dict[int, tuple[str, Done]] = {}
+        self._in_flight: dict[int, tuple[Message, Done]] = {}
         self._waiting: deque[tuple[Message, Done]] = deque()
         self._emptied: asyncio.Future[None] | None = None
         self._oldest: Done | None = None
@@ -53,18 +59,21 @@ class Window:
         self._as_wished = limits.qos == _HIGHEST_QOS and limits.retain
 
     def publish(self, message: Message, done: Done) -> None:
-        if self._waiting or len(self._in_flight) >= self._room:
+        if self._waiting or not self._takes(message):
             self._waiting.append((message, done))
         else:
             self._hand_over(message, done)
 
     def acknowledged(self, mid: int, reason: ReasonCode) -> None:
-        topic, done = self._in_flight.pop(mid)
-        while self._waiting and len(self._in_flight) < self._room:
+        message, done = self._in_flight.pop(mid)
+        self._closed_for_others = False
+        if message.event is not None:
+            self._suspicion.acknowledged(message.event)
+        while self._waiting and self._takes(self._waiting[0][0]):
             self._hand_over(*self._waiting.popleft())
         if self._emptied is not None and not self._in_flight and not self._emptied.done():
             self._emptied.set_result(None)
-        done(None if reason.value < FIRST_FAILURE else publish_refused(topic, reason.value, str(reason)))
+        done(None if reason.value < FIRST_FAILURE else publish_refused(message.topic, reason.value, str(reason)))
 
     async def emptied(self) -> None:
         """Returns when no message waits for the broker's word."""
@@ -79,13 +88,28 @@ class Window:
             self._oldest, self._oldest_since = oldest, now
         return now - self._oldest_since
 
-    def break_off(self, problem: str) -> None:
-        """Tells `SinkUnavailable` of all that the broker has not acknowledged."""
-        unsent = [done for _, done in self._in_flight.values()] + [done for _, done in self._waiting]
+    def break_off(self, problem: str, *, on_a_message: bool) -> None:
+        """Tells `SinkUnavailable` of all that the broker has not acknowledged.
+
+        Where the broker may have closed the connection `on_a_message`, and it is known on which, that one has failed.
+        """
+        in_flight, waiting = list(self._in_flight.values()), list(self._waiting)
         self._in_flight.clear()
         self._waiting.clear()
-        for done in unsent:
+        events = [message.event for message, _ in in_flight if message.event is not None]
+        failed = on_a_message and self._suspicion.blames(events)
+        for _, done in waiting if failed else in_flight + waiting:
             done(SinkUnavailable(problem))
+        for message, done in in_flight if failed else ():  # last, or more would be sent in vain
+            done(DeliveryFailed(_closed_on(message)))
+
+    def _goes_alone(self, message: Message) -> bool:
+        return message.event is not None and self._suspicion.sent_alone(message.event)
+
+    def _takes(self, message: Message) -> bool:
+        if self._suspicion.counts and self._goes_alone(message):
+            return not self._in_flight
+        return not self._closed_for_others and len(self._in_flight) < self._room
 
     def _hand_over(self, message: Message, done: Done) -> None:
         if self._limits.packet_size is not None and _packet_size(message) > self._limits.packet_size:
@@ -96,15 +120,20 @@ class Window:
             allowed = self._limits
             message = message._replace(qos=min(message.qos, allowed.qos), retain=message.retain and allowed.retain)
         try:
-            info = self._publish(*message)
+            info = self._publish(message.topic, message.payload, message.qos, message.retain, message.properties)
         except ValueError as error:
             rejected = DeliveryRejected(f"a message on {message.topic} cannot be sent: {error}")
             self._loop.call_soon(done, rejected)
             return
         if info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS:
-            self._in_flight[info.mid] = (message.topic, done)
+            self._in_flight[info.mid] = (message, done)
+            self._closed_for_others = self._suspicion.counts and self._goes_alone(message)
         else:
             self._loop.call_soon(done, SinkUnavailable("the connection to the broker is lost"))
+
+
+def _closed_on(message: Message) -> str:
+    return f"the broker closes the connection on a message of {len(message.payload)} bytes on {message.topic}"
 
 
 def _packet_size(message: Message) -> int:
