@@ -274,3 +274,18 @@ def test_the_store_s_sizes_are_read_and_one_that_is_too_small_is_refused(tmp_pat
     assert mistakes(tmp_path, f"{TOKEN}store: {{max_size: large}}\n") == [
         "store.max_size: must be a size such as 512MiB, 2GiB or 500MB"
     ]
+
+
+@pytest.mark.parametrize("size", ["99999999999999999999999TiB", "257TiB", "9" * 400])
+def test_a_store_larger_than_sqlite_can_make_is_refused(tmp_path: Path, size: str) -> None:
+    found = mistakes(tmp_path, f"{TOKEN}store: {{max_size: {size}}}\n")
+    assert found == ["store.max_size: must be at most 256TiB (that is as large as an SQLite file can be)"]
+    assert load_text(tmp_path, f"{TOKEN}store: {{max_size: 256TiB}}\n").store.max_size == 2**48
+
+
+@pytest.mark.parametrize(
+    "time", ["0001-01-01T00:00:00+14:00", "1969-12-31", "9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00Z"]
+)
+def test_a_start_that_no_clock_can_show_is_a_mistake(tmp_path: Path, time: str) -> None:
+    found = mistakes(tmp_path, f"{TOKEN}watch: {{start_from: '{time}'}}\n")
+    assert found == ["watch.start_from: must be a time in the years 1970 to 9999 (all for everything)"]
