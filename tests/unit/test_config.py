@@ -1,3 +1,4 @@
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -209,6 +210,33 @@ webhooks:
         "webhooks[0].secret_file",
     ]
     assert not any("geheim" in line for line in found)
+
+
+def test_a_file_that_may_never_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").write_text("x" * (64 * 1024 + 1), encoding="utf-8")
+    text = """
+cloud: {client_id: a, username: u, client_secret_file: pipe, password_file: large}
+mqtt: [{name: m, url: "mqtts://h", tls: {ca_file: /dev/zero, cert_file: large}}]
+webhooks: [{name: w, url_file: /dev/zero, secret_file: .}, {name: x, url_file: "a\\0b", secret_file: large}]
+"""
+    assert mistakes(tmp_path, text) == [
+        f"cloud.client_secret_file: {tmp_path / 'pipe'} is not a regular file",
+        f"cloud.password_file: {tmp_path / 'large'} is larger than 64KiB",
+        "mqtt[0].tls.ca_file: /dev/zero is not a regular file",
+        "webhooks[0].url_file: /dev/zero is not a regular file",
+        f"webhooks[0].secret_file: cannot read {tmp_path}: Is a directory",
+        "webhooks[1].url_file: must be the path of a file",
+        f"webhooks[1].secret_file: {tmp_path / 'large'} is larger than 64KiB",
+    ]
+
+
+def test_a_file_of_the_greatest_size_is_read_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "large").write_text("x" * (64 * 1024), encoding="utf-8")
+    (tmp_path / "link").symlink_to("large")
+    token = load_text(tmp_path, "cloud: {access_token_file: link}\n").cloud.access_token
+    assert token is not None
+    assert len(token.get_secret_value()) == 64 * 1024
 
 
 def test_files_of_tls_are_read_beside_the_configuration(tmp_path: Path) -> None:
