@@ -10,6 +10,10 @@ from bace_bridge.errors import ConfigError
 
 TOKEN = "cloud: {access_token: t0ken}\n"
 SECRET = "whsec_" + "A" * 40
+BOMB = "a: &a [x]\n" + "".join(
+    f"{key}: &{key} [{', '.join([f'*{before}'] * 10)}]\n" for before, key in zip("abcdefgh", "bcdefghi", strict=True)
+)
+"""Ten to the eighth values, once every alias is written out."""
 
 
 def load_text(folder: Path, text: str, env: Mapping[str, str] | None = None) -> Config:
@@ -113,8 +117,13 @@ def test_the_login_is_a_token_or_the_four_others(tmp_path: Path, cloud: str, fou
         ("cloud: {password: *geheim}\n", "line 1, column 19: found undefined alias …"),
         (
             "cloud: {password: !geheim x}\n",
-            "line 1, column 19: could not determine a constructor for the tag …",
+            "line 1, column 19: a tag (!) asks for what is no plain value",
         ),
+        ("!!python/object/apply:os.system ['echo geheim']\n", "line 1, column 1: a tag (!) asks for what is no"),
+        ("cloud: {!!python/name:geheim a: b}\n", "line 1, column 9: a tag (!) asks for what is no plain value"),
+        (BOMB, "line 1, column 1: with its aliases (*) it holds more than 20000 values"),
+        ("[" * 1000 + "\n", "is nested too deeply"),
+        ("#" * (2**20 + 1), "is larger than 1MiB"),
     ],
 )
 def test_what_is_no_yaml_is_one_mistake_with_its_place(tmp_path: Path, text: str, found: str) -> None:
@@ -126,6 +135,8 @@ def test_what_is_no_yaml_is_one_mistake_with_its_place(tmp_path: Path, text: str
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"does not exist \(copy bridge\.example\.yaml"):
         load(tmp_path / "none.yaml", {})
+    with pytest.raises(ConfigError, match="is larger than 1MiB"):
+        load(Path("/dev/zero"), {})
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load(tmp_path, {})
     (tmp_path / "latin.yaml").write_bytes(b"cloud: \xe4\n")
