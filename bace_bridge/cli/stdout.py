@@ -32,7 +32,7 @@ class _Stdout(FileIO):
 def guard_stdout() -> None:
     """From here on a write to stdout that fails raises CannotPrint. Without a stderr, what goes there is dropped."""
     if sys.stdout is None:
-        # Else the next file that is opened, such as the store, would be taken for stdout. No write to this one succeeds.
+        # Else the next file that is opened, such as the store, would be taken for stdout. Writes to this one fail.
         _take(_STDOUT, os.O_RDONLY)
         encoding, errors, terminal = "utf-8", "strict", False
     else:

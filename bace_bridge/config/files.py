@@ -106,7 +106,7 @@ def _check_readable(path: Path, key_path: str, inlined: Inlined, *, most: int = 
 
 def _read_regular(path: Path, most: int) -> bytes | None:
     """The content, or the first `most` + 1 bytes of it; None for a pipe or a device, which may never end."""
-    with open(path, "rb", opener=_without_waiting) as file:  # noqa: PTH123  # Path.open takes no opener
+    with open(path, "rb", opener=_without_waiting) as file:  # Path.open takes no opener
         return file.read(most + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
 
 

@@ -328,3 +328,26 @@ def test_a_store_larger_than_sqlite_can_make_is_refused(tmp_path: Path, size: st
 def test_a_start_that_no_clock_can_show_is_a_mistake(tmp_path: Path, time: str) -> None:
     found = mistakes(tmp_path, f"{TOKEN}watch: {{start_from: '{time}'}}\n")
     assert found == ["watch.start_from: must be a time in the years 1970 to 9999 (all for everything)"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "found"),
+    [
+        (".inf", "must be a number, neither .inf nor .nan"),
+        (".nan", "must be a number, neither .inf nor .nan"),
+        ("fast", "must be a number"),
+        ("[1]", "must be a number"),
+        ("-1", "must be at least 0"),
+    ],
+)
+def test_a_rate_that_is_none_is_said_in_words(tmp_path: Path, limit: str, found: str) -> None:
+    hook = f'webhooks: [{{name: w, url: "https://h/x", secret: {SECRET}, rate_limit: {limit}}}]'
+    assert mistakes(tmp_path, TOKEN + hook) == [f"webhooks[0].rate_limit: {found}"]
+
+
+@pytest.mark.parametrize("name", ["X-A\\nB", "X-A\\u2028B", "X-\\e[31m"])
+def test_a_mistake_is_one_line_whatever_its_path_holds(tmp_path: Path, name: str) -> None:
+    hook = f'webhooks: [{{name: w, url: "https://h/x", secret: {SECRET}, headers: {{"{name}": v}}}}]'
+    (line,) = mistakes(tmp_path, TOKEN + hook)
+    assert line.isprintable()
+    assert line.endswith(": is not the name of an HTTP header")
