@@ -84,7 +84,7 @@ def _syntax_mistake(path: Path, error: yaml.MarkedYAMLError) -> Mistake:
     # What YAML quotes may be a piece of a password; single characters and its own tokens (<block end>)
     # are not.
     problem = re.sub(r"(['\"])(?!<)(?:(?!\1).){2,}\1", "…", error.problem or "cannot be read as YAML")
-    return Mistake(str(path), place + problem.replace("\n", " "), _QUOTE_IT)
+    return Mistake(str(path), place + problem.replace("\n", " "), error.note or _QUOTE_IT)
 
 
 def _refuse_what_is_no_plain_data(root: Node) -> None:
@@ -106,7 +106,9 @@ def _refuse_what_is_no_plain_data(root: Node) -> None:
         elif isinstance(node, MappingNode):
             left += [(item, above) for pair in reversed(node.value) for item in reversed(pair)]
     raise yaml.MarkedYAMLError(
-        problem=f"with its aliases (*) it holds more than {_MOST_NODES} values", problem_mark=root.start_mark
+        problem=f"with its aliases (*) it holds more than {_MOST_NODES} values",
+        problem_mark=root.start_mark,
+        note="write out what the aliases stand for",
     )
 
 
