@@ -11,6 +11,7 @@ from click.exceptions import Exit  # noqa: E402  # see above
 
 from bace_bridge.cli.exits import explain  # noqa: E402
 from bace_bridge.cli.main import Invocation, cli  # noqa: E402
+from bace_bridge.cli.stdout import guard_stdout  # noqa: E402
 
 del sys.modules["rich"]
 
@@ -23,20 +24,27 @@ def run(arguments: Sequence[str]) -> int:
         cli.main(list(arguments), prog_name=_NAME)
     invocation = Invocation()
     try:
-        # click's own main takes any broken connection for a broken stdout, and ends with 1 in silence.
-        with cli.make_context(_NAME, list(arguments), obj=invocation) as context:
-            cli.invoke(context)
+        code = _invoke(arguments, invocation)
         sys.stdout.flush()
     except SystemExit:
         raise
-    except Exit as end:
-        return end.exit_code
     except BaseException as error:  # noqa: BLE001  # the last line of defence: every end has an exit code
         return explain(error, debug=invocation.debug)
+    return code
+
+
+def _invoke(arguments: Sequence[str], invocation: Invocation) -> int:
+    try:
+        # click's own main takes any broken connection for a broken stdout, and ends with 1 in silence.
+        with cli.make_context(_NAME, list(arguments), obj=invocation) as context:
+            cli.invoke(context)
+    except Exit as end:
+        return end.exit_code
     return 0
 
 
 def main() -> None:
+    guard_stdout()
     sys.exit(run(sys.argv[1:]))
 
 

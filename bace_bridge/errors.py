@@ -26,7 +26,9 @@ class Mistake:
 
     def __str__(self) -> str:
         place = f"{self.path}: " if self.path else ""
-        return f"{place}{self.problem}" + (f" ({self.hint})" if self.hint else "")
+        line = f"{place}{self.problem}" + (f" ({self.hint})" if self.hint else "")
+        # A key or a path may hold anything: it must not break the line, or steer a terminal.
+        return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
 
 
 class CloudError(BridgeError):

@@ -1,5 +1,6 @@
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def check(config: Path, as_json: bool) -> None:
             mistakes = [{"path": one.path, "problem": one.problem, "hint": one.hint} for one in error.mistakes]
             _print_json({"ok": False, "mistakes": mistakes, "warnings": [], "plan": {}})
         raise
-    plan, cautions = list(_plan(loaded)), warnings(loaded)
+    plan, cautions = list(_plan(loaded)), warnings(loaded, now=time.time())
     if as_json:
         lines: dict[str, list[str]] = {}
         for part, line in plan:

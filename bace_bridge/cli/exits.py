@@ -21,12 +21,13 @@ INTERRUPTED = 130
 
 def explain(error: BaseException, *, debug: bool) -> int:
     """Says on stderr what went wrong, and gives the exit code."""
-    if isinstance(error, click.ClickException):
-        error.show()
-        return error.exit_code
-    if isinstance(error, BrokenPipeError) and _reader_of_stdout_left():
-        return 0
     causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, click.ClickException):
+            cause.show()
+            return cause.exit_code
+    if any(isinstance(cause, BrokenPipeError) for cause in causes) and _reader_of_stdout_left():
+        return 0
     if any(isinstance(cause, click.Abort | KeyboardInterrupt) for cause in causes):
         return INTERRUPTED
     mistakes = [mistake for cause in causes if isinstance(cause, ConfigError) for mistake in cause.mistakes]

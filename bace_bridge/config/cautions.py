@@ -6,9 +6,9 @@ from bace_bridge.config.models import Config, MqttConfig, TlsConfig, WebhookConf
 from bace_bridge.config.places import is_loopback, is_private, split_url
 
 
-def warnings(config: Config) -> list[str]:
+def warnings(config: Config, *, now: float) -> list[str]:
     """One line each, with the path of what it is about; no secrets."""
-    found = [*_about_cloud(config), *_about_http(config)]
+    found = [*_about_cloud(config), *_about_watch(config, now), *_about_http(config)]
     for index, broker in enumerate(config.mqtt):
         found += [f"mqtt[{index}].{line}" for line in _about_broker(broker)]
     for index, webhook in enumerate(config.webhooks):
@@ -24,6 +24,12 @@ def _about_cloud(config: Config) -> Iterator[str]:
         yield "cloud.url: the login goes over the network in the clear (use https://)"
     if config.cloud.access_token is not None:
         yield "cloud.access_token: is not renewed when it expires (the login with four keys is)"
+
+
+def _about_watch(config: Config, now: float) -> Iterator[str]:
+    start = config.watch.start_from
+    if start.kind == "since" and start.seconds > now:
+        yield "watch.start_from: is in the future: sessions that are over before it are never reported"
 
 
 def _about_http(config: Config) -> Iterator[str]:

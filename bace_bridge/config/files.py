@@ -1,5 +1,7 @@
 """The keys that name files: `<secret>_file`, whose content takes the secret's place, and the files of TLS."""
 
+import os
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -8,8 +10,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from bace_bridge.config.paths import Place, section_model, spell
-from bace_bridge.config.values import FromFile
+from bace_bridge.config.values import FromFile, format_size
 from bace_bridge.errors import Mistake
+
+_MOST_OF_A_SECRET = 64 * 2**10
+_MOST_OF_TLS = 4 * 2**20
+"""Bytes. A system's bundle of authorities has about 200 kB."""
 
 
 @dataclass
@@ -69,7 +75,7 @@ def _read_secret(section: dict[Any, Any], key: str, folder: Path, place: Place, 
         hint = f"give it to the key {key}, or put it in a file and name that"
         inlined.mistakes.append(Mistake(file_path, "must be the path of a file, not the value itself", hint))
         return
-    content = _check_readable(folder / name, file_path, inlined)
+    content = _check_readable(folder / name, file_path, inlined, most=_MOST_OF_A_SECRET)
     if content is None:
         return
     section[key] = content.removesuffix("\n").removesuffix("\r")
@@ -77,11 +83,33 @@ def _read_secret(section: dict[Any, Any], key: str, folder: Path, place: Place, 
         inlined.mistakes.append(Mistake(file_path, f"{folder / name} is empty"))
 
 
-def _check_readable(path: Path, key_path: str, inlined: Inlined) -> str | None:
+def _check_readable(path: Path, key_path: str, inlined: Inlined, *, most: int = _MOST_OF_TLS) -> str | None:
     try:
-        return path.read_text(encoding="utf-8")
+        content = _read_regular(path, most)
     except OSError as error:
         inlined.mistakes.append(Mistake(key_path, f"cannot read {path}: {error.strerror}"))
-    except ValueError:
-        inlined.mistakes.append(Mistake(key_path, f"{path} is not a UTF-8 text file"))
+        return None
+    except ValueError:  # a character that no path holds
+        inlined.mistakes.append(Mistake(key_path, "must be the path of a file"))
+        return None
+    if content is None:
+        inlined.mistakes.append(Mistake(key_path, f"{path} is not a regular file"))
+    elif len(content) > most:
+        inlined.mistakes.append(Mistake(key_path, f"{path} is larger than {format_size(most)}"))
+    else:
+        try:
+            return content.decode()
+        except UnicodeDecodeError:
+            inlined.mistakes.append(Mistake(key_path, f"{path} is not a UTF-8 text file"))
     return None
+
+
+def _read_regular(path: Path, most: int) -> bytes | None:
+    """The content, or the first `most` + 1 bytes of it; None for a pipe or a device, which may never end."""
+    with open(path, "rb", opener=_without_waiting) as file:  # Path.open takes no opener
+        return file.read(most + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opening a pipe waits for its writer otherwise."""
+    return os.open(path, flags | os.O_NONBLOCK)

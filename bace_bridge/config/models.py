@@ -39,6 +39,9 @@ __all__ = [
 LEAST_STORE = 16 * 2**20
 """Bytes: below this the WAL alone would fill it."""
 
+LARGEST_STORE = 256 * 2**40
+"""Bytes: SQLite's own limit."""
+
 
 class CloudConfig(Section):
     """The BACE cloud and the login: an access token, or the four others."""
@@ -89,6 +92,8 @@ class StoreConfig(Section):
     def _large_enough(cls, size: int) -> int:
         if size < LEAST_STORE:
             raise mistake(f"must be at least {format_size(LEAST_STORE)}")
+        if size > LARGEST_STORE:
+            raise mistake("must be at most 256TiB", "that is as large as an SQLite file can be")
         return size
 
     @property

@@ -15,6 +15,9 @@ _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhd]))+")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhd])")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _LONGEST = 36_500 * 86_400.0
+_END_OF_TIME = 253_402_300_800.0
+"""The year 10000, in epoch seconds."""
+
 _BYTES = {
     "B": 1,
     "kB": 1000, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4,
@@ -115,7 +118,10 @@ def _moment(text: str) -> float:
         if "T" in text.upper() or ":" in text:
             raise mistake("is a time without a time zone", "end it with Z for UTC: 2026-01-31T00:00:00Z")
         moment = moment.replace(tzinfo=UTC)
-    return moment.timestamp()
+    seconds = moment.timestamp()
+    if not 0 <= seconds < _END_OF_TIME:  # what iso_utc can write down, in any zone
+        raise mistake("must be a time in the years 1970 to 9999", "all for everything")
+    return seconds
 
 
 def _not_a_start() -> PydanticCustomError:

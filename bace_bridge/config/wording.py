@@ -10,6 +10,7 @@ from bace_bridge.config.paths import Place, as_written, model_at, spell
 from bace_bridge.errors import Mistake
 
 _WHOLE_NUMBER = ("must be a whole number", "")
+_NUMBER = ("must be a number", "")
 _BOOLEAN = ("must be true or false", "")
 _LIST = ("must be a list", "begin each entry with - on a line of its own, or write [one, two]")
 _SECTION = ("must be a section with keys of its own", "")
@@ -22,7 +23,10 @@ _WORDS = {
     "int_parsing": _WHOLE_NUMBER,
     "int_parsing_size": _WHOLE_NUMBER,
     "int_from_float": _WHOLE_NUMBER,
-    "greater_than_equal": ("must be at least {ge}", ""),
+    "float_type": _NUMBER,
+    "float_parsing": _NUMBER,
+    "finite_number": ("must be a number, neither .inf nor .nan", ""),
+    "greater_than_equal": ("must be at least {ge:g}", ""),
     "less_than_equal": ("must be at most {le}", ""),
     "literal_error": ("must be {expected}", ""),
     "tuple_type": _LIST,

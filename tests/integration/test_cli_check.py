@@ -119,6 +119,47 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def in_shell(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = f"'{sys.executable}' -m bace_bridge"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        ["bash", "-c", line.replace("bace-bridge", command)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        timeout=60,
+        env=env,
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("command", ["check", "check --json", "schema config", "--help", "simulate --list-quirks"])
+def test_a_full_disk_under_stdout_is_one_line(tmp_path: Path, command: str) -> None:
+    (tmp_path / "bridge.yaml").write_text(GOOD, encoding="utf-8")
+    done = in_shell(f"bace-bridge {command} > /dev/full", tmp_path)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "Error: cannot write to standard output: No space left on device\n",
+    )
+
+
+def test_a_full_disk_is_told_by_what_runs_for_long_too(tmp_path: Path) -> None:
+    done = in_shell("bace-bridge simulate --port 0 --for 30s > /dev/full", tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+
+
+def test_a_closed_stdout_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bridge.yaml").write_text(GOOD, encoding="utf-8")
+    done = in_shell("bace-bridge check >&-", tmp_path)
+    assert (done.returncode, done.stderr) == (1, "Error: cannot write to standard output: Bad file descriptor\n")
+
+
+def test_without_a_stderr_the_exit_code_is_right_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "bridge.yaml").write_text(f"{GOOD}store: {{url: 'sqlite:////dev/null/no.db'}}\n", encoding="utf-8")
+    assert in_shell("bace-bridge run 2>&-", tmp_path).returncode == 70
+
+
 def test_loading_a_configuration_imports_no_more_than_it_needs(tmp_path: Path) -> None:
     unwanted = "{'aiohttp', 'rich', 'click', 'paho', 'structlog'}"
     code = f"import sys, bace_bridge.config.load; print({unwanted} & {{*sys.modules}})"

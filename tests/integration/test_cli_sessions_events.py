@@ -394,3 +394,16 @@ async def test_following_waits_for_a_store_and_takes_up_another_one(folder: Path
         assert json.loads(running.lines[-1])["seq"] == 4
     assert await running.end(signal.SIGTERM) == 0
     assert running.errors.count("waiting for it") in {1, 2}
+
+
+@pytest.mark.parametrize("command", ["sessions", "sessions --json", "events", "events --json", "dead-letters list"])
+@pytest.mark.parametrize(("to", "why"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")])
+async def test_what_cannot_be_printed_is_one_line(
+    folder: Path, file: SqliteFile, command: str, to: str, why: str
+) -> None:
+    await fill(file)
+    shell = ["bash", "-c", f'"$0" -m bace_bridge {command} {to}', sys.executable]
+    done = await asyncio.to_thread(
+        subprocess.run, shell, capture_output=True, text=True, check=False, cwd=folder, timeout=60, env=ENV
+    )
+    assert (done.returncode, done.stderr) == (1, f"Error: cannot write to standard output: {why}\n")

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from bace_bridge.errors import ConfigError
 
 TOKEN = "cloud: {access_token: t0ken}\n"
 SECRET = "whsec_" + "A" * 40
+BOMB = "a: &a [x]\n" + "".join(
+    f"{key}: &{key} [{', '.join([f'*{before}'] * 10)}]\n" for before, key in zip("abcdefgh", "bcdefghi", strict=True)
+)
+"""Ten to the eighth values, once every alias is written out."""
 
 
 def load_text(folder: Path, text: str, env: Mapping[str, str] | None = None) -> Config:
@@ -112,8 +117,13 @@ def test_the_login_is_a_token_or_the_four_others(tmp_path: Path, cloud: str, fou
         ("cloud: {password: *geheim}\n", "line 1, column 19: found undefined alias …"),
         (
             "cloud: {password: !geheim x}\n",
-            "line 1, column 19: could not determine a constructor for the tag …",
+            "line 1, column 19: a tag (!) asks for what is no plain value",
         ),
+        ("!!python/object/apply:os.system ['echo geheim']\n", "line 1, column 1: a tag (!) asks for what is no"),
+        ("cloud: {!!python/name:geheim a: b}\n", "line 1, column 9: a tag (!) asks for what is no plain value"),
+        (BOMB, "line 1, column 1: with its aliases (*) it holds more than 20000 values (write out what"),
+        ("[" * 1000 + "\n", "is nested too deeply"),
+        ("#" * (2**20 + 1), "is larger than 1MiB"),
     ],
 )
 def test_what_is_no_yaml_is_one_mistake_with_its_place(tmp_path: Path, text: str, found: str) -> None:
@@ -125,6 +135,8 @@ def test_what_is_no_yaml_is_one_mistake_with_its_place(tmp_path: Path, text: str
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"does not exist \(copy bridge\.example\.yaml"):
         load(tmp_path / "none.yaml", {})
+    with pytest.raises(ConfigError, match="is larger than 1MiB"):
+        load(Path("/dev/zero"), {})
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load(tmp_path, {})
     (tmp_path / "latin.yaml").write_bytes(b"cloud: \xe4\n")
@@ -211,6 +223,33 @@ webhooks:
     assert not any("geheim" in line for line in found)
 
 
+def test_a_file_that_may_never_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").write_text("x" * (64 * 1024 + 1), encoding="utf-8")
+    text = """
+cloud: {client_id: a, username: u, client_secret_file: pipe, password_file: large}
+mqtt: [{name: m, url: "mqtts://h", tls: {ca_file: /dev/zero, cert_file: large}}]
+webhooks: [{name: w, url_file: /dev/zero, secret_file: .}, {name: x, url_file: "a\\0b", secret_file: large}]
+"""
+    assert mistakes(tmp_path, text) == [
+        f"cloud.client_secret_file: {tmp_path / 'pipe'} is not a regular file",
+        f"cloud.password_file: {tmp_path / 'large'} is larger than 64KiB",
+        "mqtt[0].tls.ca_file: /dev/zero is not a regular file",
+        "webhooks[0].url_file: /dev/zero is not a regular file",
+        f"webhooks[0].secret_file: cannot read {tmp_path}: Is a directory",
+        "webhooks[1].url_file: must be the path of a file",
+        f"webhooks[1].secret_file: {tmp_path / 'large'} is larger than 64KiB",
+    ]
+
+
+def test_a_file_of_the_greatest_size_is_read_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "large").write_text("x" * (64 * 1024), encoding="utf-8")
+    (tmp_path / "link").symlink_to("large")
+    token = load_text(tmp_path, "cloud: {access_token_file: link}\n").cloud.access_token
+    assert token is not None
+    assert len(token.get_secret_value()) == 64 * 1024
+
+
 def test_files_of_tls_are_read_beside_the_configuration(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("-", encoding="utf-8")
     config = load_text(tmp_path, TOKEN + 'mqtt: [{name: m, url: "mqtts://h", tls: {ca_file: ca.pem}}]')
@@ -274,3 +313,41 @@ def test_the_store_s_sizes_are_read_and_one_that_is_too_small_is_refused(tmp_pat
     assert mistakes(tmp_path, f"{TOKEN}store: {{max_size: large}}\n") == [
         "store.max_size: must be a size such as 512MiB, 2GiB or 500MB"
     ]
+
+
+@pytest.mark.parametrize("size", ["99999999999999999999999TiB", "257TiB", "9" * 400])
+def test_a_store_larger_than_sqlite_can_make_is_refused(tmp_path: Path, size: str) -> None:
+    found = mistakes(tmp_path, f"{TOKEN}store: {{max_size: {size}}}\n")
+    assert found == ["store.max_size: must be at most 256TiB (that is as large as an SQLite file can be)"]
+    assert load_text(tmp_path, f"{TOKEN}store: {{max_size: 256TiB}}\n").store.max_size == 2**48
+
+
+@pytest.mark.parametrize(
+    "time", ["0001-01-01T00:00:00+14:00", "1969-12-31", "9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00Z"]
+)
+def test_a_start_that_no_clock_can_show_is_a_mistake(tmp_path: Path, time: str) -> None:
+    found = mistakes(tmp_path, f"{TOKEN}watch: {{start_from: '{time}'}}\n")
+    assert found == ["watch.start_from: must be a time in the years 1970 to 9999 (all for everything)"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "found"),
+    [
+        (".inf", "must be a number, neither .inf nor .nan"),
+        (".nan", "must be a number, neither .inf nor .nan"),
+        ("fast", "must be a number"),
+        ("[1]", "must be a number"),
+        ("-1", "must be at least 0"),
+    ],
+)
+def test_a_rate_that_is_none_is_said_in_words(tmp_path: Path, limit: str, found: str) -> None:
+    hook = f'webhooks: [{{name: w, url: "https://h/x", secret: {SECRET}, rate_limit: {limit}}}]'
+    assert mistakes(tmp_path, TOKEN + hook) == [f"webhooks[0].rate_limit: {found}"]
+
+
+@pytest.mark.parametrize("name", ["X-A\\nB", "X-A\\u2028B", "X-\\e[31m"])
+def test_a_mistake_is_one_line_whatever_its_path_holds(tmp_path: Path, name: str) -> None:
+    hook = f'webhooks: [{{name: w, url: "https://h/x", secret: {SECRET}, headers: {{"{name}": v}}}}]'
+    (line,) = mistakes(tmp_path, TOKEN + hook)
+    assert line.isprintable()
+    assert line.endswith(": is not the name of an HTTP header")

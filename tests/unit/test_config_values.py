@@ -294,6 +294,7 @@ def test_every_secret_is_known_to_the_redaction() -> None:
 def test_warnings_name_what_they_are_about() -> None:
     config = Config(
         cloud=CloudConfig(url="http://dashboard.example.org", access_token=SecretStr("t")),
+        watch=WatchConfig(start_from=StartFrom("since", 1)),
         mqtt=(
             broker("mqtt://broker.lan", username="u", password="p"),
             broker("mqtts://h", tls=TlsConfig(insecure=True)),
@@ -303,10 +304,11 @@ def test_warnings_name_what_they_are_about() -> None:
         webhooks=(webhook(url="http://example.org/geheim"), webhook(url="http://192.168.1.2/x")),
         http=HttpConfig(listen="0.0.0.0:8099"),
     )
-    found = warnings(config)
+    found = warnings(config, now=0)
     assert [line.split(": ")[0] for line in found] == [
         "cloud.url",
         "cloud.access_token",
+        "watch.start_from",
         "http.listen",
         "mqtt[0].url",
         "mqtt[1].tls.insecure",
@@ -318,5 +320,6 @@ def test_warnings_name_what_they_are_about() -> None:
 
 
 def test_nothing_to_warn_about() -> None:
-    assert warnings(Config(cloud=CloudConfig(), webhooks=(webhook(),))) == []
-    assert warnings(Config(cloud=CloudConfig())) == ["mqtt, webhooks: there are no sinks, so nobody is told anything"]
+    assert warnings(Config(cloud=CloudConfig(), webhooks=(webhook(),)), now=0) == []
+    nobody = "mqtt, webhooks: there are no sinks, so nobody is told anything"
+    assert warnings(Config(cloud=CloudConfig()), now=0) == [nobody]
