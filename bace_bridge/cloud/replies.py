@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from bace_bridge.domain.datapoints import Datapoint
+from bace_bridge.domain.foreign_json import decoded
 from bace_bridge.domain.seen import Page, SeenSession
 from bace_bridge.domain.sessions import DataSession
 from bace_bridge.errors import UnexpectedReply
@@ -93,10 +94,13 @@ class _Problem(msgspec.Struct):
     message: str | None = None
 
 
+_PROBLEM: Any = _Problem | list[Any]
+
+
 def parse_token(body: bytes) -> TokenReply:
     try:
-        return msgspec.json.decode(body, type=TokenReply, strict=False)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        return decoded(body, TokenReply, strict=False)
+    except msgspec.DecodeError:
         raise UnexpectedReply(f"the token endpoint answered something that is not a token{_instead(body)}") from None
 
 
@@ -106,8 +110,8 @@ def parse_sessions(body: bytes, headers: Mapping[str, str]) -> Page[SeenSession]
 
 def parse_session(body: bytes) -> SeenSession:
     try:
-        return _session(msgspec.json.decode(body, type=_SessionRow, strict=False))
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        return _session(decoded(body, _SessionRow, strict=False))
+    except (msgspec.DecodeError, ValueError) as error:
         raise UnexpectedReply(f"a data session cannot be read: {error}{_instead(body)}") from None
 
 
@@ -117,8 +121,8 @@ def parse_series_axes(body: bytes) -> tuple[tuple[int, ...], tuple[str, ...]]:
     The expanded shapes are not documented: plain values and objects that hold them are both understood.
     """
     try:
-        row = msgspec.json.decode(body, type=_AxesRow, strict=False)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        row = decoded(body, _AxesRow, strict=False)
+    except msgspec.DecodeError:
         return (), ()
     datatypes = {
         int(text) for text in _plain_values(row.datatypes, ("datatype", "id_datatype", "id")) if text.isdecimal()
@@ -151,8 +155,8 @@ def parse_problem(body: bytes, *, private: Sequence[str] = ()) -> str | None:
     What it repeats of the `private` texts is masked.
     """
     try:
-        problem = msgspec.json.decode(body, type=_Problem | list[Any], strict=False)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        problem: _Problem | list[Any] = decoded(body, _PROBLEM, strict=False)
+    except msgspec.DecodeError:
         return None
     if isinstance(problem, list):
         parts = [f"{one.get('field')}: {one.get('message')}" for one in problem if isinstance(one, dict)]
@@ -171,9 +175,9 @@ def _told(message: str, private: Sequence[str]) -> str:
 
 def _parse_page(body: bytes, headers: Mapping[str, str], row_type: type[Row], convert: Callable[[Row], T]) -> Page[T]:
     try:
-        frame = msgspec.json.decode(body, type=_Frame[row_type], strict=False)  # type: ignore[valid-type]  # made at run time
+        frame = decoded(body, _Frame[row_type], strict=False)  # type: ignore[valid-type]  # made at run time
         items = tuple(convert(row) for row in frame.items)
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
+    except (msgspec.DecodeError, ValueError):
         return _parse_row_by_row(body, headers, row_type, convert)
     return _page(items, len(items), frame.meta, headers, ())
 
@@ -182,14 +186,14 @@ def _parse_row_by_row(
     body: bytes, headers: Mapping[str, str], row_type: type[Row], convert: Callable[[Row], T]
 ) -> Page[T]:
     try:
-        frame = msgspec.json.decode(body, type=_Frame[msgspec.Raw], strict=False)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        frame = decoded(body, _Frame[msgspec.Raw], strict=False)
+    except msgspec.DecodeError as error:
         raise UnexpectedReply(f"a page cannot be read: {error}{_instead(body)}") from None
     items: list[T] = []
     unreadable: list[str] = []
     for place, raw in enumerate(frame.items):
         try:
-            items.append(convert(msgspec.json.decode(raw, type=row_type, strict=False)))
+            items.append(convert(decoded(raw, row_type, strict=False)))
         except (msgspec.DecodeError, ValueError) as error:
             unreadable.append(f"items[{place}]: {error}")
     if unreadable and not items:

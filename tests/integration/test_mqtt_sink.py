@@ -851,6 +851,32 @@ async def test_requests_are_answered(broker: Broker, name: str, payload: bytes, 
     assert not listener.on(topic)[0].retained
 
 
+@pytest.mark.parametrize("opening", [b'{"transaction":', b"", b'{"a":'])
+async def test_a_request_that_is_nested_without_end_is_answered_as_any_other_nonsense(
+    broker: Broker, opening: bytes
+) -> None:
+    closing = b"}" if opening else b""
+    with heard_on(broker.port, speaks=broker.speaks) as listener:
+        async with connected(broker.port, Home(), REQUESTS, protocol=broker.speaks) as sink:
+            for depth in (50_000, *range(900, 1000, 5)):  # the latter: more or less as deep as the decoder goes
+                payload = opening + b"[" * depth + b"]" * depth + closing
+                await asyncio.to_thread(listener.publish, "bace/bridge/request/info", payload)
+            await eventually(lambda: len(listener.on("bace/bridge/response/info")) == 21)
+            assert await deliver(sink, event(1)) is None
+
+    first = json.loads(listener.payloads("bace/bridge/response/info")[0])
+    assert first == {"status": "error", "error": "the request is no JSON object"}
+
+
+async def test_a_message_whose_topic_is_not_utf_8_is_ignored() -> None:
+    topic = b"bace/bridge/request/\xff"
+    with capture_logs() as logs:
+        async with scripted(Script()) as broker, connected(broker.port) as sink:
+            broker.send(bytes([0x30, 3 + len(topic), 0, len(topic)]) + topic + b"\x00")
+            await eventually(lambda: bool(named(logs, "mqtt.unreadable_topic_ignored")))
+            assert await deliver(sink, event(1)) is None
+
+
 async def test_a_response_also_goes_where_mqtt_5_asks_for_it(new_mosquitto: NewMosquitto) -> None:
     port = new_mosquitto().port
     properties: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]

@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import html
 import ssl
 import subprocess
 import time
@@ -8,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from aiohttp import web
@@ -333,6 +335,49 @@ async def test_neither_messages_nor_logs_hold_a_credential(receiver: Receiver) -
     assert opened["host"] == receiver.url.split("/")[2]
     for secret in (TOKEN, "Quer1Quer1", "Head3rHead3r", SECRET):
         assert secret not in str(logs)
+
+
+async def echoed(receiver: Receiver, login: str = "", **headers: str) -> str:
+    """The reason of a delivery to a debug page that shows the request's headers, its URL, and all of it as HTML."""
+
+    async def echo(request: web.Request) -> web.Response:
+        shown = [request.headers.get("authorization", ""), *(request.headers[name] for name in headers)]
+        pages = [*shown, *(html.escape(one) for one in shown), *(quote(one, safe="") for one in shown)]
+        return web.Response(status=500, text=" ".join(page for page in pages if page))
+
+    receiver.answer = echo
+    settings = config(receiver.url.replace("//", f"//{login}@") if login else receiver.url, headers=headers)
+    async with running(settings) as sink:
+        return str(await delivered(sink))
+
+
+@pytest.mark.parametrize("login", ["bridgeuser:canary-password-1", "us3r:p%C3%A4ss", "t0ken-only", ":p4ss"])
+async def test_an_echoed_login_is_masked_also_in_base64(receiver: Receiver, login: str) -> None:
+    told = await echoed(receiver, login)
+
+    sent = receiver.requests[0].headers["authorization"].split()[1]
+    assert sent.rstrip("=") not in told
+    assert quote(sent, safe="").rstrip("%3D") not in told
+    assert "***" in told
+
+
+@pytest.mark.parametrize("value", ["abcd", "Bearer t0k/en", "a<b&'c\"d", "Token x y+z/é"])
+async def test_an_echoed_header_is_masked_however_it_is_written(receiver: Receiver, value: str) -> None:
+    told = await echoed(receiver, **{"X-Key": value})
+
+    assert set(told.removeprefix("HTTP 500: ").split()) == {"***"}
+
+
+async def test_what_a_login_in_a_configured_header_says_is_masked(receiver: Receiver) -> None:
+    async def decoding(request: web.Request) -> web.Response:
+        decoded = base64.b64decode(request.headers["authorization"].split()[1]).decode()
+        return web.Response(status=403, text=f"bad login {decoded}, {decoded.split(':')[1]}")
+
+    receiver.answer = decoding
+    header = "Basic " + base64.b64encode(b"us3r:p4ss").decode()
+    async with running(config(receiver.url, headers={"Authorization": header})) as sink:
+        failed = await delivered(sink)
+    assert str(failed) == "HTTP 403: bad login ***:***, ***"
 
 
 async def test_a_configured_authorization_wins_over_a_login_in_the_url(receiver: Receiver) -> None:

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -360,3 +361,31 @@ def test_a_value_that_json_cannot_hold_is_named(value: str) -> None:
     """It would be told as null, and NaN as changed at every look: it does not even equal itself."""
     found = parse_datapoints(page(POINT, POINT | {"avg_val": value}), {})
     assert len(found.unreadable) == 1
+
+
+DEEP = b"[" * 50_000 + b"]" * 50_000
+"""JSON that is in order, and nested more deeply than any decoder goes."""
+
+
+@pytest.mark.parametrize(
+    "parse",
+    [
+        parse_token,
+        parse_session,
+        lambda body: parse_sessions(body, {}),
+        lambda body: parse_datapoints(body, {}),
+        lambda body: parse_groups(body, {}),
+    ],
+)
+@pytest.mark.parametrize(
+    "body", [DEEP, b'{"group":%b}' % DEEP, b'{"items":[{"group":%b}]}' % DEEP, b'{"items":[\xff]}']
+)
+def test_what_is_nested_without_end_is_an_unexpected_reply(parse: Callable[[bytes], object], body: bytes) -> None:
+    with pytest.raises(UnexpectedReply):
+        parse(body)
+
+
+def test_a_problem_or_axes_that_are_nested_without_end_say_nothing() -> None:
+    assert parse_problem(DEEP) is None
+    assert parse_problem(b'{"message":"x","more":%b}' % DEEP) is None
+    assert parse_series_axes(b'{"datatypes":%b}' % DEEP) == ((), ())

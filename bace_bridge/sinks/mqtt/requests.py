@@ -8,6 +8,7 @@ import msgspec
 from paho.mqtt.client import MQTTMessage
 from structlog.typing import FilteringBoundLogger
 
+from bace_bridge.domain.foreign_json import decoded
 from bace_bridge.errors import BridgeError
 from bace_bridge.sinks.mqtt.properties import correlation
 from bace_bridge.sinks.mqtt.topics import Topics
@@ -36,7 +37,11 @@ class Requests:
         self._asked: asyncio.Queue[Request] = asyncio.Queue(_MOST_WAITING)
 
     def take(self, message: MQTTMessage) -> None:
-        name = self._topics.request_name(message.topic)
+        try:
+            name = self._topics.request_name(message.topic)
+        except UnicodeDecodeError:
+            self._log.warning("mqtt.unreadable_topic_ignored", hint="a topic must be UTF-8")
+            return
         if message.retain:
             self._log.warning("mqtt.retained_request_ignored", request=name)
             return
@@ -57,10 +62,9 @@ class Requests:
             known = ", ".join(sorted(self._answers))
             return _error(f"there is no request {request.name!r}; known: {known}")
         try:
-            asked = msgspec.json.decode(request.payload, type=dict[str, Any]) if request.payload.strip() else {}
-        except (msgspec.MsgspecError, ValueError):
+            asked, echo = _asked(request.payload)
+        except msgspec.DecodeError:
             return _error("the request is no JSON object")
-        echo = {"transaction": asked["transaction"]} if "transaction" in asked else {}
         try:
             return {"status": "ok", "data": await answer(asked), **echo}
         except BridgeError as error:
@@ -76,6 +80,20 @@ class Requests:
         topics = [usual] if wished is None or wished == usual else [usual, wished]
         properties = correlation(request.correlation) if request.correlation is not None else None
         return [Message(topic, payload, qos=1, properties=properties) for topic in topics]
+
+
+class _Echo(msgspec.Struct):
+    """What goes back as it came: not decoded, so that it need not be encoded."""
+
+    transaction: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+def _asked(payload: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is asked, and what of it the answer repeats. Raises `msgspec.DecodeError`."""
+    if not payload.strip():
+        return {}, {}
+    transaction = decoded(payload, _Echo).transaction
+    return decoded(payload, dict[str, Any]), {} if transaction is msgspec.UNSET else {"transaction": transaction}
 
 
 def _request(name: str, message: MQTTMessage) -> Request:
