@@ -13,7 +13,7 @@ import structlog
 from yarl import URL
 
 from bace_bridge.cloud.budget import RequestBudget
-from bace_bridge.cloud.replies import TokenReply, parse_problem, parse_token
+from bace_bridge.cloud.replies import EARLIEST, LATEST, TokenReply, parse_problem, parse_token
 from bace_bridge.domain.seen import Urgency
 from bace_bridge.errors import (
     CloudError,
@@ -193,10 +193,7 @@ class CloudHttp:
         return CloudRefused(text, status=status)
 
     def _note_clock(self, date: str | None) -> None:
-        try:
-            theirs = parsedate_to_datetime(date).timestamp() if date else None
-        except (TypeError, ValueError):
-            theirs = None
+        theirs = _http_date(date)
         if theirs is not None:
             self._ahead = theirs - self._clock()
 
@@ -230,10 +227,17 @@ def _seconds(headers: Mapping[str, str], name: str) -> float:
     text = headers.get(name, "").strip()
     if text.replace(".", "", 1).isdecimal():
         return min(float(text), LONGEST_SILENCE)
-    try:
-        until = parsedate_to_datetime(text).timestamp() if text else 0.0
-        date = headers.get("Date")
-        since = parsedate_to_datetime(date).timestamp() if date else time.time()
-    except (TypeError, ValueError):
+    until = _http_date(text)
+    since = _http_date(headers.get("Date"))
+    if until is None:
         return 0.0
-    return max(0.0, min(until - since, LONGEST_SILENCE))
+    return max(0.0, min(until - (time.time() if since is None else since), LONGEST_SILENCE))
+
+
+def _http_date(text: str | None) -> float | None:
+    """Epoch seconds; None where it is no date, or one that no calendar holds."""
+    try:
+        seconds = parsedate_to_datetime(text).timestamp() if text else None
+    except (TypeError, ValueError, OverflowError, OSError, IndexError):
+        return None
+    return seconds if seconds is not None and EARLIEST < seconds < LATEST else None

@@ -7,7 +7,7 @@ frame. Pure.
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 
@@ -22,6 +22,19 @@ Row = TypeVar("Row")
 
 EARLIEST, LATEST = -62_000_000_000.0, 253_000_000_000.0
 """Epoch seconds of the years 5 and 9987: what lies beyond, and NaN, is no time that a calendar holds."""
+
+LARGEST = 2**53 - 1
+"""The largest integer that every reader of JSON holds; SQLite and our own encoder end at 64 bits."""
+
+MOST_SAMPLES = 2**40
+"""Samples in one datapoint: a year of some 30 kHz. Sums of them stay below 64 bits."""
+
+MOST_DIGITS = 15
+"""Digits of a figure in a text, so that it is no more than LARGEST."""
+
+Figure = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
+Code = Annotated[int, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
+Samples = Annotated[int, msgspec.Meta(ge=-MOST_SAMPLES, le=MOST_SAMPLES)]
 
 LONGEST_MESSAGE = 120
 """Characters of an error's message that are quoted."""
@@ -41,10 +54,10 @@ class TokenReply(msgspec.Struct, frozen=True):
 
 
 class _Meta(msgspec.Struct):
-    totalCount: int | None = None
-    pageCount: int | None = None
-    currentPage: int | None = None
-    perPage: int | None = None
+    totalCount: Figure | None = None
+    pageCount: Figure | None = None
+    currentPage: Figure | None = None
+    perPage: Figure | None = None
 
 
 class _Frame(msgspec.Struct, Generic[Row]):
@@ -61,7 +74,7 @@ class _SessionRow(msgspec.Struct):
     id_person: str | int | None = None
     created_at: float | None = None
     updated_at: float | None = None
-    datapoint_count: int | None = None
+    datapoint_count: Code | None = None
     isIngestionFinished: bool | None = None
     isArchived: bool | None = None
     group: Any = None
@@ -74,13 +87,13 @@ class _AxesRow(msgspec.Struct):
 
 class _PointRow(msgspec.Struct, gc=False):
     id_container_data_latest: str
-    datatype: int
+    datatype: Code
     timestamp_seconds: float
     source_device: str | None = None
     min_val: float | None = None
     max_val: float | None = None
     avg_val: float | None = None
-    count_val: int | None = None
+    count_val: Samples | None = None
 
 
 class _GroupRow(msgspec.Struct):
@@ -124,9 +137,8 @@ def parse_series_axes(body: bytes) -> tuple[tuple[int, ...], tuple[str, ...]]:
         row = decoded(body, _AxesRow, strict=False)
     except msgspec.DecodeError:
         return (), ()
-    datatypes = {
-        int(text) for text in _plain_values(row.datatypes, ("datatype", "id_datatype", "id")) if text.isdecimal()
-    }
+    named = (_figure(text) for text in _plain_values(row.datatypes, ("datatype", "id_datatype", "id")))
+    datatypes = {figure for figure in named if figure is not None}
     devices = set(_plain_values(row.physicalDevices, ("id_physical_device", "source_device", "id")))
     return tuple(sorted(datatypes)), tuple(sorted(device for device in devices if _ID.fullmatch(device)))
 
@@ -231,7 +243,12 @@ def _page(
 def _first(figure: int | None, header: str | None) -> int | None:
     if figure is not None:
         return figure
-    return int(header) if header is not None and header.isdecimal() else None
+    return None if header is None else _figure(header)
+
+
+def _figure(text: str) -> int | None:
+    """None where it is none, or a larger one than can be meant."""
+    return int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else None
 
 
 def _session(row: _SessionRow) -> SeenSession:

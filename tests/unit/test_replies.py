@@ -389,3 +389,24 @@ def test_a_problem_or_axes_that_are_nested_without_end_say_nothing() -> None:
     assert parse_problem(DEEP) is None
     assert parse_problem(b'{"message":"x","more":%b}' % DEEP) is None
     assert parse_series_axes(b'{"datatypes":%b}' % DEEP) == ((), ())
+
+
+@pytest.mark.parametrize("name", ["count_val", "datatype"])
+@pytest.mark.parametrize("value", [2**63, 2**70, -(2**70), str(2**64), "9" * 5000])
+def test_an_integer_that_the_store_cannot_hold_is_named(name: str, value: Any) -> None:
+    found = parse_datapoints(page(POINT, POINT | {name: value}), {})
+    assert [one.split(":")[0] for one in found.unreadable] == ["items[1]"]
+
+
+@pytest.mark.parametrize("name", ["totalCount", "pageCount", "currentPage", "perPage"])
+def test_a_page_of_absurd_figures_is_an_error(name: str) -> None:
+    for value in (2**63, -1):
+        with pytest.raises(UnexpectedReply, match=name):
+            parse_sessions(page(SESSION, meta={name: value}), {})
+
+
+def test_figures_with_thousands_of_digits_are_none() -> None:
+    digits = "9" * 5000
+    assert parse_series_axes(json.dumps({"datatypes": [6000, digits]}).encode()) == ((6000,), ())
+    found = parse_sessions(page(SESSION), {"X-Pagination-Total-Count": digits, "X-Pagination-Page-Count": "2"})
+    assert (found.total, found.page_count) == (None, 2)
