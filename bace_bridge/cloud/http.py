@@ -32,6 +32,11 @@ DEFAULT_SILENCE = 30.0
 LONGEST_SILENCE = 86400.0
 """Seconds: no answer can silence the bridge for longer."""
 
+LARGEST_BODY = 16 * 2**20
+"""Bytes of an answer, unpacked: some ten times what the largest page that is asked for has."""
+
+CHUNK = 2**16
+
 SKEW_WORTH_KNOWING = 5.0
 """Seconds: the cloud's `Date` has whole seconds and a way to travel, so a smaller difference says nothing."""
 
@@ -156,7 +161,7 @@ class CloudHttp:
             async with self._session.request(
                 method, url, headers=headers, data=form, allow_redirects=False
             ) as response:
-                body = await response.read()
+                body = await _body(response, f"{method} {path}")
                 self._answered_at = self._monotonic()
                 self._note_clock(response.headers.get("Date"))
         except TimeoutError:
@@ -196,6 +201,17 @@ class CloudHttp:
         theirs = _http_date(date)
         if theirs is not None:
             self._ahead = theirs - self._clock()
+
+
+async def _body(response: aiohttp.ClientResponse, what: str) -> bytes:
+    """Read as it comes, since a small compressed answer may be a very large one."""
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(CHUNK):
+        body += chunk
+        if len(body) > LARGEST_BODY:
+            response.close()
+            raise UnexpectedReply(f"{what}: an answer of more than {LARGEST_BODY // 2**20} MiB")
+    return bytes(body)
 
 
 class _Unauthorized(CloudRefused):

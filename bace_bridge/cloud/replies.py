@@ -236,7 +236,7 @@ def _page(
         page_count=_first(meta.pageCount, headers.get("X-Pagination-Page-Count")),
         total=_first(meta.totalCount, headers.get("X-Pagination-Total-Count")),
         unreadable=unreadable,
-        per_page=_first(meta.perPage, headers.get("X-Pagination-Per-Page")),
+        per_page=_first(meta.perPage, headers.get("X-Pagination-Per-Page")) or None,  # 0 is no size
     )
 
 

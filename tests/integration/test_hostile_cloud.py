@@ -1,6 +1,8 @@
 """The client against a server that answers whatever it likes: a fact comes of it or a CloudError, and costs little."""
 
 import json
+import resource
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,7 +17,8 @@ from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
 from bace_bridge.cloud.tokens import FixedToken
 from bace_bridge.domain.seen import Page, PointsRead, Urgency
-from bace_bridge.errors import CloudError
+from bace_bridge.errors import CloudError, CloudFault, UnexpectedReply
+from bace_bridge.watcher.list_walk import AllBroken, FaultBudget, ListWalk
 from tests.integration.watching import Clock
 
 ID = "0c7c3d9e-4c53-4a13-9e8b-9d7e3e6a3c11"
@@ -135,3 +138,95 @@ async def test_any_bytes_and_headers_are_a_fact_or_a_cloud_error(
             except CloudError:
                 continue
             assert isinstance(found, {"list": Page, "points": PointsRead, "groups": dict}.get(name, object))
+
+
+def packed(megabytes: int) -> bytes:
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, 31)
+    return b"".join(squeeze.compress(b" " * 2**20) for _ in range(megabytes)) + squeeze.flush()
+
+
+@pytest.mark.parametrize("status", [200, 500])
+async def test_an_answer_without_end_is_given_up(status: int) -> None:
+    """400 kB that unpack to 400 MiB."""
+    async with hostile() as (server, api, _):
+        server.says(packed(400), status=status, Content_Encoding="gzip")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(UnexpectedReply, match="more than 16 MiB"):
+            await api.session_page((), 1)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000
+
+
+async def test_a_packed_answer_is_read() -> None:
+    async with hostile() as (server, api, _):
+        server.says(zlib.compress(page(SESSION), wbits=31), Content_Encoding="gzip")
+        assert (await api.session_page((), 1)).count == 1
+
+
+@pytest.mark.parametrize("figures", [{"pageCount": 300_000}, {"pageCount": 40, "totalCount": 10_000_000}])
+async def test_datapoints_that_are_too_many_are_not_asked_for(figures: dict[str, int]) -> None:
+    async with hostile() as (server, api, _):
+        server.says(page(POINT, **figures))
+        with pytest.raises(CloudFault, match="too many series"):
+            await api.datapoints(ID, None, None, urgency=Urgency.LIVE)
+        assert len(server.asked) == 2
+
+
+async def test_pages_that_are_larger_than_they_say_end_at_a_bound() -> None:
+    """A server that clamps no page: what is held is bounded, whatever it says of its pages."""
+    async with hostile() as (server, api, _):
+        points = [POINT | {"timestamp_seconds": second} for second in range(60_000)]
+        body = page(*points, pageCount=1000)
+        server.says(body)
+        with pytest.raises(CloudFault):
+            await api.datapoints(ID, None, None, urgency=Urgency.LIVE)
+        assert len(server.asked) < 20
+
+
+async def walked(answer: Answer) -> tuple[list[str], int]:
+    """What a walk shows, and the requests that it took; not one that does not end."""
+    async with hostile() as (server, api, _):
+        server.answer = answer
+        seen: list[str] = []
+        async for found in ListWalk(()).pages(FaultBudget(api)):
+            seen += [row.session.id for row in found.items]
+            assert len(server.asked) < 500
+        return seen, len(server.asked)
+
+
+def rows_of(request: web.Request, total: int) -> list[dict[str, Any]]:
+    """The page that was asked for, and the last one behind it, as Yii does."""
+    size = int(request.query["per-page"])
+    last = (total - 1) // size
+    start = min(int(request.query["page"]) - 1, last) * size
+    return [SESSION | {"id_data_session": f"s{number}"} for number in range(start, min(start + size, total))]
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"totalCount": 250, "pageCount": 3, "perPage": 0},
+        {"totalCount": 10**12},
+        {"totalCount": 10**12, "pageCount": 10**10, "perPage": 100},
+    ],
+)
+async def test_a_walk_ends_whatever_the_server_says_of_its_pages(meta: dict[str, int]) -> None:
+    seen, requests = await walked(lambda asked: web.json_response({"items": rows_of(asked, 250), "_meta": meta}))
+    assert (seen, requests <= 4) == ([f"s{number}" for number in range(250)], True)
+
+
+async def test_a_walk_ends_at_an_empty_page() -> None:
+    meta = {"totalCount": 10**12}
+    seen, requests = await walked(lambda _: web.json_response({"items": [], "_meta": meta}))
+    assert (seen, requests) == ([], 1)
+
+
+async def test_a_list_that_has_no_end_fails_the_look() -> None:
+    async with hostile() as (server, api, _):
+        server.answer = lambda asked: web.json_response(
+            {"items": rows_of(asked, 10**12), "_meta": {"totalCount": 10**12}}
+        )
+        walk = ListWalk(()).pages(FaultBudget(api, most_pages=20))
+        for _ in range(20):
+            await anext(walk)
+        with pytest.raises(AllBroken, match="does not end after 20 pages"):
+            await anext(walk)
