@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import aiohttp
 import msgspec
@@ -14,6 +14,7 @@ from yarl import URL
 
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.replies import EARLIEST, LATEST, TokenReply, parse_problem, parse_token
+from bace_bridge.domain.retry import backoff
 from bace_bridge.domain.seen import Urgency
 from bace_bridge.errors import (
     CloudError,
@@ -36,6 +37,10 @@ LARGEST_BODY = 16 * 2**20
 """Bytes of an answer, unpacked: some ten times what the largest page that is asked for has."""
 
 CHUNK = 2**16
+
+FIRST_REST = 600.0
+LONGEST_REST = 21600.0
+"""Seconds for which a path that refused a fresh token, once or again and again, causes no other one to be asked for."""
 
 SKEW_WORTH_KNOWING = 5.0
 """Seconds: the cloud's `Date` has whole seconds and a way to travel, so a smaller difference says nothing."""
@@ -82,7 +87,7 @@ class CloudHttp:
         self._agent = f"bace-bridge/{version}"
         self._session: aiohttp.ClientSession | None = None
         self._tokens: TokenSource | None = None
-        self._forbidden: dict[str, str] = {}
+        self._forbidden: dict[str, _Forbidden] = {}
         self.requests_made = 0
         self._answered_at = 0.0
         self._ahead: float | None = None
@@ -119,20 +124,31 @@ class CloudHttp:
             await self._session.close()
 
     async def get(self, path: str, params: Params = (), *, urgency: Urgency) -> Reply:
-        """One GET. On a 401 the token is renewed once; a fresh one that is refused too means: not permitted."""
+        """One GET. On a 401 the token is renewed once; a fresh one that is refused too means: not permitted.
+
+        Then that path causes no renewal for a while: two such paths would take turns at renewing each other's token.
+        """
         assert self._tokens is not None
         token = await self._tokens.current()
+        forbidden = self._forbidden.get(path, _Forbidden())
         try:
-            return await self._send("GET", path, params=params, token=token, urgency=urgency)
+            return await self._allowed(path, params, token, urgency)
         except _Unauthorized:
-            if self._forbidden.get(path) == token:
-                raise _forbidden(path) from None
+            if self._monotonic() < forbidden.until:
+                raise _not_permitted(path) from None
         token = await self._tokens.after_refusal(token)
         try:
-            return await self._send("GET", path, params=params, token=token, urgency=urgency)
+            return await self._allowed(path, params, token, urgency)
         except _Unauthorized:
-            self._forbidden[path] = token
-            raise _forbidden(path) from None
+            times = forbidden.times + 1
+            rest = backoff(times, jitter=0.0, first=FIRST_REST, longest=LONGEST_REST)
+            self._forbidden[path] = _Forbidden(times, self._monotonic() + rest)
+            raise _not_permitted(path) from None
+
+    async def _allowed(self, path: str, params: Params, token: str, urgency: Urgency) -> Reply:
+        reply = await self._send("GET", path, params=params, token=token, urgency=urgency)
+        self._forbidden.pop(path, None)
+        return reply
 
     async def ask_token(self, form: dict[str, str]) -> TokenReply:
         """Posts to the token endpoint. Credentials travel in the body, as BACE documents it."""
@@ -214,11 +230,18 @@ async def _body(response: aiohttp.ClientResponse, what: str) -> bytes:
     return bytes(body)
 
 
+class _Forbidden(NamedTuple):
+    """How often in a row a path refused a fresh token, and until when it causes no renewal."""
+
+    times: int = 0
+    until: float = 0.0
+
+
 class _Unauthorized(CloudRefused):
     """401: the token, or the permission for this endpoint, is missing."""
 
 
-def _forbidden(path: str) -> CloudRefused:
+def _not_permitted(path: str) -> CloudRefused:
     return CloudRefused(f"{path}: 401 with a fresh token: this account may not use this endpoint", status=401)
 
 

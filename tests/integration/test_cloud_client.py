@@ -10,6 +10,7 @@ import pytest
 from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
+from bace_bridge.cloud.replies import TokenReply, parse_token
 from bace_bridge.cloud.tokens import Credentials, FixedToken, Tokens
 from bace_bridge.domain.seen import Urgency
 from bace_bridge.errors import (
@@ -163,6 +164,52 @@ async def test_a_forbidden_endpoint_is_named_and_costs_no_more_logins(clock: Clo
             with pytest.raises(CloudRefused, match="may not use this endpoint"):
                 await api.group_labels({"x"})
         assert token_requests(server) == 2
+
+
+async def test_two_forbidden_endpoints_do_not_renew_the_token_in_turns(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock, "forbidden /api/v2/group", "forbidden /api/v2/data-downsampled")
+    async with client(cloud, clock, tmp_path / "b.db") as (api, server, _):
+        for _ in range(20):
+            with pytest.raises(CloudRefused, match="may not use this endpoint"):
+                await api.group_labels({"x"})
+            with pytest.raises(CloudRefused, match="may not use this endpoint"):
+                await api.datapoints("x", None, None, urgency=Urgency.LIVE)
+        assert token_requests(server) == 3
+        for _ in range(24 * 6):
+            clock.forward(600)
+            with pytest.raises(CloudRefused):
+                await api.group_labels({"x"})
+        assert token_requests(server) < 3 + 12
+
+
+async def test_an_endpoint_that_is_permitted_later_is_used_and_its_token_renewed(clock: Clock, tmp_path: Path) -> None:
+    async with client(simulated(clock), clock, tmp_path / "b.db") as (api, server, _):
+        server.faults.answer("/api/v2/group", status=401, body="{}", times=2)
+        with pytest.raises(CloudRefused, match="may not use this endpoint"):
+            await api.group_labels({"x"})
+        assert await api.group_labels({"x"}) == {}
+        server.faults.answer("/api/v2/group", status=401, body="{}", times=1)
+        assert await api.group_labels({"x"}) == {}
+        assert token_requests(server) == 3
+
+
+@pytest.mark.parametrize(
+    ("life", "most"), [("30", 5), ("60", 3), ("1", 5), ("0", 1), ("-5", 1), ('"nan"', 1), ('"inf"', 1), ("1e308", 1)]
+)
+async def test_a_token_is_used_whatever_is_said_of_its_life(clock: Clock, tmp_path: Path, life: str, most: int) -> None:
+    asked = 0
+
+    async def ask(_: dict[str, str]) -> TokenReply:
+        nonlocal asked
+        asked += 1
+        return parse_token(b'{"access_token":"t%d","expires_in":%b}' % (asked, life.encode()))
+
+    async with SqliteFile(tmp_path / "t.db") as file:
+        tokens = Tokens("a", Credentials("a", "b", "c", "d"), Facts(file), ask, clock=clock, monotonic=clock)
+        for _ in range(100):
+            await tokens.current()
+            clock.forward(1)
+        assert asked <= most
 
 
 async def test_a_refused_fixed_token_says_where_to_put_another(clock: Clock) -> None:
