@@ -13,7 +13,7 @@ import structlog
 from yarl import URL
 
 from bace_bridge.cloud.budget import RequestBudget
-from bace_bridge.cloud.replies import EARLIEST, LATEST, TokenReply, parse_problem, parse_token
+from bace_bridge.cloud.replies import EARLIEST, LATEST, TokenReply, is_json, parse_problem, parse_token
 from bace_bridge.domain.retry import backoff
 from bace_bridge.domain.seen import Urgency
 from bace_bridge.errors import (
@@ -187,7 +187,10 @@ class CloudHttp:
         if 200 <= response.status < 300:
             return Reply(response.headers, body)
         sent = (*(form or {}).values(), token or "")
-        raise self._failure(f"{method} {path}", response.status, response.headers, body, sent)
+        failure = self._failure(f"{method} {path}", response.status, response.headers, body, sent)
+        if form is not None and isinstance(failure, CloudRefused) and not _refuses_login(response.status, body):
+            raise CloudUnavailable(f"{failure}: it does not come from a token endpoint: check cloud.url")
+        raise failure
 
     def _failure(
         self, what: str, status: int, headers: Mapping[str, str], body: bytes, sent: Sequence[str]
@@ -228,6 +231,11 @@ async def _body(response: aiohttp.ClientResponse, what: str) -> bytes:
             response.close()
             raise UnexpectedReply(f"{what}: an answer of more than {LARGEST_BODY // 2**20} MiB")
     return bytes(body)
+
+
+def _refuses_login(status: int, body: bytes) -> bool:
+    """True for OAuth 2's own answers; any other 4xx is a proxy's or another server's, and says nothing of the login."""
+    return status == 401 or (status == 400 and is_json(body))
 
 
 class _Forbidden(NamedTuple):

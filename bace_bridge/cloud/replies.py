@@ -117,6 +117,14 @@ def parse_token(body: bytes) -> TokenReply:
         raise UnexpectedReply(f"the token endpoint answered something that is not a token{_instead(body)}") from None
 
 
+def is_json(body: bytes) -> bool:
+    try:
+        decoded(body, msgspec.Raw)
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
 def parse_sessions(body: bytes, headers: Mapping[str, str]) -> Page[SeenSession]:
     return _parse_page(body, headers, _SessionRow, _session)
 

@@ -157,6 +157,37 @@ async def test_a_wrong_password_is_not_tried_in_a_storm(clock: Clock, tmp_path: 
         assert token_requests(server) == 2
 
 
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        *((status, "<html>a proxy</html>") for status in (400, 403, 404, 405, 408, 413, 421, 425)),
+        *((status, '{"name":"Not Found","message":"no such page"}') for status in (403, 404, 405)),
+    ],
+)
+async def test_what_is_no_answer_of_a_token_endpoint_says_nothing_of_the_login(
+    clock: Clock, tmp_path: Path, status: int, body: str
+) -> None:
+    """The refresh token is kept, and the next try is made as after any outage."""
+    async with client(simulated(clock, "token-lifetime 600s"), clock, tmp_path / "b.db") as (api, server, _):
+        await api.session_page((), 1)
+        clock.forward(700)
+        server.faults.answer("/oauth2/token", status=status, body=body, times=3)
+        for _ in range(3):
+            with pytest.raises(CloudUnavailable, match=rf"{status}.*check cloud\.url"):
+                await api.session_page((), 1)
+        assert (await api.session_page((), 1)).count == 0
+        grants = [one.grant_type for one in server.requests if one.path == "/oauth2/token"]
+        assert grants == ["password", *["refresh_token"] * 4]
+
+
+@pytest.mark.parametrize(("status", "body"), [(400, '{"error":"invalid_client"}'), (401, ""), (401, "{}")])
+async def test_a_token_endpoint_that_refuses_the_login(clock: Clock, tmp_path: Path, status: int, body: str) -> None:
+    async with client(simulated(clock), clock, tmp_path / "b.db") as (api, server, _):
+        server.faults.answer("/oauth2/token", status=status, body=body)
+        with pytest.raises(CloudLoginFailed, match=str(status)):
+            await api.session_page((), 1)
+
+
 async def test_a_forbidden_endpoint_is_named_and_costs_no_more_logins(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock, "forbidden /api/v2/group")
     async with client(cloud, clock, tmp_path / "b.db") as (api, server, _):
