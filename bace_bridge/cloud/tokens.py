@@ -11,6 +11,7 @@ import structlog
 
 from bace_bridge.cloud.replies import TokenReply
 from bace_bridge.domain.retry import backoff
+from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.domain.tokens import Token
 from bace_bridge.errors import CloudFault, CloudLoginFailed, CloudRefused
 
@@ -79,6 +80,7 @@ class Tokens:
         self._refused_logins = 0
         self._broken_refreshes = 0
         self._no_login_before = 0.0
+        self._refusal, self._next_login_at = "", 0.0
 
     async def current(self) -> str:
         """A token that has not expired. Raises CloudLoginFailed where the credentials are refused."""
@@ -136,7 +138,7 @@ class Tokens:
     async def _logged_in(self) -> Token:
         now = self._monotonic()
         if now < self._no_login_before:
-            raise CloudLoginFailed("the cloud refused the login; the next attempt is made later")
+            raise CloudLoginFailed(f"{self._refusal}; the next attempt is at {iso_utc(self._next_login_at)}")
         given = self._credentials
         form = {
             "grant_type": "password",
@@ -152,7 +154,9 @@ class Tokens:
             pause = backoff(self._refused_logins, jitter=0.0, first=FIRST_LOGIN_PAUSE, longest=LONGEST_LOGIN_PAUSE)
             self._no_login_before = now + pause
             what = "username or password" if refusal.status == 401 else "client_id or client_secret"  # noqa: PLR2004  # HTTP
-            raise CloudLoginFailed(f"the cloud refused the login ({refusal.status}): check cloud.{what}") from None
+            self._refusal = f"the cloud refused the login ({refusal.status}): check cloud.{what}"
+            self._next_login_at = round(self._clock() + pause)
+            raise CloudLoginFailed(self._refusal) from None
         self._refused_logins = 0
         log.info("cloud.logged_in")
         return self._kept(reply, old_refresh=None)
