@@ -36,6 +36,9 @@ Figure = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 Code = Annotated[int, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
 Samples = Annotated[int, msgspec.Meta(ge=-MOST_SAMPLES, le=MOST_SAMPLES)]
 
+LONGEST_TEXT = 256
+"""Characters of a label, or of the name of a person, a series or a source device; every event repeats them."""
+
 LONGEST_MESSAGE = 120
 """Characters of an error's message that are quoted."""
 
@@ -265,8 +268,8 @@ def _session(row: _SessionRow) -> SeenSession:
         group_id=_checked_id("id_group", row.id_group),
         start=_time("start", row.start),
         end=None if row.end is None else _time("end", row.end),
-        label=None if row.label is None else str(row.label),
-        person_id=None if row.id_person is None else str(row.id_person),
+        label=None if row.label is None else _shortened(str(row.label)),
+        person_id=None if row.id_person is None else _shortened(str(row.id_person)),
         created_at=None if row.created_at is None else _time("created_at", row.created_at),
         updated_at=None if row.updated_at is None else _time("updated_at", row.updated_at),
         datapoint_count=row.datapoint_count,
@@ -279,7 +282,7 @@ def _session(row: _SessionRow) -> SeenSession:
 def _expanded_label(group: Any) -> str | None:
     """The label of the expanded group; the shape is not documented, so anything else is no label."""
     label = group.get("label") if isinstance(group, dict) else None
-    return label if isinstance(label, str) else None
+    return _shortened(label) if isinstance(label, str) else None
 
 
 def _datapoint(row: _PointRow) -> Datapoint:
@@ -289,6 +292,14 @@ def _datapoint(row: _PointRow) -> Datapoint:
     for value in (row.min_val, row.max_val, row.avg_val):
         if value is not None and not -math.inf < value < math.inf:
             raise ValueError(f"the value {value} is no number that JSON can hold")
+    for name, text in (
+        ("id_container_data_latest", row.id_container_data_latest),
+        ("source_device", row.source_device),
+    ):
+        if text is not None and len(text) > LONGEST_TEXT:
+            raise ValueError(
+                f"{name} {text[:64]!r}... is longer than {LONGEST_TEXT} characters"
+            )  # a part is no identity
     return Datapoint(
         row.id_container_data_latest,
         row.source_device or "unknown",
@@ -302,7 +313,12 @@ def _datapoint(row: _PointRow) -> Datapoint:
 
 
 def _group(row: _GroupRow) -> tuple[str, str | None]:
-    return _checked_id("id_group", str(row.id_group if row.id_group is not None else row.id)), row.label
+    label = None if row.label is None else _shortened(row.label)
+    return _checked_id("id_group", str(row.id_group if row.id_group is not None else row.id)), label
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
 
 
 def _checked_id(name: str, value: str) -> str:

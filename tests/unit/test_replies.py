@@ -15,12 +15,13 @@ from bace_bridge.cloud.replies import (
     parse_sessions,
     parse_token,
 )
-from bace_bridge.domain.datapoints import Datapoint
-from bace_bridge.domain.sessions import DataSession
+from bace_bridge.domain.datapoints import Datapoint, News, datapoint_events
+from bace_bridge.domain.sessions import DataSession, observe
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import UnexpectedReply
 
 ID = "0c7c3d9e-4c53-4a13-9e8b-9d7e3e6a3c11"
+NOW = 1_764_590_400.0
 GROUP = "8be0b0d4-8a52-4f0e-9b7e-4a3f6f1d2c22"
 SESSION = {"id_data_session": ID, "id_group": GROUP, "start": 1_648_641_893}
 POINT = {"id_container_data_latest": "series", "datatype": 5205, "timestamp_seconds": 1_648_641_893.5}
@@ -410,3 +411,31 @@ def test_figures_with_thousands_of_digits_are_none() -> None:
     assert parse_series_axes(json.dumps({"datatypes": [6000, digits]}).encode()) == ((6000,), ())
     found = parse_sessions(page(SESSION), {"X-Pagination-Total-Count": digits, "X-Pagination-Page-Count": "2"})
     assert (found.total, found.page_count) == (None, 2)
+
+
+LONG = "\x01" * 100_000
+"""Each character of it takes six in JSON."""
+
+
+def test_a_long_label_keeps_the_events_small() -> None:
+    row = SESSION | {"label": LONG, "id_person": LONG, "group": {"label": LONG}}
+    seen = parse_session(json.dumps(row).encode())
+    assert [len(text or "") for text in (seen.session.label, seen.session.person_id, seen.device_label)] == [256] * 3
+    told = observe(None, seen.session, device_label=seen.device_label, start_from=0, now=NOW)
+    assert told is not None
+    news = [News(point(timestamp_seconds=NOW + one, source_device=LONG[:256]), 0) for one in range(1000)]
+    events = [*told.events, *datapoint_events(told.known, news, {}, now=NOW)]
+    assert max(len(one.data) for one in events) < 64 * 1024
+    assert seen.session.label == parse_session(json.dumps(row | {"label": LONG[:255] + "…"}).encode()).session.label
+    assert parse_groups(page({"id_group": GROUP, "label": LONG}), {}).items == ((GROUP, seen.device_label),)
+
+
+def test_a_text_of_the_longest_length_is_kept() -> None:
+    assert session(label="x" * 256).label == "x" * 256
+
+
+@pytest.mark.parametrize("name", ["id_container_data_latest", "source_device"])
+def test_a_series_with_an_endless_name_is_named_shortly(name: str) -> None:
+    """Two of them may be the same but for their ends, so they are not shortened."""
+    found = parse_datapoints(page(POINT, POINT | {name: "x" * 257}), {})
+    assert [len(one) < 200 for one in found.unreadable] == [True]
