@@ -30,6 +30,11 @@ DATAPOINTS_PER_PAGE = 5000
 """What is asked for; the server clamps both to its own limits and says so in `_meta`."""
 
 PAGES_AT_ONCE = 3
+MOST_POINT_PAGES = 1000
+MOST_POINTS = 500_000
+"""Pages and datapoints of one query that are held in memory; of what says that it has more, a part is asked for."""
+
+MOST_AXES = 1000
 MOST_GROUP_PAGES = 20
 MOST_SERIES = 100
 """BACE serves at most 100 series (group x device x datatype) in one request."""
@@ -106,13 +111,15 @@ class BaceCloud:
         return msgspec.structs.replace(read, held=held)
 
     async def _whole(self, params: Params, urgency: Urgency, *, tries: int = 2) -> PointsRead | None:
-        """All pages of a query; None where they do not add up, or hold as many series as one request can serve."""
+        """All pages of a query; None where they do not add up or are too many, or where series may be missing."""
         for _ in range(tries):
             try:
                 read, total = await self._read_once(params, urgency)
             except CloudRefused as refusal:
                 if refusal.status not in {400, 413, 422}:
                     raise
+                return None
+            if read is None:
                 return None
             if _series(read.points) >= MOST_SERIES:
                 return None
@@ -121,20 +128,28 @@ class BaceCloud:
                 return read
         return None
 
-    async def _read_once(self, params: Params, urgency: Urgency) -> tuple[PointsRead, int | None]:
+    async def _read_once(self, params: Params, urgency: Urgency) -> tuple[PointsRead | None, int | None]:
+        """All pages of a query and how many points they should hold; None where that is too much to read at once."""
         first = await self._datapoint_page(params, 1, urgency)
-        pages = [first]
-        gate = asyncio.Semaphore(PAGES_AT_ONCE)
+        last = first.page_count or 1
+        if last > MOST_POINT_PAGES or (first.total or 0) > MOST_POINTS:
+            return None, first.total
+        pages = {1: first}
+        numbers = iter(range(2, last + 1))
 
-        async def fetch(number: int) -> Page[Datapoint]:
-            async with gate:
-                return await self._datapoint_page(params, number, urgency)
+        async def fetch() -> None:
+            for number in numbers:
+                if sum(page.count for page in pages.values()) > MOST_POINTS:
+                    return
+                pages[number] = await self._datapoint_page(params, number, urgency)
 
-        if (last := first.page_count or 1) > 1:
-            pages += await _all([fetch(number) for number in range(2, last + 1)])
-        unreadable = tuple(name for page in pages for name in page.unreadable)
-        points = tuple(point for page in pages for point in page.items)
-        return PointsRead(points, len(pages), unreadable=unreadable), pages[-1].total
+        await _all([fetch() for _ in range(min(PAGES_AT_ONCE, last - 1))])
+        if len(pages) < last:
+            return None, first.total
+        read = [pages[number] for number in sorted(pages)]
+        unreadable = tuple(name for page in read for name in page.unreadable)
+        points = tuple(point for page in read for point in page.items)
+        return PointsRead(points, len(read), unreadable=unreadable), read[-1].total
 
     async def _split(self, session_id: str, base: Params, urgency: Urgency) -> PointsRead:
         """Reads by datatype, and a datatype that is still too much by source device."""
@@ -142,6 +157,8 @@ class BaceCloud:
             ONE_SESSION, [("id", session_id), ("expand", "datatypes,physicalDevices")], urgency=urgency
         )
         datatypes, devices = parse_series_axes(reply.body)
+        if max(len(datatypes), len(devices)) > MOST_AXES:
+            raise CloudFault(f"data session {session_id}: more than {MOST_AXES} datatypes or source devices")
         parts: list[PointsRead] = []
         for datatype in datatypes:
             narrowed = [*base, ("filter[datatype]", str(datatype))]

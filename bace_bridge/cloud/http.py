@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import aiohttp
 import msgspec
@@ -13,7 +13,8 @@ import structlog
 from yarl import URL
 
 from bace_bridge.cloud.budget import RequestBudget
-from bace_bridge.cloud.replies import TokenReply, parse_problem, parse_token
+from bace_bridge.cloud.replies import EARLIEST, LATEST, TokenReply, is_json, parse_problem, parse_token
+from bace_bridge.domain.retry import backoff
 from bace_bridge.domain.seen import Urgency
 from bace_bridge.errors import (
     CloudError,
@@ -31,6 +32,15 @@ DEFAULT_SILENCE = 30.0
 
 LONGEST_SILENCE = 86400.0
 """Seconds: no answer can silence the bridge for longer."""
+
+LARGEST_BODY = 16 * 2**20
+"""Bytes of an answer, unpacked: some ten times what the largest page that is asked for has."""
+
+CHUNK = 2**16
+
+FIRST_REST = 600.0
+LONGEST_REST = 21600.0
+"""Seconds for which a path that refused a fresh token, once or again and again, causes no other one to be asked for."""
 
 SKEW_WORTH_KNOWING = 5.0
 """Seconds: the cloud's `Date` has whole seconds and a way to travel, so a smaller difference says nothing."""
@@ -77,7 +87,7 @@ class CloudHttp:
         self._agent = f"bace-bridge/{version}"
         self._session: aiohttp.ClientSession | None = None
         self._tokens: TokenSource | None = None
-        self._forbidden: dict[str, str] = {}
+        self._forbidden: dict[str, _Forbidden] = {}
         self.requests_made = 0
         self._answered_at = 0.0
         self._ahead: float | None = None
@@ -114,20 +124,31 @@ class CloudHttp:
             await self._session.close()
 
     async def get(self, path: str, params: Params = (), *, urgency: Urgency) -> Reply:
-        """One GET. On a 401 the token is renewed once; a fresh one that is refused too means: not permitted."""
+        """One GET. On a 401 the token is renewed once; a fresh one that is refused too means: not permitted.
+
+        Then that path causes no renewal for a while: two such paths would take turns at renewing each other's token.
+        """
         assert self._tokens is not None
         token = await self._tokens.current()
+        forbidden = self._forbidden.get(path, _Forbidden())
         try:
-            return await self._send("GET", path, params=params, token=token, urgency=urgency)
+            return await self._allowed(path, params, token, urgency)
         except _Unauthorized:
-            if self._forbidden.get(path) == token:
-                raise _forbidden(path) from None
+            if self._monotonic() < forbidden.until:
+                raise _not_permitted(path) from None
         token = await self._tokens.after_refusal(token)
         try:
-            return await self._send("GET", path, params=params, token=token, urgency=urgency)
+            return await self._allowed(path, params, token, urgency)
         except _Unauthorized:
-            self._forbidden[path] = token
-            raise _forbidden(path) from None
+            times = forbidden.times + 1
+            rest = backoff(times, jitter=0.0, first=FIRST_REST, longest=LONGEST_REST)
+            self._forbidden[path] = _Forbidden(times, self._monotonic() + rest)
+            raise _not_permitted(path) from None
+
+    async def _allowed(self, path: str, params: Params, token: str, urgency: Urgency) -> Reply:
+        reply = await self._send("GET", path, params=params, token=token, urgency=urgency)
+        self._forbidden.pop(path, None)
+        return reply
 
     async def ask_token(self, form: dict[str, str]) -> TokenReply:
         """Posts to the token endpoint. Credentials travel in the body, as BACE documents it."""
@@ -156,7 +177,7 @@ class CloudHttp:
             async with self._session.request(
                 method, url, headers=headers, data=form, allow_redirects=False
             ) as response:
-                body = await response.read()
+                body = await _body(response, f"{method} {path}")
                 self._answered_at = self._monotonic()
                 self._note_clock(response.headers.get("Date"))
         except TimeoutError:
@@ -166,7 +187,10 @@ class CloudHttp:
         if 200 <= response.status < 300:
             return Reply(response.headers, body)
         sent = (*(form or {}).values(), token or "")
-        raise self._failure(f"{method} {path}", response.status, response.headers, body, sent)
+        failure = self._failure(f"{method} {path}", response.status, response.headers, body, sent)
+        if form is not None and isinstance(failure, CloudRefused) and not _refuses_login(response.status, body):
+            raise CloudUnavailable(f"{failure}: it does not come from a token endpoint: check cloud.url")
+        raise failure
 
     def _failure(
         self, what: str, status: int, headers: Mapping[str, str], body: bytes, sent: Sequence[str]
@@ -193,19 +217,39 @@ class CloudHttp:
         return CloudRefused(text, status=status)
 
     def _note_clock(self, date: str | None) -> None:
-        try:
-            theirs = parsedate_to_datetime(date).timestamp() if date else None
-        except (TypeError, ValueError):
-            theirs = None
+        theirs = _http_date(date)
         if theirs is not None:
             self._ahead = theirs - self._clock()
+
+
+async def _body(response: aiohttp.ClientResponse, what: str) -> bytes:
+    """Read as it comes, since a small compressed answer may be a very large one."""
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(CHUNK):
+        body += chunk
+        if len(body) > LARGEST_BODY:
+            response.close()
+            raise UnexpectedReply(f"{what}: an answer of more than {LARGEST_BODY // 2**20} MiB")
+    return bytes(body)
+
+
+def _refuses_login(status: int, body: bytes) -> bool:
+    """True for OAuth 2's own answers; any other 4xx is a proxy's or another server's, and says nothing of the login."""
+    return status == 401 or (status == 400 and is_json(body))
+
+
+class _Forbidden(NamedTuple):
+    """How often in a row a path refused a fresh token, and until when it causes no renewal."""
+
+    times: int = 0
+    until: float = 0.0
 
 
 class _Unauthorized(CloudRefused):
     """401: the token, or the permission for this endpoint, is missing."""
 
 
-def _forbidden(path: str) -> CloudRefused:
+def _not_permitted(path: str) -> CloudRefused:
     return CloudRefused(f"{path}: 401 with a fresh token: this account may not use this endpoint", status=401)
 
 
@@ -230,10 +274,17 @@ def _seconds(headers: Mapping[str, str], name: str) -> float:
     text = headers.get(name, "").strip()
     if text.replace(".", "", 1).isdecimal():
         return min(float(text), LONGEST_SILENCE)
-    try:
-        until = parsedate_to_datetime(text).timestamp() if text else 0.0
-        date = headers.get("Date")
-        since = parsedate_to_datetime(date).timestamp() if date else time.time()
-    except (TypeError, ValueError):
+    until = _http_date(text)
+    since = _http_date(headers.get("Date"))
+    if until is None:
         return 0.0
-    return max(0.0, min(until - since, LONGEST_SILENCE))
+    return max(0.0, min(until - (time.time() if since is None else since), LONGEST_SILENCE))
+
+
+def _http_date(text: str | None) -> float | None:
+    """Epoch seconds; None where it is no date, or one that no calendar holds."""
+    try:
+        seconds = parsedate_to_datetime(text).timestamp() if text else None
+    except (TypeError, ValueError, OverflowError, OSError, IndexError):
+        return None
+    return seconds if seconds is not None and EARLIEST < seconds < LATEST else None

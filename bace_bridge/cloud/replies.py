@@ -7,7 +7,7 @@ frame. Pure.
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 
@@ -22,6 +22,22 @@ Row = TypeVar("Row")
 
 EARLIEST, LATEST = -62_000_000_000.0, 253_000_000_000.0
 """Epoch seconds of the years 5 and 9987: what lies beyond, and NaN, is no time that a calendar holds."""
+
+LARGEST = 2**53 - 1
+"""The largest integer that every reader of JSON holds; SQLite and our own encoder end at 64 bits."""
+
+MOST_SAMPLES = 2**40
+"""Samples in one datapoint: a year of some 30 kHz. Sums of them stay below 64 bits."""
+
+MOST_DIGITS = 15
+"""Digits of a figure in a text, so that it is no more than LARGEST."""
+
+Figure = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
+Code = Annotated[int, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
+Samples = Annotated[int, msgspec.Meta(ge=-MOST_SAMPLES, le=MOST_SAMPLES)]
+
+LONGEST_TEXT = 256
+"""Characters of a label, or of the name of a person, a series or a source device; every event repeats them."""
 
 LONGEST_MESSAGE = 120
 """Characters of an error's message that are quoted."""
@@ -41,10 +57,10 @@ class TokenReply(msgspec.Struct, frozen=True):
 
 
 class _Meta(msgspec.Struct):
-    totalCount: int | None = None
-    pageCount: int | None = None
-    currentPage: int | None = None
-    perPage: int | None = None
+    totalCount: Figure | None = None
+    pageCount: Figure | None = None
+    currentPage: Figure | None = None
+    perPage: Figure | None = None
 
 
 class _Frame(msgspec.Struct, Generic[Row]):
@@ -61,7 +77,7 @@ class _SessionRow(msgspec.Struct):
     id_person: str | int | None = None
     created_at: float | None = None
     updated_at: float | None = None
-    datapoint_count: int | None = None
+    datapoint_count: Code | None = None
     isIngestionFinished: bool | None = None
     isArchived: bool | None = None
     group: Any = None
@@ -74,13 +90,13 @@ class _AxesRow(msgspec.Struct):
 
 class _PointRow(msgspec.Struct, gc=False):
     id_container_data_latest: str
-    datatype: int
+    datatype: Code
     timestamp_seconds: float
     source_device: str | None = None
     min_val: float | None = None
     max_val: float | None = None
     avg_val: float | None = None
-    count_val: int | None = None
+    count_val: Samples | None = None
 
 
 class _GroupRow(msgspec.Struct):
@@ -104,6 +120,14 @@ def parse_token(body: bytes) -> TokenReply:
         raise UnexpectedReply(f"the token endpoint answered something that is not a token{_instead(body)}") from None
 
 
+def is_json(body: bytes) -> bool:
+    try:
+        decoded(body, msgspec.Raw)
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
 def parse_sessions(body: bytes, headers: Mapping[str, str]) -> Page[SeenSession]:
     return _parse_page(body, headers, _SessionRow, _session)
 
@@ -124,9 +148,8 @@ def parse_series_axes(body: bytes) -> tuple[tuple[int, ...], tuple[str, ...]]:
         row = decoded(body, _AxesRow, strict=False)
     except msgspec.DecodeError:
         return (), ()
-    datatypes = {
-        int(text) for text in _plain_values(row.datatypes, ("datatype", "id_datatype", "id")) if text.isdecimal()
-    }
+    named = (_figure(text) for text in _plain_values(row.datatypes, ("datatype", "id_datatype", "id")))
+    datatypes = {figure for figure in named if figure is not None}
     devices = set(_plain_values(row.physicalDevices, ("id_physical_device", "source_device", "id")))
     return tuple(sorted(datatypes)), tuple(sorted(device for device in devices if _ID.fullmatch(device)))
 
@@ -224,14 +247,19 @@ def _page(
         page_count=_first(meta.pageCount, headers.get("X-Pagination-Page-Count")),
         total=_first(meta.totalCount, headers.get("X-Pagination-Total-Count")),
         unreadable=unreadable,
-        per_page=_first(meta.perPage, headers.get("X-Pagination-Per-Page")),
+        per_page=_first(meta.perPage, headers.get("X-Pagination-Per-Page")) or None,  # 0 is no size
     )
 
 
 def _first(figure: int | None, header: str | None) -> int | None:
     if figure is not None:
         return figure
-    return int(header) if header is not None and header.isdecimal() else None
+    return None if header is None else _figure(header)
+
+
+def _figure(text: str) -> int | None:
+    """None where it is none, or a larger one than can be meant."""
+    return int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else None
 
 
 def _session(row: _SessionRow) -> SeenSession:
@@ -240,8 +268,8 @@ def _session(row: _SessionRow) -> SeenSession:
         group_id=_checked_id("id_group", row.id_group),
         start=_time("start", row.start),
         end=None if row.end is None else _time("end", row.end),
-        label=None if row.label is None else str(row.label),
-        person_id=None if row.id_person is None else str(row.id_person),
+        label=None if row.label is None else _shortened(str(row.label)),
+        person_id=None if row.id_person is None else _shortened(str(row.id_person)),
         created_at=None if row.created_at is None else _time("created_at", row.created_at),
         updated_at=None if row.updated_at is None else _time("updated_at", row.updated_at),
         datapoint_count=row.datapoint_count,
@@ -254,7 +282,7 @@ def _session(row: _SessionRow) -> SeenSession:
 def _expanded_label(group: Any) -> str | None:
     """The label of the expanded group; the shape is not documented, so anything else is no label."""
     label = group.get("label") if isinstance(group, dict) else None
-    return label if isinstance(label, str) else None
+    return _shortened(label) if isinstance(label, str) else None
 
 
 def _datapoint(row: _PointRow) -> Datapoint:
@@ -264,6 +292,14 @@ def _datapoint(row: _PointRow) -> Datapoint:
     for value in (row.min_val, row.max_val, row.avg_val):
         if value is not None and not -math.inf < value < math.inf:
             raise ValueError(f"the value {value} is no number that JSON can hold")
+    for name, text in (
+        ("id_container_data_latest", row.id_container_data_latest),
+        ("source_device", row.source_device),
+    ):
+        if text is not None and len(text) > LONGEST_TEXT:
+            raise ValueError(
+                f"{name} {text[:64]!r}... is longer than {LONGEST_TEXT} characters"
+            )  # a part is no identity
     return Datapoint(
         row.id_container_data_latest,
         row.source_device or "unknown",
@@ -277,7 +313,12 @@ def _datapoint(row: _PointRow) -> Datapoint:
 
 
 def _group(row: _GroupRow) -> tuple[str, str | None]:
-    return _checked_id("id_group", str(row.id_group if row.id_group is not None else row.id)), row.label
+    label = None if row.label is None else _shortened(row.label)
+    return _checked_id("id_group", str(row.id_group if row.id_group is not None else row.id)), label
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
 
 
 def _checked_id(name: str, value: str) -> str:

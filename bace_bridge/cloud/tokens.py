@@ -1,6 +1,7 @@
 """The access token: kept in the store, refreshed by one request at a time, and never asked for in a storm."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -10,13 +11,18 @@ import structlog
 
 from bace_bridge.cloud.replies import TokenReply
 from bace_bridge.domain.retry import backoff
+from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.domain.tokens import Token
 from bace_bridge.errors import CloudFault, CloudLoginFailed, CloudRefused
 
 log = structlog.get_logger()
 
 RENEW_BEFORE = 60.0
-"""Seconds before its expiry from which a token is no longer used."""
+"""Seconds before its expiry from which a token is no longer used; of a short life a tenth."""
+
+DOCUMENTED_LIFE = 86400.0
+SHORTEST_LIFE, LONGEST_LIFE = 30.0, 366 * 86400.0
+"""Seconds that a token is used for, whatever is said of it: a 401 renews it before."""
 
 MOST_BROKEN_REFRESHES = 3
 """After so many 500s in a row the refresh token is given up for a login."""
@@ -69,15 +75,17 @@ class Tokens:
         self._token: Token | None = None
         self._loaded = False
         self._unsaved = False
+        self._renew_before = RENEW_BEFORE
         self._renewing = asyncio.Lock()
         self._refused_logins = 0
         self._broken_refreshes = 0
         self._no_login_before = 0.0
+        self._refusal, self._next_login_at = "", 0.0
 
     async def current(self) -> str:
         """A token that has not expired. Raises CloudLoginFailed where the credentials are refused."""
         token = self._token
-        if token is not None and not self._unsaved and self._clock() < token.expires_at - RENEW_BEFORE:
+        if token is not None and not self._unsaved and self._clock() < token.expires_at - self._renew_before:
             return token.access
         return await self._renewed(rejected=None)
 
@@ -91,7 +99,7 @@ class Tokens:
                 self._token = await self._store.load_token(self._account)
                 self._loaded = True
             token = self._token
-            if token is None or token.access == rejected or self._clock() >= token.expires_at - RENEW_BEFORE:
+            if token is None or token.access == rejected or self._clock() >= token.expires_at - self._renew_before:
                 # Held before it is durable: where the store fails, a rotated refresh token must not be lost with it.
                 token = self._token = await self._refreshed(token) or await self._logged_in()
                 self._unsaved = True
@@ -130,7 +138,7 @@ class Tokens:
     async def _logged_in(self) -> Token:
         now = self._monotonic()
         if now < self._no_login_before:
-            raise CloudLoginFailed("the cloud refused the login; the next attempt is made later")
+            raise CloudLoginFailed(f"{self._refusal}; the next attempt is at {iso_utc(self._next_login_at)}")
         given = self._credentials
         form = {
             "grant_type": "password",
@@ -146,13 +154,18 @@ class Tokens:
             pause = backoff(self._refused_logins, jitter=0.0, first=FIRST_LOGIN_PAUSE, longest=LONGEST_LOGIN_PAUSE)
             self._no_login_before = now + pause
             what = "username or password" if refusal.status == 401 else "client_id or client_secret"  # noqa: PLR2004  # HTTP
-            raise CloudLoginFailed(f"the cloud refused the login ({refusal.status}): check cloud.{what}") from None
+            self._refusal = f"the cloud refused the login ({refusal.status}): check cloud.{what}"
+            self._next_login_at = round(self._clock() + pause)
+            raise CloudLoginFailed(self._refusal) from None
         self._refused_logins = 0
         log.info("cloud.logged_in")
         return self._kept(reply, old_refresh=None)
 
     def _kept(self, reply: TokenReply, *, old_refresh: str | None) -> Token:
-        return Token(reply.access_token, reply.refresh_token or old_refresh, self._clock() + reply.expires_in)
+        said = reply.expires_in
+        life = min(max(said, SHORTEST_LIFE), LONGEST_LIFE) if math.isfinite(said) and said > 0 else DOCUMENTED_LIFE
+        self._renew_before = min(RENEW_BEFORE, life / 10)
+        return Token(reply.access_token, reply.refresh_token or old_refresh, self._clock() + life)
 
 
 class FixedToken:

@@ -12,6 +12,9 @@ from bace_bridge.watcher.needs import SessionCloud
 T = TypeVar("T")
 
 MOST_ROWS = 100
+MOST_PAGES = 10_000
+"""Pages in one look, after which its list is taken for one that has no end."""
+
 BEHIND_THE_END = 1_000_000
 NOBODY = ("00000000-0000-0000-0000-000000000000",)
 
@@ -22,13 +25,17 @@ BREAKS = (CloudFault, UnexpectedReply)
 class FaultBudget:
     """How many faults one look may meet before it is given up; `trusted` once the cloud is known to answer others."""
 
-    def __init__(self, cloud: SessionCloud) -> None:
+    def __init__(self, cloud: SessionCloud, *, most_pages: int = MOST_PAGES) -> None:
         self._cloud = cloud
         self._left = MOST_FAULTS
+        self._most_pages = self._pages_left = most_pages
         self.trusted = False
 
     async def asked(self, params: Sequence[tuple[str, str]], ask: PageAsk) -> Page[SeenSession]:
         """A page. Raises one of BREAKS only where it is this page that is broken, and not the cloud as a whole."""
+        self._pages_left -= 1
+        if self._pages_left < 0:
+            raise AllBroken(UnexpectedReply(f"the list of data sessions does not end after {self._most_pages} pages"))
         return await self.sure(lambda: self._cloud.session_page(params, ask.number, per_page=ask.size), params)
 
     async def sure(self, request: Callable[[], Awaitable[T]], params: Sequence[tuple[str, str]]) -> T:
@@ -121,6 +128,7 @@ class ListWalk:
         row = first
         self._suspect = None
         known_end: int | None = None
+        before: list[str] = []
         while (end is None or row < end) and (known_end is None or row < known_end):
             holes = self._holes()
             if row in holes:
@@ -139,12 +147,14 @@ class ListWalk:
                 if ask.number > 1:
                     continue
                 ask = PageAsk(1, page.per_page)
-            if page.page is not None and page.page != ask.number:
+            rows = [one.session.id for one in page.items]
+            if page.page != ask.number and (page.page is not None or _came_again(rows, before, ask)):
                 return
+            before = rows
             self.total = known_end = page.total
             self._settle(ask)
             yield page
-            if page.total is None and _is_last(page, ask):
+            if not page.count or (page.total is None and _is_last(page, ask)):
                 return
             row = ask.end
             if self._suspect is not None:
@@ -183,4 +193,12 @@ class ListWalk:
 
 
 def _is_last(page: Page[SeenSession], ask: PageAsk) -> bool:
-    return page.page_count is None or ask.number >= page.page_count or not page.count
+    return page.page_count is None or ask.number >= page.page_count
+
+
+def _came_again(rows: list[str], before: list[str], ask: PageAsk) -> bool:
+    """True for the last page of a server that shows it again behind the list's end and does not say which it shows.
+
+    A single row may come again since a new one came before it; a whole page does not.
+    """
+    return ask.size > 1 and bool(rows) and rows == before

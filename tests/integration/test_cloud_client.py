@@ -10,6 +10,7 @@ import pytest
 from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
+from bace_bridge.cloud.replies import TokenReply, parse_token
 from bace_bridge.cloud.tokens import Credentials, FixedToken, Tokens
 from bace_bridge.domain.seen import Urgency
 from bace_bridge.errors import (
@@ -149,11 +150,44 @@ async def test_many_requests_at_once_renew_an_expired_token_once(clock: Clock, t
 async def test_a_wrong_password_is_not_tried_in_a_storm(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     async with client(cloud, clock, tmp_path / "b.db", password="wrong") as (api, server, _):
-        for _ in range(50):
-            with pytest.raises(CloudLoginFailed, match="refused"):
+        for look in range(50):
+            reason = r"refused the login \(401\): check cloud\.username or password"
+            later = r"; the next attempt is at 2025-12-01T12:\d\d:00Z$" if look % 30 else "$"
+            with pytest.raises(CloudLoginFailed, match=reason + later):
                 await api.session_page((), 1)
             clock.forward(10)
         assert token_requests(server) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        *((status, "<html>a proxy</html>") for status in (400, 403, 404, 405, 408, 413, 421, 425)),
+        *((status, '{"name":"Not Found","message":"no such page"}') for status in (403, 404, 405)),
+    ],
+)
+async def test_what_is_no_answer_of_a_token_endpoint_says_nothing_of_the_login(
+    clock: Clock, tmp_path: Path, status: int, body: str
+) -> None:
+    """The refresh token is kept, and the next try is made as after any outage."""
+    async with client(simulated(clock, "token-lifetime 600s"), clock, tmp_path / "b.db") as (api, server, _):
+        await api.session_page((), 1)
+        clock.forward(700)
+        server.faults.answer("/oauth2/token", status=status, body=body, times=3)
+        for _ in range(3):
+            with pytest.raises(CloudUnavailable, match=rf"{status}.*check cloud\.url"):
+                await api.session_page((), 1)
+        assert (await api.session_page((), 1)).count == 0
+        grants = [one.grant_type for one in server.requests if one.path == "/oauth2/token"]
+        assert grants == ["password", *["refresh_token"] * 4]
+
+
+@pytest.mark.parametrize(("status", "body"), [(400, '{"error":"invalid_client"}'), (401, ""), (401, "{}")])
+async def test_a_token_endpoint_that_refuses_the_login(clock: Clock, tmp_path: Path, status: int, body: str) -> None:
+    async with client(simulated(clock), clock, tmp_path / "b.db") as (api, server, _):
+        server.faults.answer("/oauth2/token", status=status, body=body)
+        with pytest.raises(CloudLoginFailed, match=str(status)):
+            await api.session_page((), 1)
 
 
 async def test_a_forbidden_endpoint_is_named_and_costs_no_more_logins(clock: Clock, tmp_path: Path) -> None:
@@ -163,6 +197,52 @@ async def test_a_forbidden_endpoint_is_named_and_costs_no_more_logins(clock: Clo
             with pytest.raises(CloudRefused, match="may not use this endpoint"):
                 await api.group_labels({"x"})
         assert token_requests(server) == 2
+
+
+async def test_two_forbidden_endpoints_do_not_renew_the_token_in_turns(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock, "forbidden /api/v2/group", "forbidden /api/v2/data-downsampled")
+    async with client(cloud, clock, tmp_path / "b.db") as (api, server, _):
+        for _ in range(20):
+            with pytest.raises(CloudRefused, match="may not use this endpoint"):
+                await api.group_labels({"x"})
+            with pytest.raises(CloudRefused, match="may not use this endpoint"):
+                await api.datapoints("x", None, None, urgency=Urgency.LIVE)
+        assert token_requests(server) == 3
+        for _ in range(24 * 6):
+            clock.forward(600)
+            with pytest.raises(CloudRefused):
+                await api.group_labels({"x"})
+        assert token_requests(server) < 3 + 12
+
+
+async def test_an_endpoint_that_is_permitted_later_is_used_and_its_token_renewed(clock: Clock, tmp_path: Path) -> None:
+    async with client(simulated(clock), clock, tmp_path / "b.db") as (api, server, _):
+        server.faults.answer("/api/v2/group", status=401, body="{}", times=2)
+        with pytest.raises(CloudRefused, match="may not use this endpoint"):
+            await api.group_labels({"x"})
+        assert await api.group_labels({"x"}) == {}
+        server.faults.answer("/api/v2/group", status=401, body="{}", times=1)
+        assert await api.group_labels({"x"}) == {}
+        assert token_requests(server) == 3
+
+
+@pytest.mark.parametrize(
+    ("life", "most"), [("30", 5), ("60", 3), ("1", 5), ("0", 1), ("-5", 1), ('"nan"', 1), ('"inf"', 1), ("1e308", 1)]
+)
+async def test_a_token_is_used_whatever_is_said_of_its_life(clock: Clock, tmp_path: Path, life: str, most: int) -> None:
+    asked = 0
+
+    async def ask(_: dict[str, str]) -> TokenReply:
+        nonlocal asked
+        asked += 1
+        return parse_token(b'{"access_token":"t%d","expires_in":%b}' % (asked, life.encode()))
+
+    async with SqliteFile(tmp_path / "t.db") as file:
+        tokens = Tokens("a", Credentials("a", "b", "c", "d"), Facts(file), ask, clock=clock, monotonic=clock)
+        for _ in range(100):
+            await tokens.current()
+            clock.forward(1)
+        assert asked <= most
 
 
 async def test_a_refused_fixed_token_says_where_to_put_another(clock: Clock) -> None:

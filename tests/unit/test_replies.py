@@ -15,12 +15,13 @@ from bace_bridge.cloud.replies import (
     parse_sessions,
     parse_token,
 )
-from bace_bridge.domain.datapoints import Datapoint
-from bace_bridge.domain.sessions import DataSession
+from bace_bridge.domain.datapoints import Datapoint, News, datapoint_events
+from bace_bridge.domain.sessions import DataSession, observe
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import UnexpectedReply
 
 ID = "0c7c3d9e-4c53-4a13-9e8b-9d7e3e6a3c11"
+NOW = 1_764_590_400.0
 GROUP = "8be0b0d4-8a52-4f0e-9b7e-4a3f6f1d2c22"
 SESSION = {"id_data_session": ID, "id_group": GROUP, "start": 1_648_641_893}
 POINT = {"id_container_data_latest": "series", "datatype": 5205, "timestamp_seconds": 1_648_641_893.5}
@@ -389,3 +390,52 @@ def test_a_problem_or_axes_that_are_nested_without_end_say_nothing() -> None:
     assert parse_problem(DEEP) is None
     assert parse_problem(b'{"message":"x","more":%b}' % DEEP) is None
     assert parse_series_axes(b'{"datatypes":%b}' % DEEP) == ((), ())
+
+
+@pytest.mark.parametrize("name", ["count_val", "datatype"])
+@pytest.mark.parametrize("value", [2**63, 2**70, -(2**70), str(2**64), "9" * 5000])
+def test_an_integer_that_the_store_cannot_hold_is_named(name: str, value: Any) -> None:
+    found = parse_datapoints(page(POINT, POINT | {name: value}), {})
+    assert [one.split(":")[0] for one in found.unreadable] == ["items[1]"]
+
+
+@pytest.mark.parametrize("name", ["totalCount", "pageCount", "currentPage", "perPage"])
+def test_a_page_of_absurd_figures_is_an_error(name: str) -> None:
+    for value in (2**63, -1):
+        with pytest.raises(UnexpectedReply, match=name):
+            parse_sessions(page(SESSION, meta={name: value}), {})
+
+
+def test_figures_with_thousands_of_digits_are_none() -> None:
+    digits = "9" * 5000
+    assert parse_series_axes(json.dumps({"datatypes": [6000, digits]}).encode()) == ((6000,), ())
+    found = parse_sessions(page(SESSION), {"X-Pagination-Total-Count": digits, "X-Pagination-Page-Count": "2"})
+    assert (found.total, found.page_count) == (None, 2)
+
+
+LONG = "\x01" * 100_000
+"""Each character of it takes six in JSON."""
+
+
+def test_a_long_label_keeps_the_events_small() -> None:
+    row = SESSION | {"label": LONG, "id_person": LONG, "group": {"label": LONG}}
+    seen = parse_session(json.dumps(row).encode())
+    assert [len(text or "") for text in (seen.session.label, seen.session.person_id, seen.device_label)] == [256] * 3
+    told = observe(None, seen.session, device_label=seen.device_label, start_from=0, now=NOW)
+    assert told is not None
+    news = [News(point(timestamp_seconds=NOW + one, source_device=LONG[:256]), 0) for one in range(1000)]
+    events = [*told.events, *datapoint_events(told.known, news, {}, now=NOW)]
+    assert max(len(one.data) for one in events) < 64 * 1024
+    assert seen.session.label == parse_session(json.dumps(row | {"label": LONG[:255] + "…"}).encode()).session.label
+    assert parse_groups(page({"id_group": GROUP, "label": LONG}), {}).items == ((GROUP, seen.device_label),)
+
+
+def test_a_text_of_the_longest_length_is_kept() -> None:
+    assert session(label="x" * 256).label == "x" * 256
+
+
+@pytest.mark.parametrize("name", ["id_container_data_latest", "source_device"])
+def test_a_series_with_an_endless_name_is_named_shortly(name: str) -> None:
+    """Two of them may be the same but for their ends, so they are not shortened."""
+    found = parse_datapoints(page(POINT, POINT | {name: "x" * 257}), {})
+    assert [len(one) < 200 for one in found.unreadable] == [True]

@@ -1,0 +1,232 @@
+"""The client against a server that answers whatever it likes: a fact comes of it or a CloudError, and costs little."""
+
+import json
+import resource
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bace_bridge.cloud.api import BaceCloud
+from bace_bridge.cloud.budget import RequestBudget
+from bace_bridge.cloud.http import CloudHttp
+from bace_bridge.cloud.tokens import FixedToken
+from bace_bridge.domain.seen import Page, PointsRead, Urgency
+from bace_bridge.errors import CloudError, CloudFault, UnexpectedReply
+from bace_bridge.watcher.list_walk import AllBroken, FaultBudget, ListWalk
+from tests.integration.watching import Clock
+
+ID = "0c7c3d9e-4c53-4a13-9e8b-9d7e3e6a3c11"
+SESSION = {"id_data_session": ID, "id_group": "g", "start": 1_764_590_000}
+POINT = {"id_container_data_latest": "s", "datatype": 6000, "timestamp_seconds": 1_764_590_000, "count_val": 1}
+
+Answer = Callable[[web.Request], web.Response]
+
+
+class Server:
+    """Answers every GET by `answer`."""
+
+    def __init__(self) -> None:
+        self.answer: Answer = lambda _: web.json_response({"items": []})
+        self.asked: list[web.Request] = []
+
+    async def handle(self, request: web.Request) -> web.Response:
+        self.asked.append(request)
+        return self.answer(request)
+
+    def says(self, body: bytes, *, status: int = 200, **headers: str) -> None:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.answer = lambda _: web.Response(status=status, body=body, headers=named)
+
+
+@asynccontextmanager
+async def hostile() -> AsyncIterator[tuple[Server, BaceCloud, CloudHttp]]:
+    server, clock = Server(), Clock()
+    app = web.Application()
+    app.router.add_get("/{path:.*}", server.handle)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.0)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    budget = RequestBudget(6_000_000, clock=clock)
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    http = CloudHttp(url, budget, timeout=5, version="t", clock=clock, monotonic=clock, jitter=lambda: 0)
+    http.use_tokens(FixedToken("a-token"))
+    try:
+        async with http:
+            yield server, BaceCloud(http), http
+    finally:
+        await runner.cleanup()
+
+
+def page(*items: Any, **meta: Any) -> bytes:
+    return json.dumps({"items": items, "_meta": meta}).encode()
+
+
+def resources(api: BaceCloud) -> dict[str, Callable[[], Awaitable[Any]]]:
+    return {
+        "list": lambda: api.session_page((), 1),
+        "view": lambda: api.session(ID),
+        "points": lambda: api.datapoints(ID, None, None, urgency=Urgency.LIVE),
+        "groups": lambda: api.group_labels({"g"}),
+    }
+
+
+DIGITS = "9" * 5000
+ODD_HEADERS = [
+    {"X_Pagination_Total_Count": DIGITS},
+    {"X_Pagination_Page_Count": "²"},
+    {"Date": "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"},
+    {"Date": "Mon, 01 Jan 2020 00:00:00 +99999999999999"},
+    {"Date": "Fri, 31 Dec 9999 23:59:59 GMT"},
+    {"Retry_After": "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"},
+    {"Retry_After": DIGITS},
+]
+
+
+@pytest.mark.parametrize("status", [200, 429, 503])
+@pytest.mark.parametrize("headers", ODD_HEADERS)
+async def test_odd_headers_are_no_headers(headers: dict[str, str], status: int) -> None:
+    async with hostile() as (server, api, _):
+        server.says(b'{"items":[]}', status=status, **headers)
+        try:
+            found = await api.session_page((), 1)
+        except CloudError:
+            assert status != 200
+            return
+        assert (found.total, found.page_count, api.clock_ahead < 1e12) == (None, None, True)
+
+
+@given(
+    status=st.sampled_from([200, 200, 200, 302, 400, 403, 404, 422, 500, 503]),
+    body=st.binary(max_size=60)
+    | st.dictionaries(
+        st.sampled_from(["items", "_meta", "name", "message", *SESSION, *POINT, "datatypes", "group"]),
+        st.recursive(
+            st.none() | st.integers() | st.integers(2**50, 2**80) | st.floats() | st.text(max_size=5) | st.just(DIGITS),
+            lambda inner: (
+                st.lists(inner, max_size=2)
+                | st.dictionaries(
+                    st.sampled_from([*SESSION, *POINT, "totalCount", "pageCount", "perPage", "id"]), inner, max_size=6
+                )
+            ),
+            max_leaves=12,
+        ),
+        max_size=8,
+    ).map(lambda shape: json.dumps(shape).encode()),
+    headers=st.dictionaries(
+        st.sampled_from(["Date", "Retry-After", "X-Rate-Limit-Reset", "X-Pagination-Total-Count", "Content-Encoding"]),
+        st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30)
+        | st.sampled_from([next(iter(one.values())) for one in ODD_HEADERS if "²" not in one.values()]),
+        max_size=3,
+    ),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+async def test_any_bytes_and_headers_are_a_fact_or_a_cloud_error(
+    status: int, body: bytes, headers: dict[str, str]
+) -> None:
+    async with hostile() as (server, api, _):
+        server.answer = lambda _: web.Response(status=status, body=body, headers=headers)
+        for name, ask in resources(api).items():
+            try:
+                found = await ask()
+            except CloudError:
+                continue
+            assert isinstance(found, {"list": Page, "points": PointsRead, "groups": dict}.get(name, object))
+
+
+def packed(megabytes: int) -> bytes:
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, 31)
+    return b"".join(squeeze.compress(b" " * 2**20) for _ in range(megabytes)) + squeeze.flush()
+
+
+@pytest.mark.parametrize("status", [200, 500])
+async def test_an_answer_without_end_is_given_up(status: int) -> None:
+    """400 kB that unpack to 400 MiB."""
+    async with hostile() as (server, api, _):
+        server.says(packed(400), status=status, Content_Encoding="gzip")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(UnexpectedReply, match="more than 16 MiB"):
+            await api.session_page((), 1)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000
+
+
+async def test_a_packed_answer_is_read() -> None:
+    async with hostile() as (server, api, _):
+        server.says(zlib.compress(page(SESSION), wbits=31), Content_Encoding="gzip")
+        assert (await api.session_page((), 1)).count == 1
+
+
+@pytest.mark.parametrize("figures", [{"pageCount": 300_000}, {"pageCount": 40, "totalCount": 10_000_000}])
+async def test_datapoints_that_are_too_many_are_not_asked_for(figures: dict[str, int]) -> None:
+    async with hostile() as (server, api, _):
+        server.says(page(POINT, **figures))
+        with pytest.raises(CloudFault, match="too many series"):
+            await api.datapoints(ID, None, None, urgency=Urgency.LIVE)
+        assert len(server.asked) == 2
+
+
+async def test_pages_that_are_larger_than_they_say_end_at_a_bound() -> None:
+    """A server that clamps no page: what is held is bounded, whatever it says of its pages."""
+    async with hostile() as (server, api, _):
+        points = [POINT | {"timestamp_seconds": second} for second in range(60_000)]
+        body = page(*points, pageCount=1000)
+        server.says(body)
+        with pytest.raises(CloudFault):
+            await api.datapoints(ID, None, None, urgency=Urgency.LIVE)
+        assert len(server.asked) < 20
+
+
+async def walked(answer: Answer) -> tuple[list[str], int]:
+    """What a walk shows, and the requests that it took; not one that does not end."""
+    async with hostile() as (server, api, _):
+        server.answer = answer
+        seen: list[str] = []
+        async for found in ListWalk(()).pages(FaultBudget(api)):
+            seen += [row.session.id for row in found.items]
+            assert len(server.asked) < 500
+        return seen, len(server.asked)
+
+
+def rows_of(request: web.Request, total: int) -> list[dict[str, Any]]:
+    """The page that was asked for, and the last one behind it, as Yii does."""
+    size = int(request.query["per-page"])
+    last = (total - 1) // size
+    start = min(int(request.query["page"]) - 1, last) * size
+    return [SESSION | {"id_data_session": f"s{number}"} for number in range(start, min(start + size, total))]
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"totalCount": 250, "pageCount": 3, "perPage": 0},
+        {"totalCount": 10**12},
+        {"totalCount": 10**12, "pageCount": 10**10, "perPage": 100},
+    ],
+)
+async def test_a_walk_ends_whatever_the_server_says_of_its_pages(meta: dict[str, int]) -> None:
+    seen, requests = await walked(lambda asked: web.json_response({"items": rows_of(asked, 250), "_meta": meta}))
+    assert (seen, requests <= 4) == ([f"s{number}" for number in range(250)], True)
+
+
+async def test_a_walk_ends_at_an_empty_page() -> None:
+    meta = {"totalCount": 10**12}
+    seen, requests = await walked(lambda _: web.json_response({"items": [], "_meta": meta}))
+    assert (seen, requests) == ([], 1)
+
+
+async def test_a_list_that_has_no_end_fails_the_look() -> None:
+    async with hostile() as (server, api, _):
+        server.answer = lambda asked: web.json_response(
+            {"items": rows_of(asked, 10**12), "_meta": {"totalCount": 10**12}}
+        )
+        walk = ListWalk(()).pages(FaultBudget(api, most_pages=20))
+        for _ in range(20):
+            await anext(walk)
+        with pytest.raises(AllBroken, match="does not end after 20 pages"):
+            await anext(walk)
