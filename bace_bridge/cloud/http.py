@@ -36,6 +36,9 @@ LONGEST_SILENCE = 86400.0
 LARGEST_BODY = 16 * 2**20
 """Bytes of an answer, unpacked: some ten times what the largest page that is asked for has."""
 
+MOST_VALUES = 500_000
+"""Values in an answer, of which each but the first of its list has a comma: a byte or two of it may cost a hundred."""
+
 CHUNK = 2**16
 
 FIRST_REST = 600.0
@@ -230,6 +233,8 @@ async def _body(response: aiohttp.ClientResponse, what: str) -> bytes:
         if len(body) > LARGEST_BODY:
             response.close()
             raise UnexpectedReply(f"{what}: an answer of more than {LARGEST_BODY // 2**20} MiB")
+    if body.count(b",") > MOST_VALUES:
+        raise UnexpectedReply(f"{what}: an answer of more than {MOST_VALUES} values")
     return bytes(body)
 
 
