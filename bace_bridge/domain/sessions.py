@@ -68,6 +68,8 @@ class KnownSession(msgspec.Struct, frozen=True, kw_only=True):
     `end_told` is the `end` of the last `session.ended`; `end_seen_at` is when an end was seen that is not told yet.
     `reading` numbers the readings of all windows; one is complete when every window was read in it.
     `csv_revision` is the revision that the last `session.csv_ready` told and `csv_facts` what it spoke of.
+    `failed_visits` counts those that failed at this session while the cloud answered others. `unread` says that its CSV
+    was told without datapoints that could not be had: they are tried again, rarely, and told when they can be.
     `probed` holds, per day (epoch days), the samples that the last look without a window found there.
     """
 
@@ -90,6 +92,7 @@ class KnownSession(msgspec.Struct, frozen=True, kw_only=True):
     removed: bool = False
     visit_at: float | None = None
     failed_visits: int = 0
+    unread: bool = False
 
     @property
     def unfinished(self) -> bool:

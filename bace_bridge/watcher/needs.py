@@ -24,13 +24,16 @@ class SessionCloud(Protocol):
 
 
 class PointCloud(Protocol):
-    """Downsampled datapoints."""
+    """Downsampled datapoints, and the session list as a witness that the cloud answers."""
 
     @property
     def clock_ahead(self) -> float: ...
     async def datapoints(
         self, session_id: str, start: int | None, end: int | None, *, urgency: Urgency
     ) -> PointsRead: ...
+    async def session_page(
+        self, params: Sequence[tuple[str, str]], page: int, *, per_page: int = ...
+    ) -> Page[SeenSession]: ...
 
 
 class SessionJournal(Protocol):
