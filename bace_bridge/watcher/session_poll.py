@@ -13,7 +13,7 @@ from bace_bridge.domain.sessions import DataSession, KnownSession
 from bace_bridge.errors import CloudRefused
 from bace_bridge.watcher.list_walk import AllBroken, FaultBudget, ListWalk
 from bace_bridge.watcher.needs import SessionCloud, SessionJournal
-from bace_bridge.watcher.recording import MOST_CHECKS, SessionRecorder, name_unreadable
+from bace_bridge.watcher.recording import MOST_CHECKS, SessionRecorder
 from bace_bridge.watcher.roll_call import RollCall
 from bace_bridge.watcher.updated_list import NotHonoured, UpdatedList
 
@@ -55,6 +55,7 @@ class SessionPoll:
         self._active = ListWalk(session_list.ACTIVE)
         self._walked_anew_at = clock()
         self._budget = FaultBudget(cloud)
+        self._walks: dict[int, ListWalk] = {}
 
     @property
     def strategy(self) -> str:
@@ -108,7 +109,10 @@ class SessionPoll:
     async def _pages(self, walk: ListWalk, first: int = 0, end: int | None = None) -> AsyncIterator[Page[SeenSession]]:
         """The pages of a walk; the rows that break it are named."""
         async for page in walk.pages(self._budget, first, end):
-            name_unreadable(page)
+            self._recorder.name_unreadable(page)
+            for row in page.lost:
+                name = f"data session {row.id}" if row.id else "a data session without a readable id"
+                self._recorder.unread.failed(name, row.reason, sure=True)
             self._note(walk)
             yield page
         self._note(walk)
@@ -134,6 +138,7 @@ class SessionPoll:
             self._recorder.unread,
             self._budget,
             holes=state.holes,
+            walks=self._walks,
             start_from=state.start_from,
             clock=self._clock,
         )
@@ -157,14 +162,16 @@ class SessionPoll:
             return False
         walk = self._active
         walk.forget()
+        lost = False
         try:
             async for page in self._pages(walk):
+                lost = lost or bool(page.lost)
                 if any(row.session.end is not None for row in page.items):
                     raise NotHonoured("filter[end]=NULL is ignored")
                 await self._recorder.record(page.items, start_from=state.start_from)
         except CloudRefused as refusal:
             raise NotHonoured(str(refusal)) from None
-        return bool(walk.from_end)
+        return bool(walk.from_end) or lost
 
     def _time_to_try_again(self, *, places: int = 1) -> bool:
         now = self._clock()

@@ -177,6 +177,7 @@ def test_a_window_that_fails_is_counted_and_left_out_at_last() -> None:
         assert state.reading < KNOWN.reading
     read_before = WindowState(HOUR.start, HOUR.end, 2, samples=4, newest=NOON + 1.0)
     assert after_failure(KNOWN, read_before, HOUR) == replace(read_before, failures=1)
+    assert state is not None
     out = left_out(KNOWN, state)
     assert (out.window, out.reading, out.settled) == (HOUR, KNOWN.reading, True)
     other = replace(out, start=NEXT.start, end=NEXT.end, failures=MOST_FAILURES + 1)
