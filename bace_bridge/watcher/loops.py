@@ -67,6 +67,7 @@ class SessionLoop:
         self._pause = pause
         self._called = asyncio.Event()
         self.trouble = CloudTrouble()
+        self._remembers = False
         self.store_problem: str | None = None
         self.last_success_at: float | None = None
         self.next_look_at: float | None = None
@@ -97,6 +98,7 @@ class SessionLoop:
     async def _look(self) -> float:
         """One look; returns the seconds from its beginning to the next one."""
         try:
+            await self._remember()
             self._journal.ensure_room()
             await self._looks.poll()
             await self._note_success()
@@ -109,10 +111,16 @@ class SessionLoop:
             return await self._note_failure(error)
         return self._interval
 
+    async def _remember(self) -> None:
+        """A trouble that was told before a restart is told as over, once."""
+        if not self._remembers:
+            self.trouble = await self._journal.trouble()
+            self._remembers = True
+
     async def _note_success(self) -> None:
         told = self.trouble.told
         after, events = after_success(self.trouble, now=self._clock())
-        await self._tell(events)
+        await self._tell(events, after)
         self.trouble = after
         if told is not None:
             log.info("cloud.recovered")
@@ -131,7 +139,7 @@ class SessionLoop:
         else:
             log.debug(name, reason=str(error), failures=self.trouble.failures)
         try:
-            await self._tell(events)
+            await self._tell(events, self.trouble)
         except StoreUnusable:
             raise
         except StoreError as full:
@@ -142,9 +150,9 @@ class SessionLoop:
         asked = error.retry_after if isinstance(error, CloudUnavailable) else 0.0
         return max(wait, asked)
 
-    async def _tell(self, events: Sequence[Event]) -> None:
+    async def _tell(self, events: Sequence[Event], trouble: CloudTrouble) -> None:
         if events:
-            await self._journal.commit(Changes(events=tuple(events)))
+            await self._journal.commit(Changes(events=tuple(events), trouble=trouble))
 
 
 class DatapointLoop:
