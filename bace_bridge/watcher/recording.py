@@ -67,7 +67,14 @@ class SessionRecorder:
             for row in rows:
                 session = row.session
                 label = labels.get(session.group_id)
-                one = observe(known.get(session.id), session, device_label=label, start_from=start_from, now=now)
+                one = observe(
+                    known.get(session.id),
+                    session,
+                    device_label=label,
+                    start_from=start_from,
+                    now=now,
+                    cloud_now=now + self._cloud.clock_ahead,
+                )
                 if one is not None:
                     known[session.id] = one.known
                     found.append(one)
