@@ -1,6 +1,6 @@
 """One look at the list of data sessions, by the strategy that the server is seen to honour."""
 
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import structlog
 from msgspec.structs import replace
@@ -28,7 +28,8 @@ class SessionPoll:
     """Looks at the session list. `poll` raises CloudErrors and StoreErrors; then it is simply made again.
 
     *Delta* asks for what was updated since the watermark. Where the server ignores that filter, *documented only* looks
-    at the newest sessions, asks for each unfinished one by id, and walks everything slowly, a page at each poll.
+    at the newest sessions, asks for unfinished ones by id, some at a time, and walks everything slowly, a page at each
+    poll.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class SessionPoll:
         self._walked_anew_at = clock()
         self._budget = FaultBudget(cloud)
         self._walks: dict[int, ListWalk] = {}
+        self._asked_upto = ""
 
     @property
     def strategy(self) -> str:
@@ -192,7 +194,8 @@ class SessionPoll:
     async def _poll_documented(self, state: WatchState) -> WatchState:
         seen, in_order, more = await self._newest_sessions(state)
         unfinished = [one for one in await self._journal.unfinished() if one.session.id not in seen]
-        await self._check_all(unfinished, state.start_from)
+        asked, self._asked_upto = session_list.to_ask_by_id(unfinished, self._asked_upto, most=MOST_CHECKS)
+        await self._recorder.check(asked, start_from=state.start_from)
         if more:
             for _ in range(1 if in_order else UNSORTED_PAGES):
                 state = await self._reconcile(state)
@@ -225,10 +228,6 @@ class SessionPoll:
         if in_order and seen:
             await self._check_missing(await self._journal.started_since(oldest), seen, state.start_from)
         return seen, in_order, walk.total is None or walk.total > walk.size
-
-    async def _check_all(self, known: Collection[KnownSession], start_from: float) -> None:
-        for one in known:
-            await self._recorder.check([one], start_from=start_from)
 
     async def _reconcile(self, state: WatchState) -> WatchState:
         """One more page of everything: sessions that appeared with an old start are found here."""

@@ -39,3 +39,23 @@ async def test_every_removed_session_is_found(tmp_path: Path, quirk: str) -> Non
             watch.server.faults.clear()
     assert by_ids(["x"])[0][0] == "filter[id_data_session][in][]", "what the fault looks for"
     assert told.count("session.removed") == 35
+
+
+async def test_a_look_without_the_filter_costs_no_more_for_sessions_that_never_become_ingested(tmp_path: Path) -> None:
+    clock = Clock()
+    cloud = simulated(clock, "filters-ignored")
+    device = cloud.add_device("BaceGo-1")
+    sessions = [cloud.open_session(device.id_group, start=clock.now - 90_000 + one) for one in range(180)]
+    async with watching(cloud, tmp_path / "b.db", clock, start="all") as watch:
+        for _ in range(3):
+            await watch.poll.poll()
+            clock.forward(10)
+        for one in sessions[:70]:
+            cloud.end_session(one)
+        for look in range(12):
+            clock.forward(10)
+            before = watch.api_requests()
+            await watch.poll.poll()
+            assert watch.api_requests() - before <= 25, look
+        known = await watch.journal.known(sessions[:70])
+    assert sum(one.session.end is not None for one in known.values()) == 70
