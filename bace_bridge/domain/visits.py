@@ -39,10 +39,12 @@ def conclude(
     interval: float,
     now: float,
     left_out: bool = False,
+    retry_after: float = 0.0,
 ) -> Observation:
     """What follows from a visit; `outcome` is None in the middle of one. `interval` is in seconds.
 
-    `left_out` says that the cloud broke on some windows so often that the others go on without them.
+    `left_out` says that the cloud broke on some windows so often that the others go on without them; `retry_after`
+    for how many seconds it wants to be left alone.
     """
     told: list[Event] = []
     failed = outcome == "failed"
@@ -63,7 +65,7 @@ def conclude(
             failed_visits=known.failed_visits + 1 if failed else known.failed_visits if outcome == "unavailable" else 0,
             unread=_something_unread(known, outcome, gave_up=gave_up, left_out=left_out),
         )
-        known = msgspec.structs.replace(known, visit_at=_next_visit(known, outcome, interval, now))
+        known = msgspec.structs.replace(known, visit_at=_next_visit(known, outcome, max(interval, retry_after), now))
     return Observation(known, tuple(told))
 
 

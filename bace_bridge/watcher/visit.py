@@ -24,7 +24,7 @@ from bace_bridge.domain.windows import (
     left_out_windows,
     windows_due,
 )
-from bace_bridge.errors import CloudFault, CloudLoginFailed, CloudRefused, CloudUnavailable, UnexpectedReply
+from bace_bridge.errors import CloudError, CloudFault, CloudLoginFailed, CloudRefused, CloudUnavailable, UnexpectedReply
 from bace_bridge.watcher.needs import PointCloud, PointJournal
 from bace_bridge.watcher.sure_points import SurePoints
 
@@ -67,23 +67,33 @@ class Visit:
         self._states: dict[Window, WindowState] = {}
         self._pending = Changes()
         self._found_news = False
+        self._retry_after = 0.0
         self._newest = known.newest_point_at
         self._probed: dict[int, int] | None = None
 
-    async def make(self) -> None:
-        """Raises StoreError only; what the cloud does ends up in the session's next visit."""
+    async def make(self) -> CloudError | None:
+        """Raises StoreError only; what the cloud does ends up in the session's next visit.
+
+        Returns why the cloud as a whole gives no datapoints, where that is so.
+        """
         session = self._known.session
         outcome: Outcome = "read"
+        away: CloudError | None = None
         try:
             self._states = await self._journal.windows(session.id)
             await self._read_everything_due()
         except (CloudUnavailable, CloudLoginFailed) as error:
-            outcome = "unavailable"
+            outcome, away = "unavailable", error
+            self._retry_after = error.retry_after if isinstance(error, CloudUnavailable) else 0.0
             log.debug("datapoints.put_off", session=session.id, reason=str(error))
         except (CloudRefused, CloudFault, UnexpectedReply) as error:
             outcome = "failed"
             self._say_not_read(str(error))
+        else:
+            if self._known.failed_visits:
+                log.info("datapoints.read_again", session=session.id)
         await self._commit(outcome)
+        return away
 
     def _say_not_read(self, reason: str) -> None:
         failures = self._known.failed_visits
@@ -258,6 +268,7 @@ class Visit:
                 csv_url=self._settings.csv_url(fresh.session.id),
                 interval=self._settings.interval,
                 left_out=bool(left_out_windows(self._states)),
+                retry_after=self._retry_after,
                 now=self._clock(),
             )
             events = self._pending.events + concluded.events

@@ -1,6 +1,7 @@
 """Datapoints that cannot be had: an outage loses nothing, and a data session that is broken holds nothing up."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -8,9 +9,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from bace_bridge.domain.events import LoggedEvent
+from bace_bridge.domain.sessions import KnownSession
 from bace_bridge.domain.visits import MOST_FAILED_VISITS
 from bace_bridge.domain.windows import MOST_FAILURES
+from bace_bridge.errors import CloudError
 from bace_bridge.simulator.cloud import SimulatedCloud
+from bace_bridge.watcher.loops import DatapointLoop
+from bace_bridge.watcher.visit import Visit
 from tests.integration.watching import Clock, Watching, data, points, simulated, types, watching
 
 POINTS = "/api/v2/data-downsampled"
@@ -146,3 +151,87 @@ async def test_a_minute_that_was_left_out_is_told_when_it_can_be_read(clock: Clo
         assert len(points(await watch.all_events())) == 3
         states = await watch.journal.windows(session)
         assert all(one.settled for one in states.values())
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+async def test_a_visit_is_not_made_before_the_cloud_wants_it(clock: Clock, tmp_path: Path, status: int) -> None:
+    cloud = simulated(clock)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        clock.forward(10)
+        over_at_once(cloud, clock)
+        watch.server.faults.answer(POINTS, status=status, headers={"Retry-After": "120"})
+        await watch.look()
+        before = watch.api_requests()
+        assert await visits(watch, clock, 100) == []
+        assert watch.api_requests() == before
+        assert await visits(watch, clock, 40) == ["session.datapoints", "session.ended", "session.csv_ready"]
+
+
+class Turns:
+    """The datapoint loop, whose pauses a test ends."""
+
+    def __init__(self, watch: Watching, clock: Clock) -> None:
+        self.made: list[str] = []
+        self.waits: list[float] = []
+        self._under_way = 0
+        self._watch, self._clock = watch, clock
+        self._turn = asyncio.Semaphore(0)
+        self.loop = DatapointLoop(
+            watch.journal, self._visit, self._end, clock=clock, monotonic=clock, pause=self._pause
+        )
+
+    async def _visit(self, known: KnownSession) -> CloudError | None:
+        self.made.append(known.session.id)
+        self._under_way += 1
+        watch = self._watch
+        visit = Visit(known, watch.api, watch.journal, watch.settings, deciding=watch.deciding, clock=self._clock)
+        try:
+            return await visit.make()
+        finally:
+            self._under_way -= 1
+
+    async def _end(self, known: KnownSession) -> None: ...
+
+    async def _pause(self, called: asyncio.Event, seconds: float) -> None:
+        """Until the loop is called, or the test lets the time go by."""
+        self.waits.append(seconds)
+        either = [asyncio.ensure_future(called.wait()), asyncio.ensure_future(self._turn.acquire())]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        for one in either:
+            one.cancel()
+        called.clear()
+
+    async def go_on(self, seconds: float, *, until: Callable[[], bool] = lambda: True) -> None:
+        self._clock.forward(seconds)
+        before = len(self.waits)
+        self._turn.release()
+        async with asyncio.timeout(10):
+            while len(self.waits) < before + 2 or self._under_way or not until():
+                await asyncio.sleep(0.001)
+
+
+async def test_an_outage_is_asked_about_by_one_visit_at_a_time_and_told_once(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    with capture_logs() as logs:
+        async with watching(cloud, tmp_path / "b.db", clock) as watch:
+            await watch.look()
+            clock.forward(10)
+            device = cloud.add_device("BaceGo-1")
+            for _ in range(30):
+                cloud.open_session(device.id_group)
+            await watch.poll.poll()
+            watch.server.faults.answer(POINTS, status=500, body="{}", times=FOREVER)
+            turns = Turns(watch, clock)
+            run = asyncio.create_task(turns.loop.run())
+            for _ in range(11):
+                await turns.go_on(60)
+            assert 11 <= len(turns.made) <= 4 + 11
+            assert turns.loop.problem is not None
+            watch.server.faults.clear()
+            await turns.go_on(60, until=lambda: len(turns.made) >= 30)
+            recovered = turns.loop.problem is None
+            run.cancel()
+    assert recovered
+    said = [one["event"] for one in logs if one["log_level"] in {"warning", "info"}]
+    assert [one for one in said if "available" in one] == ["datapoints.unavailable", "datapoints.available_again"]
