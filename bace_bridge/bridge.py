@@ -28,7 +28,7 @@ from bace_bridge.domain.retry import plausible
 from bace_bridge.domain.routing import Filter
 from bace_bridge.domain.sessions import DataSession, KnownSession
 from bace_bridge.domain.timestamps import iso_utc
-from bace_bridge.domain.visits import SLOWEST_LATE_VISIT
+from bace_bridge.domain.visits import SLOWEST_VISIT
 from bace_bridge.failpoints import Failpoint
 from bace_bridge.service import Service
 from bace_bridge.sink_watch import SinkWatch
@@ -215,7 +215,7 @@ class Bridge:
 
     async def _clock_watch(self, file: SqliteFile, deciding: asyncio.Lock) -> ClockWatch:
         schedules = Schedules(file)
-        furthest = max(SLOWEST_LATE_VISIT, self._config.watch.datapoint_interval)
+        furthest = max(SLOWEST_VISIT, self._config.watch.datapoint_interval)
         if brought_back := await schedules.bound(now=self._clock(), furthest=furthest):
             log.warning("clock.was_behind", sessions=brought_back, then="what lay too far ahead is due now")
         return ClockWatch(self._clock, deciding=deciding, move_store=schedules.move)

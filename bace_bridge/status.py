@@ -23,6 +23,7 @@ class WatchedSessions(Protocol):
 
 class WatchedDatapoints(Protocol):
     beat_at: float
+    problem: str | None
 
 
 class CloudLine(Protocol):
@@ -117,6 +118,7 @@ class Status:
         places, config = self._unread(), self._config_problem()
         found = {
             "sessions": f"{len(places)} places cannot be read: {'; '.join(places[:3])}" if places else None,
+            "datapoints": self._datapoints.problem if self.cloud_problem is None else None,
             "config": f"the file on disk is not what runs: {config}" if config else None,
             **{sink.name: sink.problem for sink in self.sinks.values()},
             **{self.sinks[name].name: f"disabled: {why}" for name, why in self.disabled.items()},

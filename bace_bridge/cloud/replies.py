@@ -7,13 +7,13 @@ frame. Pure.
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from bace_bridge.domain.datapoints import Datapoint
 from bace_bridge.domain.foreign_json import decoded
-from bace_bridge.domain.seen import Page, SeenSession
+from bace_bridge.domain.seen import LostRow, Page, SeenSession
 from bace_bridge.domain.sessions import DataSession
 from bace_bridge.errors import UnexpectedReply
 
@@ -129,14 +129,95 @@ def is_json(body: bytes) -> bool:
 
 
 def parse_sessions(body: bytes, headers: Mapping[str, str]) -> Page[SeenSession]:
-    return _parse_page(body, headers, _SessionRow, _session)
+    """A page; where a row is odd, only what its session cannot be told without decides whether the row is lost."""
+    try:
+        page = _parse_page(body, headers, _SessionRow, _session)
+    except UnexpectedReply:
+        pass
+    else:
+        if not page.unreadable:
+            return page
+    read = _parse_page(body, headers, msgspec.Raw, _tolerantly)
+    lost = tuple(
+        msgspec.structs.replace(one.session, reason=f"items[{place}]: {one.session.reason}")
+        for place, one in enumerate(read.items)
+        if isinstance(one.session, LostRow)
+    )
+    items = tuple(one.session for one in read.items if isinstance(one.session, SeenSession))
+    if lost and not items:
+        raise UnexpectedReply(f"no row of the page can be read: {lost[0].reason}")
+    return Page(
+        items=items,
+        count=read.count,
+        page=read.page,
+        page_count=read.page_count,
+        total=read.total,
+        unreadable=tuple(one.reason for one in lost),
+        per_page=read.per_page,
+        lost=lost,
+        odd=tuple(odd for one in read.items for odd in one.odd),
+    )
 
 
 def parse_session(body: bytes) -> SeenSession:
     try:
         return _session(decoded(body, _SessionRow, strict=False))
-    except (msgspec.DecodeError, ValueError) as error:
+    except _NOT_A_ROW as error:
+        read = _tolerantly(msgspec.Raw(body)).session
+        if isinstance(read, SeenSession):
+            return read
         raise UnexpectedReply(f"a data session cannot be read: {error}{_instead(body)}") from None
+
+
+_NOT_A_ROW = (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError, OverflowError)
+
+_DECIDING = ("id_data_session", "id_group", "start", "end", "updated_at")
+"""Without these a row is lost: read as missing, an `end` would tell that the session was reopened."""
+
+
+class _TolerantRow(NamedTuple):
+    session: SeenSession | LostRow
+    odd: tuple[tuple[str, str], ...] = ()
+
+
+def _tolerantly(raw: msgspec.Raw) -> _TolerantRow:
+    try:
+        fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+    except _NOT_A_ROW as error:
+        return _TolerantRow(LostRow(str(error)))
+    kept = {name: fields[name] for name in _DECIDING if name in fields}
+    try:
+        _session_of(kept)
+    except _NOT_A_ROW as error:
+        return _TolerantRow(LostRow(str(error), _id_of(fields), _updated_at_of(fields)))
+    odd: list[tuple[str, str]] = []
+    for name in _SessionRow.__struct_fields__:
+        if name in fields and name not in kept:
+            try:
+                _session_of({**kept, name: fields[name]})
+            except _NOT_A_ROW as error:
+                odd.append((name, str(error)))
+            else:
+                kept[name] = fields[name]
+    return _TolerantRow(_session_of(kept), tuple(odd))
+
+
+def _session_of(fields: Mapping[str, msgspec.Raw]) -> SeenSession:
+    return _session(msgspec.json.decode(msgspec.json.encode(fields), type=_SessionRow, strict=False))
+
+
+def _id_of(fields: Mapping[str, msgspec.Raw]) -> str | None:
+    try:
+        return _checked_id("id", msgspec.json.decode(fields["id_data_session"], type=str))
+    except (KeyError, *_NOT_A_ROW):
+        return None
+
+
+def _updated_at_of(fields: Mapping[str, msgspec.Raw]) -> float | None:
+    try:
+        return _time("updated_at", msgspec.json.decode(fields["updated_at"], type=float, strict=False))
+    except (KeyError, *_NOT_A_ROW):
+        return None
 
 
 def parse_series_axes(body: bytes) -> tuple[tuple[int, ...], tuple[str, ...]]:

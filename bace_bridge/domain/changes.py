@@ -6,6 +6,7 @@ from bace_bridge.domain.datapoints import Told
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.narrowing import Hole
 from bace_bridge.domain.sessions import KnownSession
+from bace_bridge.domain.trouble import CloudTrouble
 from bace_bridge.domain.windows import WindowState
 
 
@@ -30,7 +31,7 @@ class LatestSeen(msgspec.Struct, frozen=True):
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
     """The sessions, windows and newest points after a look, and the events that it tells, in their order.
 
-    `left` are devices whose data session belongs to another one now.
+    `left` are devices whose data session belongs to another one now. `trouble` is the cloud's, where it was told now.
     """
 
     known: tuple[KnownSession, ...] = ()
@@ -39,6 +40,7 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     events: tuple[Event, ...] = ()
     watch: "WatchState | None" = None
     left: tuple[str, ...] = ()
+    trouble: CloudTrouble | None = None
 
     @property
     def devices(self) -> frozenset[str]:

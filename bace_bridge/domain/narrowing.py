@@ -18,6 +18,9 @@ MOST_FAULTS = 80
 MOST_HOLES = 50
 """Places that are left out of the list of updates at once; with more of them the cloud counts as broken."""
 
+NOBODY = "00000000-0000-0000-0000-000000000000"
+"""The id of no data session: what is asked about it must be answered, with nothing."""
+
 FAR = 253_000_000_000
 """Epoch seconds after everything that a row can say."""
 

@@ -20,9 +20,6 @@ from bace_bridge.domain.datapoints import (
 from bace_bridge.domain.sessions import KnownSession
 from bace_bridge.domain.windows import Due, States, Window, WindowState, is_settled, leaf_at
 
-MOST_FAILURES = 3
-"""After so many failed readings of a window it is halved, or left out where it cannot be."""
-
 
 def by_window(points: Sequence[Datapoint], due: Due, states: States, *, held: bool) -> dict[Window, list[Datapoint]]:
     """The points by the window of the grid that they belong to; where the server kept to the bounds that is `due`'s."""
@@ -128,6 +125,6 @@ def after_failure(known: KnownSession, state: WindowState | None, window: Window
     return msgspec.structs.replace(before, failures=before.failures + 1)
 
 
-def left_out(known: KnownSession, window: Window) -> WindowState:
+def left_out(known: KnownSession, state: WindowState) -> WindowState:
     """A window that cannot be read at all, so that the session's other windows can go on."""
-    return WindowState(window.start, window.end, known.reading, settled=True, failures=MOST_FAILURES)
+    return msgspec.structs.replace(state, reading=known.reading, settled=True)

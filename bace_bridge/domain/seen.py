@@ -19,8 +19,18 @@ class Urgency(IntEnum):
     BACKLOG = 2
 
 
+class LostRow(msgspec.Struct, frozen=True):
+    """A data session's row that could not be read, with what is known of it."""
+
+    reason: str
+    id: str | None = None
+    updated_at: float | None = None
+
+
 class Page(msgspec.Struct, Generic[T], frozen=True):
     """A page of a collection. `unreadable` names the rows that could not be read; `count` includes them.
+
+    Of data sessions `lost` are these rows, and `odd` the fields that were read as if they were not there, with reasons.
 
     `per_page` is the size of the pages that were served, which may be less than was asked for.
     """
@@ -32,6 +42,8 @@ class Page(msgspec.Struct, Generic[T], frozen=True):
     total: int | None
     unreadable: tuple[str, ...] = ()
     per_page: int | None = None
+    lost: tuple[LostRow, ...] = ()
+    odd: tuple[tuple[str, str], ...] = ()
 
 
 class SeenSession(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from itertools import pairwise
 from msgspec.structs import replace
 
 from bace_bridge.domain.changes import WatchState
-from bace_bridge.domain.sessions import DataSession
+from bace_bridge.domain.sessions import DataSession, KnownSession
 
 OVERLAP = 120.0
 """Seconds below the watermark from which a list is asked for: rows may become visible after newer ones."""
@@ -71,6 +71,26 @@ def starts_descend(rows: Sequence[DataSession]) -> bool:
 def updates_descend(rows: Sequence[DataSession]) -> bool:
     stamps = [row.updated_at for row in rows]
     return all(one is not None and other is not None and one >= other for one, other in pairwise(stamps))
+
+
+def to_ask_by_id(unfinished: Sequence[KnownSession], upto: str, *, most: int) -> tuple[list[KnownSession], str]:
+    """The unfinished sessions to ask for in this look, and the id up to which their turns have come; before it `upto`.
+
+    Half of the places go to those that most likely change: the active ones, then those that changed last. All others
+    take turns, by id: sessions that never become ingested pile up, and a look must not cost more for them.
+    """
+    if len(unfinished) <= most:
+        return list(unfinished), ""
+    likely = sorted(unfinished, key=_likely_to_change, reverse=True)
+    first, rest = likely[: most // 2], sorted(likely[most // 2 :], key=lambda one: one.session.id)
+    turn = [one for one in rest if one.session.id > upto] + [one for one in rest if one.session.id <= upto]
+    turn = turn[: most - len(first)]
+    return [*first, *turn], turn[-1].session.id
+
+
+def _likely_to_change(known: KnownSession) -> tuple[bool, float]:
+    session = known.session
+    return session.end is None, max(session.start, session.end or 0.0, session.updated_at or 0.0)
 
 
 def after_walk(state: WatchState, rows_newest: float | None, *, pages: int, news: bool, cloud_now: float) -> WatchState:

@@ -14,6 +14,10 @@ END_PATIENCE = 30.0
 """Seconds that `session.ended` waits for the datapoints before it, so that a slow cloud cannot hold an alarm."""
 
 
+BELIEVABLE_AHEAD = 600.0
+"""Seconds by which an `updated_at` may lie in the cloud's future: clocks differ, but one of next year says nothing."""
+
+
 class DataSession(msgspec.Struct, frozen=True):
     """A data session as the cloud showed it. Times are epoch seconds; `end` is None while it is active."""
 
@@ -68,6 +72,8 @@ class KnownSession(msgspec.Struct, frozen=True, kw_only=True):
     `end_told` is the `end` of the last `session.ended`; `end_seen_at` is when an end was seen that is not told yet.
     `reading` numbers the readings of all windows; one is complete when every window was read in it.
     `csv_revision` is the revision that the last `session.csv_ready` told and `csv_facts` what it spoke of.
+    `failed_visits` counts those that failed at this session while the cloud answered others. `unread` says that its CSV
+    was told without datapoints that could not be had: they are tried again, rarely, and told when they can be.
     `probed` holds, per day (epoch days), the samples that the last look without a window found there.
     """
 
@@ -90,6 +96,7 @@ class KnownSession(msgspec.Struct, frozen=True, kw_only=True):
     removed: bool = False
     visit_at: float | None = None
     failed_visits: int = 0
+    unread: bool = False
 
     @property
     def unfinished(self) -> bool:
@@ -157,16 +164,25 @@ def is_history(session: DataSession, start_from: float) -> bool:
 
 
 def observe(
-    known: KnownSession | None, seen: DataSession, *, device_label: str | None, start_from: float, now: float
+    known: KnownSession | None,
+    seen: DataSession,
+    *,
+    device_label: str | None,
+    start_from: float,
+    now: float,
+    cloud_now: float | None = None,
 ) -> Observation | None:
     """What is new in `seen`. None where there is nothing to keep: history, or a row older than what is known.
+
+    A known `updated_at` from the far future, by the cloud's time, makes no other row an older one.
 
     `session.ended` and `session.csv_ready` are not told here but by `datapoints`' visit, after the points before them.
     """
     if known is None:
         return None if is_history(seen, start_from) else _started(seen, device_label, now)
     before = known.session
-    if seen.updated_at is not None and before.updated_at is not None and seen.updated_at < before.updated_at:
+    newest_believable = (now if cloud_now is None else cloud_now) + BELIEVABLE_AHEAD
+    if seen.updated_at is not None and seen.updated_at < (before.updated_at or 0.0) <= newest_believable:
         return None
     moved = seen.group_id != before.group_id
     label = device_label if device_label is not None or moved else known.device_label

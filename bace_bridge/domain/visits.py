@@ -12,12 +12,15 @@ from bace_bridge.domain.sessions import END_PATIENCE, KnownSession, Observation,
 SLOWEST_LATE_VISIT = 600.0
 """Seconds: an ended session whose ingestion does not finish is asked ever more rarely, down to this."""
 
+SLOWEST_VISIT = 21_600.0
+"""Seconds: a session of which something could not be read is tried ever more rarely, down to this."""
+
 MOST_FAILED_VISITS = 5
-"""After so many failed visits in a row a session's end and CSV are told without the datapoints that cannot be had."""
+"""After so many failed visits a session's CSV is told without the datapoints that cannot be had; these are tried on."""
 
 Outcome = Literal["read", "more", "failed", "unavailable"]
-"""How a visit went: every window was read; there is more to read at once; the cloud refused or broke on this session;
-the cloud is away."""
+"""How a visit went: every window was read; there is more to read at once; the cloud refused or broke on this session
+while it answered others; the cloud is away, which says nothing of this session."""
 
 
 def end_is_due(known: KnownSession, *, read: bool, failed: bool, now: float) -> bool:
@@ -28,24 +31,41 @@ def end_is_due(known: KnownSession, *, read: bool, failed: bool, now: float) -> 
     return read or failed or (not known.over_when_found and waited >= END_PATIENCE)
 
 
-def conclude(known: KnownSession, outcome: Outcome | None, *, csv_url: str, interval: float, now: float) -> Observation:
-    """What follows from a visit; `outcome` is None in the middle of one. `interval` is in seconds."""
+def conclude(
+    known: KnownSession,
+    outcome: Outcome | None,
+    *,
+    csv_url: str,
+    interval: float,
+    now: float,
+    left_out: bool = False,
+    retry_after: float = 0.0,
+) -> Observation:
+    """What follows from a visit; `outcome` is None in the middle of one. `interval` is in seconds.
+
+    `left_out` says that the cloud broke on some windows so often that the others go on without them; `retry_after`
+    for how many seconds it wants to be left alone.
+    """
     told: list[Event] = []
     failed = outcome == "failed"
-    read = outcome == "read" or (failed and known.failed_visits + 1 >= MOST_FAILED_VISITS)
+    gave_up = failed and known.failed_visits + 1 >= MOST_FAILED_VISITS
+    read = outcome == "read" or gave_up
     if end_is_due(known, read=read, failed=failed, now=now):
         end = known.session.end
         assert end is not None
         known = msgspec.structs.replace(known, end_told=end)
         facts = (end, known.reopenings)
         told.append(session_event(events.SESSION_ENDED, known, time=end, now=now, facts=facts))
-    if known.csv_due and read and known.end_told is not None:
+    if (known.csv_due or known.unread) and read and known.session.state == "ingested" and known.end_told is not None:
         known, more = _csv_ready(known, csv_url, now)
         told.extend(more)
     if outcome is not None:
-        failures = known.failed_visits + 1 if failed else 0
-        known = msgspec.structs.replace(known, failed_visits=failures)
-        known = msgspec.structs.replace(known, visit_at=_next_visit(known, outcome, interval, now))
+        known = msgspec.structs.replace(
+            known,
+            failed_visits=known.failed_visits + 1 if failed else known.failed_visits if outcome == "unavailable" else 0,
+            unread=_something_unread(known, outcome, gave_up=gave_up, left_out=left_out),
+        )
+        known = msgspec.structs.replace(known, visit_at=_next_visit(known, outcome, max(interval, retry_after), now))
     return Observation(known, tuple(told))
 
 
@@ -69,6 +89,12 @@ def _csv_ready(known: KnownSession, csv_url: str, now: float) -> tuple[KnownSess
     return known, [event]
 
 
+def _something_unread(known: KnownSession, outcome: Outcome, *, gave_up: bool, left_out: bool) -> bool:
+    if known.removed or known.session.state != "ingested":
+        return False
+    return gave_up or (outcome == "read" and left_out) or (outcome in {"failed", "unavailable"} and known.unread)
+
+
 def _next_visit(known: KnownSession, outcome: Outcome, interval: float, now: float) -> float | None:
     session = known.session
     if known.removed:
@@ -79,6 +105,9 @@ def _next_visit(known: KnownSession, outcome: Outcome, interval: float, now: flo
         return now + max(interval, backoff(known.failed_visits, jitter=0.0))
     if outcome == "unavailable" or session.end is None:
         return now + interval
-    if session.state == "ended":
-        return now + min(max(interval, (now - session.end) / 20), SLOWEST_LATE_VISIT)
-    return None
+    if known.unread:
+        changed = max(session.start, session.end, session.created_at or 0.0, session.updated_at or 0.0)
+        wait = min(max(SLOWEST_LATE_VISIT, (now - changed) / 20), SLOWEST_VISIT)
+    else:
+        wait = min(max(interval, (now - session.end) / 20), SLOWEST_LATE_VISIT)
+    return now + wait if known.unread or session.state == "ended" else None

@@ -25,6 +25,9 @@ DIRECT_WINDOWS = 24
 
 DAY = 86400
 
+MOST_FAILURES = 3
+"""After so many failed readings of a window it is halved, or left out where it cannot be."""
+
 
 class Window(NamedTuple):
     """[start, end) in epoch seconds."""
@@ -136,6 +139,12 @@ def _since(window: Window, state: WindowState | None, known: KnownSession, *, no
     return max(window.start, int(state.newest) - FINEST_SPAN)
 
 
+def left_out_windows(states: States) -> list[Window]:
+    """The windows that are settled only because the cloud breaks on them, those first that were tried least."""
+    out = [one for one in states.values() if one.settled and not one.split and one.failures >= MOST_FAILURES]
+    return [one.window for one in sorted(out, key=lambda one: (one.failures, one.start))]
+
+
 def days_with_news(probe: Mapping[int, int], known: KnownSession, states: States) -> frozenset[int]:
     """The days (epoch days) on which a look without a window found more samples than were told.
 
@@ -151,7 +160,7 @@ def days_with_news(probe: Mapping[int, int], known: KnownSession, states: States
 
 def is_settled(window: Window, known: KnownSession, *, whole: bool, now: float) -> bool:
     """True when a window need not be read again in this reading."""
-    if known.csv_due:
+    if known.csv_due or known.unread:
         return True
     end = known.session.end
     over_at = window.end if end is None else min(window.end, end)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Fault:
-    """What happens to the next `times` requests whose path starts with `prefix`."""
+    """What happens to the next `times` requests whose path starts with `prefix` and whose query holds `holding`."""
 
     prefix: str
     times: int
@@ -13,6 +13,7 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
     delay: float = 0.0
     cut: bool = False
+    holding: str = ""
 
 
 class Faults:
@@ -29,9 +30,10 @@ class Faults:
         body: str = "",
         headers: Mapping[str, str] | None = None,
         times: int = 1,
+        holding: str = "",
     ) -> None:
         """This answer in place of the real one."""
-        self._waiting.append(Fault(prefix, times, status=status, body=body, headers=headers or {}))
+        self._waiting.append(Fault(prefix, times, status=status, body=body, headers=headers or {}, holding=holding))
 
     def delay(self, prefix: str, seconds: float, *, times: int = 1) -> None:
         """The real answer, so much later."""
@@ -47,9 +49,9 @@ class Faults:
     def clear(self) -> None:
         self._waiting.clear()
 
-    def take(self, path: str) -> Fault | None:
+    def take(self, path: str, query: str = "") -> Fault | None:
         for fault in self._waiting:
-            if path.startswith(fault.prefix):
+            if path.startswith(fault.prefix) and fault.holding in query:
                 fault.times -= 1
                 if fault.times <= 0:
                     self._waiting.remove(fault)

@@ -42,7 +42,7 @@ class Gate:
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         grant_type = await _grant_type(request)
-        fault = self.faults.take(request.path)
+        fault = self.faults.take(request.path, request.query_string)
         wait = self._cloud.quirks.latency + (fault.delay if fault else 0.0)
         if wait:
             await asyncio.sleep(wait)

@@ -10,10 +10,12 @@ from bace_bridge.domain.changes import Changes, LatestSeen, WatchState, WindowRe
 from bace_bridge.domain.datapoints import Told
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.sessions import KnownSession
+from bace_bridge.domain.trouble import CloudTrouble
 from bace_bridge.domain.windows import Window, WindowState
 from bace_bridge.store.sqlite import SqliteFile
 
 WATCH = "watch"
+TROUBLE = "trouble"
 
 
 class Journal:
@@ -51,6 +53,8 @@ class Journal:
             append_events(connection, changes.events)
             if changes.watch is not None:
                 write_fact(connection, WATCH, msgspec.json.encode(changes.watch).decode())
+            if changes.trouble is not None:
+                write_fact(connection, TROUBLE, msgspec.json.encode(changes.trouble).decode())
 
         await self._file.write(work, side="known")
         if changes.events:
@@ -61,6 +65,11 @@ class Journal:
     async def watch_state(self) -> WatchState | None:
         value = await self._file.read(lambda connection: read_fact(connection, WATCH))
         return None if value is None else msgspec.json.decode(value, type=WatchState)
+
+    async def trouble(self) -> CloudTrouble:
+        """The cloud's trouble that was told last and is not over; an empty one where there is none."""
+        value = await self._file.read(lambda connection: read_fact(connection, TROUBLE))
+        return CloudTrouble() if value is None else msgspec.json.decode(value, type=CloudTrouble)
 
     async def known(self, ids: Collection[str]) -> dict[str, KnownSession]:
         """The known sessions among `ids`."""

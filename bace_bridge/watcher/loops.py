@@ -11,7 +11,7 @@ from bace_bridge.domain.changes import Changes
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.retry import backoff
 from bace_bridge.domain.sessions import END_PATIENCE, KnownSession
-from bace_bridge.domain.trouble import CloudTrouble, Kind, after_failure, after_success
+from bace_bridge.domain.trouble import FAILURES_TO_TELL, CloudTrouble, Kind, after_failure, after_success
 from bace_bridge.errors import CloudError, CloudLoginFailed, CloudRefused, CloudUnavailable, StoreError, StoreUnusable
 from bace_bridge.watcher.needs import PointJournal, SessionJournal
 
@@ -67,6 +67,7 @@ class SessionLoop:
         self._pause = pause
         self._called = asyncio.Event()
         self.trouble = CloudTrouble()
+        self._remembers = False
         self.store_problem: str | None = None
         self.last_success_at: float | None = None
         self.next_look_at: float | None = None
@@ -97,6 +98,7 @@ class SessionLoop:
     async def _look(self) -> float:
         """One look; returns the seconds from its beginning to the next one."""
         try:
+            await self._remember()
             self._journal.ensure_room()
             await self._looks.poll()
             await self._note_success()
@@ -109,10 +111,16 @@ class SessionLoop:
             return await self._note_failure(error)
         return self._interval
 
+    async def _remember(self) -> None:
+        """A trouble that was told before a restart is told as over, once."""
+        if not self._remembers:
+            self.trouble = await self._journal.trouble()
+            self._remembers = True
+
     async def _note_success(self) -> None:
         told = self.trouble.told
         after, events = after_success(self.trouble, now=self._clock())
-        await self._tell(events)
+        await self._tell(events, after)
         self.trouble = after
         if told is not None:
             log.info("cloud.recovered")
@@ -131,7 +139,7 @@ class SessionLoop:
         else:
             log.debug(name, reason=str(error), failures=self.trouble.failures)
         try:
-            await self._tell(events)
+            await self._tell(events, self.trouble)
         except StoreUnusable:
             raise
         except StoreError as full:
@@ -142,9 +150,9 @@ class SessionLoop:
         asked = error.retry_after if isinstance(error, CloudUnavailable) else 0.0
         return max(wait, asked)
 
-    async def _tell(self, events: Sequence[Event]) -> None:
+    async def _tell(self, events: Sequence[Event], trouble: CloudTrouble) -> None:
         if events:
-            await self._journal.commit(Changes(events=tuple(events)))
+            await self._journal.commit(Changes(events=tuple(events), trouble=trouble))
 
 
 class DatapointLoop:
@@ -153,7 +161,7 @@ class DatapointLoop:
     def __init__(
         self,
         journal: PointJournal,
-        visit: Callable[[KnownSession], Awaitable[None]],
+        visit: Callable[[KnownSession], Awaitable[CloudError | None]],
         tell_end: Callable[[KnownSession], Awaitable[None]],
         *,
         clock: Callable[[], float],
@@ -168,6 +176,9 @@ class DatapointLoop:
         self._pause = pause
         self._called = asyncio.Event()
         self._under_way: dict[str, bool] = {}
+        self._times_away = 0
+        self._resume_at = 0.0
+        self.problem: str | None = None
         self.beat_at = monotonic()
 
     def look_now(self) -> None:
@@ -195,12 +206,12 @@ class DatapointLoop:
             await self._tell_end(known)
 
     async def _start_visits(self, visits: asyncio.TaskGroup) -> None:
-        if len(self._under_way) >= VISITS_AT_ONCE:
+        if len(self._under_way) >= self._places or self._monotonic() < self._resume_at:
             return
         due = await self._journal.due_visits(self._clock(), VISITS_LOOKED_UP)
         for known in due:
             backlog = sum(self._under_way.values())
-            if known.session.id in self._under_way or len(self._under_way) >= VISITS_AT_ONCE:
+            if known.session.id in self._under_way or len(self._under_way) >= self._places:
                 continue
             if known.over_when_found and backlog >= VISITS_AT_ONCE // 2:
                 continue
@@ -209,7 +220,7 @@ class DatapointLoop:
 
     async def _make(self, known: KnownSession) -> None:
         try:
-            await self._visit(known)
+            self._note(await self._visit(known))
         except StoreUnusable:
             raise
         except StoreError as error:
@@ -219,9 +230,31 @@ class DatapointLoop:
             del self._under_way[known.session.id]
             self._called.set()
 
+    @property
+    def _places(self) -> int:
+        return 1 if self._times_away else VISITS_AT_ONCE
+
+    def _note(self, away: CloudError | None) -> None:
+        """While the cloud gives nobody datapoints one visit at a time finds out whether it does again."""
+        if away is None:
+            if self.problem is not None:
+                log.info("datapoints.available_again")
+            self._times_away, self._resume_at, self.problem = 0, 0.0, None
+            return
+        self._times_away += 1
+        asked = away.retry_after if isinstance(away, CloudUnavailable) else 0.0
+        wait = max(asked, backoff(self._times_away, jitter=0.0, longest=LONGEST_PAUSE))
+        self._resume_at = max(self._resume_at, self._monotonic() + wait)
+        if self._times_away >= FAILURES_TO_TELL:
+            if self.problem is None:
+                log.warning("datapoints.unavailable", reason=str(away), then="trying again")
+            self.problem = str(away)
+
     async def _rest(self) -> float:
-        if len(self._under_way) >= VISITS_AT_ONCE:
+        if len(self._under_way) >= self._places:
             return LONGEST_REST
+        if (silent_for := self._resume_at - self._monotonic()) > 0:
+            return min(LONGEST_REST, silent_for)
         soonest = await self._journal.next_visit_at(without=list(self._under_way))
         if soonest is None:
             return LONGEST_REST

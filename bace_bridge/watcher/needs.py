@@ -7,6 +7,7 @@ from bace_bridge.domain.changes import Changes, WatchState
 from bace_bridge.domain.datapoints import Told
 from bace_bridge.domain.seen import Page, PointsRead, SeenSession, Urgency
 from bace_bridge.domain.sessions import KnownSession
+from bace_bridge.domain.trouble import CloudTrouble
 from bace_bridge.domain.windows import Window, WindowState
 
 
@@ -24,13 +25,16 @@ class SessionCloud(Protocol):
 
 
 class PointCloud(Protocol):
-    """Downsampled datapoints."""
+    """Downsampled datapoints, and the session list as a witness that the cloud answers."""
 
     @property
     def clock_ahead(self) -> float: ...
     async def datapoints(
         self, session_id: str, start: int | None, end: int | None, *, urgency: Urgency
     ) -> PointsRead: ...
+    async def session_page(
+        self, params: Sequence[tuple[str, str]], page: int, *, per_page: int = ...
+    ) -> Page[SeenSession]: ...
 
 
 class SessionJournal(Protocol):
@@ -38,6 +42,7 @@ class SessionJournal(Protocol):
         """Raises StoreAtCap while nothing more may be taken in, so nothing needs to be asked."""
 
     async def watch_state(self) -> WatchState | None: ...
+    async def trouble(self) -> CloudTrouble: ...
     async def known(self, ids: Collection[str]) -> dict[str, KnownSession]: ...
     async def unfinished(self) -> list[KnownSession]: ...
     async def unfinished_after(self, session_id: str, limit: int) -> list[KnownSession]: ...

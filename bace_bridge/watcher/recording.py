@@ -20,6 +20,9 @@ LABEL_AGE = 3600.0
 MOST_CHECKS = 20
 """Sessions that are asked for one by one in a poll, so that a poll stays short."""
 
+MOST_NAMED = 1000
+"""Odd rows and fields that are named in the log, so that remembering which were has a bound."""
+
 
 class SessionRecorder:
     """Compares what was seen with what is known and commits what is new, page by page.
@@ -44,9 +47,12 @@ class SessionRecorder:
         self._deciding = deciding
         self._clock = clock
         self._labels: dict[str, tuple[str | None, float]] = {}
+        self._named: set[tuple[str, str]] = set()
 
     async def record(self, rows: Sequence[SeenSession], *, start_from: float) -> list[Observation]:
         """What is new in `rows`, after it was committed."""
+        for row in rows:
+            self.unread.read(f"data session {row.session.id}")
         before = await self._journal.known([row.session.id for row in rows])
         rows = sorted(
             (row for row in rows if self._is_watched(row) or row.session.id in before),
@@ -61,7 +67,14 @@ class SessionRecorder:
             for row in rows:
                 session = row.session
                 label = labels.get(session.group_id)
-                one = observe(known.get(session.id), session, device_label=label, start_from=start_from, now=now)
+                one = observe(
+                    known.get(session.id),
+                    session,
+                    device_label=label,
+                    start_from=start_from,
+                    now=now,
+                    cloud_now=now + self._cloud.clock_ahead,
+                )
                 if one is not None:
                     known[session.id] = one.known
                     found.append(one)
@@ -107,6 +120,18 @@ class SessionRecorder:
         for event in events:
             log.info(event.type, session=event.session_id, device=event.device_id, id=event.id)
 
+    def name_unreadable(self, page: Page[SeenSession]) -> None:
+        """Each odd field once, and each row that cannot be read once."""
+        for field, reason in page.odd:
+            self._name_once("cloud.field_not_understood", field, reason)
+        for row in page.lost:
+            self._name_once("cloud.session_unreadable", row.id or "without a readable id", row.reason)
+
+    def _name_once(self, event: str, what: str, reason: str) -> None:
+        if (event, what) not in self._named and len(self._named) < MOST_NAMED:
+            self._named.add((event, what))
+            log.warning(event, what=what, reason=reason)
+
     def _is_watched(self, row: SeenSession) -> bool:
         return not self._groups or row.session.group_id in self._groups
 
@@ -137,8 +162,3 @@ class SessionRecorder:
 
 def place_of(known: KnownSession) -> str:
     return f"data session {known.session.id}"
-
-
-def name_unreadable(page: Page[SeenSession]) -> None:
-    for name in page.unreadable:
-        log.warning("cloud.session_unreadable", row=name)

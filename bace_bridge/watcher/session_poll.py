@@ -1,6 +1,6 @@
 """One look at the list of data sessions, by the strategy that the server is seen to honour."""
 
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import structlog
 from msgspec.structs import replace
@@ -13,7 +13,7 @@ from bace_bridge.domain.sessions import DataSession, KnownSession
 from bace_bridge.errors import CloudRefused
 from bace_bridge.watcher.list_walk import AllBroken, FaultBudget, ListWalk
 from bace_bridge.watcher.needs import SessionCloud, SessionJournal
-from bace_bridge.watcher.recording import MOST_CHECKS, SessionRecorder, name_unreadable
+from bace_bridge.watcher.recording import MOST_CHECKS, SessionRecorder
 from bace_bridge.watcher.roll_call import RollCall
 from bace_bridge.watcher.updated_list import NotHonoured, UpdatedList
 
@@ -28,7 +28,8 @@ class SessionPoll:
     """Looks at the session list. `poll` raises CloudErrors and StoreErrors; then it is simply made again.
 
     *Delta* asks for what was updated since the watermark. Where the server ignores that filter, *documented only* looks
-    at the newest sessions, asks for each unfinished one by id, and walks everything slowly, a page at each poll.
+    at the newest sessions, asks for unfinished ones by id, some at a time, and walks everything slowly, a page at each
+    poll.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class SessionPoll:
         self._active = ListWalk(session_list.ACTIVE)
         self._walked_anew_at = clock()
         self._budget = FaultBudget(cloud)
+        self._walks: dict[int, ListWalk] = {}
+        self._asked_upto = ""
 
     @property
     def strategy(self) -> str:
@@ -108,7 +111,10 @@ class SessionPoll:
     async def _pages(self, walk: ListWalk, first: int = 0, end: int | None = None) -> AsyncIterator[Page[SeenSession]]:
         """The pages of a walk; the rows that break it are named."""
         async for page in walk.pages(self._budget, first, end):
-            name_unreadable(page)
+            self._recorder.name_unreadable(page)
+            for row in page.lost:
+                name = f"data session {row.id}" if row.id else "a data session without a readable id"
+                self._recorder.unread.failed(name, row.reason, sure=True)
             self._note(walk)
             yield page
         self._note(walk)
@@ -134,6 +140,7 @@ class SessionPoll:
             self._recorder.unread,
             self._budget,
             holes=state.holes,
+            walks=self._walks,
             start_from=state.start_from,
             clock=self._clock,
         )
@@ -157,14 +164,16 @@ class SessionPoll:
             return False
         walk = self._active
         walk.forget()
+        lost = False
         try:
             async for page in self._pages(walk):
+                lost = lost or bool(page.lost)
                 if any(row.session.end is not None for row in page.items):
                     raise NotHonoured("filter[end]=NULL is ignored")
                 await self._recorder.record(page.items, start_from=state.start_from)
         except CloudRefused as refusal:
             raise NotHonoured(str(refusal)) from None
-        return bool(walk.from_end)
+        return bool(walk.from_end) or lost
 
     def _time_to_try_again(self, *, places: int = 1) -> bool:
         now = self._clock()
@@ -185,7 +194,8 @@ class SessionPoll:
     async def _poll_documented(self, state: WatchState) -> WatchState:
         seen, in_order, more = await self._newest_sessions(state)
         unfinished = [one for one in await self._journal.unfinished() if one.session.id not in seen]
-        await self._check_all(unfinished, state.start_from)
+        asked, self._asked_upto = session_list.to_ask_by_id(unfinished, self._asked_upto, most=MOST_CHECKS)
+        await self._recorder.check(asked, start_from=state.start_from)
         if more:
             for _ in range(1 if in_order else UNSORTED_PAGES):
                 state = await self._reconcile(state)
@@ -218,10 +228,6 @@ class SessionPoll:
         if in_order and seen:
             await self._check_missing(await self._journal.started_since(oldest), seen, state.start_from)
         return seen, in_order, walk.total is None or walk.total > walk.size
-
-    async def _check_all(self, known: Collection[KnownSession], start_from: float) -> None:
-        for one in known:
-            await self._recorder.check([one], start_from=start_from)
 
     async def _reconcile(self, state: WatchState) -> WatchState:
         """One more page of everything: sessions that appeared with an old start are found here."""

@@ -7,10 +7,10 @@ from bace_bridge.domain import session_list
 from bace_bridge.domain.narrowing import FAR, MOST_HOLES, PLACE_RETRY, Hole, PageAsk, Span, halved, spans_around
 from bace_bridge.domain.seen import Page, SeenSession
 from bace_bridge.domain.timestamps import iso_utc
-from bace_bridge.errors import CloudError, CloudRefused
+from bace_bridge.errors import CloudError, CloudRefused, UnexpectedReply
 from bace_bridge.watcher.list_walk import BREAKS, MOST_ROWS, AllBroken, FaultBudget, ListWalk
 from bace_bridge.watcher.needs import SessionCloud
-from bace_bridge.watcher.recording import SessionRecorder, name_unreadable
+from bace_bridge.watcher.recording import SessionRecorder
 from bace_bridge.watcher.unread import Unread
 
 SOON = 15.0
@@ -32,7 +32,10 @@ class Read(NamedTuple):
 
 
 class UpdatedList:
-    """One reading. `holes` grows while it goes on, so that a reading that is cut off leaves what it has found."""
+    """One reading. `holes` grows while it goes on, so that a reading that is cut off leaves what it has found.
+
+    `walks` are those through the seconds of holes: kept from look to look, a long one goes on where it was cut off.
+    """
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class UpdatedList:
         holes: tuple[Hole, ...],
         start_from: float,
         clock: Callable[[], float],
+        walks: dict[int, ListWalk] | None = None,
     ) -> None:
         self._cloud = cloud
         self._recorder = recorder
@@ -52,25 +56,34 @@ class UpdatedList:
         self._start_from = start_from
         self._clock = clock
         self.holes = holes
+        self._walks = {} if walks is None else walks
         self._seen: set[str] = set()
         self._newest: float | None = None
         self._pages, self._news = 0, False
         self._filter_holds = False
+        self._lost: set[int] = set()
 
     async def read(self, bound: float) -> Read:
-        """Raises NotHonoured, AllBroken and CloudErrors."""
+        """Raises NotHonoured, AllBroken and CloudErrors.
+
+        The newest first, and what breaks in a single second last: it must not keep anything else from being read.
+        """
         spans = spans_around(bound, self.holes)
+        broken: list[int] = []
         while spans:
-            span = spans.pop(0)
+            span = spans.pop()
             try:
                 await self._read_span(span)
             except BREAKS as fault:
                 await self._make_sure_of_the_filter()
                 parts = halved(span, now=self._clock())
                 if parts is not None:
-                    spans[:0] = parts
+                    spans += parts
                 else:
-                    await self._leave_out(int(span.since), fault, tried_at=self._clock() - PLACE_RETRY + SOON)
+                    self._leave_out(int(span.since), fault)
+                    broken.append(int(span.since))
+        for second in broken:
+            await self._read_within(second)
         await self._try_again()
         return Read(self._seen, self._newest, self._pages, self._news, self.holes)
 
@@ -114,23 +127,46 @@ class UpdatedList:
                 raise NotHonoured(str(refusal)) from None
             raise
 
-    async def _record(self, page: Page[SeenSession]) -> None:
-        name_unreadable(page)
+    async def _record(self, page: Page[SeenSession], *, within: int | None = None) -> None:
+        """What was seen is committed. Raises UnexpectedReply where a lost row may be anywhere: it is to be narrowed."""
+        self._recorder.name_unreadable(page)
         rows = [row.session for row in page.items]
         self._seen.update(row.id for row in rows)
         self._newest = max((row.updated_at for row in rows if row.updated_at is not None), default=self._newest or 0.0)
         self._news = bool(await self._recorder.record(page.items, start_from=self._start_from)) or self._news
+        for row in page.lost:
+            fault = UnexpectedReply(row.reason)
+            second = within if row.updated_at is None else int(row.updated_at)
+            if second is None:
+                raise fault
+            self._lost.add(second)
+            self._leave_out(second, fault)
 
-    async def _leave_out(self, second: int, fault: CloudError, *, tried_at: float) -> None:
-        """Reads what can be read of a second, and remembers it where a row of it cannot."""
+    def _leave_out(self, second: int, fault: CloudError) -> None:
+        """It is a hole from now on, whatever happens later: the watermark may pass it."""
+        if any(one.second == second for one in self.holes):
+            return
         if len(self.holes) >= MOST_HOLES:
             raise AllBroken(fault)
-        walk = ListWalk(session_list.updated_between(second, second + 1))
-        async for page in walk.pages(self._budget):
-            await self._record(page)
-        if walk.lost:
-            self._unread.failed(_name(second), str(fault), sure=True)
-            self.holes = (*self.holes, Hole(second, tried_at))
+        self._unread.failed(_name(second), str(fault), sure=True)
+        self.holes = (*self.holes, Hole(second, self._clock() - PLACE_RETRY + SOON))
+
+    async def _read_within(self, second: int) -> None:
+        """Reads what can be read of a hole; where all of it can be, it is none any more."""
+        walk = self._walks.setdefault(second, ListWalk(session_list.updated_between(second, second + 1)))
+        self._lost.discard(second)
+        try:
+            async for page in walk.pages(self._budget):
+                await self._record(page, within=second)
+        except AllBroken:
+            return
+        del self._walks[second]
+        if not walk.lost and not walk.from_end and second not in self._lost:
+            self._close(second)
+
+    def _close(self, second: int) -> None:
+        self.holes = tuple(one for one in self.holes if one.second != second)
+        self._unread.read(_name(second))
 
     async def _try_again(self) -> None:
         """One place that has rested: a row that was mended, removed or updated since leaves its second readable."""
@@ -142,16 +178,17 @@ class UpdatedList:
         if not rested:
             return
         oldest = min(rested, key=lambda one: one.tried_at)
-        left = tuple(one for one in self.holes if one != oldest)
+        self.holes = (*(one for one in self.holes if one != oldest), Hole(oldest.second, now))
+        self._lost.discard(oldest.second)
         try:
             await self._read_span(Span(oldest.second, oldest.second + 1))
-        except BREAKS as fault:
-            self.holes = left
-            await self._leave_out(oldest.second, fault, tried_at=now)
+        except BREAKS:
+            await self._read_within(oldest.second)
+        except AllBroken:
+            return
         else:
-            self.holes = left
-        if oldest.second not in {one.second for one in self.holes}:
-            self._unread.read(_name(oldest.second))
+            if oldest.second not in self._lost:
+                self._close(oldest.second)
 
 
 def _name(second: int) -> str:

@@ -9,21 +9,24 @@ import structlog
 
 from bace_bridge.domain.changes import Changes, WindowRead
 from bace_bridge.domain.datapoints import Datatype, Told, samples_per_day
-from bace_bridge.domain.readings import MOST_FAILURES, absorb, after_failure, by_window, left_out, split
+from bace_bridge.domain.readings import absorb, after_failure, by_window, left_out, split
 from bace_bridge.domain.seen import PointsRead, Urgency
 from bace_bridge.domain.sessions import KnownSession
 from bace_bridge.domain.visits import Outcome, conclude, end_is_due
 from bace_bridge.domain.windows import (
     DIRECT_WINDOWS,
+    MOST_FAILURES,
     Due,
     Window,
     WindowState,
     days_with_news,
     halves,
+    left_out_windows,
     windows_due,
 )
-from bace_bridge.errors import CloudFault, CloudLoginFailed, CloudRefused, CloudUnavailable, UnexpectedReply
+from bace_bridge.errors import CloudError, CloudFault, CloudLoginFailed, CloudRefused, CloudUnavailable, UnexpectedReply
 from bace_bridge.watcher.needs import PointCloud, PointJournal
+from bace_bridge.watcher.sure_points import SurePoints
 
 log = structlog.get_logger()
 
@@ -59,32 +62,43 @@ class Visit:
         self._settings = settings
         self._deciding = deciding
         self._clock = clock
-        self._urgency = Urgency.BACKLOG if known.over_when_found else Urgency.LIVE
+        late = known.over_when_found or known.unread
+        self._points = SurePoints(cloud, known.session.id, Urgency.BACKLOG if late else Urgency.LIVE)
         self._states: dict[Window, WindowState] = {}
         self._pending = Changes()
         self._found_news = False
+        self._retry_after = 0.0
         self._newest = known.newest_point_at
         self._probed: dict[int, int] | None = None
 
-    async def make(self) -> None:
-        """Raises StoreError only; what the cloud does ends up in the session's next visit."""
+    async def make(self) -> CloudError | None:
+        """Raises StoreError only; what the cloud does ends up in the session's next visit.
+
+        Returns why the cloud as a whole gives no datapoints, where that is so.
+        """
         session = self._known.session
         outcome: Outcome = "read"
+        away: CloudError | None = None
         try:
             self._states = await self._journal.windows(session.id)
             await self._read_everything_due()
         except (CloudUnavailable, CloudLoginFailed) as error:
-            outcome = "unavailable"
+            outcome, away = "unavailable", error
+            self._retry_after = error.retry_after if isinstance(error, CloudUnavailable) else 0.0
             log.debug("datapoints.put_off", session=session.id, reason=str(error))
         except (CloudRefused, CloudFault, UnexpectedReply) as error:
             outcome = "failed"
-            log.warning(
-                "datapoints.not_read",
-                session=session.id,
-                reason=str(error),
-                attempt=self._known.failed_visits + 1,
-            )
+            self._say_not_read(str(error))
+        else:
+            if self._known.failed_visits:
+                log.info("datapoints.read_again", session=session.id)
         await self._commit(outcome)
+        return away
+
+    def _say_not_read(self, reason: str) -> None:
+        failures = self._known.failed_visits
+        say = log.debug if failures else log.warning
+        say("datapoints.not_read", session=self._known.session.id, reason=reason, attempt=failures + 1)
 
     async def tell_end(self) -> None:
         """Tells the end without waiting for the datapoints before it."""
@@ -96,11 +110,21 @@ class Visit:
             days = await self._days_with_points()
             due = windows_due(self._known, self._states, now=self._cloud_now(), days=days)
         await self._read_all(due)
+        if self._known.unread:
+            await self._try_left_out()
         if self._something_may_be_missing():
             await self._days_with_points()
             days = days_with_news(self._probed or {}, self._known, self._states)
             again = not self._known.csv_due
             await self._read_all(windows_due(self._known, self._states, now=self._cloud_now(), days=days, again=again))
+
+    async def _try_left_out(self) -> None:
+        """What was left out, those windows first that were tried least; one that still breaks is enough."""
+        for window in left_out_windows(self._states):
+            failures = self._states[window].failures
+            await self._read_all([Due(window, window.start)])
+            if self._states[window].failures > failures:
+                return
 
     def _something_may_be_missing(self) -> bool:
         """True when the session says that it has datapoints which the windows did not show."""
@@ -116,7 +140,7 @@ class Visit:
     async def _days_with_points(self) -> frozenset[int]:
         """Looks without a window: at day resolution even a long session is a small answer."""
         if self._probed is None:
-            read = await self._cloud.datapoints(self._seen.id, None, None, urgency=self._urgency)
+            read = await self._points.read(None, None)
             self._probed = samples_per_day(read.points)
         return frozenset(self._probed)
 
@@ -141,7 +165,7 @@ class Visit:
         """Reads a window; where a finer resolution is wanted, or the cloud breaks on it, in halves."""
         window = due.window
         try:
-            read = await self._cloud.datapoints(self._known.session.id, due.since, window.end, urgency=self._urgency)
+            read = await self._points.read(due.since, window.end)
         except CloudFault as fault:
             if not await self._narrowed(window, fault):
                 raise
@@ -200,14 +224,16 @@ class Visit:
         if (parts := halves(window)) is not None:
             await self._split(window, parts)
             return False
-        log.error(
-            "datapoints.window_left_out",
-            session=self._known.session.id,
-            start=window.start,
-            end=window.end,
-            reason=str(fault),
-        )
-        self._add(Changes(windows=(WindowRead(self._known.session.id, left_out(self._known, window), None),)))
+        if state.failures == MOST_FAILURES:
+            log.error(
+                "datapoints.window_left_out",
+                session=self._known.session.id,
+                start=window.start,
+                end=window.end,
+                reason=str(fault),
+            )
+        after = left_out(self._known, state)
+        self._add(Changes(windows=(WindowRead(self._known.session.id, after, None),)))
         return True
 
     def _add(self, changes: Changes) -> None:
@@ -241,6 +267,8 @@ class Visit:
                 outcome,
                 csv_url=self._settings.csv_url(fresh.session.id),
                 interval=self._settings.interval,
+                left_out=bool(left_out_windows(self._states)),
+                retry_after=self._retry_after,
                 now=self._clock(),
             )
             events = self._pending.events + concluded.events

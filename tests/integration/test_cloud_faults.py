@@ -225,6 +225,31 @@ async def test_a_cloud_that_refuses_connections(tmp_path: Path) -> None:
             run.cancel()
 
 
+@pytest.mark.parametrize("restarts", [1, 2])
+async def test_a_trouble_that_was_told_is_over_once_however_often_the_bridge_restarts(
+    tmp_path: Path, restarts: int
+) -> None:
+    """It is told as over by the process that sees it, also where it was another one that told of it."""
+    async with staged(tmp_path) as (stage, watched):
+        stage.handler = says(500, PROBLEM)
+        run = asyncio.create_task(watched.loop.run())
+        await watched.looked(1)
+        await watched.look()
+        run.cancel()
+        assert await watched.told() == ["cloud.unreachable"]
+    for restart in range(restarts):
+        async with staged(tmp_path) as (stage, watched):
+            stage.handler = says(500, PROBLEM) if restart < restarts - 1 else empty_list
+            run = asyncio.create_task(watched.loop.run())
+            await watched.looked(1)
+            run.cancel()
+    async with staged(tmp_path) as (stage, watched):
+        run = asyncio.create_task(watched.loop.run())
+        await watched.looked(1)
+        run.cancel()
+        assert await watched.told() == ["cloud.unreachable", "cloud.recovered"]
+
+
 DATE = formatdate(NOON - 5 * 86400, usegmt=True)
 LATER = formatdate(NOON - 5 * 86400 + 90, usegmt=True)
 

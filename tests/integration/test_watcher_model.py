@@ -393,6 +393,7 @@ class CloudThatIgnoresTheBeginning:
 
     def __init__(self, watch: Watching, beginning: float) -> None:
         self._api, self._beginning = watch.api, int(beginning)
+        self.session_page = watch.api.session_page
 
     async def datapoints(self, session_id: str, start: int | None, end: int | None, *, urgency: Urgency) -> PointsRead:
         if start is None or end is None:

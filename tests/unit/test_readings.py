@@ -8,7 +8,6 @@ from msgspec.structs import replace
 from bace_bridge.domain.changes import Changes
 from bace_bridge.domain.datapoints import Datapoint, Datatype, Told, tell
 from bace_bridge.domain.readings import (
-    MOST_FAILURES,
     absorb,
     after_failure,
     by_window,
@@ -16,7 +15,7 @@ from bace_bridge.domain.readings import (
     split,
 )
 from bace_bridge.domain.sessions import DataSession, KnownSession
-from bace_bridge.domain.windows import SPAN, Due, Window, WindowState, halves
+from bace_bridge.domain.windows import MOST_FAILURES, SPAN, Due, Window, WindowState, halves, left_out_windows
 
 NOON = 1_764_590_400
 HOUR, NEXT = Window(NOON, NOON + SPAN), Window(NOON + SPAN, NOON + 2 * SPAN)
@@ -178,5 +177,8 @@ def test_a_window_that_fails_is_counted_and_left_out_at_last() -> None:
         assert state.reading < KNOWN.reading
     read_before = WindowState(HOUR.start, HOUR.end, 2, samples=4, newest=NOON + 1.0)
     assert after_failure(KNOWN, read_before, HOUR) == replace(read_before, failures=1)
-    out = left_out(KNOWN, HOUR)
+    assert state is not None
+    out = left_out(KNOWN, state)
     assert (out.window, out.reading, out.settled) == (HOUR, KNOWN.reading, True)
+    other = replace(out, start=NEXT.start, end=NEXT.end, failures=MOST_FAILURES + 1)
+    assert left_out_windows({NEXT: other, HOUR: out}) == [HOUR, NEXT], "those first that were tried least"

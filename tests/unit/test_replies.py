@@ -109,14 +109,46 @@ def test_a_session_is_read_tolerantly(name: str, value: Any, attribute: str, exp
         {"start": "nan"},
         {"end": "inf"},
         {"end": -1e12},
-        {"label": ["x"]},
-        {"datapoint_count": "many"},
-        {"isIngestionFinished": "maybe"},
+        {"updated_at": "lately"},
     ],
 )
 def test_what_cannot_be_read_of_a_session_is_not_guessed(changes: dict[str, Any]) -> None:
     with pytest.raises(UnexpectedReply, match="cannot be read"):
         session(**changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "attribute", "read"),
+    [
+        ("label", ["x"], "label", None),
+        ("id_person", {}, "person_id", None),
+        ("datapoint_count", "many", "datapoint_count", None),
+        ("datapoint_count", 12.5, "datapoint_count", None),
+        ("isIngestionFinished", "maybe", "ingestion_finished", False),
+        ("isArchived", [], "archived", False),
+        ("created_at", "nan", "created_at", None),
+    ],
+)
+def test_an_odd_field_does_not_take_its_session_along(name: str, value: Any, attribute: str, read: object) -> None:
+    assert getattr(session(**{name: value}), attribute) == read
+    found = parse_sessions(page(SESSION, SESSION | {name: value, "label": value if name == "label" else "Night"}), {})
+    assert (len(found.items), found.lost, found.unreadable) == (2, (), ())
+    assert getattr(found.items[1].session, attribute) == read
+    assert [field for field, _ in found.odd] == [name]
+    assert found.items[1].session.label == (None if name == "label" else "Night"), "everything else is read"
+
+
+@pytest.mark.parametrize(
+    ("changes", "known"),
+    [
+        ({"end": "soon", "updated_at": 5}, (SESSION["id_data_session"], 5.0)),
+        ({"updated_at": [5]}, (SESSION["id_data_session"], None)),
+        ({"id_data_session": "a b", "updated_at": "5"}, (None, 5.0)),
+    ],
+)
+def test_what_is_known_of_a_lost_row_is_kept(changes: dict[str, Any], known: tuple[str | None, float | None]) -> None:
+    (lost,) = parse_sessions(page(SESSION, SESSION | changes), {}).lost
+    assert (lost.id, lost.updated_at) == known
 
 
 @pytest.mark.parametrize("missing", ["id_data_session", "id_group", "start"])
@@ -354,7 +386,7 @@ def test_a_time_that_is_accepted_can_be_shown(seconds: float) -> None:
 @pytest.mark.parametrize("value", [1e300, "nan", "inf"])
 def test_an_absurd_time_is_named(name: str, value: Any) -> None:
     found = parse_sessions(page(SESSION, SESSION | {name: value}), {})
-    assert len(found.unreadable) == 1
+    assert len(found.unreadable) + len(found.odd) == 1
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])

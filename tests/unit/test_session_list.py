@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,11 +16,12 @@ from bace_bridge.domain.session_list import (
     ids_ascend,
     is_one_bulk,
     starts_descend,
+    to_ask_by_id,
     updated_since,
     updates_descend,
     updates_held,
 )
-from bace_bridge.domain.sessions import DataSession
+from bace_bridge.domain.sessions import DataSession, KnownSession
 
 NOON = 1_764_590_400.0
 STATE = WatchState(start_from=NOON, watermark=NOON)
@@ -159,3 +161,31 @@ def test_nothing_newer_than_the_watermark_is_ever_left_out(
 )
 def test_a_bulk_edit_is_rows_of_one_second(stamps: list[float | None], bulk: bool) -> None:
     assert is_one_bulk([row(updated_at=one) for one in stamps]) is bulk
+
+
+def unfinished(count: int, *, active: Sequence[int] = ()) -> list[KnownSession]:
+    """Sessions that ended one after another, the last one last, but those that are active."""
+    return [
+        KnownSession(session=DataSession(f"{one:03d}", "g", 1.0, end=None if one in active else 100.0 + one))
+        for one in range(count)
+    ]
+
+
+@pytest.mark.parametrize("count", [0, 1, 20])
+def test_a_few_unfinished_sessions_are_all_asked_for(count: int) -> None:
+    known = unfinished(count)
+    assert to_ask_by_id(known, "", most=20) == (known, "")
+
+
+@pytest.mark.parametrize(("count", "looks"), [(21, 2), (60, 5), (500, 49)])
+def test_many_take_turns_and_those_that_likely_change_go_first(count: int, looks: int) -> None:
+    known = unfinished(count, active=[0, 3])
+    asked: set[str] = set()
+    upto = ""
+    for _ in range(looks):
+        chosen, upto = to_ask_by_id(known, upto, most=20)
+        ids = [one.session.id for one in chosen]
+        assert len(ids) == len(set(ids)) <= 20
+        assert {"000", "003", f"{count - 1:03d}", f"{count - 8:03d}"} <= set(ids)
+        asked.update(ids)
+    assert len(asked) == count

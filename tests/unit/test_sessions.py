@@ -146,6 +146,22 @@ def test_an_older_row_is_not_believed(before: float | None, after: float | None,
 
 
 @pytest.mark.parametrize(
+    ("ahead", "cloud_ahead", "accepted"),
+    [(70.0, 0.0, False), (1e9, 0.0, True), (1e6, 0.0, True), (1e6, 1e6, False), (1e6, -1e6, True)],
+    ids=["a little ahead", "in thirty years", "in days", "our clock is behind", "our clock is ahead"],
+)
+def test_a_row_from_the_far_future_does_not_silence_its_session(
+    ahead: float, cloud_ahead: float, accepted: bool
+) -> None:
+    known = known_as(replace(ACTIVE, updated_at=NOON + ahead))
+    ended = replace(ENDED, updated_at=NOON + 60)
+    observation = observe(
+        known, ended, device_label=None, start_from=0.0, now=NOON + 50, cloud_now=NOON + 50 + cloud_ahead
+    )
+    assert (observation is not None and observation.known.session.end == ENDED.end) is accepted
+
+
+@pytest.mark.parametrize(
     ("known", "seen", "told"),
     [
         (known_as(ENDED, end_told=NOON + 60), replace(ACTIVE, updated_at=NOON + 70), ["session.reopened"]),

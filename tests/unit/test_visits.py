@@ -5,13 +5,29 @@ import pytest
 from msgspec.structs import replace
 
 from bace_bridge.domain.sessions import END_PATIENCE, DataSession, KnownSession
-from bace_bridge.domain.visits import MOST_FAILED_VISITS, SLOWEST_LATE_VISIT, Outcome, conclude, end_is_due
+from bace_bridge.domain.visits import (
+    MOST_FAILED_VISITS,
+    SLOWEST_LATE_VISIT,
+    SLOWEST_VISIT,
+    Outcome,
+    conclude,
+    end_is_due,
+)
 
 NOON = 1_764_590_400.0
 ACTIVE = KnownSession(session=DataSession("s1", "g1", NOON - 60), visit_at=NOON)
 ENDED = replace(ACTIVE, session=replace(ACTIVE.session, end=NOON - 5), end_seen_at=NOON)
 INGESTED = replace(ENDED, session=replace(ENDED.session, ingestion_finished=True, datapoint_count=3), csv_due=True)
 END_TOLD = {"end_told": NOON - 5}
+UNREAD = replace(
+    INGESTED,
+    **END_TOLD,
+    csv_due=False,
+    csv_revision=0,
+    csv_facts=(3, NOON - 5, 0),
+    unread=True,
+    failed_visits=MOST_FAILED_VISITS,
+)
 
 
 def after(known: KnownSession, outcome: Outcome | None, *, now: float = NOON) -> tuple[KnownSession, list[str]]:
@@ -124,7 +140,13 @@ def test_a_csv_has_a_new_revision_where_it_holds_something_new(
         (INGESTED, "read", None),
         (INGESTED, "unavailable", 15.0),
         (INGESTED, "failed", 15.0),
-        (replace(INGESTED, **END_TOLD, failed_visits=MOST_FAILED_VISITS - 1), "failed", None),
+        (replace(INGESTED, **END_TOLD, failed_visits=MOST_FAILED_VISITS - 1), "failed", SLOWEST_LATE_VISIT),
+        (replace(INGESTED, **END_TOLD, failed_visits=MOST_FAILED_VISITS - 1), "unavailable", 15.0),
+        (replace(UNREAD, failed_visits=MOST_FAILED_VISITS), "failed", SLOWEST_LATE_VISIT),
+        (replace(UNREAD, session=replace(UNREAD.session, start=NOON - 1e8, end=NOON - 20_000)), "failed", 1000.0),
+        (replace(UNREAD, session=replace(UNREAD.session, start=NOON - 1e8, end=NOON - 1e7)), "failed", SLOWEST_VISIT),
+        (replace(UNREAD, session=replace(UNREAD.session, start=NOON - 1e8, end=NOON - 1e7)), "unavailable", 15.0),
+        (UNREAD, "read", None),
         (replace(ACTIVE, removed=True), "read", None),
         (replace(ACTIVE, removed=True), "more", None),
     ],
@@ -133,8 +155,33 @@ def test_when_the_next_visit_is(known: KnownSession, outcome: Outcome, wait: flo
     assert after(known, outcome)[0].visit_at == (None if wait is None else NOON + wait)
 
 
+@pytest.mark.parametrize(
+    ("known", "outcome", "left_out", "told", "unread"),
+    [
+        (replace(INGESTED, **END_TOLD, failed_visits=MOST_FAILED_VISITS - 1), "failed", False, True, True),
+        (replace(INGESTED, **END_TOLD), "failed", False, False, False),
+        (replace(INGESTED, **END_TOLD), "read", True, True, True),
+        (replace(ENDED, failed_visits=MOST_FAILED_VISITS - 1), "failed", False, False, False),
+        (UNREAD, "failed", False, False, True),
+        (UNREAD, "unavailable", False, False, True),
+        (UNREAD, "read", False, False, False),
+        (UNREAD, "read", True, False, True),
+        (replace(UNREAD, points_since_csv=True), "read", False, True, False),
+        (replace(UNREAD, points_since_csv=True), "failed", False, True, True),
+        (replace(UNREAD, points_since_csv=True), "unavailable", False, False, True),
+        (replace(UNREAD, removed=True), "read", True, False, False),
+    ],
+)
+def test_what_could_not_be_read_is_tried_on_and_told(
+    known: KnownSession, outcome: Outcome, left_out: bool, told: bool, unread: bool
+) -> None:
+    concluded = conclude(known, outcome, csv_url="url", interval=15.0, now=NOON, left_out=left_out)
+    assert ("session.csv_ready" in [event.type for event in concluded.events]) is told
+    assert concluded.known.unread is unread
+
+
 def test_failures_count_in_a_row() -> None:
     known = ACTIVE
-    for outcome, failures in [("failed", 1), ("failed", 2), (None, 2), ("unavailable", 0), ("failed", 1), ("read", 0)]:
+    for outcome, failures in [("failed", 1), ("failed", 2), (None, 2), ("unavailable", 2), ("failed", 3), ("read", 0)]:
         known = after(known, outcome)[0]  # type: ignore[arg-type]  # the literals widen in the list
         assert known.failed_visits == failures

@@ -1,0 +1,44 @@
+"""A bulk edit that left many broken rows in one second holds up neither newer data sessions nor the rest of it."""
+
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bace_bridge.errors import CloudError
+from tests.integration.watching import Clock, simulated, watching
+
+
+@pytest.mark.parametrize("count", [3, 20, 30])
+async def test_many_broken_rows_in_one_second_hold_up_nothing(tmp_path: Path, count: int) -> None:
+    clock = Clock()
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        clock.forward(10)
+        bulk = sorted(cloud.open_session(device.id_group) for _ in range(400))
+        cloud.quirks = replace(cloud.quirks, broken_rows=tuple(bulk[7 :: len(bulk) // count][:count]))
+        clock.forward(60)
+        newer = cloud.open_session(device.id_group)
+        started: set[str | None] = set()
+        for look in range(25):
+            with suppress(CloudError) if look == 0 else nullcontext():
+                await watch.poll.poll()
+            logged = await watch.all_events()
+            started = {one.event.session_id for one in logged if one.event.type == "session.started"}
+            assert newer in started, "at the first look"
+            clock.forward(20)
+        assert started == {newer, *bulk} - set(cloud.quirks.broken_rows)
+        assert len(watch.poll.unreadable) == 1
+        state = await watch.journal.watch_state()
+        assert state is not None
+        assert len(state.holes) == 1, "a hole stays until it is read"
+        cloud.quirks = replace(cloud.quirks, broken_rows=())
+        for _ in range(20):
+            clock.forward(20)
+            await watch.poll.poll()
+        logged = await watch.all_events()
+        assert {one.event.session_id for one in logged if one.event.type == "session.started"} == {newer, *bulk}
+        assert watch.poll.unreadable == []

@@ -1,0 +1,237 @@
+"""Datapoints that cannot be had: an outage loses nothing, and a data session that is broken holds nothing up."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from bace_bridge.domain.events import LoggedEvent
+from bace_bridge.domain.sessions import KnownSession
+from bace_bridge.domain.visits import MOST_FAILED_VISITS
+from bace_bridge.domain.windows import MOST_FAILURES
+from bace_bridge.errors import CloudError
+from bace_bridge.simulator.cloud import SimulatedCloud
+from bace_bridge.watcher.loops import DatapointLoop
+from bace_bridge.watcher.visit import Visit
+from tests.integration.watching import Clock, Watching, data, points, simulated, types, watching
+
+POINTS = "/api/v2/data-downsampled"
+FOREVER = 10**9
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def over_at_once(cloud: SimulatedCloud, clock: Clock) -> str:
+    """A data session that ended and was ingested between two looks; three points, in two windows."""
+    device = cloud.add_device("BaceGo-1", datatypes=(6000,))
+    session = cloud.open_session(device.id_group, start=clock.now - 3700)
+    series = device.series[0].id_container_data_latest
+    cloud.add_points(session, series, [(clock.now - 3690, 1.0), (clock.now - 20, 2.0), (clock.now - 10, 3.0)])
+    cloud.end_session(session)
+    cloud.finish_ingestion(session)
+    return session
+
+
+def told_in_order(events: Sequence[LoggedEvent]) -> list[str]:
+    """The types; several events of datapoints in a row are one."""
+    return [one for one, _ in groupby(types(events))]
+
+
+async def visits(watch: Watching, clock: Clock, seconds: float, *, every: float = 20) -> list[str]:
+    """The visits alone, as the datapoint loop makes them while the looks fail."""
+    before = len(await watch.all_events())
+    for _ in range(int(seconds / every)):
+        clock.forward(every)
+        await watch.visit_due()
+    return told_in_order((await watch.all_events())[before:])
+
+
+@pytest.mark.parametrize(
+    ("where", "status", "body"),
+    [
+        (POINTS, 500, "{}"),
+        (POINTS, 200, "<html>a hotel</html>"),
+        ("/api/", 500, "{}"),
+        ("/api/", 200, "<html>a hotel</html>"),
+        ("/api/", 200, ""),
+        ("/api/", 401, "{}"),
+        ("/api/", 403, "<html>"),
+        ("/api/", 404, "<html>"),
+    ],
+)
+async def test_no_outage_uses_up_a_sessions_patience(
+    clock: Clock, tmp_path: Path, where: str, status: int, body: str
+) -> None:
+    """However long it lasts, and even where it is long enough to narrow a window down to nothing."""
+    cloud = simulated(clock)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        clock.forward(10)
+        over_at_once(cloud, clock)
+        await watch.poll.poll()
+        watch.server.faults.answer(where, status=status, body=body, times=FOREVER)
+        told = await visits(watch, clock, 3600, every=60)
+        assert told == []
+        watch.server.faults.clear()
+        told = await visits(watch, clock, 60)
+        assert told == ["session.datapoints", "session.ended", "session.csv_ready"]
+        assert len(points(await watch.all_events())) == 3
+
+
+async def test_a_hiccup_is_no_failure_of_a_session(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        clock.forward(10)
+        over_at_once(cloud, clock)
+        watch.server.faults.answer(POINTS, status=500, body="{}")
+        told = told_in_order(await watch.look())
+        assert told == ["session.started", "session.datapoints", "session.ended", "session.csv_ready"]
+
+
+@pytest.mark.parametrize(("status", "body"), [(500, "{}"), (200, "<html>"), (403, "{}")], ids=["500", "HTML", "403"])
+async def test_a_session_that_is_broken_for_good_is_told_and_tried_on(
+    clock: Clock, tmp_path: Path, status: int, body: str
+) -> None:
+    cloud = simulated(clock)
+    with capture_logs() as logs:
+        async with watching(cloud, tmp_path / "b.db", clock) as watch:
+            await watch.look()
+            clock.forward(10)
+            session = over_at_once(cloud, clock)
+            watch.server.faults.answer(POINTS, status=status, body=body, times=FOREVER, holding=session)
+            assert types(await watch.look()) == ["session.started", "session.ended"]
+            assert await visits(watch, clock, 20 * MOST_FAILED_VISITS) == ["session.csv_ready"]
+            before = watch.api_requests()
+            assert await visits(watch, clock, 86400, every=300) == []
+            assert (watch.api_requests() - before) <= 3 * 6 * 12, (
+                "an attempt costs three requests, every 10 min at most"
+            )
+        async with watching(cloud, tmp_path / "b.db", clock) as watch:
+            assert await visits(watch, clock, 6 * 3600, every=300) == ["session.datapoints", "session.csv_ready"]
+            told = await watch.all_events()
+            assert len(points(told)) == 3
+            assert [data(one)["csv"]["revision"] for one in told if one.event.type == "session.csv_ready"] == [0, 1]
+            before = watch.api_requests()
+            assert await visits(watch, clock, 86400, every=300) == []
+            assert watch.api_requests() == before
+    assert [one["event"] for one in logs if one["log_level"] == "warning"].count("datapoints.not_read") == 1
+
+
+async def test_an_endpoint_that_the_account_may_not_use_does_not_hold_a_csv(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock, f"forbidden {POINTS}")
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        clock.forward(10)
+        over_at_once(cloud, clock)
+        assert types(await watch.look()) == ["session.started", "session.ended"]
+        assert await visits(watch, clock, 100) == ["session.csv_ready"]
+
+
+async def test_a_minute_that_was_left_out_is_told_when_it_can_be_read(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        clock.forward(10)
+        session = over_at_once(cloud, clock)
+        watch.server.faults.answer(POINTS, status=500, body="{}", times=FOREVER, holding=session)
+        await watch.look()
+        await visits(watch, clock, 86400 * 8, every=600)
+        states = await watch.journal.windows(session)
+        assert max(one.failures for one in states.values()) >= MOST_FAILURES
+        watch.server.faults.clear()
+        told = await visits(watch, clock, 86400 * 8, every=600)
+        assert set(told) == {"session.datapoints", "session.csv_ready"}
+        assert len(points(await watch.all_events())) == 3
+        states = await watch.journal.windows(session)
+        assert all(one.settled for one in states.values())
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+async def test_a_visit_is_not_made_before_the_cloud_wants_it(clock: Clock, tmp_path: Path, status: int) -> None:
+    cloud = simulated(clock)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        clock.forward(10)
+        over_at_once(cloud, clock)
+        watch.server.faults.answer(POINTS, status=status, headers={"Retry-After": "120"})
+        await watch.look()
+        before = watch.api_requests()
+        assert await visits(watch, clock, 100) == []
+        assert watch.api_requests() == before
+        assert await visits(watch, clock, 40) == ["session.datapoints", "session.ended", "session.csv_ready"]
+
+
+class Turns:
+    """The datapoint loop, whose pauses a test ends."""
+
+    def __init__(self, watch: Watching, clock: Clock) -> None:
+        self.made: list[str] = []
+        self.waits: list[float] = []
+        self._under_way = 0
+        self._watch, self._clock = watch, clock
+        self._turn = asyncio.Semaphore(0)
+        self.loop = DatapointLoop(
+            watch.journal, self._visit, self._end, clock=clock, monotonic=clock, pause=self._pause
+        )
+
+    async def _visit(self, known: KnownSession) -> CloudError | None:
+        self.made.append(known.session.id)
+        self._under_way += 1
+        watch = self._watch
+        visit = Visit(known, watch.api, watch.journal, watch.settings, deciding=watch.deciding, clock=self._clock)
+        try:
+            return await visit.make()
+        finally:
+            self._under_way -= 1
+
+    async def _end(self, known: KnownSession) -> None: ...
+
+    async def _pause(self, called: asyncio.Event, seconds: float) -> None:
+        """Until the loop is called, or the test lets the time go by."""
+        self.waits.append(seconds)
+        either = [asyncio.ensure_future(called.wait()), asyncio.ensure_future(self._turn.acquire())]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        for one in either:
+            one.cancel()
+        called.clear()
+
+    async def go_on(self, seconds: float, *, until: Callable[[], bool] = lambda: True) -> None:
+        self._clock.forward(seconds)
+        before = len(self.waits)
+        self._turn.release()
+        async with asyncio.timeout(10):
+            while len(self.waits) < before + 2 or self._under_way or not until():
+                await asyncio.sleep(0.001)
+
+
+async def test_an_outage_is_asked_about_by_one_visit_at_a_time_and_told_once(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    with capture_logs() as logs:
+        async with watching(cloud, tmp_path / "b.db", clock) as watch:
+            await watch.look()
+            clock.forward(10)
+            device = cloud.add_device("BaceGo-1")
+            for _ in range(30):
+                cloud.open_session(device.id_group)
+            await watch.poll.poll()
+            watch.server.faults.answer(POINTS, status=500, body="{}", times=FOREVER)
+            turns = Turns(watch, clock)
+            run = asyncio.create_task(turns.loop.run())
+            for _ in range(11):
+                await turns.go_on(60)
+            assert 11 <= len(turns.made) <= 4 + 11
+            assert turns.loop.problem is not None
+            watch.server.faults.clear()
+            await turns.go_on(60, until=lambda: len(turns.made) >= 30)
+            recovered = turns.loop.problem is None
+            run.cancel()
+    assert recovered
+    said = [one["event"] for one in logs if one["log_level"] in {"warning", "info"}]
+    assert [one for one in said if "available" in one] == ["datapoints.unavailable", "datapoints.available_again"]
