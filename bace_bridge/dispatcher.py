@@ -214,9 +214,8 @@ class Dispatcher:
             self._sink.send(attempt, partial(self._done, attempt, self._clock()))
 
     def _done(self, attempt: Attempt, sent_at: float, error: SinkError | None) -> None:
-        if not isinstance(error, SinkUnavailable | SinkDisabled):
-            self._on_attempt(error)
         if error is None:
+            self._on_attempt(None)
             self._deliveries.delivered(attempt.logged)
             self._send_more()
         elif isinstance(error, SinkUnavailable):
@@ -227,6 +226,7 @@ class Dispatcher:
             self._disabled = str(error)
             self._returned.append(attempt.logged)
         else:
+            self._on_attempt(error)
             self._note_failure(attempt, sent_at, error)
             self._send_more()
         self._called.set()

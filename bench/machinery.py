@@ -52,7 +52,7 @@ def child(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """`python -m module`, whose first line on stdout says that it is ready."""
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ},

@@ -1,10 +1,13 @@
 from datetime import UTC, datetime
 
+import msgspec
+
 
 def iso_utc(seconds: float) -> str:
     """Seconds since the epoch as ISO 8601 in UTC with `Z`.
 
     Whole seconds have no fraction; others have milliseconds, or microseconds where milliseconds would lose digits.
     """
-    text = datetime.fromtimestamp(seconds, UTC).isoformat()[:-6]  # without "+00:00"
-    return f"{text.removesuffix('000')}Z" if "." in text else f"{text}Z"
+    # msgspec writes a time in a tenth of the time that isoformat takes, and each event is told with one.
+    text = msgspec.json.encode(datetime.fromtimestamp(seconds, UTC))[1:-1].decode()
+    return f"{text[:-4]}Z" if "." in text and text.endswith("000Z") else text

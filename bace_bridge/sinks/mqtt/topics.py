@@ -13,6 +13,7 @@ class Topics:
         self.bridge_health = f"{base}/bridge/health"
         self.bridge_event = f"{base}/bridge/event"
         self.requests = f"{base}/bridge/request/+"
+        self._event_topics: dict[str, str] = {}
 
     def request_name(self, topic: str) -> str:
         return topic.removeprefix(self.requests[:-1])
@@ -21,7 +22,11 @@ class Topics:
         return f"{self._base}/bridge/response/{name}"
 
     def event(self, device: str) -> str:
-        return f"{self._base}/{level(device)}/event"
+        """There are a few devices and many events."""
+        topic = self._event_topics.get(device)
+        if topic is None:
+            topic = self._event_topics[device] = f"{self._base}/{level(device)}/event"
+        return topic
 
     def datapoints(self, device: str) -> str:
         return f"{self._base}/{level(device)}/datapoints"
