@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Literal
@@ -150,21 +150,10 @@ class Bridge:
             cloud, journal = self._failpoint.around_cloud(cloud), self._failpoint.around_journal(journal)
             event_log = self._failpoint.around_log(event_log)
         poll = self._session_poll(cloud, journal, deciding)
-        visits = self._visits(cloud, journal, deciding)
-        datapoints = DatapointLoop(
-            journal,
-            lambda known: visits(known).make(),
-            lambda known: visits(known).tell_end(),
-            clock=clock,
-            monotonic=self._monotonic,
-        )
-        sessions = SessionLoop(
+        sessions, datapoints = self._loops(
             poll,
+            self._visits(cloud, journal, deciding),
             journal,
-            interval=config.watch.session_interval,
-            clock=clock,
-            monotonic=self._monotonic,
-            jitter=random.random,
             on_look=lambda: service.after_look(),  # noqa: PLW0108  # the service is made below
         )
         upkeep = Upkeep(file, event_log, cap, retention=store.retention, memory=store.memory)
@@ -186,23 +175,7 @@ class Bridge:
         clock_watch.followers += [sessions.clock_stepped, http.clock_stepped]
         service = Service(sessions, datapoints, status, event_log, upkeep, clock=clock, watch_clock=clock_watch.look)
         standing = StateForTopics(status, Standing(file, csv_url=self._csv_url).devices)
-        installation = await Facts(file).installation()
-        for mqtt in config.mqtt:
-            handlers = request_handlers(
-                look_now=service.look_now,
-                info=status.info,
-                set_level=logs.set_level,
-                replay=partial(self._replay, event_log, dispatchers, mqtt.name),
-            )
-            sink = MqttSink(
-                mqtt,
-                client_id=mqtt.client_id or f"bace-bridge-{installation}-{mqtt.name}",
-                source=config.cloud.url,
-                state=standing,
-                requests=handlers,
-                version=self._version,
-            )
-            brokers.append(sink)
+        brokers += await self._brokers(service, standing, Facts(file), partial(self._replay, event_log, dispatchers))
         sinks: list[tuple[Wish, AnySink]] = [
             *zip(config.mqtt, brokers, strict=True),
             *zip(config.webhooks, self._webhooks(), strict=True),
@@ -212,6 +185,53 @@ class Bridge:
             await self._add_sink(service, dispatchers, wish, one, event_log, log_grew)
         clock_watch.followers += [one.clock_stepped for one in dispatchers.values()]
         return service
+
+    def _loops(
+        self,
+        poll: SessionPoll,
+        visits: Callable[[KnownSession], Visit],
+        journal: Journal,
+        *,
+        on_look: Callable[[], None],
+    ) -> tuple[SessionLoop, DatapointLoop]:
+        sessions = SessionLoop(
+            poll,
+            journal,
+            interval=self._config.watch.session_interval,
+            clock=self._clock,
+            monotonic=self._monotonic,
+            jitter=random.random,
+            on_look=on_look,
+        )
+        datapoints = DatapointLoop(
+            journal,
+            lambda known: visits(known).make(),
+            lambda known: visits(known).tell_end(),
+            clock=self._clock,
+            monotonic=self._monotonic,
+        )
+        return sessions, datapoints
+
+    async def _brokers(
+        self, service: Service, standing: StateForTopics, facts: Facts, replay: Callable[..., Awaitable[int]]
+    ) -> list[MqttSink]:
+        installation = await facts.installation()
+        return [
+            MqttSink(
+                mqtt,
+                client_id=mqtt.client_id or f"bace-bridge-{installation}-{mqtt.name}",
+                source=self._config.cloud.url,
+                state=standing,
+                requests=request_handlers(
+                    look_now=service.look_now,
+                    info=service.status.info,
+                    set_level=logs.set_level,
+                    replay=partial(replay, mqtt.name),
+                ),
+                version=self._version,
+            )
+            for mqtt in self._config.mqtt
+        ]
 
     async def _clock_watch(self, file: SqliteFile, deciding: asyncio.Lock) -> ClockWatch:
         schedules = Schedules(file)

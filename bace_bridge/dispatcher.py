@@ -12,8 +12,9 @@ from msgspec.structs import replace
 
 from bace_bridge.domain import retry
 from bace_bridge.domain.dead_letters import dead_letter_told
-from bace_bridge.domain.delivery import Attempt, Deliveries, FailedAttempt, Parked, Progress
+from bace_bridge.domain.delivery import Deliveries
 from bace_bridge.domain.events import Event, LoggedEvent
+from bace_bridge.domain.lanes import Attempt, FailedAttempt, Parked, Progress
 from bace_bridge.domain.routing import Filter, wanted
 from bace_bridge.errors import (
     DeliveryFailed,

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol, TypeVar, cast
 
 from bace_bridge.domain.changes import Changes
-from bace_bridge.domain.delivery import Attempt, Progress
+from bace_bridge.domain.lanes import Attempt, Progress
 from bace_bridge.domain.seen import Page, SeenSession
 from bace_bridge.errors import ConfigError, Mistake, SinkError
 

@@ -19,7 +19,7 @@ from bace_bridge.cli.stored import (
     when_it_happens,
 )
 from bace_bridge.config.load import load
-from bace_bridge.domain.delivery import FailedAttempt
+from bace_bridge.domain.lanes import FailedAttempt
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.store.deadletters import DeadLetters, StoredDelivery, Which
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from msgspec.structs import replace
 
-from bace_bridge.domain.delivery import BRIDGE_LANE, Parked, letter_place
+from bace_bridge.domain.lanes import BRIDGE_LANE, Parked, letter_place
 
 ASKED_FOR = "asked for"
 

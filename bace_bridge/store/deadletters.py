@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from bace_bridge.domain.delivery import BRIDGE_LANE, LETTER_LANE, UNDER_WAY, FailedAttempt, Parked, letter_lane
+from bace_bridge.domain.lanes import BRIDGE_LANE, LETTER_LANE, UNDER_WAY, FailedAttempt, Parked, letter_lane
 from bace_bridge.store.asked import ask
 from bace_bridge.store.sqlite import SqliteFile
 

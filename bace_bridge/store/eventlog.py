@@ -7,16 +7,8 @@ from typing import Any
 
 import msgspec
 
-from bace_bridge.domain.delivery import (
-    BRIDGE_LANE,
-    LETTER_LANE,
-    UNDER_WAY,
-    FailedAttempt,
-    Parked,
-    Progress,
-    letter_place,
-)
 from bace_bridge.domain.events import Event, LoggedEvent
+from bace_bridge.domain.lanes import BRIDGE_LANE, LETTER_LANE, UNDER_WAY, FailedAttempt, Parked, Progress, letter_place
 from bace_bridge.store.asked import ask, asked, lanes_for_replay, park, seen_to, take
 from bace_bridge.store.journal import append_events
 from bace_bridge.store.sqlite import SqliteFile

@@ -16,8 +16,8 @@ from msgspec.structs import replace
 from bace_bridge.domain.changes import Changes, LatestSeen, WatchState, WindowRead
 from bace_bridge.domain.datapoints import Told, ToldPoint
 from bace_bridge.domain.dead_letters import dead_letter_told
-from bace_bridge.domain.delivery import BRIDGE_LANE, DeadLetter, FailedAttempt, Parked, Progress, letter_lane
 from bace_bridge.domain.events import Event
+from bace_bridge.domain.lanes import BRIDGE_LANE, DeadLetter, FailedAttempt, Parked, Progress, letter_lane
 from bace_bridge.domain.sessions import DataSession, KnownSession
 from bace_bridge.domain.tokens import Token
 from bace_bridge.domain.windows import Window, WindowState

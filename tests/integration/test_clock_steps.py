@@ -13,7 +13,7 @@ from bace_bridge.bridge import Bridge
 from bace_bridge.clocks import ClockWatch, SteadyClock
 from bace_bridge.config.load import load
 from bace_bridge.domain.changes import Changes
-from bace_bridge.domain.delivery import Parked
+from bace_bridge.domain.lanes import Parked
 from bace_bridge.domain.retry import LONGEST_WAIT, plausible
 from bace_bridge.domain.sessions import DataSession, KnownSession
 from bace_bridge.simulator.cloud import SimulatedCloud

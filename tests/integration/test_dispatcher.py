@@ -17,8 +17,9 @@ from aiohttp import web
 from bace_bridge.config.models import WebhookConfig
 from bace_bridge.dispatcher import Dispatcher
 from bace_bridge.domain.changes import Changes
-from bace_bridge.domain.delivery import LANES_AT_ONCE, UNDER_WAY, Attempt, Parked
+from bace_bridge.domain.delivery import LANES_AT_ONCE
 from bace_bridge.domain.events import Event, LoggedEvent
+from bace_bridge.domain.lanes import UNDER_WAY, Attempt, Parked
 from bace_bridge.domain.retry import WEBHOOK_SCHEDULE
 from bace_bridge.domain.routing import Filter
 from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable

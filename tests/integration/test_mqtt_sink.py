@@ -22,8 +22,8 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from bace_bridge.config.models import MqttConfig
-from bace_bridge.domain.delivery import Attempt
 from bace_bridge.domain.events import Event, LoggedEvent
+from bace_bridge.domain.lanes import Attempt
 from bace_bridge.domain.state import DeviceState, LatestPoint
 from bace_bridge.errors import (
     BridgeError,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from bace_bridge.dispatcher import LANE_AT_ONCE, LONGEST_REST, Dispatcher
 from bace_bridge.domain.changes import Changes
-from bace_bridge.domain.delivery import Parked
 from bace_bridge.domain.events import Event
+from bace_bridge.domain.lanes import Parked
 from bace_bridge.domain.routing import Filter
 from bace_bridge.errors import SinkDisabled
 from bace_bridge.service import Service

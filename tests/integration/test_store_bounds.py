@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 
 from bace_bridge.domain.changes import Changes, WatchState, WindowRead
 from bace_bridge.domain.datapoints import ToldPoint
-from bace_bridge.domain.delivery import DeadLetter, Parked, Progress
 from bace_bridge.domain.events import Event
+from bace_bridge.domain.lanes import DeadLetter, Parked, Progress
 from bace_bridge.domain.sessions import DataSession, KnownSession
 from bace_bridge.domain.windows import WindowState
 from bace_bridge.errors import StoreAtCap

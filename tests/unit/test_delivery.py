@@ -4,17 +4,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from bace_bridge.domain.delivery import (
-    BRIDGE_LANE,
-    UNDER_WAY,
-    Attempt,
-    DeadLetter,
-    Deliveries,
-    Parked,
-    Progress,
-    lane_key,
-)
+from bace_bridge.domain.delivery import Deliveries
 from bace_bridge.domain.events import Event, LoggedEvent
+from bace_bridge.domain.lanes import BRIDGE_LANE, UNDER_WAY, Attempt, DeadLetter, Parked, Progress, lane_key
 
 
 def logged(seq: int, session: str | None) -> LoggedEvent:

@@ -14,8 +14,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from bace_bridge.domain.delivery import Attempt, Deliveries, Parked, lane_key
+from bace_bridge.domain.delivery import Deliveries
 from bace_bridge.domain.events import Event, LoggedEvent
+from bace_bridge.domain.lanes import Attempt, Parked, lane_key
 
 SESSIONS = st.sampled_from(["a", "b", None])
 

@@ -10,8 +10,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from structlog.testing import capture_logs
 
-from bace_bridge.domain.delivery import Attempt
 from bace_bridge.domain.events import Event, LoggedEvent
+from bace_bridge.domain.lanes import Attempt
 from bace_bridge.domain.state import DeviceState, LatestPoint
 from bace_bridge.errors import DeliveryFailed, DeliveryRejected
 from bace_bridge.sinks.mqtt.endings import (

@@ -3,7 +3,7 @@
 They are encoded here and not with paho's `Properties`, which takes longer than the whole rest of a message.
 """
 
-from bace_bridge.domain.delivery import Attempt
+from bace_bridge.domain.lanes import Attempt
 
 _CONTENT_TYPE = b"\x03"
 _CORRELATION_DATA = b"\x09"

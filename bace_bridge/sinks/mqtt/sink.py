@@ -10,7 +10,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from bace_bridge.config.models import MqttConfig
-from bace_bridge.domain.delivery import Attempt
+from bace_bridge.domain.lanes import Attempt
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
 from bace_bridge.sinks.mqtt.broker import Will

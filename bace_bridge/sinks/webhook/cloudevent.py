@@ -2,7 +2,7 @@
 
 import msgspec
 
-from bace_bridge.domain.delivery import Attempt
+from bace_bridge.domain.lanes import Attempt
 from bace_bridge.domain.timestamps import iso_utc
 
 CONTENT_TYPE = "application/cloudevents+json"

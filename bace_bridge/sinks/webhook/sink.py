@@ -11,7 +11,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from bace_bridge.config.models import WebhookConfig
-from bace_bridge.domain.delivery import Attempt
+from bace_bridge.domain.lanes import Attempt
 from bace_bridge.domain.pace import Pace
 from bace_bridge.errors import SinkError, SinkUnavailable
 from bace_bridge.sinks.webhook.answer import LONGEST_ANSWER, judge
