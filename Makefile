@@ -7,7 +7,7 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 FAULT_ARGS ?=
 
-.PHONY: help demo test test-faults lint format bench constraints clean
+.PHONY: help demo test coverage test-faults lint format bench constraints clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -24,6 +24,9 @@ test-faults: $(VENV)/.test  ## the fault suite at full size, a quarter of an hou
 	@sh tests/get-mosquitto.sh
 	@PATH="$$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin" $(BIN)/python -m pytest tests/faults \
 		--full-faults -v -o faulthandler_timeout=0 $(FAULT_ARGS)
+
+coverage:  ## every test, counting the lines that only the real processes run
+	@$(MAKE) test TEST_ARGS="--cov-config=tests/with-processes.coveragerc $(TEST_ARGS)"
 
 lint: $(VENV)/.lint  ## ruff, mypy strict, and the import rules
 	$(BIN)/ruff check .

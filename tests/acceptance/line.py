@@ -112,7 +112,7 @@ class Process:
     def log(self) -> str:
         return self._errors.read_text()
 
-    async def stop(self, how: signal.Signals = signal.SIGTERM, *, within: float = 20.0) -> int:
+    async def stop(self, how: signal.Signals = signal.SIGTERM, *, within: float = 60.0) -> int:
         if self.process.returncode is None:
             self.process.send_signal(how)
         async with asyncio.timeout(within):

@@ -98,8 +98,8 @@ async def tell(
         config = configuration(folder, cloud_url=server.url, mqtt_port=broker.port, hook_url=hook.url)
         with listening(broker.port, "bace/#") as listener:
             async with running(config) as bridge:
-                await until(lambda: "bridge.running" in bridge.log, within=15, what="the bridge runs")
-                await until(lambda: len(server.requests) >= 4, within=15, what="the first look")
+                await until(lambda: "bridge.running" in bridge.log, within=60, what="the bridge runs")
+                await until(lambda: len(server.requests) >= 4, within=60, what="the first look")
                 await story.play()
 
                 def heard() -> list[Arrival]:

@@ -70,13 +70,13 @@ async def test_a_wrong_reload_changes_nothing_and_is_shown(tmp_path: Path, way: 
         )
         right = path.read_text()
         async with running(path) as bridge:
-            await until(lambda: "bridge.running" in bridge.log, within=15, what="the bridge runs")
+            await until(lambda: "bridge.running" in bridge.log, within=60, what="the bridge runs")
             break_file(path, way, other)
             bridge.process.send_signal(signal.SIGHUP)
             starts = 2 if way.startswith(("store", "port")) else 1
             await until(
                 lambda: "config.not_reloaded" in bridge.log and bridge.log.count("bridge.running") >= starts,
-                within=15,
+                within=60,
                 what="the refusal",
             )
             await ready(bridge, http, port)
@@ -87,10 +87,10 @@ async def test_a_wrong_reload_changes_nothing_and_is_shown(tmp_path: Path, way: 
             assert any(part.lower() in shown.lower() for part in WAYS[way].split("|")), shown
             assert events_in(bridge.log).count("config.not_reloaded") == 1
             cloud.open_session(device.id_group)
-            await until(lambda: len(hook.arrivals) == 1, within=15, what="the old configuration works")
+            await until(lambda: len(hook.arrivals) == 1, within=60, what="the old configuration works")
             path.write_text(right)
             bridge.process.send_signal(signal.SIGHUP)
-            await until(lambda: bridge.log.count("bridge.running") == starts + 1, within=15, what="the right one")
+            await until(lambda: bridge.log.count("bridge.running") == starts + 1, within=60, what="the right one")
             await ready(bridge, http, port)
             assert "degraded" not in (await readyz(http, port))[1]
             assert await bridge.stop() == 0
@@ -114,13 +114,13 @@ async def test_a_password_that_is_mended_is_used_at_once_after_a_reload(tmp_path
         given = {"cloud": {"password": "wrong"}, "http": {"listen": f"127.0.0.1:{port}"}}
         path = configuration(tmp_path, cloud_url=server.url, extra=given)
         async with running(path) as bridge:
-            await until(lambda: "cloud.auth_failed" in bridge.log, within=15, what="the refusal")
+            await until(lambda: "cloud.auth_failed" in bridge.log, within=60, what="the refusal")
             status, body = await readyz(http, port)
             assert status == 503
             assert "check cloud.username or password" in body["checks"]["cloud"]["reason"]
             configuration(tmp_path, cloud_url=server.url, extra={"http": {"listen": f"127.0.0.1:{port}"}})
             bridge.process.send_signal(signal.SIGHUP)
-            await until(lambda: bridge.log.count("bridge.running") == 2, within=15, what="the reload")
+            await until(lambda: bridge.log.count("bridge.running") == 2, within=60, what="the reload")
             await ready(bridge, http, port)
             assert sum(one.path == "/oauth2/token" for one in server.requests) == 2
             assert await bridge.stop() == 0

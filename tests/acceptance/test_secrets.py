@@ -133,13 +133,13 @@ async def test_no_secret_is_shown_anywhere(broker: Broker, tmp_path: Path) -> No
         config = settings(tmp_path, echo, broker, health)
         with listening(broker.port, "#") as listener:
             async with running(config, level="debug") as bridge:
-                await until(lambda: "mqtt.connected" in bridge.log, within=15, what="the broker")
+                await until(lambda: "mqtt.connected" in bridge.log, within=60, what="the broker")
                 for shape in ("", "403", "500", "422", "401", "html", "mistyped", "cut off", ""):
                     echo.shape, before = shape, echo.asked
                     while echo.asked < before + 3:  # the second failure in a row is told as an event
                         listener.publish("bace/bridge/request/poll", b"{}")
                         await asyncio.sleep(0.1)
-                await until(lambda: echo.posted >= 3, within=15, what="the webhook is told")
+                await until(lambda: echo.posted >= 3, within=60, what="the webhook is told")
                 for path in ("healthz", "readyz", "", "nonsense"):
                     async with http.get(f"http://127.0.0.1:{health}/{path}") as response:
                         shown[f"GET /{path}"] = await response.text()

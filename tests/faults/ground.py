@@ -128,9 +128,9 @@ class ProvingGround:
         if its_words_too:
             self.to_broker.switch(Fault.RESET)
         await asyncio.to_thread(self._mosquitto.kill)
-        await until(lambda: not self._subscriber.connected, within=10, what="the subscriber sees the broker's end")
+        await until(lambda: not self._subscriber.connected, within=60, what="the subscriber sees the broker's end")
         await asyncio.to_thread(self._mosquitto.start)
-        await until(lambda: self._subscriber.connected, within=10, what="the subscriber at the new broker")
+        await until(lambda: self._subscriber.connected, within=60, what="the subscriber at the new broker")
         self.to_broker.switch(Fault.DELAY, delay=BROKER_AWAY)
         self.to_broker.admits = True
 

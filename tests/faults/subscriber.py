@@ -84,7 +84,7 @@ async def subscribed(port: int) -> AsyncIterator[Subscriber]:
     subscriber = Subscriber(port)
     listening = asyncio.create_task(subscriber.listen())
     try:
-        await until(lambda: subscriber.connected or listening.done(), within=10, what="the subscription")
+        await until(lambda: subscriber.connected or listening.done(), within=60, what="the subscription")
         yield subscriber
     finally:
         listening.cancel()

@@ -32,7 +32,7 @@ class Client:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
 
-    async def says(self, text: bytes, *, within: float = 5.0) -> bytes:
+    async def says(self, text: bytes, *, within: float = 60.0) -> bytes:
         self._writer.write(text)
         return await asyncio.wait_for(self._reader.read(1000), within)
 

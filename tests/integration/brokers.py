@@ -25,7 +25,8 @@ import pytest
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-PATIENCE = 10.0
+PATIENCE = 60.0
+LEAVING = 10.0
 
 
 class Broker(Protocol):
@@ -97,7 +98,11 @@ class BrokerProcess:
         if self._process is not None:
             self._process.send_signal(how)
             self._process.send_signal(signal.SIGCONT)
-            self._process.wait(PATIENCE)
+            try:
+                self._process.wait(LEAVING)
+            except subprocess.TimeoutExpired:  # its own way out is not what is tested
+                self._process.kill()
+                self._process.wait(PATIENCE)
             self._process = None
 
     def send_signal(self, number: int) -> None:

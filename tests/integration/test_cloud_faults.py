@@ -120,7 +120,7 @@ class Watched:
 
     async def looked(self, times: int) -> None:
         """Until that look has ended."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(self.waits) < times:
                 await asyncio.sleep(0.001)
 

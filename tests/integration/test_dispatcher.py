@@ -33,7 +33,7 @@ from bace_bridge.store.sqlite import SqliteFile
 from tests.integration.watching import Clock
 
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()
-SOON = 5.0
+SOON = 60.0
 """Real seconds after which a test that waits for something has failed."""
 
 

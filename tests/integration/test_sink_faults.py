@@ -140,10 +140,10 @@ async def test_every_failing_webhook_is_said_once_and_shown_and_the_bridge_stays
             def said(name: str) -> list[str]:
                 return [one["sink"] for one in logs if one["event"] == name]
 
-            await until(lambda: len(server.requests) > 3, within=10, what="the first look")
+            await until(lambda: len(server.requests) > 3, within=60, what="the first look")
             for device in devices:
                 cloud.open_session(device.id_group)
-            await until(lambda: len(said("webhook.failing")) >= len(FAILING), within=20, what="each is said")
+            await until(lambda: len(said("webhook.failing")) >= len(FAILING), within=60, what="each is said")
             status, body = await ready()
             assert status == 200, body
             assert set(body["degraded"]) == {f"webhook:w-{name}" for name in (*FAILING, "410")}
@@ -156,7 +156,7 @@ async def test_every_failing_webhook_is_said_once_and_shown_and_the_bridge_stays
             assert said("sink.disabled") == ["w-410"]
             ends.mended = True
             reached = {name for name in FAILING if name not in {"tls", "dns", "refused"}}
-            await until(lambda: len(said("webhook.recovered")) >= len(reached), within=20, what="they recover")
+            await until(lambda: len(said("webhook.recovered")) >= len(reached), within=60, what="they recover")
             _, body = await ready()
             assert set(body["degraded"]) == {f"webhook:w-{name}" for name in (*FAILING, "410") if name not in reached}
             stop.set()
@@ -262,7 +262,7 @@ async def test_a_broker_that_refuses_the_connection(protocol: str, code: int, sa
             assert reason in (sink.problem or "")
             turns.release()
             turns.release()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 await sink.ready()
             assert sink.problem is None
             await sink.close()

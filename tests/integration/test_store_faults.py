@@ -174,7 +174,7 @@ async def test_while_progress_cannot_be_recorded_nothing_more_is_sent(tmp_path: 
             acknowledge(sink)
         assert len(sink.sent) <= 3 * sink.window
         await back(line.file, "sinks")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while len(sink.sent) < 50 or sink.flying:
                 acknowledge(sink)
                 await asyncio.sleep(0)

@@ -13,7 +13,7 @@ from bace_bridge.systemd import notify, watchdog_interval
 def manager() -> Iterator[socket.socket]:
     """What systemd is to a service: a datagram socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.settimeout(5)
+        listener.settimeout(60)
         yield listener
 
 

@@ -206,7 +206,7 @@ class Turns:
         self._clock.forward(seconds)
         before = len(self.waits)
         self._turn.release()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(self.waits) < before + 2 or self._under_way or not until():
                 await asyncio.sleep(0.001)
 
