@@ -16,7 +16,7 @@ class BadRequest(BridgeError):
 
 def request_handlers(
     *,
-    look_now: Callable[[], None],
+    poll_now: Callable[[], None],
     info: Callable[[], dict[str, Any]],
     set_level: Callable[[str], None],
     replay: Replay,
@@ -24,7 +24,7 @@ def request_handlers(
     """`poll`, `info`, `log_level` and `replay`. A handler raises BadRequest where the payload is not right."""
 
     async def poll(_: dict[str, Any]) -> dict[str, Any]:
-        look_now()
+        poll_now()
         return {}
 
     async def tell_info(_: dict[str, Any]) -> dict[str, Any]:

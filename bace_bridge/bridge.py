@@ -21,15 +21,19 @@ from bace_bridge.cloud.http import CloudHttp, TokenSource
 from bace_bridge.cloud.tokens import Credentials, FixedToken, Tokens
 from bace_bridge.config.models import CloudConfig, Config, MqttConfig, WebhookConfig
 from bace_bridge.dispatcher import Dispatcher
-from bace_bridge.domain.datapoints import Datatype
 from bace_bridge.domain.events import SINK_DISABLED, bridge_event
-from bace_bridge.domain.first_start import first_start_from
 from bace_bridge.domain.retry import plausible
 from bace_bridge.domain.routing import Filter
-from bace_bridge.domain.sessions import DataSession, KnownSession
 from bace_bridge.domain.timestamps import iso_utc
-from bace_bridge.domain.visits import SLOWEST_VISIT
 from bace_bridge.failpoints import Failpoint
+from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
+from bace_bridge.polling.loops import DatapointLoop, SessionLoop
+from bace_bridge.polling.recording import SessionRecorder
+from bace_bridge.polling.rules.datapoints import Datatype
+from bace_bridge.polling.rules.fetches import SLOWEST_FETCH
+from bace_bridge.polling.rules.first_start import first_start_from
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession
+from bace_bridge.polling.session_poll import SessionPoll
 from bace_bridge.service import Service
 from bace_bridge.sink_watch import SinkWatch
 from bace_bridge.sinks.mqtt.sink import MqttSink
@@ -42,10 +46,6 @@ from bace_bridge.store.journal import Journal
 from bace_bridge.store.schedules import Schedules
 from bace_bridge.store.sqlite import SqliteFile
 from bace_bridge.store.standing import Standing
-from bace_bridge.watcher.loops import DatapointLoop, SessionLoop
-from bace_bridge.watcher.recording import SessionRecorder
-from bace_bridge.watcher.session_poll import SessionPoll
-from bace_bridge.watcher.visit import Visit, VisitSettings
 from bace_bridge.web.health import HealthServer
 
 log = structlog.get_logger()
@@ -152,9 +152,9 @@ class Bridge:
         poll = self._session_poll(cloud, journal, deciding)
         sessions, datapoints = self._loops(
             poll,
-            self._visits(cloud, journal, deciding),
+            self._fetches(cloud, journal, deciding),
             journal,
-            on_look=lambda: service.after_look(),  # noqa: PLW0108  # the service is made below
+            after_poll=lambda: service.after_poll(),  # noqa: PLW0108  # the service is made below
         )
         upkeep = Upkeep(file, event_log, cap, retention=store.retention, memory=store.memory)
         status = Status(
@@ -189,10 +189,10 @@ class Bridge:
     def _loops(
         self,
         poll: SessionPoll,
-        visits: Callable[[KnownSession], Visit],
+        visits: Callable[[KnownSession], DatapointFetch],
         journal: Journal,
         *,
-        on_look: Callable[[], None],
+        after_poll: Callable[[], None],
     ) -> tuple[SessionLoop, DatapointLoop]:
         sessions = SessionLoop(
             poll,
@@ -201,12 +201,12 @@ class Bridge:
             clock=self._clock,
             monotonic=self._monotonic,
             jitter=random.random,
-            on_look=on_look,
+            after_poll=after_poll,
         )
         datapoints = DatapointLoop(
             journal,
             lambda known: visits(known).make(),
-            lambda known: visits(known).tell_end(),
+            lambda known: visits(known).emit_end(),
             clock=self._clock,
             monotonic=self._monotonic,
         )
@@ -223,7 +223,7 @@ class Bridge:
                 source=self._config.cloud.url,
                 state=standing,
                 requests=request_handlers(
-                    look_now=service.look_now,
+                    poll_now=service.poll_now,
                     info=service.status.info,
                     set_level=logs.set_level,
                     replay=partial(replay, mqtt.name),
@@ -235,7 +235,7 @@ class Bridge:
 
     async def _clock_watch(self, file: SqliteFile, deciding: asyncio.Lock) -> ClockWatch:
         schedules = Schedules(file)
-        furthest = max(SLOWEST_VISIT, self._config.watch.datapoint_interval)
+        furthest = max(SLOWEST_FETCH, self._config.watch.datapoint_interval)
         if brought_back := await schedules.bound(now=self._clock(), furthest=furthest):
             log.warning("clock.was_behind", sessions=brought_back, then="what lay too far ahead is due now")
         return ClockWatch(self._clock, deciding=deciding, move_store=schedules.move)
@@ -311,16 +311,18 @@ class Bridge:
             clock=clock,
         )
 
-    def _visits(self, cloud: BaceCloud, journal: Journal, deciding: asyncio.Lock) -> Callable[[KnownSession], Visit]:
+    def _fetches(
+        self, cloud: BaceCloud, journal: Journal, deciding: asyncio.Lock
+    ) -> Callable[[KnownSession], DatapointFetch]:
         watch = self._config.watch
-        settings = VisitSettings(
+        settings = FetchSettings(
             interval=watch.datapoint_interval,
             resolution=watch.resolution,
             datatypes={number: Datatype(one.name, one.unit) for number, one in self._config.datatypes.items()},
             csv_url=self._csv_url,
         )
 
-        return lambda known: Visit(known, cloud, journal, settings, deciding=deciding, clock=self._clock)
+        return lambda known: DatapointFetch(known, cloud, journal, settings, deciding=deciding, clock=self._clock)
 
     def _csv_url(self, session_id: str) -> str:
         return csv_url(self._config.cloud.url, session_id)

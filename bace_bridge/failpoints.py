@@ -9,10 +9,10 @@ import signal
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol, TypeVar, cast
 
-from bace_bridge.domain.changes import Changes
 from bace_bridge.domain.lanes import Attempt, Progress
-from bace_bridge.domain.seen import Page, SeenSession
 from bace_bridge.errors import ConfigError, Mistake, SinkError
+from bace_bridge.polling.rules.changes import Changes
+from bace_bridge.polling.rules.seen import Page, SeenSession
 
 VARIABLE = "BACE_BRIDGE_FAILPOINT"
 

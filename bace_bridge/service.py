@@ -29,7 +29,7 @@ class RunningSink(Protocol):
 
 class Loop(Protocol):
     async def run(self) -> None: ...
-    def look_now(self) -> None: ...
+    def poll_now(self) -> None: ...
 
 
 class Housekeeping(Protocol):
@@ -77,16 +77,16 @@ class Service:
         self._sinks.append((sink, dispatcher))
         self.status.dispatchers[sink.name] = dispatcher
 
-    def look_now(self) -> None:
-        self._sessions.look_now()
+    def poll_now(self) -> None:
+        self._sessions.poll_now()
 
     def store_crowded(self) -> None:
         """The store is near its cap: upkeep does not wait for its hour."""
         self._upkeep_due.set()
 
-    def after_look(self) -> None:
+    def after_poll(self) -> None:
         """A look at the session list has ended: there may be visits to make and a state to show."""
-        self._datapoints.look_now()
+        self._datapoints.poll_now()
         current = self.status.view_is_current
         if current != self._view_was_current:
             self._view_was_current = current

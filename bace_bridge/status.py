@@ -6,17 +6,17 @@ from typing import Any, Protocol
 import msgspec
 
 from bace_bridge.domain.timestamps import iso_utc
-from bace_bridge.domain.trouble import CloudTrouble
+from bace_bridge.polling.rules.outages import CloudOutage
 
 SLOWEST_PROGRESS = 120.0
 """Seconds without progress after which a loop counts as standing still."""
 
 
 class WatchedSessions(Protocol):
-    trouble: CloudTrouble
+    trouble: CloudOutage
     store_problem: str | None
     last_success_at: float | None
-    next_look_at: float | None
+    next_poll_at: float | None
     beat_at: float
     next_beat_at: float
 
@@ -153,7 +153,7 @@ class Status:
             "problems": problems,
             "degraded": self.degraded(),
             "last_poll_at": None if sessions.last_success_at is None else iso_utc(sessions.last_success_at),
-            "next_poll_at": None if sessions.next_look_at is None else iso_utc(sessions.next_look_at),
+            "next_poll_at": None if sessions.next_poll_at is None else iso_utc(sessions.next_poll_at),
             "backlog": dict(self.backlogs),
             "parked_sessions": {sink: parked for sink, (parked, _) in self.waiting.items() if parked},
             "dead_letters": {sink: dead for sink, (_, dead) in self.waiting.items() if dead},

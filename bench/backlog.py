@@ -6,8 +6,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from bace_bridge.domain.changes import Changes
 from bace_bridge.domain.events import Event
+from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile

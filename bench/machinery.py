@@ -13,9 +13,9 @@ from pathlib import Path
 
 import msgspec
 
-from bace_bridge.domain.changes import Changes
 from bace_bridge.domain.events import Event, event_id
-from bace_bridge.domain.sessions import DataSession, KnownSession, session_event
+from bace_bridge.polling.rules.changes import Changes
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession, session_event
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile

@@ -4,7 +4,7 @@ from typing import Any
 import click
 
 from bace_bridge.config.json_schema import config_schema
-from bace_bridge.domain.event_schema import event_schema
+from bace_bridge.polling.rules.event_schema import event_schema
 
 
 @click.group()

@@ -17,7 +17,7 @@ from bace_bridge.cloud.api import csv_url
 from bace_bridge.config.load import load
 from bace_bridge.config.models import Config
 from bace_bridge.config.values import format_duration
-from bace_bridge.domain.sessions import DeviceView, KnownSession, view
+from bace_bridge.polling.rules.sessions import DeviceView, KnownSession, view
 from bace_bridge.store.standing import Standing
 
 _ROOM_FOR_IDS = 150

@@ -14,9 +14,9 @@ from bace_bridge.cloud.replies import (
     parse_session,
     parse_sessions,
 )
-from bace_bridge.domain.datapoints import Datapoint
-from bace_bridge.domain.seen import Page, PointsRead, SeenSession, Urgency
 from bace_bridge.errors import CloudFault, CloudRefused
+from bace_bridge.polling.rules.datapoints import Datapoint
+from bace_bridge.polling.rules.seen import Page, PointsRead, SeenSession, Urgency
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ import heapq
 import itertools
 from collections.abc import Callable
 
-from bace_bridge.domain.seen import Urgency
+from bace_bridge.polling.rules.seen import Urgency
 
 
 class RequestBudget:

@@ -15,7 +15,6 @@ from yarl import URL
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.replies import EARLIEST, LATEST, TokenReply, is_json, parse_problem, parse_token
 from bace_bridge.domain.retry import backoff
-from bace_bridge.domain.seen import Urgency
 from bace_bridge.errors import (
     CloudError,
     CloudFault,
@@ -24,6 +23,7 @@ from bace_bridge.errors import (
     CloudUnavailable,
     UnexpectedReply,
 )
+from bace_bridge.polling.rules.seen import Urgency
 
 log = structlog.get_logger()
 

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from bace_bridge.domain.datapoints import Datapoint
 from bace_bridge.domain.foreign_json import decoded
-from bace_bridge.domain.seen import LostRow, Page, SeenSession
-from bace_bridge.domain.sessions import DataSession
 from bace_bridge.errors import UnexpectedReply
+from bace_bridge.polling.rules.datapoints import Datapoint
+from bace_bridge.polling.rules.seen import LostRow, Page, SeenSession
+from bace_bridge.polling.rules.sessions import DataSession
 
 T = TypeVar("T")
 Row = TypeVar("Row")

@@ -8,9 +8,9 @@ import msgspec
 import structlog
 
 from bace_bridge.domain.room import Room, room_left
-from bace_bridge.domain.sessions import KnownSession
-from bace_bridge.domain.windows import may_be_forgotten
 from bace_bridge.errors import StoreAtCap
+from bace_bridge.polling.rules.sessions import KnownSession
+from bace_bridge.polling.rules.windows import may_be_forgotten
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.sqlite import JOURNAL_SIZE_LIMIT, SqliteFile
 

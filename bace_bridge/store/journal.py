@@ -6,12 +6,12 @@ from typing import Any
 
 import msgspec
 
-from bace_bridge.domain.changes import Changes, LatestSeen, WatchState, WindowRead
-from bace_bridge.domain.datapoints import Told
 from bace_bridge.domain.events import Event
-from bace_bridge.domain.sessions import KnownSession
-from bace_bridge.domain.trouble import CloudTrouble
-from bace_bridge.domain.windows import Window, WindowState
+from bace_bridge.polling.rules.changes import Changes, LatestSeen, PollState, WindowRead
+from bace_bridge.polling.rules.datapoints import Emitted
+from bace_bridge.polling.rules.outages import CloudOutage
+from bace_bridge.polling.rules.sessions import KnownSession
+from bace_bridge.polling.rules.windows import Window, WindowState
 from bace_bridge.store.sqlite import SqliteFile
 
 WATCH = "watch"
@@ -62,14 +62,14 @@ class Journal:
         if devices := changes.devices:
             self._changed(devices)
 
-    async def watch_state(self) -> WatchState | None:
+    async def poll_state(self) -> PollState | None:
         value = await self._file.read(lambda connection: read_fact(connection, WATCH))
-        return None if value is None else msgspec.json.decode(value, type=WatchState)
+        return None if value is None else msgspec.json.decode(value, type=PollState)
 
-    async def trouble(self) -> CloudTrouble:
+    async def trouble(self) -> CloudOutage:
         """The cloud's trouble that was told last and is not over; an empty one where there is none."""
         value = await self._file.read(lambda connection: read_fact(connection, TROUBLE))
-        return CloudTrouble() if value is None else msgspec.json.decode(value, type=CloudTrouble)
+        return CloudOutage() if value is None else msgspec.json.decode(value, type=CloudOutage)
 
     async def known(self, ids: Collection[str]) -> dict[str, KnownSession]:
         """The known sessions among `ids`."""
@@ -111,16 +111,16 @@ class Journal:
         query = "select known from sessions where end_waits_since < ? and not over_when_found"
         return await self._file.read(lambda connection: _decoded(connection.execute(query, (seen_before,))))
 
-    async def due_visits(self, now: float, limit: int) -> list[KnownSession]:
+    async def due_fetches(self, now: float, limit: int) -> list[KnownSession]:
         """The sessions whose datapoints are to be looked at now: those seen live first, newest history after them."""
-        query = """select known from sessions where visit_at <= ?
-            order by over_when_found, visit_at, start desc limit ?"""
+        query = """select known from sessions where fetch_at <= ?
+            order by over_when_found, fetch_at, start desc limit ?"""
         return await self._file.read(lambda connection: _decoded(connection.execute(query, (now, limit))))
 
-    async def next_visit_at(self, *, without: Collection[str]) -> float | None:
+    async def next_fetch_at(self, *, without: Collection[str]) -> float | None:
         """When the next visit is due, of sessions that are not being visited."""
         marks = ",".join("?" * len(without))
-        query = f"select min(visit_at) from sessions where visit_at is not null and id not in ({marks})"  # noqa: S608  # marks only
+        query = f"select min(fetch_at) from sessions where fetch_at is not null and id not in ({marks})"  # noqa: S608  # marks only
         row = await self._file.read(lambda connection: connection.execute(query, tuple(without)).fetchone())
         return None if row[0] is None else float(row[0])
 
@@ -134,15 +134,15 @@ class Journal:
 
         return await self._file.read(work)
 
-    async def told(self, session_id: str, windows: Collection[Window]) -> dict[Window, Told]:
+    async def told(self, session_id: str, windows: Collection[Window]) -> dict[Window, Emitted]:
         """What was told of these windows; empty for those that were never read."""
         query = 'select told from windows where session_id = ? and start = ? and "end" = ?'
 
-        def work(connection: sqlite3.Connection) -> dict[Window, Told]:
-            found: dict[Window, Told] = {}
+        def work(connection: sqlite3.Connection) -> dict[Window, Emitted]:
+            found: dict[Window, Emitted] = {}
             for window in windows:
                 row = connection.execute(query, (session_id, window.start, window.end)).fetchone()
-                found[window] = msgspec.msgpack.decode(row[0], type=Told) if row and row[0] else {}
+                found[window] = msgspec.msgpack.decode(row[0], type=Emitted) if row and row[0] else {}
             return found
 
         return await self._file.read(work)
@@ -172,7 +172,7 @@ def _decoded(rows: Iterable[Any]) -> list[KnownSession]:
 def _write_sessions(connection: sqlite3.Connection, known: Iterable[KnownSession]) -> None:
     connection.executemany(
         """insert or replace into sessions
-        (id, group_id, start, updated_at, active, unfinished, removed, over_when_found, visit_at,
+        (id, group_id, start, updated_at, active, unfinished, removed, over_when_found, fetch_at,
         end_waits_since, known) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
         [
             (
@@ -184,8 +184,8 @@ def _write_sessions(connection: sqlite3.Connection, known: Iterable[KnownSession
                 one.unfinished,
                 one.removed,
                 one.over_when_found,
-                one.visit_at,
-                one.end_seen_at if one.end_told is None and not one.removed else None,
+                one.fetch_at,
+                one.end_seen_at if one.end_emitted is None and not one.removed else None,
                 msgspec.json.encode(one).decode(),
             )
             for one in known

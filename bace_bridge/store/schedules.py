@@ -14,9 +14,9 @@ class Schedules:
         await self._file.write(
             lambda connection: _set(
                 connection,
-                visit="visit_at + :by",
+                visit="fetch_at + :by",
                 waits="end_waits_since + :by",
-                where="visit_at is not null or end_waits_since is not null",
+                where="fetch_at is not null or end_waits_since is not null",
                 by=seconds,
             )
         )
@@ -26,9 +26,9 @@ class Schedules:
         return await self._file.write(
             lambda connection: _set(
                 connection,
-                visit="iif(visit_at > :upto, :now, visit_at)",
+                visit="iif(fetch_at > :upto, :now, fetch_at)",
                 waits="min(end_waits_since, :now)",
-                where="visit_at > :upto or end_waits_since > :now",
+                where="fetch_at > :upto or end_waits_since > :now",
                 now=now,
                 upto=now + furthest,
             )
@@ -38,12 +38,12 @@ class Schedules:
 def _set(connection: sqlite3.Connection, *, visit: str, waits: str, where: str, **given: float) -> int:
     """A known session holds its times twice: in columns, and in its JSON."""
     changed = connection.execute(
-        f"update sessions set visit_at = {visit}, end_waits_since = {waits} where {where}",  # noqa: S608  # our own text
+        f"update sessions set fetch_at = {visit}, end_waits_since = {waits} where {where}",  # noqa: S608  # our own text
         given,
     ).rowcount
     if not changed:
         return 0
-    for column, name in (("visit_at", "visit_at"), ("end_waits_since", "end_seen_at")):
+    for column, name in (("fetch_at", "fetch_at"), ("end_waits_since", "end_seen_at")):
         connection.execute(
             f"""update sessions set known = json_set(known, '$.{name}', {column})
             where {column} is not null and json_extract(known, '$.{name}') is not {column}"""  # noqa: S608  # our own text

@@ -5,8 +5,8 @@ from collections.abc import Callable, Collection
 
 import msgspec
 
-from bace_bridge.domain.sessions import KnownSession, view
 from bace_bridge.domain.state import DeviceState, LatestPoint
+from bace_bridge.polling.rules.sessions import KnownSession, view
 from bace_bridge.store.sqlite import SqliteFile
 
 

@@ -23,7 +23,7 @@ NEVER = ("Traceback", "whsec_", "simulator-secret", "Task was destroyed", "never
 AN_EVENT = re.compile(r"^\d\d:\d\d:\d\d (session\.\w+) +(\S+)  .*mqtt bace/[0-9a-f-]+/\w+ \+ webhook, signature ✓$")
 
 
-class Told(NamedTuple):
+class Emitted(NamedTuple):
     after: float
     text: str
 
@@ -50,10 +50,10 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def listen(process: subprocess.Popen[str], began: float) -> list[Told]:
+def listen(process: subprocess.Popen[str], began: float) -> list[Emitted]:
     """The lines of a process until it ends, each with its seconds since the start."""
     assert process.stdout is not None
-    return [Told(time.monotonic() - began, text.rstrip("\n")) for text in process.stdout]
+    return [Emitted(time.monotonic() - began, text.rstrip("\n")) for text in process.stdout]
 
 
 @pytest.mark.slow

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bace_bridge.domain.changes import Changes
-from bace_bridge.domain.sessions import DataSession, KnownSession
 from bace_bridge.errors import StoreError, StoreLocked, StoreUnusable
+from bace_bridge.polling.rules.changes import Changes
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile, migrate
@@ -206,11 +206,26 @@ def content(path: Path) -> dict[str, list[tuple[object, ...]]]:
     connection = sqlite3.connect(path)
     found = {}
     for table in tables:
-        columns = ", ".join(f'"{row[1]}"' for row in old.execute(f"pragma table_info({table})"))
-        found[table] = connection.execute(f"select {columns} from {table}").fetchall()  # noqa: S608  # names of the schema
+        width = len(old.execute(f"pragma table_info({table})").fetchall())
+        rows = connection.execute(f"select * from {table}").fetchall()  # noqa: S608  # names of the schema
+        found[table] = [tuple(as_named_in_schema_1(value) for value in row[:width]) for row in rows]
     connection.close()
     old.close()
     return found
+
+
+def as_named_in_schema_1(value: object) -> object:
+    """JSON of a known session, with the names that its fields had then."""
+    if not isinstance(value, str):
+        return value
+    for then, now in (
+        ("visit_at", "fetch_at"),
+        ("end_told", "end_emitted"),
+        ("failed_visits", "failed_fetches"),
+        ("count_visited", "count_fetched"),
+    ):
+        value = value.replace(f'"{now}":', f'"{then}":')
+    return value
 
 
 async def test_a_store_of_schema_1_opens_with_everything_in_it(tmp_path: Path) -> None:
@@ -229,6 +244,7 @@ async def test_a_store_of_schema_1_opens_with_everything_in_it(tmp_path: Path) -
         assert [one.seq for one in await log.read(after=3, limit=9)] == [4, 5, 6, 7, 8]
         known = await Journal(file).known(["s1", "s2", "s3"])
         assert {one.session.state for one in known.values()} == {"ingested"}
+        assert {one.end_emitted for one in known.values()} == {1764590460.0}
         assert len(await Journal(file).windows("s1")) == 1
 
 

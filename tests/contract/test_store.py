@@ -13,14 +13,14 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from bace_bridge.domain.changes import Changes, LatestSeen, WatchState, WindowRead
-from bace_bridge.domain.datapoints import Told, ToldPoint
 from bace_bridge.domain.dead_letters import dead_letter_told
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.lanes import BRIDGE_LANE, DeadLetter, FailedAttempt, Parked, Progress, letter_lane
-from bace_bridge.domain.sessions import DataSession, KnownSession
 from bace_bridge.domain.tokens import Token
-from bace_bridge.domain.windows import Window, WindowState
+from bace_bridge.polling.rules.changes import Changes, LatestSeen, PollState, WindowRead
+from bace_bridge.polling.rules.datapoints import Emitted, EmittedPoint
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession
+from bace_bridge.polling.rules.windows import Window, WindowState
 from bace_bridge.store.deadletters import DeadLetters, Which
 from bace_bridge.store.eventlog import ATTEMPTS_KEPT, EventLog
 from bace_bridge.store.facts import Facts
@@ -95,12 +95,12 @@ def ids(found: Iterable[KnownSession]) -> list[str]:
 
 
 async def test_an_empty_store_knows_nothing(store: Store) -> None:
-    assert await store.journal.watch_state() is None
+    assert await store.journal.poll_state() is None
     assert await store.journal.known([]) == {}
     assert await store.journal.known(["s1"]) == {}
     assert await store.journal.unfinished() == []
-    assert await store.journal.due_visits(NOON, 10) == []
-    assert await store.journal.next_visit_at(without=[]) is None
+    assert await store.journal.due_fetches(NOON, 10) == []
+    assert await store.journal.next_fetch_at(without=[]) is None
     assert await store.journal.windows("s1") == {}
     assert await store.journal.told("s1", [Window(0, 3600)]) == {Window(0, 3600): {}}
     assert await store.log.read(after=0, limit=10) == []
@@ -119,18 +119,18 @@ async def test_what_is_known_comes_back_as_it_was_also_after_a_restart(opened: O
         device_label="BaceGo-1 ☾",
         probed={20_000: 3},
         csv_facts=(3, None, 1),
-        visit_at=NOON + 1 / 3,
-        end_told=NOON + 0.1,
+        fetch_at=NOON + 1 / 3,
+        end_emitted=NOON + 0.1,
     )
-    state = WatchState(start_from=NOON + 0.1, watermark=NOON + 0.2, roll_call_after="s1")
+    state = PollState(start_from=NOON + 0.1, watermark=NOON + 0.2, roll_call_after="s1")
     window = WindowState(0, 3600, 2, settled=True, samples=3, newest=NOON + 0.1)
-    told: Told = {"x": {NOON + 0.1: ToldPoint(1.5, None, 1.25, 2, 7)}, "y": {}}
+    told: Emitted = {"x": {NOON + 0.1: EmittedPoint(1.5, None, 1.25, 2, 7)}, "y": {}}
     async with opened() as store:
         reads = (WindowRead("s1", window, told),)
         await store.journal.commit(Changes(known=(one,), windows=reads, watch=state))
     async with opened() as store:
         assert await store.journal.known(["s1", "s2"]) == {"s1": one}
-        assert await store.journal.watch_state() == state
+        assert await store.journal.poll_state() == state
         assert await store.journal.windows("s1") == {window.window: window}
         assert await store.journal.told("s1", [window.window]) == {window.window: told}
 
@@ -175,26 +175,26 @@ async def test_sessions_that_a_list_has_to_show(store: Store) -> None:
 
 async def test_visits_live_sessions_first_then_the_newest_history(store: Store) -> None:
     await store.know(
-        known("history-old", over_when_found=True, visit_at=NOON - 50, start=NOON - 900),
-        known("history-new", over_when_found=True, visit_at=NOON - 50, start=NOON - 100),
-        known("live-late", visit_at=NOON - 10),
-        known("live-first", visit_at=NOON - 20),
-        known("not-yet", visit_at=NOON + 0.5),
-        known("never", visit_at=None),
+        known("history-old", over_when_found=True, fetch_at=NOON - 50, start=NOON - 900),
+        known("history-new", over_when_found=True, fetch_at=NOON - 50, start=NOON - 100),
+        known("live-late", fetch_at=NOON - 10),
+        known("live-first", fetch_at=NOON - 20),
+        known("not-yet", fetch_at=NOON + 0.5),
+        known("never", fetch_at=None),
     )
     journal = store.journal
     every = ["live-first", "live-late", "history-new", "history-old"]
-    assert ids(await journal.due_visits(NOON, 10)) == every
-    assert ids(await journal.due_visits(NOON, 3)) == every[:3]
-    assert await journal.next_visit_at(without=[]) == NOON - 50
-    assert await journal.next_visit_at(without=["history-old", "history-new"]) == NOON - 20
-    assert await journal.next_visit_at(without=every) == NOON + 0.5
-    assert await journal.next_visit_at(without=[*every, "not-yet"]) is None
+    assert ids(await journal.due_fetches(NOON, 10)) == every
+    assert ids(await journal.due_fetches(NOON, 3)) == every[:3]
+    assert await journal.next_fetch_at(without=[]) == NOON - 50
+    assert await journal.next_fetch_at(without=["history-old", "history-new"]) == NOON - 20
+    assert await journal.next_fetch_at(without=every) == NOON + 0.5
+    assert await journal.next_fetch_at(without=[*every, "not-yet"]) is None
 
 
 async def test_what_was_told_of_a_window_stays_where_nothing_new_came(store: Store) -> None:
     hour, other = Window(0, 3600), Window(3600, 7200)
-    told: Told = {"x": {5.0: ToldPoint(1.0, 1.0, 1.0, 1, 0)}}
+    told: Emitted = {"x": {5.0: EmittedPoint(1.0, 1.0, 1.0, 1, 0)}}
     for reading, given in [(0, told), (1, None)]:
         read = WindowRead("s1", WindowState(hour.start, hour.end, reading), given)
         await store.journal.commit(Changes(windows=(read, WindowRead("s2", read.state, {}))))
@@ -214,12 +214,12 @@ async def test_a_commit_happens_as_a_whole_or_not_at_all(store: Store) -> None:
                 windows=(WindowRead("s1", WindowState(0, 3600, 0), {}),),
                 latest=(LatestSeen("g1", "d", 6000, NOON, b"{}"),),
                 events=(event(1), broken),
-                watch=WatchState(start_from=0.0, watermark=0.0),
+                watch=PollState(start_from=0.0, watermark=0.0),
             )
         )
     assert await store.journal.known(["s1"]) == {}
     assert await store.journal.windows("s1") == {}
-    assert await store.journal.watch_state() is None
+    assert await store.journal.poll_state() is None
     assert await store.log.search() == []
     assert await store.standing.devices(None, available=True) == []
     assert store.grown == []

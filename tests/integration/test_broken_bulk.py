@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bace_bridge.errors import CloudError
-from tests.integration.watching import Clock, simulated, watching
+from tests.integration.polling_line import Clock, simulated, watching
 
 
 @pytest.mark.parametrize("count", [3, 20, 30])
@@ -32,7 +32,7 @@ async def test_many_broken_rows_in_one_second_hold_up_nothing(tmp_path: Path, co
             clock.forward(20)
         assert started == {newer, *bulk} - set(cloud.quirks.broken_rows)
         assert len(watch.poll.unreadable) == 1
-        state = await watch.journal.watch_state()
+        state = await watch.journal.poll_state()
         assert state is not None
         assert len(state.holes) == 1, "a hole stays until it is read"
         cloud.quirks = replace(cloud.quirks, broken_rows=())

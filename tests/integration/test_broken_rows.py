@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from bace_bridge.domain.events import LoggedEvent
 from bace_bridge.errors import CloudFault
 from bace_bridge.simulator.cloud import SimulatedCloud
-from tests.integration.watching import Clock, Watching, simulated, types, watching
+from tests.integration.polling_line import Clock, Watching, simulated, types, watching
 
 STRATEGIES = [(), ("filters-ignored",), ("updated-filter-ignored",), ("per-page-max 7",), ("no-page-clamp",)]
 

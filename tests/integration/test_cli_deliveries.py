@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from bace_bridge.domain.changes import Changes
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.lanes import DeadLetter, FailedAttempt, Parked, Progress
+from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile

@@ -19,11 +19,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from bace_bridge.domain.changes import Changes
-from bace_bridge.domain.datapoints import Datapoint, Datatype, News, datapoint_events
 from bace_bridge.domain.events import CLOUD_UNREACHABLE, Event, bridge_event
-from bace_bridge.domain.sessions import DataSession, KnownSession, observe, observe_absence
-from bace_bridge.domain.visits import conclude
+from bace_bridge.polling.rules.changes import Changes
+from bace_bridge.polling.rules.datapoints import ChangedPoint, Datapoint, Datatype, datapoint_events
+from bace_bridge.polling.rules.fetches import conclude
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession, observe, observe_absence
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile
 
@@ -82,7 +82,8 @@ def started(seen: DataSession, *, now: float | None = None) -> tuple[KnownSessio
 def points_of(known: KnownSession, count: int) -> list[Event]:
     start = known.session.start
     news = [
-        News(Datapoint("series", "source", 6000, start + number, 70.0, 74.0, 72.0, 5), 0) for number in range(count)
+        ChangedPoint(Datapoint("series", "source", 6000, start + number, 70.0, 74.0, 72.0, 5), 0)
+        for number in range(count)
     ]
     return datapoint_events(known, news, {6000: Datatype("Heart rate", "bpm")}, now=start + count)
 

@@ -12,10 +12,10 @@ from structlog.testing import capture_logs
 from bace_bridge.bridge import Bridge
 from bace_bridge.clocks import ClockWatch, SteadyClock
 from bace_bridge.config.load import load
-from bace_bridge.domain.changes import Changes
 from bace_bridge.domain.lanes import Parked
 from bace_bridge.domain.retry import LONGEST_WAIT, plausible
-from bace_bridge.domain.sessions import DataSession, KnownSession
+from bace_bridge.polling.rules.changes import Changes
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.server import SimulatedServer
 from bace_bridge.store.eventlog import EventLog
@@ -23,8 +23,8 @@ from bace_bridge.store.journal import Journal
 from bace_bridge.store.schedules import Schedules
 from bace_bridge.store.sqlite import SqliteFile
 from tests.acceptance.line import configuration, until
+from tests.integration.polling_line import NOON, Clock
 from tests.integration.test_dispatcher import Line, event, running, serving
-from tests.integration.watching import NOON, Clock
 
 DAYS = 3 * 86400.0
 STEPS = [DAYS, -DAYS, 2.0, -2.0]
@@ -118,29 +118,29 @@ def known(name: str, **more: object) -> KnownSession:
 
 async def test_the_watchers_schedule_in_the_store_moves_along(tmp_path: Path) -> None:
     async with schedules(tmp_path) as (journal, store):
-        one = known("a", visit_at=NOON + 15.25, end_seen_at=NOON - 5.5)
-        told = known("b", end_seen_at=NOON - 5.0, end_told=NOON - 50.0)
+        one = known("a", fetch_at=NOON + 15.25, end_seen_at=NOON - 5.5)
+        told = known("b", end_seen_at=NOON - 5.0, end_emitted=NOON - 50.0)
         await journal.commit(Changes(known=(one, told)))
         await store.move(-DAYS)
         after = await journal.known(["a", "b"])
-        assert after["a"].visit_at == NOON + 15.25 - DAYS
+        assert after["a"].fetch_at == NOON + 15.25 - DAYS
         assert after["a"].end_seen_at == NOON - 5.5 - DAYS
         assert after["b"] == told
-        assert [one.session.id for one in await journal.due_visits(NOON + 16 - DAYS, 9)] == ["a"]
-        assert await journal.due_visits(NOON + 15 - DAYS, 9) == []
+        assert [one.session.id for one in await journal.due_fetches(NOON + 16 - DAYS, 9)] == ["a"]
+        assert await journal.due_fetches(NOON + 15 - DAYS, 9) == []
         assert [one.session.id for one in await journal.overdue_ends(NOON - 5 - DAYS)] == ["a"]
 
 
 async def test_what_lies_further_ahead_than_any_schedule_is_due_at_the_start(tmp_path: Path) -> None:
     async with schedules(tmp_path) as (journal, store):
-        far = known("far", visit_at=NOON + DAYS, end_seen_at=NOON + DAYS)
-        near = known("near", visit_at=NOON + 500, end_seen_at=NOON - 10)
+        far = known("far", fetch_at=NOON + DAYS, end_seen_at=NOON + DAYS)
+        near = known("near", fetch_at=NOON + 500, end_seen_at=NOON - 10)
         await journal.commit(Changes(known=(far, near)))
         assert await store.bound(now=NOON, furthest=600) == 1
         after = await journal.known(["far", "near"])
-        assert (after["far"].visit_at, after["far"].end_seen_at) == (NOON, NOON)
+        assert (after["far"].fetch_at, after["far"].end_seen_at) == (NOON, NOON)
         assert after["near"] == near
-        assert [one.session.id for one in await journal.due_visits(NOON, 9)] == ["far"]
+        assert [one.session.id for one in await journal.due_fetches(NOON, 9)] == ["far"]
 
 
 def test_a_parked_place_further_ahead_than_any_schedule_is_due() -> None:

@@ -12,7 +12,6 @@ from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
 from bace_bridge.cloud.replies import TokenReply, parse_token
 from bace_bridge.cloud.tokens import Credentials, FixedToken, Tokens
-from bace_bridge.domain.seen import Urgency
 from bace_bridge.errors import (
     CloudFault,
     CloudGone,
@@ -21,11 +20,12 @@ from bace_bridge.errors import (
     CloudUnavailable,
     UnexpectedReply,
 )
+from bace_bridge.polling.rules.seen import Urgency
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.server import SimulatedServer
 from bace_bridge.store.facts import Facts
 from bace_bridge.store.sqlite import SqliteFile
-from tests.integration.watching import Clock, simulated
+from tests.integration.polling_line import Clock, simulated
 
 
 @asynccontextmanager

@@ -26,16 +26,16 @@ from bace_bridge.errors import (
     CloudUnavailable,
     UnexpectedReply,
 )
+from bace_bridge.polling.loops import DatapointLoop, SessionLoop
+from bace_bridge.polling.recording import SessionRecorder
+from bace_bridge.polling.session_poll import SessionPoll
 from bace_bridge.status import Status
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile
-from bace_bridge.watcher.loops import DatapointLoop, SessionLoop
-from bace_bridge.watcher.recording import SessionRecorder
-from bace_bridge.watcher.session_poll import SessionPoll
 from tests.integration.brokers import free_port
-from tests.integration.watching import NOON, Clock
+from tests.integration.polling_line import NOON, Clock
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 TIMEOUT = 0.3
@@ -97,7 +97,7 @@ class Watched:
             clock=self.clock,
             monotonic=self.clock,
             jitter=lambda: 0,
-            on_look=lambda: None,
+            after_poll=lambda: None,
             pause=self._pause,
         )
         points = DatapointLoop(journal, nothing, nothing, clock=self.clock, monotonic=self.clock)

@@ -16,13 +16,13 @@ from aiohttp import web
 
 from bace_bridge.config.models import WebhookConfig
 from bace_bridge.dispatcher import Dispatcher
-from bace_bridge.domain.changes import Changes
 from bace_bridge.domain.delivery import LANES_AT_ONCE
 from bace_bridge.domain.events import Event, LoggedEvent
 from bace_bridge.domain.lanes import UNDER_WAY, Attempt, Parked
 from bace_bridge.domain.retry import WEBHOOK_SCHEDULE
 from bace_bridge.domain.routing import Filter
 from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
+from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.sink_watch import SinkWatch
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from bace_bridge.sinks.webhook.sink import WebhookSink
@@ -30,7 +30,7 @@ from bace_bridge.store.deadletters import DeadLetters, Which
 from bace_bridge.store.eventlog import EventLog, SinkPlace
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile
-from tests.integration.watching import Clock
+from tests.integration.polling_line import Clock
 
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()
 SOON = 60.0

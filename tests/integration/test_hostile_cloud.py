@@ -16,10 +16,10 @@ from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
 from bace_bridge.cloud.tokens import FixedToken
-from bace_bridge.domain.seen import Page, PointsRead, Urgency
 from bace_bridge.errors import CloudError, CloudFault, UnexpectedReply
-from bace_bridge.watcher.list_walk import AllBroken, FaultBudget, ListWalk
-from tests.integration.watching import Clock
+from bace_bridge.polling.list_walk import AllBroken, FaultBudget, ListWalk
+from bace_bridge.polling.rules.seen import Page, PointsRead, Urgency
+from tests.integration.polling_line import Clock
 
 ID = "0c7c3d9e-4c53-4a13-9e8b-9d7e3e6a3c11"
 SESSION = {"id_data_session": ID, "id_group": "g", "start": 1_764_590_000}

@@ -14,11 +14,11 @@ from bace_bridge.domain.retry import WEBHOOK_SCHEDULE
 from bace_bridge.errors import SinkError, SinkUnavailable
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from tests.integration.brokers import Mosquitto, eventually
+from tests.integration.polling_line import Clock
 from tests.integration.scripted_broker import Script, ScriptedBroker, scripted
 from tests.integration.test_dispatcher import Line
 from tests.integration.test_dispatcher import running as line_running
 from tests.integration.test_mqtt_sink import connected, deliver_all, event, heard_on, named, new_sink, numbers
-from tests.integration.watching import Clock
 
 LANES = 40
 

@@ -11,7 +11,7 @@ from aiohttp import ClientSession, web
 from structlog.testing import capture_logs
 
 from bace_bridge.simulator.cloud import SimulatedCloud
-from tests.integration.watching import Clock, Watching, simulated, types, watching
+from tests.integration.polling_line import Clock, Watching, simulated, types, watching
 
 Change = Callable[[dict[str, Any]], None]
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bace_bridge.domain.session_list import by_ids
-from tests.integration.watching import Clock, simulated, types, watching
+from bace_bridge.polling.rules.session_list import by_ids
+from tests.integration.polling_line import Clock, simulated, types, watching
 
 
 @pytest.mark.parametrize("quirk", ["per-page-max 20", "per-page-max 7", "no id filter", ""])

@@ -25,9 +25,9 @@ from bace_bridge.simulator.server import SimulatedServer
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from tests.acceptance.line import SECRET, configuration, until
 from tests.integration.brokers import free_port
+from tests.integration.polling_line import Clock
 from tests.integration.scripted_broker import Script, scripted
 from tests.integration.test_dispatcher import event, running
-from tests.integration.watching import Clock
 
 CANARY = "canary-4711"
 Sleep = Callable[[float], Awaitable[None]]

@@ -7,20 +7,20 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from bace_bridge.dispatcher import LANE_AT_ONCE, LONGEST_REST, Dispatcher
-from bace_bridge.domain.changes import Changes
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.lanes import Parked
 from bace_bridge.domain.routing import Filter
 from bace_bridge.errors import SinkDisabled
+from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.service import Service
 from bace_bridge.status import SLOWEST_PROGRESS
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile
+from tests.integration.polling_line import NOON, Clock
 from tests.integration.test_cloud_faults import staged
 from tests.integration.test_dispatcher import ScriptedSink, event, eventually
-from tests.integration.watching import NOON, Clock
 
 HOUR = 3600.0
 

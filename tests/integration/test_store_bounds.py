@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from bace_bridge.domain.changes import Changes, WatchState, WindowRead
-from bace_bridge.domain.datapoints import ToldPoint
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.lanes import DeadLetter, Parked, Progress
-from bace_bridge.domain.sessions import DataSession, KnownSession
-from bace_bridge.domain.windows import WindowState
 from bace_bridge.errors import StoreAtCap
+from bace_bridge.polling.rules.changes import Changes, PollState, WindowRead
+from bace_bridge.polling.rules.datapoints import EmittedPoint
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession
+from bace_bridge.polling.rules.windows import WindowState
 from bace_bridge.service import keep_store
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.housekeeping import CROWDED, EVERY, SESSIONS_A_PIECE, WINDOWS_A_PIECE, Cap, Upkeep
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import JOURNAL_SIZE_LIMIT, SqliteFile
-from tests.integration.watching import NOON, Clock, points, simulated, types, watching
+from tests.integration.polling_line import NOON, Clock, points, simulated, types, watching
 
 CAP = 16 * 2**20
 DAY = 86400.0
@@ -187,7 +187,7 @@ async def test_at_the_cap_the_bridge_may_still_speak_of_itself(tmp_path: Path) -
         await store.log.open_sink("a", target="t")
         await store.fill()
         own = Event("evt_own", "cloud.unreachable", None, None, NOON, NOON, b"{}")
-        await store.journal.commit(Changes(events=(own,), watch=WatchState(start_from=0.0, watermark=0.0)))
+        await store.journal.commit(Changes(events=(own,), watch=PollState(start_from=0.0, watermark=0.0)))
         with pytest.raises(StoreAtCap):
             await store.journal.commit(Changes(known=(known("s1"),)))
 
@@ -215,14 +215,14 @@ async def test_an_event_of_a_clock_that_was_ahead_does_not_keep_what_follows(tmp
 # --- what is remembered of finished sessions
 
 
-def known(identifier: str, *, updated_at: float = NOON, visit_at: float | None = None) -> KnownSession:
+def known(identifier: str, *, updated_at: float = NOON, fetch_at: float | None = None) -> KnownSession:
     start = NOON - 999 * DAY
     row = DataSession(identifier, "g1", start, end=start + 60, updated_at=updated_at, ingestion_finished=True)
-    return KnownSession(session=row, visit_at=visit_at)
+    return KnownSession(session=row, fetch_at=fetch_at)
 
 
 def windows(session: str, count: int) -> tuple[WindowRead, ...]:
-    told = {"series": {5.0: ToldPoint(1.0, 1.0, 1.0, 1, 0)}}
+    told = {"series": {5.0: EmittedPoint(1.0, 1.0, 1.0, 1, 0)}}
     states = (WindowState(one * 3600, (one + 1) * 3600, 0, settled=True) for one in range(count))
     return tuple(WindowRead(session, state, told) for state in states)
 
@@ -230,7 +230,7 @@ def windows(session: str, count: int) -> tuple[WindowRead, ...]:
 async def test_old_finished_sessions_are_forgotten_but_stay_known(tmp_path: Path) -> None:
     old = NOON - 91 * DAY
     sessions = [known(f"old{one:03}", updated_at=old) for one in range(SESSIONS_A_PIECE + 20)]
-    kept_ones = [known("new"), known("visited", updated_at=old, visit_at=NOON)]
+    kept_ones = [known("new"), known("visited", updated_at=old, fetch_at=NOON)]
     async with kept(tmp_path) as store:
         large = windows(sessions[7].session.id, 2 * WINDOWS_A_PIECE + 1)
         reads = tuple(read for one in [*sessions, *kept_ones] for read in windows(one.session.id, 2)) + large
@@ -249,7 +249,9 @@ async def test_the_memory_of_what_is_over_does_not_stop_the_watching_of_what_is_
     """Months of windows can be larger than the cap; those that changed last stay longest."""
     ages = {"old": 3.0, "older": 4.0, "young": 0.5}
     sessions = {name: known(name, updated_at=NOON - days * DAY) for name, days in ages.items()}
-    told = {f"series{one}": {float(stamp): ToldPoint(1.0, 1.0, 1.0, 1, 0) for stamp in range(3600)} for one in range(5)}
+    told = {
+        f"series{one}": {float(stamp): EmittedPoint(1.0, 1.0, 1.0, 1, 0) for stamp in range(3600)} for one in range(5)
+    }
     async with kept(tmp_path) as store:
         await store.log.open_sink("a", target="t")
         for start in range(0, 10 * 3600, 3600):
@@ -280,7 +282,7 @@ async def full_of_memory(folder: Path, sessions: Sequence[KnownSession]) -> Asyn
 
 
 async def test_of_sessions_that_changed_at_once_those_that_must_stay_do_not_keep_the_others(tmp_path: Path) -> None:
-    stay = [known(f"a{one:03}", visit_at=NOON) for one in range(SESSIONS_A_PIECE + 20)]
+    stay = [known(f"a{one:03}", fetch_at=NOON) for one in range(SESSIONS_A_PIECE + 20)]
     go = [known(f"b{one:03}") for one in range(10)]
     async with full_of_memory(tmp_path, [*stay, *go]) as store:
         await store.upkeep.piece(NOON + 2 * DAY)
@@ -290,7 +292,7 @@ async def test_of_sessions_that_changed_at_once_those_that_must_stay_do_not_keep
 
 
 async def test_a_session_that_had_to_stay_is_forgotten_the_next_time_round(tmp_path: Path) -> None:
-    sessions = [known("a", visit_at=NOON), known("b", updated_at=NOON + 1, visit_at=NOON)]
+    sessions = [known("a", fetch_at=NOON), known("b", updated_at=NOON + 1, fetch_at=NOON)]
     async with full_of_memory(tmp_path, sessions) as store:
         await store.upkeep.piece(NOON + 2 * DAY)
         assert store.upkeep.forgotten_early == 0

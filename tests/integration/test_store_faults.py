@@ -11,7 +11,6 @@ from structlog.testing import capture_logs
 
 from bace_bridge.cloud.replies import TokenReply
 from bace_bridge.cloud.tokens import Credentials, Tokens
-from bace_bridge.domain.changes import Changes
 from bace_bridge.domain.events import Event
 from bace_bridge.errors import (
     CloudUnavailable,
@@ -23,14 +22,15 @@ from bace_bridge.errors import (
     StoreReadOnly,
     StoreUnusable,
 )
+from bace_bridge.polling.loops import SessionLoop
+from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.facts import Facts
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import BUSY_TIMEOUT, SqliteFile
-from bace_bridge.watcher.loops import SessionLoop
 from tests.integration.disks import fill_up, make_read_only, small_disk
+from tests.integration.polling_line import Clock
 from tests.integration.test_dispatcher import ScriptedSink, event, eventually, running
-from tests.integration.watching import Clock
 
 
 def events(first: int, count: int, *, size: int = 2) -> Changes:
@@ -236,7 +236,7 @@ async def test_a_trouble_of_the_cloud_that_cannot_be_written_is_told_once_it_can
             clock=clock,
             monotonic=clock,
             jitter=lambda: 0.0,
-            on_look=lambda: None,
+            after_poll=lambda: None,
             pause=let_pass,
         )
         await away(file, "events")

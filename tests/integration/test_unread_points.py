@@ -9,14 +9,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from bace_bridge.domain.events import LoggedEvent
-from bace_bridge.domain.sessions import KnownSession
-from bace_bridge.domain.visits import MOST_FAILED_VISITS
-from bace_bridge.domain.windows import MOST_FAILURES
 from bace_bridge.errors import CloudError
+from bace_bridge.polling.datapoint_fetch import DatapointFetch
+from bace_bridge.polling.loops import DatapointLoop
+from bace_bridge.polling.rules.fetches import MOST_FAILED_FETCHES
+from bace_bridge.polling.rules.sessions import KnownSession
+from bace_bridge.polling.rules.windows import MOST_FAILURES
 from bace_bridge.simulator.cloud import SimulatedCloud
-from bace_bridge.watcher.loops import DatapointLoop
-from bace_bridge.watcher.visit import Visit
-from tests.integration.watching import Clock, Watching, data, points, simulated, types, watching
+from tests.integration.polling_line import Clock, Watching, data, points, simulated, types, watching
 
 POINTS = "/api/v2/data-downsampled"
 FOREVER = 10**9
@@ -107,7 +107,7 @@ async def test_a_session_that_is_broken_for_good_is_told_and_tried_on(
             session = over_at_once(cloud, clock)
             watch.server.faults.answer(POINTS, status=status, body=body, times=FOREVER, holding=session)
             assert types(await watch.look()) == ["session.started", "session.ended"]
-            assert await visits(watch, clock, 20 * MOST_FAILED_VISITS) == ["session.csv_ready"]
+            assert await visits(watch, clock, 20 * MOST_FAILED_FETCHES) == ["session.csv_ready"]
             before = watch.api_requests()
             assert await visits(watch, clock, 86400, every=300) == []
             assert (watch.api_requests() - before) <= 3 * 6 * 12, (
@@ -185,7 +185,9 @@ class Turns:
         self.made.append(known.session.id)
         self._under_way += 1
         watch = self._watch
-        visit = Visit(known, watch.api, watch.journal, watch.settings, deciding=watch.deciding, clock=self._clock)
+        visit = DatapointFetch(
+            known, watch.api, watch.journal, watch.settings, deciding=watch.deciding, clock=self._clock
+        )
         try:
             return await visit.make()
         finally:

@@ -14,8 +14,8 @@ from bace_bridge.config.json_schema import config_schema, default_as_written
 from bace_bridge.config.load import load
 from bace_bridge.config.models import CloudConfig, Config
 from bace_bridge.config.paths import section_model
-from bace_bridge.domain.event_schema import event_schema
 from bace_bridge.domain.events import EVENT_TYPES
+from bace_bridge.polling.rules.event_schema import event_schema
 
 EXAMPLE = Path(__file__).parents[2] / "bridge.example.yaml"
 ENV = {

@@ -4,19 +4,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bace_bridge.domain.datapoints import (
+from bace_bridge.polling.rules.datapoints import (
+    ChangedPoint,
     Datapoint,
     Datatype,
-    News,
-    Told,
-    ToldPoint,
+    Emitted,
+    EmittedPoint,
     datapoint_events,
     newest_per_series,
+    samples_emitted,
     samples_per_day,
-    samples_told,
     tell,
 )
-from bace_bridge.domain.sessions import DataSession, KnownSession
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 
 NOON = 1_764_590_400.0
 KNOWN = KnownSession(session=DataSession("s1", "g1", NOON), device_label="BaceGo-1")
@@ -38,10 +38,10 @@ POINT = Datapoint("x", "device", 6000, NOON, 1.0, 3.0, 2.0, 4)
     ],
 )
 def test_a_point_is_news_when_it_is_new_or_its_values_are(served: Datapoint, revision: int | None) -> None:
-    told: Told = {"x": {NOON: ToldPoint(1.0, 3.0, 2.0, 4, 2)}}
+    told: Emitted = {"x": {NOON: EmittedPoint(1.0, 3.0, 2.0, 4, 2)}}
     after, news = tell(told, [served])
-    assert news == ([] if revision is None else [News(served, revision)])
-    assert told == {"x": {NOON: ToldPoint(1.0, 3.0, 2.0, 4, 2)}}, "what was told before is not changed in place"
+    assert news == ([] if revision is None else [ChangedPoint(served, revision)])
+    assert told == {"x": {NOON: EmittedPoint(1.0, 3.0, 2.0, 4, 2)}}, "what was told before is not changed in place"
     assert tell(after, [served]) == (after, [])
 
 
@@ -49,12 +49,12 @@ def test_news_are_told_oldest_first_and_a_point_served_twice_counts_both_values(
     late, early = replace(POINT, timestamp=NOON + 60), replace(POINT, count=9)
     after, news = tell({}, [late, POINT, early])
     assert [(one.point, one.revision) for one in news] == [(POINT, 0), (early, 1), (late, 0)]
-    assert samples_told(after) == 9 + 4
+    assert samples_emitted(after) == 9 + 4
 
 
 def test_what_was_told_survives_the_store() -> None:
     told, _ = tell({}, [POINT, replace(POINT, timestamp=NOON + 0.1, min=None, max=None, avg=None)])
-    assert msgspec.msgpack.decode(msgspec.msgpack.encode(told), type=Told) == told
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(told), type=Emitted) == told
 
 
 def test_samples_are_counted_by_utc_day() -> None:
@@ -70,7 +70,7 @@ def test_the_newest_point_of_each_series() -> None:
 
 def test_a_point_is_shown_as_the_contract_says() -> None:
     datatypes = {6000: Datatype("Heart rate", "bpm")}
-    (event,) = datapoint_events(KNOWN, [News(POINT, 2)], datatypes, now=NOON + 9)
+    (event,) = datapoint_events(KNOWN, [ChangedPoint(POINT, 2)], datatypes, now=NOON + 9)
     shown = msgspec.json.decode(event.data)
     assert shown["datapoints"] == [
         {
@@ -92,7 +92,7 @@ def test_a_point_is_shown_as_the_contract_says() -> None:
         "BaceGo-1",
         "2025-12-01T12:00:09Z",
     )
-    (event,) = datapoint_events(KNOWN, [News(POINT, 2)], {}, now=NOON)
+    (event,) = datapoint_events(KNOWN, [ChangedPoint(POINT, 2)], {}, now=NOON)
     assert [msgspec.json.decode(event.data)["datapoints"][0][key] for key in ("name", "unit")] == [None, None]
 
 
@@ -124,7 +124,8 @@ def test_an_event_has_at_most_200_points_and_stays_under_64_kib(
     session = replace(KNOWN.session, label=label)
     known = replace(KNOWN, session=session, device_label=device)
     news = [
-        News(Datapoint(series, series, 6000, NOON + one, value, value, value, 2**31), revision) for one in range(count)
+        ChangedPoint(Datapoint(series, series, 6000, NOON + one, value, value, value, 2**31), revision)
+        for one in range(count)
     ]
     told = datapoint_events(known, news, {6000: Datatype(name, unit)}, now=NOON)
     shown = [msgspec.json.decode(event.data)["datapoints"] for event in told]
@@ -138,13 +139,13 @@ def test_an_event_has_at_most_200_points_and_stays_under_64_kib(
     assert [event.time for event in told] == newest
 
 
-def _chunks(news: list[News], sizes: list[int]) -> list[list[News]]:
+def _chunks(news: list[ChangedPoint], sizes: list[int]) -> list[list[ChangedPoint]]:
     rest = iter(news)
     return [[next(rest) for _ in range(size)] for size in sizes]
 
 
 def test_many_small_points_fill_their_events() -> None:
     """Halving an event that is too large must not end in hundreds of tiny ones."""
-    news = [News(replace(POINT, timestamp=NOON + one), 0) for one in range(450)]
+    news = [ChangedPoint(replace(POINT, timestamp=NOON + one), 0) for one in range(450)]
     told = datapoint_events(KNOWN, news, {}, now=NOON)
     assert [len(msgspec.json.decode(event.data)["datapoints"]) for event in told] == [200, 200, 50]

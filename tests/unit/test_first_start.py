@@ -1,7 +1,7 @@
 import pytest
 
-from bace_bridge.domain.first_start import BEFORE_EVERYTHING, PLAUSIBLE_AHEAD, StartKind, first_start_from
-from bace_bridge.domain.sessions import DataSession, is_history
+from bace_bridge.polling.rules.first_start import BEFORE_EVERYTHING, PLAUSIBLE_AHEAD, StartKind, first_start_from
+from bace_bridge.polling.rules.sessions import DataSession, is_history
 
 NOW = 1_764_590_400.0
 

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bace_bridge.domain.narrowing import Hole, PageAsk, Span, halved, page_around, spans_around
+from bace_bridge.polling.rules.narrowing import Hole, PageAsk, Span, halved, page_around, spans_around
 
 ROWS = st.integers(0, 400)
 

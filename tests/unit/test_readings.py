@@ -5,17 +5,17 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from bace_bridge.domain.changes import Changes
-from bace_bridge.domain.datapoints import Datapoint, Datatype, Told, tell
-from bace_bridge.domain.readings import (
+from bace_bridge.polling.rules.changes import Changes
+from bace_bridge.polling.rules.datapoints import Datapoint, Datatype, Emitted, tell
+from bace_bridge.polling.rules.readings import (
     absorb,
     after_failure,
     by_window,
     left_out,
     split,
 )
-from bace_bridge.domain.sessions import DataSession, KnownSession
-from bace_bridge.domain.windows import MOST_FAILURES, SPAN, Due, Window, WindowState, halves, left_out_windows
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession
+from bace_bridge.polling.rules.windows import MOST_FAILURES, SPAN, Due, Window, WindowState, halves, left_out_windows
 
 NOON = 1_764_590_400
 HOUR, NEXT = Window(NOON, NOON + SPAN), Window(NOON + SPAN, NOON + 2 * SPAN)
@@ -31,7 +31,7 @@ def read(
     *,
     known: KnownSession = KNOWN,
     states: Sequence[WindowState] = (),
-    told: dict[Window, Told] | None = None,
+    told: dict[Window, Emitted] | None = None,
     since: int = NOON,
     pages: int = 1,
     now: float = 60.0,
@@ -50,7 +50,7 @@ def read(
     )
 
 
-def told_of(*points: Datapoint) -> Told:
+def told_of(*points: Datapoint) -> Emitted:
     return tell({}, points)[0]
 
 

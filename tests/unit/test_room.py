@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from bace_bridge.domain.room import Room, room_left
-from bace_bridge.domain.sessions import DataSession, KnownSession
 from bace_bridge.domain.store_trouble import FORGOTTEN_AFTER, StoreTrouble, after_failure, after_success
-from bace_bridge.domain.windows import may_be_forgotten
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession
+from bace_bridge.polling.rules.windows import may_be_forgotten
 
 FREE, PRUNING, PAUSED = Room(), Room(surplus=1), Room(surplus=1, paused=True)
 
@@ -69,7 +69,7 @@ INGESTED = KnownSession(session=DataSession("s", "g", 10.0, end=20.0, updated_at
     ("known", "forgotten"),
     [
         (INGESTED, True),
-        (replace(INGESTED, visit_at=1.0), False),
+        (replace(INGESTED, fetch_at=1.0), False),
         (replace(INGESTED, csv_due=True), False),
         (replace(INGESTED, session=replace(INGESTED.session, updated_at=100.0)), False),
         (replace(INGESTED, session=replace(INGESTED.session, updated_at=None, end=100.0)), False),

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bace_bridge.domain.changes import WatchState
-from bace_bridge.domain.session_list import (
+from bace_bridge.polling.rules.changes import PollState
+from bace_bridge.polling.rules.session_list import (
     OVERLAP,
     QUIET_WALKS,
     after_walk,
@@ -21,10 +21,10 @@ from bace_bridge.domain.session_list import (
     updates_descend,
     updates_held,
 )
-from bace_bridge.domain.sessions import DataSession, KnownSession
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 
 NOON = 1_764_590_400.0
-STATE = WatchState(start_from=NOON, watermark=NOON)
+STATE = PollState(start_from=NOON, watermark=NOON)
 
 
 def row(identifier: str = "a", *, start: float = 0.0, updated_at: float | None = NOON) -> DataSession:

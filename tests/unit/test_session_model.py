@@ -15,10 +15,10 @@ from hypothesis.stateful import (
 )
 from msgspec.structs import replace
 
-from bace_bridge.domain.datapoints import Datapoint, Told, datapoint_events, tell
 from bace_bridge.domain.events import Event
-from bace_bridge.domain.sessions import DataSession, KnownSession, observe, observe_absence
-from bace_bridge.domain.visits import Outcome, conclude
+from bace_bridge.polling.rules.datapoints import Datapoint, Emitted, datapoint_events, tell
+from bace_bridge.polling.rules.fetches import Outcome, conclude
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession, observe, observe_absence
 
 NOON = 1_764_590_400.0
 INTERVAL = 15.0
@@ -85,7 +85,7 @@ class OneSession(RuleBasedStateMachine):
         self.in_cloud = True
         self.seen: list[DataSession] = []
         self.known: KnownSession | None = None
-        self.told: Told = {}
+        self.told: Emitted = {}
         self.visit: UnderWay | None = None
         self.log = Log()
         self.change()
@@ -184,8 +184,8 @@ class OneSession(RuleBasedStateMachine):
         lambda self: (
             self.visit is None
             and self.known is not None
-            and self.known.visit_at is not None
-            and self.known.visit_at <= self.now
+            and self.known.fetch_at is not None
+            and self.known.fetch_at <= self.now
         )
     )
     @rule()
@@ -239,10 +239,10 @@ class OneSession(RuleBasedStateMachine):
         if self.known is None:
             assert not self.log.events
             return
-        assert (self.known.end_told is not None) == self.log.ended
+        assert (self.known.end_emitted is not None) == self.log.ended
         assert (-1 if self.known.csv_revision is None else self.known.csv_revision) == self.log.revision
         if self.known.unfinished:
-            assert self.known.visit_at is not None, "nobody would ever visit it again"
+            assert self.known.fetch_at is not None, "nobody would ever visit it again"
 
     def teardown(self) -> None:
         """When the cloud is at rest, everything that is true of it gets told."""
@@ -251,16 +251,16 @@ class OneSession(RuleBasedStateMachine):
         self.poll()
         for _ in range(12):
             assert self.known is not None
-            if self.known.visit_at is None:
+            if self.known.fetch_at is None:
                 break
-            self.now = max(self.now, self.known.visit_at)
+            self.now = max(self.now, self.known.fetch_at)
             self.a_visit_reads()
             self.a_visit_ends("read")
             self.poll()
         assert self.log.ended == (self.row.end is not None)
         if self.row.state == "ingested":
             assert self.known is not None
-            assert self.known.visit_at is None
+            assert self.known.fetch_at is None
             assert self.log.revision >= 0
             assert self.log.csv_count == self.row.datapoint_count
             assert not self.log.points_after_csv

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from bace_bridge.domain.sessions import (
+from bace_bridge.polling.rules.sessions import (
     DataSession,
     KnownSession,
     Observation,
@@ -76,7 +76,7 @@ def test_a_first_look_tells_the_start_alone_and_calls_for_a_visit(
     observation = found(None, session)
     assert types(observation) == ["session.started"]
     known = observation.known
-    assert (known.over_when_found, known.csv_due, known.visit_at) == (over, csv_due, NOON + 100)
+    assert (known.over_when_found, known.csv_due, known.fetch_at) == (over, csv_due, NOON + 100)
     event = observation.events[0]
     assert (event.time, event.observed_at, event.session_id, event.device_id) == (NOON, NOON + 100, "s1", "g1")
 
@@ -164,13 +164,13 @@ def test_a_row_from_the_far_future_does_not_silence_its_session(
 @pytest.mark.parametrize(
     ("known", "seen", "told"),
     [
-        (known_as(ENDED, end_told=NOON + 60), replace(ACTIVE, updated_at=NOON + 70), ["session.reopened"]),
+        (known_as(ENDED, end_emitted=NOON + 60), replace(ACTIVE, updated_at=NOON + 70), ["session.reopened"]),
         (known_as(ENDED), replace(ACTIVE, updated_at=NOON + 70), []),
-        (known_as(ENDED, end_told=NOON + 60), replace(ENDED, end=NOON + 65), []),
-        (known_as(ENDED, end_told=NOON + 60, removed=True), ENDED, []),
+        (known_as(ENDED, end_emitted=NOON + 60), replace(ENDED, end=NOON + 65), []),
+        (known_as(ENDED, end_emitted=NOON + 60, removed=True), ENDED, []),
         (known_as(ACTIVE, removed=True), ACTIVE, ["session.reopened"]),
         (known_as(ACTIVE), ENDED, []),
-        (known_as(ENDED, end_told=NOON + 60), INGESTED, []),
+        (known_as(ENDED, end_emitted=NOON + 60), INGESTED, []),
     ],
     ids=[
         "the end was told and is gone",
@@ -204,20 +204,20 @@ def test_a_session_that_is_found_over_and_goes_on_is_a_live_one() -> None:
         (known_as(INGESTED), replace(ENDED, updated_at=NOON + 99), False, 0, True),
         (known_as(INGESTED, csv_due=False, csv_facts=(0, NOON + 60, 0)), replace(INGESTED, label="x"), False, 0, False),
         (
-            known_as(INGESTED, csv_due=False, csv_facts=(0, NOON + 60, 0), visit_at=None),
+            known_as(INGESTED, csv_due=False, csv_facts=(0, NOON + 60, 0), fetch_at=None),
             replace(INGESTED, datapoint_count=1),
             True,
             1,
             True,
         ),
         (
-            known_as(INGESTED, csv_due=False, csv_facts=(0, NOON + 60, 0), visit_at=None),
+            known_as(INGESTED, csv_due=False, csv_facts=(0, NOON + 60, 0), fetch_at=None),
             replace(INGESTED, end=NOON + 61),
             True,
             1,
             True,
         ),
-        (known_as(INGESTED, csv_due=False, removed=True, visit_at=None), INGESTED, True, 1, True),
+        (known_as(INGESTED, csv_due=False, removed=True, fetch_at=None), INGESTED, True, 1, True),
     ],
     ids=[
         "ingestion finished",
@@ -235,21 +235,21 @@ def test_when_a_csv_is_due_and_everything_is_read_again(
 ) -> None:
     after = found(known, seen, now=NOON + 500).known
     assert (after.csv_due, after.reading) == (csv_due, reading)
-    assert (after.visit_at == NOON + 500) is visit
+    assert (after.fetch_at == NOON + 500) is visit
 
 
 @pytest.mark.parametrize(
-    ("known", "seen", "visit_at"),
+    ("known", "seen", "fetch_at"),
     [
-        (known_as(ACTIVE, visit_at=NOON + 150), replace(ACTIVE, datapoint_count=5), NOON + 150),
-        (known_as(ACTIVE, visit_at=None), replace(ACTIVE, datapoint_count=5), NOON + 100),
-        (known_as(ACTIVE, visit_at=NOON + 150), ENDED, NOON + 100),
-        (known_as(ENDED, visit_at=NOON + 700), replace(ENDED, datapoint_count=5), NOON + 100),
+        (known_as(ACTIVE, fetch_at=NOON + 150), replace(ACTIVE, datapoint_count=5), NOON + 150),
+        (known_as(ACTIVE, fetch_at=None), replace(ACTIVE, datapoint_count=5), NOON + 100),
+        (known_as(ACTIVE, fetch_at=NOON + 150), ENDED, NOON + 100),
+        (known_as(ENDED, fetch_at=NOON + 700), replace(ENDED, datapoint_count=5), NOON + 100),
     ],
     ids=["a live session keeps its turn", "one without a turn gets one", "the end is urgent", "late points are urgent"],
 )
-def test_what_calls_for_a_visit_at_once(known: KnownSession, seen: DataSession, visit_at: float) -> None:
-    assert found(known, seen).known.visit_at == visit_at
+def test_what_calls_for_a_visit_at_once(known: KnownSession, seen: DataSession, fetch_at: float) -> None:
+    assert found(known, seen).known.fetch_at == fetch_at
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_absence_is_told_once_and_ends_the_visits() -> None:
     observation = observe_absence(known_as(INGESTED), now=NOON + 200)
     assert observation is not None
     assert types(observation) == ["session.removed"]
-    assert (observation.known.visit_at, observation.known.csv_due) == (None, False)
+    assert (observation.known.fetch_at, observation.known.csv_due) == (None, False)
     assert not observation.known.unfinished
     assert observe_absence(observation.known, now=NOON + 300) is None
 
@@ -275,7 +275,7 @@ def test_absence_is_told_once_and_ends_the_visits() -> None:
 def test_what_comes_true_a_second_time_has_an_id_of_its_own() -> None:
     """A permission that is taken, given and taken again leaves no trace in the row."""
     ids: list[str] = []
-    known = known_as(replace(ENDED, updated_at=None), end_told=NOON + 60)
+    known = known_as(replace(ENDED, updated_at=None), end_emitted=NOON + 60)
     for _ in range(2):
         gone = observe_absence(known, now=NOON + 200)
         assert gone is not None

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bace_bridge.domain.sessions import DataSession, KnownSession
-from bace_bridge.domain.windows import (
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession
+from bace_bridge.polling.rules.windows import (
     DAY,
     DIRECT_WINDOWS,
     FINEST_SPAN,
@@ -15,7 +15,7 @@ from bace_bridge.domain.windows import (
     Due,
     Window,
     WindowState,
-    days_with_news,
+    days_with_more,
     halves,
     is_settled,
     leaf_at,
@@ -208,4 +208,4 @@ def test_the_days_on_which_there_is_something_new(
     probe: dict[int, int], probed: dict[int, int], expected: set[int]
 ) -> None:
     told = states(state(Window(0, SPAN), samples=1), state(Window(DAY - SPAN, DAY), samples=2))
-    assert days_with_news(probe, replace(KNOWN, probed=probed), told) == expected
+    assert days_with_more(probe, replace(KNOWN, probed=probed), told) == expected

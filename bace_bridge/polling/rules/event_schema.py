@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 
 from bace_bridge.domain import events
-from bace_bridge.domain.datapoints import POINTS_PER_EVENT, DatapointView
-from bace_bridge.domain.sessions import DeviceView, SessionView
+from bace_bridge.polling.rules.datapoints import POINTS_PER_EVENT, DatapointView
+from bace_bridge.polling.rules.sessions import DeviceView, SessionView
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _ALERT_TYPES = ("alert.firing", "alert.resolved")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
-from bace_bridge.domain.narrowing import PLACE_RETRY
+from bace_bridge.polling.rules.narrowing import PLACE_RETRY
 
 log = structlog.get_logger()
 

@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bace_bridge.domain import session_list
-from bace_bridge.domain.narrowing import FAR, MOST_HOLES, PLACE_RETRY, Hole, PageAsk, Span, halved, spans_around
-from bace_bridge.domain.seen import Page, SeenSession
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import CloudError, CloudRefused, UnexpectedReply
-from bace_bridge.watcher.list_walk import BREAKS, MOST_ROWS, AllBroken, FaultBudget, ListWalk
-from bace_bridge.watcher.needs import SessionCloud
-from bace_bridge.watcher.recording import SessionRecorder
-from bace_bridge.watcher.unread import Unread
+from bace_bridge.polling.list_walk import BREAKS, MOST_ROWS, AllBroken, FaultBudget, ListWalk
+from bace_bridge.polling.needs import SessionCloud
+from bace_bridge.polling.recording import SessionRecorder
+from bace_bridge.polling.rules import session_list
+from bace_bridge.polling.rules.narrowing import FAR, MOST_HOLES, PLACE_RETRY, Hole, PageAsk, Span, halved, spans_around
+from bace_bridge.polling.rules.seen import Page, SeenSession
+from bace_bridge.polling.unread import Unread
 
 SOON = 15.0
 """Seconds after which a new hole is looked at again: other rows may still have been updated in its second."""

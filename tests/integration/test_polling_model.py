@@ -19,14 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bace_bridge.domain.events import LoggedEvent
-from bace_bridge.domain.seen import PointsRead, Urgency
 from bace_bridge.domain.timestamps import iso_utc
-from bace_bridge.domain.windows import SPAN, window_at
 from bace_bridge.errors import CloudError
+from bace_bridge.polling.datapoint_fetch import DatapointFetch
+from bace_bridge.polling.rules.seen import PointsRead, Urgency
+from bace_bridge.polling.rules.windows import SPAN, window_at
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.downsample import Resolution
-from bace_bridge.watcher.visit import Visit
-from tests.integration.watching import Clock, Watching, data, points, simulated, types, watching
+from tests.integration.polling_line import Clock, Watching, data, points, simulated, types, watching
 
 STRATEGIES = ("", "filters-ignored", "updated-filter-ignored")
 OTHER_QUIRKS = (
@@ -414,9 +414,9 @@ async def test_a_bound_that_is_ignored_loses_nothing(clock: Clock, tmp_path: Pat
     cloud.finish_ingestion(session)
     async with watching(cloud, tmp_path / "b.db", clock, start="all") as watch:
         await watch.poll.poll()
-        (known,) = await watch.journal.due_visits(clock.now, 9)
+        (known,) = await watch.journal.due_fetches(clock.now, 9)
         doubtful = CloudThatIgnoresTheBeginning(watch, start)
-        visit = Visit(known, doubtful, watch.journal, watch.settings, deciding=watch.deciding, clock=clock)
+        visit = DatapointFetch(known, doubtful, watch.journal, watch.settings, deciding=watch.deciding, clock=clock)
         await visit.make()
         told = await watch.all_events()
     assert [one["avg"] for one in points(told)] == [0.0, 1.0, 2.0, 3.0, 4.0]

@@ -1,9 +1,9 @@
 """Datapoints, where it is made sure what a failure is about: this data session, or the cloud."""
 
-from bace_bridge.domain.narrowing import NOBODY
-from bace_bridge.domain.seen import PointsRead, Urgency
 from bace_bridge.errors import CloudError, CloudFault, CloudLoginFailed, CloudRefused, CloudUnavailable, UnexpectedReply
-from bace_bridge.watcher.needs import PointCloud
+from bace_bridge.polling.needs import PointCloud
+from bace_bridge.polling.rules.narrowing import NOBODY
+from bace_bridge.polling.rules.seen import PointsRead, Urgency
 
 OWN = (CloudRefused, CloudFault, UnexpectedReply)
 """What may be about this very request. Everything else is the cloud being away."""

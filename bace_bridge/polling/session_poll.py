@@ -5,17 +5,17 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import structlog
 from msgspec.structs import replace
 
-from bace_bridge.domain import session_list
-from bace_bridge.domain.changes import Changes, WatchState
-from bace_bridge.domain.narrowing import PLACE_RETRY
-from bace_bridge.domain.seen import Page, SeenSession
-from bace_bridge.domain.sessions import DataSession, KnownSession
 from bace_bridge.errors import CloudRefused
-from bace_bridge.watcher.list_walk import AllBroken, FaultBudget, ListWalk
-from bace_bridge.watcher.needs import SessionCloud, SessionJournal
-from bace_bridge.watcher.recording import MOST_CHECKS, SessionRecorder
-from bace_bridge.watcher.roll_call import RollCall
-from bace_bridge.watcher.updated_list import NotHonoured, UpdatedList
+from bace_bridge.polling.list_walk import AllBroken, FaultBudget, ListWalk
+from bace_bridge.polling.needs import SessionCloud, SessionJournal
+from bace_bridge.polling.recording import MOST_CHECKS, SessionRecorder
+from bace_bridge.polling.roll_call import RollCall
+from bace_bridge.polling.rules import session_list
+from bace_bridge.polling.rules.changes import Changes, PollState
+from bace_bridge.polling.rules.narrowing import PLACE_RETRY
+from bace_bridge.polling.rules.seen import Page, SeenSession
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession
+from bace_bridge.polling.updated_list import NotHonoured, UpdatedList
 
 log = structlog.get_logger()
 
@@ -48,7 +48,7 @@ class SessionPoll:
         self._first_start_from = first_start_from
         self._roll_call = RollCall(journal, recorder, interval=reconcile_interval, clock=clock)
         self._clock = clock
-        self._state: WatchState | None = None
+        self._state: PollState | None = None
         self._delta_works = True
         self._sort_warned = False
         self._missed: set[DataSession] = set()
@@ -76,7 +76,7 @@ class SessionPoll:
             raise broken.cause from None
 
     async def _poll(self) -> None:
-        state = self._state or await self._journal.watch_state() or await self._first_state()
+        state = self._state or await self._journal.poll_state() or await self._first_state()
         if self._delta_works:
             try:
                 state = await self._poll_delta(state)
@@ -94,7 +94,7 @@ class SessionPoll:
             await self._journal.commit(Changes(watch=state))
             self._state = state
 
-    async def _first_state(self) -> WatchState:
+    async def _first_state(self) -> PollState:
         """Where a first start begins, in the cloud's own time: its newest update, not our clock."""
         rows: list[DataSession] = []
         walk = ListWalk(session_list.LATEST_UPDATE_FIRST)
@@ -106,7 +106,7 @@ class SessionPoll:
         start_from = self._first_start_from(rows)
         log.info("watch.first_start", reports_from=start_from, sessions_in_cloud=walk.total)
         crowded = more and session_list.is_one_bulk(rows)
-        return WatchState(start_from=start_from, watermark=start_from, floor=start_from + 1 if crowded else 0.0)
+        return PollState(start_from=start_from, watermark=start_from, floor=start_from + 1 if crowded else 0.0)
 
     async def _pages(self, walk: ListWalk, first: int = 0, end: int | None = None) -> AsyncIterator[Page[SeenSession]]:
         """The pages of a walk; the rows that break it are named."""
@@ -128,7 +128,7 @@ class SessionPoll:
 
     # -- delta ---------------------------------------------------------------------------------------------------
 
-    async def _poll_delta(self, state: WatchState) -> WatchState:
+    async def _poll_delta(self, state: PollState) -> PollState:
         if not state.active_found or (state.active_missed and self._time_to_try_again()):
             state = replace(state, active_missed=await self._find_active(state))
         bound = session_list.bound_of(state)
@@ -155,7 +155,7 @@ class SessionPoll:
         after = session_list.after_walk(state, read.newest, pages=read.pages, news=read.news, cloud_now=cloud_now)
         return await self._roll_call.made(replace(after, active_found=True, holes=read.holes), self._budget)
 
-    async def _find_active(self, state: WatchState) -> bool:
+    async def _find_active(self, state: PollState) -> bool:
         """The sessions that are active at the first start, however old, without reading the history.
 
         Returns whether the cloud broke on one of them.
@@ -191,7 +191,7 @@ class SessionPoll:
 
     # -- documented only -----------------------------------------------------------------------------------------
 
-    async def _poll_documented(self, state: WatchState) -> WatchState:
+    async def _poll_documented(self, state: PollState) -> PollState:
         seen, in_order, more = await self._newest_sessions(state)
         unfinished = [one for one in await self._journal.unfinished() if one.session.id not in seen]
         asked, self._asked_upto = session_list.to_ask_by_id(unfinished, self._asked_upto, most=MOST_CHECKS)
@@ -201,7 +201,7 @@ class SessionPoll:
                 state = await self._reconcile(state)
         return replace(state, active_found=True)
 
-    async def _newest_sessions(self, state: WatchState) -> tuple[set[str], bool, bool]:
+    async def _newest_sessions(self, state: PollState) -> tuple[set[str], bool, bool]:
         """The head of the list, as far as it shows anything new; at a first start a few pages of it.
 
         Returns the ids that were seen, whether they came in order, and whether there is more than a page.
@@ -229,7 +229,7 @@ class SessionPoll:
             await self._check_missing(await self._journal.started_since(oldest), seen, state.start_from)
         return seen, in_order, walk.total is None or walk.total > walk.size
 
-    async def _reconcile(self, state: WatchState) -> WatchState:
+    async def _reconcile(self, state: PollState) -> PollState:
         """One more page of everything: sessions that appeared with an old start are found here."""
         walk, number = self._newest, max(2, state.reconcile_page)
         served: Page[SeenSession] | None = None

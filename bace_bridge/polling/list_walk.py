@@ -3,11 +3,11 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from bace_bridge.domain import session_list
-from bace_bridge.domain.narrowing import MOST_FAULTS, PageAsk, page_around
-from bace_bridge.domain.seen import Page, SeenSession
 from bace_bridge.errors import CloudError, CloudFault, UnexpectedReply
-from bace_bridge.watcher.needs import SessionCloud
+from bace_bridge.polling.needs import SessionCloud
+from bace_bridge.polling.rules import session_list
+from bace_bridge.polling.rules.narrowing import MOST_FAULTS, PageAsk, page_around
+from bace_bridge.polling.rules.seen import Page, SeenSession
 
 T = TypeVar("T")
 

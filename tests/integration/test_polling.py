@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from bace_bridge.simulator.downsample import Resolution
-from tests.integration.watching import Clock, data, points, simulated, types, watching
+from tests.integration.polling_line import Clock, data, points, simulated, types, watching
 
 STRATEGIES = [(), ("filters-ignored",), ("updated-filter-ignored",)]
 

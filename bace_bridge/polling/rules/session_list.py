@@ -8,8 +8,8 @@ from itertools import pairwise
 
 from msgspec.structs import replace
 
-from bace_bridge.domain.changes import WatchState
-from bace_bridge.domain.sessions import DataSession, KnownSession
+from bace_bridge.polling.rules.changes import PollState
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 
 OVERLAP = 120.0
 """Seconds below the watermark from which a list is asked for: rows may become visible after newer ones."""
@@ -41,7 +41,7 @@ def by_ids(ids: Sequence[str]) -> Params:
     return tuple(("filter[id_data_session][in][]", one) for one in ids)
 
 
-def bound_of(state: WatchState) -> float:
+def bound_of(state: PollState) -> float:
     """Where the next list of updates begins.
 
     A bulk edit can put thousands of rows into one second. As long as nothing newer comes they would be walked at every
@@ -93,7 +93,7 @@ def _likely_to_change(known: KnownSession) -> tuple[bool, float]:
     return session.end is None, max(session.start, session.end or 0.0, session.updated_at or 0.0)
 
 
-def after_walk(state: WatchState, rows_newest: float | None, *, pages: int, news: bool, cloud_now: float) -> WatchState:
+def after_walk(state: PollState, rows_newest: float | None, *, pages: int, news: bool, cloud_now: float) -> PollState:
     """The state after a complete walk. A row from the future cannot push the watermark past what is to come."""
     watermark = state.watermark
     if rows_newest is not None:

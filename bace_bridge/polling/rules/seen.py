@@ -5,8 +5,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from bace_bridge.domain.datapoints import Datapoint
-from bace_bridge.domain.sessions import DataSession
+from bace_bridge.polling.rules.datapoints import Datapoint
+from bace_bridge.polling.rules.sessions import DataSession
 
 T = TypeVar("T")
 

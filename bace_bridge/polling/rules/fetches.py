@@ -7,15 +7,15 @@ import msgspec
 from bace_bridge.domain import events
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.retry import backoff
-from bace_bridge.domain.sessions import END_PATIENCE, KnownSession, Observation, session_event
+from bace_bridge.polling.rules.sessions import END_PATIENCE, KnownSession, Observation, session_event
 
-SLOWEST_LATE_VISIT = 600.0
+SLOWEST_LATE_FETCH = 600.0
 """Seconds: an ended session whose ingestion does not finish is asked ever more rarely, down to this."""
 
-SLOWEST_VISIT = 21_600.0
+SLOWEST_FETCH = 21_600.0
 """Seconds: a session of which something could not be read is tried ever more rarely, down to this."""
 
-MOST_FAILED_VISITS = 5
+MOST_FAILED_FETCHES = 5
 """After so many failed visits a session's CSV is told without the datapoints that cannot be had; these are tried on."""
 
 Outcome = Literal["read", "more", "failed", "unavailable"]
@@ -25,7 +25,7 @@ while it answered others; the cloud is away, which says nothing of this session.
 
 def end_is_due(known: KnownSession, *, read: bool, failed: bool, now: float) -> bool:
     """`session.ended` follows the datapoints before it, but does not wait for a slow or broken cloud."""
-    if known.session.end is None or known.end_told is not None or known.removed:
+    if known.session.end is None or known.end_emitted is not None or known.removed:
         return False
     waited = now - (known.end_seen_at if known.end_seen_at is not None else now)
     return read or failed or (not known.over_when_found and waited >= END_PATIENCE)
@@ -48,24 +48,28 @@ def conclude(
     """
     told: list[Event] = []
     failed = outcome == "failed"
-    gave_up = failed and known.failed_visits + 1 >= MOST_FAILED_VISITS
+    gave_up = failed and known.failed_fetches + 1 >= MOST_FAILED_FETCHES
     read = outcome == "read" or gave_up
     if end_is_due(known, read=read, failed=failed, now=now):
         end = known.session.end
         assert end is not None
-        known = msgspec.structs.replace(known, end_told=end)
+        known = msgspec.structs.replace(known, end_emitted=end)
         facts = (end, known.reopenings)
         told.append(session_event(events.SESSION_ENDED, known, time=end, now=now, facts=facts))
-    if (known.csv_due or known.unread) and read and known.session.state == "ingested" and known.end_told is not None:
+    if (known.csv_due or known.unread) and read and known.session.state == "ingested" and known.end_emitted is not None:
         known, more = _csv_ready(known, csv_url, now)
         told.extend(more)
     if outcome is not None:
         known = msgspec.structs.replace(
             known,
-            failed_visits=known.failed_visits + 1 if failed else known.failed_visits if outcome == "unavailable" else 0,
+            failed_fetches=known.failed_fetches + 1
+            if failed
+            else known.failed_fetches
+            if outcome == "unavailable"
+            else 0,
             unread=_something_unread(known, outcome, gave_up=gave_up, left_out=left_out),
         )
-        known = msgspec.structs.replace(known, visit_at=_next_visit(known, outcome, max(interval, retry_after), now))
+        known = msgspec.structs.replace(known, fetch_at=_next_visit(known, outcome, max(interval, retry_after), now))
     return Observation(known, tuple(told))
 
 
@@ -102,12 +106,12 @@ def _next_visit(known: KnownSession, outcome: Outcome, interval: float, now: flo
     if outcome == "more":
         return now
     if outcome == "failed" and (session.state != "ingested" or known.csv_due):
-        return now + max(interval, backoff(known.failed_visits, jitter=0.0))
+        return now + max(interval, backoff(known.failed_fetches, jitter=0.0))
     if outcome == "unavailable" or session.end is None:
         return now + interval
     if known.unread:
         changed = max(session.start, session.end, session.created_at or 0.0, session.updated_at or 0.0)
-        wait = min(max(SLOWEST_LATE_VISIT, (now - changed) / 20), SLOWEST_VISIT)
+        wait = min(max(SLOWEST_LATE_FETCH, (now - changed) / 20), SLOWEST_FETCH)
     else:
-        wait = min(max(interval, (now - session.end) / 20), SLOWEST_LATE_VISIT)
+        wait = min(max(interval, (now - session.end) / 20), SLOWEST_LATE_FETCH)
     return now + wait if known.unread or session.state == "ended" else None

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from bace_bridge.domain.sessions import KnownSession
+from bace_bridge.polling.rules.sessions import KnownSession
 
 SPAN = 3600
 """Seconds of a window: at most an hour is asked at once, the finest interval that BACE's documentation tells apart."""
@@ -145,7 +145,7 @@ def left_out_windows(states: States) -> list[Window]:
     return [one.window for one in sorted(out, key=lambda one: (one.failures, one.start))]
 
 
-def days_with_news(probe: Mapping[int, int], known: KnownSession, states: States) -> frozenset[int]:
+def days_with_more(probe: Mapping[int, int], known: KnownSession, states: States) -> frozenset[int]:
     """The days (epoch days) on which a look without a window found more samples than were told.
 
     Where the sums never agree, a day counts again only when its sum has changed since the last look.
@@ -174,4 +174,4 @@ def may_be_forgotten(known: KnownSession, *, unchanged_since: float) -> bool:
     """
     session = known.session
     changed = max(session.start, session.end or 0.0, session.created_at or 0.0, session.updated_at or 0.0)
-    return not known.unfinished and known.visit_at is None and not known.csv_due and changed < unchanged_since
+    return not known.unfinished and known.fetch_at is None and not known.csv_due and changed < unchanged_since

@@ -4,21 +4,21 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from bace_bridge.domain.sessions import END_PATIENCE, DataSession, KnownSession
-from bace_bridge.domain.visits import (
-    MOST_FAILED_VISITS,
-    SLOWEST_LATE_VISIT,
-    SLOWEST_VISIT,
+from bace_bridge.polling.rules.fetches import (
+    MOST_FAILED_FETCHES,
+    SLOWEST_FETCH,
+    SLOWEST_LATE_FETCH,
     Outcome,
     conclude,
     end_is_due,
 )
+from bace_bridge.polling.rules.sessions import END_PATIENCE, DataSession, KnownSession
 
 NOON = 1_764_590_400.0
-ACTIVE = KnownSession(session=DataSession("s1", "g1", NOON - 60), visit_at=NOON)
+ACTIVE = KnownSession(session=DataSession("s1", "g1", NOON - 60), fetch_at=NOON)
 ENDED = replace(ACTIVE, session=replace(ACTIVE.session, end=NOON - 5), end_seen_at=NOON)
 INGESTED = replace(ENDED, session=replace(ENDED.session, ingestion_finished=True, datapoint_count=3), csv_due=True)
-END_TOLD = {"end_told": NOON - 5}
+END_TOLD = {"end_emitted": NOON - 5}
 UNREAD = replace(
     INGESTED,
     **END_TOLD,
@@ -26,7 +26,7 @@ UNREAD = replace(
     csv_revision=0,
     csv_facts=(3, NOON - 5, 0),
     unread=True,
-    failed_visits=MOST_FAILED_VISITS,
+    failed_fetches=MOST_FAILED_FETCHES,
 )
 
 
@@ -46,7 +46,7 @@ def after(known: KnownSession, outcome: Outcome | None, *, now: float = NOON) ->
         (replace(ENDED, end_seen_at=None), False, False, 1e6, False),
         (replace(ENDED, over_when_found=True), False, False, 1e6, False),
         (replace(ENDED, over_when_found=True), True, False, 0.0, True),
-        (replace(ENDED, end_told=NOON - 5), True, True, 1e6, False),
+        (replace(ENDED, end_emitted=NOON - 5), True, True, 1e6, False),
         (replace(ENDED, removed=True), True, True, 1e6, False),
     ],
     ids=[
@@ -81,8 +81,8 @@ def test_when_an_end_is_due(known: KnownSession, read: bool, failed: bool, waite
         (replace(INGESTED, **END_TOLD), "read", ["session.csv_ready"]),
         (replace(INGESTED, **END_TOLD), "unavailable", []),
         (replace(INGESTED, **END_TOLD), None, []),
-        (replace(INGESTED, **END_TOLD, failed_visits=MOST_FAILED_VISITS - 2), "failed", []),
-        (replace(INGESTED, **END_TOLD, failed_visits=MOST_FAILED_VISITS - 1), "failed", ["session.csv_ready"]),
+        (replace(INGESTED, **END_TOLD, failed_fetches=MOST_FAILED_FETCHES - 2), "failed", []),
+        (replace(INGESTED, **END_TOLD, failed_fetches=MOST_FAILED_FETCHES - 1), "failed", ["session.csv_ready"]),
         (replace(INGESTED, removed=True, csv_due=False), "read", []),
     ],
 )
@@ -96,7 +96,7 @@ def test_what_a_visit_leads_to(known: KnownSession, outcome: Outcome | None, tol
 def test_a_slow_cloud_does_not_hold_an_alarm() -> None:
     known, told = after(ENDED, None, now=NOON + END_PATIENCE)
     assert told == ["session.ended"]
-    assert known.end_told == NOON - 5
+    assert known.end_emitted == NOON - 5
     assert after(known, "read", now=NOON + 60)[1] == []
 
 
@@ -131,20 +131,20 @@ def test_a_csv_has_a_new_revision_where_it_holds_something_new(
         (ACTIVE, "more", 0.0),
         (ACTIVE, "unavailable", 15.0),
         (ACTIVE, "failed", 15.0),
-        (replace(ACTIVE, failed_visits=6), "failed", 64.0),
-        (replace(ACTIVE, failed_visits=40), "failed", 300.0),
+        (replace(ACTIVE, failed_fetches=6), "failed", 64.0),
+        (replace(ACTIVE, failed_fetches=40), "failed", 300.0),
         (ENDED, "read", 15.0),
         (replace(ENDED, session=replace(ENDED.session, end=NOON - 2000)), "read", 100.0),
-        (replace(ENDED, session=replace(ENDED.session, end=NOON - 1e6)), "read", SLOWEST_LATE_VISIT),
+        (replace(ENDED, session=replace(ENDED.session, end=NOON - 1e6)), "read", SLOWEST_LATE_FETCH),
         (replace(ENDED, session=replace(ENDED.session, end=NOON + 1e6)), "read", 15.0),
         (INGESTED, "read", None),
         (INGESTED, "unavailable", 15.0),
         (INGESTED, "failed", 15.0),
-        (replace(INGESTED, **END_TOLD, failed_visits=MOST_FAILED_VISITS - 1), "failed", SLOWEST_LATE_VISIT),
-        (replace(INGESTED, **END_TOLD, failed_visits=MOST_FAILED_VISITS - 1), "unavailable", 15.0),
-        (replace(UNREAD, failed_visits=MOST_FAILED_VISITS), "failed", SLOWEST_LATE_VISIT),
+        (replace(INGESTED, **END_TOLD, failed_fetches=MOST_FAILED_FETCHES - 1), "failed", SLOWEST_LATE_FETCH),
+        (replace(INGESTED, **END_TOLD, failed_fetches=MOST_FAILED_FETCHES - 1), "unavailable", 15.0),
+        (replace(UNREAD, failed_fetches=MOST_FAILED_FETCHES), "failed", SLOWEST_LATE_FETCH),
         (replace(UNREAD, session=replace(UNREAD.session, start=NOON - 1e8, end=NOON - 20_000)), "failed", 1000.0),
-        (replace(UNREAD, session=replace(UNREAD.session, start=NOON - 1e8, end=NOON - 1e7)), "failed", SLOWEST_VISIT),
+        (replace(UNREAD, session=replace(UNREAD.session, start=NOON - 1e8, end=NOON - 1e7)), "failed", SLOWEST_FETCH),
         (replace(UNREAD, session=replace(UNREAD.session, start=NOON - 1e8, end=NOON - 1e7)), "unavailable", 15.0),
         (UNREAD, "read", None),
         (replace(ACTIVE, removed=True), "read", None),
@@ -152,16 +152,16 @@ def test_a_csv_has_a_new_revision_where_it_holds_something_new(
     ],
 )
 def test_when_the_next_visit_is(known: KnownSession, outcome: Outcome, wait: float | None) -> None:
-    assert after(known, outcome)[0].visit_at == (None if wait is None else NOON + wait)
+    assert after(known, outcome)[0].fetch_at == (None if wait is None else NOON + wait)
 
 
 @pytest.mark.parametrize(
     ("known", "outcome", "left_out", "told", "unread"),
     [
-        (replace(INGESTED, **END_TOLD, failed_visits=MOST_FAILED_VISITS - 1), "failed", False, True, True),
+        (replace(INGESTED, **END_TOLD, failed_fetches=MOST_FAILED_FETCHES - 1), "failed", False, True, True),
         (replace(INGESTED, **END_TOLD), "failed", False, False, False),
         (replace(INGESTED, **END_TOLD), "read", True, True, True),
-        (replace(ENDED, failed_visits=MOST_FAILED_VISITS - 1), "failed", False, False, False),
+        (replace(ENDED, failed_fetches=MOST_FAILED_FETCHES - 1), "failed", False, False, False),
         (UNREAD, "failed", False, False, True),
         (UNREAD, "unavailable", False, False, True),
         (UNREAD, "read", False, False, False),
@@ -184,4 +184,4 @@ def test_failures_count_in_a_row() -> None:
     known = ACTIVE
     for outcome, failures in [("failed", 1), ("failed", 2), (None, 2), ("unavailable", 2), ("failed", 3), ("read", 0)]:
         known = after(known, outcome)[0]  # type: ignore[arg-type]  # the literals widen in the list
-        assert known.failed_visits == failures
+        assert known.failed_fetches == failures

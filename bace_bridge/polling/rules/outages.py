@@ -19,7 +19,7 @@ FAILURES_TO_TELL = 2
 Kind = Literal["unreachable", "auth_failed"]
 
 
-class CloudTrouble(msgspec.Struct, frozen=True):
+class CloudOutage(msgspec.Struct, frozen=True):
     """How the cloud has behaved: `since` is the time of the first failure in a row, `told` what was told of it."""
 
     failures: int = 0
@@ -29,9 +29,9 @@ class CloudTrouble(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
-def after_failure(trouble: CloudTrouble, kind: Kind, reason: str, *, now: float) -> tuple[CloudTrouble, list[Event]]:
+def after_failure(trouble: CloudOutage, kind: Kind, reason: str, *, now: float) -> tuple[CloudOutage, list[Event]]:
     since = trouble.since if trouble.since is not None else now
-    after = CloudTrouble(trouble.failures + 1, since, kind, trouble.told, reason)
+    after = CloudOutage(trouble.failures + 1, since, kind, trouble.told, reason)
     if trouble.told == kind or (kind == "unreachable" and after.failures < FAILURES_TO_TELL):
         return after, []
     event_type = CLOUD_AUTH_FAILED if kind == "auth_failed" else CLOUD_UNREACHABLE
@@ -40,12 +40,12 @@ def after_failure(trouble: CloudTrouble, kind: Kind, reason: str, *, now: float)
     return told, [bridge_event(event_type, at=since, facts=(since,), data=data)]
 
 
-def after_success(trouble: CloudTrouble, *, now: float) -> tuple[CloudTrouble, list[Event]]:
+def after_success(trouble: CloudOutage, *, now: float) -> tuple[CloudOutage, list[Event]]:
     if trouble.told is None or trouble.since is None:
-        return CloudTrouble(), []
+        return CloudOutage(), []
     data = {
         "since": iso_utc(trouble.since),
         "seconds": round(now - trouble.since, 3),
         "observed_at": iso_utc(now),
     }
-    return CloudTrouble(), [bridge_event(CLOUD_RECOVERED, at=now, facts=(trouble.since, now), data=data)]
+    return CloudOutage(), [bridge_event(CLOUD_RECOVERED, at=now, facts=(trouble.since, now), data=data)]

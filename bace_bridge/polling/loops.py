@@ -7,21 +7,21 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from bace_bridge.domain.changes import Changes
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.retry import backoff
-from bace_bridge.domain.sessions import END_PATIENCE, KnownSession
-from bace_bridge.domain.trouble import FAILURES_TO_TELL, CloudTrouble, Kind, after_failure, after_success
 from bace_bridge.errors import CloudError, CloudLoginFailed, CloudRefused, CloudUnavailable, StoreError, StoreUnusable
-from bace_bridge.watcher.needs import PointJournal, SessionJournal
+from bace_bridge.polling.needs import PointJournal, SessionJournal
+from bace_bridge.polling.rules.changes import Changes
+from bace_bridge.polling.rules.outages import FAILURES_TO_TELL, CloudOutage, Kind, after_failure, after_success
+from bace_bridge.polling.rules.sessions import END_PATIENCE, KnownSession
 
 log = structlog.get_logger()
 
 LONGEST_PAUSE = 60.0
 """Seconds between looks at a cloud that is away; a longer wait only where the cloud itself asks for it."""
 
-VISITS_AT_ONCE = 4
-VISITS_LOOKED_UP = 16
+FETCHES_AT_ONCE = 4
+FETCHES_LOOKED_UP = 16
 LONGEST_REST = 30.0
 """Seconds after which the loops look at their work even if nothing called them, which also shows that they live."""
 
@@ -54,7 +54,7 @@ class SessionLoop:
         clock: Callable[[], float],
         monotonic: Callable[[], float],
         jitter: Callable[[], float],
-        on_look: Callable[[], None],
+        after_poll: Callable[[], None],
         pause: Pause = pause_until,
     ) -> None:
         self._looks = looks
@@ -63,17 +63,17 @@ class SessionLoop:
         self._clock = clock
         self._monotonic = monotonic
         self._jitter = jitter
-        self._on_look = on_look
+        self._on_look = after_poll
         self._pause = pause
         self._called = asyncio.Event()
-        self.trouble = CloudTrouble()
+        self.trouble = CloudOutage()
         self._remembers = False
         self.store_problem: str | None = None
         self.last_success_at: float | None = None
-        self.next_look_at: float | None = None
+        self.next_poll_at: float | None = None
         self.beat_at = self.next_beat_at = monotonic()
 
-    def look_now(self) -> None:
+    def poll_now(self) -> None:
         self._called.set()
 
     def clock_stepped(self, seconds: float) -> None:
@@ -82,8 +82,8 @@ class SessionLoop:
             self.trouble = msgspec.structs.replace(self.trouble, since=self.trouble.since + seconds)
         if self.last_success_at is not None:
             self.last_success_at += seconds
-        if self.next_look_at is not None:
-            self.next_look_at += seconds
+        if self.next_poll_at is not None:
+            self.next_poll_at += seconds
 
     async def run(self) -> None:
         while True:
@@ -91,7 +91,7 @@ class SessionLoop:
             wait = await self._look()
             self.beat_at = self._monotonic()
             rest = max(0.0, wait - (self.beat_at - started))
-            self.next_beat_at, self.next_look_at = self.beat_at + rest, self._clock() + rest
+            self.next_beat_at, self.next_poll_at = self.beat_at + rest, self._clock() + rest
             self._on_look()
             await self._pause(self._called, rest)
 
@@ -150,7 +150,7 @@ class SessionLoop:
         asked = error.retry_after if isinstance(error, CloudUnavailable) else 0.0
         return max(wait, asked)
 
-    async def _tell(self, events: Sequence[Event], trouble: CloudTrouble) -> None:
+    async def _tell(self, events: Sequence[Event], trouble: CloudOutage) -> None:
         if events:
             await self._journal.commit(Changes(events=tuple(events), trouble=trouble))
 
@@ -162,7 +162,7 @@ class DatapointLoop:
         self,
         journal: PointJournal,
         visit: Callable[[KnownSession], Awaitable[CloudError | None]],
-        tell_end: Callable[[KnownSession], Awaitable[None]],
+        emit_end: Callable[[KnownSession], Awaitable[None]],
         *,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
@@ -170,7 +170,7 @@ class DatapointLoop:
     ) -> None:
         self._journal = journal
         self._visit = visit
-        self._tell_end = tell_end
+        self._tell_end = emit_end
         self._clock = clock
         self._monotonic = monotonic
         self._pause = pause
@@ -181,7 +181,7 @@ class DatapointLoop:
         self.problem: str | None = None
         self.beat_at = monotonic()
 
-    def look_now(self) -> None:
+    def poll_now(self) -> None:
         self._called.set()
 
     async def run(self) -> None:
@@ -208,12 +208,12 @@ class DatapointLoop:
     async def _start_visits(self, visits: asyncio.TaskGroup) -> None:
         if len(self._under_way) >= self._places or self._monotonic() < self._resume_at:
             return
-        due = await self._journal.due_visits(self._clock(), VISITS_LOOKED_UP)
+        due = await self._journal.due_fetches(self._clock(), FETCHES_LOOKED_UP)
         for known in due:
             backlog = sum(self._under_way.values())
             if known.session.id in self._under_way or len(self._under_way) >= self._places:
                 continue
-            if known.over_when_found and backlog >= VISITS_AT_ONCE // 2:
+            if known.over_when_found and backlog >= FETCHES_AT_ONCE // 2:
                 continue
             self._under_way[known.session.id] = known.over_when_found
             visits.create_task(self._make(known))
@@ -232,7 +232,7 @@ class DatapointLoop:
 
     @property
     def _places(self) -> int:
-        return 1 if self._times_away else VISITS_AT_ONCE
+        return 1 if self._times_away else FETCHES_AT_ONCE
 
     def _note(self, away: CloudError | None) -> None:
         """While the cloud gives nobody datapoints one visit at a time finds out whether it does again."""
@@ -255,7 +255,7 @@ class DatapointLoop:
             return LONGEST_REST
         if (silent_for := self._resume_at - self._monotonic()) > 0:
             return min(LONGEST_REST, silent_for)
-        soonest = await self._journal.next_visit_at(without=list(self._under_way))
+        soonest = await self._journal.next_fetch_at(without=list(self._under_way))
         if soonest is None:
             return LONGEST_REST
         wait = max(0.0, min(LONGEST_REST, soonest - self._clock()))

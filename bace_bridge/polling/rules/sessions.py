@@ -69,11 +69,11 @@ class KnownSession(msgspec.Struct, frozen=True, kw_only=True):
 
     `updates`, `removals` and `reopenings` count those that were told: what comes true again has an id of its own, also
     where the row looks the same as the last time.
-    `end_told` is the `end` of the last `session.ended`; `end_seen_at` is when an end was seen that is not told yet.
+    `end_emitted` is the `end` of the last `session.ended`; `end_seen_at` is when an end was seen that is not told yet.
     `reading` numbers the readings of all windows; one is complete when every window was read in it.
     `csv_revision` is the revision that the last `session.csv_ready` told and `csv_facts` what it spoke of.
-    `failed_visits` counts those that failed at this session while the cloud answered others. `unread` says that its CSV
-    was told without datapoints that could not be had: they are tried again, rarely, and told when they can be.
+    `failed_fetches` counts those that failed at this session while the cloud answered others. `unread` says that its
+    CSV was told without datapoints that could not be had: they are tried again, rarely, and told when they can be.
     `probed` holds, per day (epoch days), the samples that the last look without a window found there.
     """
 
@@ -83,7 +83,7 @@ class KnownSession(msgspec.Struct, frozen=True, kw_only=True):
     updates: int = 0
     removals: int = 0
     reopenings: int = 0
-    end_told: float | None = None
+    end_emitted: float | None = None
     end_seen_at: float | None = None
     reading: int = 0
     csv_revision: int | None = None
@@ -91,11 +91,11 @@ class KnownSession(msgspec.Struct, frozen=True, kw_only=True):
     csv_due: bool = False
     points_since_csv: bool = False
     newest_point_at: float | None = None
-    count_visited: int | None = None
+    count_fetched: int | None = None
     probed: dict[int, int] = {}
     removed: bool = False
-    visit_at: float | None = None
-    failed_visits: int = 0
+    fetch_at: float | None = None
+    failed_fetches: int = 0
     unread: bool = False
 
     @property
@@ -192,9 +192,9 @@ def observe(
     if changed := [name for name in ("label", "person_id", "group_id") if getattr(before, name) != getattr(seen, name)]:
         after = msgspec.structs.replace(after, updates=known.updates + 1)
         told.append(_updated(after, changed, now))
-    if seen.end is None and (known.end_told is not None or known.removed):
+    if seen.end is None and (known.end_emitted is not None or known.removed):
         after = msgspec.structs.replace(
-            after, reopenings=known.reopenings + 1, end_told=None, end_seen_at=None, csv_due=False
+            after, reopenings=known.reopenings + 1, end_emitted=None, end_seen_at=None, csv_due=False
         )
         told.append(_reopened(after, now))
     after = msgspec.structs.replace(after, removed=False)
@@ -206,7 +206,7 @@ def observe_absence(known: KnownSession, *, now: float) -> Observation | None:
     """The cloud itself said that this session cannot be seen; merely not having seen it is not enough."""
     if known.removed:
         return None
-    after = msgspec.structs.replace(known, removed=True, removals=known.removals + 1, visit_at=None, csv_due=False)
+    after = msgspec.structs.replace(known, removed=True, removals=known.removals + 1, fetch_at=None, csv_due=False)
     time = known.session.updated_at if known.session.updated_at is not None else now
     facts = (known.session.updated_at, after.removals)
     return Observation(after, (session_event(events.SESSION_REMOVED, after, time=time, now=now, facts=facts),))
@@ -220,7 +220,7 @@ def _started(seen: DataSession, device_label: str | None, now: float) -> Observa
         over_when_found=over,
         end_seen_at=now if over else None,
         csv_due=seen.state == "ingested",
-        visit_at=now,
+        fetch_at=now,
     )
     return Observation(
         known,
@@ -249,7 +249,7 @@ def _with_visit(before: KnownSession, after: KnownSession, now: float) -> KnownS
     changes: dict[str, Any] = {}
     if seen.end is None:
         changes["end_seen_at"] = None
-    elif after.end_told is None and after.end_seen_at is None:
+    elif after.end_emitted is None and after.end_seen_at is None:
         changes["end_seen_at"] = now
     newly_ingested = seen.state == "ingested" and (was.state != "ingested" or before.removed)
     grown = after.csv_facts is not None and after.facts_for_csv != after.csv_facts
@@ -259,6 +259,6 @@ def _with_visit(before: KnownSession, after: KnownSession, now: float) -> KnownS
     elif seen.state != "ingested" and after.csv_due:
         changes["csv_due"] = False
     moved = seen.end != was.end or seen.state != was.state or seen.datapoint_count != was.datapoint_count
-    if changes.get("csv_due") or before.removed or (moved and (seen.end is not None or after.visit_at is None)):
-        changes["visit_at"] = now
+    if changes.get("csv_due") or before.removed or (moved and (seen.end is not None or after.fetch_at is None)):
+        changes["fetch_at"] = now
     return msgspec.structs.replace(after, **changes)

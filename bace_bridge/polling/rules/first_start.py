@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from bace_bridge.domain.sessions import DataSession
+from bace_bridge.polling.rules.sessions import DataSession
 
 BEFORE_EVERYTHING = -1.0
 PLAUSIBLE_AHEAD = 86400.0

@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 
-from bace_bridge.domain.trouble import CloudTrouble, Kind, after_failure, after_success
+from bace_bridge.polling.rules.outages import CloudOutage, Kind, after_failure, after_success
 
 NOON = 1_764_590_400.0
 
@@ -11,7 +11,7 @@ Step = Kind | None
 
 def told(steps: list[Step]) -> list[list[str]]:
     """What each of these looks, ten seconds apart, tells."""
-    trouble, found = CloudTrouble(), []
+    trouble, found = CloudOutage(), []
     for number, step in enumerate(steps):
         now = NOON + 10 * number
         if step is None:
@@ -53,7 +53,7 @@ def test_trouble_is_told_once_and_so_is_its_end(steps: list[Step], expected: lis
 
 
 def test_trouble_says_since_when_and_why() -> None:
-    trouble, _ = after_failure(CloudTrouble(), "unreachable", "no route", now=NOON)
+    trouble, _ = after_failure(CloudOutage(), "unreachable", "no route", now=NOON)
     trouble, (away,) = after_failure(trouble, "unreachable", "still no route", now=NOON + 10)
     assert msgspec.json.decode(away.data) == {
         "reason": "still no route",
@@ -67,4 +67,4 @@ def test_trouble_says_since_when_and_why() -> None:
         "seconds": 70.5,
         "observed_at": "2025-12-01T12:01:10.500Z",
     }
-    assert trouble == CloudTrouble()
+    assert trouble == CloudOutage()

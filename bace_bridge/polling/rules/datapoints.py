@@ -7,9 +7,9 @@ import msgspec
 
 from bace_bridge.domain import events
 from bace_bridge.domain.events import Event
-from bace_bridge.domain.sessions import KnownSession, session_event
 from bace_bridge.domain.timestamps import iso_utc
-from bace_bridge.domain.windows import DAY
+from bace_bridge.polling.rules.sessions import KnownSession, session_event
+from bace_bridge.polling.rules.windows import DAY
 
 POINTS_PER_EVENT = 200
 BYTES_PER_EVENT = 60 * 1024
@@ -32,7 +32,7 @@ class Datapoint(msgspec.Struct, frozen=True, gc=False):
     count: int
 
 
-class ToldPoint(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class EmittedPoint(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The values of a (series, timestamp) as they were told last."""
 
     min: float | None
@@ -42,7 +42,7 @@ class ToldPoint(msgspec.Struct, frozen=True, array_like=True, gc=False):
     revision: int
 
 
-Told = dict[str, dict[float, ToldPoint]]
+Emitted = dict[str, dict[float, EmittedPoint]]
 """What was told of a window: series -> timestamp -> values."""
 
 
@@ -69,17 +69,17 @@ class DatapointView(msgspec.Struct, frozen=True, gc=False):
     revision: int
 
 
-class News(msgspec.Struct, frozen=True, gc=False):
+class ChangedPoint(msgspec.Struct, frozen=True, gc=False):
     """A new or changed datapoint and its revision."""
 
     point: Datapoint
     revision: int
 
 
-def tell(told: Told, served: Iterable[Datapoint]) -> tuple[Told, list[News]]:
+def tell(told: Emitted, served: Iterable[Datapoint]) -> tuple[Emitted, list[ChangedPoint]]:
     """What is new or changed in `served`, oldest first, and what has been told with it."""
     after = {series: dict(points) for series, points in told.items()}
-    news: list[News] = []
+    news: list[ChangedPoint] = []
     for point in served:
         series = after.setdefault(point.series_id, {})
         before = series.get(point.timestamp)
@@ -94,13 +94,13 @@ def tell(told: Told, served: Iterable[Datapoint]) -> tuple[Told, list[News]]:
             continue
         else:
             revision = before.revision + 1
-        series[point.timestamp] = ToldPoint(point.min, point.max, point.avg, point.count, revision)
-        news.append(News(point, revision))
+        series[point.timestamp] = EmittedPoint(point.min, point.max, point.avg, point.count, revision)
+        news.append(ChangedPoint(point, revision))
     news.sort(key=lambda one: one.point.timestamp)
     return after, news
 
 
-def samples_told(told: Told) -> int:
+def samples_emitted(told: Emitted) -> int:
     return sum(point.count for series in told.values() for point in series.values())
 
 
@@ -112,7 +112,7 @@ def samples_per_day(points: Iterable[Datapoint]) -> dict[int, int]:
 
 
 def datapoint_events(
-    known: KnownSession, news: Sequence[News], datatypes: Mapping[int, Datatype], *, now: float
+    known: KnownSession, news: Sequence[ChangedPoint], datatypes: Mapping[int, Datatype], *, now: float
 ) -> list[Event]:
     """Events of at most 200 datapoints, each below 64 KiB."""
     told: list[Event] = []
@@ -121,7 +121,9 @@ def datapoint_events(
     return told
 
 
-def _fitting(known: KnownSession, news: Sequence[News], datatypes: Mapping[int, Datatype], now: float) -> list[Event]:
+def _fitting(
+    known: KnownSession, news: Sequence[ChangedPoint], datatypes: Mapping[int, Datatype], now: float
+) -> list[Event]:
     views = [view(one, datatypes) for one in news]
     event = session_event(
         events.SESSION_DATAPOINTS,
@@ -137,7 +139,7 @@ def _fitting(known: KnownSession, news: Sequence[News], datatypes: Mapping[int, 
     return [*_fitting(known, news[:middle], datatypes, now), *_fitting(known, news[middle:], datatypes, now)]
 
 
-def view(news: News, datatypes: Mapping[int, Datatype]) -> DatapointView:
+def view(news: ChangedPoint, datatypes: Mapping[int, Datatype]) -> DatapointView:
     point = news.point
     meaning = datatypes.get(point.datatype)
     return DatapointView(
@@ -155,6 +157,6 @@ def view(news: News, datatypes: Mapping[int, Datatype]) -> DatapointView:
     )
 
 
-def newest_per_series(news: Iterable[News]) -> dict[str, News]:
+def newest_per_series(news: Iterable[ChangedPoint]) -> dict[str, ChangedPoint]:
     """The newest datapoint of each series; `news` is oldest first."""
     return {one.point.series_id: one for one in news}

@@ -2,12 +2,12 @@
 
 import msgspec
 
-from bace_bridge.domain.datapoints import Told
 from bace_bridge.domain.events import Event
-from bace_bridge.domain.narrowing import Hole
-from bace_bridge.domain.sessions import KnownSession
-from bace_bridge.domain.trouble import CloudTrouble
-from bace_bridge.domain.windows import WindowState
+from bace_bridge.polling.rules.datapoints import Emitted
+from bace_bridge.polling.rules.narrowing import Hole
+from bace_bridge.polling.rules.outages import CloudOutage
+from bace_bridge.polling.rules.sessions import KnownSession
+from bace_bridge.polling.rules.windows import WindowState
 
 
 class WindowRead(msgspec.Struct, frozen=True):
@@ -15,7 +15,7 @@ class WindowRead(msgspec.Struct, frozen=True):
 
     session_id: str
     state: WindowState
-    told: Told | None
+    told: Emitted | None
 
 
 class LatestSeen(msgspec.Struct, frozen=True):
@@ -38,9 +38,9 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     windows: tuple[WindowRead, ...] = ()
     latest: tuple[LatestSeen, ...] = ()
     events: tuple[Event, ...] = ()
-    watch: "WatchState | None" = None
+    watch: "PollState | None" = None
     left: tuple[str, ...] = ()
-    trouble: CloudTrouble | None = None
+    trouble: CloudOutage | None = None
 
     @property
     def devices(self) -> frozenset[str]:
@@ -58,7 +58,7 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.known or self.windows or self.latest or self.events or self.watch)
 
 
-class WatchState(msgspec.Struct, frozen=True, kw_only=True):
+class PollState(msgspec.Struct, frozen=True, kw_only=True):
     """Where the watching of the session list stands.
 
     `start_from` is the time (epoch seconds, the cloud's) from which sessions are reported, `watermark` the newest

@@ -5,12 +5,12 @@ from collections.abc import Callable, Collection, Sequence
 
 import structlog
 
-from bace_bridge.domain.changes import Changes
-from bace_bridge.domain.seen import Page, SeenSession
-from bace_bridge.domain.sessions import KnownSession, Observation, observe, observe_absence
 from bace_bridge.errors import CloudError, CloudFault, CloudGone, UnexpectedReply
-from bace_bridge.watcher.needs import SessionCloud, SessionJournal
-from bace_bridge.watcher.unread import Unread
+from bace_bridge.polling.needs import SessionCloud, SessionJournal
+from bace_bridge.polling.rules.changes import Changes
+from bace_bridge.polling.rules.seen import Page, SeenSession
+from bace_bridge.polling.rules.sessions import KnownSession, Observation, observe, observe_absence
+from bace_bridge.polling.unread import Unread
 
 log = structlog.get_logger()
 

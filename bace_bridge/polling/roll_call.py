@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
-from bace_bridge.domain import session_list
-from bace_bridge.domain.changes import WatchState
-from bace_bridge.domain.narrowing import PageAsk
-from bace_bridge.domain.sessions import KnownSession
-from bace_bridge.watcher.list_walk import BREAKS, FaultBudget
-from bace_bridge.watcher.needs import SessionJournal
-from bace_bridge.watcher.recording import MOST_CHECKS, SessionRecorder, place_of
+from bace_bridge.polling.list_walk import BREAKS, FaultBudget
+from bace_bridge.polling.needs import SessionJournal
+from bace_bridge.polling.recording import MOST_CHECKS, SessionRecorder, place_of
+from bace_bridge.polling.rules import session_list
+from bace_bridge.polling.rules.changes import PollState
+from bace_bridge.polling.rules.narrowing import PageAsk
+from bace_bridge.polling.rules.sessions import KnownSession
 
 ROLL_CALL = 50
 RARE_ROLL_CALL = 10
@@ -36,7 +36,7 @@ class RollCall:
         self._interval = interval
         self._clock = clock
 
-    async def made(self, state: WatchState, budget: FaultBudget) -> WatchState:
+    async def made(self, state: PollState, budget: FaultBudget) -> PollState:
         """The state after a roll call, where it is time for one."""
         now = self._clock()
         waited = now - state.roll_called_at

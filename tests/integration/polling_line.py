@@ -12,9 +12,12 @@ from bace_bridge.cloud.api import BaceCloud, csv_url
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
 from bace_bridge.cloud.tokens import Credentials, Tokens
-from bace_bridge.domain.datapoints import Datatype
 from bace_bridge.domain.events import LoggedEvent
-from bace_bridge.domain.first_start import StartKind, first_start_from
+from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
+from bace_bridge.polling.recording import SessionRecorder
+from bace_bridge.polling.rules.datapoints import Datatype
+from bace_bridge.polling.rules.first_start import StartKind, first_start_from
+from bace_bridge.polling.session_poll import SessionPoll
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.quirks import Quirks
 from bace_bridge.simulator.server import SimulatedServer
@@ -22,9 +25,6 @@ from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.facts import Facts
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile
-from bace_bridge.watcher.recording import SessionRecorder
-from bace_bridge.watcher.session_poll import SessionPoll
-from bace_bridge.watcher.visit import Visit, VisitSettings
 
 NOON = 1_764_590_400.0
 
@@ -70,7 +70,7 @@ class Watching:
             reconcile_interval=60.0,
             clock=clock,
         )
-        self.settings = VisitSettings(
+        self.settings = FetchSettings(
             interval=15.0,
             resolution=resolution,
             datatypes={6000: Datatype("Heart rate", "bpm")},
@@ -86,11 +86,13 @@ class Watching:
 
     async def visit_due(self) -> None:
         for _ in range(100):
-            due = await self.journal.due_visits(self.clock(), 100)
+            due = await self.journal.due_fetches(self.clock(), 100)
             if not due:
                 return
             for known in due:
-                visit = Visit(known, self.api, self.journal, self.settings, deciding=self.deciding, clock=self.clock)
+                visit = DatapointFetch(
+                    known, self.api, self.journal, self.settings, deciding=self.deciding, clock=self.clock
+                )
                 await visit.make()
 
     async def all_events(self) -> list[LoggedEvent]:

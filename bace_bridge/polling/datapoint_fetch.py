@@ -7,33 +7,33 @@ from typing import Literal
 import msgspec
 import structlog
 
-from bace_bridge.domain.changes import Changes, WindowRead
-from bace_bridge.domain.datapoints import Datatype, Told, samples_per_day
-from bace_bridge.domain.readings import absorb, after_failure, by_window, left_out, split
-from bace_bridge.domain.seen import PointsRead, Urgency
-from bace_bridge.domain.sessions import KnownSession
-from bace_bridge.domain.visits import Outcome, conclude, end_is_due
-from bace_bridge.domain.windows import (
+from bace_bridge.errors import CloudError, CloudFault, CloudLoginFailed, CloudRefused, CloudUnavailable, UnexpectedReply
+from bace_bridge.polling.needs import PointCloud, PointJournal
+from bace_bridge.polling.rules.changes import Changes, WindowRead
+from bace_bridge.polling.rules.datapoints import Datatype, Emitted, samples_per_day
+from bace_bridge.polling.rules.fetches import Outcome, conclude, end_is_due
+from bace_bridge.polling.rules.readings import absorb, after_failure, by_window, left_out, split
+from bace_bridge.polling.rules.seen import PointsRead, Urgency
+from bace_bridge.polling.rules.sessions import KnownSession
+from bace_bridge.polling.rules.windows import (
     DIRECT_WINDOWS,
     MOST_FAILURES,
     Due,
     Window,
     WindowState,
-    days_with_news,
+    days_with_more,
     halves,
     left_out_windows,
     windows_due,
 )
-from bace_bridge.errors import CloudError, CloudFault, CloudLoginFailed, CloudRefused, CloudUnavailable, UnexpectedReply
-from bace_bridge.watcher.needs import PointCloud, PointJournal
-from bace_bridge.watcher.sure_points import SurePoints
+from bace_bridge.polling.sure_points import SurePoints
 
 log = structlog.get_logger()
 
 EVENTS_A_COMMIT = 50
 
 
-class VisitSettings(msgspec.Struct, frozen=True):
+class FetchSettings(msgspec.Struct, frozen=True):
     """What a visit is made with. `interval` is in seconds; `csv_url` makes a session id into its CSV's URL."""
 
     interval: float
@@ -42,7 +42,7 @@ class VisitSettings(msgspec.Struct, frozen=True):
     csv_url: Callable[[str], str]
 
 
-class Visit:
+class DatapointFetch:
     """One visit. What it finds is committed in order: datapoints, `session.ended`, late ones, `session.csv_ready`."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Visit:
         known: KnownSession,
         cloud: PointCloud,
         journal: PointJournal,
-        settings: VisitSettings,
+        settings: FetchSettings,
         *,
         deciding: asyncio.Lock,
         clock: Callable[[], float],
@@ -90,17 +90,17 @@ class Visit:
             outcome = "failed"
             self._say_not_read(str(error))
         else:
-            if self._known.failed_visits:
+            if self._known.failed_fetches:
                 log.info("datapoints.read_again", session=session.id)
         await self._commit(outcome)
         return away
 
     def _say_not_read(self, reason: str) -> None:
-        failures = self._known.failed_visits
+        failures = self._known.failed_fetches
         say = log.debug if failures else log.warning
         say("datapoints.not_read", session=self._known.session.id, reason=reason, attempt=failures + 1)
 
-    async def tell_end(self) -> None:
+    async def emit_end(self) -> None:
         """Tells the end without waiting for the datapoints before it."""
         await self._commit(None)
 
@@ -114,7 +114,7 @@ class Visit:
             await self._try_left_out()
         if self._something_may_be_missing():
             await self._days_with_points()
-            days = days_with_news(self._probed or {}, self._known, self._states)
+            days = days_with_more(self._probed or {}, self._known, self._states)
             again = not self._known.csv_due
             await self._read_all(windows_due(self._known, self._states, now=self._cloud_now(), days=days, again=again))
 
@@ -135,7 +135,7 @@ class Visit:
             return False
         if self._known.csv_due:
             return sum(state.samples for state in self._states.values() if not state.split) < count
-        return not self._found_news and count != self._known.count_visited
+        return not self._found_news and count != self._known.count_fetched
 
     async def _days_with_points(self) -> frozenset[int]:
         """Looks without a window: at day resolution even a long session is a small answer."""
@@ -199,7 +199,7 @@ class Visit:
             self._newest = max([*stamps, self._newest] if self._newest is not None else stamps)
         self._add(changes)
 
-    async def _told(self, windows: list[Window]) -> dict[Window, Told]:
+    async def _told(self, windows: list[Window]) -> dict[Window, Emitted]:
         """What was told of these windows. What this visit has found in one of them is made durable first."""
         if any(read.state.window in windows for read in self._pending.windows):
             await self._commit(None)
@@ -258,7 +258,7 @@ class Visit:
             )
             if outcome == "read":
                 fresh = msgspec.structs.replace(
-                    fresh, count_visited=self._seen.datapoint_count, probed=self._probed or fresh.probed
+                    fresh, count_fetched=self._seen.datapoint_count, probed=self._probed or fresh.probed
                 )
                 if (fresh.reading, fresh.session.end) != (self._known.reading, self._seen.end):
                     outcome = "more"

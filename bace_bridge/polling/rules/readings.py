@@ -5,20 +5,20 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from bace_bridge.domain.changes import Changes, LatestSeen, WindowRead
-from bace_bridge.domain.datapoints import (
+from bace_bridge.polling.rules.changes import Changes, LatestSeen, WindowRead
+from bace_bridge.polling.rules.datapoints import (
+    ChangedPoint,
     Datapoint,
     Datatype,
-    News,
-    Told,
+    Emitted,
     datapoint_events,
     newest_per_series,
-    samples_told,
+    samples_emitted,
     tell,
     view,
 )
-from bace_bridge.domain.sessions import KnownSession
-from bace_bridge.domain.windows import Due, States, Window, WindowState, is_settled, leaf_at
+from bace_bridge.polling.rules.sessions import KnownSession
+from bace_bridge.polling.rules.windows import Due, States, Window, WindowState, is_settled, leaf_at
 
 
 def by_window(points: Sequence[Datapoint], due: Due, states: States, *, held: bool) -> dict[Window, list[Datapoint]]:
@@ -37,7 +37,7 @@ def absorb(
     states: States,
     due: Due,
     served: Mapping[Window, Sequence[Datapoint]],
-    told: Mapping[Window, Told],
+    told: Mapping[Window, Emitted],
     datatypes: Mapping[int, Datatype],
     *,
     pages: int,
@@ -49,7 +49,7 @@ def absorb(
     `now` is when they were observed; whether a window is settled is judged by the cloud's time.
     """
     windows: list[WindowRead] = []
-    news: list[News] = []
+    news: list[ChangedPoint] = []
     for window, points in served.items():
         after, new = tell(told.get(window, {}), points)
         whole = window != due.window or due.since <= window.start
@@ -77,7 +77,7 @@ def _read_state(
     known: KnownSession,
     before: WindowState | None,
     window: Window,
-    told: Told,
+    told: Emitted,
     points: Sequence[Datapoint],
     *,
     whole: bool,
@@ -92,14 +92,14 @@ def _read_state(
         end=window.end,
         reading=known.reading,
         settled=is_settled(window, known, whole=whole, now=cloud_now) and whole,
-        samples=sum(served.values()) if whole else samples_told(told),
+        samples=sum(served.values()) if whole else samples_emitted(told),
         pages=pages if whole or before is None else before.pages,
         raw=raw,
         newest=newest,
     )
 
 
-def split(known: KnownSession, parent: Window, parts: Sequence[Window], told: Told) -> tuple[WindowRead, ...]:
+def split(known: KnownSession, parent: Window, parts: Sequence[Window], told: Emitted) -> tuple[WindowRead, ...]:
     """Has a window read in halves from now on; what was told of it is told of its halves."""
     never_read = known.reading - 1
     reads = [
@@ -114,7 +114,7 @@ def split(known: KnownSession, parent: Window, parts: Sequence[Window], told: To
             series: {stamp: point for stamp, point in points.items() if part.start <= stamp < part.end}
             for series, points in told.items()
         }
-        state = WindowState(part.start, part.end, never_read, samples=samples_told(share))
+        state = WindowState(part.start, part.end, never_read, samples=samples_emitted(share))
         reads.append(WindowRead(known.session.id, state, share))
     return tuple(reads)
 
