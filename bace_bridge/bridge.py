@@ -27,13 +27,13 @@ from bace_bridge.domain.routing import Filter
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.failpoints import Failpoint
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
+from bace_bridge.polling.list_poll import ListPoll, PollSettings
 from bace_bridge.polling.loops import DatapointLoop, SessionLoop
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules.datapoints import Datatype
 from bace_bridge.polling.rules.fetches import SLOWEST_FETCH
-from bace_bridge.polling.rules.first_start import first_start_from
-from bace_bridge.polling.rules.sessions import DataSession, KnownSession
-from bace_bridge.polling.session_poll import SessionPoll
+from bace_bridge.polling.rules.first_start import FirstStart
+from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.service import Service
 from bace_bridge.sink_watch import SinkWatch
 from bace_bridge.sinks.mqtt.sink import MqttSink
@@ -149,7 +149,7 @@ class Bridge:
         if self._failpoint is not None:
             cloud, journal = self._failpoint.around_cloud(cloud), self._failpoint.around_journal(journal)
             event_log = self._failpoint.around_log(event_log)
-        poll = self._session_poll(cloud, journal, deciding)
+        poll = self._list_poll(cloud, journal, deciding)
         sessions, datapoints = self._loops(
             poll,
             self._fetches(cloud, journal, deciding),
@@ -188,7 +188,7 @@ class Bridge:
 
     def _loops(
         self,
-        poll: SessionPoll,
+        poll: ListPoll,
         visits: Callable[[KnownSession], DatapointFetch],
         journal: Journal,
         *,
@@ -295,19 +295,18 @@ class Bridge:
         dispatchers[wish.name] = dispatcher
         service.add(sink, dispatcher)
 
-    def _session_poll(self, cloud: BaceCloud, journal: Journal, deciding: asyncio.Lock) -> SessionPoll:
+    def _list_poll(self, cloud: BaceCloud, journal: Journal, deciding: asyncio.Lock) -> ListPoll:
         watch, clock = self._config.watch, self._clock
-
-        def start(rows: Sequence[DataSession]) -> float:
-            return first_start_from(watch.start_from.kind, watch.start_from.seconds, rows, now=clock())
-
-        groups = self._config.cloud.groups
-        return SessionPoll(
+        return ListPoll(
             cloud,
             journal,
-            SessionRecorder(cloud, journal, groups=groups, deciding=deciding, clock=clock),
-            first_start_from=start,
-            reconcile_interval=watch.reconcile_interval,
+            SessionRecorder(cloud, journal, groups=self._config.cloud.groups, deciding=deciding, clock=clock),
+            PollSettings(
+                first_start=FirstStart(watch.start_from.kind, watch.start_from.seconds),
+                recheck_interval=watch.reconcile_interval,
+                backfill_interval=watch.backfill_interval,
+                requests_per_minute=self._config.cloud.requests_per_minute,
+            ),
             clock=clock,
         )
 

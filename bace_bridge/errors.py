@@ -43,6 +43,14 @@ class CloudUnavailable(CloudError):
         self.retry_after = retry_after
 
 
+class CloudBadGateway(CloudUnavailable):
+    """A proxy has no answer of the cloud (502). It is away, or its answer's headers were too large: ask for less."""
+
+
+class CloudRequestTooLarge(CloudError):
+    """The request, or the headers of its answer, are larger than the server, a proxy or we take. Ask for less."""
+
+
 class CloudLoginFailed(CloudError):
     """The cloud refuses the credentials. Try again rarely: only a person can mend it."""
 
@@ -56,7 +64,7 @@ class CloudRefused(CloudError):
 
 
 class CloudGone(CloudRefused):
-    """What was asked for cannot be seen any more: the API itself says 403, 404 or 410."""
+    """What was asked for cannot be seen any more: the API itself says 404 or 410."""
 
 
 class CloudFault(CloudError):

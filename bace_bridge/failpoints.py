@@ -6,7 +6,7 @@ The parts are wrapped in `bridge.py`, and only where `BACE_BRIDGE_FAILPOINT` is 
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar, cast
 
 from bace_bridge.domain.lanes import Attempt, Progress
@@ -33,7 +33,7 @@ Done = Callable[[SinkError | None], None]
 
 
 class Cloud(Protocol):
-    def session_pages(self, params: Any) -> AsyncIterator[Page[SeenSession]]: ...
+    async def session_page(self, params: Any, page: int, *, per_page: int = ...) -> Page[SeenSession]: ...
 
 
 class Commits(Protocol):
@@ -115,10 +115,6 @@ class _UpTo:
 class _CloudUpTo(_UpTo):
     async def session_page(self, *given: Any, **named: Any) -> Any:
         return self._fetched(await self._part.session_page(*given, **named))
-
-    async def session_pages(self, *given: Any, **named: Any) -> AsyncIterator[Page[SeenSession]]:
-        async for page in self._part.session_pages(*given, **named):
-            yield self._fetched(page)
 
     async def session(self, *given: Any, **named: Any) -> Any:
         return self._fetched(await self._part.session(*given, **named))

@@ -64,9 +64,6 @@ class BaceCloud:
         reply = await self._http.get(SESSIONS, query, urgency=Urgency.SESSIONS)
         return parse_sessions(reply.body, reply.headers)
 
-    def session_pages(self, params: Params, *, first: int = 1) -> AsyncIterator[Page[SeenSession]]:
-        return walk(lambda page: self.session_page(params, page), first=first)
-
     async def session(self, session_id: str) -> SeenSession:
         """One data session. Raises CloudGone where it cannot be seen any more."""
         query = [("id", session_id), ("expand", "group")]
@@ -74,12 +71,12 @@ class BaceCloud:
         return parse_session(reply.body)
 
     async def group_labels(self, wanted: Collection[str]) -> dict[str, str | None]:
-        """The labels of groups, for servers whose sessions do not expand to them."""
-        filters = [("filter[id_group][in][]", group_id) for group_id in sorted(wanted)[:50]]
+        """The labels of groups, for servers whose sessions do not expand to them; of others, too, where they came."""
+        filters = [("filter[id_group][in][]", group_id) for group_id in sorted(wanted)]
         labels: dict[str, str | None] = {}
         pages = 0
         async for page in walk(lambda number: self._group_page(filters, number)):
-            labels.update((group_id, label) for group_id, label in page.items if group_id in wanted)
+            labels.update(page.items)
             pages += 1
             if set(wanted) <= labels.keys() or pages >= MOST_GROUP_PAGES:
                 break

@@ -16,10 +16,12 @@ from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.replies import EARLIEST, LATEST, TokenReply, is_json, parse_problem, parse_token
 from bace_bridge.domain.retry import backoff
 from bace_bridge.errors import (
+    CloudBadGateway,
     CloudError,
     CloudFault,
     CloudGone,
     CloudRefused,
+    CloudRequestTooLarge,
     CloudUnavailable,
     UnexpectedReply,
 )
@@ -211,11 +213,15 @@ class CloudHttp:
             return CloudUnavailable(f"{text} (rate limit)", retry_after=pause)
         if status == 500:
             return CloudFault(text)
+        if status == 502:
+            return CloudBadGateway(text, retry_after=_seconds(headers, "Retry-After"))
+        if status in {413, 414, 431}:
+            return CloudRequestTooLarge(text)
         if status > 500:
             return CloudUnavailable(text, retry_after=_seconds(headers, "Retry-After"))
         if 300 <= status < 400:
             return UnexpectedReply(f"{text}: a redirect, which is not followed with the token: check cloud.url")
-        if status in {403, 404, 410} and problem is not None:
+        if status in {404, 410} and problem is not None:
             return CloudGone(text, status=status)
         return CloudRefused(text, status=status)
 

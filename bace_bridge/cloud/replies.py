@@ -144,8 +144,6 @@ def parse_sessions(body: bytes, headers: Mapping[str, str]) -> Page[SeenSession]
         if isinstance(one.session, LostRow)
     )
     items = tuple(one.session for one in read.items if isinstance(one.session, SeenSession))
-    if lost and not items:
-        raise UnexpectedReply(f"no row of the page can be read: {lost[0].reason}")
     return Page(
         items=items,
         count=read.count,

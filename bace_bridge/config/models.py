@@ -69,6 +69,9 @@ class WatchConfig(Section):
     reconcile_interval: Duration = Field(
         default=60.0, description="How often known sessions are asked for by id, which shows removed ones"
     )
+    backfill_interval: Duration = Field(
+        default=3600.0, description="How often the whole list is walked, for rows that no filter shows"
+    )
     start_from: Start = Field(
         default=StartFrom("now"), description="What a first start reports: now, all, a time, or how long ago"
     )

@@ -1,6 +1,6 @@
-"""What the watcher needs of the cloud and of the store; the composition root brings both."""
+"""What polling needs of the cloud and of the store; the composition root brings both."""
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from bace_bridge.polling.rules.changes import Changes, PollState
@@ -19,13 +19,12 @@ class SessionCloud(Protocol):
     async def session_page(
         self, params: Sequence[tuple[str, str]], page: int, *, per_page: int = ...
     ) -> Page[SeenSession]: ...
-    def session_pages(self, params: Sequence[tuple[str, str]]) -> AsyncIterator[Page[SeenSession]]: ...
     async def session(self, session_id: str) -> SeenSession: ...
     async def group_labels(self, wanted: Collection[str]) -> dict[str, str | None]: ...
 
 
 class PointCloud(Protocol):
-    """Downsampled datapoints, and the session list as a witness that the cloud answers."""
+    """Downsampled datapoints, and the session list as a canary that the cloud answers."""
 
     @property
     def clock_ahead(self) -> float: ...

@@ -1,24 +1,21 @@
 """Rows of the session list become known sessions and events."""
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
-from bace_bridge.errors import CloudError, CloudFault, CloudGone, UnexpectedReply
+from bace_bridge.errors import CloudFault, CloudGone, CloudRefused, UnexpectedReply
+from bace_bridge.polling.device_labels import DeviceLabels
 from bace_bridge.polling.needs import SessionCloud, SessionJournal
-from bace_bridge.polling.rules.changes import Changes
+from bace_bridge.polling.rules.absences import Absence, is_removed, with_answer
+from bace_bridge.polling.rules.changes import Changes, PollState
 from bace_bridge.polling.rules.seen import Page, SeenSession
-from bace_bridge.polling.rules.sessions import KnownSession, Observation, observe, observe_absence
-from bace_bridge.polling.unread import Unread
+from bace_bridge.polling.rules.selection import is_selected, starts_from
+from bace_bridge.polling.rules.sessions import KnownSession, Observation, agree, contradicts, observe, observe_absence
+from bace_bridge.polling.unreadable import UnreadableRecords, record_of
 
 log = structlog.get_logger()
-
-LABEL_AGE = 3600.0
-"""Seconds after which a device's label is asked for again, where sessions do not bring it along."""
-
-MOST_CHECKS = 20
-"""Sessions that are asked for one by one in a poll, so that a poll stays short."""
 
 MOST_NAMED = 1000
 """Odd rows and fields that are named in the log, so that remembering which were has a bound."""
@@ -27,7 +24,7 @@ MOST_NAMED = 1000
 class SessionRecorder:
     """Compares what was seen with what is known and commits what is new, page by page.
 
-    `deciding` is held from reading what is known to the commit: a visit may be telling of the same session.
+    `deciding` is held from reading what is known to the commit: a fetch may be emitting events of the same session.
     """
 
     def __init__(
@@ -35,81 +32,115 @@ class SessionRecorder:
         cloud: SessionCloud,
         journal: SessionJournal,
         *,
-        groups: Collection[str],
+        groups: Sequence[str],
         deciding: asyncio.Lock,
         clock: Callable[[], float],
-        unread: Unread | None = None,
     ) -> None:
-        self.unread = unread or Unread(clock=clock)
+        self.unreadable = UnreadableRecords(clock=clock)
+        self.groups = groups
         self._cloud = cloud
         self._journal = journal
-        self._groups = frozenset(groups)
         self._deciding = deciding
         self._clock = clock
-        self._labels: dict[str, tuple[str | None, float]] = {}
+        self._labels = DeviceLabels(cloud, clock=clock)
+        self._absences: dict[str, Absence] = {}
         self._named: set[tuple[str, str]] = set()
 
-    async def record(self, rows: Sequence[SeenSession], *, start_from: float) -> list[Observation]:
-        """What is new in `rows`, after it was committed."""
+    @property
+    def suspects(self) -> list[str]:
+        """The ids of the sessions that the cloud has denied to have, but not for long enough to believe it."""
+        return list(self._absences)
+
+    async def record(self, page: Page[SeenSession], state: PollState) -> list[Observation]:
+        """What is new on a page, after it was committed. What cannot be read on it is named in the log."""
+        self._name_odd(page)
+        return await self._record(page.items, state)
+
+    async def check(self, known: KnownSession, state: PollState) -> None:
+        """Asks for one session by its id.
+
+        One on which the cloud breaks is left for a while: it is neither removed nor a reason to stop here.
+        """
+        seen = await self._asked(known.session.id)
+        if seen is not None:
+            await self._commit_rows([seen], state)
+
+    async def _asked(self, session_id: str) -> SeenSession | None:
+        """The session by its id; None where that cannot be read now, or where it is gone."""
+        try:
+            seen = await self._cloud.session(session_id)
+        except CloudGone as answer:
+            self.unreadable.was_read(record_of(session_id))
+            await self._note_absence(session_id, str(answer))
+            return None
+        except (CloudFault, UnexpectedReply, CloudRefused) as fault:
+            self.unreadable.failed(record_of(session_id), str(fault))
+            return None
+        self._was_seen(session_id)
+        return seen
+
+    async def _record(self, rows: Sequence[SeenSession], state: PollState) -> list[Observation]:
         for row in rows:
-            self.unread.read(f"data session {row.session.id}")
+            self._was_seen(row.session.id)
+        known = await self._journal.known([row.session.id for row in rows])
+        doubtful = _doubtful(rows, known)
+        sure = [row for row in rows if row.session.id not in doubtful]
+        for session_id in doubtful:
+            log.debug("session.asked_once_more", session=session_id, reason="two answers differ and are equally new")
+            if (seen := await self._asked(session_id)) is not None:
+                sure.append(seen)
+        return await self._commit_rows(sure, state)
+
+    async def _commit_rows(self, rows: Sequence[SeenSession], state: PollState) -> list[Observation]:
         before = await self._journal.known([row.session.id for row in rows])
+        labels = await self._labels.of(rows, before)
         rows = sorted(
-            (row for row in rows if self._is_watched(row) or row.session.id in before),
+            (
+                row
+                for row in rows
+                if row.session.id in before
+                or is_selected(self.groups, row.session.group_id, labels.get(row.session.group_id))
+            ),
             key=lambda row: row.session.start,
         )
-        ids = [row.session.id for row in rows]
-        labels = await self._device_labels(rows, before)
         async with self._deciding:
-            known = await self._journal.known(ids)
+            known = await self._journal.known([row.session.id for row in rows])
             now = self._clock()
             found: list[Observation] = []
             for row in rows:
-                session = row.session
-                label = labels.get(session.group_id)
+                session, label = row.session, labels.get(row.session.group_id)
                 one = observe(
                     known.get(session.id),
                     session,
                     device_label=label,
-                    start_from=start_from,
+                    start_from=starts_from(state, session.group_id, label),
                     now=now,
                     cloud_now=now + self._cloud.clock_ahead,
                 )
                 if one is not None:
                     known[session.id] = one.known
                     found.append(one)
-            left = {
-                before[one.known.session.id].session.group_id for one in found if one.known.session.id in before
-            } - {one.known.session.group_id for one in found}
+            moved = {before[one.known.session.id].session.group_id for one in found if one.known.session.id in before}
+            left = moved - {one.known.session.group_id for one in found}
             await self._commit(found, left=tuple(left))
         return found
 
-    async def check(self, suspects: Sequence[KnownSession], *, start_from: float) -> int:
-        """Asks for sessions one by one; returns how many of them are gone.
-
-        One on which the cloud breaks is left for a while: it is neither gone nor a reason to stop here.
-        """
-        gone = 0
-        for known in [one for one in suspects if not self.unread.rests(place_of(one))][:MOST_CHECKS]:
-            try:
-                seen = await self._cloud.session(known.session.id)
-            except (CloudFault, UnexpectedReply) as fault:
-                self.unread.failed(place_of(known), str(fault))
-                continue
-            except CloudGone as answer:
-                log.info("session.gone", session=known.session.id, answer=str(answer))
-                await self._record_absence(known.session.id)
-                gone += 1
-            else:
-                await self.record([seen], start_from=start_from)
-            self.unread.read(place_of(known))
-        return gone
-
-    async def _record_absence(self, session_id: str) -> None:
+    async def _note_absence(self, session_id: str, answer: str) -> None:
+        """A session is removed when the cloud has denied it often and for long enough, by its id."""
+        absence = with_answer(self._absences.get(session_id), now=self._clock())
+        self._absences[session_id] = absence
+        if not is_removed(absence, now=self._clock()):
+            return
+        log.info("session.gone", session=session_id, answer=answer)
         async with self._deciding:
             known = (await self._journal.known([session_id])).get(session_id)
             one = observe_absence(known, now=self._clock()) if known is not None else None
             await self._commit([one] if one is not None else [])
+        del self._absences[session_id]
+
+    def _was_seen(self, session_id: str) -> None:
+        self._absences.pop(session_id, None)
+        self.unreadable.was_read(record_of(session_id))
 
     async def _commit(self, found: Sequence[Observation], *, left: tuple[str, ...] = ()) -> None:
         if not found:
@@ -120,7 +151,7 @@ class SessionRecorder:
         for event in events:
             log.info(event.type, session=event.session_id, device=event.device_id, id=event.id)
 
-    def name_unreadable(self, page: Page[SeenSession]) -> None:
+    def _name_odd(self, page: Page[SeenSession]) -> None:
         """Each odd field once, and each row that cannot be read once."""
         for field, reason in page.odd:
             self._name_once("cloud.field_not_understood", field, reason)
@@ -132,33 +163,15 @@ class SessionRecorder:
             self._named.add((event, what))
             log.warning(event, what=what, reason=reason)
 
-    def _is_watched(self, row: SeenSession) -> bool:
-        return not self._groups or row.session.group_id in self._groups
 
-    async def _device_labels(
-        self, rows: Sequence[SeenSession], known: dict[str, KnownSession]
-    ) -> dict[str, str | None]:
-        now = self._clock()
-        for row in rows:
-            group = row.session.group_id
-            if row.device_label is not None:
-                self._labels[group] = (row.device_label, now)
-            elif group not in self._labels and (one := known.get(row.session.id)) is not None and one.device_label:
-                self._labels[group] = (one.device_label, now)
-        wanted = {row.session.group_id for row in rows if self._is_stale(row.session.group_id, now)}
-        if wanted:
-            self._labels.update({group: (self._labels.get(group, (None, 0))[0], now) for group in wanted})
-            try:
-                found = await self._cloud.group_labels(wanted)
-            except CloudError as error:
-                log.debug("cloud.no_group_labels", reason=str(error))
-            else:
-                self._labels.update({group: (label, now) for group, label in found.items()})
-        return {group: label for group, (label, _) in self._labels.items()}
-
-    def _is_stale(self, group: str, now: float) -> bool:
-        return group not in self._labels or not 0 <= now - self._labels[group][1] <= LABEL_AGE
-
-
-def place_of(known: KnownSession) -> str:
-    return f"data session {known.session.id}"
+def _doubtful(rows: Sequence[SeenSession], known: dict[str, KnownSession]) -> set[str]:
+    """The ids of sessions of which two equally new answers differ: two rows, or a row and what is known."""
+    first: dict[str, SeenSession] = {}
+    doubtful: set[str] = set()
+    for row in rows:
+        session = row.session
+        other = first.setdefault(session.id, row).session
+        before = known.get(session.id)
+        if not agree(session, other) or (before is not None and contradicts(before, session)):
+            doubtful.add(session.id)
+    return doubtful

@@ -2,7 +2,7 @@
 
 from bace_bridge.errors import CloudError, CloudFault, CloudLoginFailed, CloudRefused, CloudUnavailable, UnexpectedReply
 from bace_bridge.polling.needs import PointCloud
-from bace_bridge.polling.rules.narrowing import NOBODY
+from bace_bridge.polling.rules.ranges import NOBODY
 from bace_bridge.polling.rules.seen import PointsRead, Urgency
 
 OWN = (CloudRefused, CloudFault, UnexpectedReply)

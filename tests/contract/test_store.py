@@ -19,6 +19,7 @@ from bace_bridge.domain.lanes import BRIDGE_LANE, DeadLetter, FailedAttempt, Par
 from bace_bridge.domain.tokens import Token
 from bace_bridge.polling.rules.changes import Changes, LatestSeen, PollState, WindowRead
 from bace_bridge.polling.rules.datapoints import Emitted, EmittedPoint
+from bace_bridge.polling.rules.ranges import Gap
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
 from bace_bridge.store.deadletters import DeadLetters, Which
@@ -122,7 +123,13 @@ async def test_what_is_known_comes_back_as_it_was_also_after_a_restart(opened: O
         fetch_at=NOON + 1 / 3,
         end_emitted=NOON + 0.1,
     )
-    state = PollState(start_from=NOON + 0.1, watermark=NOON + 0.2, roll_call_after="s1")
+    state = PollState(
+        start_from=NOON + 0.1,
+        watermark=NOON + 0.2,
+        recheck_after="s1",
+        gaps=(Gap(5, 6, 7.5, page=2, lost=True),),
+        joined={"g2": 1.5},
+    )
     window = WindowState(0, 3600, 2, settled=True, samples=3, newest=NOON + 0.1)
     told: Emitted = {"x": {NOON + 0.1: EmittedPoint(1.5, None, 1.25, 2, 7)}, "y": {}}
     async with opened() as store:

@@ -14,10 +14,10 @@ from bace_bridge.cloud.http import CloudHttp
 from bace_bridge.cloud.tokens import Credentials, Tokens
 from bace_bridge.domain.events import LoggedEvent
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
+from bace_bridge.polling.list_poll import ListPoll, PollSettings
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules.datapoints import Datatype
-from bace_bridge.polling.rules.first_start import StartKind, first_start_from
-from bace_bridge.polling.session_poll import SessionPoll
+from bace_bridge.polling.rules.first_start import FirstStart, StartKind
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.quirks import Quirks
 from bace_bridge.simulator.server import SimulatedServer
@@ -62,14 +62,14 @@ class Watching:
         self.journal = Journal(file)
         self.log = EventLog(file)
         self.deciding = asyncio.Lock()
-        self.poll = SessionPoll(
-            self.api,
-            self.journal,
-            SessionRecorder(self.api, self.journal, groups=groups, deciding=self.deciding, clock=clock),
-            first_start_from=lambda rows: first_start_from(start, start_seconds, rows, now=clock()),
-            reconcile_interval=60.0,
-            clock=clock,
+        recorder = SessionRecorder(self.api, self.journal, groups=groups, deciding=self.deciding, clock=clock)
+        settings = PollSettings(
+            first_start=FirstStart(start, start_seconds),
+            recheck_interval=60.0,
+            backfill_interval=3600.0,
+            requests_per_minute=120,
         )
+        self.poll = ListPoll(self.api, self.journal, recorder, settings, clock=clock)
         self.settings = FetchSettings(
             interval=15.0,
             resolution=resolution,
@@ -83,6 +83,14 @@ class Watching:
         await self.poll.poll()
         await self.visit_due()
         return (await self.all_events())[len(before) :]
+
+    async def look_for(self, seconds: float, *, every: float = 61.0) -> list[LoggedEvent]:
+        """The events that polls over so many seconds led to; a removal takes several answers over five minutes."""
+        found: list[LoggedEvent] = []
+        for _ in range(int(seconds // every)):
+            self.clock.forward(every)
+            found += await self.look()
+        return found
 
     async def visit_due(self) -> None:
         for _ in range(100):

@@ -34,7 +34,7 @@ async def test_many_broken_rows_in_one_second_hold_up_nothing(tmp_path: Path, co
         assert len(watch.poll.unreadable) == 1
         state = await watch.journal.poll_state()
         assert state is not None
-        assert len(state.holes) == 1, "a hole stays until it is read"
+        assert len(state.gaps) == 1, "a gap stays until it is read"
         cloud.quirks = replace(cloud.quirks, broken_rows=())
         for _ in range(20):
             clock.forward(20)

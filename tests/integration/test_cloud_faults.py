@@ -26,9 +26,10 @@ from bace_bridge.errors import (
     CloudUnavailable,
     UnexpectedReply,
 )
+from bace_bridge.polling.list_poll import ListPoll, PollSettings
 from bace_bridge.polling.loops import DatapointLoop, SessionLoop
 from bace_bridge.polling.recording import SessionRecorder
-from bace_bridge.polling.session_poll import SessionPoll
+from bace_bridge.polling.rules.first_start import FirstStart
 from bace_bridge.status import Status
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.housekeeping import Cap, Upkeep
@@ -85,9 +86,8 @@ class Watched:
         self.http.use_tokens(FixedToken("a-token"))
         self.api, self.log, journal = BaceCloud(self.http), EventLog(file), Journal(file)
         recorder = SessionRecorder(self.api, journal, groups=(), deciding=asyncio.Lock(), clock=self.clock)
-        poll = SessionPoll(
-            self.api, journal, recorder, first_start_from=lambda _: NOON, reconcile_interval=60, clock=self.clock
-        )
+        settings = PollSettings(FirstStart("since", NOON), 60.0, 3600.0, 120)
+        poll = ListPoll(self.api, journal, recorder, settings, clock=self.clock)
         self.waits: list[float] = []
         self._turns = asyncio.Semaphore(0)
         self.loop = SessionLoop(

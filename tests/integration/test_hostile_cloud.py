@@ -17,7 +17,7 @@ from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
 from bace_bridge.cloud.tokens import FixedToken
 from bace_bridge.errors import CloudError, CloudFault, UnexpectedReply
-from bace_bridge.polling.list_walk import AllBroken, FaultBudget, ListWalk
+from bace_bridge.polling.reading import Reader
 from bace_bridge.polling.rules.seen import Page, PointsRead, Urgency
 from tests.integration.polling_line import Clock
 
@@ -196,7 +196,7 @@ async def walked(answer: Answer) -> tuple[list[str], int]:
     async with hostile() as (server, api, _):
         server.answer = answer
         seen: list[str] = []
-        async for found in ListWalk(()).pages(FaultBudget(api)):
+        async for found in Reader(api).pages(()):
             seen += [row.session.id for row in found.items]
             assert len(server.asked) < 500
         return seen, len(server.asked)
@@ -234,8 +234,8 @@ async def test_a_list_that_has_no_end_fails_the_look() -> None:
         server.answer = lambda asked: web.json_response(
             {"items": rows_of(asked, 10**12), "_meta": {"totalCount": 10**12}}
         )
-        walk = ListWalk(()).pages(FaultBudget(api, most_pages=20))
+        walk = Reader(api).pages((), most=20)
         for _ in range(20):
             await anext(walk)
-        with pytest.raises(AllBroken, match="does not end after 20 pages"):
+        with pytest.raises(UnexpectedReply, match="does not end after 20 pages"):
             await anext(walk)

@@ -86,7 +86,7 @@ async def test_an_odd_field_costs_nothing_but_itself(clock: Clock, tmp_path: Pat
             between.fields[session] = {"datapoint_count": 12.5}
             assert await looks(watch, clock, 20, going_on=other) == ["session.started"]
             assert watch.poll.unreadable == []
-            assert watch.poll.strategy == ("documented" if quirks else "delta")
+            assert watch.poll.strategy == ("full scan" if quirks else "delta")
     assert [one["what"] for one in logs if one["event"] == "cloud.field_not_understood"] == ["datapoint_count"]
 
 
@@ -106,7 +106,7 @@ async def test_a_row_that_cannot_be_read_is_shown_and_told_when_it_can_be(
             between.fields[session] = {field: "soon"}
             assert await looks(watch, clock, 40, going_on=other) == []
             assert len(watch.poll.unreadable) == 1
-            assert watch.poll.strategy == ("documented" if quirks else "delta")
+            assert watch.poll.strategy == ("full scan" if quirks else "delta")
             before = watch.api_requests()
             await looks(watch, clock, 20, going_on=other)
             assert watch.api_requests() - before <= 20 * 5

@@ -1,6 +1,12 @@
 import pytest
 
-from bace_bridge.polling.rules.first_start import BEFORE_EVERYTHING, PLAUSIBLE_AHEAD, StartKind, first_start_from
+from bace_bridge.polling.rules.first_start import (
+    BEFORE_EVERYTHING,
+    PLAUSIBLE_AHEAD,
+    FirstStart,
+    StartKind,
+    newest_stamp,
+)
 from bace_bridge.polling.rules.sessions import DataSession, is_history
 
 NOW = 1_764_590_400.0
@@ -8,6 +14,10 @@ NOW = 1_764_590_400.0
 
 def row(updated_at: float | None, created_at: float | None = None) -> DataSession:
     return DataSession("s1", "g1", 0.0, end=1.0, updated_at=updated_at, created_at=created_at)
+
+
+def begin(kind: StartKind, seconds: float, rows: list[DataSession], *, now: float = NOW) -> float:
+    return FirstStart(kind, seconds).start_from(newest_stamp(rows), now=now, cloud_now=now, empty=not rows)
 
 
 @pytest.mark.parametrize(
@@ -40,13 +50,22 @@ def row(updated_at: float | None, created_at: float | None = None) -> DataSessio
 def test_from_when_on_a_first_start_reports(
     kind: StartKind, seconds: float, rows: list[DataSession], expected: float
 ) -> None:
-    assert first_start_from(kind, seconds, rows, now=NOW) == expected
+    assert begin(kind, seconds, rows) == expected
 
 
 def test_now_makes_history_of_all_that_is_over() -> None:
     rows = [row(NOW - 5, NOW - 50), row(NOW - 50, NOW - 60)]
-    assert all(is_history(one, first_start_from("now", 0.0, rows, now=NOW - 1000)) for one in rows)
+    assert all(is_history(one, begin("now", 0.0, rows, now=NOW - 1000)) for one in rows)
 
 
 def test_all_makes_history_of_nothing() -> None:
-    assert not is_history(row(NOW, NOW), first_start_from("all", 0.0, [row(NOW)], now=NOW))
+    assert not is_history(row(NOW, NOW), begin("all", 0.0, [row(NOW)]))
+
+
+def test_rows_that_cannot_be_read_are_no_empty_cloud() -> None:
+    assert FirstStart("now").start_from(None, now=NOW, cloud_now=NOW + 70) == NOW + 70
+
+
+def test_a_device_that_is_added_begins_now_unless_a_time_is_given() -> None:
+    assert FirstStart("now").start_from(None, now=NOW, cloud_now=NOW) == NOW
+    assert FirstStart("since", 77.0).start_from(None, now=NOW, cloud_now=NOW) == 77.0

@@ -14,10 +14,10 @@ from bace_bridge.polling.rules.session_list import (
     bound_of,
     by_ids,
     ids_ascend,
+    in_turn,
     is_one_bulk,
     starts_descend,
-    to_ask_by_id,
-    updated_since,
+    updated_between,
     updates_descend,
     updates_held,
 )
@@ -37,10 +37,11 @@ def row(identifier: str = "a", *, start: float = 0.0, updated_at: float | None =
         (-1.0, (("sort", "id_data_session"),)),
         (0.0, (("sort", "id_data_session"),)),
         (NOON + 0.9, (("filter[updated_at][gte]", "1764590400"), ("sort", "id_data_session"))),
+        (9e12, (("filter[updated_at][gte]", "2147483647"), ("sort", "id_data_session"))),
     ],
 )
 def test_the_list_of_updates_is_asked_for_by_id(bound: float, params: tuple[tuple[str, str], ...]) -> None:
-    assert updated_since(bound) == params
+    assert updated_between(bound) == params
 
 
 def test_ids_are_asked_for_all_at_once() -> None:
@@ -121,7 +122,7 @@ def test_rows_without_an_update_have_no_order(stamps: list[float | None]) -> Non
 def test_the_watermark_only_rises_and_never_past_the_present(
     newest: float | None, cloud_now: float, watermark: float
 ) -> None:
-    after = after_walk(STATE, newest, pages=1, news=False, cloud_now=cloud_now)
+    after = after_walk(STATE, newest, pages=1, new=False, cloud_now=cloud_now)
     assert after.watermark == watermark
 
 
@@ -129,17 +130,17 @@ def test_a_second_with_thousands_of_rows_is_not_walked_for_ever() -> None:
     state, bounds = STATE, []
     for _ in range(2 * QUIET_WALKS + 1):
         bounds.append(bound_of(state))
-        state = after_walk(state, NOON, pages=40, news=False, cloud_now=NOON + 60)
+        state = after_walk(state, NOON, pages=40, new=False, cloud_now=NOON + 60)
     assert bounds == [NOON - OVERLAP] * QUIET_WALKS + [NOON] * QUIET_WALKS + [NOON + 1]
 
 
 @pytest.mark.parametrize(
-    ("pages", "news", "newest", "quiet"),
+    ("pages", "new", "newest", "quiet"),
     [(1, False, NOON, 2), (2, False, NOON, 3), (2, True, NOON, 0), (2, False, NOON + 1, 0)],
 )
-def test_only_long_walks_with_nothing_new_are_quiet(pages: int, news: bool, newest: float, quiet: int) -> None:
+def test_only_long_walks_with_nothing_new_are_quiet(pages: int, new: bool, newest: float, quiet: int) -> None:
     state = replace(STATE, quiet_walks=2)
-    assert after_walk(state, newest, pages=pages, news=news, cloud_now=NOON + 60).quiet_walks == quiet
+    assert after_walk(state, newest, pages=pages, new=new, cloud_now=NOON + 60).quiet_walks == quiet
 
 
 @given(
@@ -149,9 +150,9 @@ def test_nothing_newer_than_the_watermark_is_ever_left_out(
     walks: list[tuple[float | None, int, bool, float]],
 ) -> None:
     state = STATE
-    for newest, pages, news, cloud_now in walks:
+    for newest, pages, new, cloud_now in walks:
         before = state
-        state = after_walk(state, newest, pages=pages, news=news, cloud_now=cloud_now)
+        state = after_walk(state, newest, pages=pages, new=new, cloud_now=cloud_now)
         assert state.watermark >= before.watermark
         assert bound_of(state) <= state.watermark + 1
 
@@ -174,7 +175,7 @@ def unfinished(count: int, *, active: Sequence[int] = ()) -> list[KnownSession]:
 @pytest.mark.parametrize("count", [0, 1, 20])
 def test_a_few_unfinished_sessions_are_all_asked_for(count: int) -> None:
     known = unfinished(count)
-    assert to_ask_by_id(known, "", most=20) == (known, "")
+    assert in_turn(known, "", most=20) == (known, "")
 
 
 @pytest.mark.parametrize(("count", "looks"), [(21, 2), (60, 5), (500, 49)])
@@ -183,7 +184,7 @@ def test_many_take_turns_and_those_that_likely_change_go_first(count: int, looks
     asked: set[str] = set()
     upto = ""
     for _ in range(looks):
-        chosen, upto = to_ask_by_id(known, upto, most=20)
+        chosen, upto = in_turn(known, upto, most=20)
         ids = [one.session.id for one in chosen]
         assert len(ids) == len(set(ids)) <= 20
         assert {"000", "003", f"{count - 1:03d}", f"{count - 8:03d}"} <= set(ids)

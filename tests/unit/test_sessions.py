@@ -8,6 +8,7 @@ from bace_bridge.polling.rules.sessions import (
     DataSession,
     KnownSession,
     Observation,
+    contradicts,
     is_history,
     observe,
     observe_absence,
@@ -143,6 +144,31 @@ def test_an_older_row_is_not_believed(before: float | None, after: float | None,
     known = known_as(replace(ACTIVE, updated_at=before))
     observation = look(known, replace(ACTIVE, updated_at=after, label="Other"))
     assert (observation is not None) is accepted
+
+
+@pytest.mark.parametrize(
+    ("changes", "doubtful"),
+    [
+        ({"label": "Other"}, True),
+        ({"end": NOON}, True),
+        ({"person_id": "p2"}, True),
+        ({"group_id": "g2"}, True),
+        ({"datapoint_count": 99}, False),
+        ({"archived": True}, False),
+        ({}, False),
+        ({"end": NOON, "updated_at": NOON + 1}, False),
+        ({"end": NOON, "updated_at": NOON - 1}, False),
+    ],
+)
+def test_another_row_with_the_same_stamp_is_doubtful(changes: dict[str, Any], doubtful: bool) -> None:
+    known = known_as(replace(ACTIVE, updated_at=NOON))
+    assert contradicts(known, replace(ACTIVE, **({"updated_at": NOON} | changes))) is doubtful
+
+
+def test_rows_without_a_stamp_are_equally_new() -> None:
+    known = known_as(replace(ACTIVE, updated_at=None))
+    assert contradicts(known, replace(ACTIVE, updated_at=None, label="Other"))
+    assert not contradicts(replace(known, removed=True), replace(ACTIVE, updated_at=None, label="Other"))
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import msgspec
 
 from bace_bridge.domain.events import Event
 from bace_bridge.polling.rules.datapoints import Emitted
-from bace_bridge.polling.rules.narrowing import Hole
 from bace_bridge.polling.rules.outages import CloudOutage
+from bace_bridge.polling.rules.ranges import Gap
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import WindowState
 
@@ -59,27 +59,34 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PollState(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the watching of the session list stands.
+    """Where the polling of the session list stands. Times of rows are the cloud's, those of attempts ours.
 
-    `start_from` is the time (epoch seconds, the cloud's) from which sessions are reported, `watermark` the newest
-    `updated_at` of a completely read list, `quiet_walks` the number of long walks since that showed nothing new.
-    `floor` is the second below which nothing is asked for any more: walking it again and again showed nothing new.
-    `active_found` says whether the sessions that were active at the first start have been looked for.
-    `reconcile_page` is the next page of the slow walk through everything. `roll_called_at` is when known sessions were
-    last asked for by id, `roll_call_after` and `roll_call_finished_after` the ids up to which they have been.
-    `holes` are the seconds that are left out of the list of updates because the cloud breaks on a row in them: the
-    watermark passes them, and they are asked for on their own. `active_missed` says that a row of the list of active
-    sessions could not be read.
+    `start_from` is the time (epoch seconds) from which sessions are reported, and `joined` that of devices that were
+    added to `groups`, the selection of the last poll, later. `watermark` is the newest `updated_at` of a completely
+    read list, `quiet_walks` the number of long walks since that showed nothing new, and `floor` the second below which
+    the list of updates is not asked for any more: walking it again and again showed nothing new.
+    `active_found` says whether the sessions that were active at the first start have been found, `active_tried_at` when
+    that was tried last. `gaps` are the spans that the watermark passes although the cloud breaks on a record in them.
+    `unstamped` says that there are rows without an `updated_at`, which no list of updates shows.
+    `backfill_page` is the next page of the walk over everything, `backfill_at` when that goes on, and `catching_up`
+    says that it does not wait: at a first start, or for devices that were added.
+    `rechecked_at` is when known sessions were last asked for by id, `recheck_after` and `recheck_finished_after` the
+    ids up to which they have been.
     """
 
     start_from: float
     watermark: float
+    joined: dict[str, float] = {}
+    groups: tuple[str, ...] | None = None
     quiet_walks: int = 0
     floor: float = 0.0
     active_found: bool = False
-    reconcile_page: int = 2
-    roll_called_at: float = 0.0
-    roll_call_after: str = ""
-    roll_call_finished_after: str = ""
-    holes: tuple[Hole, ...] = ()
-    active_missed: bool = False
+    active_tried_at: float = 0.0
+    gaps: tuple[Gap, ...] = ()
+    unstamped: bool = False
+    backfill_page: int = 1
+    backfill_at: float = 0.0
+    catching_up: bool = False
+    rechecked_at: float = 0.0
+    recheck_after: str = ""
+    recheck_finished_after: str = ""

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import msgspec
+
 from bace_bridge.polling.rules.sessions import DataSession
 
 BEFORE_EVERYTHING = -1.0
@@ -12,18 +14,28 @@ PLAUSIBLE_AHEAD = 86400.0
 StartKind = Literal["now", "all", "since", "ago"]
 
 
-def first_start_from(kind: StartKind, seconds: float, rows: Sequence[DataSession], *, now: float) -> float:
-    """Epoch seconds in the cloud's time. For `now` that is its newest update, `rows` being the latest ones.
+class FirstStart(msgspec.Struct, frozen=True):
+    """`watch.start_from`. `seconds` is a time (epoch) for `since` and a duration for `ago`."""
 
-    `seconds` is a time for `since` and a duration for `ago`. Taking `now` from the cloud's own rows makes a difference
-    between its clock and ours harmless.
-    """
-    if kind == "all" or (kind == "now" and not rows):
-        return BEFORE_EVERYTHING
-    if kind == "since":
-        return seconds
-    if kind == "ago":
-        return now - seconds
+    kind: StartKind
+    seconds: float = 0.0
+
+    def start_from(self, newest: float | None, *, now: float, cloud_now: float, empty: bool = False) -> float:
+        """Epoch seconds in the cloud's time.
+
+        For `now` that is `newest`, the newest stamp of all its rows: then a difference between its clock and ours is
+        harmless. Where there is none, or not every row could be read, it is the time of the cloud's answers; only an
+        `empty` cloud has no history.
+        """
+        if self.kind == "all" or (self.kind == "now" and empty):
+            return BEFORE_EVERYTHING
+        if self.kind == "since":
+            return self.seconds
+        if self.kind == "ago":
+            return now - self.seconds
+        return newest if newest is not None and newest <= now + PLAUSIBLE_AHEAD else cloud_now
+
+
+def newest_stamp(rows: Sequence[DataSession]) -> float | None:
     stamps = [stamp for row in rows for stamp in (row.updated_at, row.created_at) if stamp is not None]
-    newest = max(stamps, default=now)
-    return newest if newest <= now + PLAUSIBLE_AHEAD else now
+    return max(stamps, default=None)

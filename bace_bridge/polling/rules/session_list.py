@@ -9,6 +9,7 @@ from itertools import pairwise
 from msgspec.structs import replace
 
 from bace_bridge.polling.rules.changes import PollState
+from bace_bridge.polling.rules.ranges import LATEST_FILTER
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 
 OVERLAP = 120.0
@@ -25,16 +26,16 @@ LATEST_UPDATE_FIRST = (("sort", "-updated_at"),)
 ACTIVE = (("filter[end]", "NULL"), *BY_ID)
 
 
-def updated_since(bound: float) -> Params:
+def updated_between(since: float, until: int | None = None) -> Params:
     """Sorted by id: a walk by `updated_at` loses rows that move while it lasts; ids stay where they are."""
-    return BY_ID if bound <= 0 else (("filter[updated_at][gte]", str(int(bound))), *BY_ID)
-
-
-def updated_between(since: float, until: int | None) -> Params:
-    """Like `updated_since`, up to a second that is not included any more."""
+    first = min(max(0, int(since)), LATEST_FILTER)
     if until is None:
-        return updated_since(since)
-    return (("filter[updated_at][gte]", str(max(0, int(since)))), ("filter[updated_at][lt]", str(until)), *BY_ID)
+        return (("filter[updated_at][gte]", str(first)), *BY_ID) if since > 0 else BY_ID
+    return (("filter[updated_at][gte]", str(first)), ("filter[updated_at][lt]", str(until)), *BY_ID)
+
+
+NONE_UPDATED = updated_between(LATEST_FILTER - 1, LATEST_FILTER)
+"""Shows nothing, unless its filter is ignored."""
 
 
 def by_ids(ids: Sequence[str]) -> Params:
@@ -73,17 +74,17 @@ def updates_descend(rows: Sequence[DataSession]) -> bool:
     return all(one is not None and other is not None and one >= other for one, other in pairwise(stamps))
 
 
-def to_ask_by_id(unfinished: Sequence[KnownSession], upto: str, *, most: int) -> tuple[list[KnownSession], str]:
-    """The unfinished sessions to ask for in this look, and the id up to which their turns have come; before it `upto`.
+def in_turn(unfinished: Sequence[KnownSession], after: str, *, most: int) -> tuple[list[KnownSession], str]:
+    """The unfinished sessions to ask for in this poll, and the id after which the next turn begins; before, `after`.
 
     Half of the places go to those that most likely change: the active ones, then those that changed last. All others
-    take turns, by id: sessions that never become ingested pile up, and a look must not cost more for them.
+    take turns, by id: sessions that never become ingested pile up, and a poll must not cost more for them.
     """
     if len(unfinished) <= most:
         return list(unfinished), ""
     likely = sorted(unfinished, key=_likely_to_change, reverse=True)
     first, rest = likely[: most // 2], sorted(likely[most // 2 :], key=lambda one: one.session.id)
-    turn = [one for one in rest if one.session.id > upto] + [one for one in rest if one.session.id <= upto]
+    turn = [one for one in rest if one.session.id > after] + [one for one in rest if one.session.id <= after]
     turn = turn[: most - len(first)]
     return [*first, *turn], turn[-1].session.id
 
@@ -93,12 +94,12 @@ def _likely_to_change(known: KnownSession) -> tuple[bool, float]:
     return session.end is None, max(session.start, session.end or 0.0, session.updated_at or 0.0)
 
 
-def after_walk(state: PollState, rows_newest: float | None, *, pages: int, news: bool, cloud_now: float) -> PollState:
+def after_walk(state: PollState, rows_newest: float | None, *, pages: int, new: bool, cloud_now: float) -> PollState:
     """The state after a complete walk. A row from the future cannot push the watermark past what is to come."""
     watermark = state.watermark
     if rows_newest is not None:
         watermark = max(watermark, min(rows_newest, cloud_now))
-    grown = news or watermark > state.watermark
+    grown = new or watermark > state.watermark
     quiet = 0 if grown else state.quiet_walks + (1 if pages > 1 else 0)
     floor = watermark + 1 if quiet >= 2 * QUIET_WALKS else state.floor
     return replace(state, watermark=watermark, quiet_walks=quiet, floor=floor)

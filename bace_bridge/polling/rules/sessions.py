@@ -202,6 +202,24 @@ def observe(
     return Observation(after, tuple(told)) if told or after != known else None
 
 
+def contradicts(known: KnownSession, seen: DataSession) -> bool:
+    """True where a row says something else than is known without a newer `updated_at`.
+
+    It may be a stale answer of a replica, or a change within the second: the session has to be asked for once more.
+    """
+    before = known.session
+    return not known.removed and seen.updated_at == before.updated_at and _emitted_facts(seen) != _emitted_facts(before)
+
+
+def agree(one: DataSession, other: DataSession) -> bool:
+    """True where two rows of a session say the same, but for counters."""
+    return one.updated_at == other.updated_at and _emitted_facts(one) == _emitted_facts(other)
+
+
+def _emitted_facts(session: DataSession) -> tuple[object, ...]:
+    return (session.state, session.end, session.label, session.person_id, session.group_id)
+
+
 def observe_absence(known: KnownSession, *, now: float) -> Observation | None:
     """The cloud itself said that this session cannot be seen; merely not having seen it is not enough."""
     if known.removed:

@@ -1,0 +1,187 @@
+"""One poll of the list of data sessions, by the strategy that the server is seen to honour."""
+
+from collections.abc import Callable
+
+import msgspec
+import structlog
+from msgspec.structs import replace
+
+from bace_bridge.errors import CloudRefused, UnexpectedReply
+from bace_bridge.polling.backfill import Backfill
+from bace_bridge.polling.needs import SessionCloud, SessionJournal
+from bace_bridge.polling.newest import NewestSessions
+from bace_bridge.polling.reading import Reader
+from bace_bridge.polling.recheck import MOST_CHECKS, Recheck
+from bace_bridge.polling.recording import SessionRecorder
+from bace_bridge.polling.rules import session_list
+from bace_bridge.polling.rules.changes import Changes, PollState
+from bace_bridge.polling.rules.first_start import FirstStart, newest_stamp
+from bace_bridge.polling.rules.ranges import GAP_RETRY
+from bace_bridge.polling.rules.selection import with_selection
+from bace_bridge.polling.rules.sessions import DataSession
+from bace_bridge.polling.updates import NotHonoured, Updates
+
+log = structlog.get_logger()
+
+MOST_FIRST_PAGES = 500
+"""Pages that a first start reads to find the newest update where the server does not sort."""
+
+ACTIVE = "the active data sessions"
+
+
+class PollSettings(msgspec.Struct, frozen=True):
+    """What the list is polled with. Intervals are in seconds."""
+
+    first_start: FirstStart
+    recheck_interval: float
+    backfill_interval: float
+    requests_per_minute: int
+
+
+class ListPoll:
+    """Polls the session list. `poll` raises CloudErrors and StoreErrors; then it is simply made again.
+
+    By *delta* it asks for what was updated since the watermark. Where the server ignores that filter, it makes a
+    *full scan*: it polls the newest sessions, asks for unfinished ones by id, and walks over everything steadily.
+    What is known is committed as soon as it is.
+    """
+
+    def __init__(
+        self,
+        cloud: SessionCloud,
+        journal: SessionJournal,
+        recorder: SessionRecorder,
+        settings: PollSettings,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self._cloud = cloud
+        self._journal = journal
+        self._recorder = recorder
+        self._first_start = settings.first_start
+        self._clock = clock
+        self._state: PollState | None = None
+        self._updates_work = True
+        self._turn_after = ""
+        self._recheck = Recheck(cloud, journal, recorder, interval=settings.recheck_interval, clock=clock)
+        self._newest = NewestSessions(journal, recorder, self._recheck, clock=clock)
+        self._backfill = Backfill(
+            recorder,
+            interval=settings.backfill_interval,
+            requests_per_minute=settings.requests_per_minute,
+            clock=clock,
+        )
+        self._updates = Updates(
+            journal, recorder, self._recheck, clock=clock, cloud_now=self._cloud_now, save=self._save
+        )
+
+    @property
+    def strategy(self) -> str:
+        return "delta" if self._updates_work else "full scan"
+
+    @property
+    def unreadable(self) -> list[str]:
+        """The records on which the cloud breaks while everything else is read."""
+        return self._recorder.unreadable.names
+
+    async def poll(self) -> None:
+        reader = Reader(self._cloud)
+        state = self._state or await self._journal.poll_state() or await self._first_state(reader)
+        start_from = self._first_start.start_from(None, now=self._clock(), cloud_now=self._cloud_now())
+        state = with_selection(state, self._recorder.groups, start_from=start_from)
+        await self._save(state)
+        if self._updates_work:
+            try:
+                state = await self._poll_updates(state, reader)
+            except NotHonoured as reason:
+                self._updates_work = False
+                log.warning("cloud.filter_not_honoured", reason=str(reason), then="scanning the full list instead")
+                self._recorder.unreadable.forget()
+                state = replace(self._state or state, catching_up=True, gaps=())
+        if not self._updates_work:
+            state = await self._poll_everything(state, reader)
+        await self._save(state)
+        state = await self._recheck.round_due(state, reader)
+        await self._save(state)
+        state = await self._backfill.step(
+            state, reader, only_way=not self._updates_work and not self._newest.sorted, steady=not self._updates_work
+        )
+        await self._save(replace(state, unstamped=state.unstamped or reader.saw_unstamped))
+        if reader.lost_reason is not None and not reader.rows_read:
+            raise UnexpectedReply(f"no data session can be read: {reader.lost_reason}")
+
+    async def _save(self, state: PollState) -> None:
+        if state != self._state:
+            await self._journal.commit(Changes(watch=state))
+            self._state = state
+
+    def _cloud_now(self) -> float:
+        return self._clock() + self._cloud.clock_ahead
+
+    async def _first_state(self, reader: Reader) -> PollState:
+        """Where a first start begins, in the cloud's own time: its newest update, not our clock."""
+        page = await reader.page(session_list.LATEST_UPDATE_FIRST, 1)
+        if page.lost and not page.items:
+            raise UnexpectedReply(f"no data session can be read: {page.lost[0].reason}")
+        rows = [row.session for row in page.items]
+        more = (page.page_count or 1) > 1
+        if more and not session_list.updates_descend(rows):
+            rows += await self._all_rows(reader)
+        newest = None if page.lost else newest_stamp(rows)
+        start_from = self._first_start.start_from(
+            newest, now=self._clock(), cloud_now=self._cloud_now(), empty=not page.count and not page.total
+        )
+        log.info("poll.first_start", reports_from=start_from, sessions_in_cloud=page.total)
+        crowded = more and session_list.is_one_bulk(rows)
+        return PollState(
+            start_from=start_from,
+            watermark=start_from,
+            floor=start_from + 1 if crowded else 0.0,
+            groups=tuple(sorted(self._recorder.groups)),
+            backfill_at=self._clock() + self._backfill.interval,
+        )
+
+    async def _all_rows(self, reader: Reader) -> list[DataSession]:
+        rows: list[DataSession] = []
+        async for page in reader.pages(session_list.BY_ID):
+            rows += [row.session for row in page.items]
+            if (page.page or 0) >= MOST_FIRST_PAGES:
+                break
+        return rows
+
+    async def _poll_updates(self, state: PollState, reader: Reader) -> PollState:
+        state = await self._find_active(state, reader)
+        await self._save(state)
+        state = await self._updates.poll(state, reader)
+        if state.unstamped:
+            await self._newest.poll(state, reader)
+        return state
+
+    async def _find_active(self, state: PollState, reader: Reader) -> PollState:
+        """The sessions that are active at a first start, however old, without reading the history."""
+        now = self._clock()
+        if state.active_found or 0 <= now - state.active_tried_at < GAP_RETRY:
+            return state
+        if state.start_from <= 0 and not state.joined:
+            return replace(state, active_found=True)
+        lost: str | None = None
+        try:
+            async for page in reader.pages(session_list.ACTIVE):
+                if any(row.session.end is not None for row in page.items):
+                    log.info("cloud.filter_not_honoured", reason="filter[end]=NULL", then="reading the full list once")
+                    return replace(state, active_found=True, backfill_page=1, catching_up=True)
+                await self._recorder.record(page, state)
+                lost = self._recorder.unreadable.name_rows(page.lost, ACTIVE) or lost
+        except CloudRefused as refusal:
+            raise NotHonoured(str(refusal)) from None
+        return replace(state, active_found=lost is None, active_tried_at=now)
+
+    async def _poll_everything(self, state: PollState, reader: Reader) -> PollState:
+        seen = await self._newest.poll(state, reader)
+        state = replace(state, active_found=True)
+        if self._recheck.is_due(state):
+            return state
+        unfinished = [one for one in await self._journal.unfinished() if one.session.id not in seen]
+        asked, self._turn_after = session_list.in_turn(unfinished, self._turn_after, most=MOST_CHECKS)
+        await self._recheck.ask_for(asked, state, reader)
+        return state

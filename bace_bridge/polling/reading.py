@@ -1,0 +1,232 @@
+"""Reads from a cloud that may break on single records: is it this request, or the cloud, and how is it narrowed?"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from bace_bridge.errors import (
+    CloudBadGateway,
+    CloudError,
+    CloudFault,
+    CloudGone,
+    CloudRequestTooLarge,
+    UnexpectedReply,
+)
+from bace_bridge.polling.needs import SessionCloud
+from bace_bridge.polling.rules.ranges import NOBODY, PageRange
+from bace_bridge.polling.rules.seen import LostRow, Page, SeenSession
+from bace_bridge.polling.rules.session_list import Params, by_ids
+
+T = TypeVar("T")
+Range = TypeVar("Range")
+
+MOST_ROWS = 100
+"""Rows of a page of the session list; a server with a lower limit says so."""
+
+MOST_PAGES = 10_000
+"""Pages of one list, after which it is taken for one that has no end."""
+
+MOST_NARROWING = 80
+"""Requests that broke in one poll, after which the rest of what breaks is left for the next one."""
+
+BREAKS = (CloudFault, UnexpectedReply, CloudRequestTooLarge, CloudBadGateway)
+"""What one bad record, or one request that is too long, can lead to."""
+
+
+class Unreadable(Exception):  # control flow: `cause` is the error
+    """The cloud breaks on this very request while it answers others: ask for less."""
+
+    def __init__(self, cause: CloudError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class Reader:
+    """The requests of one poll. What it raises, but for Unreadable, is about the cloud as a whole."""
+
+    def __init__(self, cloud: SessionCloud) -> None:
+        self._cloud = cloud
+        self._cloud_answers = False
+        self._left = MOST_NARROWING
+        self.requests = 0
+        self.rows_read = 0
+        self.lost_reason: str | None = None
+        self.saw_unstamped = False
+
+    async def ask(self, request: Callable[[], Awaitable[T]], *, long: bool = False) -> T:
+        """The answer. Raises Unreadable where the cloud breaks on this request alone, else the CloudError itself.
+
+        The first break of a poll is asked about again, and then the cloud must answer a canary request. A 502 counts
+        only for a `long` request: behind nginx it is an answer whose `Link` header, which repeats the query, is too
+        large; else a gateway's 502 is an outage.
+        """
+        self.requests += 1
+        try:
+            return await request()
+        except BREAKS as fault:
+            if isinstance(fault, CloudBadGateway) and not long:
+                raise
+            self._left -= 1
+            if self._cloud_answers or isinstance(fault, CloudRequestTooLarge):
+                raise Unreadable(fault) from None
+        self.requests += 1
+        try:
+            return await request()
+        except BREAKS as fault:
+            await self._ask_canaries(fault)
+            raise Unreadable(fault) from None
+
+    async def _ask_canaries(self, fault: CloudError) -> None:
+        """One of them has to be answered, or `fault` is about the cloud."""
+        canaries: tuple[Callable[[], Awaitable[object]], ...] = (
+            lambda: self._cloud.session(NOBODY),
+            lambda: self._cloud.session_page(by_ids([NOBODY]), 1, per_page=1),
+        )
+        for canary in canaries:
+            try:
+                await canary()
+            except CloudGone:
+                pass
+            except BREAKS:
+                continue
+            self._cloud_answers = True
+            return
+        raise fault
+
+    async def bisect(
+        self, whole: Range, read: Callable[[Range], Awaitable[None]], parts: Callable[[Range], Sequence[Range]]
+    ) -> list[tuple[Range, str]]:
+        """Reads `whole` and, where the cloud breaks on it, its `parts`, the last one first.
+
+        Returns the ranges that could not be read, with the reason: those without parts and, where a poll has met too
+        many breaks, larger ones.
+        """
+        broken: list[tuple[Range, str]] = []
+        todo = [whole]
+        while todo:
+            one = todo.pop()
+            try:
+                await read(one)
+            except Unreadable as fault:
+                smaller = parts(one) if self._left > 0 else ()
+                todo += smaller
+                if not smaller:
+                    broken.append((one, str(fault)))
+        return broken
+
+    async def pages(
+        self, params: Params, *, first: int = 1, whole: bool = False, most: int = MOST_PAGES
+    ) -> AsyncIterator[Page[SeenSession]]:
+        """The pages of a list of data sessions, from page `first` on.
+
+        Where the cloud breaks on one, `whole` raises Unreadable; else what it holds is read in parts, once.
+        """
+        page_at = self._page if whole else self.page
+        async for page in pages(lambda number: page_at(params, number), first=first, most=most):
+            yield page
+
+    async def page(self, params: Params, number: int) -> Page[SeenSession]:
+        """A page, whatever it takes: `lost` holds the rows that could not be read."""
+        try:
+            return await self._page(params, number)
+        except Unreadable as fault:
+            return await self._page_in_parts(params, PageRange(number, MOST_ROWS), fault)
+
+    async def rows(self, params: Params, *, most: int) -> AsyncIterator[Page[SeenSession]]:
+        """The rows of a list one by one, but those on which the cloud breaks.
+
+        One that can be read proves that the cloud answers, so a break costs one request; where none can, it is raised.
+        """
+        fault: CloudError | None = None
+        read = False
+        for number in range(1, most + 1):
+            try:
+                self.requests += 1
+                page = await self._cloud.session_page(params, number, per_page=1)
+            except BREAKS as broken:
+                fault = broken
+                continue
+            if not page.items and not page.lost:
+                break
+            read = True
+            yield page
+        if fault is not None and not read:
+            raise fault
+
+    async def _page(self, params: Params, number: int, size: int = MOST_ROWS) -> Page[SeenSession]:
+        page = await self.ask(lambda: self._cloud.session_page(params, number, per_page=size))
+        self.rows_read += len(page.items)
+        self.lost_reason = page.lost[0].reason if page.lost else self.lost_reason
+        self.saw_unstamped = self.saw_unstamped or any(row.session.updated_at is None for row in page.items)
+        return page
+
+    async def _page_in_parts(self, params: Params, page: PageRange, fault: Unreadable) -> Page[SeenSession]:
+        total = await self._total(params, page)
+        if total is None:
+            return Page((), page.size, page.number, None, None, lost=(LostRow(str(fault)),))
+        read_parts: dict[int, Page[SeenSession]] = {}
+
+        async def read(part: PageRange) -> None:
+            served = await self._page(params, part.number, part.size)
+            if served.per_page is not None and served.per_page < part.size:
+                raise Unreadable(UnexpectedReply("the server serves smaller pages"))
+            read_parts[part.first] = served
+
+        broken: list[tuple[PageRange, str]] = []
+        for part in page.parts(total=total):
+            broken += await self.bisect(part, read, lambda one: one.parts(total=total))
+        found = [served for _, served in sorted(read_parts.items())]
+        rows = {row.session.id: row for served in found for row in served.items}
+        return Page(
+            items=tuple(rows.values()),
+            count=sum(served.count for served in found) + len(broken),
+            page=page.number,
+            page_count=-(-total // page.size),
+            total=total,
+            lost=(*(row for served in found for row in served.lost), *(LostRow(reason) for _, reason in broken)),
+            odd=tuple(odd for served in found for odd in served.odd),
+        )
+
+    async def _total(self, params: Params, page: PageRange) -> int | None:
+        """The length of the list, from a row of the page that can be read; None where none is found.
+
+        Behind its end a list shows its last row again and again, so that a page in parts has to know where that is.
+        """
+        row = page.first
+        step = 1
+        while row < page.end:
+            try:
+                served = await self._page(params, row + 1, 1)
+            except Unreadable:
+                row, step = row + step, 2 * step
+            else:
+                return served.total
+        return None
+
+
+async def pages(
+    page_at: Callable[[int], Awaitable[Page[T]]], *, first: int = 1, most: int = MOST_PAGES
+) -> AsyncIterator[Page[T]]:
+    """The pages of a collection, in order. Raises UnexpectedReply where they do not end.
+
+    It stops at `pageCount`, or when another page comes than was asked for: behind the last page the server shows that
+    one again, so a loop until an empty page would never end.
+    """
+    before: Sequence[T] = ()
+    for number in range(first, first + most):
+        page = await page_at(number)
+        if (page.page is not None and page.page != number) or (
+            page.page is None and page.items and page.items == before
+        ):
+            return
+        yield page
+        if is_last(page, number):
+            return
+        before = page.items
+    raise UnexpectedReply(f"the list does not end after {most} pages")
+
+
+def is_last(page: Page[T], number: int) -> bool:
+    """True for the last page of a collection, or where another page came than the one with this number."""
+    if (page.page is not None and page.page != number) or not (page.count or page.lost):
+        return True
+    return page.total is None if page.page_count is None else number >= page.page_count

@@ -1,0 +1,159 @@
+"""Asks for known data sessions by their ids: a removed one shows up in no list."""
+
+from collections.abc import Callable, Collection, Sequence
+
+from msgspec.structs import replace
+
+from bace_bridge.errors import CloudBadGateway, CloudRefused, CloudRequestTooLarge
+from bace_bridge.polling.needs import SessionCloud, SessionJournal
+from bace_bridge.polling.reading import Reader, Unreadable, pages
+from bace_bridge.polling.recording import SessionRecorder
+from bace_bridge.polling.rules import session_list
+from bace_bridge.polling.rules.changes import PollState
+from bace_bridge.polling.rules.ranges import NOBODY, halves_of
+from bace_bridge.polling.rules.seen import Page, SeenSession
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession
+from bace_bridge.polling.unreadable import record_of
+
+MOST_RECHECKED = 50
+"""Sessions in one round."""
+
+MOST_CHECKS = 20
+"""Sessions that are asked for one by one in a round, so that a poll stays short."""
+
+MOST_IDS = 10
+"""Ids in one request: the answer's `Link` header repeats them three to five times, and nginx takes 4 KB of headers."""
+
+RARELY = 10
+"""With no unfinished session, only every so many-th round is made."""
+
+
+class Recheck:
+    """Many sessions in one request where the server honours that; who is not in the answer is asked for alone."""
+
+    def __init__(
+        self,
+        cloud: SessionCloud,
+        journal: SessionJournal,
+        recorder: SessionRecorder,
+        *,
+        interval: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._cloud = cloud
+        self._journal = journal
+        self._recorder = recorder
+        self._interval = interval
+        self._clock = clock
+        self._most_ids = MOST_IDS
+        self._filter_works = True
+        self._missed: set[DataSession] = set()
+
+    def is_due(self, state: PollState) -> bool:
+        return not 0 <= self._clock() - state.rechecked_at < self._interval
+
+    async def round_due(self, state: PollState, reader: Reader) -> PollState:
+        """The state after a round over the known sessions, where it is time for one."""
+        if not self.is_due(state):
+            return state
+        now = self._clock()
+        waited = now - state.rechecked_at
+        suspects = await self._journal.known(self._recorder.suspects[:MOST_CHECKS])
+        unfinished = await self._journal.unfinished_after(state.recheck_after, MOST_RECHECKED)
+        if not unfinished and not suspects and 0 <= waited < RARELY * self._interval:
+            return state
+        places = MOST_RECHECKED - len(unfinished)
+        finished = await self._journal.finished_after(state.recheck_finished_after, places)
+        for known in suspects.values():
+            await self._recorder.check(known, state)
+        called = [*unfinished, *finished]
+        done = called[: await self.ask_for(called, state, reader, but=suspects)]
+        return replace(
+            state,
+            rechecked_at=now,
+            recheck_after=_cursor(unfinished, done, state.recheck_after, more=not places),
+            recheck_finished_after=_cursor(
+                finished, done, state.recheck_finished_after, more=bool(finished) and len(finished) == places
+            ),
+        )
+
+    async def ask_for(
+        self, known: Sequence[KnownSession], state: PollState, reader: Reader, *, but: Collection[str] = ()
+    ) -> int:
+        """Asks for sessions by their ids; returns how many of them, from the first on, were asked for."""
+        checks_left = MOST_CHECKS
+        done = 0
+        while done < len(known):
+            batch = known[done : done + self._most_ids]
+            to_ask = [one for one in batch if not self._rests(one) and one.session.id not in but]
+            answered = await self._ask_together([one.session.id for one in to_ask], state, reader)
+            for one in batch:
+                if one in to_ask and one.session.id not in answered:
+                    if not checks_left:
+                        return done
+                    checks_left -= 1
+                    await self._recorder.check(one, state)
+                done += 1
+        return done
+
+    async def ask_for_missing(self, expected: Sequence[KnownSession], seen: Collection[str], state: PollState) -> None:
+        """Asks once for each session that a complete list should have shown and did not."""
+        missing = [one for one in expected if one.session.id not in seen]
+        new = [one for one in missing if one.session not in self._missed][:MOST_CHECKS]
+        for known in new:
+            if not self._rests(known):
+                await self._recorder.check(known, state)
+        self._missed = {one.session for one in missing} & (self._missed | {one.session for one in new})
+
+    def _rests(self, known: KnownSession) -> bool:
+        return self._recorder.unreadable.rests(record_of(known.session.id))
+
+    async def _ask_together(self, ids: Sequence[str], state: PollState, reader: Reader) -> set[str]:
+        """The ids that were answered for; none where the server does not honour the filter."""
+        answered: set[str] = set()
+        if not self._filter_works or len(ids) < 2:  # noqa: PLR2004  # one alone is asked for by its own address
+            return answered
+
+        async def read(part: Sequence[str]) -> None:
+            try:
+                async for page in pages(lambda number: self._page(part, number, reader)):
+                    if not {row.session.id for row in page.items} <= set(part):
+                        self._filter_works = False
+                        return
+                    await self._recorder.record(page, state)
+                    answered.update(row.session.id for row in page.items)
+            except Unreadable as fault:
+                if isinstance(fault.cause, CloudRequestTooLarge | CloudBadGateway):
+                    self._most_ids = max(1, min(self._most_ids, len(part) // 2))
+                elif not await self._filter_is_honoured(reader):
+                    return
+                raise
+
+        try:
+            await reader.bisect(ids, read, halves_of)
+        except CloudRefused:
+            self._filter_works = False
+        return answered
+
+    async def _filter_is_honoured(self, reader: Reader) -> bool:
+        """Where it is ignored, every part breaks in the same way, on a row that nobody asked for."""
+        try:
+            self._filter_works = not (await self._page([NOBODY], 1, reader)).count
+        except Unreadable:
+            self._filter_works = False
+        return self._filter_works
+
+    async def _page(self, ids: Sequence[str], number: int, reader: Reader) -> Page[SeenSession]:
+        return await reader.ask(
+            lambda: self._cloud.session_page(session_list.by_ids(ids), number, per_page=MOST_IDS), long=len(ids) > 1
+        )
+
+
+def _cursor(called: Sequence[KnownSession], done: Sequence[KnownSession], before: str, *, more: bool) -> str:
+    """The id after which the next round begins; empty where it begins anew."""
+    ids = {one.session.id for one in done}
+    for known in called:
+        if known.session.id not in ids:
+            return before
+        before = known.session.id
+    return before if more else ""

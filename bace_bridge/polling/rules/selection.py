@@ -1,0 +1,41 @@
+"""Which devices are watched: by the id of their group, or by its label."""
+
+from collections.abc import Collection, Sequence
+
+from msgspec.structs import replace
+
+from bace_bridge.polling.rules.changes import PollState
+
+
+def is_selected(groups: Collection[str], group_id: str, label: str | None) -> bool:
+    """True when `groups` name the device by id or by label; without any, every device is watched."""
+    return not groups or group_id in groups or (label is not None and label in groups)
+
+
+def starts_from(state: PollState, group_id: str, label: str | None) -> float:
+    """The time (epoch seconds, the cloud's) from which a device's sessions are reported."""
+    for name in (group_id, label):
+        if name is not None and name in state.joined:
+            return state.joined[name]
+    return state.start_from
+
+
+def with_selection(state: PollState, groups: Sequence[str], *, start_from: float) -> PollState:
+    """The state with another selection. Devices that it adds are reported from `start_from`, and looked up at once."""
+    now, before = tuple(sorted(groups)), state.groups
+    if before == now:
+        return state
+    if before is None:
+        return replace(state, groups=now)
+    if not now:
+        others = {name: state.joined.get(name, state.start_from) for name in before}
+        after = replace(state, start_from=start_from, joined=others)
+    elif not before:
+        return replace(state, groups=now)
+    else:
+        kept = {name: since for name, since in state.joined.items() if name in now}
+        added = {name: start_from for name in now if name not in before}
+        after = replace(state, joined=kept | added)
+        if not added:
+            return replace(after, groups=now)
+    return replace(after, groups=now, active_found=False, active_tried_at=0.0, backfill_page=1, catching_up=True)
