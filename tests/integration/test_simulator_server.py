@@ -193,6 +193,16 @@ async def test_pages_are_told_in_the_body_and_in_the_headers(me: Account) -> Non
     assert answer.column("start") == sorted(answer.column("start"))
 
 
+async def test_the_link_header_names_pages_as_yii_does(me: Account) -> None:
+    history(me)
+    answer = await me.get(SESSIONS, {"sort": "start", "filter[start][gt]": "5", "per-page": "20", "page": "2"})
+    place = f"{me.server.url}{SESSIONS}?sort=start&filter%5Bstart%5D%5Bgt%5D=5&page="  # 20 is the default
+    pages = {"self": 2, "first": 1, "last": 3, "prev": 1, "next": 3}
+    assert answer.headers["Link"] == ", ".join(f"<{place}{number}>; rel={name}" for name, number in pages.items())
+    assert (await me.get(SESSIONS, {"per-page": "7"})).json["_links"]["last"]["href"].endswith("?per-page=7&page=7")
+    assert (await me.get(SESSIONS, {"filter[id_group]": UNKNOWN})).headers["Link"].count("rel=") == 1
+
+
 async def test_the_newest_session_comes_first_by_default(me: Account) -> None:
     history(me)
     starts = (await me.get(SESSIONS)).column("start")
@@ -580,6 +590,7 @@ async def test_the_rate_is_limited() -> None:
         shown = [refused.headers[f"X-Rate-Limit-{name}"] for name in ("Limit", "Remaining", "Reset")]
         assert shown == ["5", "0", "20"]
         assert "Retry-After" not in refused.headers
+        assert "X-Rate-Limit-Limit" not in (await me.get(SESSIONS, Authorization="")).headers
         for _ in range(5):
             me.clock.now += 2
             assert (await me.get(SESSIONS)).status == 429
