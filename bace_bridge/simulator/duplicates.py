@@ -7,6 +7,9 @@ from zlib import crc32
 from bace_bridge.simulator.datapoints import Row
 from bace_bridge.simulator.facts import Session
 
+OTHER_VALUE = 0.5
+"""By how much the average of a conflicting datapoint differs."""
+
 _POINTS = 20
 _SESSIONS = 2
 
@@ -24,7 +27,7 @@ def points(rows: Iterable[Row], *, conflicting: bool) -> Iterator[Row]:
     for row in rows:
         yield row
         if _is_chosen(f"{row.series.id_container_data_latest} {row.timestamp_seconds}", _POINTS):
-            low, high, average = row.min_val - 1, row.max_val + 1, row.avg_val + 0.5
+            low, high, average = row.min_val - 1, row.max_val + 1, row.avg_val + OTHER_VALUE
             yield row._replace(min_val=low, max_val=high, avg_val=average) if conflicting else row
 
 
