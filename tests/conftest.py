@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
+from tests import models
 from tests.faults.figures import Figures
 
 WAITING = ("tests/acceptance/", "tests/faults/")
@@ -13,6 +14,10 @@ WAITING = ("tests/acceptance/", "tests/faults/")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full-faults", action="store_true", help="the fault suite at its full size, for minutes")
     parser.addoption("--seed", type=int, help="the fault suite's seed; else a new one each time")
+
+
+def pytest_configure() -> None:
+    models.settle()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

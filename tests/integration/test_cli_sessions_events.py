@@ -137,7 +137,7 @@ class Running:
         return self._err.read_text()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < deadline, (self.lines, self.errors)
             assert self.process.poll() is None, self.errors
@@ -145,7 +145,7 @@ class Running:
 
     async def end(self, number: signal.Signals) -> int:
         self.process.send_signal(number)
-        return await asyncio.to_thread(self.process.wait, 20)
+        return await asyncio.to_thread(self.process.wait, 60)
 
 
 async def test_sessions_are_a_table_newest_first(folder: Path, file: SqliteFile) -> None:

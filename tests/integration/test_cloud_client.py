@@ -30,7 +30,7 @@ from tests.integration.watching import Clock, simulated
 
 @asynccontextmanager
 async def client(
-    cloud: SimulatedCloud, clock: Clock, store: Path, *, password: str | None = None, timeout: float = 5.0
+    cloud: SimulatedCloud, clock: Clock, store: Path, *, password: str | None = None, timeout: float = 60.0
 ) -> AsyncIterator[tuple[BaceCloud, SimulatedServer, CloudHttp]]:
     async with SimulatedServer(cloud) as server, SqliteFile(store) as file:
         http = CloudHttp(
@@ -78,7 +78,11 @@ async def test_a_token_that_expires_in_the_middle_of_a_walk(
     cloud = simulated(clock, refresh, "token-lifetime 600s", "per-page-max 7")
     cloud.add_device("one")
     history = cloud.add_history(30, first_start=clock.now - 90_000, spacing=1000, duration=100)
-    async with client(cloud, clock, tmp_path / "b.db", timeout=0.3) as (api, server, _):
+    async with client(cloud, clock, tmp_path / "b.db", timeout=1.5 if trouble == "no answer" else 60) as (
+        api,
+        server,
+        _,
+    ):
 
         async def walk() -> list[str]:
             seen: list[str] = []
@@ -248,7 +252,7 @@ async def test_a_token_is_used_whatever_is_said_of_its_life(clock: Clock, tmp_pa
 async def test_a_refused_fixed_token_says_where_to_put_another(clock: Clock) -> None:
     async with SimulatedServer(simulated(clock)) as server:
         http = CloudHttp(
-            server.url, RequestBudget(6000, clock=clock), timeout=5, version="test", clock=clock, monotonic=clock
+            server.url, RequestBudget(6000, clock=clock), timeout=60, version="test", clock=clock, monotonic=clock
         )
         http.use_tokens(FixedToken("not-valid"))
         async with http:
@@ -307,7 +311,7 @@ async def test_redirects_carry_no_token_anywhere(clock: Clock, tmp_path: Path) -
 
 
 async def test_a_cut_or_silent_connection_is_unavailable(clock: Clock, tmp_path: Path) -> None:
-    async with client(simulated(clock), clock, tmp_path / "b.db", timeout=0.2) as (api, server, _):
+    async with client(simulated(clock), clock, tmp_path / "b.db", timeout=1) as (api, server, _):
         await api.session_page((), 1)
         server.faults.drop("/api/v2/data-session", times=5)
         with pytest.raises(CloudUnavailable):

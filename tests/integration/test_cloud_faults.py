@@ -38,7 +38,8 @@ from tests.integration.brokers import free_port
 from tests.integration.watching import NOON, Clock
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-TIMEOUT = 0.3
+TIMEOUT = 1.0
+"""Seconds, which a slow machine needs no more of for an answer that does come."""
 
 
 async def nothing(*_: object) -> None: ...

@@ -798,7 +798,7 @@ async def test_a_mistake_in_a_callback_of_ours_ends_the_sink() -> None:
         await sink.ready()
         sink.send(event(1), mistaken)
         with pytest.raises(ZeroDivisionError):
-            await asyncio.wait_for(task, 20)
+            await asyncio.wait_for(task, 60)
 
 
 # --- requests

@@ -27,6 +27,7 @@ from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.downsample import Resolution
 from bace_bridge.watcher.visit import Visit
 from tests.integration.watching import Clock, Watching, data, points, simulated, types, watching
+from tests.models import examples
 
 STRATEGIES = ("", "filters-ignored", "updated-filter-ignored")
 OTHER_QUIRKS = (
@@ -318,7 +319,7 @@ async def check(history: History) -> None:
         assert data(over[-1])["csv"]["datapoint_count"] == row.datapoint_count
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=examples(20), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(ways=WORLDS, steps=STEPS)
 async def test_whatever_happens_in_the_cloud_is_told_in_order(
     ways: World, steps: list[Step], tmp_path_factory: pytest.TempPathFactory

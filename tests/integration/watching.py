@@ -113,7 +113,7 @@ async def watching(
 ) -> AsyncIterator[Watching]:
     async with SimulatedServer(cloud) as server, SqliteFile(store) as file:
         budget = RequestBudget(6_000_000, clock=clock)
-        http = CloudHttp(server.url, budget, timeout=10.0, version="test", clock=clock, monotonic=clock)
+        http = CloudHttp(server.url, budget, timeout=60.0, version="test", clock=clock, monotonic=clock)
         given = cloud.credentials
         credentials = Credentials(given.client_id, given.client_secret, given.username, given.password)
         http.use_tokens(Tokens("test", credentials, Facts(file), http.ask_token, clock=clock, monotonic=clock))
