@@ -29,6 +29,8 @@ class Script:
     connack_properties: bytes = b""
     answers: dict[str, int] = field(default_factory=dict)
     holds_acknowledgements: bool = False
+    acknowledges_after: float = 0.001
+    """Seconds; what the broker has not acknowledged when it ends the connection, it does not acknowledge any more."""
     garbage: bytes = b""
     closes_on: bytes = b""
     """Text in a payload that makes the broker end the connection."""
@@ -104,7 +106,9 @@ class ScriptedBroker:
         self.unacknowledged += 1
         self.most_unacknowledged = max(self.most_unacknowledged, self.unacknowledged)
         if not self.script.holds_acknowledgements:
-            asyncio.get_running_loop().call_later(0.001, self._acknowledge, writer, topic, mid, qos)
+            asyncio.get_running_loop().call_later(
+                self.script.acknowledges_after, self._acknowledge, writer, topic, mid, qos
+            )
 
     def _acknowledge(self, writer: asyncio.StreamWriter, topic: str, mid: bytes, qos: int) -> None:
         self.unacknowledged -= 1

@@ -162,7 +162,7 @@ async def staged(tmp_path: Path) -> AsyncIterator[tuple[Stage, Watched]]:
 PROBLEM = '{"name":"Forbidden","message":"not yours","status":403}'
 HTML = "<html><body>Welcome to the hotel</body></html>"
 FAULTS: list[tuple[str, Handler, type[CloudError], str, str]] = [
-    ("slow", hangs, CloudUnavailable, "unreachable", r"no answer within 0\.3 s"),
+    ("slow", hangs, CloudUnavailable, "unreachable", r"no answer within 1 s"),
     ("reset in a body", resets, CloudUnavailable, "unreachable", "cut|Payload"),
     ("HTML with 200", says(200, HTML), UnexpectedReply, "unreachable", "HTML came: the login page"),
     ("truncated JSON", says(200, '{"items":[{"id_da'), UnexpectedReply, "unreachable", "a page cannot be read"),

@@ -44,7 +44,7 @@ def event(number: int, session: str | None = "s1", kind: str = "session.updated"
 async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(SOON):
         while not condition():
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)  # which leaves the processor to what is waited for
 
 
 class Arrival(NamedTuple):
@@ -224,12 +224,13 @@ class Line:
                 place = await self.place()
                 if place.parked and place.parked[0].attempts == attempts:
                     return place.parked[0]
+                await asyncio.sleep(0.001)
 
     async def reaches(self, seq: int) -> SinkPlace:
         """The sink's place, once the cursor is durable up to there and nothing before it is under way."""
         async with asyncio.timeout(SOON):
             while (place := await self.place()).cursor < seq or any(one.reason == UNDER_WAY for one in place.parked):
-                pass
+                await asyncio.sleep(0.001)
         return place
 
     async def dead_letters(self) -> list[tuple[int, str, int, str]]:
