@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from bace_bridge.config.values import mistake
+from bace_bridge.config.values import FormerNames, WholeNumber, mistake
 from bace_bridge.domain.events import EVENT_TYPES
 from bace_bridge.domain.routing import matches
 
@@ -33,5 +33,6 @@ def _event_glob(glob: str) -> str:
     return glob
 
 
+MaxInFlight = Annotated[WholeNumber, FormerNames(("in_flight", "concurrency"))]
 Name = Annotated[str, AfterValidator(_name)]
 Events = Annotated[tuple[Annotated[str, AfterValidator(_event_glob)], ...], AfterValidator(_event_globs)]
