@@ -42,9 +42,9 @@ class TlsConfig(Section):
 
 
 class HomeAssistantConfig(Section):
-    """Read and checked, for later: this version does not publish discovery yet."""
+    """Read and checked, but without effect yet; see `cautions.py`."""
 
-    enabled: bool = Field(default=True, description="Publish discovery (not in this version yet)")
+    enabled: bool = Field(default=True, description="Publish discovery (no effect yet)")
     prefix: Topic = Field(default="homeassistant", description="Home Assistant's discovery prefix")
     mode: Literal["device", "component"] = Field(default="device", description="One message a device, or one an entity")
 
@@ -71,7 +71,7 @@ class MqttConfig(Section):
     )
     home_assistant: HomeAssistantConfig = Field(
         default=HomeAssistantConfig(),
-        description="Discovery for Home Assistant (not published in this version yet)",
+        description="Discovery for Home Assistant (no effect yet)",
     )
 
     @property
