@@ -178,6 +178,6 @@ def test_the_schema_shows_durations_as_text_and_describes_every_key() -> None:
 def test_the_event_schema_has_the_data_of_every_type() -> None:
     schema = event_schema()
     kinds = {kind["properties"]["type"]["const"]: kind["properties"]["data"] for kind in schema["oneOf"]}
-    assert set(kinds) == {f"bace.{name}" for name in (*EVENT_TYPES, "alert.firing", "alert.resolved")}
+    assert set(kinds) == {f"bace.{name}" for name in EVENT_TYPES}
     assert set(kinds["bace.session.datapoints"]["required"]) >= {"session", "device", "datapoints"}
     assert set(schema["$defs"]) == {"SessionView", "DeviceView", "DatapointView"}
