@@ -156,7 +156,7 @@ class Bridge:
             journal,
             on_look=lambda: service.after_look(),  # noqa: PLW0108  # the service is made below
         )
-        upkeep = Upkeep(file, event_log, cap, retention=store.retention, memory=store.memory)
+        upkeep = Upkeep(file, event_log, cap, retention=store.retention, session_retention=store.session_retention)
         status = Status(
             sessions,
             datapoints,
@@ -307,7 +307,7 @@ class Bridge:
             journal,
             SessionRecorder(cloud, journal, groups=groups, deciding=deciding, clock=clock),
             first_start_from=start,
-            reconcile_interval=watch.reconcile_interval,
+            recheck_interval=watch.recheck_interval,
             clock=clock,
         )
 

@@ -39,14 +39,14 @@ class SessionPoll:
         recorder: SessionRecorder,
         *,
         first_start_from: Callable[[Sequence[DataSession]], float],
-        reconcile_interval: float,
+        recheck_interval: float,
         clock: Callable[[], float],
     ) -> None:
         self._cloud = cloud
         self._journal = journal
         self._recorder = recorder
         self._first_start_from = first_start_from
-        self._roll_call = RollCall(journal, recorder, interval=reconcile_interval, clock=clock)
+        self._roll_call = RollCall(journal, recorder, interval=recheck_interval, clock=clock)
         self._clock = clock
         self._state: WatchState | None = None
         self._delta_works = True

@@ -234,7 +234,7 @@ async def test_at_the_cap_the_cloud_is_not_asked_until_deliveries_have_made_room
     cloud, port = SimulatedCloud(), free_port()
     device = cloud.add_device("BaceGo-1")
     async with SimulatedServer(cloud) as server, receiver() as hook:
-        more = {"store": {"max_size": "16MiB", "memory": "90d"}, "http": {"listen": f"127.0.0.1:{port}"}}
+        more = {"store": {"max_size": "16MiB", "session_retention": "90d"}, "http": {"listen": f"127.0.0.1:{port}"}}
         config = configuration(tmp_path, cloud_url=server.url, hook_url=hook.url, extra=more)
         async with running(config) as bridge:
             await until(lambda: "bridge.running" in bridge.log, within=60, what="the bridge runs")

@@ -19,7 +19,7 @@ from tests.faults.subscriber import Subscriber, subscribed
 from tests.integration.brokers import Mosquitto
 
 MQTT_WINDOW, WEBHOOK_WINDOW = 200, 10
-"""The defaults of `in_flight` and `concurrency`: what a fault can make come twice at most."""
+"""The defaults of `max_in_flight`, for a broker and a webhook: what a fault can make come twice at most."""
 
 WEBHOOK_TIMEOUT = 15.0
 CLOUD_TIMEOUT = 1.0

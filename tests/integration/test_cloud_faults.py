@@ -87,7 +87,7 @@ class Watched:
         self.api, self.log, journal = BaceCloud(self.http), EventLog(file), Journal(file)
         recorder = SessionRecorder(self.api, journal, groups=(), deciding=asyncio.Lock(), clock=self.clock)
         poll = SessionPoll(
-            self.api, journal, recorder, first_start_from=lambda _: NOON, reconcile_interval=60, clock=self.clock
+            self.api, journal, recorder, first_start_from=lambda _: NOON, recheck_interval=60, clock=self.clock
         )
         self.waits: list[float] = []
         self._turns = asyncio.Semaphore(0)
@@ -106,7 +106,7 @@ class Watched:
             self.loop,
             points,
             self.http,
-            Upkeep(file, self.log, Cap(file, 2**30), retention=60, memory=60),
+            Upkeep(file, self.log, Cap(file, 2**30), retention=60, session_retention=60),
             brokers=(),
             version="t",
             strategy=lambda: poll.strategy,

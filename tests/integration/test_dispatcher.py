@@ -352,7 +352,7 @@ async def test_retry_after_is_waited_for(tmp_path: Path, clock: Clock, receiver:
 @pytest.mark.parametrize("kill", [True, False], ids=["killed", "stopped"])
 async def test_a_restart_goes_on_from_the_store(tmp_path: Path, clock: Clock, receiver: Receiver, kill: bool) -> None:
     receiver.fails("s9")
-    async with running(tmp_path / "b.db", clock, receiver.url, kill=kill, concurrency=2) as line:
+    async with running(tmp_path / "b.db", clock, receiver.url, kill=kill, max_in_flight=2) as line:
         await line.tell(event(0, "s9"), event(1), event(2), event(3), event(4, "s9"))
         await receiver.has_taken(1, 2, 3)
         await line.parked(1)

@@ -262,7 +262,7 @@ async def test_each_quality_of_service_is_acknowledged(new_mosquitto: NewMosquit
 async def test_order_holds_over_many_events(new_mosquitto: NewMosquitto, in_flight: str) -> None:
     mosquitto = new_mosquitto(f"max_inflight_messages {in_flight}", "max_queued_messages 0")
     with heard_on(mosquitto.port) as listener:
-        async with connected(mosquitto.port, Home(bed()), in_flight=200) as sink:
+        async with connected(mosquitto.port, Home(bed()), max_in_flight=200) as sink:
             assert await deliver_all(sink, [event(number) for number in range(5000)]) == 0
             await eventually(lambda: len(listener.on("bace/g1/event")) == 5000)
 
@@ -407,7 +407,7 @@ async def test_much_state_keeps_to_the_window(new_mosquitto: NewMosquitto) -> No
     state = Home(DeviceState("g1", available=True, session=b"{}", latest=points))
     mosquitto = new_mosquitto("max_queued_messages 0")
     with heard_on(mosquitto.port) as listener:
-        async with connected(mosquitto.port, state, in_flight=10) as sink:
+        async with connected(mosquitto.port, state, max_in_flight=10) as sink:
             assert await deliver(sink, event(1)) is None
             await eventually(lambda: bool(listener.on("bace/g1/event")))
 
@@ -602,7 +602,7 @@ async def test_websockets_even_with_more_than_the_socket_holds(
     url = f"{'wss' if secure else 'ws'}://localhost:{mosquitto.extra_port}/mqtt"
     settings = {"tls": {"ca_file": certificates.ca}} if secure else {}
     with heard_on(mosquitto.port) as listener:
-        async with connected(0, url=url, in_flight=200, **settings) as sink:
+        async with connected(0, url=url, max_in_flight=200, **settings) as sink:
             large = [Attempt(LoggedEvent(n, large_event(n)), 1) for n in range(200)]
             mosquitto.pause()
             delivering = asyncio.create_task(deliver_all(sink, large))
@@ -713,7 +713,7 @@ async def test_refused_state_is_told_once() -> None:
 async def test_no_more_in_flight_than_the_broker_takes() -> None:
     async with (
         scripted(Script(connack_properties=two_bytes(33, 7))) as broker,
-        connected(broker.port, Home(bed()), in_flight=200) as sink,
+        connected(broker.port, Home(bed()), max_in_flight=200) as sink,
     ):
         assert await deliver_all(sink, [event(number) for number in range(500)]) == 0
 

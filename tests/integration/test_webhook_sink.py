@@ -267,7 +267,7 @@ async def test_a_connection_is_used_again(receiver: Receiver) -> None:
 
 async def test_so_many_at_once_as_configured_and_no_more(receiver: Receiver) -> None:
     receiver.answer = receiver.wait_at_the_gate
-    async with running(config(receiver.url, concurrency=3)) as sink:
+    async with running(config(receiver.url, max_in_flight=3)) as sink:
         posts = [asyncio.create_task(delivered(sink, attempt(seq))) for seq in range(1, 6)]
         await receiver.arrived(3)
         assert len(receiver.requests) == 3
@@ -405,7 +405,7 @@ async def test_closing_waits_for_what_is_in_flight(receiver: Receiver) -> None:
 
 async def test_closing_cuts_off_what_does_not_end(receiver: Receiver) -> None:
     receiver.answer = receiver.wait_at_the_gate
-    async with running(config(receiver.url, concurrency=1), grace=0.0) as sink:
+    async with running(config(receiver.url, max_in_flight=1), grace=0.0) as sink:
         posts = [asyncio.create_task(delivered(sink, attempt(seq))) for seq in (1, 2)]
         await receiver.arrived(1)
         await sink.close()
@@ -415,7 +415,7 @@ async def test_closing_cuts_off_what_does_not_end(receiver: Receiver) -> None:
 
 async def test_cancelling_hands_everything_back(receiver: Receiver) -> None:
     receiver.answer = receiver.wait_at_the_gate
-    sink = WebhookSink(config(receiver.url, concurrency=1), source="s", version="1")
+    sink = WebhookSink(config(receiver.url, max_in_flight=1), source="s", version="1")
     run = asyncio.create_task(sink.run())
     posts = [asyncio.create_task(delivered(sink, attempt(seq))) for seq in (1, 2)]
     await receiver.arrived(1)

@@ -67,7 +67,7 @@ class Watching:
             self.journal,
             SessionRecorder(self.api, self.journal, groups=groups, deciding=self.deciding, clock=clock),
             first_start_from=lambda rows: first_start_from(start, start_seconds, rows, now=clock()),
-            reconcile_interval=60.0,
+            recheck_interval=60.0,
             clock=clock,
         )
         self.settings = VisitSettings(

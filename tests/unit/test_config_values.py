@@ -165,7 +165,8 @@ def test_broker_urls_that_are_refused_without_repeating_them(url: str) -> None:
         {"protocol": True},
         {"qos": 3},
         {"qos": True},
-        {"in_flight": 0},
+        {"max_in_flight": 0},
+        {"max_in_flight": 65536},
         {"keepalive": "250ms"},
         {"events": []},
         {"events": ["session.strted"]},
@@ -317,6 +318,44 @@ def test_warnings_name_what_they_are_about() -> None:
         "webhooks[0].url",
     ]
     assert not any("geheim" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, []),
+        ({"home_assistant": None}, []),
+        ({"home_assistant": {}}, []),
+        ({"home_assistant": {"enabled": None}}, []),
+        ({"home_assistant": {"enabled": False, "prefix": "ha"}}, []),
+        ({"home_assistant": {"enabled": True}}, ["mqtt[0].home_assistant.enabled"]),
+        ({"home_assistant": {"prefix": "ha"}}, ["mqtt[0].home_assistant"]),
+        ({"events": ["*", "s*", "session.*"]}, []),
+        ({"events": ["alert.*"]}, ["mqtt[0].events[0]"]),
+        ({"events": ["session.*", "alert.firing", "a*", "*.resolved"]}, [f"mqtt[0].events[{n}]" for n in (1, 2, 3)]),
+    ],
+)
+def test_what_has_no_effect_yet_is_warned_about(given: dict[str, Any], found: list[str]) -> None:
+    config = Config(cloud=CloudConfig(), mqtt=(broker("mqtt://localhost", **given),))
+    warned = warnings(config, now=0)
+    assert [line.split(": ")[0] for line in warned] == found
+    assert all("has no effect yet" in line for line in warned)
+
+
+def test_a_webhook_s_events_that_no_version_sends_yet_are_warned_about_too() -> None:
+    config = Config(cloud=CloudConfig(), webhooks=(webhook(events=["session.ended", "alert.*"]),))
+    assert warnings(config, now=0) == [
+        "webhooks[0].events[1]: 'alert.*' has no effect yet: this version sends no such events"
+    ]
+
+
+@pytest.mark.parametrize("events", ["alert.firng", "alerts.*", "nothing", "session.strted"])
+def test_no_hint_offers_events_that_no_version_sends_yet(events: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        broker("mqtt://h", events=[events])
+    hint = caught.value.errors()[0]["ctx"]["hint"]
+    assert "alert" not in hint
+    assert "session.started" in hint
 
 
 def test_nothing_to_warn_about() -> None:
