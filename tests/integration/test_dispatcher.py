@@ -64,6 +64,8 @@ class Receiver:
     taken: list[str] = field(default_factory=list)
     answers: dict[str, tuple[int, dict[str, str]]] = field(default_factory=dict)
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
+    holds: asyncio.Event | None = None
+    """Where given, no request is answered before it is set."""
 
     async def handle(self, request: web.Request) -> web.Response:
         body = msgspec.json.decode(await request.read())
@@ -71,6 +73,8 @@ class Receiver:
         self.arrivals.append(Arrival(body["id"], session, self.clock.now, body.get("replay", False)))
         if (gate := self.gates.get(body["id"])) is not None:
             await gate.wait()
+        if self.holds is not None:
+            await self.holds.wait()
         status, headers = self.answers.get(session, (200, {}))
         if status == 200:
             self.taken.append(body["id"])
@@ -101,10 +105,13 @@ async def serving(clock: Clock) -> AsyncIterator[Receiver]:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
-    yield receiver
-    for gate in receiver.gates.values():
-        gate.set()
-    await runner.cleanup()
+    try:
+        yield receiver
+    finally:
+        for gate in (*receiver.gates.values(), receiver.holds):
+            if gate is not None:
+                gate.set()
+        await runner.cleanup()
 
 
 @pytest.fixture
