@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import math
 import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +200,25 @@ async def test_what_was_acknowledged_while_it_ends_is_not_delivered_again(tmp_pa
         assert len(hook.of(first)) == 1
 
 
+async def test_what_is_in_the_log_is_delivered_while_it_ends(tmp_path: Path) -> None:
+    cloud = SimulatedCloud()
+    device = cloud.add_device("BaceGo-1")
+    answers = asyncio.Event()
+    async with SimulatedServer(cloud) as server, serving(Clock()) as hook:
+        path = bridge_file(tmp_path, cloud_url=server.url, hooks={"hook": {"url": hook.url}})
+        async with whole_bridge(path) as bridge:
+            await until(lambda: len(server.requests) > 4, within=SOON, what="the first polls")
+            hook.holds = answers
+            session = cloud.open_session(device.id_group)
+            await until(lambda: hook.of(session) != [], within=SOON, what="the start is under way")
+            cloud.end_session(session)
+            await bridge.has_said("session.ended")
+            bridge.stop.set()
+            await bridge.has_said("bridge.stopping")
+            answers.set()
+        assert len(hook.taken) == 2, "the end too, which had to wait for the start"
+
+
 async def test_the_others_are_told_when_a_sink_is_disabled(tmp_path: Path) -> None:
     cloud = SimulatedCloud()
     device = cloud.add_device("BaceGo-1")
@@ -212,6 +233,64 @@ async def test_the_others_are_told_when_a_sink_is_disabled(tmp_path: Path) -> No
         assert {one.type for one in other.arrivals} == {"session.started", "sink.disabled"}
         (told,) = [one for one in other.arrivals if one.type == "sink.disabled"]
         assert (told.body["sink"], "HTTP 410" in told.body["reason"]) == ("gone", True)
+
+
+async def test_the_others_are_told_of_a_dead_letter_without_a_further_event(
+    tmp_path: Path, new_mosquitto: Callable[..., Mosquitto]
+) -> None:
+    cloud = SimulatedCloud()
+    device = cloud.add_device("BaceGo-1")
+    acl = tmp_path / "acl"
+    acl.write_text(f"topic deny bace/{device.id_group}/event\ntopic readwrite #\n")
+    async with SimulatedServer(cloud) as server, receiver() as hook:
+        broker = new_mosquitto(f"acl_file {acl}")
+        hooks = {"hook": {"url": hook.url}}
+        path = bridge_file(tmp_path, cloud_url=server.url, mqtt_port=broker.port, hooks=hooks)
+        async with whole_bridge(path):
+            await until(lambda: len(server.requests) > 4, within=SOON, what="the first polls")
+            cloud.open_session(device.id_group)
+            await until(lambda: len(hook.arrivals) == 2, within=20, what="the start, and that the broker refused it")
+        assert {one.type for one in hook.arrivals} == {"session.started", "sink.dead_letter"}
+
+
+async def test_a_sink_that_left_the_configuration_keeps_no_event_longer_than_the_retention(tmp_path: Path) -> None:
+    cloud, times = SimulatedCloud(), Times()
+    device = cloud.add_device("BaceGo-1")
+    async with SimulatedServer(cloud) as server, receiver() as hook:
+        hook.refuse_with = 500
+        path = bridge_file(tmp_path, cloud_url=server.url, hooks={"left": {"url": hook.url}})
+        async with whole_bridge(path, times=times) as bridge:
+            await until(lambda: len(server.requests) > 4, within=SOON, what="the first polls")
+            cloud.open_session(device.id_group)
+            await bridge.has_said("delivery.retry_scheduled")
+        times.forward(8 * 86400.0)
+        bridge_file(tmp_path, cloud_url=server.url, hooks={"stays": {"url": hook.url}})
+        reading = sqlite3.connect(tmp_path / "bridge.db", isolation_level=None)
+        assert reading.execute("select count(*) from events").fetchone() == (1,)
+        async with whole_bridge(path, times=times):
+            await until(
+                lambda: reading.execute("select count(*) from events").fetchone() == (0,),
+                within=20,
+                what="it is pruned",
+            )
+        reading.close()
+
+
+async def test_devices_are_offline_while_the_cloud_is_away(tmp_path: Path, broker: Broker) -> None:
+    cloud = SimulatedCloud()
+    device = cloud.add_device("BaceGo-1")
+    topic = f"bace/{device.id_group}/availability"
+    async with SimulatedServer(cloud) as server:
+        path = bridge_file(tmp_path, cloud_url=server.url, mqtt_port=broker.port)
+        with listening(broker.port, topic) as listener:
+            async with whole_bridge(path):
+                await until(lambda: len(server.requests) > 4, within=SOON, what="the first polls")
+                cloud.open_session(device.id_group)
+                await until(lambda: listener.payloads(topic)[-1:] == [b"online"], within=SOON, what="it is online")
+                await server.stop()
+                await until(lambda: listener.payloads(topic)[-1:] == [b"offline"], within=SOON, what="it is offline")
+                await server.start()
+                await until(lambda: listener.payloads(topic)[-1:] == [b"online"], within=SOON, what="online again")
 
 
 async def test_devices_are_offline_while_the_store_fails(tmp_path: Path, broker: Broker) -> None:
@@ -268,6 +347,31 @@ async def test_a_retry_that_waits_goes_through_a_step_of_the_clock(tmp_path: Pat
         times.forward(2 * 3600.0)
         await passes(3)
         await until(lambda: attempts() == 2, within=20, what="the retry")
+
+
+@pytest.mark.parametrize("step", [DAYS, -DAYS])
+async def test_the_times_of_the_polls_are_shown_by_the_clock_that_was_set(
+    tmp_path: Path, broker: Broker, step: float
+) -> None:
+    hour = 3600.0
+    async with SimulatedServer(SimulatedCloud()) as server:
+        path = bridge_file(tmp_path, cloud_url=server.url, mqtt_port=broker.port, interval="1h")
+        with listening(broker.port, "bace/bridge/health") as listener:
+            async with whole_bridge(path) as bridge:
+
+                def shown(name: str) -> float:
+                    """Seconds from now."""
+                    health = json.loads((listener.payloads("bace/bridge/health") or [b"{}"])[-1])
+                    text = health.get(name)
+                    return math.inf if text is None else datetime.fromisoformat(text).timestamp() - bridge.times.wall()
+
+                def right() -> bool:
+                    return abs(shown("last_poll_at")) < hour / 2 and abs(shown("next_poll_at") - hour) < hour / 2
+
+                await until(right, within=SOON, what="the first poll is shown")
+                bridge.times.set_wall(step)
+                await bridge.has_said("clock.stepped")
+                await until(right, within=20, what="the same poll is shown by the new clock")
 
 
 async def test_a_retry_that_lies_further_ahead_than_any_schedule_is_made_at_the_start(tmp_path: Path) -> None:
