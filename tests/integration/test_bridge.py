@@ -70,6 +70,29 @@ async def test_a_loop_that_stands_still_is_seen_by_the_health_answer_and_the_wat
             assert (await healthz())[0] == 200
 
 
+async def test_a_webhook_is_degraded_from_its_second_failed_attempt_on(tmp_path: Path) -> None:
+    port, cloud = free_port(), SimulatedCloud()
+    devices = [cloud.add_device(f"BaceGo-{one}") for one in range(2)]
+    async with SimulatedServer(cloud) as server, serving(Clock()) as hook, aiohttp.ClientSession() as http:
+        listen = {"http": {"listen": f"127.0.0.1:{port}"}}
+        path = bridge_file(tmp_path, cloud_url=server.url, hooks={"hook": {"url": hook.url}}, extra=listen)
+
+        async def degraded() -> dict[str, str]:
+            async with http.get(f"http://127.0.0.1:{port}/readyz") as response:
+                found: dict[str, str] = (await response.json()).get("degraded", {})
+                return found
+
+        async with whole_bridge(path) as bridge:
+            await until(lambda: len(server.requests) > 4, within=SOON, what="the first polls")
+            for number, device in enumerate(devices, start=1):
+                session = cloud.open_session(device.id_group, label=f"refused {number}")
+                hook.fails(session, 503, Retry_After="3600")
+                await bridge.has_said("delivery.retry_scheduled", times=number)
+                shown = await degraded()
+                assert ("webhook:hook" in shown) == (number == 2), shown
+            assert shown["webhook:hook"].startswith("2 failed attempts in a row: HTTP 503")
+
+
 class HoldsEmptyReadings:
     """Stands where a failpoint does, around the log alone: a reading that found nothing ends only when `let_go`."""
 
@@ -242,15 +265,34 @@ async def test_the_others_are_told_of_a_dead_letter_without_a_further_event(
     device = cloud.add_device("BaceGo-1")
     acl = tmp_path / "acl"
     acl.write_text(f"topic deny bace/{device.id_group}/event\ntopic readwrite #\n")
+    broker = new_mosquitto(f"acl_file {acl}")
+    broker.stop()
     async with SimulatedServer(cloud) as server, receiver() as hook:
-        broker = new_mosquitto(f"acl_file {acl}")
         hooks = {"hook": {"url": hook.url}}
         path = bridge_file(tmp_path, cloud_url=server.url, mqtt_port=broker.port, hooks=hooks)
-        async with whole_bridge(path):
+        async with whole_bridge(path) as bridge:
             await until(lambda: len(server.requests) > 4, within=SOON, what="the first polls")
             cloud.open_session(device.id_group)
-            await until(lambda: len(hook.arrivals) == 2, within=20, what="the start, and that the broker refused it")
-        assert {one.type for one in hook.arrivals} == {"session.started", "sink.dead_letter"}
+            await until(lambda: len(hook.arrivals) == 1, within=SOON, what="the start")
+            await bridge.has_ticked(5)  # by now the webhook has nothing to do
+            broker.start()
+            await bridge.has_said("delivery.dead_letter")
+            await until(lambda: len(hook.arrivals) == 2, within=10, what="that the broker refused it")
+        assert [one.type for one in hook.arrivals] == ["session.started", "sink.dead_letter"]
+
+
+async def test_points_of_a_new_session_do_not_wait_for_the_longest_rest(tmp_path: Path) -> None:
+    cloud = SimulatedCloud()
+    device = cloud.add_device("BaceGo-1")
+    async with SimulatedServer(cloud) as server, receiver() as hook:
+        path = bridge_file(tmp_path, cloud_url=server.url, hooks={"hook": {"url": hook.url}})
+        async with whole_bridge(path):
+            await until(lambda: len(server.requests) > 4, within=SOON, what="the first polls")
+            session = cloud.open_session(device.id_group)
+            cloud.add_points(session, device.series[0].id_container_data_latest, [(cloud.session(session).start, 1.0)])
+            await until(
+                lambda: "session.datapoints" in {one.type for one in hook.arrivals}, within=20, what="its points"
+            )
 
 
 async def test_a_sink_that_left_the_configuration_keeps_no_event_longer_than_the_retention(tmp_path: Path) -> None:
