@@ -318,6 +318,35 @@ async def test_a_sink_that_left_the_configuration_keeps_no_event_longer_than_the
         reading.close()
 
 
+async def test_the_retained_state_of_a_device_follows_where_no_event_is_sent(tmp_path: Path, broker: Broker) -> None:
+    cloud = SimulatedCloud()
+    device = cloud.add_device("BaceGo-1")
+    topic = f"bace/{device.id_group}/session"
+    async with SimulatedServer(cloud) as server:
+        path = bridge_file(tmp_path, cloud_url=server.url, mqtt_port=broker.port)
+        settings = json.loads(path.read_text())
+        settings["mqtt"][0]["events"] = ["cloud.*"]
+        path.write_text(json.dumps(settings))
+        with listening(broker.port, topic) as listener:
+
+            def shown() -> tuple[Any, Any]:
+                session = json.loads((listener.payloads(topic) or [b"{}"])[-1])
+                return session.get("label"), session.get("state")
+
+            async with whole_bridge(path):
+                await until(lambda: len(server.requests) > 4, within=SOON, what="the first polls")
+                session = cloud.open_session(device.id_group, label="first")
+                await until(lambda: shown() == ("first", "active"), within=SOON, what="the session")
+                cloud.rename_session(session, "second")
+                await until(lambda: shown() == ("second", "active"), within=SOON, what="its new label")
+                cloud.end_session(session)
+                await until(lambda: shown() == ("second", "ended"), within=SOON, what="its end")
+        with listening(broker.port, topic) as late:
+            await until(lambda: bool(late.heard), within=SOON, what="the retained message")
+            assert late.heard[0].retained
+            assert late.payloads(topic)[-1] == listener.payloads(topic)[-1]
+
+
 async def test_devices_are_offline_while_the_cloud_is_away(tmp_path: Path, broker: Broker) -> None:
     cloud = SimulatedCloud()
     device = cloud.add_device("BaceGo-1")
