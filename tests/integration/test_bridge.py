@@ -30,6 +30,8 @@ from tests.integration.whole_bridge import SOON, Times, bridge_file, whole_bridg
 
 DAYS = 3 * 86400.0
 STANDS_STILL = 200.0
+BEFORE_IT_RESTED = 20.0
+"""Real seconds: a loop that nothing woke goes on by itself after 30."""
 
 
 async def command(path: Path, *arguments: str) -> str:
@@ -46,7 +48,8 @@ async def command(path: Path, *arguments: str) -> str:
 async def test_a_loop_that_stands_still_is_seen_by_the_health_answer_and_the_watchdog(tmp_path: Path) -> None:
     port = free_port()
     async with SimulatedServer(SimulatedCloud()) as server, aiohttp.ClientSession() as http:
-        path = bridge_file(tmp_path, cloud_url=server.url, extra={"http": {"listen": f"127.0.0.1:{port}"}})
+        extra = {"http": {"listen": f"127.0.0.1:{port}"}, "cloud": {"timeout": "10m"}}
+        path = bridge_file(tmp_path, cloud_url=server.url, extra=extra)
 
         async def healthz() -> tuple[int, dict[str, Any]]:
             async with http.get(f"http://127.0.0.1:{port}/healthz") as response:
@@ -134,7 +137,7 @@ async def test_what_is_committed_while_the_log_is_read_is_delivered_without_a_fu
             await bridge.has_said("session.started")
             await bridge.has_ticked(3)
             holding.let_go.set()
-            await until(lambda: [one.session for one in hook.arrivals] == [session], within=20, what="the start")
+            await until(lambda: [one.session for one in hook.arrivals] == [session], within=SOON, what="the start")
 
 
 async def test_a_sink_gets_only_what_is_of_its_groups(tmp_path: Path, broker: Broker) -> None:
@@ -173,7 +176,7 @@ async def test_a_replay_by_command_reaches_the_running_bridge(tmp_path: Path) ->
             session = cloud.open_session(device.id_group)
             await until(lambda: len(hook.arrivals) == 1, within=SOON, what="the start")
             await command(path, "replay", "--sink", "hook", "--session", session)
-            await until(lambda: len(hook.arrivals) == 2, within=20, what="it comes again")
+            await until(lambda: len(hook.arrivals) == 2, within=SOON, what="it comes again")
         first, again = hook.arrivals
         assert first == again
 
@@ -199,7 +202,7 @@ async def test_a_dead_letter_that_is_retried_by_command_reaches_the_running_brid
                 while not letters:
                     letters = json.loads(await command(path, "dead-letters", "list", "--json"))
                 await command(path, "dead-letters", "retry")
-                await until(lambda: len(listener.on(topic)) == 1, within=20, what="the dead letter")
+                await until(lambda: len(listener.on(topic)) == 1, within=SOON, what="the dead letter")
                 assert json.loads(listener.payloads(topic)[0])["event_type"] == "session.started"
 
 
@@ -252,7 +255,11 @@ async def test_the_others_are_told_when_a_sink_is_disabled(tmp_path: Path) -> No
         async with whole_bridge(path):
             await until(lambda: len(server.requests) > 4, within=SOON, what="the first polls")
             cloud.open_session(device.id_group)
-            await until(lambda: len(other.arrivals) == 2, within=20, what="the start, and that the other is disabled")
+            await until(
+                lambda: len(other.arrivals) == 2,
+                within=BEFORE_IT_RESTED,
+                what="the start, and that the other is disabled",
+            )
         assert {one.type for one in other.arrivals} == {"session.started", "sink.disabled"}
         (told,) = [one for one in other.arrivals if one.type == "sink.disabled"]
         assert (told.body["sink"], "HTTP 410" in told.body["reason"]) == ("gone", True)
@@ -277,7 +284,7 @@ async def test_the_others_are_told_of_a_dead_letter_without_a_further_event(
             await bridge.has_ticked(5)  # by now the webhook has nothing to do
             broker.start()
             await bridge.has_said("delivery.dead_letter")
-            await until(lambda: len(hook.arrivals) == 2, within=10, what="that the broker refused it")
+            await until(lambda: len(hook.arrivals) == 2, within=BEFORE_IT_RESTED, what="that the broker refused it")
         assert [one.type for one in hook.arrivals] == ["session.started", "sink.dead_letter"]
 
 
@@ -291,7 +298,9 @@ async def test_points_of_a_new_session_do_not_wait_for_the_longest_rest(tmp_path
             session = cloud.open_session(device.id_group)
             cloud.add_points(session, device.series[0].id_container_data_latest, [(cloud.session(session).start, 1.0)])
             await until(
-                lambda: "session.datapoints" in {one.type for one in hook.arrivals}, within=20, what="its points"
+                lambda: "session.datapoints" in {one.type for one in hook.arrivals},
+                within=BEFORE_IT_RESTED,
+                what="its points",
             )
 
 
@@ -312,7 +321,7 @@ async def test_a_sink_that_left_the_configuration_keeps_no_event_longer_than_the
         async with whole_bridge(path, times=times):
             await until(
                 lambda: reading.execute("select count(*) from events").fetchone() == (0,),
-                within=20,
+                within=SOON,
                 what="it is pruned",
             )
         reading.close()
@@ -395,7 +404,7 @@ async def waiting_retry(folder: Path, times: Times) -> AsyncIterator[Any]:
         async def passes(number: int) -> None:
             """Another session's start goes through, so the deliveries have looked at their clock."""
             other = cloud.open_session(devices[number].id_group)
-            await until(lambda: hook.of(other) != [], within=20, what="another session's start")
+            await until(lambda: hook.of(other) != [], within=SOON, what="another session's start")
 
         async with whole_bridge(path, times=times) as bridge:
             await until(lambda: len(server.requests) > 4, within=SOON, what="the first polls")
@@ -417,7 +426,7 @@ async def test_a_retry_that_waits_goes_through_a_step_of_the_clock(tmp_path: Pat
         assert attempts() == 1, "it is not due yet"
         times.forward(2 * 3600.0)
         await passes(3)
-        await until(lambda: attempts() == 2, within=20, what="the retry")
+        await until(lambda: attempts() == 2, within=SOON, what="the retry")
 
 
 @pytest.mark.parametrize("step", [DAYS, -DAYS])
@@ -442,7 +451,7 @@ async def test_the_times_of_the_polls_are_shown_by_the_clock_that_was_set(
                 await until(right, within=SOON, what="the first poll is shown")
                 bridge.times.set_wall(step)
                 await bridge.has_said("clock.stepped")
-                await until(right, within=20, what="the same poll is shown by the new clock")
+                await until(right, within=SOON, what="the same poll is shown by the new clock")
 
 
 async def test_a_retry_that_lies_further_ahead_than_any_schedule_is_made_at_the_start(tmp_path: Path) -> None:
@@ -451,7 +460,7 @@ async def test_a_retry_that_lies_further_ahead_than_any_schedule_is_made_at_the_
         await bridge.ends()
         times.set_wall(-DAYS)
         async with whole_bridge(path, times=times):
-            await until(lambda: attempts() == 2, within=20, what="the retry")
+            await until(lambda: attempts() == 2, within=SOON, what="the retry")
 
 
 async def test_at_the_cap_the_cloud_is_not_asked_until_deliveries_have_made_room(tmp_path: Path) -> None:
