@@ -175,6 +175,12 @@ class Mosquitto:
     def resume(self) -> None:
         self._process.send_signal(signal.SIGCONT)
 
+    def reload(self) -> None:
+        """Returns when its files, such as that of the ACL, are read again."""
+        before = self.log().count("Reloading config")
+        self._process.send_signal(signal.SIGHUP)
+        wait_until(lambda: self.log().count("Reloading config") > before)
+
     def log(self) -> str:
         return self._process.log()
 

@@ -72,6 +72,24 @@ async def test_a_step_is_said_once_and_followed(step: float) -> None:
     assert times.steady() == times.wall()
 
 
+async def test_a_step_is_followed_between_two_decisions_and_not_within_one() -> None:
+    """A decision that was made by the old clock would be committed over what the step has moved."""
+    times, moved, deciding = Times(), list[float](), asyncio.Lock()
+
+    async def move(seconds: float) -> None:
+        moved.append(seconds)
+
+    watch = ClockWatch(times.steady, deciding=deciding, move_store=move)
+    times.wall.forward(DAYS)
+    async with deciding:
+        following = asyncio.create_task(watch.look())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert (moved, times.steady()) == ([], NOON)
+    await following
+    assert (moved, times.steady()) == ([DAYS], NOON + DAYS)
+
+
 async def test_a_clock_that_is_slewed_is_followed_in_silence() -> None:
     times, moved = Times(), list[float]()
     watch = await watch_of(times, moved)
