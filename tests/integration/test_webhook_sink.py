@@ -265,6 +265,29 @@ async def test_a_connection_is_used_again(receiver: Receiver) -> None:
     assert len(receiver.connections) == 1
 
 
+@pytest.mark.parametrize(("idle", "connections"), [(3.0, 1), (4.9, 2)])
+async def test_an_idle_connection_is_left_before_common_servers_close_theirs_after_5_s(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, idle: float, connections: int
+) -> None:
+    """A POST on a connection that the server is just closing fails for no reason."""
+    now = 1000.0
+    monkeypatch.setattr("aiohttp.connector.monotonic", lambda: now)
+    async with running(config(receiver.url)) as sink:
+        assert await delivered(sink, attempt(1)) is None
+        now += idle
+        assert await delivered(sink, attempt(2)) is None
+    assert len(receiver.connections) == connections
+
+
+async def test_a_cookie_does_not_come_back(receiver: Receiver) -> None:
+    receiver.url = receiver.url.replace("127.0.0.1", "localhost")  # aiohttp keeps no cookie of an address
+    receiver.replies(200, headers={"Set-Cookie": "session=1; Path=/"})
+    async with running(config(receiver.url)) as sink:
+        for seq in (1, 2):
+            assert await delivered(sink, attempt(seq)) is None
+    assert ["cookie" in message.headers for message in receiver.requests] == [False, False]
+
+
 async def test_so_many_at_once_as_configured_and_no_more(receiver: Receiver) -> None:
     receiver.answer = receiver.wait_at_the_gate
     async with running(config(receiver.url, concurrency=3)) as sink:
