@@ -103,13 +103,26 @@ def test_libraries_are_heard_from_warning_on() -> None:
     assert (second["event"], second["level"]) == ("wrong arguments %d", "error")
 
 
-def test_a_stream_that_fails_does_not_end_the_service() -> None:
-    class Full(io.StringIO):
-        def write(self, _text: str, /) -> int:
-            raise OSError(28, "No space left on device")
+def test_a_stream_that_fails_loses_a_line_and_takes_the_later_ones() -> None:
+    class Disk(io.StringIO):
+        full = True
 
-    logs.configure(fmt="json", level="info", stream=Full())
-    structlog.get_logger().info("lost")
+        def write(self, text: str, /) -> int:
+            if self.full:
+                raise OSError(28, "No space left on device")
+            return super().write(text)
+
+    disk = Disk()
+    logs.configure(fmt="json", level="info", stream=disk)
+    log = structlog.get_logger().bind(sink="a")
+    log.info("lost")
+    disk.full = False
+    log.info("written by the same logger")
+    logging.getLogger("paho").warning("written by a library")
+    assert [line["event"] for line in lines(disk)] == ["written by the same logger", "written by a library"]
+
+
+def test_a_closed_stream_does_not_end_the_service() -> None:
     closed = io.StringIO()
     logs.configure(fmt="json", level="info", stream=closed)
     closed.close()
