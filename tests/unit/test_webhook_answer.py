@@ -37,7 +37,7 @@ def test_another_webhook_delivery_header_means_nothing() -> None:
     assert answered(200, {"webhook-delivery": "enable"}) is None
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
 def test_a_redirect_is_a_failure(status: int) -> None:
     failed = answered(status, {"location": "https://elsewhere.example/token"})
     assert isinstance(failed, DeliveryFailed)
