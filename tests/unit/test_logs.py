@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,31 @@ def test_libraries_are_heard_from_warning_on() -> None:
     first, second = lines(stream)
     assert (first["event"], first["level"], first["logger"]) == ("odd 7", "warning", "aiohttp.client")
     assert (second["event"], second["level"]) == ("wrong arguments %d", "error")
+
+
+def test_an_error_of_a_library_comes_with_its_traceback_without_secrets() -> None:
+    stream = io.StringIO()
+    logs.configure(fmt="json", level="info", secrets=["hunter2"], stream=stream)
+    try:
+        int("hunter2")
+    except ValueError:
+        logging.getLogger("asyncio").exception("a task failed")
+    (line,) = lines(stream)
+    assert line["event"] == "a task failed"
+    assert "ValueError: invalid literal" in line["exception"]
+    assert "hunter2" not in line["exception"]
+
+
+def test_a_warning_of_python_is_a_line_of_the_log() -> None:
+    stream = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logs.configure(fmt="json", level="info", stream=stream)
+        warnings.warn("old ways", DeprecationWarning, stacklevel=1)
+        logging.captureWarnings(capture=False)
+    (line,) = lines(stream)
+    assert (line["level"], line["logger"]) == ("warning", "py.warnings")
+    assert "DeprecationWarning: old ways" in line["event"]
 
 
 def test_a_stream_that_fails_loses_a_line_and_takes_the_later_ones() -> None:
