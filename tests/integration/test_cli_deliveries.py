@@ -88,6 +88,8 @@ async def test_dead_letters_are_listed_with_their_last_attempts(folder: Path, lo
     ]
     assert second["last_attempts"] == []
     assert [one["event_id"] for one in await listed(folder, "--session", "s2")] == ["evt_2"]
+    assert [one["event_id"] for one in await listed(folder, "--limit", "1")] == ["evt_2"], "the last one first"
+    assert len(await listed(folder, "--limit", "0")) == 2, "0: all"
     assert await listed(folder, "--sink", "b") == []
 
 

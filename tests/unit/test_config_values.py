@@ -310,6 +310,17 @@ def test_every_secret_is_known_to_the_redaction() -> None:
     }
 
 
+def test_a_text_is_a_secret_from_four_characters_on_and_a_webhook_s_path_from_sixteen() -> None:
+    found = secrets_of(
+        Config(
+            cloud=CloudConfig(access_token=SecretStr("four"), password=SecretStr("abc")),
+            webhooks=(webhook(url="https://h/15-characters/"), webhook(name="x", url="https://h/16-characters/x")),
+        )
+    )
+    assert {"four", "/16-characters/x"} <= found
+    assert not {"abc", "/15-characters/"} & found
+
+
 def test_warnings_name_what_they_are_about() -> None:
     config = Config(
         cloud=CloudConfig(url="http://dashboard.example.org", access_token=SecretStr("t")),
