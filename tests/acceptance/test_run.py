@@ -6,10 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.server import SimulatedServer
@@ -186,6 +188,73 @@ async def test_it_tells_the_service_manager(tmp_path: Path) -> None:
             while not messages[-1].startswith("STOPPING=1"):
                 messages.append((await asyncio.to_thread(heard.recv, 1000)).decode())
             assert await bridge.stop() == 0
+    heard.close()
+
+
+async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    """The webhook never answers: an orderly end would wait for it."""
+    cloud = SimulatedCloud()
+    device = cloud.add_device("BaceGo-1")
+    called, gate = asyncio.Event(), asyncio.Event()
+
+    async def hang(_: web.Request) -> web.Response:
+        called.set()
+        await gate.wait()
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/hook", hang)
+    runner = web.AppRunner(app, shutdown_timeout=0.0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    async with SimulatedServer(cloud) as server:
+        hook = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
+        config = configuration(tmp_path, cloud_url=server.url, hook_url=hook)
+        async with running(config) as bridge:
+            await until(lambda: "bridge.running" in bridge.log, within=60, what="the bridge runs")
+            cloud.open_session(device.id_group)
+            async with asyncio.timeout(60):
+                await called.wait()
+            bridge.process.send_signal(signal.SIGTERM)
+            await until(lambda: "bridge.stopping" in bridge.log, within=60, what="the orderly end")
+            assert bridge.process.returncode is None
+            assert await bridge.stop() == 0
+            assert "bridge.stopping_now" in events_in(bridge.log)
+            assert "webhook.cut_off" not in events_in(bridge.log)
+            assert "Traceback" not in bridge.log
+    gate.set()
+    await runner.cleanup()
+
+
+async def test_the_service_manager_hears_of_a_reload_with_its_time_and_new_secrets_are_masked(tmp_path: Path) -> None:
+    heard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    heard.bind(str(tmp_path / "notify"))
+    heard.settimeout(60)
+
+    async def told(beginning: str) -> str:
+        while not (message := (await asyncio.to_thread(heard.recv, 1000)).decode()).startswith(beginning):
+            assert not message.startswith("STOPPING=1"), "systemd would take the reload for the end"
+        return message
+
+    async with SimulatedServer(SimulatedCloud()) as server:
+        config = configuration(tmp_path, cloud_url=server.url)
+        async with running(config, environment={"NOTIFY_SOCKET": str(tmp_path / "notify")}) as bridge:
+            await told("READY=1")
+            settings = json.loads(config.read_text())
+            # The log names the store: where a new secret is part of that name, its masking can be seen.
+            settings["cloud"]["password"] = "canary-4711"
+            settings["store"] = {**settings.get("store", {}), "url": f"sqlite:///{tmp_path}/canary-4711.db"}
+            config.write_text(json.dumps(settings))
+            before = time.monotonic_ns() // 1000
+            bridge.process.send_signal(signal.SIGHUP)
+            reloading = await told("RELOADING=1")
+            assert before <= int(reloading.split("MONOTONIC_USEC=")[1]) <= time.monotonic_ns() // 1000
+            await told("READY=1")
+            starting = [line for line in bridge.log.splitlines() if json.loads(line)["event"] == "bridge.starting"]
+            assert len(starting) == 2
+            assert "***.db" in starting[1]
+            assert "canary" not in bridge.log
+            await bridge.stop()
     heard.close()
 
 

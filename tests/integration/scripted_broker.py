@@ -27,6 +27,7 @@ class Script:
     silent_on_5: bool = False
     connect_codes: list[int] = field(default_factory=list)
     connack_properties: bytes = b""
+    suback: int = 1
     answers: dict[str, int] = field(default_factory=dict)
     holds_acknowledgements: bool = False
     acknowledges_after: float = 0.001
@@ -42,6 +43,8 @@ class ScriptedBroker:
         self.port = 0
         self.versions: list[int] = []
         self.published: list[Published] = []
+        self.subscribed_qos: list[int] = []
+        self.largest_packet = 0
         self.connections: list[asyncio.StreamWriter] = []
         self.unacknowledged = 0
         self.most_unacknowledged = 0
@@ -73,6 +76,7 @@ class ScriptedBroker:
             return
         while True:
             first, body = await packet(reader)
+            self.largest_packet = max(self.largest_packet, 1 + _length_of_variable_integer(len(body)) + len(body))
             self._answer(writer, version, first, body)
 
     def _answer(self, writer: asyncio.StreamWriter, version: int, first: int, body: bytes) -> None:
@@ -82,7 +86,8 @@ class ScriptedBroker:
             case 6:
                 writer.write(bytes([PUBCOMP << 4, 2]) + body[:2])
             case 8:
-                tail = b"\x00\x01" if version == 5 else b"\x01"
+                self.subscribed_qos.append(body[-1] & 3)
+                tail = (b"\x00" if version == 5 else b"") + bytes([self.script.suback])
                 writer.write(bytes([SUBACK << 4, 2 + len(tail)]) + body[:2] + tail)
             case 12:
                 writer.write(bytes([PINGRESP << 4, 0]))
@@ -150,6 +155,10 @@ def _variable_integer(data: bytes) -> tuple[int, int]:
         shift, used = shift + 7, used + 1
         if not byte & 0x80:
             return number, used
+
+
+def _length_of_variable_integer(number: int) -> int:
+    return max(1, -(-number.bit_length() // 7))
 
 
 def two_bytes(identifier: int, value: int) -> bytes:

@@ -1,4 +1,7 @@
 import base64
+import time
+from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from bace_bridge.config.models import (
     WebhookConfig,
 )
 from bace_bridge.config.secrecy import secrets_of
-from bace_bridge.config.values import format_duration, format_size, parse_duration, parse_size
+from bace_bridge.config.values import format_duration, format_size, parse_duration, parse_size, parse_start_from
 
 SECRET = "whsec_" + "A" * 40
 
@@ -109,6 +112,22 @@ def test_a_formatted_duration_reads_back(milliseconds: int) -> None:
 )
 def test_start_from(written: str, start: StartFrom) -> None:
     assert WatchConfig.model_validate({"start_from": written}).start_from == start
+
+
+@pytest.fixture
+def in_tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_tokyo")
+def test_a_date_begins_at_midnight_in_utc_wherever_the_machine_is() -> None:
+    assert time.timezone == -9 * 3600, "or this shows nothing"
+    for written in ("1970-01-02", date(1970, 1, 2)):
+        assert parse_start_from(written) == StartFrom("since", 86_400.0)
 
 
 @pytest.mark.parametrize("written", ["", "later", 7, "2026", "1970-01-02T00:00:00", "1970-13-01"])
@@ -290,6 +309,17 @@ def test_every_secret_is_known_to_the_redaction() -> None:
         SECRET,
         SECRET.removeprefix("whsec_"),
     }
+
+
+def test_a_text_is_a_secret_from_four_characters_on_and_a_webhook_s_path_from_sixteen() -> None:
+    found = secrets_of(
+        Config(
+            cloud=CloudConfig(access_token=SecretStr("four"), password=SecretStr("abc")),
+            webhooks=(webhook(url="https://h/15-characters/"), webhook(name="x", url="https://h/16-characters/x")),
+        )
+    )
+    assert {"four", "/16-characters/x"} <= found
+    assert not {"abc", "/15-characters/"} & found
 
 
 def test_warnings_name_what_they_are_about() -> None:
