@@ -228,3 +228,27 @@ async def test_a_point_from_before_the_start_is_corrected_before_the_csv(clock: 
         told += points(await watch.look())
         assert types(await watch.all_events())[-2:] == ["session.ended", "session.csv_ready"]
     assert [(one["avg"], one["revision"]) for one in told] == [(1.0, 0), (2.0, 1)]
+
+
+@pytest.mark.parametrize("quirks", STRATEGIES, ids=lambda quirks: "+".join(quirks) or "delta")
+async def test_the_oldest_session_of_the_list_is_removed_when_it_is_over(
+    clock: Clock, tmp_path: Path, quirks: tuple[str, ...]
+) -> None:
+    cloud = simulated(clock, *quirks)
+    device = cloud.add_device("BaceGo-1")
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        clock.forward(10)
+        session = cloud.open_session(device.id_group)
+        cloud.end_session(session)
+        cloud.finish_ingestion(session)
+        await watch.look()
+        clock.forward(900)
+        cloud.open_session(device.id_group)
+        for _ in range(2):
+            await watch.look()
+            clock.forward(10)
+        cloud.remove_session(session)
+        clock.forward(900)
+        told = await watch.look()
+    assert [(one.event.type, one.event.session_id) for one in told] == [("session.removed", session)]
