@@ -282,3 +282,44 @@ async def test_points_that_are_added_while_a_session_is_read_are_published_befor
     assert sorted(one["avg"] for one in points(told)) == [1.0, 2.0]
     assert types(told)[-1] == "session.csv_ready"
     assert [data(one)["csv"]["datapoint_count"] for one in told if one.event.type == "session.csv_ready"] == [2]
+
+
+async def test_a_second_end_at_the_same_time_is_another_event(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        session = cloud.open_session(device.id_group)
+        clock.forward(60)
+        end = clock.now
+        told = []
+        changes: list[Callable[[], object]] = [
+            lambda: cloud.end_session(session, end=end),
+            lambda: cloud.reopen_session(session),
+            lambda: cloud.end_session(session, end=end),
+        ]
+        for change in changes:
+            clock.forward(61)
+            change()
+            told += await watch.look()
+    assert types(told) == ["session.started", "session.ended", "session.reopened", "session.ended"]
+    assert len({one.event.id for one in told}) == 4
+
+
+@pytest.mark.parametrize("ahead", [3600.0, -3600.0])
+async def test_the_list_is_asked_for_from_the_newest_update_on_whatever_our_clock_says(
+    clock: Clock, tmp_path: Path, ahead: float
+) -> None:
+    theirs = Clock(clock.now + ahead)
+    cloud = simulated(theirs)
+    device = cloud.add_device("BaceGo-1")
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        for _ in range(5):
+            cloud.open_session(device.id_group)
+            await watch.poll.poll()
+            for one in (clock, theirs):
+                one.forward(600)
+        await watch.poll.poll()
+        bounds = [dict(seen.query).get("filter[updated_at][gte]") for seen in watch.server.requests]
+    newest = theirs.now - 600
+    assert newest - 300 <= float([one for one in bounds if one][-1] or 0) <= newest

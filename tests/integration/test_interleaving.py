@@ -1,0 +1,128 @@
+"""The poll and a fetch of datapoints decide on the same data session at once: one waits for the other's commit."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from bace_bridge.domain.changes import Changes
+from bace_bridge.simulator.cloud import SimulatedCloud
+from bace_bridge.store.journal import Journal
+from bace_bridge.store.sqlite import SqliteFile
+from tests.integration.watching import Clock, Watching, simulated, types, watching
+
+
+class Gate:
+    """Holds the next commit about data sessions, just before the store gets it."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.reached, self._opened = asyncio.Event(), asyncio.Event()
+
+    async def pass_through(self) -> None:
+        if self.closed:
+            self.closed = False
+            self.reached.set()
+            await self._opened.wait()
+
+    def open(self) -> None:
+        self._opened.set()
+
+
+class HeldJournal(Journal):
+    def __init__(self, file: SqliteFile, *, gate: Gate) -> None:
+        super().__init__(file)
+        self._gate = gate
+
+    async def commit(self, changes: Changes) -> None:
+        if changes.known:
+            await self._gate.pass_through()
+        await super().commit(changes)
+
+
+class WatchedLock(asyncio.Lock):
+    """Says when somebody has to wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited_for = asyncio.Event()
+
+    async def acquire(self) -> bool:  # type: ignore[override]  # typeshed says Literal[True]
+        if self.locked():
+            self.waited_for.set()
+        return await super().acquire()
+
+
+@asynccontextmanager
+async def held(
+    tmp_path: Path, cloud: SimulatedCloud, clock: Clock
+) -> AsyncIterator[tuple[Watching, Gate, WatchedLock]]:
+    gate, lock = Gate(), WatchedLock()
+    given = watching(cloud, tmp_path / "b.db", clock, journal=partial(HeldJournal, gate=gate), deciding=lock)
+    async with given as watch:
+        yield watch, gate, lock
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+async def beside(first: asyncio.Task[None], second: asyncio.Task[None], lock: WatchedLock, gate: Gate) -> None:
+    """`second` runs as far as it can while `first` is held before its commit."""
+    waits = asyncio.ensure_future(lock.waited_for.wait())
+    async with asyncio.timeout(60):
+        await asyncio.wait({second, waits}, return_when=asyncio.FIRST_COMPLETED)
+        waits.cancel()
+        gate.open()
+        await asyncio.gather(first, second)
+
+
+async def test_a_removal_that_is_found_while_the_end_is_published_comes_after_it(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    async with held(tmp_path, cloud, clock) as (watch, gate, lock):
+        await watch.look()
+        session = cloud.open_session(device.id_group)
+        await watch.look()
+        clock.forward(61)
+        cloud.end_session(session)
+        await watch.poll.poll()
+        gate.closed = True
+        fetch = asyncio.create_task(watch.visit_due())
+        await gate.reached.wait()
+        clock.forward(61)
+        cloud.remove_session(session)
+        await beside(fetch, asyncio.create_task(watch.poll.poll()), lock, gate)
+        for _ in range(3):
+            clock.forward(61)
+            await watch.look()
+        told = types(await watch.all_events())
+    assert told == ["session.started", "session.ended", "session.removed"]
+
+
+async def test_an_end_that_is_taken_back_while_it_is_about_to_be_published(clock: Clock, tmp_path: Path) -> None:
+    """Either the end is published and then that it was reopened, or neither."""
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    async with held(tmp_path, cloud, clock) as (watch, gate, lock):
+        await watch.look()
+        session = cloud.open_session(device.id_group)
+        await watch.look()
+        clock.forward(15)
+        cloud.end_session(session)
+        await watch.poll.poll()
+        clock.forward(1)
+        cloud.reopen_session(session)
+        gate.closed = True
+        poll = asyncio.create_task(watch.poll.poll())
+        await gate.reached.wait()
+        await beside(poll, asyncio.create_task(watch.visit_due()), lock, gate)
+        for _ in range(3):
+            clock.forward(61)
+            await watch.look()
+        told = types(await watch.all_events())
+    assert told in (["session.started"], ["session.started", "session.ended", "session.reopened"])
