@@ -210,9 +210,12 @@ class Turns:
         await self.settled(before + 1)
 
     async def settled(self, waits: int = 1) -> None:
+        """Until the loop has paused so often and nothing is being read, also not by what it has just begun."""
+        quiet = 0
         async with asyncio.timeout(60):
-            while len(self.waits) < waits or self._under_way:
+            while quiet < 2:  # what the loop has begun runs in between
                 await asyncio.sleep(0.001)
+                quiet = quiet + 1 if len(self.waits) >= waits and not self._under_way else 0
 
     async def go_on(self, seconds: float, *, until: Callable[[], bool] = lambda: True) -> None:
         self._clock.forward(seconds)

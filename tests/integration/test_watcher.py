@@ -323,3 +323,28 @@ async def test_the_list_is_asked_for_from_the_newest_update_on_whatever_our_cloc
         bounds = [dict(seen.query).get("filter[updated_at][gte]") for seen in watch.server.requests]
     newest = theirs.now - 600
     assert newest - 300 <= float([one for one in bounds if one][-1] or 0) <= newest
+
+
+@pytest.mark.parametrize("quirks", STRATEGIES, ids=lambda quirks: "+".join(quirks) or "delta")
+async def test_of_groups_that_are_named_only_theirs_are_published(
+    clock: Clock, tmp_path: Path, quirks: tuple[str, ...]
+) -> None:
+    """A session that leaves a named group is followed, and one that comes into it begins there."""
+    cloud = simulated(clock, *quirks)
+    ours, foreign = (cloud.add_device(f"BaceGo-{one}") for one in range(2))
+    cloud.add_history(3, groups=[foreign.id_group], first_start=clock.now - 90_000, spacing=500, duration=300)
+    async with watching(cloud, tmp_path / "b.db", clock, groups=[ours.id_group]) as watch:
+        await watch.look()
+        clock.forward(10)
+        mine, other = cloud.open_session(ours.id_group), cloud.open_session(foreign.id_group)
+        cloud.add_points(other, foreign.series[0].id_container_data_latest, [(clock.now, 1.0)])
+        told = [await watch.look()]
+        for group in (foreign, ours):
+            clock.forward(61)
+            cloud.move_session(mine if group is foreign else other, group.id_group)
+            told.append(await watch.look())
+    names = [[(one.event.type, one.event.session_id) for one in some] for some in told]
+    assert names[0] == [("session.started", mine)]
+    assert names[1] == [("session.updated", mine)]
+    assert names[2][0] == ("session.started", other)
+    assert {session for _, session in names[2]} == {other}
