@@ -191,7 +191,10 @@ class Turns:
         finally:
             self._under_way -= 1
 
-    async def _end(self, known: KnownSession) -> None: ...
+    async def _end(self, known: KnownSession) -> None:
+        watch = self._watch
+        visit = Visit(known, watch.api, watch.journal, watch.settings, deciding=watch.deciding, clock=self._clock)
+        await visit.tell_end()
 
     async def _pause(self, called: asyncio.Event, seconds: float) -> None:
         """Until the loop is called, or the test lets the time go by."""
@@ -300,4 +303,39 @@ async def test_history_that_hangs_leaves_places_for_live_sessions(clock: Clock, 
         await watch.poll.poll()
         await turns.pass_by(1)
         assert turns.made[-1] == session
+        run.cancel()
+
+
+async def test_an_end_waits_half_a_minute_for_its_datapoints_and_no_longer(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        session = cloud.open_session(device.id_group)
+        await watch.look()
+        clock.forward(15)
+        cloud.end_session(session)
+        watch.server.faults.answer(POINTS, status=503, times=FOREVER)
+        assert types(await watch.look()) == []
+        assert await visits(watch, clock, 29, every=1) == []
+        assert await visits(watch, clock, 16, every=1) == ["session.ended"]
+
+
+async def test_an_end_does_not_wait_for_a_fetch_that_hangs(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        session = cloud.open_session(device.id_group)
+        await watch.poll.poll()
+        turns = HangingTurns(watch, clock)
+        run = asyncio.create_task(turns.loop.run())
+        await turns.settled()
+        clock.forward(15)
+        cloud.end_session(session)
+        await watch.poll.poll()
+        await turns.pass_by(29)
+        assert types(await watch.all_events()) == ["session.started"]
+        await turns.pass_by(2)
+        assert types(await watch.all_events()) == ["session.started", "session.ended"]
         run.cancel()

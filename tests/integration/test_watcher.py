@@ -1,9 +1,10 @@
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
 
 from bace_bridge.simulator.downsample import Resolution
+from bace_bridge.store.journal import Journal
 from bace_bridge.watcher.visit import Visit
 from tests.integration.watching import Clock, data, points, simulated, types, watching
 
@@ -348,3 +349,38 @@ async def test_of_groups_that_are_named_only_theirs_are_published(
     assert names[1] == [("session.updated", mine)]
     assert names[2][0] == ("session.started", other)
     assert {session for _, session in names[2]} == {other}
+
+
+async def test_a_session_that_moves_changes_the_device_that_it_leaves_too(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    before, after = (cloud.add_device(f"BaceGo-{one}") for one in range(2))
+    changed: list[Collection[str]] = []
+    async with watching(
+        cloud, tmp_path / "b.db", clock, journal=lambda file: Journal(file, changed=changed.append)
+    ) as watch:
+        session = cloud.open_session(before.id_group)
+        await watch.look()
+        clock.forward(10)
+        cloud.move_session(session, after.id_group)
+        changed.clear()
+        await watch.poll.poll()
+    assert [set(one) for one in changed] == [{before.id_group, after.id_group}]
+
+
+async def test_a_value_that_is_corrected_nine_minutes_after_its_hour_is_published(clock: Clock, tmp_path: Path) -> None:
+    """Gateways upload late: until ten minutes after its end an hour is read again while the session goes on."""
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    series = device.series[0].id_container_data_latest
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        session = cloud.open_session(device.id_group)
+        cloud.add_points(session, series, [(clock.now + 3000, 1.0)])
+        await watch.look()
+        clock.forward(3600)
+        await watch.look()
+        clock.forward(540)
+        await watch.look()
+        cloud.add_points(session, series, [(clock.now - 540 - 600, 2.0)])
+        clock.forward(15)
+        told = points(await watch.look())
+    assert [(one["avg"], one["revision"]) for one in told] == [(2.0, 1)]
