@@ -225,8 +225,11 @@ class SessionPoll:
             self._note(walk)
             if page_again is not None:
                 await self._recorder.record(page_again.items, start_from=state.start_from)
-        if in_order and seen:
-            await self._check_missing(await self._journal.started_since(oldest), seen, state.start_from)
+        whole = walk.total is not None and len(seen) >= walk.total
+        if in_order or whole:
+            # Of a list that was seen to its end no session may be missing, not even one older than all that it shows.
+            since = float("-inf") if whole else oldest
+            await self._check_missing(await self._journal.started_since(since), seen, state.start_from)
         return seen, in_order, walk.total is None or walk.total > walk.size
 
     async def _reconcile(self, state: WatchState) -> WatchState:

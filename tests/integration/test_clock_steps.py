@@ -23,6 +23,7 @@ from bace_bridge.store.journal import Journal
 from bace_bridge.store.schedules import Schedules
 from bace_bridge.store.sqlite import SqliteFile
 from tests.acceptance.line import configuration, until
+from tests.integration.test_cloud_client import client
 from tests.integration.test_dispatcher import Line, event, running, serving
 from tests.integration.watching import NOON, Clock
 
@@ -128,6 +129,20 @@ async def test_a_delivery_is_tried_again_neither_early_nor_days_later(tmp_path: 
             line.dispatcher.log_grew()
             await hook.has_taken(1)
     assert [one.at for one in hook.arrivals if one.session == "s1"] == [1000.0, pytest.approx(1005.01)]
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_the_clouds_time_stays_what_it_is_when_ours_is_set(tmp_path: Path, step: float) -> None:
+    times, theirs = Times(), Clock(NOON + 1000)
+    async with client(SimulatedCloud(clock=theirs), times.steady, tmp_path / "b.db") as (api, _, http):  # type: ignore[arg-type]  # a clock
+        await api.session_page((), 1)
+        assert times.steady() + api.clock_ahead == theirs.now
+        watch = await watch_of(times, [])
+        watch.followers.append(http.clock_stepped)
+        times.wall.forward(step)
+        await watch.look()
+        assert times.steady() == NOON + step
+        assert times.steady() + api.clock_ahead == theirs.now
 
 
 def known(name: str, **more: object) -> KnownSession:

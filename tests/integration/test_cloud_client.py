@@ -163,6 +163,19 @@ async def test_a_wrong_password_is_not_tried_in_a_storm(clock: Clock, tmp_path: 
         assert token_requests(server) == 2
 
 
+async def test_a_good_login_makes_up_for_the_refused_ones(clock: Clock, tmp_path: Path) -> None:
+    """Another refusal after it is the first one again, with the shortest pause."""
+    async with client(simulated(clock, "token-lifetime 600s"), clock, tmp_path / "b.db") as (api, server, _):
+        for grants in (["password"], ["refresh_token", "password"]):
+            server.faults.answer("/oauth2/token", status=401, body="{}", times=len(grants))
+            with pytest.raises(CloudLoginFailed):
+                await api.session_page((), 1)
+            clock.forward(300)
+            assert (await api.session_page((), 1)).count == 0
+            clock.forward(700)
+        assert [one.status for one in server.requests if one.path == "/oauth2/token"] == [401, 200, 401, 401, 200]
+
+
 @pytest.mark.parametrize(
     ("status", "body"),
     [
@@ -426,3 +439,32 @@ async def test_the_most_urgent_goes_first() -> None:
         budget.release()
     await asyncio.gather(*asks)
     assert order == sorted(order)
+
+
+async def test_a_shorter_silence_does_not_end_a_longer_one() -> None:
+    clock = Clock()
+    budget = RequestBudget(6000, clock=clock)
+    budget.silence(60)
+    clock.forward(1)
+    budget.silence(5)
+    turn = asyncio.create_task(budget.turn(Urgency.SESSIONS))
+    for seconds, granted in ((0, False), (58, False), (1, True)):
+        clock.forward(seconds)
+        for _ in range(3):
+            await asyncio.sleep(0)
+            budget.release()
+        assert turn.done() is granted
+
+
+async def test_a_turn_that_is_cancelled_as_it_is_granted_goes_to_the_next() -> None:
+    clock = Clock()
+    budget = RequestBudget(4, clock=clock)
+    await budget.turn(Urgency.SESSIONS)
+    first, second = (asyncio.create_task(budget.turn(Urgency.SESSIONS)) for _ in range(2))
+    await asyncio.sleep(0)
+    clock.forward(20)
+    budget.release()
+    first.cancel()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert (first.cancelled(), second.done()) == (True, True)

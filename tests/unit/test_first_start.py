@@ -23,6 +23,8 @@ def row(updated_at: float | None, created_at: float | None = None) -> DataSessio
         ("now", 0.0, [row(None)], NOW),
         ("now", 0.0, [row(NOW + PLAUSIBLE_AHEAD)], NOW + PLAUSIBLE_AHEAD),
         ("now", 0.0, [row(NOW + PLAUSIBLE_AHEAD + 1)], NOW),
+        ("now", 0.0, [row(NOW + 23 * 3600.0)], NOW + 23 * 3600.0),
+        ("now", 0.0, [row(NOW + 25 * 3600.0)], NOW),
     ],
     ids=[
         "all",
@@ -35,6 +37,8 @@ def row(updated_at: float | None, created_at: float | None = None) -> DataSessio
         "rows without times",
         "the cloud's clock is ahead",
         "a row from the future",
+        "an hour short of a day ahead",
+        "an hour more than a day ahead",
     ],
 )
 def test_from_when_on_a_first_start_reports(
