@@ -29,6 +29,10 @@ def run_to_its_end(config: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def events_in(log: str) -> list[str]:
+    return [json.loads(line)["event"] for line in log.splitlines()]
+
+
 def told_of(log: str, event: str) -> int:
     """How often, but for what only a debugging person wants to see."""
     lines = [json.loads(line) for line in log.splitlines()]
