@@ -31,7 +31,7 @@ from tests.integration.polling_line import Clock, simulated
 
 @asynccontextmanager
 async def client(
-    cloud: SimulatedCloud, clock: Clock, store: Path, *, password: str | None = None, timeout: float = 5.0
+    cloud: SimulatedCloud, clock: Clock, store: Path, *, password: str | None = None, timeout: float = 60.0
 ) -> AsyncIterator[tuple[BaceCloud, SimulatedServer, CloudHttp]]:
     async with SimulatedServer(cloud) as server, SqliteFile(store) as file:
         http = CloudHttp(
@@ -79,7 +79,11 @@ async def test_a_token_that_expires_in_the_middle_of_a_walk(
     cloud = simulated(clock, refresh, "token-lifetime 600s", "per-page-max 7")
     cloud.add_device("one")
     history = cloud.add_history(30, first_start=clock.now - 90_000, spacing=1000, duration=100)
-    async with client(cloud, clock, tmp_path / "b.db", timeout=0.3) as (api, server, _):
+    async with client(cloud, clock, tmp_path / "b.db", timeout=1.5 if trouble == "no answer" else 60) as (
+        api,
+        server,
+        _,
+    ):
 
         async def walk() -> list[str]:
             seen: list[str] = []
@@ -158,6 +162,19 @@ async def test_a_wrong_password_is_not_tried_in_a_storm(clock: Clock, tmp_path: 
                 await api.session_page((), 1)
             clock.forward(10)
         assert token_requests(server) == 2
+
+
+async def test_a_good_login_makes_up_for_the_refused_ones(clock: Clock, tmp_path: Path) -> None:
+    """Another refusal after it is the first one again, with the shortest pause."""
+    async with client(simulated(clock, "token-lifetime 600s"), clock, tmp_path / "b.db") as (api, server, _):
+        for grants in (["password"], ["refresh_token", "password"]):
+            server.faults.answer("/oauth2/token", status=401, body="{}", times=len(grants))
+            with pytest.raises(CloudLoginFailed):
+                await api.session_page((), 1)
+            clock.forward(300)
+            assert (await api.session_page((), 1)).count == 0
+            clock.forward(700)
+        assert [one.status for one in server.requests if one.path == "/oauth2/token"] == [401, 200, 401, 401, 200]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +266,7 @@ async def test_a_token_is_used_whatever_is_said_of_its_life(clock: Clock, tmp_pa
 async def test_a_refused_fixed_token_says_where_to_put_another(clock: Clock) -> None:
     async with SimulatedServer(simulated(clock)) as server:
         http = CloudHttp(
-            server.url, RequestBudget(6000, clock=clock), timeout=5, version="test", clock=clock, monotonic=clock
+            server.url, RequestBudget(6000, clock=clock), timeout=60, version="test", clock=clock, monotonic=clock
         )
         http.use_tokens(FixedToken("not-valid"))
         async with http:
@@ -308,7 +325,7 @@ async def test_redirects_carry_no_token_anywhere(clock: Clock, tmp_path: Path) -
 
 
 async def test_a_cut_or_silent_connection_is_unavailable(clock: Clock, tmp_path: Path) -> None:
-    async with client(simulated(clock), clock, tmp_path / "b.db", timeout=0.2) as (api, server, _):
+    async with client(simulated(clock), clock, tmp_path / "b.db", timeout=1) as (api, server, _):
         await api.session_page((), 1)
         server.faults.drop("/api/v2/data-session", times=5)
         with pytest.raises(CloudUnavailable):
@@ -423,3 +440,32 @@ async def test_the_most_urgent_goes_first() -> None:
         budget.release()
     await asyncio.gather(*asks)
     assert order == sorted(order)
+
+
+async def test_a_shorter_silence_does_not_end_a_longer_one() -> None:
+    clock = Clock()
+    budget = RequestBudget(6000, clock=clock)
+    budget.silence(60)
+    clock.forward(1)
+    budget.silence(5)
+    turn = asyncio.create_task(budget.turn(Urgency.SESSIONS))
+    for seconds, granted in ((0, False), (58, False), (1, True)):
+        clock.forward(seconds)
+        for _ in range(3):
+            await asyncio.sleep(0)
+            budget.release()
+        assert turn.done() is granted
+
+
+async def test_a_turn_that_is_cancelled_as_it_is_granted_goes_to_the_next() -> None:
+    clock = Clock()
+    budget = RequestBudget(4, clock=clock)
+    await budget.turn(Urgency.SESSIONS)
+    first, second = (asyncio.create_task(budget.turn(Urgency.SESSIONS)) for _ in range(2))
+    await asyncio.sleep(0)
+    clock.forward(20)
+    budget.release()
+    first.cancel()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert (first.cancelled(), second.done()) == (True, True)

@@ -17,6 +17,7 @@ from bace_bridge.polling.rules.datapoints import (
     tell,
 )
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
+from tests.models import examples
 
 NOON = 1_764_590_400.0
 KNOWN = KnownSession(session=DataSession("s1", "g1", NOON), device_label="BaceGo-1")
@@ -100,7 +101,7 @@ TEXT = st.text(max_size=255)
 """Names, units and labels, up to what a column of a database holds; also what JSON writes as six bytes."""
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     count=st.integers(0, 650),
     name=TEXT,

@@ -349,6 +349,15 @@ def test_the_message_of_an_error(body: str, said: str | None) -> None:
     assert parse_problem(body.encode()) == said
 
 
+@pytest.mark.parametrize("before", range(100, 124))
+@pytest.mark.parametrize("shape", ['{"message":"%s"}', '[{"field":"f","message":"%s"}]'])
+def test_a_secret_is_masked_before_a_message_is_cut(before: int, shape: str) -> None:
+    secret = "s3cr3t-passw0rd"
+    said = parse_problem((shape % ("x" * before + secret + " is wrong")).encode(), private=("user", secret))
+    assert said is not None
+    assert secret[:2] not in said
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
