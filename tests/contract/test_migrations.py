@@ -219,10 +219,10 @@ def as_named_in_schema_1(value: object) -> object:
     if not isinstance(value, str):
         return value
     for then, now in (
-        ("fetch_at", "fetch_at"),
-        ("end_emitted", "end_emitted"),
-        ("failed_fetches", "failed_fetches"),
-        ("count_fetched", "count_fetched"),
+        ("visit_at", "fetch_at"),
+        ("end_told", "end_emitted"),
+        ("failed_visits", "failed_fetches"),
+        ("count_visited", "count_fetched"),
     ):
         value = value.replace(f'"{now}":', f'"{then}":')
     return value
