@@ -464,3 +464,18 @@ async def test_a_turn_that_is_cancelled_as_it_is_granted_goes_to_the_next() -> N
     for _ in range(3):
         await asyncio.sleep(0)
     assert (first.cancelled(), second.done()) == (True, True)
+
+
+async def test_no_burst_follows_a_silence() -> None:
+    clock = Clock()
+    budget = RequestBudget(60, clock=clock)
+    budget.silence(2)
+    turns = [asyncio.create_task(budget.turn(Urgency.LIVE)) for _ in range(15)]
+    await asyncio.sleep(0)
+    clock.forward(2)
+    budget.release()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert 1 <= sum(one.done() for one in turns) <= 3
+    for one in turns:
+        one.cancel()
