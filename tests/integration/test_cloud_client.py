@@ -479,3 +479,28 @@ async def test_no_burst_follows_a_silence() -> None:
     assert 1 <= sum(one.done() for one in turns) <= 3
     for one in turns:
         one.cancel()
+
+
+@pytest.mark.parametrize("status", [429, 500, 502])
+async def test_what_an_answer_repeats_of_our_secrets_is_masked(clock: Clock, tmp_path: Path, status: int) -> None:
+    cloud = simulated(clock, "token-lifetime 600s")
+    given = cloud.credentials
+    async with client(cloud, clock, tmp_path / "b.db") as (api, server, _):
+
+        async def said(path: str, secret: str) -> str:
+            server.faults.answer(path, status=status, body=f'{{"name":"Error","message":"not {secret} at all"}}')
+            with pytest.raises((CloudFault, CloudUnavailable)) as caught:
+                await api.session_page((), 1)
+            clock.forward(60)
+            return str(caught.value)
+
+        for secret in (given.password, given.client_secret):
+            assert "not *** at all" in await said("/oauth2/token", secret)
+        await api.session_page((), 1)
+        token = next(
+            value.removeprefix("Bearer ")
+            for seen in server.requests
+            for name, value in seen.headers
+            if name.lower() == "authorization"
+        )
+        assert "not *** at all" in await said("/api/", token)
