@@ -258,6 +258,21 @@ async def test_a_token_is_used_whatever_is_said_of_its_life(clock: Clock, tmp_pa
         assert asked <= most
 
 
+async def test_a_refresh_token_that_no_answer_replaces_is_used_on(clock: Clock, tmp_path: Path) -> None:
+    grants: list[str] = []
+
+    async def ask(form: dict[str, str]) -> TokenReply:
+        grants.append(form["grant_type"])
+        return TokenReply(f"token-{len(grants)}", 600.0, "refresh" if len(grants) == 1 else None)
+
+    async with SqliteFile(tmp_path / "t.db") as file:
+        tokens = Tokens("a", Credentials("a", "b", "c", "d"), Facts(file), ask, clock=clock, monotonic=clock)
+        for _ in range(4):
+            await tokens.current()
+            clock.forward(600)
+    assert grants == ["password", "refresh_token", "refresh_token", "refresh_token"]
+
+
 async def test_a_refused_fixed_token_says_where_to_put_another(clock: Clock) -> None:
     async with SimulatedServer(simulated(clock)) as server:
         http = CloudHttp(
@@ -504,3 +519,13 @@ async def test_what_an_answer_repeats_of_our_secrets_is_masked(clock: Clock, tmp
             if name.lower() == "authorization"
         )
         assert "not *** at all" in await said("/api/", token)
+
+
+@pytest.mark.parametrize(("ahead", "counts"), [(3, 0), (-3, 0), (20, 20), (-20, -20)])
+async def test_a_difference_between_the_clocks_counts_from_five_seconds_on(
+    clock: Clock, tmp_path: Path, ahead: float, counts: float
+) -> None:
+    cloud = simulated(Clock(clock.now + ahead))
+    async with client(cloud, clock, tmp_path / "b.db") as (api, _, _):
+        await api.session_page((), 1)
+        assert api.clock_ahead == counts

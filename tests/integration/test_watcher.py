@@ -410,3 +410,18 @@ async def test_where_a_first_start_began_is_kept_though_the_store_failed_at_firs
     cloud.end_session(session)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
         assert types(await watch.look()) == ["session.started", "session.ended"]
+
+
+async def test_a_devices_new_label_is_seen_within_an_hour_where_sessions_do_not_bring_it(
+    clock: Clock, tmp_path: Path
+) -> None:
+    cloud = simulated(clock, "no-expand")
+    device = cloud.add_device("BaceGo-1")
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        session = cloud.open_session(device.id_group)
+        told = await watch.look()
+        cloud.rename_device(device.id_group, "Anna's")
+        clock.forward(3660)
+        cloud.rename_session(session, "Night")
+        told += await watch.look()
+    assert [data(one)["device"]["label"] for one in told] == ["BaceGo-1", "Anna's"]
