@@ -263,6 +263,21 @@ async def test_a_token_is_used_whatever_is_said_of_its_life(clock: Clock, tmp_pa
         assert asked <= most
 
 
+async def test_a_refresh_token_that_no_answer_replaces_is_used_on(clock: Clock, tmp_path: Path) -> None:
+    grants: list[str] = []
+
+    async def ask(form: dict[str, str]) -> TokenReply:
+        grants.append(form["grant_type"])
+        return TokenReply(f"token-{len(grants)}", 600.0, "refresh" if len(grants) == 1 else None)
+
+    async with SqliteFile(tmp_path / "t.db") as file:
+        tokens = Tokens("a", Credentials("a", "b", "c", "d"), Facts(file), ask, clock=clock, monotonic=clock)
+        for _ in range(4):
+            await tokens.current()
+            clock.forward(600)
+    assert grants == ["password", "refresh_token", "refresh_token", "refresh_token"]
+
+
 async def test_a_refused_fixed_token_says_where_to_put_another(clock: Clock) -> None:
     async with SimulatedServer(simulated(clock)) as server:
         http = CloudHttp(
@@ -469,3 +484,53 @@ async def test_a_turn_that_is_cancelled_as_it_is_granted_goes_to_the_next() -> N
     for _ in range(3):
         await asyncio.sleep(0)
     assert (first.cancelled(), second.done()) == (True, True)
+
+
+async def test_no_burst_follows_a_silence() -> None:
+    clock = Clock()
+    budget = RequestBudget(60, clock=clock)
+    budget.silence(2)
+    turns = [asyncio.create_task(budget.turn(Urgency.LIVE)) for _ in range(15)]
+    await asyncio.sleep(0)
+    clock.forward(2)
+    budget.release()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert 1 <= sum(one.done() for one in turns) <= 3
+    for one in turns:
+        one.cancel()
+
+
+@pytest.mark.parametrize("status", [429, 500, 502])
+async def test_what_an_answer_repeats_of_our_secrets_is_masked(clock: Clock, tmp_path: Path, status: int) -> None:
+    cloud = simulated(clock, "token-lifetime 600s")
+    given = cloud.credentials
+    async with client(cloud, clock, tmp_path / "b.db") as (api, server, _):
+
+        async def said(path: str, secret: str) -> str:
+            server.faults.answer(path, status=status, body=f'{{"name":"Error","message":"not {secret} at all"}}')
+            with pytest.raises((CloudFault, CloudUnavailable)) as caught:
+                await api.session_page((), 1)
+            clock.forward(60)
+            return str(caught.value)
+
+        for secret in (given.password, given.client_secret):
+            assert "not *** at all" in await said("/oauth2/token", secret)
+        await api.session_page((), 1)
+        token = next(
+            value.removeprefix("Bearer ")
+            for seen in server.requests
+            for name, value in seen.headers
+            if name.lower() == "authorization"
+        )
+        assert "not *** at all" in await said("/api/", token)
+
+
+@pytest.mark.parametrize(("ahead", "counts"), [(3, 0), (-3, 0), (20, 20), (-20, -20)])
+async def test_a_difference_between_the_clocks_counts_from_five_seconds_on(
+    clock: Clock, tmp_path: Path, ahead: float, counts: float
+) -> None:
+    cloud = simulated(Clock(clock.now + ahead))
+    async with client(cloud, clock, tmp_path / "b.db") as (api, _, _):
+        await api.session_page((), 1)
+        assert api.clock_ahead == counts

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from email.utils import formatdate
 from pathlib import Path
 
+import msgspec
 import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
@@ -281,4 +282,53 @@ async def test_the_next_look_waits_as_long_as_the_cloud_asks(tmp_path: Path, han
         await watched.looked(1)
         assert watched.waits == [pytest.approx(wait)]
         assert watched.status.alive() == {"sessions": None, "datapoints": None}
+        run.cancel()
+
+
+@pytest.mark.parametrize("step", [86400.0, -86400.0])
+async def test_an_outage_is_as_long_as_it_was_when_the_clock_is_set_in_it(tmp_path: Path, step: float) -> None:
+    async with staged(tmp_path) as (stage, watched):
+        stage.handler = says(502, HTML)
+        run = asyncio.create_task(watched.loop.run())
+        await watched.looked(1)
+        await watched.look()
+        watched.clock.forward(step)
+        watched.loop.clock_stepped(step)
+        stage.handler = empty_list
+        await watched.look()
+        run.cancel()
+        (recovered,) = [one.event for one in await watched.log.search() if one.event.type == "cloud.recovered"]
+        assert msgspec.json.decode(recovered.data)["seconds"] == pytest.approx(sum(watched.waits[:2]))
+
+
+class AskedAgain:
+    """A poll in the middle of which somebody asks for another one."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.ask: Callable[[], None] = lambda: None
+
+    async def poll(self) -> None:
+        self.made += 1
+        if self.made == 1:
+            self.ask()
+
+
+async def test_a_poll_that_is_asked_for_during_another_one_is_made_after_it(tmp_path: Path) -> None:
+    clock, polls = Clock(), AskedAgain()
+    async with SqliteFile(tmp_path / "b.db") as file:
+        loop = SessionLoop(
+            polls,
+            Journal(file),
+            interval=3600,
+            clock=clock,
+            monotonic=clock,
+            jitter=lambda: 0,
+            after_poll=lambda: None,
+        )
+        polls.ask = loop.poll_now
+        run = asyncio.create_task(loop.run())
+        async with asyncio.timeout(20):
+            while polls.made < 2:
+                await asyncio.sleep(0.001)
         run.cancel()

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from bace_bridge.errors import StoreError
 from bace_bridge.polling.datapoint_fetch import DatapointFetch
 from bace_bridge.simulator.downsample import Resolution
 from bace_bridge.store.journal import Journal
@@ -385,3 +386,43 @@ async def test_a_value_that_is_corrected_nine_minutes_after_its_hour_is_publishe
         clock.forward(15)
         told = points(await watch.look())
     assert [(one["avg"], one["revision"]) for one in told] == [(2.0, 1)]
+
+
+async def test_where_a_first_start_began_is_kept_though_the_store_failed_at_first(clock: Clock, tmp_path: Path) -> None:
+    """Else another first start, after a restart, would take for history what came meanwhile."""
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    cloud.add_history(1, first_start=clock.now - 1000, spacing=500, duration=300)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.file.read(
+            lambda connection: connection.execute(
+                "create temp trigger broken before insert on main.facts when new.name = 'watch' "
+                "begin select raise(abort, 'broken'); end"
+            )
+        )
+        with pytest.raises(StoreError):
+            await watch.poll.poll()
+        await watch.file.read(lambda connection: connection.execute("drop trigger broken"))
+        clock.forward(10)
+        await watch.poll.poll()
+    clock.forward(10)
+    session = cloud.open_session(device.id_group)
+    clock.forward(10)
+    cloud.end_session(session)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        assert types(await watch.look()) == ["session.started", "session.ended"]
+
+
+async def test_a_devices_new_label_is_seen_within_an_hour_where_sessions_do_not_bring_it(
+    clock: Clock, tmp_path: Path
+) -> None:
+    cloud = simulated(clock, "no-expand")
+    device = cloud.add_device("BaceGo-1")
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        session = cloud.open_session(device.id_group)
+        told = await watch.look()
+        cloud.rename_device(device.id_group, "Anna's")
+        clock.forward(3660)
+        cloud.rename_session(session, "Night")
+        told += await watch.look()
+    assert [data(one)["device"]["label"] for one in told] == ["BaceGo-1", "Anna's"]

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bace_bridge.domain.events import LoggedEvent
-from bace_bridge.errors import CloudError
+from bace_bridge.errors import CloudError, StoreUnusable
 from bace_bridge.polling.datapoint_fetch import DatapointFetch
 from bace_bridge.polling.loops import DatapointLoop
 from bace_bridge.polling.rules.fetches import MOST_FAILED_FETCHES
@@ -166,6 +166,26 @@ async def test_a_visit_is_not_made_before_the_cloud_wants_it(clock: Clock, tmp_p
         assert await visits(watch, clock, 100) == []
         assert watch.api_requests() == before
         assert await visits(watch, clock, 40) == ["session.datapoints", "session.ended", "session.csv_ready"]
+
+
+async def test_a_csv_is_ready_again_where_a_fetch_was_cut_off_after_a_correction(clock: Clock, tmp_path: Path) -> None:
+    """The count is the same, and the fetch that comes to the end finds nothing new any more."""
+    cloud = simulated(clock)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        clock.forward(10)
+        session = over_at_once(cloud, clock)
+        assert told_in_order(await watch.look())[-1] == "session.csv_ready"
+        (series,) = cloud.samples.of(session)
+        cloud.restart_ingestion(session)
+        await watch.look()
+        clock.forward(60)
+        cloud.add_points(session, series, [(clock.now - 3750, 9.0)])
+        cloud.finish_ingestion(session)
+        watch.server.faults.answer(POINTS, status=503, times=FOREVER, holding=str(int(clock.now // 3600 * 3600)))
+        assert told_in_order(await watch.look()) == ["session.datapoints"]
+        watch.server.faults.clear()
+        assert await visits(watch, clock, 60) == ["session.csv_ready"]
 
 
 class Turns:
@@ -343,3 +363,22 @@ async def test_an_end_does_not_wait_for_a_fetch_that_hangs(clock: Clock, tmp_pat
         await turns.pass_by(2)
         assert types(await watch.all_events()) == ["session.started", "session.ended"]
         run.cancel()
+
+
+class BrokenStoreTurns(Turns):
+    async def _visit(self, known: KnownSession) -> CloudError | None:
+        raise StoreUnusable(f"{known.session.id}: the file is damaged")
+
+
+async def test_a_store_that_cannot_be_used_any_more_ends_the_loop(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        cloud.open_session(device.id_group)
+        await watch.poll.poll()
+        run = asyncio.create_task(BrokenStoreTurns(watch, clock).loop.run())
+        await asyncio.wait({run}, timeout=10)
+        assert run.done()
+        with pytest.raises(ExceptionGroup) as caught:
+            run.result()
+        assert caught.group_contains(StoreUnusable)

@@ -150,3 +150,16 @@ def test_many_small_points_fill_their_events() -> None:
     news = [ChangedPoint(replace(POINT, timestamp=NOON + one), 0) for one in range(450)]
     told = datapoint_events(KNOWN, news, {}, now=NOON)
     assert [len(msgspec.json.decode(event.data)["datapoints"]) for event in told] == [200, 200, 50]
+
+
+@pytest.mark.parametrize("length", [1, 100, 256])
+def test_an_event_of_datapoints_stays_below_64_kib(length: int) -> None:
+    names = Datatype("n" * length, "u" * length)
+    news = [
+        ChangedPoint(replace(POINT, series_id="s" * length, source_device=f"{one:0{length}}"), 0) for one in range(450)
+    ]
+    events = datapoint_events(KNOWN, news, {6000: names}, now=NOON)
+    assert all(len(one.data) < 62 * 1024 for one in events), "there is room for an envelope"
+    counts = [len(msgspec.json.decode(one.data)["datapoints"]) for one in events]
+    assert sum(counts) == 450
+    assert max(counts) <= 200
