@@ -156,7 +156,7 @@ class Bridge:
             journal,
             after_poll=lambda: service.after_poll(),  # noqa: PLW0108  # the service is made below
         )
-        upkeep = Upkeep(file, event_log, cap, retention=store.retention, memory=store.memory)
+        upkeep = Upkeep(file, event_log, cap, retention=store.retention, session_retention=store.session_retention)
         status = Status(
             sessions,
             datapoints,
@@ -303,7 +303,7 @@ class Bridge:
             SessionRecorder(cloud, journal, groups=self._config.cloud.groups, deciding=deciding, clock=clock),
             PollSettings(
                 first_start=FirstStart(watch.start_from.kind, watch.start_from.seconds),
-                recheck_interval=watch.reconcile_interval,
+                recheck_interval=watch.recheck_interval,
                 backfill_interval=watch.backfill_interval,
                 requests_per_minute=self._config.cloud.requests_per_minute,
             ),

@@ -91,20 +91,26 @@ class _Reader:
 
 async def _list(path: Path, wish: _Wish, limit: int, show: Show) -> None:
     async with stored(path) as file:
-        await _show_newest(EventLog(file), wish, limit, show)
+        log = EventLog(file)
+        if 0 < limit <= _AT_ONCE:
+            for logged in await _newest(log, wish, limit):
+                show(logged)
+        else:
+            async for logged in _Reader(log, wish, after=await _before_newest(log, wish, limit)).rest():
+                show(logged)
 
 
-async def _show_newest(log: EventLog, wish: _Wish, limit: int, show: Show) -> int:
-    """Returns the place in the log up to which everything wanted was shown."""
+async def _newest(log: EventLog, wish: _Wish, limit: int) -> list[LoggedEvent]:
+    return await log.search(type_glob=wish.type_glob, session=wish.session, limit=limit)
+
+
+async def _before_newest(log: EventLog, wish: _Wish, limit: int) -> int:
+    """The place in the log after which the newest `limit` wanted events begin; 0 means all of them."""
     if 0 < limit <= _AT_ONCE:
-        found = await log.search(type_glob=wish.type_glob, session=wish.session, limit=limit)
-        for logged in found:
-            show(logged)
-        return found[-1].seq if found else 0
+        found = await _newest(log, wish, limit)
+        return found[0].seq - 1 if found else 0
     reader = _Reader(log, wish)
     await reader.seek_newest(limit)
-    async for logged in reader.rest():
-        show(logged)
     return reader.after
 
 
@@ -148,7 +154,7 @@ class _Following:
     async def _watch(self, log: EventLog, stop: asyncio.Event) -> None:
         while not stop.is_set() and self._identity() == self._file_shown:
             if self._after is None:
-                self._after = await _show_newest(log, self._wish, self._limit, self._show)
+                self._after = await _before_newest(log, self._wish, self._limit)
             reader = _Reader(log, self._wish, after=self._after)
             async for logged in reader.rest():
                 self._show(logged)

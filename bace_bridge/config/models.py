@@ -10,6 +10,7 @@ from bace_bridge.config.places import cloud_url, listen_address, store_path, sto
 from bace_bridge.config.section import Section
 from bace_bridge.config.values import (
     Duration,
+    FormerNames,
     OptionalSecret,
     Size,
     Start,
@@ -66,7 +67,7 @@ class CloudConfig(Section):
 class WatchConfig(Section):
     session_interval: Duration = Field(default=10.0, description="How often the session list is looked at")
     datapoint_interval: Duration = Field(default=15.0, description="How often each active session's datapoints are")
-    reconcile_interval: Duration = Field(
+    recheck_interval: Annotated[Duration, FormerNames(("reconcile_interval",))] = Field(
         default=60.0, description="How often known sessions are asked for by id, which shows removed ones"
     )
     backfill_interval: Duration = Field(
@@ -86,8 +87,9 @@ class StoreConfig(Section):
     )
     retention: Duration = Field(default=604_800.0, description="Delivered events are kept this long for replay")
     max_size: Size = Field(default=2**30, description="The store grows no larger; at it polling pauses")
-    memory: Duration = Field(
-        default=7_776_000.0, description="What was told of a finished session is remembered this long after its change"
+    session_retention: Annotated[Duration, FormerNames(("memory",))] = Field(
+        default=7_776_000.0,
+        description="What was published of a finished session is remembered this long after its last change",
     )
 
     @field_validator("max_size")

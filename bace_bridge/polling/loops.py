@@ -105,6 +105,7 @@ class SessionLoop:
         except StoreUnusable:
             raise
         except StoreError as error:
+            log.debug("sessions.store_unusable", reason=str(error))
             self.store_problem = str(error)
             return max(self._interval, 5.0)
         except CloudError as error:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from email.utils import formatdate
 from pathlib import Path
 
+import msgspec
 import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
@@ -39,7 +40,8 @@ from tests.integration.brokers import free_port
 from tests.integration.polling_line import NOON, Clock
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-TIMEOUT = 0.3
+SHORT_TIMEOUT = 1.0
+"""Seconds, which a slow machine needs no more of for an answer that does come."""
 
 
 async def nothing(*_: object) -> None: ...
@@ -77,11 +79,11 @@ async def resets(request: web.Request) -> web.StreamResponse:
 class Watched:
     """The session loop over a cloud that does what a test says, one look at a time."""
 
-    def __init__(self, url: str, file: SqliteFile) -> None:
+    def __init__(self, url: str, file: SqliteFile, *, timeout: float = 30.0) -> None:
         self.clock = Clock()
         self.silence = RequestBudget(6_000_000, clock=self.clock)
         self.http = CloudHttp(
-            url, self.silence, timeout=TIMEOUT, version="t", clock=self.clock, monotonic=self.clock, jitter=lambda: 0
+            url, self.silence, timeout=timeout, version="t", clock=self.clock, monotonic=self.clock, jitter=lambda: 0
         )
         self.http.use_tokens(FixedToken("a-token"))
         self.api, self.log, journal = BaceCloud(self.http), EventLog(file), Journal(file)
@@ -105,7 +107,7 @@ class Watched:
             self.loop,
             points,
             self.http,
-            Upkeep(file, self.log, Cap(file, 2**30), retention=60, memory=60),
+            Upkeep(file, self.log, Cap(file, 2**30), retention=60, session_retention=60),
             brokers=(),
             version="t",
             strategy=lambda: poll.strategy,
@@ -126,6 +128,7 @@ class Watched:
 
     async def look(self) -> None:
         self.clock.forward(self.waits[-1])
+        assert self.silence.silent_for == 0, "the next poll comes while the cloud wants silence"
         self.silence.release()
         self._turns.release()
         await self.looked(len(self.waits) + 1)
@@ -143,7 +146,7 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged(tmp_path: Path) -> AsyncIterator[tuple[Stage, Watched]]:
+async def staged(tmp_path: Path, *, timeout: float = 30.0) -> AsyncIterator[tuple[Stage, Watched]]:
     stage = Stage()
     app = web.Application()
     app.router.add_get("/{path:.*}", stage.answer)
@@ -151,17 +154,19 @@ async def staged(tmp_path: Path) -> AsyncIterator[tuple[Stage, Watched]]:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     stage.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    async with SqliteFile(tmp_path / "b.db") as file:
-        watched = Watched(stage.url, file)
-        async with watched.http:
-            yield stage, watched
-    await runner.cleanup()
+    try:
+        async with SqliteFile(tmp_path / "b.db") as file:
+            watched = Watched(stage.url, file, timeout=timeout)
+            async with watched.http:
+                yield stage, watched
+    finally:
+        await runner.cleanup()
 
 
 PROBLEM = '{"name":"Forbidden","message":"not yours","status":403}'
 HTML = "<html><body>Welcome to the hotel</body></html>"
 FAULTS: list[tuple[str, Handler, type[CloudError], str, str]] = [
-    ("slow", hangs, CloudUnavailable, "unreachable", r"no answer within 0\.3 s"),
+    ("slow", hangs, CloudUnavailable, "unreachable", "no answer within 1 s"),
     ("reset in a body", resets, CloudUnavailable, "unreachable", "cut|Payload"),
     ("HTML with 200", says(200, HTML), UnexpectedReply, "unreachable", "HTML came: the login page"),
     ("truncated JSON", says(200, '{"items":[{"id_da'), UnexpectedReply, "unreachable", "a page cannot be read"),
@@ -183,7 +188,7 @@ FAULTS: list[tuple[str, Handler, type[CloudError], str, str]] = [
 async def test_a_fault_has_a_name_a_log_event_a_reason_and_an_end(
     tmp_path: Path, handler: Handler, error: type[CloudError], kind: str, reason: str
 ) -> None:
-    async with staged(tmp_path) as (stage, watched):
+    async with staged(tmp_path, timeout=SHORT_TIMEOUT if handler is hangs else 30.0) as (stage, watched):
         with capture_logs() as logs:
             run = asyncio.create_task(watched.loop.run())
             await watched.looked(1)
@@ -277,4 +282,53 @@ async def test_the_next_look_waits_as_long_as_the_cloud_asks(tmp_path: Path, han
         await watched.looked(1)
         assert watched.waits == [pytest.approx(wait)]
         assert watched.status.alive() == {"sessions": None, "datapoints": None}
+        run.cancel()
+
+
+@pytest.mark.parametrize("step", [86400.0, -86400.0])
+async def test_an_outage_is_as_long_as_it_was_when_the_clock_is_set_in_it(tmp_path: Path, step: float) -> None:
+    async with staged(tmp_path) as (stage, watched):
+        stage.handler = says(502, HTML)
+        run = asyncio.create_task(watched.loop.run())
+        await watched.looked(1)
+        await watched.look()
+        watched.clock.forward(step)
+        watched.loop.clock_stepped(step)
+        stage.handler = empty_list
+        await watched.look()
+        run.cancel()
+        (recovered,) = [one.event for one in await watched.log.search() if one.event.type == "cloud.recovered"]
+        assert msgspec.json.decode(recovered.data)["seconds"] == pytest.approx(sum(watched.waits[:2]))
+
+
+class AskedAgain:
+    """A poll in the middle of which somebody asks for another one."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.ask: Callable[[], None] = lambda: None
+
+    async def poll(self) -> None:
+        self.made += 1
+        if self.made == 1:
+            self.ask()
+
+
+async def test_a_poll_that_is_asked_for_during_another_one_is_made_after_it(tmp_path: Path) -> None:
+    clock, polls = Clock(), AskedAgain()
+    async with SqliteFile(tmp_path / "b.db") as file:
+        loop = SessionLoop(
+            polls,
+            Journal(file),
+            interval=3600,
+            clock=clock,
+            monotonic=clock,
+            jitter=lambda: 0,
+            after_poll=lambda: None,
+        )
+        polls.ask = loop.poll_now
+        run = asyncio.create_task(loop.run())
+        async with asyncio.timeout(20):
+            while polls.made < 2:
+                await asyncio.sleep(0.001)
         run.cancel()

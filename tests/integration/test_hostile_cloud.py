@@ -20,6 +20,7 @@ from bace_bridge.errors import CloudError, CloudFault, UnexpectedReply
 from bace_bridge.polling.reading import Reader
 from bace_bridge.polling.rules.seen import Page, PointsRead, Urgency
 from tests.integration.polling_line import Clock
+from tests.models import examples
 
 ID = "0c7c3d9e-4c53-4a13-9e8b-9d7e3e6a3c11"
 SESSION = {"id_data_session": ID, "id_group": "g", "start": 1_764_590_000}
@@ -55,7 +56,7 @@ async def hostile() -> AsyncIterator[tuple[Server, BaceCloud, CloudHttp]]:
     await site.start()
     budget = RequestBudget(6_000_000, clock=clock)
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    http = CloudHttp(url, budget, timeout=5, version="t", clock=clock, monotonic=clock, jitter=lambda: 0)
+    http = CloudHttp(url, budget, timeout=60, version="t", clock=clock, monotonic=clock, jitter=lambda: 0)
     http.use_tokens(FixedToken("a-token"))
     try:
         async with http:
@@ -126,7 +127,7 @@ async def test_odd_headers_are_no_headers(headers: dict[str, str], status: int) 
         max_size=3,
     ),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
 async def test_any_bytes_and_headers_are_a_fact_or_a_cloud_error(
     status: int, body: bytes, headers: dict[str, str]
 ) -> None:

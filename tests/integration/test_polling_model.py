@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bace_bridge.domain.events import LoggedEvent
@@ -27,6 +27,7 @@ from bace_bridge.polling.rules.windows import SPAN, window_at
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.downsample import Resolution
 from tests.integration.polling_line import Clock, Watching, data, points, simulated, types, watching
+from tests.models import examples
 
 STRATEGIES = ("", "filters-ignored", "updated-filter-ignored")
 OTHER_QUIRKS = (
@@ -318,7 +319,19 @@ async def check(history: History) -> None:
         assert data(over[-1])["csv"]["datapoint_count"] == row.datapoint_count
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=examples(20), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@example(  # a point in the window before the one that the session starts in
+    ways=World((), 0.0, "as_served"),
+    steps=[("open", 0), ("look",), ("points", 0, 1, 30), ("time", 15), ("look",), ("correct", 0)],
+)
+@example(  # the oldest session of the list is removed when it is over
+    ways=World(("updated-filter-ignored",), 0.0, "as_served"),
+    steps=[("offline", 0, 900), ("open", 0), ("look",), ("remove", 0)],
+)
+@example(  # a session that is over grows while it is read
+    ways=World((), 0.0, "as_served"),
+    steps=[("offline", 0, 900), ("look and visit at once",), ("points", 0, 2, 90_000), ("look and visit at once",)],
+)
 @given(ways=WORLDS, steps=STEPS)
 async def test_whatever_happens_in_the_cloud_is_told_in_order(
     ways: World, steps: list[Step], tmp_path_factory: pytest.TempPathFactory

@@ -37,7 +37,7 @@ def test_another_webhook_delivery_header_means_nothing() -> None:
     assert answered(200, {"webhook-delivery": "enable"}) is None
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
 def test_a_redirect_is_a_failure(status: int) -> None:
     failed = answered(status, {"location": "https://elsewhere.example/token"})
     assert isinstance(failed, DeliveryFailed)
@@ -127,5 +127,7 @@ def test_a_secret_that_is_cut_off_with_the_answer_is_not_shown_either(cut: int) 
 def test_a_message_quotes_the_body_but_nothing_private() -> None:
     body = b"Cannot POST /hooks/T0kenT0ken"
     failed = judge(404, {}, body, now=NOW, private=("/hooks/T0kenT0ken", "T0kenT0ken"))
+    assert isinstance(failed, DeliveryFailed)
     assert str(failed) == "HTTP 404: Cannot POST ***"
+    assert failed.answer == "Cannot POST ***", "what is kept with the attempt is shown to people too"
     assert str(judge(500, {}, b"", now=NOW)) == "HTTP 500"

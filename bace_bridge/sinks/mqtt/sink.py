@@ -53,7 +53,7 @@ class MqttSink:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.name = config.name
-        self.window = config.in_flight
+        self.window = config.max_in_flight
         self._config = config
         self._state = state
         self._sleep = sleep
