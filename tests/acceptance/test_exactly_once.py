@@ -55,7 +55,11 @@ QUIRKS = [
     ("maintenance 2s/12s",),
     ("expires-in null",),
     ("expires-in never",),
-]
+    (
+        "header-limit 4096", "int4", "gte-unsupported", "no-in-filter", "unstable-order", "object-items",
+        "decimals-as-strings", "duplicate-points", "duplicate-sessions", "replica-lag 1s 10%", "expires-in false",
+    ),
+]  # fmt: skip
 TOGETHER = (
     "tie-shuffle", "filters-ignored", "refresh-destroys", "token-lifetime 62s", "numbers-as-strings",
     "booleans-as-ints", "internal-links", "unknown-fields", "per-page-max 40", "error-every 40", "no-expand",
