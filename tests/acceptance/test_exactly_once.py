@@ -139,8 +139,9 @@ async def tell(
                 assert await bridge.stop() == 0
                 assert "Traceback" not in bridge.log
             for arrivals in (heard(), hook.arrivals):
-                assert complaints(arrivals, as_served(story.expected, arrivals, quirks)) == []
                 assert revised(arrivals) == [], "the cloud corrects no point in this story"
+                assert {one.session for one in arrivals} - {None} <= story.expected.keys(), "history was reported"
+                assert complaints(arrivals, as_served(story.expected, arrivals, quirks)) == []
 
 
 def as_served(expected: Expected, arrivals: list[Arrival], quirks: tuple[str, ...]) -> Expected:
