@@ -1,7 +1,7 @@
 """Whatever goes wrong with a request, as one of our errors: the only place where the cloud's faults are translated."""
 
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import aiohttp
 from aiohttp import http_exceptions
@@ -83,9 +83,15 @@ def of_exception(what: str, error: Exception, *, timeout: float) -> CloudError:
     """What was raised below HTTP, in words without the URL, which aiohttp's own messages may hold."""
     if isinstance(error, TimeoutError):
         return CloudUnavailable(f"{what}: no answer within {timeout:g} s")
-    if isinstance(error.__cause__, http_exceptions.LineTooLong):
+    if any(isinstance(cause, http_exceptions.LineTooLong) for cause in _causes(error)):
         return CloudRequestTooLarge(f"{what}: an answer with a header of more than {LARGEST_HEADER // 1024} KiB")
     return CloudUnavailable(f"{what}: {_why(error)}")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _why(error: Exception) -> str:
