@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import aiohttp
 from aiohttp import http_exceptions
 
-from bace_bridge.cloud.replies import is_json, parse_problem
+from bace_bridge.cloud.problems import is_json, parse_problem
 from bace_bridge.domain.retry_after import rate_limit, retry_after
 from bace_bridge.errors import (
     CloudBadGateway,

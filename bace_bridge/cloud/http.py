@@ -18,13 +18,16 @@ from bace_bridge.cloud.failures import (
     of_exception,
     of_token_answer,
 )
-from bace_bridge.cloud.replies import TokenReply, parse_token
+from bace_bridge.cloud.token_reply import TokenReply, parse_token
 from bace_bridge.domain.retry import backoff
-from bace_bridge.domain.retry_after import http_date, rate_limit
+from bace_bridge.domain.retry_after import RateLimit, http_date, rate_limit
 from bace_bridge.errors import CloudError, CloudRefused, CloudRequestTooLarge, CloudUnavailable, UnexpectedReply
 from bace_bridge.polling.rules.seen import Urgency
 
 log = structlog.get_logger()
+
+PEACE = 600.0
+"""Seconds after the silence of a 429 from which the next one is worth a warning again."""
 
 LARGEST_BODY = 16 * 2**20
 """Bytes of an answer, unpacked: some ten times what the largest page that is asked for has."""
@@ -91,6 +94,7 @@ class CloudHttp:
         self._good_token = ""
         self.requests_made = 0
         self._answered_at = 0.0
+        self._limited_at: float | None = None
         self._ahead: float | None = None
 
     @property
@@ -212,9 +216,21 @@ class CloudHttp:
         if response.status == 429 and isinstance(failure, CloudUnavailable):
             failure.retry_after += 1 + self._jitter()
             self._budget.silence(failure.retry_after)
-            limit = rate_limit(response.headers, now=cloud_now).limit
-            log.warning("cloud.rate_limited", silent_for=round(failure.retry_after, 1), limit=limit)
+            self._log_rate_limit(failure.retry_after, rate_limit(response.headers, now=cloud_now))
         return _Answer(response.status, reply, failure)
+
+    def _log_rate_limit(self, pause: float, said: RateLimit) -> None:
+        """Once until there was none for a while: an account that is polled too often meets its limit all the time."""
+        now = self._monotonic()
+        say = log.debug if self._limited_at is not None and now - self._limited_at < PEACE else log.warning
+        say(
+            "cloud.rate_limited",
+            silent_for=round(pause, 1),
+            limit=said.limit,
+            remaining=said.remaining,
+            then="lower cloud.requests_per_minute if it lasts",
+        )
+        self._limited_at = now + pause
 
     def _note_clock(self, date: str | None) -> None:
         theirs = http_date(date)

@@ -1,88 +1,38 @@
 """BACE's JSON to the domain's facts; what cannot be read is named, never guessed.
 
-Tolerant where the API is loosely typed: unknown fields, numbers as strings, booleans as 0 and 1, items without a page's
-frame. Pure.
+Tolerant where the API is loosely typed: unknown fields, numbers as strings and the other way round, booleans in any
+form, labels with half a character. Pure.
 """
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Generic, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
+from bace_bridge.cloud.pages import LARGEST, figure, parse_page
+from bace_bridge.cloud.problems import instead_of_json
 from bace_bridge.domain.foreign_json import decoded_leniently
 from bace_bridge.domain.timestamps import EARLIEST, LATEST
-from bace_bridge.domain.tokens import is_sendable
 from bace_bridge.errors import UnexpectedReply
 from bace_bridge.polling.rules.datapoints import Datapoint
 from bace_bridge.polling.rules.seen import LostRow, Page, SeenSession
 from bace_bridge.polling.rules.sessions import DataSession
 
-T = TypeVar("T")
-Row = TypeVar("Row")
-
-DOCUMENTED_LIFE = 86400.0
-"""Seconds that a token lives where the reply says nothing usable of it."""
-
-LARGEST = 2**53 - 1
-"""The largest integer that every reader of JSON holds; SQLite and our own encoder end at 64 bits."""
-
 MOST_SAMPLES = 2**40
 """Samples in one datapoint: a year of some 30 kHz. Sums of them stay below 64 bits."""
 
-MOST_DIGITS = 15
-"""Digits of a figure in a text, so that it is no more than LARGEST."""
-
-Figure = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 Code = Annotated[int, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
 Samples = Annotated[int, msgspec.Meta(ge=-MOST_SAMPLES, le=MOST_SAMPLES)]
 
 LONGEST_TEXT = 256
 """Characters of a label, or of the name of a person, a series or a source device; every event repeats them."""
 
-LONGEST_MESSAGE = 120
-"""Characters of an error's message that are quoted."""
-
-SHORTEST_SECRET = 4
-"""Characters: a shorter text occurs by chance."""
-
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
 
 REPLACED = "\ufffd"
 """Stands where a text had something that is no character."""
-
-
-class TokenReply(msgspec.Struct, frozen=True):
-    """What the token endpoint answers. `expires_in` is in seconds."""
-
-    access_token: str
-    expires_in: float = DOCUMENTED_LIFE
-    refresh_token: str | None = None
-
-
-class _TokenRow(msgspec.Struct):
-    access_token: str | int
-    expires_in: msgspec.Raw = msgspec.Raw(b"null")
-    refresh_token: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class _Meta(msgspec.Struct):
-    totalCount: Figure | None = None
-    pageCount: Figure | None = None
-    currentPage: Figure | None = None
-    perPage: Figure | None = None
-
-
-class _Frame(msgspec.Struct, Generic[Row]):
-    items: list[Row] | dict[str, Row]
-    meta: _Meta | None = msgspec.field(name="_meta", default=None)
-
-    @property
-    def rows(self) -> Sequence[Row]:
-        """In order. A server that keeps the keys of its arrays has an object where a list is meant."""
-        return list(self.items.values()) if isinstance(self.items, dict) else self.items
 
 
 class _SessionRow(msgspec.Struct):
@@ -122,61 +72,19 @@ class _GroupRow(msgspec.Struct):
     label: Any = None
 
 
-class _Problem(msgspec.Struct):
-    name: str | None = None
-    message: str | None = None
-
-
-_PROBLEM: Any = _Problem | list[Any]
 _ID_SHAPE: Any = str | int
-
-
-def parse_token(body: bytes) -> TokenReply:
-    """The tokens of a reply; only an access token that cannot be used is an error, which quotes nothing of it."""
-    try:
-        row = decoded_leniently(body, _TokenRow, strict=False)
-    except msgspec.DecodeError:
-        raise UnexpectedReply(f"the token endpoint answered something that is not a token{_instead(body)}") from None
-    access = str(row.access_token)
-    if not is_sendable(access):
-        raise UnexpectedReply("the token endpoint answered something that is not a token: no header can carry it")
-    return TokenReply(access, _life(row.expires_in), _refresh_token(row.refresh_token))
-
-
-def _life(said: msgspec.Raw) -> float:
-    try:
-        seconds = decoded_leniently(said, float, strict=False)
-    except msgspec.DecodeError:
-        return DOCUMENTED_LIFE
-    return seconds if 0 < seconds < math.inf else DOCUMENTED_LIFE
-
-
-def _refresh_token(said: msgspec.Raw) -> str | None:
-    try:
-        token = str(decoded_leniently(said, _ID_SHAPE, strict=False))
-    except msgspec.DecodeError:
-        return None
-    return token if is_sendable(token) else None
-
-
-def is_json(body: bytes) -> bool:
-    try:
-        decoded_leniently(body, msgspec.Raw)
-    except msgspec.DecodeError:
-        return False
-    return True
 
 
 def parse_sessions(body: bytes, headers: Mapping[str, str]) -> Page[SeenSession]:
     """A page; where a row is odd, only what its session cannot be told without decides whether the row is lost."""
     try:
-        page = _parse_page(body, headers, _SessionRow, _session)
+        page = parse_page(body, headers, _SessionRow, _session)
     except UnexpectedReply:
         pass
     else:
         if not page.unreadable:
             return page
-    read = _parse_page(body, headers, msgspec.Raw, _tolerantly)
+    read = parse_page(body, headers, msgspec.Raw, _tolerantly)
     lost = tuple(
         msgspec.structs.replace(one.session, reason=f"items[{place}]: {one.session.reason}")
         for place, one in enumerate(read.items)
@@ -203,7 +111,7 @@ def parse_session(body: bytes) -> SeenSession:
         read = _tolerantly(msgspec.Raw(body)).session
         if isinstance(read, SeenSession):
             return read
-        raise UnexpectedReply(f"a data session cannot be read: {error}{_instead(body)}") from None
+        raise UnexpectedReply(f"a data session cannot be read: {error}{instead_of_json(body)}") from None
 
 
 _NOT_A_ROW = (msgspec.DecodeError, ValueError)
@@ -266,7 +174,7 @@ def parse_series_axes(body: bytes) -> tuple[tuple[int, ...], tuple[str, ...]]:
         row = decoded_leniently(body, _AxesRow, strict=False)
     except msgspec.DecodeError:
         return (), ()
-    named = (_figure(text) for text in _plain_values(row.datatypes, ("datatype", "id_datatype", "id")))
+    named = (figure(text) for text in _plain_values(row.datatypes, ("datatype", "id_datatype", "id")))
     datatypes = {figure for figure in named if figure is not None}
     devices = set(_plain_values(row.physicalDevices, ("id_physical_device", "source_device", "id")))
     return tuple(sorted(datatypes)), tuple(sorted(device for device in devices if _ID.fullmatch(device)))
@@ -283,101 +191,11 @@ def _plain_values(shape: Any, names: tuple[str, ...]) -> list[str]:
 
 
 def parse_datapoints(body: bytes, headers: Mapping[str, str]) -> Page[Datapoint]:
-    return _parse_page(body, headers, _PointRow, _datapoint)
+    return parse_page(body, headers, _PointRow, _datapoint)
 
 
 def parse_groups(body: bytes, headers: Mapping[str, str]) -> Page[tuple[str, str | None]]:
-    return _parse_page(body, headers, _GroupRow, _group)
-
-
-def parse_problem(body: bytes, *, private: Sequence[str] = ()) -> str | None:
-    """The message of an error in BACE's own JSON, shortened; None where the body is something else (HTML).
-
-    What it repeats of the `private` texts is masked.
-    """
-    try:
-        problem: _Problem | list[Any] = decoded_leniently(body, _PROBLEM, strict=False)
-    except msgspec.DecodeError:
-        return None
-    if isinstance(problem, list):
-        parts = [f"{one.get('field')}: {one.get('message')}" for one in problem if isinstance(one, dict)]
-        return _told("; ".join(parts), private)
-    if problem.name is None and problem.message is None:
-        return None
-    return _told(" ".join((problem.message or problem.name or "").split()), private)
-
-
-def _told(message: str, private: Sequence[str]) -> str:
-    for secret in sorted(private, key=len, reverse=True):
-        if len(secret) >= SHORTEST_SECRET:
-            message = message.replace(secret, "***")
-    return message[:LONGEST_MESSAGE]
-
-
-def _parse_page(body: bytes, headers: Mapping[str, str], row_type: type[Row], convert: Callable[[Row], T]) -> Page[T]:
-    try:
-        frame = decoded_leniently(body, _Frame[row_type], strict=False)  # type: ignore[valid-type]  # made at run time
-        items = tuple(convert(row) for row in frame.rows)
-    except (msgspec.DecodeError, ValueError):
-        return _parse_row_by_row(body, headers, row_type, convert)
-    return _page(items, len(items), frame.meta, headers, ())
-
-
-def _parse_row_by_row(
-    body: bytes, headers: Mapping[str, str], row_type: type[Row], convert: Callable[[Row], T]
-) -> Page[T]:
-    try:
-        frame = decoded_leniently(body, _Frame[msgspec.Raw], strict=False)
-    except msgspec.DecodeError as error:
-        raise UnexpectedReply(f"a page cannot be read: {error}{_instead(body)}") from None
-    items: list[T] = []
-    unreadable: list[str] = []
-    for place, raw in enumerate(frame.rows):
-        try:
-            items.append(convert(decoded_leniently(raw, row_type, strict=False)))
-        except (msgspec.DecodeError, ValueError) as error:
-            unreadable.append(f"items[{place}]: {error}")
-    if unreadable and not items:
-        raise UnexpectedReply(f"no row of the page can be read: {unreadable[0]}")
-    return _page(tuple(items), len(frame.rows), frame.meta, headers, tuple(unreadable))
-
-
-def _instead(body: bytes) -> str:
-    """What came in place of JSON, for people."""
-    if not body.strip():
-        return " (the answer was empty)"
-    html = body.lstrip()[:1] == b"<"
-    return " (HTML came: the login page of a network, a proxy, or a wrong cloud.url)" if html else ""
-
-
-def _page(
-    items: tuple[T, ...],
-    count: int,
-    meta: _Meta | None,
-    headers: Mapping[str, str],
-    unreadable: tuple[str, ...],
-) -> Page[T]:
-    meta = meta or _Meta()
-    return Page(
-        items=items,
-        count=count,
-        page=_first(meta.currentPage, headers.get("X-Pagination-Current-Page")),
-        page_count=_first(meta.pageCount, headers.get("X-Pagination-Page-Count")),
-        total=_first(meta.totalCount, headers.get("X-Pagination-Total-Count")),
-        unreadable=unreadable,
-        per_page=_first(meta.perPage, headers.get("X-Pagination-Per-Page")) or None,  # 0 is no size
-    )
-
-
-def _first(figure: int | None, header: str | None) -> int | None:
-    if figure is not None:
-        return figure
-    return None if header is None else _figure(header)
-
-
-def _figure(text: str) -> int | None:
-    """None where it is none, or a larger one than can be meant."""
-    return int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else None
+    return parse_page(body, headers, _GroupRow, _group)
 
 
 def _session(row: _SessionRow) -> SeenSession:

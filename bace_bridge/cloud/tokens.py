@@ -8,7 +8,7 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from bace_bridge.cloud.replies import TokenReply
+from bace_bridge.cloud.token_reply import TokenReply
 from bace_bridge.domain.retry import backoff
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.domain.tokens import Token, is_sendable

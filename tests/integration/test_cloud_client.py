@@ -10,7 +10,7 @@ import pytest
 from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
-from bace_bridge.cloud.replies import TokenReply, parse_token
+from bace_bridge.cloud.token_reply import TokenReply, parse_token
 from bace_bridge.cloud.tokens import Credentials, FixedToken, Tokens
 from bace_bridge.errors import (
     CloudBadGateway,

@@ -6,16 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bace_bridge.cloud.problems import parse_problem
 from bace_bridge.cloud.replies import (
-    TokenReply,
     parse_datapoints,
     parse_groups,
-    parse_problem,
     parse_series_axes,
     parse_session,
     parse_sessions,
-    parse_token,
 )
+from bace_bridge.cloud.token_reply import TokenReply, parse_token
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import UnexpectedReply
 from bace_bridge.polling.rules.datapoints import ChangedPoint, Datapoint, datapoint_events
