@@ -16,12 +16,13 @@ from structlog.testing import capture_logs
 
 from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.cloud.budget import RequestBudget
-from bace_bridge.cloud.http import DEFAULT_SILENCE, CloudHttp
+from bace_bridge.cloud.failures import DEFAULT_SILENCE
+from bace_bridge.cloud.http import CloudHttp
 from bace_bridge.cloud.tokens import FixedToken
 from bace_bridge.errors import (
+    CloudBadGateway,
     CloudError,
     CloudFault,
-    CloudGone,
     CloudLoginFailed,
     CloudRefused,
     CloudUnavailable,
@@ -172,12 +173,12 @@ FAULTS: list[tuple[str, Handler, type[CloudError], str, str]] = [
     ("truncated JSON", says(200, '{"items":[{"id_da'), UnexpectedReply, "unreachable", "a page cannot be read"),
     ("an empty body", says(200), UnexpectedReply, "unreachable", "the answer was empty"),
     ("401", says(401, PROBLEM), CloudLoginFailed, "auth_failed", r"cloud\.access_token"),
-    ("403", says(403, PROBLEM), CloudGone, "auth_failed", "403 not yours"),
+    ("403", says(403, PROBLEM), CloudRefused, "auth_failed", "403 not yours"),
     ("403 as HTML", says(403, HTML), CloudRefused, "auth_failed", "403"),
     ("404 as HTML", says(404, HTML), CloudRefused, "unreachable", "404"),
     ("429", says(429), CloudUnavailable, "unreachable", "429.*rate limit"),
     ("500", says(500, PROBLEM), CloudFault, "unreachable", "500"),
-    ("502", says(502, HTML), CloudUnavailable, "unreachable", "502"),
+    ("502", says(502, HTML), CloudBadGateway, "unreachable", "502"),
     ("503", says(503, Retry_After="7"), CloudUnavailable, "unreachable", "503"),
 ]
 
@@ -268,6 +269,10 @@ LATER = formatdate(NOON - 5 * 86400 + 90, usegmt=True)
         (says(429), DEFAULT_SILENCE + 1),
         (says(503, Retry_After="70"), 70.0),
         (says(503, Retry_After=LATER, Date=DATE), 90.0),
+        (says(503, Retry_After=LATER.removesuffix(" GMT"), Date=DATE), 90.0),
+        (says(429, Retry_After=LATER.removesuffix(" GMT"), Date=DATE.removesuffix(" GMT")), 91.0),
+        (says(429, X_Rate_Limit_Reset=str(int(NOON) - 5 * 86400 + 17), Date=DATE), 18.0),
+        (says(429, X_Rate_Limit_Reset="soon"), DEFAULT_SILENCE + 1),
         (says(502, HTML), 1.0),
         (says(503, Retry_After="nonsense"), 1.0),
         (says(503, Retry_After="1e99"), 1.0),
