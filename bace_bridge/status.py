@@ -13,7 +13,7 @@ SLOWEST_PROGRESS = 120.0
 
 
 class WatchedSessions(Protocol):
-    trouble: CloudOutage
+    outage: CloudOutage
     store_problem: str | None
     last_success_at: float | None
     next_poll_at: float | None
@@ -127,16 +127,17 @@ class Status:
 
     @property
     def cloud_problem(self) -> str | None:
-        trouble = self._sessions.trouble
-        if trouble.failures:
-            return trouble.reason
+        outage = self._sessions.outage
+        if outage.failures:
+            return outage.reason
         return None if self._sessions.last_success_at is not None else "not asked yet"
 
     @property
     def view_is_current(self) -> bool:
         """True while what is known of the devices is what the cloud shows."""
         sessions = self._sessions
-        return sessions.last_success_at is not None and sessions.trouble.told is None and sessions.store_problem is None
+        asked = sessions.last_success_at is not None
+        return asked and sessions.outage.reported is None and sessions.store_problem is None
 
     def info(self) -> dict[str, Any]:
         return {

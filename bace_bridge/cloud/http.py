@@ -32,6 +32,9 @@ log = structlog.get_logger()
 DEFAULT_SILENCE = 30.0
 """Seconds without a request after a 429 that does not say how long."""
 
+PEACE = 600.0
+"""Seconds after the silence of a 429 from which the next one is worth a warning again."""
+
 LONGEST_SILENCE = 86400.0
 """Seconds: no answer can silence the bridge for longer."""
 
@@ -95,6 +98,7 @@ class CloudHttp:
         self._forbidden: dict[str, _Forbidden] = {}
         self.requests_made = 0
         self._answered_at = 0.0
+        self._limited_at: float | None = None
         self._ahead: float | None = None
 
     @property
@@ -209,7 +213,7 @@ class CloudHttp:
             pause = max(_seconds(headers, "Retry-After"), _seconds(headers, "X-Rate-Limit-Reset")) or DEFAULT_SILENCE
             pause += 1 + self._jitter()
             self._budget.silence(pause)
-            log.warning("cloud.rate_limited", silent_for=round(pause, 1))
+            self._log_rate_limit(pause)
             return CloudUnavailable(f"{text} (rate limit)", retry_after=pause)
         if status == 500:
             return CloudFault(text)
@@ -224,6 +228,13 @@ class CloudHttp:
         if status in {404, 410} and problem is not None:
             return CloudGone(text, status=status)
         return CloudRefused(text, status=status)
+
+    def _log_rate_limit(self, pause: float) -> None:
+        """Once until there was none for a while: an account that is polled too often meets its limit all the time."""
+        now = self._monotonic()
+        say = log.debug if self._limited_at is not None and now - self._limited_at < PEACE else log.warning
+        say("cloud.rate_limited", silent_for=round(pause, 1), then="lower cloud.requests_per_minute if it lasts")
+        self._limited_at = now + pause
 
     def _note_clock(self, date: str | None) -> None:
         theirs = _http_date(date)

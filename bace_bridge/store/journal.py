@@ -15,7 +15,7 @@ from bace_bridge.polling.rules.windows import Window, WindowState
 from bace_bridge.store.sqlite import SqliteFile
 
 WATCH = "watch"
-TROUBLE = "trouble"
+OUTAGE = "trouble"
 
 
 class Journal:
@@ -53,8 +53,8 @@ class Journal:
             append_events(connection, changes.events)
             if changes.watch is not None:
                 write_fact(connection, WATCH, msgspec.json.encode(changes.watch).decode())
-            if changes.trouble is not None:
-                write_fact(connection, TROUBLE, msgspec.json.encode(changes.trouble).decode())
+            if changes.outage is not None:
+                write_fact(connection, OUTAGE, msgspec.json.encode(changes.outage).decode())
 
         await self._file.write(work, side="known")
         if changes.events:
@@ -66,9 +66,9 @@ class Journal:
         value = await self._file.read(lambda connection: read_fact(connection, WATCH))
         return None if value is None else msgspec.json.decode(value, type=PollState)
 
-    async def trouble(self) -> CloudOutage:
-        """The cloud's trouble that was told last and is not over; an empty one where there is none."""
-        value = await self._file.read(lambda connection: read_fact(connection, TROUBLE))
+    async def outage(self) -> CloudOutage:
+        """The cloud's outage that was reported last and is not over; an empty one where there is none."""
+        value = await self._file.read(lambda connection: read_fact(connection, OUTAGE))
         return CloudOutage() if value is None else msgspec.json.decode(value, type=CloudOutage)
 
     async def known(self, ids: Collection[str]) -> dict[str, KnownSession]:
