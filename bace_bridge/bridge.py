@@ -166,6 +166,7 @@ class Bridge:
             version=self._version,
             strategy=lambda: poll.strategy,
             unread=lambda: poll.unreadable,
+            selection_problem=lambda: poll.selection_problem,
             config_problem=self._config_problem,
             interval=config.watch.session_interval,
             clock=clock,

@@ -72,6 +72,7 @@ class Status:
         version: str,
         strategy: Callable[[], str],
         unread: Callable[[], Sequence[str]] = lambda: (),
+        selection_problem: Callable[[], str | None] = lambda: None,
         config_problem: Callable[[], str | None] = lambda: None,
         interval: float,
         clock: Callable[[], float],
@@ -85,6 +86,7 @@ class Status:
         self._version = version
         self._strategy = strategy
         self._unread = unread
+        self._selection_problem = selection_problem
         self._config_problem = config_problem
         self._slowest = max(SLOWEST_PROGRESS, 3 * interval)
         self._monotonic = monotonic
@@ -118,6 +120,7 @@ class Status:
         places, config = self._unread(), self._config_problem()
         found = {
             "sessions": f"{len(places)} places cannot be read: {'; '.join(places[:3])}" if places else None,
+            "groups": self._selection_problem(),
             "datapoints": self._datapoints.problem if self.cloud_problem is None else None,
             "config": f"the file on disk is not what runs: {config}" if config else None,
             **{sink.name: sink.problem for sink in self.sinks.values()},

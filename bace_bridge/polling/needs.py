@@ -11,7 +11,12 @@ from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
 
 
-class SessionCloud(Protocol):
+class GroupCloud(Protocol):
+    async def group_page(self, page: int) -> Page[tuple[str, str | None]]:
+        """Ids and labels of the groups that the account sees. Raises CloudErrors only."""
+
+
+class SessionCloud(GroupCloud, Protocol):
     """Data sessions and groups. Every method raises CloudErrors only."""
 
     @property
@@ -48,6 +53,7 @@ class SessionJournal(Protocol):
     async def finished_after(self, session_id: str, limit: int) -> list[KnownSession]: ...
     async def recently_updated(self, bound: float) -> list[KnownSession]: ...
     async def started_since(self, start: float) -> list[KnownSession]: ...
+    async def device_labels(self) -> dict[str, str | None]: ...
     async def commit(self, changes: Changes) -> None: ...
 
 

@@ -106,6 +106,18 @@ class Journal:
         query = "select known from sessions where not removed and start > ? order by start desc limit 200"
         return await self._file.read(lambda connection: _decoded(connection.execute(query, (start,))))
 
+    async def device_labels(self) -> dict[str, str | None]:
+        """The newest labels, by id, of the devices whose data sessions are known."""
+        labels = """select group_id, json_extract(known, '$.device_label') as label, max(start) from sessions
+            where label is not null group by group_id"""
+
+        def work(connection: sqlite3.Connection) -> dict[str, str | None]:
+            ids = connection.execute("select distinct group_id from sessions")
+            unnamed: dict[str, str | None] = dict.fromkeys(row[0] for row in ids)
+            return unnamed | {row[0]: str(row[1]) for row in connection.execute(labels)}
+
+        return await self._file.read(work)
+
     async def overdue_ends(self, seen_before: float) -> list[KnownSession]:
         """The sessions whose end was seen before a time and has not been told yet."""
         query = "select known from sessions where end_waits_since < ? and not over_when_found"
