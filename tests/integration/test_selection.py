@@ -72,8 +72,8 @@ async def test_an_entry_that_matches_nothing_is_named_once_until_there_is_such_a
         assert (warning["log_level"], warning["group"], warning["nearest"]) == (
             "warning", "BaceGo-001-002-00021", LABEL
         )  # fmt: skip
-        assert line.poll.selection_problem is not None
-        assert "'BaceGo-001-002-00021': no device that the account sees" in line.poll.selection_problem
+        problem = line.poll.selection_problem or ""
+        assert "'BaceGo-001-002-00021': no device that the account sees" in problem
         cloud.add_device("BaceGo-001-002-00021")
         clock.forward(601)
         await line.look()
@@ -103,11 +103,17 @@ async def test_without_a_selection_nothing_is_asked(tmp_path: Path, clock: Clock
 async def test_a_renamed_device_matches_its_old_label_no_more(tmp_path: Path, clock: Clock) -> None:
     cloud, group = with_devices(clock)
     async with watched(cloud, tmp_path, clock, [LABEL]) as (line, _):
-        cloud.open_session(group)
-        assert types(await line.look()) == ["session.started"]
-        cloud.rename_device(group, "Ward 3")
-        clock.forward(3601)
         await line.look()
+        session = cloud.open_session(group)
+        cloud.end_session(session)
+        cloud.finish_ingestion(session)
+        assert types(await line.look())[0] == "session.started"
+    cloud.rename_device(group, "Ward 3")
+    clock.forward(7200)
+    for number in range(3):
+        cloud.open_session(cloud.add_device(f"Another {number}").id_group)
+    async with watched(cloud, tmp_path, clock, [LABEL]) as (line, _):
+        assert await line.look() == []
         assert "no device that the account sees" in (line.poll.selection_problem or "")
 
 
