@@ -13,7 +13,7 @@ SLOWEST_PROGRESS = 120.0
 
 
 class WatchedSessions(Protocol):
-    trouble: CloudOutage
+    outage: CloudOutage
     store_problem: str | None
     last_success_at: float | None
     next_poll_at: float | None
@@ -72,6 +72,7 @@ class Status:
         version: str,
         strategy: Callable[[], str],
         unread: Callable[[], Sequence[str]] = lambda: (),
+        selection_problem: Callable[[], str | None] = lambda: None,
         config_problem: Callable[[], str | None] = lambda: None,
         interval: float,
         clock: Callable[[], float],
@@ -85,6 +86,7 @@ class Status:
         self._version = version
         self._strategy = strategy
         self._unread = unread
+        self._selection_problem = selection_problem
         self._config_problem = config_problem
         self._slowest = max(SLOWEST_PROGRESS, 3 * interval)
         self._monotonic = monotonic
@@ -118,6 +120,7 @@ class Status:
         places, config = self._unread(), self._config_problem()
         found = {
             "sessions": f"{len(places)} places cannot be read: {'; '.join(places[:3])}" if places else None,
+            "groups": self._selection_problem(),
             "datapoints": self._datapoints.problem if self.cloud_problem is None else None,
             "config": f"the file on disk is not what runs: {config}" if config else None,
             **{sink.name: sink.problem for sink in self.sinks.values()},
@@ -127,16 +130,17 @@ class Status:
 
     @property
     def cloud_problem(self) -> str | None:
-        trouble = self._sessions.trouble
-        if trouble.failures:
-            return trouble.reason
+        outage = self._sessions.outage
+        if outage.failures:
+            return outage.reason
         return None if self._sessions.last_success_at is not None else "not asked yet"
 
     @property
     def view_is_current(self) -> bool:
         """True while what is known of the devices is what the cloud shows."""
         sessions = self._sessions
-        return sessions.last_success_at is not None and sessions.trouble.told is None and sessions.store_problem is None
+        asked = sessions.last_success_at is not None
+        return asked and sessions.outage.reported is None and sessions.store_problem is None
 
     def info(self) -> dict[str, Any]:
         return {

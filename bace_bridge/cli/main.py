@@ -12,6 +12,7 @@ _GROUPS = {
     },
     "Look inside": {
         "sessions": "List the data sessions that the bridge knows.",
+        "devices": "List the devices: what `groups` in the configuration take.",
         "events": "Show the event log.",
         "dead-letters": "Deliveries that were given up: list, retry, drop.",
         "replay": "Deliver recorded events again.",

@@ -4,10 +4,11 @@ import asyncio
 import re
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,12 +17,13 @@ from structlog.testing import capture_logs
 
 from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.cloud.budget import RequestBudget
-from bace_bridge.cloud.http import DEFAULT_SILENCE, CloudHttp
+from bace_bridge.cloud.failures import DEFAULT_SILENCE
+from bace_bridge.cloud.http import CloudHttp
 from bace_bridge.cloud.tokens import FixedToken
 from bace_bridge.errors import (
+    CloudBadGateway,
     CloudError,
     CloudFault,
-    CloudGone,
     CloudLoginFailed,
     CloudRefused,
     CloudUnavailable,
@@ -172,12 +174,12 @@ FAULTS: list[tuple[str, Handler, type[CloudError], str, str]] = [
     ("truncated JSON", says(200, '{"items":[{"id_da'), UnexpectedReply, "unreachable", "a page cannot be read"),
     ("an empty body", says(200), UnexpectedReply, "unreachable", "the answer was empty"),
     ("401", says(401, PROBLEM), CloudLoginFailed, "auth_failed", r"cloud\.access_token"),
-    ("403", says(403, PROBLEM), CloudGone, "auth_failed", "403 not yours"),
+    ("403", says(403, PROBLEM), CloudRefused, "auth_failed", "403 not yours"),
     ("403 as HTML", says(403, HTML), CloudRefused, "auth_failed", "403"),
     ("404 as HTML", says(404, HTML), CloudRefused, "unreachable", "404"),
     ("429", says(429), CloudUnavailable, "unreachable", "429.*rate limit"),
     ("500", says(500, PROBLEM), CloudFault, "unreachable", "500"),
-    ("502", says(502, HTML), CloudUnavailable, "unreachable", "502"),
+    ("502", says(502, HTML), CloudBadGateway, "unreachable", "502"),
     ("503", says(503, Retry_After="7"), CloudUnavailable, "unreachable", "503"),
 ]
 
@@ -212,9 +214,7 @@ async def test_a_fault_has_a_name_a_log_event_a_reason_and_an_end(
             await watched.api.session_page((), 1)
         assert type(caught.value) is error
         assert re.search(reason, problem), problem
-        loud = [one["event"] for one in logs if one["log_level"] != "debug"]
-        said = [one for one in loud if one in {"cloud.unreachable", "cloud.auth_failed", "cloud.recovered"}]
-        assert said == [f"cloud.{kind}", "cloud.recovered"]
+        assert said_of_outages(logs) == [f"cloud.{kind}", "cloud.recovered"]
         assert await watched.told() == [f"cloud.{kind}", "cloud.recovered"]
 
 
@@ -255,6 +255,90 @@ async def test_a_trouble_that_was_told_is_over_once_however_often_the_bridge_res
         assert await watched.told() == ["cloud.unreachable", "cloud.recovered"]
 
 
+def said_of_outages(logs: Sequence[MutableMapping[str, Any]]) -> list[str]:
+    """What the log says of them above level debug."""
+    loud = [one["event"] for one in logs if one["log_level"] != "debug"]
+    return [one for one in loud if one in {"cloud.unreachable", "cloud.auth_failed", "cloud.recovered"}]
+
+
+@pytest.mark.parametrize(
+    ("handler", "kind"), [(says(500, PROBLEM), "unreachable"), (says(403, PROBLEM), "auth_failed")]
+)
+async def test_every_process_logs_the_outage_that_it_is_started_into_once(
+    tmp_path: Path, handler: Handler, kind: str
+) -> None:
+    """The event is kept in the store and not repeated; the log of a new process begins empty."""
+    for _ in range(3):
+        async with staged(tmp_path) as (stage, watched):
+            stage.handler = handler
+            with capture_logs() as logs:
+                run = asyncio.create_task(watched.loop.run())
+                await watched.looked(1)
+                for _ in range(3):
+                    await watched.look()
+                run.cancel()
+            assert said_of_outages(logs) == [f"cloud.{kind}"]
+            assert await watched.told() == [f"cloud.{kind}"]
+    async with staged(tmp_path) as (_, watched):
+        with capture_logs() as logs:
+            run = asyncio.create_task(watched.loop.run())
+            await watched.looked(1)
+            await watched.look()
+            run.cancel()
+        assert said_of_outages(logs) == ["cloud.recovered"]
+        assert await watched.told() == [f"cloud.{kind}", "cloud.recovered"]
+
+
+async def test_an_outage_that_changes_its_kind_again_and_again_is_logged_once_a_kind(tmp_path: Path) -> None:
+    async with staged(tmp_path) as (stage, watched):
+        with capture_logs() as logs:
+            run = asyncio.create_task(watched.loop.run())
+            await watched.looked(1)
+            for number in range(8):
+                stage.handler = says(403, PROBLEM) if number % 2 else says(500, PROBLEM)
+                await watched.look()
+            stage.handler = empty_list
+            await watched.look()
+            run.cancel()
+        assert said_of_outages(logs) == ["cloud.unreachable", "cloud.auth_failed", "cloud.recovered"]
+
+
+async def test_whatever_was_logged_as_an_outage_is_logged_as_over(tmp_path: Path) -> None:
+    """A single failed poll is no event, but it is in the log."""
+    async with staged(tmp_path) as (stage, watched):
+        with capture_logs() as logs:
+            run = asyncio.create_task(watched.loop.run())
+            await watched.looked(1)
+            stage.handler = says(503)
+            await watched.look()
+            stage.handler = empty_list
+            await watched.look()
+            await watched.look()
+            run.cancel()
+        assert said_of_outages(logs) == ["cloud.unreachable", "cloud.recovered"]
+        assert await watched.told() == []
+
+
+async def test_a_rate_limit_that_lasts_is_logged_once_until_there_was_none_for_a_while(tmp_path: Path) -> None:
+    async with staged(tmp_path) as (stage, watched):
+        with capture_logs() as logs:
+            run = asyncio.create_task(watched.loop.run())
+            await watched.looked(1)
+            for number in range(8):
+                stage.handler = says(429, Retry_After="60") if number % 2 else empty_list
+                await watched.look()
+            assert [one["log_level"] for one in logs if one["event"] == "cloud.rate_limited"] == [
+                "warning", "debug", "debug", "debug"
+            ]  # fmt: skip
+            stage.handler = empty_list
+            while watched.clock() < NOON + 4 * 61 + 700:
+                await watched.look()
+            stage.handler = says(429)
+            await watched.look()
+            run.cancel()
+        assert [one["log_level"] for one in logs if one["event"] == "cloud.rate_limited"][4:] == ["warning"]
+
+
 DATE = formatdate(NOON - 5 * 86400, usegmt=True)
 LATER = formatdate(NOON - 5 * 86400 + 90, usegmt=True)
 
@@ -268,6 +352,10 @@ LATER = formatdate(NOON - 5 * 86400 + 90, usegmt=True)
         (says(429), DEFAULT_SILENCE + 1),
         (says(503, Retry_After="70"), 70.0),
         (says(503, Retry_After=LATER, Date=DATE), 90.0),
+        (says(503, Retry_After=LATER.removesuffix(" GMT"), Date=DATE), 90.0),
+        (says(429, Retry_After=LATER.removesuffix(" GMT"), Date=DATE.removesuffix(" GMT")), 91.0),
+        (says(429, X_Rate_Limit_Reset=str(int(NOON) - 5 * 86400 + 17), Date=DATE), 18.0),
+        (says(429, X_Rate_Limit_Reset="soon"), DEFAULT_SILENCE + 1),
         (says(502, HTML), 1.0),
         (says(503, Retry_After="nonsense"), 1.0),
         (says(503, Retry_After="1e99"), 1.0),

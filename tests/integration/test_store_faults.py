@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from bace_bridge.cloud.replies import TokenReply
+from bace_bridge.cloud.token_reply import TokenReply
 from bace_bridge.cloud.tokens import Credentials, Tokens
 from bace_bridge.domain.events import Event
 from bace_bridge.errors import (
@@ -271,7 +271,7 @@ async def test_a_trouble_of_the_cloud_that_cannot_be_written_is_told_once_it_can
         )
         await away(file, "events")
         task = asyncio.create_task(loop.run())
-        await eventually(lambda: loop.trouble.failures > 4)
+        await eventually(lambda: loop.outage.failures > 4)
         assert loop.store_problem is not None
         await back(file, "events")
         log = EventLog(file)

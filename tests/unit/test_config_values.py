@@ -388,6 +388,14 @@ def test_no_hint_offers_events_that_no_version_sends_yet(events: str) -> None:
     assert "session.started" in hint
 
 
+def test_a_label_in_a_sinks_groups_which_takes_ids_alone_is_warned_about() -> None:
+    groups = ["6fd58d2a-5b9f-4d8e-9a51-0d5f6f1c9f30", "BaceGo-001-002-00020"]
+    cloud, mqtt = CloudConfig(groups=tuple(groups)), broker("mqtt://localhost", groups=groups)
+    warned = warnings(Config(cloud=cloud, mqtt=(mqtt,), webhooks=(webhook(groups=groups),)), now=0)
+    assert [line.split(": ")[0] for line in warned] == ["mqtt[0].groups[1]", "webhooks[0].groups[1]"]
+    assert "'BaceGo-001-002-00020' is no id_group" in warned[0]
+
+
 def test_nothing_to_warn_about() -> None:
     assert warnings(Config(cloud=CloudConfig(), webhooks=(webhook(),)), now=0) == []
     nobody = "mqtt, webhooks: there are no sinks, so nobody is told anything"
