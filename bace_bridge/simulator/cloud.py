@@ -176,13 +176,13 @@ class SimulatedCloud:
             raise KeyError(identifier)
         return found
 
-    def as_read(self, *, a_list: bool) -> "SimulatedCloud":
-        """As one read finds it: as it is or, where a replica answers, as it was a little earlier."""
+    def as_listed(self) -> "SimulatedCloud":
+        """As a list finds it: as it is or, where a replica answers, as it was a little earlier."""
         replica, lag, stale = self._replica, self.quirks.replica_lag, self.quirks.stale_rows
         read = copy(self)
         if replica and lag and replica.lags_now(lag):
             read.sessions, read.samples = replica.as_it_was(lag, self.sessions, self.samples)
-        elif replica and stale and a_list and replica.lags_now(stale):
+        elif replica and stale and replica.lags_now(stale):
             read.sessions = replica.with_stamps_of_now(stale, self.sessions, self.samples)
         return read
 

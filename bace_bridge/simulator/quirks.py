@@ -236,7 +236,7 @@ _KINDS: Mapping[str, _Kind] = {
         "about each second session is in its page twice, once with other facts", {"duplicate_sessions": True}
     ),
     "replica-lag": _Kind(
-        "so many of the reads show everything as it was that long ago",
+        "so many of the lists show everything as it was that long ago, but not a row by its id",
         lambda argument, _: {"replica_lag": Lag.parse(argument)},
         argument="5s 30%",
     ),

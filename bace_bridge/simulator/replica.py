@@ -1,4 +1,4 @@
-"""A database replica that lags: some reads find the cloud as it was some seconds ago."""
+"""A database replica that lags: some lists show the cloud as it was some seconds ago."""
 
 import random
 import re
@@ -19,7 +19,7 @@ _Undo: TypeAlias = Callable[[Shelf, Samples], None]
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """`share`: of all reads, those that find what was `seconds` ago."""
+    """`share`: of all lists, those that show what was `seconds` ago."""
 
     seconds: float
     share: float
@@ -35,7 +35,7 @@ class Lag:
 
 
 class Replica:
-    """What happened in the last few seconds, so that a read can be answered as if it had not happened yet."""
+    """What happened in the last few seconds, so that a list can be answered as if it had not happened yet."""
 
     def __init__(self, *, clock: Callable[[], float], remembers: float, seed: int) -> None:
         self._clock = clock

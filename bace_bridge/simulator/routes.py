@@ -50,7 +50,7 @@ class Routes:
 
     async def list_sessions(self, request: web.Request) -> web.Response:
         quirks, pairs = self._cloud.quirks, pairs_of(request)
-        cloud = self._cloud.as_read(a_list=True)
+        cloud = self._cloud.as_listed()
         by = order_of(pairs, shelf.FIELDS, _NEWEST_FIRST, quirks)
         condition = self._filter(pairs, shelf.FIELDS, ignored=quirks.filters_ignored)
         rows = self._sessions.of(
@@ -70,14 +70,13 @@ class Routes:
 
     async def view_session(self, request: web.Request) -> web.Response:
         pairs = pairs_of(request)
-        cloud = self._cloud.as_read(a_list=False)
-        session = self._session(last(pairs, "id") or "", cloud)
-        base = base_of(request, cloud.quirks)
-        return reply(request, self._row(cloud, session, base, self._expands(pairs)))
+        session = self._session(last(pairs, "id") or "")
+        base = base_of(request, self._cloud.quirks)
+        return reply(request, self._row(self._cloud, session, base, self._expands(pairs)))
 
     async def list_points(self, request: web.Request) -> web.Response:
         quirks, pairs = self._cloud.quirks, pairs_of(request)
-        cloud = self._cloud.as_read(a_list=True)
+        cloud = self._cloud.as_listed()
         by = order_of(pairs, datapoints.SORTABLE, datapoints.DEFAULT_ORDER, quirks)
         question = datapoints.asked(self._filter(pairs, datapoints.FIELDS))
         if quirks.data_filters_ignored:
@@ -100,7 +99,7 @@ class Routes:
         )
 
     async def download_csv(self, request: web.Request) -> web.StreamResponse:
-        session = self._session(request.match_info["id"], self._cloud)
+        session = self._session(request.match_info["id"])
         name = f"data-session-{session.id_data_session}.csv"
         response = web.StreamResponse(
             headers={
@@ -127,9 +126,9 @@ class Routes:
             return All()
         return as_understood(filters.parse(php.nested(pairs, "filter"), kinds), kinds, self._cloud.quirks)
 
-    def _session(self, identifier: str, cloud: SimulatedCloud) -> Session:
-        found = None if cloud.is_in_maintenance else cloud.sessions.get(identifier)
-        if found is None and cloud.quirks.bad_uuid_500 and not filters.is_uuid(identifier):
+    def _session(self, identifier: str) -> Session:
+        found = None if self._cloud.is_in_maintenance else self._cloud.sessions.get(identifier)
+        if found is None and self._cloud.quirks.bad_uuid_500 and not filters.is_uuid(identifier):
             raise ApiError(500, "Database Exception: invalid input syntax for type uuid")
         if found is None:
             raise ApiError(404, f"Object not found: {identifier}")
