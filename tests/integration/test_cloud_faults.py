@@ -17,7 +17,8 @@ from structlog.testing import capture_logs
 
 from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.cloud.budget import RequestBudget
-from bace_bridge.cloud.http import DEFAULT_SILENCE, CloudHttp
+from bace_bridge.cloud.failures import DEFAULT_SILENCE
+from bace_bridge.cloud.http import CloudHttp
 from bace_bridge.cloud.tokens import FixedToken
 from bace_bridge.errors import (
     CloudBadGateway,
@@ -351,6 +352,10 @@ LATER = formatdate(NOON - 5 * 86400 + 90, usegmt=True)
         (says(429), DEFAULT_SILENCE + 1),
         (says(503, Retry_After="70"), 70.0),
         (says(503, Retry_After=LATER, Date=DATE), 90.0),
+        (says(503, Retry_After=LATER.removesuffix(" GMT"), Date=DATE), 90.0),
+        (says(429, Retry_After=LATER.removesuffix(" GMT"), Date=DATE.removesuffix(" GMT")), 91.0),
+        (says(429, X_Rate_Limit_Reset=str(int(NOON) - 5 * 86400 + 17), Date=DATE), 18.0),
+        (says(429, X_Rate_Limit_Reset="soon"), DEFAULT_SILENCE + 1),
         (says(502, HTML), 1.0),
         (says(503, Retry_After="nonsense"), 1.0),
         (says(503, Retry_After="1e99"), 1.0),

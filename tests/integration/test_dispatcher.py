@@ -44,7 +44,7 @@ def event(number: int, session: str | None = "s1", kind: str = "session.updated"
 async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(SOON):
         while not condition():
-            await asyncio.sleep(0.001)  # which leaves the processor to what is waited for
+            await asyncio.sleep(0)  # at each turn of the loop, since some of it lasts for one
 
 
 class Arrival(NamedTuple):

@@ -231,16 +231,15 @@ class History:
             assert [one for one in again[session] if one in ids] == ids, "found again with another id"
 
     async def come_to_rest(self) -> None:
-        """Every session ends and is ingested, and the watcher has all the time that it needs."""
+        """Every session ends and is ingested, and polling has all the time that it needs, for a removal twice as much."""
         for session in self.sessions:
             if (row := self.cloud.sessions.get(session)) is not None:
                 self.clock.forward(15)
                 if row.end is None:
                     self.cloud.end_session(session)
                 self.cloud.finish_ingestion(session)
-        for _ in range(12):
-            self.clock.forward(61)
-            await self.watch.look()
+        removed = [one for one in self.sessions if self.cloud.sessions.get(one) is None]
+        await self.watch.look_for(1500 if removed else 750)
 
     async def served(self, session: str) -> dict[tuple[str, str], tuple[Any, ...]]:
         """What the cloud serves now, in the grid's windows, by series and time."""

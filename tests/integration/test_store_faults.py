@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from bace_bridge.cloud.replies import TokenReply
+from bace_bridge.cloud.token_reply import TokenReply
 from bace_bridge.cloud.tokens import Credentials, Tokens
 from bace_bridge.domain.events import Event
 from bace_bridge.errors import (

@@ -196,7 +196,7 @@ async def test_an_endpoint_that_wants_no_more(receiver: Receiver, status: int, h
 
 @pytest.mark.parametrize("value", ["90", "Sat, 31 Jan 2026 00:01:30 GMT"])
 async def test_retry_after_is_told(receiver: Receiver, value: str) -> None:
-    receiver.replies(503, "later", headers={"Retry-After": value})
+    receiver.replies(503, "later", headers={"Retry-After": value, "Date": "Sat, 31 Jan 2026 00:00:00 GMT"})
     async with running(config(receiver.url), clock=lambda: 1_769_817_600.0) as sink:
         failed = await delivered(sink)
     assert isinstance(failed, DeliveryFailed)
