@@ -1,4 +1,7 @@
-"""Rows that come twice: what a join in the server's query leads to."""
+"""Rows that come twice: what a join in the server's query leads to.
+
+A session's two rows are on one page, for a client that sees only the wrong one cannot know it.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
