@@ -7,7 +7,7 @@ import click
 
 _GROUPS = {
     "Service": {
-        "run": "Watch the cloud and tell MQTT and webhooks.",
+        "run": "Poll the cloud and deliver to MQTT and webhooks.",
         "check": "Validate the configuration; contacts nobody.",
     },
     "Look inside": {

@@ -60,6 +60,8 @@ class Recheck:
         waited = now - state.rechecked_at
         suspects = await self._journal.known(self._recorder.suspects[:MOST_CHECKS])
         unfinished = await self._journal.unfinished_after(state.recheck_after, MOST_RECHECKED)
+        if not unfinished and state.recheck_after:  # the round before ended with the last one: begin anew
+            unfinished = await self._journal.unfinished_after("", MOST_RECHECKED)
         if not unfinished and not suspects and 0 <= waited < RARELY * self._interval:
             return state
         places = MOST_RECHECKED - len(unfinished)

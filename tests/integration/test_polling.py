@@ -253,8 +253,7 @@ async def test_the_oldest_session_of_the_list_is_removed_when_it_is_over(
             await watch.look()
             clock.forward(10)
         cloud.remove_session(session)
-        clock.forward(900)
-        told = await watch.look()
+        told = await watch.look_for(1200)
     assert [(one.event.type, one.event.session_id) for one in told] == [("session.removed", session)]
 
 

@@ -231,7 +231,7 @@ class History:
             assert [one for one in again[session] if one in ids] == ids, "found again with another id"
 
     async def come_to_rest(self) -> None:
-        """Every session ends and is ingested, and polling has all the time that it needs, for a removal twice as much."""
+        """Every session ends and is ingested, and polling has the time that it needs, for a removal twice as much."""
         for session in self.sessions:
             if (row := self.cloud.sessions.get(session)) is not None:
                 self.clock.forward(15)

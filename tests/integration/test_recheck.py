@@ -59,3 +59,21 @@ async def test_a_look_without_the_filter_costs_no_more_for_sessions_that_never_b
             assert watch.api_requests() - before <= 25, look
         known = await watch.journal.known(sessions[:70])
     assert sum(one.session.end is not None for one in known.values()) == 70
+
+
+@pytest.mark.parametrize("count", [49, 50, 100])
+async def test_every_unfinished_session_is_asked_for_again_and_again(tmp_path: Path, count: int) -> None:
+    """Also where the last round ended with the last one: no round is empty while there is one."""
+    clock = Clock()
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    sessions = {cloud.open_session(device.id_group) for _ in range(count)}
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        for _ in range(3):
+            watch.server.requests.clear()
+            for _ in range(-(-count // 50)):
+                clock.forward(61)
+                await watch.poll.poll()
+            asked = {value for seen in watch.server.requests for name, value in seen.query if "id_data_session" in name}
+            assert asked == sessions
