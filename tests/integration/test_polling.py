@@ -207,3 +207,25 @@ async def test_finest_reads_down_to_raw_points(clock: Clock, tmp_path: Path) -> 
         cloud.end_session(session)
         cloud.finish_ingestion(session)
         assert types(await watch.look()) == ["session.ended", "session.csv_ready"]
+
+
+async def test_a_point_from_before_the_start_is_corrected_before_the_csv(clock: Clock, tmp_path: Path) -> None:
+    """The session starts on the hour, so the point lies in a window of its own that ends where the session begins."""
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    series = device.series[0].id_container_data_latest
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        session = cloud.open_session(device.id_group, start=clock.now)
+        await watch.look()
+        clock.forward(15)
+        before = clock.now - 45
+        cloud.add_points(session, series, [(before, 1.0)])
+        told = points(await watch.look())
+        clock.forward(15)
+        cloud.add_points(session, series, [(before, 2.0)])
+        cloud.end_session(session)
+        cloud.finish_ingestion(session)
+        told += points(await watch.look())
+        assert types(await watch.all_events())[-2:] == ["session.ended", "session.csv_ready"]
+    assert [(one["avg"], one["revision"]) for one in told] == [(1.0, 0), (2.0, 1)]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bace_bridge.domain.events import LoggedEvent
@@ -319,6 +319,10 @@ async def check(history: History) -> None:
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@example(  # a point in the window before the one that the session starts in
+    ways=World((), 0.0, "as_served"),
+    steps=[("open", 0), ("look",), ("points", 0, 1, 30), ("time", 15), ("look",), ("correct", 0)],
+)
 @given(ways=WORLDS, steps=STEPS)
 async def test_whatever_happens_in_the_cloud_is_told_in_order(
     ways: World, steps: list[Step], tmp_path_factory: pytest.TempPathFactory

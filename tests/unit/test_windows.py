@@ -98,6 +98,9 @@ def test_a_point_belongs_to_the_smallest_window_that_was_split_out() -> None:
         (ended(NOON + 60.0, newest_point_at=NOON + SPAN + 1.0), (), NOON + 10 * SPAN, hours(0, 1)),
         (ended(NOON + 60.0, newest_point_at=NOON + 1.0), (), NOON + 10 * SPAN, hours(0)),
         (ended(NOON - 7200.0), (), NOON + 10 * SPAN, hours(0)),
+        (KNOWN, (state(hours(-1)[0], settled=False),), NOON + 10, hours(-1, 0)),
+        (KNOWN, (state(hours(-1)[0]),), NOON + 10, hours(0)),
+        (ended(NOON + 60.0, reading=1), (state(hours(-2)[0]), state(hours(3)[0])), NOON + 70, hours(-2, 0, 3)),
     ],
     ids=[
         "it has just begun",
@@ -112,6 +115,9 @@ def test_a_point_belongs_to_the_smallest_window_that_was_split_out() -> None:
         "points after its end",
         "the newest point is before its end",
         "it ends before it begins",
+        "points before its start",
+        "they are settled",
+        "everything again, also around it",
     ],
 )
 def test_which_windows_are_due(

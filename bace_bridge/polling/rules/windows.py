@@ -107,11 +107,20 @@ def windows_due(
     upto = now if session.end is None else max(session.end, known.newest_point_at or session.end)
     first, last = window_at(session.start), window_at(max(upto, session.start))
     due: list[Due] = []
-    for start in range(first.start, last.end, SPAN) if days is None else _starts_on(days, upto=max(now, upto)):
+    starts = _starts_of(first, last, states) if days is None else _starts_on(days, upto=max(now, upto))
+    for start in starts:
         _add_due(Window(start, start + SPAN), known, states, due, now=now, again=again)
         if days is None and len(due) > DIRECT_WINDOWS:
             break
     return due
+
+
+def _starts_of(first: Window, last: Window, states: States) -> Iterator[int]:
+    """The windows from the start to the end, and those outside of it in which a point has been found before."""
+    outside = {window_at(one.start).start for one in states if not first.start <= one.start < last.end}
+    yield from sorted(start for start in outside if start < first.start)
+    yield from range(first.start, last.end, SPAN)
+    yield from sorted(start for start in outside if start >= last.end)
 
 
 def _starts_on(days: frozenset[int], *, upto: float) -> Iterator[int]:
