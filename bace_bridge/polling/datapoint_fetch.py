@@ -260,7 +260,7 @@ class DatapointFetch:
                 fresh = msgspec.structs.replace(
                     fresh, count_fetched=self._seen.datapoint_count, probed=self._probed or fresh.probed
                 )
-                if (fresh.reading, fresh.session.end) != (self._known.reading, self._seen.end):
+                if self._outdated_by(fresh):
                     outcome = "more"
             concluded = conclude(
                 fresh,
@@ -277,6 +277,12 @@ class DatapointFetch:
             self._pending = Changes()
         for event in concluded.events:
             log.info(event.type, session=event.session_id, device=event.device_id, id=event.id)
+
+    def _outdated_by(self, fresh: KnownSession) -> bool:
+        """True where the session list has shown meanwhile that there is something else to read."""
+        if (fresh.reading, fresh.session.end) != (self._known.reading, self._seen.end):
+            return True
+        return fresh.csv_due and fresh.session.datapoint_count != self._seen.datapoint_count
 
     def _cloud_now(self) -> float:
         return self._clock() + self._cloud.clock_ahead

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from bace_bridge.polling.datapoint_fetch import DatapointFetch
 from bace_bridge.simulator.downsample import Resolution
 from tests.integration.polling_line import Clock, data, points, simulated, types, watching
 
@@ -229,3 +230,32 @@ async def test_a_point_from_before_the_start_is_corrected_before_the_csv(clock: 
         told += points(await watch.look())
         assert types(await watch.all_events())[-2:] == ["session.ended", "session.csv_ready"]
     assert [(one["avg"], one["revision"]) for one in told] == [(1.0, 0), (2.0, 1)]
+
+
+@pytest.mark.parametrize("back", [4000, 90_000])
+async def test_points_that_are_added_while_a_session_is_read_are_published_before_its_csv(
+    clock: Clock, tmp_path: Path, back: float
+) -> None:
+    """The row with the new count comes after the reading has begun: that reading is not the complete one any more."""
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    series = device.series[0].id_container_data_latest
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        clock.forward(10)
+        session = cloud.open_session(device.id_group, start=clock.now - 900)
+        cloud.add_points(session, series, [(clock.now - 800, 1.0)])
+        cloud.end_session(session)
+        cloud.finish_ingestion(session)
+        await watch.poll.poll()
+        (known,) = await watch.journal.due_fetches(clock(), 9)
+        clock.forward(1)
+        cloud.add_points(session, series, [(clock.now - back, 2.0)])
+        await watch.poll.poll()
+        fetch = DatapointFetch(known, watch.api, watch.journal, watch.settings, deciding=watch.deciding, clock=clock)
+        await fetch.make()
+        await watch.look()
+        told = await watch.all_events()
+    assert sorted(one["avg"] for one in points(told)) == [1.0, 2.0]
+    assert types(told)[-1] == "session.csv_ready"
+    assert [data(one)["csv"]["datapoint_count"] for one in told if one.event.type == "session.csv_ready"] == [2]

@@ -323,6 +323,10 @@ async def check(history: History) -> None:
     ways=World((), 0.0, "as_served"),
     steps=[("open", 0), ("look",), ("points", 0, 1, 30), ("time", 15), ("look",), ("correct", 0)],
 )
+@example(  # a session that is over grows while it is read
+    ways=World((), 0.0, "as_served"),
+    steps=[("offline", 0, 900), ("look and visit at once",), ("points", 0, 2, 90_000), ("look and visit at once",)],
+)
 @given(ways=WORLDS, steps=STEPS)
 async def test_whatever_happens_in_the_cloud_is_told_in_order(
     ways: World, steps: list[Step], tmp_path_factory: pytest.TempPathFactory
