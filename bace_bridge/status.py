@@ -23,7 +23,9 @@ class WatchedSessions(Protocol):
 
 class WatchedDatapoints(Protocol):
     beat_at: float
-    problem: str | None
+
+    @property
+    def problem(self) -> str | None: ...
 
 
 class CloudLine(Protocol):

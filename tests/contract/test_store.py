@@ -103,7 +103,7 @@ async def test_an_empty_store_knows_nothing(store: Store) -> None:
     assert await store.journal.due_fetches(NOON, 10) == []
     assert await store.journal.next_fetch_at(without=[]) is None
     assert await store.journal.windows("s1") == {}
-    assert await store.journal.told("s1", [Window(0, 3600)]) == {Window(0, 3600): {}}
+    assert await store.journal.emitted("s1", [Window(0, 3600)]) == {Window(0, 3600): {}}
     assert await store.log.read(after=0, limit=10) == []
     assert await store.log.search() == []
     assert await store.log.backlogs() == {}
@@ -139,7 +139,7 @@ async def test_what_is_known_comes_back_as_it_was_also_after_a_restart(opened: O
         assert await store.journal.known(["s1", "s2"]) == {"s1": one}
         assert await store.journal.poll_state() == state
         assert await store.journal.windows("s1") == {window.window: window}
-        assert await store.journal.told("s1", [window.window]) == {window.window: told}
+        assert await store.journal.emitted("s1", [window.window]) == {window.window: told}
 
 
 async def test_many_sessions_are_looked_up_at_once(store: Store) -> None:
@@ -206,9 +206,9 @@ async def test_what_was_told_of_a_window_stays_where_nothing_new_came(store: Sto
         read = WindowRead("s1", WindowState(hour.start, hour.end, reading), given)
         await store.journal.commit(Changes(windows=(read, WindowRead("s2", read.state, {}))))
     assert await store.journal.windows("s1") == {hour: WindowState(0, 3600, 1)}
-    assert await store.journal.told("s1", [hour, other]) == {hour: told, other: {}}
+    assert await store.journal.emitted("s1", [hour, other]) == {hour: told, other: {}}
     await store.journal.commit(Changes(windows=(WindowRead("s1", WindowState(0, 3600, 1, split=True), {}),)))
-    assert await store.journal.told("s1", [hour]) == {hour: {}}
+    assert await store.journal.emitted("s1", [hour]) == {hour: {}}
 
 
 async def test_a_commit_happens_as_a_whole_or_not_at_all(store: Store) -> None:
