@@ -11,6 +11,7 @@ from bace_bridge.simulator.replies import error_body
 
 _JSON = "application/json; charset=UTF-8"
 _XML = "application/xml; charset=UTF-8"
+_OF_PHP = {"X-Powered-By": "PHP/8.3.6", "Vary": "Accept"}
 
 
 class ApiError(Exception):
@@ -46,12 +47,11 @@ def negotiated(accept: str | None) -> str | None:
 def reply(
     request: web.Request, body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:
+    sent = {**_OF_PHP, **(headers or {})}
     if negotiated(request.headers.get("Accept")) == "xml":
         text = f'<?xml version="1.0" encoding="UTF-8"?>\n<response>{_xml(body)}</response>\n'
-        return web.Response(status=status, body=text.encode(), headers={"Content-Type": _XML, **(headers or {})})
-    return web.Response(
-        status=status, body=msgspec.json.encode(body), headers={"Content-Type": _JSON, **(headers or {})}
-    )
+        return web.Response(status=status, body=text.encode(), headers={"Content-Type": _XML, **sent})
+    return web.Response(status=status, body=msgspec.json.encode(body), headers={"Content-Type": _JSON, **sent})
 
 
 def refusal(request: web.Request, error: ApiError) -> web.Response:
@@ -68,6 +68,27 @@ def no_such_route() -> web.Response:
     title = "Not Found (#404)"
     page = f"<!DOCTYPE html>\n<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>\n"
     return web.Response(status=404, text=page, content_type="text/html")
+
+
+def bad_gateway() -> web.Response:
+    """What nginx answers when it cannot take the answer of the PHP behind it."""
+    says = "502 Bad Gateway"
+    lines = (
+        "<html>",
+        f"<head><title>{says}</title></head>",
+        "<body>",
+        f"<center><h1>{says}</h1></center>",
+        "<hr><center>nginx/1.24.0</center>",
+        "</body>",
+        "</html>",
+        "",
+    )
+    return web.Response(status=502, text="\r\n".join(lines), content_type="text/html")
+
+
+def header_bytes(headers: Mapping[str, str]) -> int:
+    """The size of these headers as they are sent."""
+    return sum(len(name) + len(": ") + len(value) + len("\r\n") for name, value in headers.items())
 
 
 def _xml(value: Any) -> str:

@@ -2,6 +2,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from bace_bridge.simulator import history
 from bace_bridge.simulator.downsample import Resolution
 from bace_bridge.simulator.facts import Credentials, Device, Series, Session
 from bace_bridge.simulator.quirks import Quirks
+from bace_bridge.simulator.replica import Replica
 from bace_bridge.simulator.samples import Samples
 from bace_bridge.simulator.shelf import Shelf
 from bace_bridge.simulator.tokens import TokenDesk
@@ -34,12 +36,18 @@ class SimulatedCloud:
         self.credentials = credentials or Credentials()
         self.resolution = resolution or Resolution()
         self.random = random.Random(seed)  # noqa: S311 - repeatable ids and shuffles, no secrets
-        self.sessions = Shelf()
-        self.samples = Samples()
+        self.began = clock()
+        self._replica = self._with_replica(seed)
+        self.sessions = Shelf(self._replica.session_changes) if self._replica else Shelf()
+        self.samples = Samples(self._replica.points_change) if self._replica else Samples()
         self.devices: dict[str, Device] = {}
         self.series: dict[str, Series] = {}
         self.tokens = TokenDesk(
-            self.credentials, clock=clock, refresh=self.quirks.refresh, lifetime=self.quirks.token_lifetime
+            self.credentials,
+            clock=clock,
+            refresh=self.quirks.refresh,
+            lifetime=self.quirks.token_lifetime,
+            expires_in=self.quirks.expires_in,
         )
 
     def add_device(self, label: str, *, datatypes: Sequence[int] = (6000,), sources: int = 1) -> Device:
@@ -83,7 +91,7 @@ class SimulatedCloud:
             label=history.default_label(device, started) if label is None else label,
             start=started,
             created_at=created,
-            updated_at=created,
+            updated_at=None if self.quirks.no_updated_at else created,
         )
         self.sessions.put(session)
         return session.id_data_session
@@ -168,6 +176,21 @@ class SimulatedCloud:
             raise KeyError(identifier)
         return found
 
+    def as_read(self, *, a_list: bool) -> "SimulatedCloud":
+        """As one read finds it: as it is or, where a replica answers, as it was a little earlier."""
+        replica, lag, stale = self._replica, self.quirks.replica_lag, self.quirks.stale_rows
+        read = copy(self)
+        if replica and lag and replica.lags_now(lag):
+            read.sessions, read.samples = replica.as_it_was(lag, self.sessions, self.samples)
+        elif replica and stale and a_list and replica.lags_now(stale):
+            read.sessions = replica.with_stamps_of_now(stale, self.sessions, self.samples)
+        return read
+
+    @property
+    def is_in_maintenance(self) -> bool:
+        maintenance = self.quirks.maintenance
+        return maintenance is not None and maintenance.is_on(self.clock() - self.began)
+
     def series_of(self, session: Session) -> Iterator[Series]:
         """Those that have samples in it, or, when none has, those of its device."""
         measured = self.samples.of(session.id_data_session)
@@ -175,6 +198,10 @@ class SimulatedCloud:
             yield from (self.series[identifier] for identifier in measured)
         else:
             yield from self.devices[session.id_group].series
+
+    def _with_replica(self, seed: int) -> Replica | None:
+        lags = [lag.seconds for lag in (self.quirks.replica_lag, self.quirks.stale_rows) if lag is not None]
+        return Replica(clock=self.clock, remembers=max(lags), seed=seed) if lags else None
 
     def _change(self, session: str, **changes: Any) -> None:
         self.sessions.put(replace(self.session(session), updated_at=self._now(), **changes))

@@ -1,11 +1,11 @@
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
-from urllib.parse import urlencode
 
 from aiohttp import web
 
+from bace_bridge.simulator import php
 from bace_bridge.simulator.answers import reply
-from bace_bridge.simulator.query import Page, PageRules, Pairs, page
+from bace_bridge.simulator.query import Order, Page, PageRules, Pairs, last, order, page
 from bace_bridge.simulator.quirks import Quirks
 
 T = TypeVar("T")
@@ -25,6 +25,14 @@ def rules(quirks: Quirks, *, default: int, maximum: int) -> PageRules:
     return PageRules(default=min(default, most), maximum=most, clamp=quirks.page_clamp)
 
 
+def order_of(pairs: Pairs, known: Iterable[str], default: Order, quirks: Quirks) -> Order | None:
+    """The order of the rows; None: there is none."""
+    asked = [] if quirks.sort_ignored else pairs
+    if quirks.unstable_order and last(asked, "sort") is None:
+        return None
+    return order(asked, known, default)
+
+
 def collection(
     request: web.Request,
     rows: Sequence[T],
@@ -37,9 +45,10 @@ def collection(
     """One page of the rows, in the form of every BACE collection."""
     pairs = pairs_of(request)
     shown = page(pairs, len(rows), page_rules)
+    links = _links(f"{base_of(request, quirks)}{request.path}", pairs, shown, page_rules)
     body = {
-        "items": [as_json(row) for row in rows[shown.rows]],
-        "_links": _links(request, pairs, shown, quirks),
+        "items": _items([as_json(row) for row in rows[shown.rows]], quirks),
+        "_links": {name: {"href": url} for name, url in links.items()},
         "_meta": shown.meta,
         **(beside or {}),
     }
@@ -48,14 +57,21 @@ def collection(
         "X-Pagination-Page-Count": str(shown.count),
         "X-Pagination-Current-Page": str(shown.number),
         "X-Pagination-Per-Page": str(shown.per_page),
+        "Link": ", ".join(f"<{url}>; rel={name}" for name, url in links.items()),
     }
     return reply(request, body, headers=headers)
 
 
-def _links(request: web.Request, pairs: Pairs, shown: Page, quirks: Quirks) -> Mapping[str, Any]:
-    place = f"{base_of(request, quirks)}{request.path}"
-    kept = [(name, value) for name, value in pairs if name != "page"]
+def _items(rows: list[Any], quirks: Quirks) -> list[Any] | dict[str, Any]:
+    """The rows; from a serializer that keeps keys an object, whose keys have gaps."""
+    return {str(5 + 4 * place): row for place, row in enumerate(rows)} if quirks.object_items else rows
+
+
+def _links(place: str, pairs: Pairs, shown: Page, page_rules: PageRules) -> Mapping[str, str]:
+    """Each one repeats the whole query; as in Yii, `per-page` is there unless it is the default."""
+    size = {} if shown.per_page == page_rules.default else {"per-page": str(shown.per_page)}
+    others = [(name, value) for name, value in pairs if name not in {"page", "per-page"}]
     return {
-        name: {"href": f"{place}?{urlencode([*kept, ('page', str(number))])}"}
+        name: f"{place}?{php.built_query([*others, *size.items(), ('page', str(number))])}"
         for name, number in shown.neighbours.items()
     }

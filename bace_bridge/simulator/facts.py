@@ -44,7 +44,7 @@ class Session:
     label: str
     start: int
     created_at: int
-    updated_at: int
+    updated_at: int | None
     end: int | None = None
     id_person: str | None = None
     created_by: str | None = None

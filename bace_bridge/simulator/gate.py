@@ -1,18 +1,27 @@
 """What every request passes before its route: faults, quirks, the account's token and its rate limit."""
 
 import asyncio
+from collections.abc import Mapping
 from email.utils import formatdate
 from fnmatch import fnmatchcase
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from bace_bridge.simulator.answers import ApiError, invalid, negotiated, no_such_route, refusal
+from bace_bridge.simulator.answers import (
+    ApiError,
+    bad_gateway,
+    header_bytes,
+    invalid,
+    negotiated,
+    no_such_route,
+    refusal,
+)
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.facts import RequestSeen
 from bace_bridge.simulator.faults import Fault, Faults
 from bace_bridge.simulator.filters import FilterRefused
-from bace_bridge.simulator.ratelimit import Verdict, judge
+from bace_bridge.simulator.ratelimit import Allowance, judge
 
 API = "/api/v2/"
 TOKEN = "/oauth2/token"  # noqa: S105 - a path, no secret
@@ -26,7 +35,9 @@ class Gate:
         self.requests: list[RequestSeen] = []
         self.faults = Faults()
         self._cloud = cloud
-        self._verdict: Verdict | None = None
+        self._allowance: Allowance | None = None
+        # Of the requests under way, by `id`: aiohttp's own storage in a request warns of plain keys.
+        self._rates: dict[int, Mapping[str, str]] = {}
         self._api_calls = 0
 
     async def on_prepare(self, request: web.Request, response: web.StreamResponse) -> None:
@@ -34,11 +45,7 @@ class Gate:
             response.headers.pop("Date", None)
         else:
             response.headers["Date"] = formatdate(self._cloud.clock(), usegmt=True)
-        limit = self._cloud.quirks.rate_limit
-        if limit is not None and self._verdict is not None and request.path.startswith(API):
-            response.headers["X-Rate-Limit-Limit"] = str(limit.calls)
-            response.headers["X-Rate-Limit-Remaining"] = str(self._verdict.remaining)
-            response.headers["X-Rate-Limit-Reset"] = str(self._verdict.reset)
+        response.headers.update(self._rates.pop(id(request), {}))
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         grant_type = await _grant_type(request)
@@ -52,7 +59,7 @@ class Gate:
         if fault is not None and fault.status is not None:
             response: web.StreamResponse = _prepared(fault, fault.status)
         else:
-            response = await self._answered(request, handler)
+            response = self._proxied(request, await self._answered(request, handler))
         self._record(request, response.status, grant_type)
         return response
 
@@ -70,6 +77,14 @@ class Gate:
         except web.HTTPNotFound:
             return no_such_route()
 
+    def _proxied(self, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+        """The answer as it comes through the web server before PHP."""
+        limit = self._cloud.quirks.header_limit
+        if limit and not response.prepared and header_bytes({**response.headers, **self._rates.get(id(request), {})}) > limit:
+            self._rates.pop(id(request), None)
+            return bad_gateway()
+        return response
+
     def _admit(self, request: web.Request) -> None:
         """Raises the refusal, if there is one."""
         if request.match_info.http_exception is not None:
@@ -83,7 +98,7 @@ class Gate:
                 "Your request was made with invalid credentials.",
                 {"WWW-Authenticate": 'Bearer realm="api"'},
             )
-        self._limit()
+        self._limit(request)
         if any(fnmatchcase(request.path, path) for path in quirks.forbidden):
             raise ApiError(401, "You are not allowed to perform this action.")
         if negotiated(request.headers.get("Accept")) is None:
@@ -92,13 +107,18 @@ class Gate:
         if quirks.error_every and self._api_calls % quirks.error_every == 0:
             raise ApiError(500, "An internal server error occurred.")
 
-    def _limit(self) -> None:
+    def _limit(self, request: web.Request) -> None:
         limit = self._cloud.quirks.rate_limit
         if limit is None:
             return
-        before = self._verdict.allowance if self._verdict else None
-        self._verdict = judge(limit, before, self._cloud.clock())
-        if not self._verdict.allowed:
+        verdict = judge(limit, self._allowance, self._cloud.clock())
+        self._allowance = verdict.allowance
+        self._rates[id(request)] = {
+            "X-Rate-Limit-Limit": str(limit.calls),
+            "X-Rate-Limit-Remaining": str(verdict.remaining),
+            "X-Rate-Limit-Reset": str(verdict.reset),
+        }
+        if not verdict.allowed:
             raise ApiError(429, "Rate limit exceeded.")
 
     def _record(self, request: web.Request, status: int, grant_type: str) -> None:

@@ -1,6 +1,7 @@
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TypeAlias
+from urllib.parse import urlencode
 
 Tree: TypeAlias = str | dict[str, "Tree"]
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
@@ -36,3 +37,19 @@ def _place(tree: dict[str, Tree], steps: list[str], value: str) -> None:
             tree[step or str(len(tree))] = inner
         tree = inner
     tree[last or str(len(tree))] = value
+
+
+def built_query(pairs: Iterable[tuple[str, str]]) -> str:
+    """`http_build_query` of the parameters as PHP reads them: `a[]=1` comes back as `a%5B0%5D=1`."""
+    kept = [*pairs]
+    names = dict.fromkeys(name.partition("[")[0] for name, _ in kept)
+    trees = ((name, nested(kept, name)) for name in names)
+    return urlencode([leaf for name, tree in trees if tree is not None for leaf in _leaves(name, tree)])
+
+
+def _leaves(name: str, tree: Tree) -> Iterator[tuple[str, str]]:
+    if isinstance(tree, str):
+        yield name, tree
+        return
+    for step, inner in tree.items():
+        yield from _leaves(f"{name}[{step}]", inner)

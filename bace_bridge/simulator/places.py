@@ -9,10 +9,11 @@ from aiohttp import web
 from bace_bridge.simulator import filters, php
 from bace_bridge.simulator.answers import ApiError, reply
 from bace_bridge.simulator.cloud import SimulatedCloud
-from bace_bridge.simulator.collection import base_of, collection, pairs_of, rules
+from bace_bridge.simulator.collection import base_of, collection, order_of, pairs_of, rules
+from bace_bridge.simulator.filter_quirks import as_understood
 from bace_bridge.simulator.filters import Kind
 from bace_bridge.simulator.gate import API
-from bace_bridge.simulator.query import Order, last, order
+from bace_bridge.simulator.query import Order, last
 from bace_bridge.simulator.replies import (
     changed,
     latest_sessions,
@@ -93,10 +94,12 @@ class Places:
 
     def _listed(self, request: web.Request, rows: list[dict[str, Any]], kinds: dict[str, Kind]) -> web.Response:
         quirks, pairs = self._cloud.quirks, pairs_of(request)
-        condition = filters.parse(php.nested(pairs, "filter"), kinds)
+        condition = as_understood(filters.parse(php.nested(pairs, "filter"), kinds), kinds, quirks)
         test = filters.holds(condition, itemgetter)
-        kept = [row for row in rows if test(row)]
-        by = order(pairs, kinds, _BY_LABEL)
+        kept = [row for row in rows if test(row) and not self._cloud.is_in_maintenance]
+        by = order_of(pairs, kinds, _BY_LABEL, quirks)
+        if quirks.unstable_order:
+            self._cloud.random.shuffle(kept)
         if by is not None and rows:
             kept.sort(key=sort_key(by, itemgetter), reverse=by.descending)
         return collection(

@@ -1,5 +1,6 @@
 """The ways in which a BACE cloud may differ from its documentation, each one by its name."""
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -7,7 +8,9 @@ from typing import Any
 
 from bace_bridge.simulator.durations import seconds
 from bace_bridge.simulator.facts import DEFAULT_TOKEN_LIFETIME
+from bace_bridge.simulator.maintenance import Maintenance
 from bace_bridge.simulator.ratelimit import RateLimit
+from bace_bridge.simulator.replica import Lag
 from bace_bridge.simulator.tokens import Refresh
 
 
@@ -38,6 +41,24 @@ class Quirks:
     no_expand: bool = False
     no_date: bool = False
     broken_rows: tuple[str, ...] = ()
+    header_limit: int = 0
+    int4: bool = False
+    gte_unsupported: bool = False
+    no_in_filter: bool = False
+    in_filter_ignored: bool = False
+    end_filter_ignored: bool = False
+    session_filter_ignored: bool = False
+    unstable_order: bool = False
+    object_items: bool = False
+    decimals_as_strings: bool = False
+    no_updated_at: bool = False
+    duplicate_points: bool = False
+    conflicting_points: bool = False
+    duplicate_sessions: bool = False
+    replica_lag: Lag | None = None
+    stale_rows: Lag | None = None
+    maintenance: Maintenance | None = None
+    expires_in: tuple[Any, ...] = ()
 
     @staticmethod
     def parse(written: Iterable[str]) -> "Quirks":
@@ -102,6 +123,13 @@ def _broken_row(argument: str, before: Quirks) -> Mapping[str, Any]:
     if not re.fullmatch(r"[1-9]\d{0,8}|[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", argument):
         raise ValueError(f"{argument!r} is neither the id of a data session nor a number from 1 on")
     return {"broken_rows": (*before.broken_rows, argument.lower())}
+
+
+def _expires_in(argument: str, _: Quirks) -> Mapping[str, Any]:
+    try:
+        return {"expires_in": (json.loads(argument),)}
+    except json.JSONDecodeError:
+        return {"expires_in": (argument,)}
 
 
 def _lifetime(argument: str, _: Quirks) -> Mapping[str, Any]:
@@ -178,4 +206,49 @@ _KINDS: Mapping[str, _Kind] = {
         _broken_row,
         argument="3",
     ),
+    "header-limit": _Kind(
+        "an answer whose headers are larger, in bytes, is nginx's 502",
+        lambda argument, _: {"header_limit": _count(argument)},
+        argument="4096",
+    ),
+    "int4": _Kind("an integer above 2147483647 in a filter is a 500, as on PostgreSQL", {"int4": True}),
+    "gte-unsupported": _Kind("filter[updated_at][gte] and the like are a 422", {"gte_unsupported": True}),
+    "no-in-filter": _Kind("filter[...][in] is a 422", {"no_in_filter": True}),
+    "in-filter-ignored": _Kind("filter[...][in] is ignored", {"in_filter_ignored": True}),
+    "end-filter-ignored": _Kind("data-session ignores filter[end]", {"end_filter_ignored": True}),
+    "session-filter-ignored": _Kind(
+        "data-downsampled ignores filter[id_data_session]: the rows of all sessions", {"session_filter_ignored": True}
+    ),
+    "unstable-order": _Kind(
+        "without a sort there is no order: each page is cut from another one", {"unstable_order": True}
+    ),
+    "object-items": _Kind("items is an object whose keys have gaps", {"object_items": True}),
+    "decimals-as-strings": _Kind(
+        'decimals and timestamp_seconds are strings with trailing zeros, such as "71.500000"',
+        {"decimals_as_strings": True},
+    ),
+    "no-updated-at": _Kind("updated_at is null until the first update", {"no_updated_at": True}),
+    "duplicate-points": _Kind("about each twentieth datapoint comes twice", {"duplicate_points": True}),
+    "conflicting-points": _Kind(
+        "about each twentieth datapoint comes again with other values", {"conflicting_points": True}
+    ),
+    "duplicate-sessions": _Kind(
+        "about each second session is in a list twice, once with other facts", {"duplicate_sessions": True}
+    ),
+    "replica-lag": _Kind(
+        "so many of the reads show everything as it was that long ago",
+        lambda argument, _: {"replica_lag": Lag.parse(argument)},
+        argument="5s 30%",
+    ),
+    "stale-rows": _Kind(
+        "so many lists show sessions as they were that long ago, with the updated_at of now",
+        lambda argument, _: {"stale_rows": Lag.parse(argument)},
+        argument="5s 30%",
+    ),
+    "maintenance": _Kind(
+        "for a time lists are empty and each session is a 404, again and again",
+        lambda argument, _: {"maintenance": Maintenance.parse(argument)},
+        argument="12s/60s",
+    ),
+    "expires-in": _Kind('expires_in of a token is this: null, false, "", never', _expires_in, argument="null"),
 }

@@ -104,21 +104,27 @@ def physical_device_rows(device: Device, base: str) -> list[dict[str, Any]]:
 
 def point_row(row: Row, quirks: Quirks) -> dict[str, Any]:
     at, series, low, high, average, count = row
+    decimal = _as_postgres if quirks.decimals_as_strings else _as_php
     made = {
         "id_container_data_latest": series.id_container_data_latest,
         "id_group": series.id_group,
         "datatype": series.datatype,
         "source_device": series.source_device,
-        "timestamp_seconds": _as_php(at),
-        "min_val": _as_php(low),
-        "max_val": _as_php(high),
-        "avg_val": _as_php(average),
+        "timestamp_seconds": decimal(at),
+        "min_val": decimal(low),
+        "max_val": decimal(high),
+        "avg_val": decimal(average),
         "count_val": count,
     }
     return changed(made, quirks)
 
 
-def _as_php(number: float) -> float:
+def _as_postgres(number: float) -> str:
+    """A numeric(..., 6) arrives in PHP as a string, with all of its digits."""
+    return f"{number:.6f}"
+
+
+def _as_php(number: float) -> float | str:
     """PHP writes 5.0 as 5."""
     return int(number) if number.is_integer() else number
 

@@ -1,19 +1,21 @@
 """The endpoints of the simulated API."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
 
-from bace_bridge.simulator import csv_export, datapoints, filters, php, shelf
+from bace_bridge.simulator import csv_export, datapoints, duplicates, filters, php, shelf
 from bace_bridge.simulator.answers import ApiError, reply
 from bace_bridge.simulator.cloud import SimulatedCloud
-from bace_bridge.simulator.collection import base_of, collection, pairs_of, rules
+from bace_bridge.simulator.collection import base_of, collection, order_of, pairs_of, rules
 from bace_bridge.simulator.facts import Session
-from bace_bridge.simulator.filters import All, Compare, Kind, Reader
+from bace_bridge.simulator.filter_quirks import as_understood
+from bace_bridge.simulator.filters import All, Kind, Reader
 from bace_bridge.simulator.gate import API, TOKEN
 from bace_bridge.simulator.places import Places
-from bace_bridge.simulator.query import Order, Pairs, last, order
+from bace_bridge.simulator.query import Order, Pairs, last
 from bace_bridge.simulator.recall import Recall
 from bace_bridge.simulator.replies import SESSION_EXPANDS, SESSION_LABELS, point_row, session_row
 from bace_bridge.simulator.ties import shuffled
@@ -48,20 +50,20 @@ class Routes:
 
     async def list_sessions(self, request: web.Request) -> web.Response:
         quirks, pairs = self._cloud.quirks, pairs_of(request)
-        by = _NEWEST_FIRST if quirks.sort_ignored else order(pairs, shelf.FIELDS, _NEWEST_FIRST)
+        cloud = self._cloud.as_read(a_list=True)
+        by = order_of(pairs, shelf.FIELDS, _NEWEST_FIRST, quirks)
         condition = self._filter(pairs, shelf.FIELDS, ignored=quirks.filters_ignored)
-        if quirks.updated_filter_ignored:
-            condition = All(tuple(part for part in condition.parts if not _names_update(part)))
         rows = self._sessions.of(
-            (self._cloud.sessions.version, *_question(pairs)),
-            lambda: self._cloud.sessions.select(condition, by),
+            (cloud.sessions.version, *_question(pairs)), lambda: cloud.sessions.select(condition, by)
         )
+        if quirks.duplicate_sessions:
+            rows = list(duplicates.sessions(rows))
         rows = self._tied(rows, by, shelf.reader)
         base, expand = base_of(request, quirks), self._expands(pairs)
         return collection(
             request,
             rows,
-            lambda session: self._row(session, base, expand),
+            lambda session: self._row(cloud, session, base, expand),
             quirks=quirks,
             page_rules=rules(quirks, default=20, maximum=100),
             beside={"expand": SESSION_EXPANDS, "labels": SESSION_LABELS},
@@ -69,22 +71,27 @@ class Routes:
 
     async def view_session(self, request: web.Request) -> web.Response:
         pairs = pairs_of(request)
-        session = self._session(last(pairs, "id") or "")
-        base = base_of(request, self._cloud.quirks)
-        return reply(request, self._row(session, base, self._expands(pairs)))
+        cloud = self._cloud.as_read(a_list=False)
+        session = self._session(last(pairs, "id") or "", cloud)
+        base = base_of(request, cloud.quirks)
+        return reply(request, self._row(cloud, session, base, self._expands(pairs)))
 
     async def list_points(self, request: web.Request) -> web.Response:
         quirks, pairs = self._cloud.quirks, pairs_of(request)
-        default = datapoints.DEFAULT_ORDER
-        by = default if quirks.sort_ignored else order(pairs, datapoints.SORTABLE, default)
+        cloud = self._cloud.as_read(a_list=True)
+        by = order_of(pairs, datapoints.SORTABLE, datapoints.DEFAULT_ORDER, quirks)
         question = datapoints.asked(self._filter(pairs, datapoints.FIELDS))
         if quirks.data_filters_ignored:
             question = datapoints.asked(All(question.sessions))
-        samples, one = self._cloud.samples, question.one_session()
+        if quirks.session_filter_ignored:
+            question = replace(question, sessions=())
+        samples, one = cloud.samples, question.one_session()
         version = samples.version if one is None else samples.version_of(one)
         # Without an upper bound the resolution depends on how long ago the lower one was.
-        width = datapoints.width(self._cloud, question)
-        rows = self._points.of((version, width, *_question(pairs)), lambda: datapoints.rows(self._cloud, question, by))
+        width = datapoints.width(cloud, question)
+        rows = self._points.of((version, width, *_question(pairs)), lambda: datapoints.rows(cloud, question, by))
+        if quirks.duplicate_points or quirks.conflicting_points:
+            rows = list(duplicates.points(rows, conflicting=quirks.conflicting_points))
         return collection(
             request,
             self._tied(rows, by, datapoints.reader),
@@ -94,7 +101,7 @@ class Routes:
         )
 
     async def download_csv(self, request: web.Request) -> web.StreamResponse:
-        session = self._session(request.match_info["id"])
+        session = self._session(request.match_info["id"], self._cloud)
         name = f"data-session-{session.id_data_session}.csv"
         response = web.StreamResponse(
             headers={
@@ -110,23 +117,20 @@ class Routes:
         await response.write_eof()
         return response
 
-    def _row(self, session: Session, base: str, expand: list[str]) -> dict[str, Any]:
-        for broken in self._cloud.quirks.broken_rows:
-            if session.id_data_session == (self._cloud.sessions.by_start(int(broken)) if broken.isdigit() else broken):
+    def _row(self, cloud: SimulatedCloud, session: Session, base: str, expand: list[str]) -> dict[str, Any]:
+        for broken in cloud.quirks.broken_rows:
+            if session.id_data_session == (cloud.sessions.by_start(int(broken)) if broken.isdigit() else broken):
                 raise ApiError(500, "An internal server error occurred.")
-        return session_row(self._cloud, session, base, expand)
+        return session_row(cloud, session, base, expand)
 
     def _filter(self, pairs: Pairs, kinds: Mapping[str, Kind], *, ignored: bool = False) -> All:
         if ignored:
             return All()
-        condition = filters.parse(php.nested(pairs, "filter"), kinds)
-        if self._cloud.quirks.bad_uuid_500 and filters.has_bad_uuid(condition, kinds):
-            raise ApiError(500, "Database Exception: invalid input syntax for type uuid")
-        return condition
+        return as_understood(filters.parse(php.nested(pairs, "filter"), kinds), kinds, self._cloud.quirks)
 
-    def _session(self, identifier: str) -> Session:
-        found = self._cloud.sessions.get(identifier)
-        if found is None and self._cloud.quirks.bad_uuid_500 and not filters.is_uuid(identifier):
+    def _session(self, identifier: str, cloud: SimulatedCloud) -> Session:
+        found = None if cloud.is_in_maintenance else cloud.sessions.get(identifier)
+        if found is None and cloud.quirks.bad_uuid_500 and not filters.is_uuid(identifier):
             raise ApiError(500, "Database Exception: invalid input syntax for type uuid")
         if found is None:
             raise ApiError(404, f"Object not found: {identifier}")
@@ -138,14 +142,12 @@ class Routes:
         return [name.strip() for name in (last(pairs, "expand") or "").split(",")]
 
     def _tied(self, rows: list[Any], by: Order | None, reader: Reader) -> list[Any]:
-        if not self._cloud.quirks.tie_shuffle:
+        if self._cloud.is_in_maintenance:
+            return []
+        if not (self._cloud.quirks.tie_shuffle or self._cloud.quirks.unstable_order):
             return rows
         key = reader(by.field) if by else lambda _: None
         return shuffled(rows, key, self._cloud.random)
-
-
-def _names_update(part: filters.Condition) -> bool:
-    return isinstance(part, Compare) and part.field == "updated_at"
 
 
 def _question(pairs: Pairs) -> Pairs:

@@ -1,5 +1,6 @@
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Mapping
+from math import inf
 from operator import attrgetter
 from typing import Any
 
@@ -42,10 +43,17 @@ def sort_key(order: Order, reader: Reader) -> Callable[[Any], Any]:
     return key
 
 
+def _indexed(field: str, session: Session) -> Any:
+    value = reader(field)(session)
+    return inf if value is None else value
+
+
 class Shelf:
     """The data sessions, with indexes for what clients ask: a list of 50,000 must not cost a scan."""
 
-    def __init__(self) -> None:
+    def __init__(self, changes: Callable[[str, Session | None], None] = lambda _, __: None) -> None:
+        """`changes` is called with an id and what was there, before a session changes."""
+        self._changes = changes
         self._sessions: dict[str, Session] = {}
         self._active: set[str] = set()
         self._indexes: dict[str, list[tuple[Any, str]]] = {field: [] for field in _INDEXED}
@@ -66,12 +74,30 @@ class Shelf:
         return self._sessions.values()
 
     def put(self, session: Session) -> None:
-        self.remove(session.id_data_session)
-        self._sessions[session.id_data_session] = session
-        for field, index in self._indexes.items():
-            insort(index, (reader(field)(session), session.id_data_session))
-        if session.end is None:
-            self._active.add(session.id_data_session)
+        self._changes(session.id_data_session, self.get(session.id_data_session))
+        self.restore(session.id_data_session, session)
+        self.version += 1
+
+    def restore(self, identifier: str, session: Session | None) -> None:
+        """As `put`, or for None as `remove`, but unnoticed and without a new version."""
+        before = self._sessions.pop(identifier, None)
+        if before is not None:
+            self._active.discard(identifier)
+            for field, index in self._indexes.items():
+                del index[bisect_left(index, (_indexed(field, before), identifier))]
+        if session is not None:
+            self._sessions[identifier] = session
+            for field, index in self._indexes.items():
+                insort(index, (_indexed(field, session), identifier))
+            if session.end is None:
+                self._active.add(identifier)
+
+    def copy(self, version: int) -> "Shelf":
+        made = Shelf()
+        made._sessions, made._active = dict(self._sessions), set(self._active)
+        made._indexes = {field: list(index) for field, index in self._indexes.items()}
+        made.version = version
+        return made
 
     def put_new(self, sessions: Iterable[Session]) -> None:
         """Many at once, none of which is here yet: one sort in place of many insertions."""
@@ -79,19 +105,14 @@ class Shelf:
         self._sessions |= new
         self._active |= {identifier for identifier, session in new.items() if session.end is None}
         for field, index in self._indexes.items():
-            read = reader(field)
-            index.extend((read(session), identifier) for identifier, session in new.items())
+            index.extend((_indexed(field, session), identifier) for identifier, session in new.items())
             index.sort()
         self.version += 1
 
     def remove(self, identifier: str) -> None:
         self.version += 1
-        before = self._sessions.pop(identifier, None)
-        if before is None:
-            return
-        self._active.discard(identifier)
-        for field, index in self._indexes.items():
-            del index[bisect_left(index, (reader(field)(before), identifier))]
+        self._changes(identifier, self.get(identifier))
+        self.restore(identifier, None)
 
     def select(self, condition: All, order: Order | None) -> list[Session]:
         test = holds(condition, reader) if condition.parts else None

@@ -34,10 +34,13 @@ class TokenDesk:
         clock: Callable[[], float],
         refresh: Refresh = Refresh.ROTATES,
         lifetime: float = DEFAULT_TOKEN_LIFETIME,
+        expires_in: tuple[Any, ...] = (),
     ) -> None:
+        """`expires_in`, where there is one, is said in place of the lifetime."""
         self.credentials = credentials
         self.refresh = refresh
         self.lifetime = lifetime
+        self._expires_in = expires_in
         self._clock = clock
         self._access: dict[str, float] = {}
         self._refresh: dict[str, float] = {}
@@ -88,7 +91,7 @@ class TokenDesk:
         self._access[access] = now + self.lifetime
         body: dict[str, Any] = {
             "access_token": access,
-            "expires_in": int(self.lifetime),
+            "expires_in": self._expires_in[0] if self._expires_in else int(self.lifetime),
             "token_type": "Bearer",
             "scope": None,
         }

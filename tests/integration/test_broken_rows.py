@@ -62,8 +62,8 @@ async def test_all_but_the_broken_row_is_told(
             told += await watch.look()
             assert types(told) == ["session.started", "session.ended", "session.csv_ready"]
             assert await cost(watch, 25) <= 12
-    said = [one for one in logs if one["event"] == "cloud.place_unreadable"]
-    assert len(said) == len({one["place"] for one in said}) <= 2
+    said = [one for one in logs if one["event"] == "cloud.record_unreadable"]
+    assert len(said) == len({one["record"] for one in said}) <= 2
 
 
 @pytest.mark.parametrize("quirks", STRATEGIES, ids=lambda quirks: "+".join(quirks) or "delta")

@@ -1,19 +1,17 @@
 """A row of which the cloud says something odd: it is told as far as it can be, and never passed over in silence."""
 
-import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession, web
+from aiohttp import web
 from structlog.testing import capture_logs
 
 from bace_bridge.simulator.cloud import SimulatedCloud
-from tests.integration.polling_line import Clock, Watching, simulated, types, watching
-
-Change = Callable[[dict[str, Any]], None]
+from tests.integration.altered_cloud import altered
+from tests.integration.polling_line import Clock, Watching, simulated, types
 
 
 @pytest.fixture
@@ -21,45 +19,21 @@ def clock() -> Clock:
     return Clock()
 
 
-class Odd:
-    """Stands before the cloud, and writes something else into the rows of some sessions."""
-
-    def __init__(self) -> None:
-        self.fields: dict[str, dict[str, Any]] = {}
-        self.cloud = ""
-
-    async def answer(self, request: web.Request) -> web.Response:
-        body = await request.read()
-        async with (
-            ClientSession() as client,
-            client.request(
-                request.method,
-                self.cloud + request.path_qs,
-                data=body,
-                headers={k: v for k, v in request.headers.items() if k in {"Authorization", "Accept", "Content-Type"}},
-            ) as reply,
-        ):
-            read = json.loads(await reply.read())
-        for row in [read, *read.get("items", [])]:
-            row.update(self.fields.get(row.get("id_data_session", ""), {}))
-        return web.json_response(read, status=reply.status)
-
-
 @asynccontextmanager
-async def odd(cloud: SimulatedCloud, store: Path, clock: Clock) -> AsyncIterator[tuple[Odd, Watching]]:
-    odd = Odd()
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", odd.answer)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.0)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        async with watching(cloud, store, clock) as watch:
-            odd.cloud = watch.server.url
-            watch.http._base = f"http://127.0.0.1:{runner.addresses[0][1]}"
-            yield odd, watch
-    finally:
-        await runner.cleanup()
+async def odd(
+    cloud: SimulatedCloud, store: Path, clock: Clock
+) -> AsyncIterator[tuple[dict[str, dict[str, Any]], Watching]]:
+    """Writes something else into the fields of some sessions."""
+    fields: dict[str, dict[str, Any]] = {}
+
+    def alter(_: web.Request, answer: Any) -> Any:
+        for row in [answer, *answer.get("items", [])]:
+            row.update(fields.get(row.get("id_data_session", ""), {}))
+        return answer
+
+    async with altered(cloud, store, clock) as (between, watch):
+        between.alter = alter
+        yield fields, watch
 
 
 async def looks(watch: Watching, clock: Clock, times: int, *, going_on: str | None = None) -> list[str]:
@@ -79,11 +53,11 @@ async def test_an_odd_field_costs_nothing_but_itself(clock: Clock, tmp_path: Pat
     device = cloud.add_device("BaceGo-1")
     other = cloud.open_session(device.id_group)
     with capture_logs() as logs:
-        async with odd(cloud, tmp_path / "b.db", clock) as (between, watch):
+        async with odd(cloud, tmp_path / "b.db", clock) as (fields, watch):
             await watch.look()
             clock.forward(10)
             session = cloud.open_session(device.id_group)
-            between.fields[session] = {"datapoint_count": 12.5}
+            fields[session] = {"datapoint_count": 12.5}
             assert await looks(watch, clock, 20, going_on=other) == ["session.started"]
             assert watch.poll.unreadable == []
             assert watch.poll.strategy == ("full scan" if quirks else "delta")
@@ -99,19 +73,19 @@ async def test_a_row_that_cannot_be_read_is_shown_and_told_when_it_can_be(
     device = cloud.add_device("BaceGo-1")
     other = cloud.open_session(device.id_group)
     with capture_logs() as logs:
-        async with odd(cloud, tmp_path / "b.db", clock) as (between, watch):
+        async with odd(cloud, tmp_path / "b.db", clock) as (fields, watch):
             await watch.look()
             clock.forward(10)
             session = cloud.open_session(device.id_group)
-            between.fields[session] = {field: "soon"}
+            fields[session] = {field: "soon"}
             assert await looks(watch, clock, 40, going_on=other) == []
             assert len(watch.poll.unreadable) == 1
             assert watch.poll.strategy == ("full scan" if quirks else "delta")
             before = watch.api_requests()
             await looks(watch, clock, 20, going_on=other)
             assert watch.api_requests() - before <= 20 * 5
-            between.fields.clear()
+            fields.clear()
             assert await looks(watch, clock, 40, going_on=other) == ["session.started"]
             assert watch.poll.unreadable == []
     assert len([one for one in logs if one["event"] == "cloud.session_unreadable"]) <= 1
-    assert len([one for one in logs if one["event"] == "cloud.place_unreadable"]) <= (2 if quirks else 1)
+    assert len([one for one in logs if one["event"] == "cloud.record_unreadable"]) <= (2 if quirks else 1)

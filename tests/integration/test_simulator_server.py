@@ -2,132 +2,34 @@ import asyncio
 import re
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
-from multidict import CIMultiDictProxy
 
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.downsample import Resolution
-from bace_bridge.simulator.facts import Device
-from bace_bridge.simulator.quirks import Quirks
 from bace_bridge.simulator.server import SimulatedServer
-
-LOGIN = {
-    "client_id": "simulator",
-    "client_secret": "simulator-secret",
-    "grant_type": "password",
-    "username": "demo@example.org",
-    "password": "demo",
-}
-SESSIONS = "/api/v2/data-session"
-POINTS = "/api/v2/data-downsampled"
-NOW = 1_700_000_000.0
-UNKNOWN = "00000000-0000-4000-8000-000000000000"
-
-
-class Clock:
-    now = NOW
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: CIMultiDictProxy[str]
-    body: bytes
-    json: Any
-
-    @property
-    def items(self) -> list[Any]:
-        rows: list[Any] = self.json["items"]
-        return rows
-
-    def column(self, name: str) -> list[Any]:
-        return [row[name] for row in self.items]
-
-
-@dataclass
-class Account:
-    """Someone with a token."""
-
-    cloud: SimulatedCloud
-    server: SimulatedServer
-    http: aiohttp.ClientSession
-    clock: Clock
-    device: Device
-    headers: dict[str, str]
-
-    async def get(
-        self, path: str, query: dict[str, str] | None = None, *, method: str = "GET", **headers: str
-    ) -> Answer:
-        async with self.http.request(
-            method,
-            self.server.url + path,
-            params=query,
-            headers=self.headers | headers,
-            allow_redirects=False,
-        ) as response:
-            body = await response.read()
-            is_json = response.content_type == "application/json" and body
-            return Answer(response.status, response.headers, body, await response.json() if is_json else None)
-
-    async def token(self, **form: str) -> Answer:
-        async with self.http.post(self.server.url + "/oauth2/token", data=form) as response:
-            return Answer(response.status, response.headers, await response.read(), await response.json())
-
-
-@asynccontextmanager
-async def account(*quirks: str, resolution: Resolution | None = None) -> AsyncIterator[Account]:
-    clock = Clock()
-    cloud = SimulatedCloud(clock=clock, quirks=Quirks.parse(quirks), resolution=resolution)
-    device = cloud.add_device("BaceGo-001-002-00020", datatypes=(6000, 5205))
-    async with SimulatedServer(cloud) as server, aiohttp.ClientSession() as http:
-        made = Account(cloud, server, http, clock, device, {})
-        answer = await made.token(**LOGIN)
-        made.headers["Authorization"] = f"Bearer {answer.json['access_token']}"
-        server.requests.clear()
-        yield made
+from tests.integration.simulator_account import (
+    LOGIN,
+    NOW,
+    POINTS,
+    SESSIONS,
+    UNKNOWN,
+    Account,
+    account,
+    history,
+    measured,
+    of,
+    walk,
+)
 
 
 @pytest.fixture
 async def me() -> AsyncIterator[Account]:
     async with account() as made:
         yield made
-
-
-def history(who: Account, count: int = 45) -> list[str]:
-    return who.cloud.add_history(count, first_start=NOW - 100_000, spacing=1000, duration=600)
-
-
-def measured(who: Account, count: int = 5, period: float = 0.5) -> str:
-    sid = who.cloud.open_session(who.device.id_group, start=NOW - 1000)
-    for series in who.device.series:
-        points = [(NOW - 900 + number * period, float(number)) for number in range(count)]
-        who.cloud.add_points(sid, series.id_container_data_latest, points)
-    return sid
-
-
-def of(sid: str, *, hours: float = 0.5) -> dict[str, str]:
-    return {
-        "filter[id_data_session]": sid,
-        "filter[timestamp_seconds][gte]": str(NOW - 1000),
-        "filter[timestamp_seconds][lt]": str(NOW - 1000 + hours * 3600),
-    }
-
-
-async def walk(who: Account, query: dict[str, str], field: str = "id_data_session") -> list[str]:
-    first = await who.get(SESSIONS, query)
-    found = first.column(field)
-    for number in range(2, first.json["_meta"]["pageCount"] + 1):
-        found += (await who.get(SESSIONS, {**query, "page": str(number)})).column(field)
-    return found
 
 
 # --- the documented replies -------------------------------------------------------------------------
@@ -191,6 +93,16 @@ async def test_pages_are_told_in_the_body_and_in_the_headers(me: Account) -> Non
     assert set(links) == {"self", "first", "last", "next", "prev"}
     assert links["next"] == f"{me.server.url}{SESSIONS}?sort=start&page=3"
     assert answer.column("start") == sorted(answer.column("start"))
+
+
+async def test_the_link_header_names_pages_as_yii_does(me: Account) -> None:
+    history(me)
+    answer = await me.get(SESSIONS, {"sort": "start", "filter[start][gt]": "5", "per-page": "20", "page": "2"})
+    place = f"{me.server.url}{SESSIONS}?sort=start&filter%5Bstart%5D%5Bgt%5D=5&page="  # 20 is the default
+    pages = {"self": 2, "first": 1, "last": 3, "prev": 1, "next": 3}
+    assert answer.headers["Link"] == ", ".join(f"<{place}{number}>; rel={name}" for name, number in pages.items())
+    assert (await me.get(SESSIONS, {"per-page": "7"})).json["_links"]["last"]["href"].endswith("?per-page=7&page=7")
+    assert (await me.get(SESSIONS, {"filter[id_group]": UNKNOWN})).headers["Link"].count("rel=") == 1
 
 
 async def test_the_newest_session_comes_first_by_default(me: Account) -> None:
@@ -580,6 +492,7 @@ async def test_the_rate_is_limited() -> None:
         shown = [refused.headers[f"X-Rate-Limit-{name}"] for name in ("Limit", "Remaining", "Reset")]
         assert shown == ["5", "0", "20"]
         assert "Retry-After" not in refused.headers
+        assert "X-Rate-Limit-Limit" not in (await me.get(SESSIONS, Authorization="")).headers
         for _ in range(5):
             me.clock.now += 2
             assert (await me.get(SESSIONS)).status == 429

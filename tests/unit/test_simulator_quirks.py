@@ -3,8 +3,10 @@ import re
 import pytest
 
 from bace_bridge.simulator.durations import seconds
+from bace_bridge.simulator.maintenance import Maintenance
 from bace_bridge.simulator.quirks import Quirks, describe
 from bace_bridge.simulator.ratelimit import RateLimit
+from bace_bridge.simulator.replica import Lag
 from bace_bridge.simulator.tokens import Refresh
 
 
@@ -32,6 +34,22 @@ def test_quirks_are_read_together() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("written", "said"), [("null", None), ("false", False), ('""', ""), ("never", "never"), ("12", 12)]
+)
+def test_what_a_token_says_of_its_lifetime(written: str, said: object) -> None:
+    assert Quirks.parse([f"expires-in {written}"]).expires_in == (said,)
+
+
+def test_a_share_of_the_reads_lags() -> None:
+    assert Quirks.parse(["replica-lag 5s 30%"]).replica_lag == Lag(5.0, 0.3)
+
+
+def test_maintenance_comes_again_and_again() -> None:
+    maintenance = Maintenance.parse("12s/60s")
+    assert [age for age in range(130) if maintenance.is_on(age)] == [*range(48, 60), *range(108, 120)]
+
+
 def test_a_path_may_be_forbidden_beside_another() -> None:
     quirks = Quirks.parse(["forbidden /api/v2/group", "forbidden user/*"])
     assert quirks.forbidden == ("/api/v2/group", "/api/v2/user/*")
@@ -50,6 +68,11 @@ def test_a_path_may_be_forbidden_beside_another() -> None:
         ("latency soon", "is no duration"),
         ("token-lifetime 10ms", "at least 1s"),
         ("per-page-max -3", "no whole number above 0"),
+        ("header-limit none", "no whole number above 0"),
+        ("replica-lag 5s", "write it such as 'replica-lag 5s 30%'"),
+        ("replica-lag 5s 0%", "no share from 1% to 100%"),
+        ("stale-rows soon 30%", "is no duration"),
+        ("maintenance 60s/12s", "less than the time after which it comes again"),
     ],
 )
 def test_a_wrong_quirk_says_what_would_be_right(written: str, says: str) -> None:
