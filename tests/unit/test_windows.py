@@ -114,7 +114,12 @@ def test_a_point_belongs_to_the_smallest_window_that_was_split_out() -> None:
         (replace(KNOWN, newest_point_at=NOON + 9 * SPAN + 900.0), (), NOON + 1200, hours(0, 9)),
         (replace(KNOWN, newest_point_at=NOON + 9 * SPAN + 100.0), (), NOON + 1200, hours(0, 8, 9)),
         (replace(KNOWN, newest_point_at=NOON + 9 * SPAN - 100.0), (), NOON + 1200, hours(0, 8, 9)),
-        (replace(KNOWN, newest_point_at=NOON + 9e6 + 900), (state(hours(9)[0], settled=False),), NOON + 1200, hours(0, 2500)),
+        (
+            replace(KNOWN, newest_point_at=NOON + 9e6 + 900),
+            (state(hours(9)[0], settled=False),),
+            NOON + 1200,
+            hours(0, 2500),
+        ),
         (started(-9e10), (), NOON, None),
         (started(2.5e11), (), NOON + 1200, hours(0)),
         (replace(KNOWN, session=DataSession("s1", "g1", 2.5e11, end=2.6e11)), (), NOON, []),
