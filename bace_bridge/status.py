@@ -136,9 +136,9 @@ class Status:
 
     @property
     def view_is_current(self) -> bool:
-        """True while what is known of the devices is what the cloud shows."""
+        """True while the last poll of the session list went well; a device's datapoints may be old all the same."""
         sessions = self._sessions
-        return sessions.last_success_at is not None and sessions.trouble.told is None and sessions.store_problem is None
+        return sessions.last_success_at is not None and not sessions.trouble.failures and sessions.store_problem is None
 
     def info(self) -> dict[str, Any]:
         return {

@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiohttp import web
 from structlog.testing import capture_logs
 
 from bace_bridge.domain.events import LoggedEvent
@@ -15,6 +17,7 @@ from bace_bridge.polling.rules.fetches import MOST_FAILED_FETCHES
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import MOST_FAILURES
 from bace_bridge.simulator.cloud import SimulatedCloud
+from tests.integration.altered_cloud import Alter, altered
 from tests.integration.polling_line import Clock, Watching, data, points, simulated, types, watching
 
 POINTS = "/api/v2/data-downsampled"
@@ -130,23 +133,58 @@ async def test_an_endpoint_that_the_account_may_not_use_does_not_hold_a_csv(cloc
         assert types(await watch.look()) == ["session.started", "session.ended", "session.csv_ready"]
 
 
-async def test_a_minute_that_was_left_out_is_emitted_when_it_can_be_read(clock: Clock, tmp_path: Path) -> None:
+def breaks_on(at: float) -> Alter:
+    """Every answer with that datapoint is a 500."""
+
+    def alter(request: web.Request, answer: Any) -> Any:
+        rows = answer.get("items", ()) if request.path == POINTS else ()
+        return 500 if any(row["timestamp_seconds"] == at for row in rows) else answer
+
+    return alter
+
+
+async def test_a_minute_that_breaks_is_left_out_and_emitted_when_it_can_be_read(clock: Clock, tmp_path: Path) -> None:
+    """A hiccup or two narrow nothing; then the place is found in one fetch, and everything else is read in it."""
     cloud = simulated(clock)
-    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         await watch.look()
         clock.forward(10)
+        between.alter = breaks_on(clock.now - 20)
         session = over_at_once(cloud, clock)
-        watch.server.faults.answer(POINTS, status=500, body="{}", times=FOREVER, holding=session)
-        await watch.look()
-        await fetches(watch, clock, 86400 * 8, every=600)
-        states = await watch.journal.windows(session)
-        assert max(one.failures for one in states.values()) >= MOST_FAILURES
-        watch.server.faults.clear()
-        told = await fetches(watch, clock, 86400 * 8, every=600)
-        assert set(told) == {"session.datapoints", "session.csv_ready"}
+        assert types(await watch.look()) == ["session.started", "session.datapoints", "session.ended"]
+        assert not any(one.split for one in (await watch.journal.windows(session)).values())
+        before = watch.api_requests()
+        assert await fetches(watch, clock, 20 * (MOST_FAILURES - 1)) == ["session.datapoints", "session.csv_ready"]
+        assert watch.api_requests() - before <= 50
+        assert sorted(point["avg"] for point in points(await watch.all_events())) == [1.0, 3.0]
+        (out,) = [one for one in (await watch.journal.windows(session)).values() if one.failures]
+        assert (out.end - out.start, out.settled) == (60, True)
+        before = watch.api_requests()
+        assert await fetches(watch, clock, 86400, every=300) == []
+        assert watch.api_requests() - before <= 4 * 6 * 12
+        between.alter = lambda _, answer: answer
+        assert await fetches(watch, clock, 6 * 3600, every=300) == ["session.datapoints", "session.csv_ready"]
         assert len(points(await watch.all_events())) == 3
-        states = await watch.journal.windows(session)
-        assert all(one.settled for one in states.values())
+        before = watch.api_requests()
+        await fetches(watch, clock, 86400, every=300)
+        assert watch.api_requests() == before
+
+
+async def test_a_minute_that_breaks_does_not_hold_live_points(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    session = cloud.open_session(cloud.add_device("BaceGo-1").id_group, start=clock.now - 300)
+    series = next(cloud.series_of(cloud.session(session))).id_container_data_latest
+    cloud.add_points(session, series, [(clock.now - 250.5, 1.0)])
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        between.alter = breaks_on(clock.now - 250.5)
+        for one in range(20):
+            clock.forward(15)
+            cloud.add_points(session, series, [(clock.now - 0.5, 2.0 + one)])
+            before = watch.api_requests()
+            await watch.look()
+        found = [point["avg"] for point in points(await watch.all_events())]
+        assert found == [2.0 + one for one in range(20)]
+        assert watch.api_requests() - before <= 8
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
