@@ -402,15 +402,21 @@ async def test_the_large_windows_of_a_long_session_are_settled_and_left_alone(cl
 class CloudThatIgnoresTheBeginning:
     """Honours the upper bound alone, so that rows of earlier windows come along."""
 
-    def __init__(self, watch: Watching) -> None:
-        self._api = watch.api
+    def __init__(self, watch: Watching, beginning: float) -> None:
+        self._api, self._beginning = watch.api, int(beginning)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._api, name)
 
     async def point_page(self, params: Sequence[tuple[str, str]], page: int, *, urgency: Urgency) -> Page[Datapoint]:
-        kept = [one for one in params if one[0] != "filter[timestamp_seconds][gte]"]
-        return await self._api.point_page(kept, page, urgency=urgency)
+        given = dict(params)
+        if "filter[timestamp_seconds][lt]" not in given:
+            return await self._api.point_page(params, page, urgency=urgency)
+        rows: list[Datapoint] = []
+        for hour in range(self._beginning, int(given["filter[timestamp_seconds][lt]"]), SPAN):
+            query = PointQuery(given["filter[id_data_session]"], hour, hour + SPAN)
+            rows += (await self._api.point_page(query.params, page, urgency=urgency)).items
+        return Page(tuple(rows), len(rows), 1, 1, len(rows))
 
 
 async def test_a_bound_that_is_ignored_loses_nothing(clock: Clock, tmp_path: Path) -> None:
@@ -425,7 +431,7 @@ async def test_a_bound_that_is_ignored_loses_nothing(clock: Clock, tmp_path: Pat
     async with watching(cloud, tmp_path / "b.db", clock, start="all") as watch:
         await watch.poll.poll()
         (known,) = await watch.journal.due_fetches(clock.now, 9)
-        await watch.fetch(known, CloudThatIgnoresTheBeginning(watch)).make()
+        await watch.fetch(known, CloudThatIgnoresTheBeginning(watch, start)).make()
         told = await watch.all_events()
     assert [one["avg"] for one in points(told)] == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert types(told)[-2:] == ["session.ended", "session.csv_ready"]
