@@ -6,8 +6,13 @@ BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
 FAULT_ARGS ?=
+TIMES ?= 20
+# Many tests wait for processes, so more workers than cores; 0 runs them one after the other.
+WORKERS ?= 4
+PYTEST = PATH="$$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin" $(BIN)/python -m pytest
+IN_WORKERS = -n $(WORKERS) --dist load --maxschedchunk 1
 
-.PHONY: help demo test coverage test-faults lint format bench constraints clean
+.PHONY: help demo test test-quick test-models coverage test-faults lint format bench constraints clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -17,13 +22,17 @@ demo: $(VENV)/.demo  ## the whole system on this machine, with a simulated cloud
 
 test: $(VENV)/.test  ## every test, against a real Mosquitto where it can be had
 	@sh tests/get-mosquitto.sh
-	@PATH="$$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin" $(BIN)/python -m pytest \
-		--cov --cov-report=term --cov-report=json:$(VENV)/coverage.json $(TEST_ARGS)
+	@$(PYTEST) $(IN_WORKERS) --cov --cov-report=term --cov-report=json:$(VENV)/coverage.json $(TEST_ARGS)
+
+test-quick: $(VENV)/.test  ## the pure core and the contract suites, in less than a minute
+	@$(PYTEST) $(IN_WORKERS) tests/unit tests/contract $(TEST_ARGS)
 
 test-faults: $(VENV)/.test  ## the fault suite at full size, a quarter of an hour; FAULT_ARGS="--seed 123" repeats a run
 	@sh tests/get-mosquitto.sh
-	@PATH="$$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin" $(BIN)/python -m pytest tests/faults \
-		--full-faults -v -o faulthandler_timeout=0 $(FAULT_ARGS)
+	@$(PYTEST) tests/faults --full-faults -v -o faulthandler_timeout=0 $(FAULT_ARGS)
+
+test-models: $(VENV)/.test  ## the tests of Hypothesis with 20 times as many examples, at random; TIMES=100 for more
+	@BACE_TEST_MODELS=$(TIMES) $(PYTEST) $(IN_WORKERS) -m hypothesis -o faulthandler_timeout=0 $(TEST_ARGS)
 
 coverage:  ## every test, counting the lines that only the real processes run
 	@$(MAKE) test TEST_ARGS="--cov-config=tests/with-processes.coveragerc $(TEST_ARGS)"

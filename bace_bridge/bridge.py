@@ -1,7 +1,6 @@
 """The composition root: builds every part, runs them together, and ends them in order."""
 
 import asyncio
-import hashlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -13,13 +12,12 @@ import structlog
 from msgspec.structs import replace
 
 from bace_bridge import logs
+from bace_bridge.account import cloud_http, fingerprint
 from bace_bridge.answers import request_handlers
 from bace_bridge.clocks import ClockWatch, SteadyClock
 from bace_bridge.cloud.api import BaceCloud, csv_url
-from bace_bridge.cloud.budget import RequestBudget
-from bace_bridge.cloud.http import CloudHttp, TokenSource
-from bace_bridge.cloud.tokens import Credentials, FixedToken, Tokens
-from bace_bridge.config.models import CloudConfig, Config, MqttConfig, WebhookConfig
+from bace_bridge.cloud.http import CloudHttp
+from bace_bridge.config.models import Config, MqttConfig, WebhookConfig
 from bace_bridge.dispatcher import Dispatcher
 from bace_bridge.domain.events import SINK_DISABLED, bridge_event
 from bace_bridge.domain.retry import plausible
@@ -79,7 +77,10 @@ class Bridge:
     async def run(self, stop: asyncio.Event, *, notify: Callable[[str], None], watchdog: float | None) -> None:
         async with AsyncExitStack() as stack:
             file = await stack.enter_async_context(SqliteFile(self._config.store.path))
-            http = await stack.enter_async_context(self._cloud_http(Facts(file)))
+            login = cloud_http(
+                self._config.cloud, Facts(file), version=self._version, clock=self._clock, monotonic=self._monotonic
+            )
+            http = await stack.enter_async_context(login)
             service = await self._assemble(file, http)
             if self._config.http.enabled:
                 status = service.status
@@ -88,42 +89,6 @@ class Bridge:
                 )
                 await stack.enter_async_context(health)
             await service.run(stop, notify=notify, watchdog=watchdog)
-
-    def _cloud_http(self, facts: Facts) -> CloudHttp:
-        cloud = self._config.cloud
-        budget = RequestBudget(cloud.requests_per_minute, clock=self._monotonic)
-        http = CloudHttp(
-            cloud.url,
-            budget,
-            timeout=cloud.timeout,
-            version=self._version,
-            clock=self._clock,
-            monotonic=self._monotonic,
-        )
-        http.use_tokens(self._tokens(cloud, facts, http))
-        return http
-
-    def _tokens(self, cloud: CloudConfig, facts: Facts, http: CloudHttp) -> TokenSource:
-        if cloud.access_token is not None:
-            return FixedToken(cloud.access_token.get_secret_value())
-        assert cloud.client_id is not None
-        assert cloud.client_secret is not None
-        assert cloud.username is not None
-        assert cloud.password is not None
-        given = Credentials(
-            cloud.client_id,
-            cloud.client_secret.get_secret_value(),
-            cloud.username,
-            cloud.password.get_secret_value(),
-        )
-        return Tokens(
-            fingerprint(cloud.url, given.client_id, given.username),
-            given,
-            facts,
-            http.ask_token,
-            clock=self._clock,
-            monotonic=self._monotonic,
-        )
 
     async def _assemble(self, file: SqliteFile, http: CloudHttp) -> Service:
         config, clock = self._config, self._clock
@@ -159,7 +124,7 @@ class Bridge:
             journal,
             after_poll=lambda: service.after_poll(),  # noqa: PLW0108  # the service is made below
         )
-        upkeep = Upkeep(file, event_log, cap, retention=store.retention, memory=store.memory)
+        upkeep = Upkeep(file, event_log, cap, retention=store.retention, session_retention=store.session_retention)
         status = Status(
             sessions,
             datapoints,
@@ -169,6 +134,7 @@ class Bridge:
             version=self._version,
             strategy=lambda: poll.strategy,
             unread=lambda: poll.unreadable,
+            selection_problem=lambda: poll.selection_problem,
             config_problem=self._config_problem,
             interval=config.watch.session_interval,
             clock=clock,
@@ -321,7 +287,7 @@ class Bridge:
             SessionRecorder(cloud, journal, groups=self._config.cloud.groups, deciding=deciding, clock=clock),
             PollSettings(
                 first_start=FirstStart(watch.start_from.kind, watch.start_from.seconds),
-                recheck_interval=watch.reconcile_interval,
+                recheck_interval=watch.recheck_interval,
                 backfill_interval=watch.backfill_interval,
                 requests_per_minute=self._config.cloud.requests_per_minute,
             ),
@@ -345,8 +311,3 @@ class Bridge:
 
     def _csv_url(self, session_id: str) -> str:
         return csv_url(self._config.cloud.url, session_id)
-
-
-def fingerprint(*parts: str) -> str:
-    """Tells targets and accounts apart in the store without holding the credential that a URL may be."""
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=12).hexdigest()

@@ -36,11 +36,15 @@ class CloudError(BridgeError):
 
 
 class CloudUnavailable(CloudError):
-    """The cloud is away, slow, broken or asks for silence. Try again, not before `retry_after` seconds."""
+    """The cloud is away, slow, broken or asks for silence. Try again, not before `retry_after` seconds.
 
-    def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
+    `status` is that of its answer; None where there was none.
+    """
+
+    def __init__(self, message: str, *, retry_after: float = 0.0, status: int | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.status = status
 
 
 class CloudBadGateway(CloudUnavailable):
@@ -48,7 +52,14 @@ class CloudBadGateway(CloudUnavailable):
 
 
 class CloudRequestTooLarge(CloudError):
-    """The request, or the headers of its answer, are larger than the server, a proxy or we take. Ask for less."""
+    """The request, or the headers of its answer, are larger than the server, a proxy or we take. Ask for less.
+
+    `status` is that of the answer; None where its headers are too large for us.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class CloudLoginFailed(CloudError):

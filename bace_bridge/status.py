@@ -13,7 +13,7 @@ SLOWEST_PROGRESS = 120.0
 
 
 class WatchedSessions(Protocol):
-    trouble: CloudOutage
+    outage: CloudOutage
     store_problem: str | None
     last_success_at: float | None
     next_poll_at: float | None
@@ -74,6 +74,7 @@ class Status:
         version: str,
         strategy: Callable[[], str],
         unread: Callable[[], Sequence[str]] = lambda: (),
+        selection_problem: Callable[[], str | None] = lambda: None,
         config_problem: Callable[[], str | None] = lambda: None,
         interval: float,
         clock: Callable[[], float],
@@ -87,6 +88,7 @@ class Status:
         self._version = version
         self._strategy = strategy
         self._unread = unread
+        self._selection_problem = selection_problem
         self._config_problem = config_problem
         self._slowest = max(SLOWEST_PROGRESS, 3 * interval)
         self._monotonic = monotonic
@@ -120,6 +122,7 @@ class Status:
         places, config = self._unread(), self._config_problem()
         found = {
             "sessions": f"{len(places)} places cannot be read: {'; '.join(places[:3])}" if places else None,
+            "groups": self._selection_problem(),
             "datapoints": self._datapoints.problem if self.cloud_problem is None else None,
             "config": f"the file on disk is not what runs: {config}" if config else None,
             **{sink.name: sink.problem for sink in self.sinks.values()},
@@ -129,16 +132,17 @@ class Status:
 
     @property
     def cloud_problem(self) -> str | None:
-        trouble = self._sessions.trouble
-        if trouble.failures:
-            return trouble.reason
+        outage = self._sessions.outage
+        if outage.failures:
+            return outage.reason
         return None if self._sessions.last_success_at is not None else "not asked yet"
 
     @property
     def view_is_current(self) -> bool:
         """True while the last poll of the session list went well; a device's datapoints may be old all the same."""
         sessions = self._sessions
-        return sessions.last_success_at is not None and not sessions.trouble.failures and sessions.store_problem is None
+        asked = sessions.last_success_at is not None
+        return asked and not sessions.outage.failures and sessions.store_problem is None
 
     def info(self) -> dict[str, Any]:
         return {

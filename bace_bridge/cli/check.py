@@ -84,17 +84,17 @@ def _broker(broker: MqttConfig) -> str:
     login = f" as {broker.username}" if broker.username else ""
     return (
         f"{broker.name}: {broker.url}{login}, topics {broker.base_topic}/..., "
-        f"MQTT {broker.protocol}, qos {broker.qos}, {_wish(broker)}"
+        f"MQTT {broker.protocol}, qos {broker.qos}, {_filter_of(broker)}"
     )
 
 
 def _webhook(webhook: WebhookConfig) -> str:
     secrets = len(webhook.secret)
     signed = "signed" if secrets == 1 else f"signed with {secrets} secrets"
-    return f"{webhook.name}: {webhook.host} (the rest of the URL is a secret), {signed}, {_wish(webhook)}"
+    return f"{webhook.name}: {webhook.host} (the rest of the URL is a secret), {signed}, {_filter_of(webhook)}"
 
 
-def _wish(sink: MqttConfig | WebhookConfig) -> str:
+def _filter_of(sink: MqttConfig | WebhookConfig) -> str:
     what = "all events" if "*" in sink.events else ", ".join(sink.events)
     return f"{what}, {_devices(sink.groups)}"
 

@@ -91,7 +91,7 @@ def retry(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session
 @_which_options
 @click.option("--all", "everything", is_flag=True, help="All of them.")
 def drop(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session: str | None, everything: bool) -> None:
-    """Drop dead letters: their receivers will never be told of these events."""
+    """Drop dead letters: their receivers will never get these events."""
     path = load(config, os.environ).store.path
     which = Which(sink, session, event_ids)
     _refuse_contradiction(which, everything=everything)

@@ -22,7 +22,7 @@ from bace_bridge.errors import StoreError, StoreUnusable
 from bace_bridge.store.eventlog import EventLog
 
 POLL = 0.5
-"""Seconds between looks for new events."""
+"""Seconds between two readings of the log for new events."""
 
 _AT_ONCE = 500
 """Events that are held in memory: each may have 64 KiB. A longer listing is read twice instead."""
@@ -47,12 +47,12 @@ def events(
     path = load(config, os.environ).store.path
     if type_glob is not None and not any(matches(known, (type_glob,)) for known in EVENT_TYPES):
         click.echo(f"{type_glob!r} matches no event type; there are {', '.join(EVENT_TYPES)}", err=True)
-    wish = _Wish(type_glob, session)
+    wanted = _Wanted(type_glob, session)
     show = show_json if as_json else show_line
-    asyncio.run(_follow(path, wish, limit, show) if follow else _list(path, wish, limit, show))
+    asyncio.run(_follow(path, wanted, limit, show) if follow else _list(path, wanted, limit, show))
 
 
-class _Wish(msgspec.Struct, frozen=True):
+class _Wanted(msgspec.Struct, frozen=True):
     """Which events are to be shown."""
 
     type_glob: str | None
@@ -68,9 +68,9 @@ class _Wish(msgspec.Struct, frozen=True):
 class _Reader:
     """Walks the log forward in small readings; `after` is the place up to which it has come."""
 
-    def __init__(self, log: EventLog, wish: _Wish, *, after: int = 0) -> None:
+    def __init__(self, log: EventLog, wanted: _Wanted, *, after: int = 0) -> None:
         self._log = log
-        self._wish = wish
+        self._wanted = wanted
         self.after = after
 
     async def rest(self) -> AsyncIterator[LoggedEvent]:
@@ -78,7 +78,7 @@ class _Reader:
         while batch := await self._log.read(after=self.after, limit=_AT_ONCE):
             for logged in batch:
                 self.after = logged.seq
-                if self._wish.holds(logged):
+                if self._wanted.holds(logged):
                     yield logged
 
     async def seek_newest(self, limit: int) -> None:
@@ -89,30 +89,36 @@ class _Reader:
         self.after = places[0] - 1 if places else self.after
 
 
-async def _list(path: Path, wish: _Wish, limit: int, show: Show) -> None:
+async def _list(path: Path, wanted: _Wanted, limit: int, show: Show) -> None:
     async with stored(path) as file:
-        await _show_newest(EventLog(file), wish, limit, show)
+        log = EventLog(file)
+        if 0 < limit <= _AT_ONCE:
+            for logged in await _newest(log, wanted, limit):
+                show(logged)
+        else:
+            async for logged in _Reader(log, wanted, after=await _before_newest(log, wanted, limit)).rest():
+                show(logged)
 
 
-async def _show_newest(log: EventLog, wish: _Wish, limit: int, show: Show) -> int:
-    """Returns the place in the log up to which everything wanted was shown."""
+async def _newest(log: EventLog, wanted: _Wanted, limit: int) -> list[LoggedEvent]:
+    return await log.search(type_glob=wanted.type_glob, session=wanted.session, limit=limit)
+
+
+async def _before_newest(log: EventLog, wanted: _Wanted, limit: int) -> int:
+    """The place in the log after which the newest `limit` wanted events begin; 0 means all of them."""
     if 0 < limit <= _AT_ONCE:
-        found = await log.search(type_glob=wish.type_glob, session=wish.session, limit=limit)
-        for logged in found:
-            show(logged)
-        return found[-1].seq if found else 0
-    reader = _Reader(log, wish)
+        found = await _newest(log, wanted, limit)
+        return found[0].seq - 1 if found else 0
+    reader = _Reader(log, wanted)
     await reader.seek_newest(limit)
-    async for logged in reader.rest():
-        show(logged)
     return reader.after
 
 
-async def _follow(path: Path, wish: _Wish, limit: int, show: Show) -> None:
+async def _follow(path: Path, wanted: _Wanted, limit: int, show: Show) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    following = _Following(path, wish, limit, show)
+    following = _Following(path, wanted, limit, show)
     while not stop.is_set():
         await following.watch(stop)
         await _pause(stop)
@@ -121,9 +127,9 @@ async def _follow(path: Path, wish: _Wish, limit: int, show: Show) -> None:
 class _Following:
     """Shows what is new while there is a store; survives that there is none, or another than before."""
 
-    def __init__(self, path: Path, wish: _Wish, limit: int, show: Show) -> None:
+    def __init__(self, path: Path, wanted: _Wanted, limit: int, show: Show) -> None:
         self._path = path
-        self._wish = wish
+        self._wanted = wanted
         self._limit = limit
         self._show = show
         self._after: int | None = None
@@ -131,7 +137,7 @@ class _Following:
         self._told = ""
 
     async def watch(self, stop: asyncio.Event) -> None:
-        """Returns when told to stop, or when the store has to be opened (again)."""
+        """Returns when it is to stop, or when the store has to be opened (again)."""
         try:
             async with stored(self._path) as file:
                 identity = self._identity()
@@ -148,8 +154,8 @@ class _Following:
     async def _watch(self, log: EventLog, stop: asyncio.Event) -> None:
         while not stop.is_set() and self._identity() == self._file_shown:
             if self._after is None:
-                self._after = await _show_newest(log, self._wish, self._limit, self._show)
-            reader = _Reader(log, self._wish, after=self._after)
+                self._after = await _before_newest(log, self._wanted, self._limit)
+            reader = _Reader(log, self._wanted, after=self._after)
             async for logged in reader.rest():
                 self._show(logged)
                 self._after = logged.seq

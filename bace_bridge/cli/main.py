@@ -7,11 +7,12 @@ import click
 
 _GROUPS = {
     "Service": {
-        "run": "Watch the cloud and tell MQTT and webhooks.",
+        "run": "Poll the cloud and deliver to MQTT and webhooks.",
         "check": "Validate the configuration; contacts nobody.",
     },
     "Look inside": {
         "sessions": "List the data sessions that the bridge knows.",
+        "devices": "List the devices: what `groups` in the configuration take.",
         "events": "Show the event log.",
         "dead-letters": "Deliveries that were given up: list, retry, drop.",
         "replay": "Deliver recorded events again.",

@@ -34,7 +34,7 @@ Format = Literal["json", "console"]
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
 def run(config: Path, log_format: Format | None, log_level: str) -> None:
-    """Watch the cloud and tell MQTT and webhooks.
+    """Poll the cloud and deliver to MQTT and webhooks.
 
     SIGTERM or SIGINT ends it well, a second one at once. SIGHUP re-reads the configuration; a wrong one
     changes nothing.

@@ -63,16 +63,17 @@ class BaceCloud:
         filters = [("filter[id_group][in][]", group_id) for group_id in sorted(wanted)]
         labels: dict[str, str | None] = {}
         pages = 0
-        async for page in walk(lambda number: self._group_page(filters, number)):
+        async for page in walk(lambda number: self.group_page(number, filters)):
             labels.update(page.items)
             pages += 1
             if set(wanted) <= labels.keys() or pages >= MOST_GROUP_PAGES:
                 break
         return labels
 
-    async def _group_page(self, filters: Params, page: int) -> Page[tuple[str, str | None]]:
-        query = [*filters, ("per-page", "100"), ("page", str(page))]
-        reply = await self._http.get(GROUPS, query, urgency=Urgency.BACKLOG)
+    async def group_page(self, page: int, filters: Params = ()) -> Page[tuple[str, str | None]]:
+        """Ids and labels of groups. A poll of the session list waits for them."""
+        query = [*filters, ("sort", "id_group"), ("per-page", "100"), ("page", str(page))]
+        reply = await self._http.get(GROUPS, query, urgency=Urgency.SESSIONS)
         return parse_groups(reply.body, reply.headers)
 
     async def point_page(self, params: Params, page: int, *, urgency: Urgency) -> Page[Datapoint]:

@@ -1,10 +1,8 @@
 """One HTTP session with the cloud: every request takes its turn, carries a token, and fails by a name."""
 
-import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from email.utils import parsedate_to_datetime
 from typing import NamedTuple, Protocol, Self
 
 import aiohttp
@@ -13,27 +11,23 @@ import structlog
 from yarl import URL
 
 from bace_bridge.cloud.budget import RequestBudget
-from bace_bridge.cloud.replies import EARLIEST, LATEST, TokenReply, is_json, parse_problem, parse_token
-from bace_bridge.domain.retry import backoff
-from bace_bridge.errors import (
-    CloudBadGateway,
-    CloudError,
-    CloudFault,
-    CloudGone,
-    CloudRefused,
-    CloudRequestTooLarge,
-    CloudUnavailable,
-    UnexpectedReply,
+from bace_bridge.cloud.failures import (
+    LARGEST_HEADER,
+    Unauthorized,
+    of_answer,
+    of_exception,
+    of_token_answer,
 )
+from bace_bridge.cloud.token_reply import TokenReply, parse_token
+from bace_bridge.domain.retry import backoff
+from bace_bridge.domain.retry_after import RateLimit, http_date, rate_limit
+from bace_bridge.errors import CloudError, CloudRefused, CloudRequestTooLarge, CloudUnavailable, UnexpectedReply
 from bace_bridge.polling.rules.seen import Urgency
 
 log = structlog.get_logger()
 
-DEFAULT_SILENCE = 30.0
-"""Seconds without a request after a 429 that does not say how long."""
-
-LONGEST_SILENCE = 86400.0
-"""Seconds: no answer can silence the bridge for longer."""
+PEACE = 600.0
+"""Seconds after the silence of a 429 from which the next one is worth a warning again."""
 
 LARGEST_BODY = 16 * 2**20
 """Bytes of an answer, unpacked: some ten times what the largest page that is asked for has."""
@@ -54,6 +48,10 @@ Params = Sequence[tuple[str, str]]
 
 
 class TokenSource(Protocol):
+    """Tokens that are `renewable`, or one that is all there is."""
+
+    @property
+    def renewable(self) -> bool: ...
     async def current(self) -> str: ...
     async def after_refusal(self, rejected: str) -> str: ...
 
@@ -93,8 +91,10 @@ class CloudHttp:
         self._session: aiohttp.ClientSession | None = None
         self._tokens: TokenSource | None = None
         self._forbidden: dict[str, _Forbidden] = {}
+        self._good_token = ""
         self.requests_made = 0
         self._answered_at = 0.0
+        self._limited_at: float | None = None
         self._ahead: float | None = None
 
     @property
@@ -121,6 +121,8 @@ class CloudHttp:
             timeout=aiohttp.ClientTimeout(total=self._timeout),
             headers={"Accept": "application/json", "User-Agent": self._agent},
             cookie_jar=aiohttp.DummyCookieJar(),
+            max_line_size=LARGEST_HEADER,
+            max_field_size=LARGEST_HEADER,
         )
         return self
 
@@ -132,36 +134,51 @@ class CloudHttp:
         """One GET. On a 401 the token is renewed once; a fresh one that is refused too means: not permitted.
 
         Then that path causes no renewal for a while: two such paths would take turns at renewing each other's token.
+        A token that has never been taken may also be why a server calls the request bad, or its headers too large.
         """
         assert self._tokens is not None
         token = await self._tokens.current()
         forbidden = self._forbidden.get(path, _Forbidden())
         try:
             return await self._allowed(path, params, token, urgency)
-        except _Unauthorized:
+        except Unauthorized:
             if self._monotonic() < forbidden.until:
                 raise _not_permitted(path) from None
-        token = await self._tokens.after_refusal(token)
+            token = await self._tokens.after_refusal(token)
+        except (CloudRefused, CloudRequestTooLarge) as failure:
+            if failure.status not in {400, 431} or token == self._good_token or not self._tokens.renewable:
+                raise
+            log.info("cloud.token_doubted", status=failure.status, then="renewing it once")
+            token = self._good_token = await self._tokens.after_refusal(token)
         try:
             return await self._allowed(path, params, token, urgency)
-        except _Unauthorized:
+        except Unauthorized:
             times = forbidden.times + 1
             rest = backoff(times, jitter=0.0, first=FIRST_REST, longest=LONGEST_REST)
             self._forbidden[path] = _Forbidden(times, self._monotonic() + rest)
             raise _not_permitted(path) from None
 
     async def _allowed(self, path: str, params: Params, token: str, urgency: Urgency) -> Reply:
-        reply = await self._send("GET", path, params=params, token=token, urgency=urgency)
+        answer = await self._send("GET", path, params=params, token=token, urgency=urgency)
+        if answer.failure is not None:
+            raise answer.failure
         self._forbidden.pop(path, None)
-        return reply
+        self._good_token = token
+        return answer.reply
 
     async def ask_token(self, form: dict[str, str]) -> TokenReply:
-        """Posts to the token endpoint. Credentials travel in the body, as BACE documents it."""
-        try:
-            reply = await self._send("POST", "/oauth2/token", form=form, urgency=Urgency.SESSIONS)
-        except _Unauthorized:
-            raise CloudRefused("the token endpoint refused the login", status=401) from None
-        return parse_token(reply.body)
+        """Posts to the token endpoint. Credentials travel in the body, as BACE documents it.
+
+        Raises CloudRefused where it refuses them, and else CloudUnavailable.
+        """
+        answer = await self._send("POST", "/oauth2/token", form=form, urgency=Urgency.SESSIONS)
+        failure = answer.failure
+        if failure is None:
+            try:
+                return parse_token(answer.reply.body)
+            except UnexpectedReply as unusable:
+                failure = unusable
+        raise of_token_answer(failure, answer.status, answer.reply.body)
 
     async def _send(
         self,
@@ -172,61 +189,51 @@ class CloudHttp:
         params: Params = (),
         form: dict[str, str] | None = None,
         token: str | None = None,
-    ) -> Reply:
+    ) -> "_Answer":
         assert self._session is not None
         await self._budget.turn(urgency)
         self.requests_made += 1
-        url = URL(self._base + path).with_query(list(params)) if params else URL(self._base + path)
+        what = f"{method} {path}"
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
+            url = URL(self._base + path).with_query(list(params)) if params else URL(self._base + path)
             async with self._session.request(
                 method, url, headers=headers, data=form, allow_redirects=False
             ) as response:
-                body = await _body(response, f"{method} {path}")
-                self._answered_at = self._monotonic()
-                self._note_clock(response.headers.get("Date"))
-        except TimeoutError:
-            raise CloudUnavailable(f"{method} {path}: no answer within {self._timeout:g} s") from None
-        except (aiohttp.ClientError, OSError, ValueError, asyncio.IncompleteReadError) as error:
-            raise CloudUnavailable(f"{method} {path}: {_why(error)}") from None
+                body = await _body(response, what)
+        except CloudError as unusable:
+            return _Answer(response.status, Reply(response.headers, b""), unusable)
+        except Exception as error:  # noqa: BLE001  # aiohttp, yarl, ssl and codecs raise whatever they like
+            return _Answer(None, Reply({}, b""), of_exception(what, error, timeout=self._timeout))
+        self._answered_at = self._monotonic()
+        self._note_clock(response.headers.get("Date"))
+        reply = Reply(response.headers, body)
         if 200 <= response.status < 300:
-            return Reply(response.headers, body)
+            return _Answer(response.status, reply, None)
         sent = (*(form or {}).values(), token or "")
-        failure = self._failure(f"{method} {path}", response.status, response.headers, body, sent)
-        if form is not None and isinstance(failure, CloudRefused) and not _refuses_login(response.status, body):
-            raise CloudUnavailable(f"{failure}: it does not come from a token endpoint: check cloud.url")
-        raise failure
+        cloud_now = self._clock() + self.clock_ahead
+        failure = of_answer(what, response.status, response.headers, body, sent=sent, now=cloud_now)
+        if response.status == 429 and isinstance(failure, CloudUnavailable):
+            failure.retry_after += 1 + self._jitter()
+            self._budget.silence(failure.retry_after)
+            self._log_rate_limit(failure.retry_after, rate_limit(response.headers, now=cloud_now))
+        return _Answer(response.status, reply, failure)
 
-    def _failure(
-        self, what: str, status: int, headers: Mapping[str, str], body: bytes, sent: Sequence[str]
-    ) -> CloudError:
-        """The error that an answer means; `sent` are the secrets of the request, which a server may repeat."""
-        problem = parse_problem(body, private=sent)
-        text = f"{what}: {status}" + (f" {problem}" if problem else "")
-        if status == 401:
-            return _Unauthorized(text, status=status)
-        if status == 429:
-            pause = max(_seconds(headers, "Retry-After"), _seconds(headers, "X-Rate-Limit-Reset")) or DEFAULT_SILENCE
-            pause += 1 + self._jitter()
-            self._budget.silence(pause)
-            log.warning("cloud.rate_limited", silent_for=round(pause, 1))
-            return CloudUnavailable(f"{text} (rate limit)", retry_after=pause)
-        if status == 500:
-            return CloudFault(text)
-        if status == 502:
-            return CloudBadGateway(text, retry_after=_seconds(headers, "Retry-After"))
-        if status in {413, 414, 431}:
-            return CloudRequestTooLarge(text)
-        if status > 500:
-            return CloudUnavailable(text, retry_after=_seconds(headers, "Retry-After"))
-        if 300 <= status < 400:
-            return UnexpectedReply(f"{text}: a redirect, which is not followed with the token: check cloud.url")
-        if status in {404, 410} and problem is not None:
-            return CloudGone(text, status=status)
-        return CloudRefused(text, status=status)
+    def _log_rate_limit(self, pause: float, said: RateLimit) -> None:
+        """Once until there was none for a while: an account that is polled too often meets its limit all the time."""
+        now = self._monotonic()
+        say = log.debug if self._limited_at is not None and now - self._limited_at < PEACE else log.warning
+        say(
+            "cloud.rate_limited",
+            silent_for=round(pause, 1),
+            limit=said.limit,
+            remaining=said.remaining,
+            then="lower cloud.requests_per_minute if it lasts",
+        )
+        self._limited_at = now + pause
 
     def _note_clock(self, date: str | None) -> None:
-        theirs = _http_date(date)
+        theirs = http_date(date)
         if theirs is not None:
             self._ahead = theirs - self._clock()
 
@@ -244,9 +251,12 @@ async def _body(response: aiohttp.ClientResponse, what: str) -> bytes:
     return bytes(body)
 
 
-def _refuses_login(status: int, body: bytes) -> bool:
-    """True for OAuth 2's own answers; any other 4xx is a proxy's or another server's, and says nothing of the login."""
-    return status == 401 or (status == 400 and is_json(body))
+class _Answer(NamedTuple):
+    """What became of a request: an answer, and a failure where it is none of use; without a status none came."""
+
+    status: int | None
+    reply: Reply
+    failure: CloudError | None
 
 
 class _Forbidden(NamedTuple):
@@ -256,46 +266,5 @@ class _Forbidden(NamedTuple):
     until: float = 0.0
 
 
-class _Unauthorized(CloudRefused):
-    """401: the token, or the permission for this endpoint, is missing."""
-
-
 def _not_permitted(path: str) -> CloudRefused:
     return CloudRefused(f"{path}: 401 with a fresh token: this account may not use this endpoint", status=401)
-
-
-def _why(error: Exception) -> str:
-    """A short reason without the URL (aiohttp's messages may hold it)."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return "the server's TLS certificate is not valid"
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "the host name cannot be resolved"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return f"cannot connect: {error.os_error.strerror or type(error.os_error).__name__}"
-    if isinstance(error, aiohttp.ServerDisconnectedError | ConnectionError):
-        return "the connection was cut"
-    return type(error).__name__
-
-
-def _seconds(headers: Mapping[str, str], name: str) -> float:
-    """A header's wait in seconds, given as a number or as an HTTP date; 0 where it says nothing.
-
-    A date is compared with the answer's own, since our clock may be wrong by days.
-    """
-    text = headers.get(name, "").strip()
-    if text.replace(".", "", 1).isdecimal():
-        return min(float(text), LONGEST_SILENCE)
-    until = _http_date(text)
-    since = _http_date(headers.get("Date"))
-    if until is None:
-        return 0.0
-    return max(0.0, min(until - (time.time() if since is None else since), LONGEST_SILENCE))
-
-
-def _http_date(text: str | None) -> float | None:
-    """Epoch seconds; None where it is no date, or one that no calendar holds."""
-    try:
-        seconds = parsedate_to_datetime(text).timestamp() if text else None
-    except (TypeError, ValueError, OverflowError, OSError, IndexError):
-        return None
-    return seconds if seconds is not None and EARLIEST < seconds < LATEST else None

@@ -1,7 +1,6 @@
 """The access token: kept in the store, refreshed by one request at a time, and never asked for in a storm."""
 
 import asyncio
-import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -9,23 +8,24 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from bace_bridge.cloud.replies import TokenReply
+from bace_bridge.cloud.token_reply import TokenReply
 from bace_bridge.domain.retry import backoff
 from bace_bridge.domain.timestamps import iso_utc
-from bace_bridge.domain.tokens import Token
-from bace_bridge.errors import CloudFault, CloudLoginFailed, CloudRefused
+from bace_bridge.domain.tokens import Token, is_sendable
+from bace_bridge.errors import CloudLoginFailed, CloudRefused, CloudUnavailable
 
 log = structlog.get_logger()
 
 RENEW_BEFORE = 60.0
 """Seconds before its expiry from which a token is no longer used; of a short life a tenth."""
 
-DOCUMENTED_LIFE = 86400.0
 SHORTEST_LIFE, LONGEST_LIFE = 30.0, 366 * 86400.0
 """Seconds that a token is used for, whatever is said of it: a 401 renews it before."""
 
-MOST_BROKEN_REFRESHES = 3
-"""After so many 500s in a row the refresh token is given up for a login."""
+MOST_REFUSALS = 3
+"""After so many answers in a row that are no token the refresh token is given up for a login."""
+
+_TOO_MANY_REQUESTS = 429
 
 FIRST_LOGIN_PAUSE = 300.0
 LONGEST_LOGIN_PAUSE = 3600.0
@@ -46,7 +46,7 @@ class Credentials(msgspec.Struct, frozen=True):
 
 
 Ask = Callable[[dict[str, str]], Awaitable[TokenReply]]
-"""Posts a form to the token endpoint. Raises CloudRefused with the status, or CloudUnavailable."""
+"""Posts a form to the token endpoint. Raises CloudRefused where that refuses it, else CloudUnavailable."""
 
 
 class Tokens:
@@ -55,6 +55,8 @@ class Tokens:
     A refresh token may be rotated, destroyed or kept by the cloud (all four configurations of bshaffer's OAuth2
     server occur), so the reply's is kept where it has one, and a refused refresh ends in a login.
     """
+
+    renewable = True
 
     def __init__(
         self,
@@ -78,7 +80,7 @@ class Tokens:
         self._renew_before = RENEW_BEFORE
         self._renewing = asyncio.Lock()
         self._refused_logins = 0
-        self._broken_refreshes = 0
+        self._refusals = 0
         self._no_login_before = 0.0
         self._refusal, self._next_login_at = "", 0.0
 
@@ -96,19 +98,30 @@ class Tokens:
     async def _renewed(self, rejected: str | None) -> str:
         async with self._renewing:
             if not self._loaded:
-                self._token = await self._store.load_token(self._account)
+                self._token = await self._stored()
                 self._loaded = True
             token = self._token
             if token is None or token.access == rejected or self._clock() >= token.expires_at - self._renew_before:
-                # Held before it is durable: where the store fails, a rotated refresh token must not be lost with it.
-                token = self._token = await self._refreshed(token) or await self._logged_in()
-                self._unsaved = True
-            if self._unsaved:
-                await self._store.save_token(self._account, token)
-                self._unsaved = False
+                token = await self._refreshed(token) or await self._logged_in()
+                await self._keep(token)
+            elif self._unsaved:
+                await self._keep(token)
             return token.access
 
+    async def _stored(self) -> Token | None:
+        token = await self._store.load_token(self._account)
+        if token is None or is_sendable(token.access):
+            return token
+        return msgspec.structs.replace(token, expires_at=0.0)
+
+    async def _keep(self, token: Token) -> None:
+        """Held before it is durable: where the store fails, a rotated refresh token must not be lost with it."""
+        self._token, self._unsaved = token, True
+        await self._store.save_token(self._account, token)
+        self._unsaved = False
+
     async def _refreshed(self, token: Token | None) -> Token | None:
+        """None where only a login helps. A refresh token that was given up does not come back with a restart."""
         if token is None or token.refresh is None:
             return None
         given = self._credentials
@@ -120,18 +133,18 @@ class Tokens:
         }
         try:
             reply = await self._ask(form)
-        except CloudRefused as refusal:
+        except (CloudRefused, CloudUnavailable) as refusal:
+            if isinstance(refusal, CloudUnavailable):
+                if refusal.status in {None, _TOO_MANY_REQUESTS}:
+                    raise
+                self._refusals += 1
+                if self._refusals < MOST_REFUSALS:
+                    raise
             log.info("cloud.refresh_refused", status=refusal.status, then="logging in")
-            self._token = msgspec.structs.replace(token, refresh=None)
+            self._refusals = 0
+            await self._keep(msgspec.structs.replace(token, refresh=None))
             return None
-        except CloudFault:
-            self._broken_refreshes += 1
-            if self._broken_refreshes < MOST_BROKEN_REFRESHES:
-                raise
-            log.info("cloud.refresh_refused", status=500, then="logging in")
-            self._token = msgspec.structs.replace(token, refresh=None)
-            return None
-        self._broken_refreshes = 0
+        self._refusals = 0
         log.debug("cloud.token_refreshed")
         return self._kept(reply, old_refresh=token.refresh)
 
@@ -162,8 +175,7 @@ class Tokens:
         return self._kept(reply, old_refresh=None)
 
     def _kept(self, reply: TokenReply, *, old_refresh: str | None) -> Token:
-        said = reply.expires_in
-        life = min(max(said, SHORTEST_LIFE), LONGEST_LIFE) if math.isfinite(said) and said > 0 else DOCUMENTED_LIFE
+        life = min(max(reply.expires_in, SHORTEST_LIFE), LONGEST_LIFE)
         self._renew_before = min(RENEW_BEFORE, life / 10)
         return Token(reply.access_token, reply.refresh_token or old_refresh, self._clock() + life)
 
@@ -171,10 +183,14 @@ class Tokens:
 class FixedToken:
     """An access token from the configuration: there is nothing to renew it with."""
 
+    renewable = False
+
     def __init__(self, access: str) -> None:
         self._access = access
 
     async def current(self) -> str:
+        if not is_sendable(self._access):
+            raise CloudLoginFailed("no header can carry cloud.access_token: put a valid one into the configuration")
         return self._access
 
     async def after_refusal(self, rejected: str) -> str:  # noqa: ARG002  # the same duty as Tokens

@@ -1,9 +1,13 @@
 """What is allowed, but worth a second thought."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 
 from bace_bridge.config.models import Config, MqttConfig, TlsConfig, WebhookConfig
 from bace_bridge.config.places import is_loopback, is_private, split_url
+from bace_bridge.config.sinks import has_no_effect_yet
+
+_GROUP_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def warnings(config: Config, *, now: float) -> list[str]:
@@ -46,9 +50,29 @@ def _about_broker(broker: MqttConfig) -> Iterator[str]:
         yield "tls.insecure: anybody in between can read and forge everything (give ca_file instead)"
     if broker.tls != TlsConfig() and not broker.tls_enabled:
         yield "tls: has no effect without mqtts:// or wss://"
+    given = broker.home_assistant.model_fields_set
+    if given and broker.home_assistant.enabled:
+        key = "home_assistant.enabled" if "enabled" in given else "home_assistant"
+        yield f"{key}: has no effect yet: this version publishes no discovery"
+    yield from _about_groups(broker.groups)
+    yield from _about_events(broker.events)
 
 
 def _about_webhook(webhook: WebhookConfig) -> Iterator[str]:
     parts = split_url(webhook.url.get_secret_value(), ("https", "http"))
     if parts.scheme == "http" and not is_private(parts.hostname or ""):
         yield "url: health data goes over the internet in the clear (use https://)"
+    yield from _about_groups(webhook.groups)
+    yield from _about_events(webhook.events)
+
+
+def _about_groups(groups: Sequence[str]) -> Iterator[str]:
+    for index, one in enumerate(groups):
+        if not _GROUP_ID.fullmatch(one):
+            yield f"groups[{index}]: {one!r} is no id_group: sinks take no labels yet (bace-bridge devices lists ids)"
+
+
+def _about_events(globs: Sequence[str]) -> Iterator[str]:
+    for index, glob in enumerate(globs):
+        if has_no_effect_yet(glob):
+            yield f"events[{index}]: {glob!r} has no effect yet: this version sends no such events"

@@ -10,6 +10,7 @@ from bace_bridge.config.places import cloud_url, listen_address, store_path, sto
 from bace_bridge.config.section import Section
 from bace_bridge.config.values import (
     Duration,
+    FormerNames,
     OptionalSecret,
     Size,
     Start,
@@ -55,7 +56,7 @@ class CloudConfig(Section):
     password: OptionalSecret = Field(default=None, description="The account's password")
     access_token: OptionalSecret = Field(default=None, description="A token, instead of the four above")
     groups: tuple[Text, ...] = Field(
-        default=(), description="Only these devices (id_group); empty: all that the account can see"
+        default=(), description="Only these devices, by id_group or by label; empty: all that the account can see"
     )
     requests_per_minute: WholeNumber = Field(
         default=120, ge=1, description="The bridge never asks more often than this"
@@ -64,13 +65,15 @@ class CloudConfig(Section):
 
 
 class WatchConfig(Section):
-    session_interval: Duration = Field(default=10.0, description="How often the session list is looked at")
-    datapoint_interval: Duration = Field(default=15.0, description="How often each active session's datapoints are")
-    reconcile_interval: Duration = Field(
+    session_interval: Duration = Field(default=10.0, description="How often the session list is polled")
+    datapoint_interval: Duration = Field(
+        default=15.0, description="How often each active session's datapoints are fetched"
+    )
+    recheck_interval: Annotated[Duration, FormerNames(("reconcile_interval",))] = Field(
         default=60.0, description="How often known sessions are asked for by id, which shows removed ones"
     )
     backfill_interval: Duration = Field(
-        default=3600.0, description="How often the whole list is walked, for rows that no filter shows"
+        default=3600.0, description="How often the whole session list is read, slowly, for what no filter shows"
     )
     start_from: Start = Field(
         default=StartFrom("now"), description="What a first start reports: now, all, a time, or how long ago"
@@ -86,8 +89,9 @@ class StoreConfig(Section):
     )
     retention: Duration = Field(default=604_800.0, description="Delivered events are kept this long for replay")
     max_size: Size = Field(default=2**30, description="The store grows no larger; at it polling pauses")
-    memory: Duration = Field(
-        default=7_776_000.0, description="What was told of a finished session is remembered this long after its change"
+    session_retention: Annotated[Duration, FormerNames(("memory",))] = Field(
+        default=7_776_000.0,
+        description="What was published of a finished session is remembered this long after its last change",
     )
 
     @field_validator("max_size")
@@ -145,7 +149,7 @@ def _known_datatypes() -> dict[int, DatatypeConfig]:
 
 class Config(Section):
     cloud: CloudConfig = Field(description="The BACE cloud and the login")
-    watch: WatchConfig = Field(default=WatchConfig(), description="How often the cloud is looked at")
+    watch: WatchConfig = Field(default=WatchConfig(), description="How often the cloud is polled")
     store: StoreConfig = Field(default=StoreConfig(), description="Where the bridge keeps what it knows")
     mqtt: tuple[MqttConfig, ...] = Field(default=(), description="MQTT brokers to tell")
     webhooks: tuple[WebhookConfig, ...] = Field(default=(), description="Web addresses to tell")

@@ -7,8 +7,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from bace_bridge.config.places import broker_url
 from bace_bridge.config.section import Section
-from bace_bridge.config.sinks import Events, Name
-from bace_bridge.config.values import Duration, OptionalSecret, Text, WholeNumber, mistake, whole_number
+from bace_bridge.config.sinks import Events, MaxInFlight, Name
+from bace_bridge.config.values import Duration, OptionalSecret, Text, mistake, whole_number
 
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 _LONGEST_KEEPALIVE = 65535
@@ -42,9 +42,9 @@ class TlsConfig(Section):
 
 
 class HomeAssistantConfig(Section):
-    """Read and checked, for later: this version does not publish discovery yet."""
+    """Read and checked, but without effect yet; see `cautions.py`."""
 
-    enabled: bool = Field(default=True, description="Publish discovery (not in this version yet)")
+    enabled: bool = Field(default=True, description="Publish discovery (no effect yet)")
     prefix: Topic = Field(default="homeassistant", description="Home Assistant's discovery prefix")
     mode: Literal["device", "component"] = Field(default="device", description="One message a device, or one an entity")
 
@@ -66,10 +66,12 @@ class MqttConfig(Section):
     tls: TlsConfig = Field(default=TlsConfig(), description="For mqtts:// and wss://")
     events: Events = Field(default=("*",), description="Which events this sink gets: globs on the event type")
     groups: tuple[Text, ...] = Field(default=(), description="Only these devices (id_group); empty: all")
-    in_flight: WholeNumber = Field(default=200, ge=1, le=65535, description="Messages that wait for the broker's word")
+    max_in_flight: MaxInFlight = Field(
+        default=200, ge=1, le=65535, description="Messages without an acknowledgement at the same time"
+    )
     home_assistant: HomeAssistantConfig = Field(
         default=HomeAssistantConfig(),
-        description="Discovery for Home Assistant (not published in this version yet)",
+        description="Discovery for Home Assistant (no effect yet)",
     )
 
     @property

@@ -6,11 +6,12 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from bace_bridge.config.values import mistake
+from bace_bridge.config.values import FormerNames, WholeNumber, mistake
 from bace_bridge.domain.events import EVENT_TYPES
 from bace_bridge.domain.routing import matches
 
-_KNOWN_TYPES = (*EVENT_TYPES, "alert.firing", "alert.resolved")
+_TYPES_TO_COME = ("alert.firing", "alert.resolved")
+"""Accepted, but no version sends them yet: no message offers them."""
 
 
 def _name(value: str) -> str:
@@ -26,12 +27,18 @@ def _event_globs(globs: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _event_glob(glob: str) -> str:
-    if not any(matches(known, (glob,)) for known in _KNOWN_TYPES):
-        close = get_close_matches(glob, (*_KNOWN_TYPES, "session.*", "alert.*", "cloud.*"), n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(_KNOWN_TYPES)}"
+    if not any(matches(known, (glob,)) for known in (*EVENT_TYPES, *_TYPES_TO_COME)):
+        close = get_close_matches(glob, (*EVENT_TYPES, "session.*", "cloud.*", "sink.*"), n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(EVENT_TYPES)}"
         raise mistake(f"{glob!r} matches no event type", hint)
     return glob
 
 
+def has_no_effect_yet(glob: str) -> bool:
+    """True for a glob that matches no event that this version sends."""
+    return not any(matches(known, (glob,)) for known in EVENT_TYPES)
+
+
+MaxInFlight = Annotated[WholeNumber, FormerNames(("in_flight", "concurrency"))]
 Name = Annotated[str, AfterValidator(_name)]
 Events = Annotated[tuple[Annotated[str, AfterValidator(_event_glob)], ...], AfterValidator(_event_globs)]

@@ -37,6 +37,13 @@ class FromFile:
 
 
 @dataclass(frozen=True)
+class FormerNames:
+    """Marks a key that was called otherwise once; the configuration is refused with the name that it has now."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class StartFrom:
     """From when on a first start reports.
 

@@ -8,8 +8,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJson
 
 from bace_bridge.config.places import split_url
 from bace_bridge.config.section import Section
-from bace_bridge.config.sinks import Events, Name
-from bace_bridge.config.values import Duration, FromFile, Text, WholeNumber, mistake
+from bace_bridge.config.sinks import Events, MaxInFlight, Name
+from bace_bridge.config.values import Duration, FromFile, Text, mistake
 
 _SECRET_PREFIX = "whsec_"  # noqa: S105  # the prefix of Standard Webhooks, not a secret
 _SECRET_BYTES = range(24, 65)
@@ -83,7 +83,7 @@ class WebhookConfig(Section):
     groups: tuple[Text, ...] = Field(default=(), description="Only these devices (id_group); empty: all")
     headers: dict[HeaderName, HeaderValue] = Field(default={}, description="Sent with every request")
     timeout: Duration = Field(default=15.0, description="An answer is waited for this long")
-    concurrency: WholeNumber = Field(default=10, ge=1, description="Requests at the same time, one a data session")
+    max_in_flight: MaxInFlight = Field(default=10, ge=1, description="Requests at the same time, one a data session")
     rate_limit: float = Field(default=0, ge=0, allow_inf_nan=False, description="Requests a second; 0: no limit")
 
     @property

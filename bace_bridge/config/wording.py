@@ -7,6 +7,7 @@ from pydantic_core import ErrorDetails
 
 from bace_bridge.config.files import is_from_file
 from bace_bridge.config.paths import Place, as_written, model_at, spell
+from bace_bridge.config.values import FormerNames
 from bace_bridge.errors import Mistake
 
 _WHOLE_NUMBER = ("must be a whole number", "")
@@ -54,6 +55,20 @@ def in_words(error: ErrorDetails, model: type[BaseModel], raw: object) -> Mistak
 def _unknown_key(place: Place, section: type[BaseModel]) -> Mistake:
     known = [*section.model_fields]
     known += [f"{key}_file" for key, info in section.model_fields.items() if is_from_file(info)]
-    close = get_close_matches(str(place[-1]), known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(known))}"
+    written, now_called = str(place[-1]), _former_names(section)
+    if written in now_called:
+        return Mistake(spell(place), f"is now called {now_called[written]}")
+    close = get_close_matches(written, [*known, *now_called], n=1)
+    hint = f"did you mean {now_called.get(close[0], close[0])}?" if close else f"known here: {', '.join(sorted(known))}"
     return Mistake(spell(place), "is not a key that bace-bridge knows", hint)
+
+
+def _former_names(section: type[BaseModel]) -> dict[str, str]:
+    """Each former name of a key, with the name that the key has now."""
+    return {
+        former: key
+        for key, info in section.model_fields.items()
+        for mark in info.metadata
+        if isinstance(mark, FormerNames)
+        for former in mark.names
+    }

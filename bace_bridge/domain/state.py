@@ -3,6 +3,20 @@
 import msgspec
 
 
+class KnownDevice(msgspec.Struct, frozen=True):
+    """A device of which data sessions are known, or which the cloud lists.
+
+    `last_seen_at` is the newest time that the cloud has of it: of a datapoint, or of a session's start or end. The last
+    session is the active one, where there is one.
+    """
+
+    id: str
+    label: str | None = None
+    active_session_id: str | None = None
+    last_session_id: str | None = None
+    last_seen_at: float | None = None
+
+
 class LatestPoint(msgspec.Struct, frozen=True):
     """The newest datapoint of a series; `payload` is the contract's datapoint object as JSON."""
 

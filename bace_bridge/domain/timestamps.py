@@ -2,6 +2,9 @@ from datetime import UTC, datetime
 
 import msgspec
 
+EARLIEST, LATEST = -62_000_000_000.0, 253_000_000_000.0
+"""Epoch seconds of the years 5 and 9987: what lies beyond, and NaN, is no time that a calendar holds."""
+
 
 def iso_utc(seconds: float) -> str:
     """Seconds since the epoch as ISO 8601 in UTC with `Z`.

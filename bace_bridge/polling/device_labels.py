@@ -1,10 +1,10 @@
 """The labels of devices: from the sessions' expanded groups, else from the groups themselves, once an hour."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import structlog
 
-from bace_bridge.errors import CloudError
+from bace_bridge.errors import CloudError, CloudLoginFailed, CloudRefused
 from bace_bridge.polling.needs import SessionCloud
 from bace_bridge.polling.reading import Reader
 from bace_bridge.polling.rules.ranges import halves_of
@@ -16,50 +16,82 @@ log = structlog.get_logger()
 LABEL_AGE = 3600.0
 """Seconds after which a device's label is asked for again, where sessions do not bring it along."""
 
+LABEL_RETRY = 300.0
+"""The same where the cloud failed to answer."""
+
 LABELS_AT_ONCE = 10
 """Groups in one request: the answer's `Link` header repeats their ids, and proxies limit headers."""
 
 
 class DeviceLabels:
-    """Labels by group id. A label that cannot be had is None: it is never a reason not to report a session."""
+    """Labels by group id. One that cannot be had is None, which is no reason not to report a session.
+
+    `refusal` says why the account may not read them.
+    """
 
     def __init__(self, cloud: SessionCloud, *, clock: Callable[[], float]) -> None:
         self._cloud = cloud
         self._clock = clock
-        self._labels: dict[str, tuple[str | None, float]] = {}
+        self._labels: dict[str, str | None] = {}
+        self._fresh_until: dict[str, float] = {}
+        self.refusal: str | None = None
 
-    async def of(self, rows: Sequence[SeenSession], known: dict[str, KnownSession]) -> dict[str, str | None]:
-        """The labels of the rows' groups."""
+    @property
+    def known(self) -> dict[str, str | None]:
+        """What was seen of devices since the start."""
+        return self._labels
+
+    async def of(
+        self, rows: Sequence[SeenSession], known: dict[str, KnownSession], *, deciding: Collection[str] = ()
+    ) -> dict[str, str | None]:
+        """The labels of the rows' groups.
+
+        Raises CloudErrors where the cloud is away and the label of a group in `deciding` is unknown: without it nobody
+        knows whether the group is watched, and a row that is passed over is not shown again for long.
+        """
         now = self._clock()
         for row in rows:
             group = row.session.group_id
             if row.device_label is not None:
-                self._labels[group] = (row.device_label, now)
+                self._note(group, row.device_label, now + LABEL_AGE)
             elif group not in self._labels and (one := known.get(row.session.id)) is not None and one.device_label:
-                self._labels[group] = (one.device_label, now)
+                self._note(group, one.device_label, now + LABEL_AGE)
         groups = {row.session.group_id for row in rows}
         stale = sorted(group for group in groups if self._is_stale(group, now))
-        self._labels |= {group: (self._labels.get(group, (None, 0.0))[0], now) for group in stale}
         while stale:
-            found = await self._ask(stale[:LABELS_AT_ONCE], now)
-            stale = [group for group in stale[LABELS_AT_ONCE:] if group not in found]
-        return {group: self._labels[group][0] for group in groups}
+            part, stale = stale[:LABELS_AT_ONCE], stale[LABELS_AT_ONCE:]
+            await self._ask(part, now, deciding=set(part) & set(deciding))
+            stale = [group for group in stale if self._is_stale(group, now)]
+        return {group: self._labels[group] for group in groups}
 
-    async def _ask(self, groups: Sequence[str], now: float) -> set[str]:
-        """The groups whose labels came, which may be more than were asked for."""
+    async def _ask(self, groups: Sequence[str], now: float, *, deciding: Collection[str]) -> None:
+        """Notes the labels that came, which may be more than were asked for, and that the others did not."""
         reader = Reader(self._cloud)
-        found: set[str] = set()
 
         async def read(part: Sequence[str]) -> None:
             labels = await reader.ask(lambda: self._cloud.group_labels(part), long=len(part) > 1)
-            self._labels.update({group: (label, now) for group, label in labels.items()})
-            found.update(labels)
+            for group in {*part, *labels}:
+                self._note(group, labels.get(group, self._labels.get(group)), now + LABEL_AGE)
 
+        again = LABEL_RETRY
         try:
             await reader.bisect(groups, read, halves_of)
+            self.refusal = None
+        except CloudRefused as error:
+            self.refusal, again = str(error), LABEL_AGE
+            log.debug("cloud.no_group_labels", reason=str(error))
+        except CloudLoginFailed as error:
+            log.debug("cloud.no_group_labels", reason=str(error))
         except CloudError as error:
             log.debug("cloud.no_group_labels", reason=str(error))
-        return found
+            if any(self._labels.get(one) is None for one in deciding):
+                raise
+        for group in groups:
+            if self._is_stale(group, now):
+                self._note(group, self._labels.get(group), now + again)
+
+    def _note(self, group: str, label: str | None, until: float) -> None:
+        self._labels[group], self._fresh_until[group] = label, until
 
     def _is_stale(self, group: str, now: float) -> bool:
-        return group not in self._labels or not 0 <= now - self._labels[group][1] <= LABEL_AGE
+        return group not in self._labels or not 0 < self._fresh_until[group] - now <= LABEL_AGE

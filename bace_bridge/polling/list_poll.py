@@ -19,6 +19,7 @@ from bace_bridge.polling.rules.first_start import FirstStart, newest_stamp
 from bace_bridge.polling.rules.ranges import GAP_RETRY
 from bace_bridge.polling.rules.selection import with_selection
 from bace_bridge.polling.rules.sessions import DataSession
+from bace_bridge.polling.selection_check import SelectionCheck
 from bace_bridge.polling.updates import NotHonoured, Updates
 
 log = structlog.get_logger()
@@ -63,6 +64,7 @@ class ListPoll:
         self._state: PollState | None = None
         self._updates_work = True
         self._turn_after = ""
+        self._selection = SelectionCheck(cloud, journal, recorder.labels, recorder.groups, clock=clock)
         self._recheck = Recheck(cloud, journal, recorder, interval=settings.recheck_interval, clock=clock)
         self._newest = NewestSessions(journal, recorder, self._recheck, clock=clock)
         self._backfill = Backfill(
@@ -83,6 +85,11 @@ class ListPoll:
     def unreadable(self) -> list[str]:
         """The records on which the cloud breaks while everything else is read."""
         return self._recorder.unreadable.names
+
+    @property
+    def selection_problem(self) -> str | None:
+        """What matches no device in `cloud.groups`."""
+        return self._selection.problem
 
     async def poll(self) -> None:
         reader = Reader(self._cloud)
@@ -109,6 +116,7 @@ class ListPoll:
         await self._save(replace(state, unstamped=state.unstamped or reader.saw_unstamped))
         if reader.lost_reason is not None and not reader.rows_read:
             raise UnexpectedReply(f"no data session can be read: {reader.lost_reason}")
+        await self._selection.check_due()
 
     async def _save(self, state: PollState) -> None:
         if state != self._state:

@@ -1,4 +1,4 @@
-"""The two loops that watch the cloud: the session list, and the datapoints of the sessions that are due."""
+"""The two loops that poll the cloud: the session list, and the datapoints of the sessions that are due."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -12,13 +12,13 @@ from bace_bridge.domain.retry import backoff
 from bace_bridge.errors import CloudError, CloudLoginFailed, CloudRefused, CloudUnavailable, StoreError, StoreUnusable
 from bace_bridge.polling.needs import PointJournal, SessionJournal
 from bace_bridge.polling.rules.changes import Changes
-from bace_bridge.polling.rules.outages import FAILURES_TO_TELL, CloudOutage, Kind, after_failure, after_success
+from bace_bridge.polling.rules.outages import FAILURES_TO_REPORT, CloudOutage, Kind, after_failure, after_success
 from bace_bridge.polling.rules.sessions import END_PATIENCE, KnownSession
 
 log = structlog.get_logger()
 
 LONGEST_PAUSE = 60.0
-"""Seconds between looks at a cloud that is away; a longer wait only where the cloud itself asks for it."""
+"""Seconds between two polls of a cloud that is away; a longer wait only where the cloud itself asks for it."""
 
 FETCHES_AT_ONCE = 4
 FETCHES_LOOKED_UP = 16
@@ -44,16 +44,16 @@ def pause_after(error: CloudError, failures: int, *, jitter: float, longest: flo
     return max(asked, backoff(failures, jitter=jitter, longest=longest))
 
 
-class Looks(Protocol):
+class Poller(Protocol):
     async def poll(self) -> None: ...
 
 
 class SessionLoop:
-    """Looks at the session list for ever, and says once when the cloud goes away and when it is back."""
+    """Polls the session list for ever; an outage of the cloud is an event once, and in the log once a process."""
 
     def __init__(
         self,
-        looks: Looks,
+        poller: Poller,
         journal: SessionJournal,
         *,
         interval: float,
@@ -63,17 +63,18 @@ class SessionLoop:
         after_poll: Callable[[], None],
         pause: Pause = pause_until,
     ) -> None:
-        self._looks = looks
+        self._poller = poller
         self._journal = journal
         self._interval = interval
         self._clock = clock
         self._monotonic = monotonic
         self._jitter = jitter
-        self._on_look = after_poll
+        self._after_poll = after_poll
         self._pause = pause
         self._called = asyncio.Event()
-        self.trouble = CloudOutage()
-        self._remembers = False
+        self.outage = CloudOutage()
+        self._outage_loaded = False
+        self._logged: set[Kind] = set()
         self.store_problem: str | None = None
         self.last_success_at: float | None = None
         self.next_poll_at: float | None = None
@@ -84,8 +85,8 @@ class SessionLoop:
 
     def clock_stepped(self, seconds: float) -> None:
         """The wall clock was set: what was noted by it moves along."""
-        if self.trouble.since is not None:
-            self.trouble = msgspec.structs.replace(self.trouble, since=self.trouble.since + seconds)
+        if self.outage.since is not None:
+            self.outage = msgspec.structs.replace(self.outage, since=self.outage.since + seconds)
         if self.last_success_at is not None:
             self.last_success_at += seconds
         if self.next_poll_at is not None:
@@ -94,42 +95,44 @@ class SessionLoop:
     async def run(self) -> None:
         while True:
             started = self._monotonic()
-            wait = await self._look()
+            wait = await self._poll()
             self.beat_at = self._monotonic()
             rest = max(0.0, wait - (self.beat_at - started))
             self.next_beat_at, self.next_poll_at = self.beat_at + rest, self._clock() + rest
-            self._on_look()
+            self._after_poll()
             await self._pause(self._called, rest)
 
-    async def _look(self) -> float:
-        """One look; returns the seconds from its beginning to the next one."""
+    async def _poll(self) -> float:
+        """One poll; returns the seconds from its beginning to the next one."""
         try:
-            await self._remember()
+            await self._load_outage()
             self._journal.ensure_room()
-            await self._looks.poll()
+            await self._poller.poll()
             await self._note_success()
         except StoreUnusable:
             raise
         except StoreError as error:
+            log.debug("sessions.store_unusable", reason=str(error))
             self.store_problem = str(error)
             return max(self._interval, 5.0)
         except CloudError as error:
             return await self._note_failure(error)
         return self._interval
 
-    async def _remember(self) -> None:
-        """A trouble that was told before a restart is told as over, once."""
-        if not self._remembers:
-            self.trouble = await self._journal.trouble()
-            self._remembers = True
+    async def _load_outage(self) -> None:
+        """An outage that an earlier process reported: this one reports that it is over, once."""
+        if not self._outage_loaded:
+            self.outage = await self._journal.outage()
+            self._outage_loaded = True
 
     async def _note_success(self) -> None:
-        told = self.trouble.told
-        after, events = after_success(self.trouble, now=self._clock())
-        await self._tell(events, after)
-        self.trouble = after
-        if told is not None:
+        reported = self.outage.reported
+        after, events = after_success(self.outage, now=self._clock())
+        await self._commit(events, after)
+        self.outage = after
+        if reported is not None or self._logged:
             log.info("cloud.recovered")
+            self._logged.clear()
         self.last_success_at = self._clock()
         self.store_problem = None
 
@@ -138,26 +141,32 @@ class SessionLoop:
             isinstance(error, CloudRefused) and error.status in {401, 403}
         )
         kind: Kind = "auth_failed" if refused else "unreachable"
-        before, name = self.trouble, f"cloud.{kind}"
-        self.trouble, events = after_failure(before, kind, str(error), now=self._clock())
-        if before.kind != kind:
-            log.warning(name, reason=str(error), then="trying again")
-        else:
-            log.debug(name, reason=str(error), failures=self.trouble.failures)
+        before = self.outage
+        self.outage, events = after_failure(before, kind, str(error), now=self._clock())
+        self._log_failure(kind, str(error))
         try:
-            await self._tell(events, self.trouble)
+            await self._commit(events, self.outage)
         except StoreUnusable:
             raise
         except StoreError as full:
             self.store_problem = str(full)
-            # Not told: the next failure tells it, with the same id.
-            self.trouble = msgspec.structs.replace(self.trouble, told=before.told)
+            # Not reported: the next failure is, with the same id.
+            self.outage = msgspec.structs.replace(self.outage, reported=before.reported)
         longest = max(self._interval, LONGEST_PAUSE)
-        return pause_after(error, self.trouble.failures, jitter=self._jitter(), longest=longest)
+        return pause_after(error, self.outage.failures, jitter=self._jitter(), longest=longest)
 
-    async def _tell(self, events: Sequence[Event], trouble: CloudOutage) -> None:
+    def _log_failure(self, kind: Kind, reason: str) -> None:
+        """Each kind once an outage, by every process: what an earlier one wrote is not in the log that is read now."""
+        name = f"cloud.{kind}"
+        if kind in self._logged:
+            log.debug(name, reason=reason, failures=self.outage.failures)
+        else:
+            log.warning(name, reason=reason, then="trying again")
+            self._logged.add(kind)
+
+    async def _commit(self, events: Sequence[Event], outage: CloudOutage) -> None:
         if events:
-            await self._journal.commit(Changes(events=tuple(events), trouble=trouble))
+            await self._journal.commit(Changes(events=tuple(events), outage=outage))
 
 
 class Endpoint(Protocol):
@@ -263,7 +272,7 @@ class DatapointLoop:
         self._times_away += 1
         wait = pause_after(away, self._times_away, jitter=self._jitter())
         self._resume_at = max(self._resume_at, self._monotonic() + wait)
-        if self._times_away >= FAILURES_TO_TELL:
+        if self._times_away >= FAILURES_TO_REPORT:
             if self._outage is None:
                 log.warning("datapoints.unavailable", reason=str(away), then="trying again")
             self._outage = str(away)

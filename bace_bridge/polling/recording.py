@@ -11,7 +11,7 @@ from bace_bridge.polling.needs import SessionCloud, SessionJournal
 from bace_bridge.polling.rules.absences import Absence, is_removed, with_answer
 from bace_bridge.polling.rules.changes import Changes, PollState
 from bace_bridge.polling.rules.seen import Page, SeenSession
-from bace_bridge.polling.rules.selection import is_selected, starts_from
+from bace_bridge.polling.rules.selection import decides_by_label, is_selected, starts_from
 from bace_bridge.polling.rules.sessions import KnownSession, Observation, agree, contradicts, observe, observe_absence
 from bace_bridge.polling.unreadable import UnreadableRecords, record_of
 
@@ -42,7 +42,7 @@ class SessionRecorder:
         self._journal = journal
         self._deciding = deciding
         self._clock = clock
-        self._labels = DeviceLabels(cloud, clock=clock)
+        self.labels = DeviceLabels(cloud, clock=clock)
         self._absences: dict[str, Absence] = {}
         self._named: set[tuple[str, str]] = set()
 
@@ -93,7 +93,10 @@ class SessionRecorder:
 
     async def _commit_rows(self, rows: Sequence[SeenSession], state: PollState) -> list[Observation]:
         before = await self._journal.known([row.session.id for row in rows])
-        labels = await self._labels.of(rows, before)
+        undecided = {row.session.group_id for row in rows if row.session.id not in before}
+        labels = await self.labels.of(
+            rows, before, deciding={group for group in undecided if decides_by_label(self.groups, group)}
+        )
         rows = sorted(
             (
                 row

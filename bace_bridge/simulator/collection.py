@@ -41,13 +41,14 @@ def collection(
     quirks: Quirks,
     page_rules: PageRules,
     beside: Mapping[str, Any] | None = None,
+    altered: Callable[[Sequence[T]], Iterable[T]] = lambda page: page,
 ) -> web.Response:
-    """One page of the rows, in the form of every BACE collection."""
+    """One page of the rows, in the form of every BACE collection; `altered` changes the rows of that page."""
     pairs = pairs_of(request)
     shown = page(pairs, len(rows), page_rules)
     links = _links(f"{base_of(request, quirks)}{request.path}", pairs, shown, page_rules)
     body = {
-        "items": _items([as_json(row) for row in rows[shown.rows]], quirks),
+        "items": _items([as_json(row) for row in altered(rows[shown.rows])], quirks),
         "_links": {name: {"href": url} for name, url in links.items()},
         "_meta": shown.meta,
         **(beside or {}),

@@ -1,4 +1,7 @@
-"""Rows that come twice: what a join in the server's query leads to."""
+"""Rows that come twice: what a join in the server's query leads to.
+
+A session's two rows are on one page, for a client that sees only the wrong one cannot know it.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -6,6 +9,9 @@ from zlib import crc32
 
 from bace_bridge.simulator.datapoints import Row
 from bace_bridge.simulator.facts import Session
+
+OTHER_VALUE = 0.5
+"""By how much the average of a conflicting datapoint differs."""
 
 _POINTS = 20
 _SESSIONS = 2
@@ -24,7 +30,7 @@ def points(rows: Iterable[Row], *, conflicting: bool) -> Iterator[Row]:
     for row in rows:
         yield row
         if _is_chosen(f"{row.series.id_container_data_latest} {row.timestamp_seconds}", _POINTS):
-            low, high, average = row.min_val - 1, row.max_val + 1, row.avg_val + 0.5
+            low, high, average = row.min_val - 1, row.max_val + 1, row.avg_val + OTHER_VALUE
             yield row._replace(min_val=low, max_val=high, avg_val=average) if conflicting else row
 
 

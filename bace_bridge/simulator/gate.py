@@ -80,11 +80,8 @@ class Gate:
     def _proxied(self, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
         """The answer as it comes through the web server before PHP."""
         limit = self._cloud.quirks.header_limit
-        if (
-            limit
-            and not response.prepared
-            and header_bytes({**response.headers, **self._rates.get(id(request), {})}) > limit
-        ):
+        sent = {**response.headers, **self._rates.get(id(request), {})}
+        if limit and not response.prepared and header_bytes(sent) > limit:
             self._rates.pop(id(request), None)
             return bad_gateway()
         return response

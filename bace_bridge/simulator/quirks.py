@@ -237,7 +237,7 @@ _KINDS: Mapping[str, _Kind] = {
         "about each twentieth datapoint comes again with other values", {"conflicting_points": True}
     ),
     "duplicate-sessions": _Kind(
-        "about each second session is in a list twice, once with other facts", {"duplicate_sessions": True}
+        "about each second session is in its page twice, once with other facts", {"duplicate_sessions": True}
     ),
     "replica-lag": _Kind(
         "so many of the reads show everything as it was that long ago",

@@ -56,8 +56,6 @@ class Routes:
         rows = self._sessions.of(
             (cloud.sessions.version, *_question(pairs)), lambda: cloud.sessions.select(condition, by)
         )
-        if quirks.duplicate_sessions:
-            rows = list(duplicates.sessions(rows))
         rows = self._tied(rows, by, shelf.reader)
         base, expand = base_of(request, quirks), self._expands(pairs)
         return collection(
@@ -67,6 +65,7 @@ class Routes:
             quirks=quirks,
             page_rules=rules(quirks, default=20, maximum=100),
             beside={"expand": SESSION_EXPANDS, "labels": SESSION_LABELS},
+            altered=duplicates.sessions if quirks.duplicate_sessions else list,
         )
 
     async def view_session(self, request: web.Request) -> web.Response:

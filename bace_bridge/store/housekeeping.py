@@ -80,14 +80,16 @@ class Cap:
 
 
 class Upkeep:
-    """Does what is due in short pieces. `retention` and `memory` are in seconds."""
+    """Does what is due in short pieces. `retention` and `session_retention` are in seconds."""
 
-    def __init__(self, file: SqliteFile, event_log: EventLog, cap: Cap, *, retention: float, memory: float) -> None:
+    def __init__(
+        self, file: SqliteFile, event_log: EventLog, cap: Cap, *, retention: float, session_retention: float
+    ) -> None:
         self._file = file
         self._log = event_log
         self._cap = cap
         self._retention = retention
-        self._memory = memory
+        self._session_retention = session_retention
         self._forgotten_upto = ""
         self._pruned_untold = 0
         self._forgotten_untold = 0
@@ -154,8 +156,8 @@ class Upkeep:
             self._pruned_untold = self._forgotten_untold = 0
 
     async def _forget_early(self, now: float) -> int:
-        """Or the memory of sessions that are over would stop the watching of those that are not."""
-        after, unchanged_since = self._early_upto, now - min(self._memory, FORGOTTEN_AT_CAP)
+        """Or what is remembered of sessions that are over would stop the watching of those that are not."""
+        after, unchanged_since = self._early_upto, now - min(self._session_retention, FORGOTTEN_AT_CAP)
         self._early_upto, forgotten = await self._file.write(
             lambda connection: forget_oldest(connection, after=after, unchanged_since=unchanged_since), side="upkeep"
         )
@@ -165,7 +167,7 @@ class Upkeep:
 
     async def _forget(self, now: float) -> bool:
         """Goes on with the walk through the sessions that have windows; True at the end of it."""
-        after, unchanged_since = self._forgotten_upto, now - self._memory
+        after, unchanged_since = self._forgotten_upto, now - self._session_retention
         upto = await self._file.write(
             lambda connection: forget_windows(connection, after=after, unchanged_since=unchanged_since), side="upkeep"
         )

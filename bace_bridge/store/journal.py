@@ -15,7 +15,7 @@ from bace_bridge.polling.rules.windows import Window, WindowState
 from bace_bridge.store.sqlite import SqliteFile
 
 WATCH = "watch"
-TROUBLE = "trouble"
+OUTAGE = "trouble"
 
 
 class Journal:
@@ -53,8 +53,8 @@ class Journal:
             append_events(connection, changes.events)
             if changes.watch is not None:
                 write_fact(connection, WATCH, msgspec.json.encode(changes.watch).decode())
-            if changes.trouble is not None:
-                write_fact(connection, TROUBLE, msgspec.json.encode(changes.trouble).decode())
+            if changes.outage is not None:
+                write_fact(connection, OUTAGE, msgspec.json.encode(changes.outage).decode())
 
         await self._file.write(work, side="known")
         if changes.events:
@@ -66,9 +66,9 @@ class Journal:
         value = await self._file.read(lambda connection: read_fact(connection, WATCH))
         return None if value is None else msgspec.json.decode(value, type=PollState)
 
-    async def trouble(self) -> CloudOutage:
-        """The cloud's trouble that was told last and is not over; an empty one where there is none."""
-        value = await self._file.read(lambda connection: read_fact(connection, TROUBLE))
+    async def outage(self) -> CloudOutage:
+        """The cloud's outage that was reported last and is not over; an empty one where there is none."""
+        value = await self._file.read(lambda connection: read_fact(connection, OUTAGE))
         return CloudOutage() if value is None else msgspec.json.decode(value, type=CloudOutage)
 
     async def known(self, ids: Collection[str]) -> dict[str, KnownSession]:
@@ -105,6 +105,18 @@ class Journal:
         """The known sessions that a list by `start` has to show down to `start`."""
         query = "select known from sessions where not removed and start > ? order by start desc limit 200"
         return await self._file.read(lambda connection: _decoded(connection.execute(query, (start,))))
+
+    async def device_labels(self) -> dict[str, str | None]:
+        """The newest labels, by id, of the devices whose data sessions are known."""
+        labels = """select group_id, json_extract(known, '$.device_label') as label, max(start) from sessions
+            where label is not null group by group_id"""
+
+        def work(connection: sqlite3.Connection) -> dict[str, str | None]:
+            ids = connection.execute("select distinct group_id from sessions")
+            unnamed: dict[str, str | None] = dict.fromkeys(row[0] for row in ids)
+            return unnamed | {row[0]: str(row[1]) for row in connection.execute(labels)}
+
+        return await self._file.read(work)
 
     async def overdue_ends(self, seen_before: float) -> list[KnownSession]:
         """The sessions whose end was seen before a time and has not been told yet."""

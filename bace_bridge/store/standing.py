@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 
 import msgspec
 
-from bace_bridge.domain.state import DeviceState, LatestPoint
+from bace_bridge.domain.state import DeviceState, KnownDevice, LatestPoint
 from bace_bridge.polling.rules.fetches import is_current
 from bace_bridge.polling.rules.sessions import KnownSession, view
 from bace_bridge.store.sqlite import SqliteFile
@@ -37,6 +37,14 @@ class Standing:
 
         return await self._file.read(work)
 
+    async def known_devices(self) -> list[KnownDevice]:
+        """For people, those that were seen last first."""
+
+        def work(connection: sqlite3.Connection) -> list[KnownDevice]:
+            return [_known_device(connection, device) for device in _all_devices(connection)]
+
+        return sorted(await self._file.read(work), key=lambda one: one.last_seen_at or 0.0, reverse=True)
+
     async def sessions(self, *, state: str | None, limit: int) -> list[KnownSession]:
         """Known sessions for people, newest first."""
         query = "select known from sessions order by start desc"
@@ -52,14 +60,10 @@ class Standing:
         return await self._file.read(work)
 
     def _state(self, connection: sqlite3.Connection, device: str, available: bool) -> DeviceState:
-        row = connection.execute(
-            "select known from sessions where group_id = ? and not removed order by active desc, start desc limit 1",
-            (device,),
-        ).fetchone()
+        known = _last_session(connection, device)
         points = connection.execute(
             "select source_device, datatype, payload from latest where device_id = ?", (device,)
         )
-        known = None if row is None else msgspec.json.decode(row[0], type=KnownSession)
         return DeviceState(
             device_id=device,
             available=available and (known is None or self._is_current(known)),
@@ -68,12 +72,13 @@ class Standing:
         )
 
     async def stale(self) -> frozenset[str]:
-        """The devices whose active data session's datapoints were read too long ago."""
-        query = "select known from sessions where active"
+        """The devices of which the datapoints of the active data session that is shown were read too long ago."""
+        query = "select known from sessions where active order by start"
 
         def work(connection: sqlite3.Connection) -> frozenset[str]:
-            active = (msgspec.json.decode(row[0], type=KnownSession) for row in connection.execute(query))
-            return frozenset(one.session.group_id for one in active if not self._is_current(one))
+            active = [msgspec.json.decode(row[0], type=KnownSession) for row in connection.execute(query)]
+            shown = {one.session.group_id: one for one in active}
+            return frozenset(group for group, one in shown.items() if not self._is_current(one))
 
         return await self._file.read(work)
 
@@ -90,3 +95,35 @@ class Standing:
 def _all_devices(connection: sqlite3.Connection) -> list[str]:
     rows = connection.execute("select group_id from sessions union select device_id from latest")
     return [str(row[0]) for row in rows]
+
+
+def _last_session(connection: sqlite3.Connection, device: str) -> KnownSession | None:
+    """The newest active data session of a device, else the newest one."""
+    row = connection.execute(
+        "select known from sessions where group_id = ? and not removed order by active desc, start desc limit 1",
+        (device,),
+    ).fetchone()
+    return None if row is None else msgspec.json.decode(row[0], type=KnownSession)
+
+
+def _known_device(connection: sqlite3.Connection, device: str) -> KnownDevice:
+    last = _last_session(connection, device)
+    label = connection.execute(
+        """select json_extract(known, '$.device_label') as label from sessions
+        where group_id = ? and label is not null order by start desc limit 1""",
+        (device,),
+    ).fetchone()
+    (seen_at,) = connection.execute(
+        """select max(at) from (
+          select max(start, coalesce(json_extract(known, '$.session.end'), start)) as at from sessions
+            where group_id = :device
+          union all select timestamp from latest where device_id = :device)""",
+        {"device": device},
+    ).fetchone()
+    return KnownDevice(
+        device,
+        None if label is None else str(label[0]),
+        last.session.id if last is not None and last.session.end is None else None,
+        None if last is None else last.session.id,
+        seen_at,
+    )

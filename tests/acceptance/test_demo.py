@@ -11,21 +11,23 @@ import subprocess
 import sys
 import termios
 import time
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "bace_bridge", "demo"]
-CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("BACE_")}
+# The workers of xdist have COLUMNS and LINES, which would overrule the size of our terminal.
+CLEAN = {key: value for key, value in os.environ.items() if not key.startswith(("BACE_", "COLUMNS", "LINES"))}
 NEVER = ("Traceback", "whsec_", "simulator-secret", "Task was destroyed", "never awaited", "Unclosed")
-AN_EVENT = re.compile(r"^\d\d:\d\d:\d\d (session\.\w+) +(\S+)  .*mqtt bace/[0-9a-f-]+/\w+ \+ webhook, signature ✓$")
-
-
-class Emitted(NamedTuple):
-    after: float
-    text: str
+AN_EVENT = re.compile(
+    r"^\d\d:\d\d:\d\d (session\.\w+) +(\S+)  .*  (mqtt bace/[0-9a-f-]+/\w+)?( \+ )?(webhook, signature ✓)?$"
+)
+ON_BOTH_WAYS = re.compile(r"  mqtt bace/[0-9a-f-]+/\w+ \+ webhook, signature ✓$")
+DRAWN_IN_TIME = ("session.started", "Heart rate", "bace/<device>/event")
+"""What the picture shows once the first session has begun: before that it is not to be ended."""
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -50,40 +52,60 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def listen(process: subprocess.Popen[str], began: float) -> list[Emitted]:
-    """The lines of a process until it ends, each with its seconds since the start."""
+def read_until(process: subprocess.Popen[str], seen: Callable[[list[str]], bool]) -> list[str]:
+    """The lines up to the one with which it is all there; pytest's timeout shows where it never is."""
+    lines: list[str] = []
     assert process.stdout is not None
-    return [Emitted(time.monotonic() - began, text.rstrip("\n")) for text in process.stdout]
+    while not seen(lines) and (line := process.stdout.readline()):
+        lines.append(line.rstrip("\n"))
+    return lines
+
+
+def names_by_device(lines: list[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for line in lines:
+        if match := AN_EVENT.match(line):
+            found[match[2]].append(match[1])
+    return found
+
+
+def story_is_told(lines: list[str]) -> bool:
+    every = names_by_device(lines).values()
+    return any("session.csv_ready" in names for names in every) and any("session.updated" in names for names in every)
 
 
 @pytest.mark.slow
-def test_piped_a_session_runs_through_within_15_seconds(tmp_path: Path) -> None:
-    began = time.monotonic()
-    with start(tmp_path, "--for", "20s") as process:
-        told = listen(process, began)
-        errors = process.communicate()[1]
+def test_piped_a_session_runs_through(tmp_path: Path) -> None:
+    with start(tmp_path) as process:
+        lines = read_until(process, story_is_told)
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
+    lines += rest.splitlines()
     assert (process.returncode, errors) == (0, "")
-    assert 19 < time.monotonic() - began < 30
-    assert told[0].after < 5
-    everything = "\n".join(line.text for line in told)
+    everything = "\n".join(lines)
     assert [bad for bad in (*NEVER, "\x1b") if bad in everything] == []
 
-    events = [(line.after, match[1], match[2]) for line in told if (match := AN_EVENT.match(line.text))]
-    assert len(events) == sum(" session." in line.text for line in told)
-    first_device = events[0][2]
-    first = [(after, name) for after, name, device in events if device == first_device]
-    names = [name for _, name in first]
+    # On a slow machine, or at the end, an event may be written before it has arrived on its second way.
+    assert sum(" session." in line for line in lines) == sum(bool(AN_EVENT.match(line)) for line in lines)
+    assert any(ON_BOTH_WAYS.search(line) for line in lines)
+    names = next(names for names in names_by_device(lines).values() if "session.csv_ready" in names)
     ready = names.index("session.csv_ready")
     assert names[0] == "session.started"
-    assert set(names[1 : ready - 1]) == {"session.datapoints"}
     assert names[ready - 1] == "session.ended"
-    assert first[ready][0] < 15
-    assert {name for _, name, _ in events} >= {"session.updated"}
+    assert set(names[1 : ready - 1]) == {"session.datapoints"}
     assert re.fullmatch(
-        r"Stopped after \d+ s: (\d+) events with \d+ datapoints; \d+ MQTT messages; \1 webhook deliveries, "
-        r"rightly signed\.",
-        told[-1].text,
+        r"Stopped after \d+ s: [1-9]\d* events with [1-9]\d* datapoints; [1-9]\d* MQTT messages; "
+        r"[1-9]\d* webhook deliveries, rightly signed\.",
+        lines[-1],
     )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_stops_by_itself_after_the_time_given(tmp_path: Path) -> None:
+    with start(tmp_path, "--for", "1s") as process:
+        lines, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    assert lines.splitlines()[-1].startswith("Stopped after ")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -95,7 +117,7 @@ def test_a_signal_ends_it_well_and_leaves_nothing_behind(tmp_path: Path, number:
             if "session.started" in line:
                 break
         process.send_signal(number)
-        rest, errors = process.communicate(timeout=30)
+        rest, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
     assert rest.splitlines()[-1].startswith("Stopped after ")
     assert list(tmp_path.iterdir()) == []
@@ -108,19 +130,21 @@ def test_a_reader_that_leaves_ends_it_without_a_traceback(tmp_path: Path) -> Non
         process.stdout.readline()
         process.stdout.close()
         errors = process.stderr.read()
-        process.wait(timeout=30)
+        process.wait(timeout=60)
     assert (process.returncode, errors) == (0, "")
 
 
 def test_two_at_once_find_their_ports(tmp_path: Path) -> None:
-    with start(tmp_path, "--for", "6s") as one, start(tmp_path, "--for", "6s") as other:
-        told = [process.communicate(timeout=60) for process in (one, other)]
+    with start(tmp_path) as one, start(tmp_path) as other:
+        told = [read_until(process, lambda lines: "session.started" in "".join(lines)) for process in (one, other)]
+        for process in (one, other):
+            process.send_signal(signal.SIGINT)
+        errors = [process.communicate(timeout=60)[1] for process in (one, other)]
     assert [one.returncode, other.returncode] == [0, 0]
-    ports = [set(re.findall(r"127\.0\.0\.1:(\d+)", out)) for out, _ in told]
+    assert errors == ["", ""]
+    assert all("session.started" in "".join(lines) for lines in told)
+    ports = [set(re.findall(r"127\.0\.0\.1:(\d+)", "".join(lines))) for lines in told]
     assert not ports[0] & ports[1]
-    for out, errors in told:
-        assert errors == ""
-        assert "session.started" in out
 
 
 def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
@@ -144,13 +168,12 @@ def test_a_wrong_duration_is_exit_2(tmp_path: Path) -> None:
     assert process.returncode == 2
 
 
-@pytest.mark.parametrize("how", ["by itself", "by Ctrl-C"])
+@pytest.mark.parametrize("how", ["by a signal", "by Ctrl-C"])
 def test_on_a_terminal_it_draws(tmp_path: Path, how: str) -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-    arguments = ["--for", "7s"] if how == "by itself" else []
     process = subprocess.Popen(
-        [*COMMAND, *arguments],
+        COMMAND,
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -161,8 +184,8 @@ def test_on_a_terminal_it_draws(tmp_path: Path, how: str) -> None:
     )
     os.close(theirs)
     drawn = ""
-    pressed = False
-    deadline = time.monotonic() + 60
+    asked = False
+    deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         if not select.select([ours], [], [], 1)[0]:
             continue
@@ -170,11 +193,14 @@ def test_on_a_terminal_it_draws(tmp_path: Path, how: str) -> None:
             drawn += os.read(ours, 65536).decode(errors="replace")
         except OSError:  # the other end is closed
             break
-        if how == "by Ctrl-C" and not pressed and "Heart rate" in drawn:
-            os.write(ours, b"\x03")
-            pressed = True
+        if not asked and all(part in drawn for part in DRAWN_IN_TIME):
+            asked = True
+            if how == "by Ctrl-C":
+                os.write(ours, b"\x03")
+            else:
+                process.terminate()
     os.close(ours)
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=60) == 0
     entered, left = drawn.index("\x1b[?1049h"), drawn.index("\x1b[?1049l")
     assert drawn.startswith("bace-bridge demo: starting")
     for shown in (

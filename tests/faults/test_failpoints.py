@@ -37,7 +37,7 @@ async def test_it_dies_at_its_step(tmp_path: Path, failpoint: str, logged: int, 
     cloud.open_session(cloud.add_device("BaceGo-1").id_group)
     async with SimulatedServer(cloud) as server, receiver() as hook:
         config = configuration(tmp_path, cloud_url=server.url, hook_url=hook.url, start_from="all")
-        async with running(config, environment={VARIABLE: failpoint}) as bridge, asyncio.timeout(30):
+        async with running(config, environment={VARIABLE: failpoint}) as bridge, asyncio.timeout(60):
             assert await bridge.process.wait() == -signal.SIGKILL
         assert durable(tmp_path, "select count(*) from events") == logged
         assert durable(tmp_path, "select cursor from sinks") == cursor
@@ -51,7 +51,7 @@ async def test_it_counts_the_passes(tmp_path: Path) -> None:
         cloud.open_session(device.id_group)
     async with SimulatedServer(cloud) as server, receiver() as hook:
         config = configuration(tmp_path, cloud_url=server.url, hook_url=hook.url, start_from="all")
-        async with running(config, environment={VARIABLE: "acknowledged:4"}) as bridge, asyncio.timeout(30):
+        async with running(config, environment={VARIABLE: "acknowledged:4"}) as bridge, asyncio.timeout(60):
             assert await bridge.process.wait() == -signal.SIGKILL
         assert len(hook.arrivals) in {4, 5}  # one more may be under way
 
@@ -67,7 +67,7 @@ async def test_a_wrong_one_is_exit_78_before_anything_is_contacted(tmp_path: Pat
         return
     async with SimulatedServer(SimulatedCloud()) as server:
         config = configuration(tmp_path, cloud_url=server.url)
-        async with running(config, environment={VARIABLE: written}) as bridge, asyncio.timeout(30):
+        async with running(config, environment={VARIABLE: written}) as bridge, asyncio.timeout(60):
             assert await bridge.process.wait() == 78
         assert f"{VARIABLE}: 'committed' is no failpoint (write it as committed:37" in bridge.log
         assert server.requests == []

@@ -8,7 +8,9 @@ likewise. All listeners are on 127.0.0.1, on free ports.
 import asyncio
 import contextlib
 import importlib.metadata
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
@@ -38,11 +40,27 @@ class Broker(Protocol):
     def kill(self) -> None: ...
 
 
+def _ports() -> Iterator[int]:
+    """Ports below those that the system hands out: nobody who asks it for one gets a port between two uses of it here.
+
+    Each worker of xdist has its own, and begins somewhere among them, since another run may go on beside this one.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    ports = range(10_000 + worker % MOST_WORKERS, 32_768, MOST_WORKERS)
+    first = random.SystemRandom().randrange(len(ports))
+    yield from itertools.cycle([*ports[first:], *ports[:first]])
+
+
+MOST_WORKERS = 16
+_PORTS = _ports()
+
+
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    for port in _PORTS:
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("there is always another port")
 
 
 def mosquitto_path() -> str | None:
@@ -156,6 +174,12 @@ class Mosquitto:
 
     def resume(self) -> None:
         self._process.send_signal(signal.SIGCONT)
+
+    def reload(self) -> None:
+        """Returns when its files, such as that of the ACL, are read again."""
+        before = self.log().count("Reloading config")
+        self._process.send_signal(signal.SIGHUP)
+        wait_until(lambda: self.log().count("Reloading config") > before)
 
     def log(self) -> str:
         return self._process.log()

@@ -1,7 +1,7 @@
 """The watcher's line over a simulated cloud and a real SQLite file, driven step by step with a clock of its own."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -61,12 +61,14 @@ class Watching:
         start_seconds: float,
         groups: Sequence[str],
         resolution: Literal["as_served", "finest"],
+        journal: Journal,
+        deciding: asyncio.Lock,
     ) -> None:
         self.server, self.http, self.file, self.clock = server, http, file, clock
         self.api = BaceCloud(http)
-        self.journal = Journal(file)
+        self.journal = journal
         self.log = EventLog(file)
-        self.deciding = asyncio.Lock()
+        self.deciding = deciding
         recorder = SessionRecorder(self.api, self.journal, groups=groups, deciding=self.deciding, clock=clock)
         settings = PollSettings(
             first_start=FirstStart(start, start_seconds),
@@ -134,10 +136,12 @@ async def watching(
     start_seconds: float = 0.0,
     groups: Sequence[str] = (),
     resolution: Literal["as_served", "finest"] = "as_served",
+    journal: Callable[[SqliteFile], Journal] = Journal,
+    deciding: asyncio.Lock | None = None,
 ) -> AsyncIterator[Watching]:
     async with SimulatedServer(cloud) as server, SqliteFile(store) as file:
         budget = RequestBudget(6_000_000, clock=clock)
-        http = CloudHttp(server.url, budget, timeout=10.0, version="test", clock=clock, monotonic=clock)
+        http = CloudHttp(server.url, budget, timeout=60.0, version="test", clock=clock, monotonic=clock)
         given = cloud.credentials
         credentials = Credentials(given.client_id, given.client_secret, given.username, given.password)
         http.use_tokens(Tokens("test", credentials, Facts(file), http.ask_token, clock=clock, monotonic=clock))
@@ -151,6 +155,8 @@ async def watching(
                 start_seconds=start_seconds,
                 groups=groups,
                 resolution=resolution,
+                journal=journal(file),
+                deciding=deciding or asyncio.Lock(),
             )
 
 

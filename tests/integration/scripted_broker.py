@@ -27,8 +27,11 @@ class Script:
     silent_on_5: bool = False
     connect_codes: list[int] = field(default_factory=list)
     connack_properties: bytes = b""
+    suback: int = 1
     answers: dict[str, int] = field(default_factory=dict)
     holds_acknowledgements: bool = False
+    acknowledges_after: float = 0.001
+    """Seconds; what the broker has not acknowledged when it ends the connection, it does not acknowledge any more."""
     garbage: bytes = b""
     closes_on: bytes = b""
     """Text in a payload that makes the broker end the connection."""
@@ -40,6 +43,8 @@ class ScriptedBroker:
         self.port = 0
         self.versions: list[int] = []
         self.published: list[Published] = []
+        self.subscribed_qos: list[int] = []
+        self.largest_packet = 0
         self.connections: list[asyncio.StreamWriter] = []
         self.unacknowledged = 0
         self.most_unacknowledged = 0
@@ -71,6 +76,7 @@ class ScriptedBroker:
             return
         while True:
             first, body = await packet(reader)
+            self.largest_packet = max(self.largest_packet, 1 + _length_of_variable_integer(len(body)) + len(body))
             self._answer(writer, version, first, body)
 
     def _answer(self, writer: asyncio.StreamWriter, version: int, first: int, body: bytes) -> None:
@@ -80,7 +86,8 @@ class ScriptedBroker:
             case 6:
                 writer.write(bytes([PUBCOMP << 4, 2]) + body[:2])
             case 8:
-                tail = b"\x00\x01" if version == 5 else b"\x01"
+                self.subscribed_qos.append(body[-1] & 3)
+                tail = (b"\x00" if version == 5 else b"") + bytes([self.script.suback])
                 writer.write(bytes([SUBACK << 4, 2 + len(tail)]) + body[:2] + tail)
             case 12:
                 writer.write(bytes([PINGRESP << 4, 0]))
@@ -104,7 +111,9 @@ class ScriptedBroker:
         self.unacknowledged += 1
         self.most_unacknowledged = max(self.most_unacknowledged, self.unacknowledged)
         if not self.script.holds_acknowledgements:
-            asyncio.get_running_loop().call_later(0.001, self._acknowledge, writer, topic, mid, qos)
+            asyncio.get_running_loop().call_later(
+                self.script.acknowledges_after, self._acknowledge, writer, topic, mid, qos
+            )
 
     def _acknowledge(self, writer: asyncio.StreamWriter, topic: str, mid: bytes, qos: int) -> None:
         self.unacknowledged -= 1
@@ -146,6 +155,10 @@ def _variable_integer(data: bytes) -> tuple[int, int]:
         shift, used = shift + 7, used + 1
         if not byte & 0x80:
             return number, used
+
+
+def _length_of_variable_integer(number: int) -> int:
+    return max(1, -(-number.bit_length() // 7))
 
 
 def two_bytes(identifier: int, value: int) -> bytes:

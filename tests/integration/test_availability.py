@@ -47,7 +47,7 @@ class Broker(ScriptedSink):
 async def ticking(folder: Path) -> AsyncIterator[tuple[Broker, Standing, Journal, Clock]]:
     async with staged(folder) as (_, watched), SqliteFile(folder / "state.db") as file:
         clock, broker = Clock(), Broker()
-        upkeep = Upkeep(file, EventLog(file), Cap(file, 2**30), retention=60, memory=60)
+        upkeep = Upkeep(file, EventLog(file), Cap(file, 2**30), retention=60, session_retention=60)
         standing = Standing(file, csv_url=str, fetch_interval=INTERVAL, clock=clock)
         service = Service(
             Idle(),

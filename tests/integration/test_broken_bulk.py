@@ -42,3 +42,28 @@ async def test_many_broken_rows_in_one_second_hold_up_nothing(tmp_path: Path, co
         logged = await watch.all_events()
         assert {one.event.session_id for one in logged if one.event.type == "session.started"} == {newer, *bulk}
         assert watch.poll.unreadable == []
+
+
+async def test_what_a_poll_found_before_it_was_given_up_is_kept_over_a_restart(tmp_path: Path) -> None:
+    """More broken rows, in seconds of their own, than one poll may look for; the bridge restarts after each."""
+    clock = Clock()
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    given_up = 0
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+    rows = []
+    for _ in range(24):
+        clock.forward(60)
+        rows.append(cloud.open_session(device.id_group))
+    cloud.quirks = replace(cloud.quirks, broken_rows=tuple(rows[::2]))
+    for _ in range(6):
+        clock.forward(20)
+        async with watching(cloud, tmp_path / "b.db", clock) as watch:
+            try:
+                await watch.poll.poll()
+            except CloudError:
+                given_up += 1
+            logged = await watch.all_events()
+    assert 1 <= given_up < 6
+    assert {one.event.session_id for one in logged} == set(rows[1::2])

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ async def test_dead_letters_are_listed_with_their_last_attempts(folder: Path, lo
     ]
     assert second["last_attempts"] == []
     assert [one["event_id"] for one in await listed(folder, "--session", "s2")] == ["evt_2"]
+    assert [one["event_id"] for one in await listed(folder, "--limit", "1")] == ["evt_2"], "the last one first"
+    assert len(await listed(folder, "--limit", "0")) == 2, "0: all"
     assert await listed(folder, "--sink", "b") == []
 
 
@@ -133,6 +136,19 @@ async def test_replay_asks_for_what_is_recorded(folder: Path, log: EventLog) -> 
     assert [(one.key, one.seq) for one in await log.asked("b")] == []
     said = await told(folder, "replay", "--sink", "a", "--since", "2025-12-01T12:00:02Z")
     assert said.startswith("3 events for a")
+
+
+async def test_a_duration_goes_back_from_now(folder: Path, log: EventLog) -> None:
+    now, hour = time.time(), 3600
+    async with SqliteFile(folder / "bridge.db", beside=True) as file:
+        recent = [
+            Event(f"evt_{ago}h", "session.updated", f"ago-{ago}", "g1", NOON, now - ago * hour, b"{}")
+            for ago in (5, 3, 1)
+        ]
+        await Journal(file).commit(Changes(events=tuple(recent)))
+    assert (await told(folder, "replay", "--sink", "a", "--since", "2h")).startswith("1 event for a")
+    assert [one.key for one in await log.asked("a")] == ["ago-1"]
+    assert (await told(folder, "replay", "--sink", "b", "--since", "4h")).startswith("2 events for b")
 
 
 async def test_without_a_running_bridge_it_says_when(folder: Path) -> None:

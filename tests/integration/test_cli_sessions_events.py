@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pty
+import shutil
 import signal
 import sqlite3
 import struct
@@ -13,6 +14,7 @@ import sys
 import termios
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +123,13 @@ async def fill(file: SqliteFile) -> None:
 
 
 class Running:
-    """A command that goes on; its output goes to files, so that it can be read while it grows."""
+    """A command that goes on; its output goes to files, unless given a place, so that it can be read while it grows."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, stdout: int | None = None) -> None:
         self._out, self._err = folder / "out", folder / "err"
         with self._out.open("wb") as out, self._err.open("wb") as err:
             command = [*COMMAND, *arguments]
-            self.process = subprocess.Popen(command, stdout=out, stderr=err, cwd=folder, env=ENV)
+            self.process = subprocess.Popen(command, stdout=stdout or out, stderr=err, cwd=folder, env=ENV)
 
     @property
     def lines(self) -> list[str]:
@@ -138,7 +140,7 @@ class Running:
         return self._err.read_text()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < deadline, (self.lines, self.errors)
             assert self.process.poll() is None, self.errors
@@ -146,7 +148,7 @@ class Running:
 
     async def end(self, number: signal.Signals) -> int:
         self.process.send_signal(number)
-        return await asyncio.to_thread(self.process.wait, 20)
+        return await asyncio.to_thread(self.process.wait, 60)
 
 
 async def test_sessions_are_a_table_newest_first(folder: Path, file: SqliteFile) -> None:
@@ -377,6 +379,40 @@ async def test_following_prints_what_is_new(folder: Path, file: SqliteFile, numb
     assert [line.split()[2] for line in running.lines[1:]] == [event.type for event in events]
     assert await running.end(number) == 0
     assert running.errors == ""
+
+
+@pytest.mark.parametrize(("limit", "already"), [("1", 1), ("0", 1201), ("1100", 1201)])
+async def test_following_prints_each_line_once_though_the_store_fails_midway(
+    folder: Path, file: SqliteFile, limit: str, already: int
+) -> None:
+    known, events = started(session(0))
+    for number in range(1200):
+        events += points_of(started(session(number + 1))[0], 4)
+    await Journal(file).commit(Changes(known=(known,), events=tuple(events[:already])))
+    said, theirs = os.pipe()
+    running = Running(folder, "events", "--follow", "--json", "--limit", limit, stdout=theirs)
+    os.close(theirs)
+    with (
+        os.fdopen(said, "rb", buffering=0) as pipe,
+        (folder / "out").open("ab", buffering=0) as out,
+        closing(sqlite3.connect(folder / "bridge.db", isolation_level=None)) as other,
+    ):
+        out.write(await asyncio.to_thread(pipe.readline))
+        await Journal(file).commit(Changes(events=tuple(events[already:])))
+        out.write(await asyncio.to_thread(pipe.readline))
+        # The pipe holds less than the 500 events that are read at once, so the command is amid the first of them.
+        other.execute("alter table events rename to away")
+        rest = asyncio.create_task(asyncio.to_thread(shutil.copyfileobj, pipe, out))
+        try:
+            await running.until(lambda: "trying again" in running.errors)
+            other.execute("alter table away rename to events")
+            await running.until(lambda: running.lines[-1].startswith(f'{{"seq":{len(events)},'))
+        finally:
+            code = await running.end(signal.SIGTERM)
+            await rest
+        assert code == 0
+    first = already - int(limit) + 1 if int(limit) else 1
+    assert [json.loads(line)["seq"] for line in running.lines] == list(range(first, len(events) + 1))
 
 
 async def test_following_waits_for_a_store_and_takes_up_another_one(folder: Path) -> None:

@@ -10,13 +10,15 @@ import pytest
 from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
-from bace_bridge.cloud.replies import TokenReply, parse_token
+from bace_bridge.cloud.token_reply import TokenReply, parse_token
 from bace_bridge.cloud.tokens import Credentials, FixedToken, Tokens
 from bace_bridge.errors import (
+    CloudBadGateway,
     CloudFault,
     CloudGone,
     CloudLoginFailed,
     CloudRefused,
+    CloudRequestTooLarge,
     CloudUnavailable,
     UnexpectedReply,
 )
@@ -31,7 +33,7 @@ from tests.integration.polling_line import Clock, points_of, simulated
 
 @asynccontextmanager
 async def client(
-    cloud: SimulatedCloud, clock: Clock, store: Path, *, password: str | None = None, timeout: float = 5.0
+    cloud: SimulatedCloud, clock: Clock, store: Path, *, password: str | None = None, timeout: float = 60.0
 ) -> AsyncIterator[tuple[BaceCloud, SimulatedServer, CloudHttp]]:
     async with SimulatedServer(cloud) as server, SqliteFile(store) as file:
         http = CloudHttp(
@@ -79,7 +81,11 @@ async def test_a_token_that_expires_in_the_middle_of_a_walk(
     cloud = simulated(clock, refresh, "token-lifetime 600s", "per-page-max 7")
     cloud.add_device("one")
     history = cloud.add_history(30, first_start=clock.now - 90_000, spacing=1000, duration=100)
-    async with client(cloud, clock, tmp_path / "b.db", timeout=0.3) as (api, server, _):
+    async with client(cloud, clock, tmp_path / "b.db", timeout=1.5 if trouble == "no answer" else 60) as (
+        api,
+        server,
+        _,
+    ):
 
         async def walk() -> list[str]:
             seen: list[str] = []
@@ -94,7 +100,7 @@ async def test_a_token_that_expires_in_the_middle_of_a_walk(
         elif trouble != "none":
             server.faults.answer("/oauth2/token", status=int(trouble), body="{}")
         if trouble in {"500", "no answer"}:
-            with pytest.raises(CloudFault if trouble == "500" else CloudUnavailable):
+            with pytest.raises(CloudUnavailable):
                 await walk()
             server.faults.clear()
         seen = await walk()
@@ -124,7 +130,7 @@ async def test_a_refresh_that_breaks_again_and_again_gives_way_to_a_login(clock:
         clock.forward(700)
         server.faults.answer("/oauth2/token", status=500, body="{}", times=3)
         for _ in range(2):
-            with pytest.raises(CloudFault):
+            with pytest.raises(CloudUnavailable, match="500"):
                 await api.session_page((), 1)
         assert (await api.session_page((), 1)).count == 0
         grants = [one.grant_type for one in server.requests if one.path == "/oauth2/token"]
@@ -160,6 +166,19 @@ async def test_a_wrong_password_is_not_tried_in_a_storm(clock: Clock, tmp_path: 
         assert token_requests(server) == 2
 
 
+async def test_a_good_login_makes_up_for_the_refused_ones(clock: Clock, tmp_path: Path) -> None:
+    """Another refusal after it is the first one again, with the shortest pause."""
+    async with client(simulated(clock, "token-lifetime 600s"), clock, tmp_path / "b.db") as (api, server, _):
+        for grants in (["password"], ["refresh_token", "password"]):
+            server.faults.answer("/oauth2/token", status=401, body="{}", times=len(grants))
+            with pytest.raises(CloudLoginFailed):
+                await api.session_page((), 1)
+            clock.forward(300)
+            assert (await api.session_page((), 1)).count == 0
+            clock.forward(700)
+        assert [one.status for one in server.requests if one.path == "/oauth2/token"] == [401, 200, 401, 401, 200]
+
+
 @pytest.mark.parametrize(
     ("status", "body"),
     [
@@ -170,17 +189,17 @@ async def test_a_wrong_password_is_not_tried_in_a_storm(clock: Clock, tmp_path: 
 async def test_what_is_no_answer_of_a_token_endpoint_says_nothing_of_the_login(
     clock: Clock, tmp_path: Path, status: int, body: str
 ) -> None:
-    """The refresh token is kept, and the next try is made as after any outage."""
+    """The refresh token is kept at first, and the next try is made as after any outage."""
     async with client(simulated(clock, "token-lifetime 600s"), clock, tmp_path / "b.db") as (api, server, _):
         await api.session_page((), 1)
         clock.forward(700)
-        server.faults.answer("/oauth2/token", status=status, body=body, times=3)
-        for _ in range(3):
+        server.faults.answer("/oauth2/token", status=status, body=body, times=2)
+        for _ in range(2):
             with pytest.raises(CloudUnavailable, match=rf"{status}.*check cloud\.url"):
                 await api.session_page((), 1)
         assert (await api.session_page((), 1)).count == 0
         grants = [one.grant_type for one in server.requests if one.path == "/oauth2/token"]
-        assert grants == ["password", *["refresh_token"] * 4]
+        assert grants == ["password", *["refresh_token"] * 3]
 
 
 @pytest.mark.parametrize(("status", "body"), [(400, '{"error":"invalid_client"}'), (401, ""), (401, "{}")])
@@ -246,10 +265,25 @@ async def test_a_token_is_used_whatever_is_said_of_its_life(clock: Clock, tmp_pa
         assert asked <= most
 
 
+async def test_a_refresh_token_that_no_answer_replaces_is_used_on(clock: Clock, tmp_path: Path) -> None:
+    grants: list[str] = []
+
+    async def ask(form: dict[str, str]) -> TokenReply:
+        grants.append(form["grant_type"])
+        return TokenReply(f"token-{len(grants)}", 600.0, "refresh" if len(grants) == 1 else None)
+
+    async with SqliteFile(tmp_path / "t.db") as file:
+        tokens = Tokens("a", Credentials("a", "b", "c", "d"), Facts(file), ask, clock=clock, monotonic=clock)
+        for _ in range(4):
+            await tokens.current()
+            clock.forward(600)
+    assert grants == ["password", "refresh_token", "refresh_token", "refresh_token"]
+
+
 async def test_a_refused_fixed_token_says_where_to_put_another(clock: Clock) -> None:
     async with SimulatedServer(simulated(clock)) as server:
         http = CloudHttp(
-            server.url, RequestBudget(6000, clock=clock), timeout=5, version="test", clock=clock, monotonic=clock
+            server.url, RequestBudget(6000, clock=clock), timeout=60, version="test", clock=clock, monotonic=clock
         )
         http.use_tokens(FixedToken("not-valid"))
         async with http:
@@ -261,11 +295,17 @@ async def test_a_refused_fixed_token_says_where_to_put_another(clock: Clock) -> 
     ("status", "body", "error"),
     [
         (500, '{"name":"Internal","message":"broken","status":500}', CloudFault),
-        (502, "<html>bad gateway</html>", CloudUnavailable),
+        (502, "<html>bad gateway</html>", CloudBadGateway),
+        (413, "", CloudRequestTooLarge),
+        (414, "<html>too long</html>", CloudRequestTooLarge),
+        (431, "", CloudRequestTooLarge),
+        (410, "<html>gone</html>", CloudRefused),
+        (410, '{"name":"Gone","message":"gone"}', CloudGone),
+        (404, "", CloudRefused),
         (503, "", CloudUnavailable),
         (404, "<html>no such route</html>", CloudRefused),
         (404, '{"name":"Not Found","message":"Object not found","status":404}', CloudGone),
-        (403, '{"name":"Forbidden","message":"no","code":"0"}', CloudGone),
+        (403, '{"name":"Forbidden","message":"no","code":"0"}', CloudRefused),
         (422, '[{"field":"start","message":"must be an integer"}]', CloudRefused),
         (200, "<html>a login page</html>", UnexpectedReply),
         (200, '{"items":[{"id_data_se', UnexpectedReply),
@@ -276,6 +316,7 @@ async def test_answers_become_named_errors(
 ) -> None:
     cloud = simulated(clock)
     async with client(cloud, clock, tmp_path / "b.db") as (api, server, _):
+        await api.session_page((), 1)
         server.faults.answer("/api/v2/data-session", status=status, body=body)
         with pytest.raises(error) as caught:
             await api.session_page((), 1)
@@ -308,7 +349,7 @@ async def test_redirects_carry_no_token_anywhere(clock: Clock, tmp_path: Path) -
 
 
 async def test_a_cut_or_silent_connection_is_unavailable(clock: Clock, tmp_path: Path) -> None:
-    async with client(simulated(clock), clock, tmp_path / "b.db", timeout=0.2) as (api, server, _):
+    async with client(simulated(clock), clock, tmp_path / "b.db", timeout=1) as (api, server, _):
         await api.session_page((), 1)
         server.faults.drop("/api/v2/data-session", times=5)
         with pytest.raises(CloudUnavailable):
@@ -423,3 +464,82 @@ async def test_the_most_urgent_goes_first() -> None:
         budget.release()
     await asyncio.gather(*asks)
     assert order == sorted(order)
+
+
+async def test_a_shorter_silence_does_not_end_a_longer_one() -> None:
+    clock = Clock()
+    budget = RequestBudget(6000, clock=clock)
+    budget.silence(60)
+    clock.forward(1)
+    budget.silence(5)
+    turn = asyncio.create_task(budget.turn(Urgency.SESSIONS))
+    for seconds, granted in ((0, False), (58, False), (1, True)):
+        clock.forward(seconds)
+        for _ in range(3):
+            await asyncio.sleep(0)
+            budget.release()
+        assert turn.done() is granted
+
+
+async def test_a_turn_that_is_cancelled_as_it_is_granted_goes_to_the_next() -> None:
+    clock = Clock()
+    budget = RequestBudget(4, clock=clock)
+    await budget.turn(Urgency.SESSIONS)
+    first, second = (asyncio.create_task(budget.turn(Urgency.SESSIONS)) for _ in range(2))
+    await asyncio.sleep(0)
+    clock.forward(20)
+    budget.release()
+    first.cancel()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert (first.cancelled(), second.done()) == (True, True)
+
+
+async def test_no_burst_follows_a_silence() -> None:
+    clock = Clock()
+    budget = RequestBudget(60, clock=clock)
+    budget.silence(2)
+    turns = [asyncio.create_task(budget.turn(Urgency.LIVE)) for _ in range(15)]
+    await asyncio.sleep(0)
+    clock.forward(2)
+    budget.release()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert 1 <= sum(one.done() for one in turns) <= 3
+    for one in turns:
+        one.cancel()
+
+
+@pytest.mark.parametrize("status", [429, 500, 502])
+async def test_what_an_answer_repeats_of_our_secrets_is_masked(clock: Clock, tmp_path: Path, status: int) -> None:
+    cloud = simulated(clock, "token-lifetime 600s")
+    given = cloud.credentials
+    async with client(cloud, clock, tmp_path / "b.db") as (api, server, _):
+
+        async def said(path: str, secret: str) -> str:
+            server.faults.answer(path, status=status, body=f'{{"name":"Error","message":"not {secret} at all"}}')
+            with pytest.raises((CloudFault, CloudUnavailable)) as caught:
+                await api.session_page((), 1)
+            clock.forward(60)
+            return str(caught.value)
+
+        for secret in (given.password, given.client_secret):
+            assert "not *** at all" in await said("/oauth2/token", secret)
+        await api.session_page((), 1)
+        token = next(
+            value.removeprefix("Bearer ")
+            for seen in server.requests
+            for name, value in seen.headers
+            if name.lower() == "authorization"
+        )
+        assert "not *** at all" in await said("/api/", token)
+
+
+@pytest.mark.parametrize(("ahead", "counts"), [(3, 0), (-3, 0), (20, 20), (-20, -20)])
+async def test_a_difference_between_the_clocks_counts_from_five_seconds_on(
+    clock: Clock, tmp_path: Path, ahead: float, counts: float
+) -> None:
+    cloud = simulated(Clock(clock.now + ahead))
+    async with client(cloud, clock, tmp_path / "b.db") as (api, _, _):
+        await api.session_page((), 1)
+        assert api.clock_ahead == counts

@@ -4,23 +4,26 @@ import asyncio
 import re
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
 from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.cloud.budget import RequestBudget
-from bace_bridge.cloud.http import DEFAULT_SILENCE, CloudHttp
+from bace_bridge.cloud.failures import DEFAULT_SILENCE
+from bace_bridge.cloud.http import CloudHttp
 from bace_bridge.cloud.tokens import FixedToken
 from bace_bridge.errors import (
+    CloudBadGateway,
     CloudError,
     CloudFault,
-    CloudGone,
     CloudLoginFailed,
     CloudRefused,
     CloudUnavailable,
@@ -40,7 +43,8 @@ from tests.integration.brokers import free_port
 from tests.integration.polling_line import NOON, Clock
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-TIMEOUT = 0.3
+SHORT_TIMEOUT = 1.0
+"""Seconds, which a slow machine needs no more of for an answer that does come."""
 
 
 async def nothing(*_: object) -> None: ...
@@ -78,11 +82,11 @@ async def resets(request: web.Request) -> web.StreamResponse:
 class Watched:
     """The session loop over a cloud that does what a test says, one look at a time."""
 
-    def __init__(self, url: str, file: SqliteFile) -> None:
+    def __init__(self, url: str, file: SqliteFile, *, timeout: float = 30.0) -> None:
         self.clock = Clock()
         self.silence = RequestBudget(6_000_000, clock=self.clock)
         self.http = CloudHttp(
-            url, self.silence, timeout=TIMEOUT, version="t", clock=self.clock, monotonic=self.clock, jitter=lambda: 0
+            url, self.silence, timeout=timeout, version="t", clock=self.clock, monotonic=self.clock, jitter=lambda: 0
         )
         self.http.use_tokens(FixedToken("a-token"))
         self.api, self.log, journal = BaceCloud(self.http), EventLog(file), Journal(file)
@@ -114,7 +118,7 @@ class Watched:
             self.loop,
             points,
             self.http,
-            Upkeep(file, self.log, Cap(file, 2**30), retention=60, memory=60),
+            Upkeep(file, self.log, Cap(file, 2**30), retention=60, session_retention=60),
             brokers=(),
             version="t",
             strategy=lambda: poll.strategy,
@@ -135,6 +139,7 @@ class Watched:
 
     async def look(self) -> None:
         self.clock.forward(self.waits[-1])
+        assert self.silence.silent_for == 0, "the next poll comes while the cloud wants silence"
         self.silence.release()
         self._turns.release()
         await self.looked(len(self.waits) + 1)
@@ -152,7 +157,7 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged(tmp_path: Path) -> AsyncIterator[tuple[Stage, Watched]]:
+async def staged(tmp_path: Path, *, timeout: float = 30.0) -> AsyncIterator[tuple[Stage, Watched]]:
     stage = Stage()
     app = web.Application()
     app.router.add_get("/{path:.*}", stage.answer)
@@ -160,28 +165,30 @@ async def staged(tmp_path: Path) -> AsyncIterator[tuple[Stage, Watched]]:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     stage.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    async with SqliteFile(tmp_path / "b.db") as file:
-        watched = Watched(stage.url, file)
-        async with watched.http:
-            yield stage, watched
-    await runner.cleanup()
+    try:
+        async with SqliteFile(tmp_path / "b.db") as file:
+            watched = Watched(stage.url, file, timeout=timeout)
+            async with watched.http:
+                yield stage, watched
+    finally:
+        await runner.cleanup()
 
 
 PROBLEM = '{"name":"Forbidden","message":"not yours","status":403}'
 HTML = "<html><body>Welcome to the hotel</body></html>"
 FAULTS: list[tuple[str, Handler, type[CloudError], str, str]] = [
-    ("slow", hangs, CloudUnavailable, "unreachable", r"no answer within 0\.3 s"),
+    ("slow", hangs, CloudUnavailable, "unreachable", "no answer within 1 s"),
     ("reset in a body", resets, CloudUnavailable, "unreachable", "cut|Payload"),
     ("HTML with 200", says(200, HTML), UnexpectedReply, "unreachable", "HTML came: the login page"),
     ("truncated JSON", says(200, '{"items":[{"id_da'), UnexpectedReply, "unreachable", "a page cannot be read"),
     ("an empty body", says(200), UnexpectedReply, "unreachable", "the answer was empty"),
     ("401", says(401, PROBLEM), CloudLoginFailed, "auth_failed", r"cloud\.access_token"),
-    ("403", says(403, PROBLEM), CloudGone, "auth_failed", "403 not yours"),
+    ("403", says(403, PROBLEM), CloudRefused, "auth_failed", "403 not yours"),
     ("403 as HTML", says(403, HTML), CloudRefused, "auth_failed", "403"),
     ("404 as HTML", says(404, HTML), CloudRefused, "unreachable", "404"),
     ("429", says(429), CloudUnavailable, "unreachable", "429.*rate limit"),
     ("500", says(500, PROBLEM), CloudFault, "unreachable", "500"),
-    ("502", says(502, HTML), CloudUnavailable, "unreachable", "502"),
+    ("502", says(502, HTML), CloudBadGateway, "unreachable", "502"),
     ("503", says(503, Retry_After="7"), CloudUnavailable, "unreachable", "503"),
 ]
 
@@ -192,7 +199,7 @@ FAULTS: list[tuple[str, Handler, type[CloudError], str, str]] = [
 async def test_a_fault_has_a_name_a_log_event_a_reason_and_an_end(
     tmp_path: Path, handler: Handler, error: type[CloudError], kind: str, reason: str
 ) -> None:
-    async with staged(tmp_path) as (stage, watched):
+    async with staged(tmp_path, timeout=SHORT_TIMEOUT if handler is hangs else 30.0) as (stage, watched):
         with capture_logs() as logs:
             run = asyncio.create_task(watched.loop.run())
             await watched.looked(1)
@@ -216,9 +223,7 @@ async def test_a_fault_has_a_name_a_log_event_a_reason_and_an_end(
             await watched.api.session_page((), 1)
         assert type(caught.value) is error
         assert re.search(reason, problem), problem
-        loud = [one["event"] for one in logs if one["log_level"] != "debug"]
-        said = [one for one in loud if one in {"cloud.unreachable", "cloud.auth_failed", "cloud.recovered"}]
-        assert said == [f"cloud.{kind}", "cloud.recovered"]
+        assert said_of_outages(logs) == [f"cloud.{kind}", "cloud.recovered"]
         assert await watched.told() == [f"cloud.{kind}", "cloud.recovered"]
 
 
@@ -259,6 +264,90 @@ async def test_a_trouble_that_was_told_is_over_once_however_often_the_bridge_res
         assert await watched.told() == ["cloud.unreachable", "cloud.recovered"]
 
 
+def said_of_outages(logs: Sequence[MutableMapping[str, Any]]) -> list[str]:
+    """What the log says of them above level debug."""
+    loud = [one["event"] for one in logs if one["log_level"] != "debug"]
+    return [one for one in loud if one in {"cloud.unreachable", "cloud.auth_failed", "cloud.recovered"}]
+
+
+@pytest.mark.parametrize(
+    ("handler", "kind"), [(says(500, PROBLEM), "unreachable"), (says(403, PROBLEM), "auth_failed")]
+)
+async def test_every_process_logs_the_outage_that_it_is_started_into_once(
+    tmp_path: Path, handler: Handler, kind: str
+) -> None:
+    """The event is kept in the store and not repeated; the log of a new process begins empty."""
+    for _ in range(3):
+        async with staged(tmp_path) as (stage, watched):
+            stage.handler = handler
+            with capture_logs() as logs:
+                run = asyncio.create_task(watched.loop.run())
+                await watched.looked(1)
+                for _ in range(3):
+                    await watched.look()
+                run.cancel()
+            assert said_of_outages(logs) == [f"cloud.{kind}"]
+            assert await watched.told() == [f"cloud.{kind}"]
+    async with staged(tmp_path) as (_, watched):
+        with capture_logs() as logs:
+            run = asyncio.create_task(watched.loop.run())
+            await watched.looked(1)
+            await watched.look()
+            run.cancel()
+        assert said_of_outages(logs) == ["cloud.recovered"]
+        assert await watched.told() == [f"cloud.{kind}", "cloud.recovered"]
+
+
+async def test_an_outage_that_changes_its_kind_again_and_again_is_logged_once_a_kind(tmp_path: Path) -> None:
+    async with staged(tmp_path) as (stage, watched):
+        with capture_logs() as logs:
+            run = asyncio.create_task(watched.loop.run())
+            await watched.looked(1)
+            for number in range(8):
+                stage.handler = says(403, PROBLEM) if number % 2 else says(500, PROBLEM)
+                await watched.look()
+            stage.handler = empty_list
+            await watched.look()
+            run.cancel()
+        assert said_of_outages(logs) == ["cloud.unreachable", "cloud.auth_failed", "cloud.recovered"]
+
+
+async def test_whatever_was_logged_as_an_outage_is_logged_as_over(tmp_path: Path) -> None:
+    """A single failed poll is no event, but it is in the log."""
+    async with staged(tmp_path) as (stage, watched):
+        with capture_logs() as logs:
+            run = asyncio.create_task(watched.loop.run())
+            await watched.looked(1)
+            stage.handler = says(503)
+            await watched.look()
+            stage.handler = empty_list
+            await watched.look()
+            await watched.look()
+            run.cancel()
+        assert said_of_outages(logs) == ["cloud.unreachable", "cloud.recovered"]
+        assert await watched.told() == []
+
+
+async def test_a_rate_limit_that_lasts_is_logged_once_until_there_was_none_for_a_while(tmp_path: Path) -> None:
+    async with staged(tmp_path) as (stage, watched):
+        with capture_logs() as logs:
+            run = asyncio.create_task(watched.loop.run())
+            await watched.looked(1)
+            for number in range(8):
+                stage.handler = says(429, Retry_After="60") if number % 2 else empty_list
+                await watched.look()
+            assert [one["log_level"] for one in logs if one["event"] == "cloud.rate_limited"] == [
+                "warning", "debug", "debug", "debug"
+            ]  # fmt: skip
+            stage.handler = empty_list
+            while watched.clock() < NOON + 4 * 61 + 700:
+                await watched.look()
+            stage.handler = says(429)
+            await watched.look()
+            run.cancel()
+        assert [one["log_level"] for one in logs if one["event"] == "cloud.rate_limited"][4:] == ["warning"]
+
+
 DATE = formatdate(NOON - 5 * 86400, usegmt=True)
 LATER = formatdate(NOON - 5 * 86400 + 90, usegmt=True)
 
@@ -272,6 +361,10 @@ LATER = formatdate(NOON - 5 * 86400 + 90, usegmt=True)
         (says(429), DEFAULT_SILENCE + 1),
         (says(503, Retry_After="70"), 70.0),
         (says(503, Retry_After=LATER, Date=DATE), 90.0),
+        (says(503, Retry_After=LATER.removesuffix(" GMT"), Date=DATE), 90.0),
+        (says(429, Retry_After=LATER.removesuffix(" GMT"), Date=DATE.removesuffix(" GMT")), 91.0),
+        (says(429, X_Rate_Limit_Reset=str(int(NOON) - 5 * 86400 + 17), Date=DATE), 18.0),
+        (says(429, X_Rate_Limit_Reset="soon"), DEFAULT_SILENCE + 1),
         (says(502, HTML), 1.0),
         (says(503, Retry_After="nonsense"), 1.0),
         (says(503, Retry_After="1e99"), 1.0),
@@ -286,4 +379,53 @@ async def test_the_next_look_waits_as_long_as_the_cloud_asks(tmp_path: Path, han
         await watched.looked(1)
         assert watched.waits == [pytest.approx(wait)]
         assert watched.status.alive() == {"sessions": None, "datapoints": None}
+        run.cancel()
+
+
+@pytest.mark.parametrize("step", [86400.0, -86400.0])
+async def test_an_outage_is_as_long_as_it_was_when_the_clock_is_set_in_it(tmp_path: Path, step: float) -> None:
+    async with staged(tmp_path) as (stage, watched):
+        stage.handler = says(502, HTML)
+        run = asyncio.create_task(watched.loop.run())
+        await watched.looked(1)
+        await watched.look()
+        watched.clock.forward(step)
+        watched.loop.clock_stepped(step)
+        stage.handler = empty_list
+        await watched.look()
+        run.cancel()
+        (recovered,) = [one.event for one in await watched.log.search() if one.event.type == "cloud.recovered"]
+        assert msgspec.json.decode(recovered.data)["seconds"] == pytest.approx(sum(watched.waits[:2]))
+
+
+class AskedAgain:
+    """A poll in the middle of which somebody asks for another one."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.ask: Callable[[], None] = lambda: None
+
+    async def poll(self) -> None:
+        self.made += 1
+        if self.made == 1:
+            self.ask()
+
+
+async def test_a_poll_that_is_asked_for_during_another_one_is_made_after_it(tmp_path: Path) -> None:
+    clock, polls = Clock(), AskedAgain()
+    async with SqliteFile(tmp_path / "b.db") as file:
+        loop = SessionLoop(
+            polls,
+            Journal(file),
+            interval=3600,
+            clock=clock,
+            monotonic=clock,
+            jitter=lambda: 0,
+            after_poll=lambda: None,
+        )
+        polls.ask = loop.poll_now
+        run = asyncio.create_task(loop.run())
+        async with asyncio.timeout(20):
+            while polls.made < 2:
+                await asyncio.sleep(0.001)
         run.cancel()

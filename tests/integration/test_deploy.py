@@ -202,7 +202,7 @@ def connack(port: int, login: tuple[str, str] | None) -> int:
     flags, rest = (0xC2, login) if login else (0x02, ())
     texts = b"".join(len(text).to_bytes(2, "big") + text.encode() for text in ("test", *rest))
     body = b"\x00\x04MQTT\x04" + bytes([flags]) + b"\x00\x3c" + texts
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(bytes([0x10, len(body)]) + body)
         return connection.recv(4)[3]
 

@@ -21,7 +21,7 @@ from bace_bridge.domain.events import Event, LoggedEvent
 from bace_bridge.domain.lanes import UNDER_WAY, Attempt, Parked
 from bace_bridge.domain.retry import WEBHOOK_SCHEDULE
 from bace_bridge.domain.routing import Filter
-from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
+from bace_bridge.errors import DeliveryRejected, SinkDisabled, SinkError, SinkUnavailable
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.sink_watch import SinkWatch
 from bace_bridge.sinks.mqtt.sink import MqttSink
@@ -44,7 +44,7 @@ def event(number: int, session: str | None = "s1", kind: str = "session.updated"
 async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(SOON):
         while not condition():
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # at each turn of the loop, since some of it lasts for one
 
 
 class Arrival(NamedTuple):
@@ -64,6 +64,8 @@ class Receiver:
     taken: list[str] = field(default_factory=list)
     answers: dict[str, tuple[int, dict[str, str]]] = field(default_factory=dict)
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
+    holds: asyncio.Event | None = None
+    """Where given, no request is answered before it is set."""
 
     async def handle(self, request: web.Request) -> web.Response:
         body = msgspec.json.decode(await request.read())
@@ -71,6 +73,8 @@ class Receiver:
         self.arrivals.append(Arrival(body["id"], session, self.clock.now, body.get("replay", False)))
         if (gate := self.gates.get(body["id"])) is not None:
             await gate.wait()
+        if self.holds is not None:
+            await self.holds.wait()
         status, headers = self.answers.get(session, (200, {}))
         if status == 200:
             self.taken.append(body["id"])
@@ -101,10 +105,13 @@ async def serving(clock: Clock) -> AsyncIterator[Receiver]:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
-    yield receiver
-    for gate in receiver.gates.values():
-        gate.set()
-    await runner.cleanup()
+    try:
+        yield receiver
+    finally:
+        for gate in (*receiver.gates.values(), receiver.holds):
+            if gate is not None:
+                gate.set()
+        await runner.cleanup()
 
 
 @pytest.fixture
@@ -224,12 +231,13 @@ class Line:
                 place = await self.place()
                 if place.parked and place.parked[0].attempts == attempts:
                     return place.parked[0]
+                await asyncio.sleep(0.001)
 
     async def reaches(self, seq: int) -> SinkPlace:
         """The sink's place, once the cursor is durable up to there and nothing before it is under way."""
         async with asyncio.timeout(SOON):
             while (place := await self.place()).cursor < seq or any(one.reason == UNDER_WAY for one in place.parked):
-                pass
+                await asyncio.sleep(0.001)
         return place
 
     async def dead_letters(self) -> list[tuple[int, str, int, str]]:
@@ -351,7 +359,7 @@ async def test_retry_after_is_waited_for(tmp_path: Path, clock: Clock, receiver:
 @pytest.mark.parametrize("kill", [True, False], ids=["killed", "stopped"])
 async def test_a_restart_goes_on_from_the_store(tmp_path: Path, clock: Clock, receiver: Receiver, kill: bool) -> None:
     receiver.fails("s9")
-    async with running(tmp_path / "b.db", clock, receiver.url, kill=kill, concurrency=2) as line:
+    async with running(tmp_path / "b.db", clock, receiver.url, kill=kill, max_in_flight=2) as line:
         await line.tell(event(0, "s9"), event(1), event(2), event(3), event(4, "s9"))
         await receiver.has_taken(1, 2, 3)
         await line.parked(1)
@@ -632,6 +640,17 @@ async def test_an_endpoint_that_wants_no_more_is_disabled_and_another_goes_on(
         assert place.disabled_reason == line.disabled[0][1]
         assert (place.cursor, place.parked) == (0, ()), "what was not delivered is kept for another target"
     assert receiver.of("s1") == ["evt_1"]
+
+
+async def test_what_was_acknowledged_before_an_endpoint_was_disabled_is_durable(tmp_path: Path, clock: Clock) -> None:
+    sink = ScriptedSink()
+    async with running(tmp_path / "b.db", clock, sink, kill=True) as line:
+        await line.tell(event(1), event(2))
+        await eventually(lambda: len(sink.flying) == 2)
+        sink.answer(1)
+        sink.answer(2, SinkDisabled("410 Gone"))
+        await eventually(lambda: bool(line.disabled))
+        assert (await line.place()).cursor == 1
 
 
 async def test_a_store_that_cannot_be_read_for_a_while_ends_nothing(

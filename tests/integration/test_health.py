@@ -25,6 +25,7 @@ async def answer(
         session.request(method, f"http://{server.address}{path}") as response,
     ):
         assert response.content_type == "application/json"
+        assert response.headers["Cache-Control"] == "no-store", "a proxy must not answer for a bridge that stands still"
         return response.status, await response.json() if method != "HEAD" else await response.read()
 
 
@@ -53,6 +54,20 @@ async def test_ready_when_everything_is_usable() -> None:
             "checks": {name: {"ok": True, "reason": None} for name in ("cloud", "store", "mqtt:home")},
         },
     )
+
+
+async def test_what_is_degraded_is_shown_and_makes_nothing_unready() -> None:
+    async with (
+        HealthServer(
+            ANY_PORT, alive=nothing, ready=lambda: {"cloud": None}, degraded=lambda: {"webhook:alerts": "HTTP 500"}
+        ) as server,
+        aiohttp.ClientSession(f"http://{server.address}") as session,
+        session.get("/readyz") as ready,
+        session.get("/healthz") as healthy,
+    ):
+        assert (ready.status, healthy.status) == (200, 200)
+        body = await ready.json()
+    assert (body["status"], body["degraded"]) == ("ready", {"webhook:alerts": "HTTP 500"})
 
 
 async def test_not_ready_says_what_is_not() -> None:

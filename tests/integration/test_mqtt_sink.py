@@ -255,6 +255,17 @@ async def test_each_quality_of_service_is_acknowledged(new_mosquitto: NewMosquit
         assert await deliver_all(sink, [event(number) for number in range(300)]) == 0
 
 
+@pytest.mark.parametrize("qos", [0, 1, 2])
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_events_have_the_configured_quality_and_requests_are_not_lost_at_any(qos: int, protocol: str) -> None:
+    async with scripted(Script()) as broker, connected(broker.port, Home(bed()), qos=qos, protocol=protocol) as sink:
+        assert await deliver(sink, event(1)) is None
+        await eventually(lambda: any(one.topic == "bace/g1/event" for one in broker.published))
+
+    assert [one.qos for one in broker.published if one.topic == "bace/g1/event"] == [qos]
+    assert broker.subscribed_qos == [1]
+
+
 # --- order and loss
 
 
@@ -262,11 +273,11 @@ async def test_each_quality_of_service_is_acknowledged(new_mosquitto: NewMosquit
 async def test_order_holds_over_many_events(new_mosquitto: NewMosquitto, in_flight: str) -> None:
     mosquitto = new_mosquitto(f"max_inflight_messages {in_flight}", "max_queued_messages 0")
     with heard_on(mosquitto.port) as listener:
-        async with connected(mosquitto.port, Home(bed()), in_flight=200) as sink:
-            assert await deliver_all(sink, [event(number) for number in range(5000)]) == 0
-            await eventually(lambda: len(listener.on("bace/g1/event")) == 5000)
+        async with connected(mosquitto.port, Home(bed()), max_in_flight=200) as sink:
+            assert await deliver_all(sink, [event(number) for number in range(2000)]) == 0
+            await eventually(lambda: len(listener.on("bace/g1/event")) == 2000)
 
-    assert numbers(listener) == list(range(5000))
+    assert numbers(listener) == list(range(2000))
 
 
 async def test_a_broker_that_dies_amid_events_gives_them_back(new_mosquitto: NewMosquitto) -> None:
@@ -407,7 +418,7 @@ async def test_much_state_keeps_to_the_window(new_mosquitto: NewMosquitto) -> No
     state = Home(DeviceState("g1", available=True, session=b"{}", latest=points))
     mosquitto = new_mosquitto("max_queued_messages 0")
     with heard_on(mosquitto.port) as listener:
-        async with connected(mosquitto.port, state, in_flight=10) as sink:
+        async with connected(mosquitto.port, state, max_in_flight=10) as sink:
             assert await deliver(sink, event(1)) is None
             await eventually(lambda: bool(listener.on("bace/g1/event")))
 
@@ -432,6 +443,18 @@ async def test_only_the_devices_that_were_asked_for_have_state(broker: Broker) -
             await eventually(lambda: bool(listener.on("bace/g2/session")))
 
     assert not listener.on("bace/g1/session")
+
+
+async def test_a_change_of_another_device_than_those_asked_for_is_not_published(broker: Broker) -> None:
+    ours, foreign = DeviceState("g2", available=True, session=b"{}"), bed()
+    state = Home(foreign, ours)
+    with heard_on(broker.port, speaks=broker.speaks) as listener:
+        async with connected(broker.port, state, groups=["g2"], protocol=broker.speaks) as sink:
+            state.known["g2"] = DeviceState("g2", available=True, session=b'{"id":"s2"}')
+            sink.refresh_devices(["g1", "g2"])
+            await eventually(lambda: len(listener.on("bace/g2/session")) == 2)
+
+    assert not [heard for heard in listener.heard if heard.topic.startswith("bace/g1/")]
 
 
 async def test_state_that_cannot_be_read_is_read_again(broker: Broker) -> None:
@@ -470,6 +493,23 @@ async def test_a_graceful_stop_tells_that_everything_is_offline(broker: Broker, 
     assert listener.payloads("bace/g1/availability") == [b"online", b"offline"]
     assert listener.payloads("bace/bridge/state") == [b"online", b"offline"], "the last will is not used"
     assert isinstance(await deliver(sink, event(1)), SinkUnavailable)
+
+
+async def test_a_stop_is_not_held_up_by_a_broker_that_acknowledges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop's clock is put forward; service managers kill after some 10 s what has not ended."""
+    loop, script, ahead = asyncio.get_running_loop(), Script(), 0.0
+    real = loop.time
+    monkeypatch.setattr(loop, "time", lambda: real() + ahead)
+    async with scripted(script) as broker, connected(broker.port, Home(bed())) as sink:
+        script.holds_acknowledgements = True
+        delivering = asyncio.create_task(deliver(sink, event(1)))
+        await eventually(lambda: broker.unacknowledged == 1)
+        closing = asyncio.create_task(sink.close())
+        while not closing.done() and ahead < 10:
+            ahead += 0.1
+            await asyncio.sleep(0)
+        assert closing.done()
+        assert isinstance(await delivering, SinkUnavailable)
 
 
 async def test_the_last_will_tells_when_the_bridge_vanishes(new_mosquitto: NewMosquitto) -> None:
@@ -602,7 +642,7 @@ async def test_websockets_even_with_more_than_the_socket_holds(
     url = f"{'wss' if secure else 'ws'}://localhost:{mosquitto.extra_port}/mqtt"
     settings = {"tls": {"ca_file": certificates.ca}} if secure else {}
     with heard_on(mosquitto.port) as listener:
-        async with connected(0, url=url, in_flight=200, **settings) as sink:
+        async with connected(0, url=url, max_in_flight=200, **settings) as sink:
             large = [Attempt(LoggedEvent(n, large_event(n)), 1) for n in range(200)]
             mosquitto.pause()
             delivering = asyncio.create_task(deliver_all(sink, large))
@@ -660,12 +700,14 @@ async def test_an_error_in_the_acknowledgement_rejects_the_event(
     assert not named(logs, "mqtt.unreachable")
 
 
+@pytest.mark.parametrize("qos", [1, 2])
 @pytest.mark.parametrize(
     ("code", "expected"),
     [(0x10, None), (0x97, DeliveryFailed), (0x80, DeliveryFailed), (0x90, DeliveryRejected)],
 )
-async def test_reason_codes_of_acknowledgements(code: int, expected: type[SinkError] | None) -> None:
-    async with scripted(Script(answers={"bace/g1/event": code})) as broker, connected(broker.port) as sink:
+async def test_reason_codes_of_acknowledgements(code: int, expected: type[SinkError] | None, qos: int) -> None:
+    script = Script(answers={"bace/g1/event": code})
+    async with scripted(script) as broker, connected(broker.port, qos=qos) as sink:
         error = await deliver(sink, event(1))
 
     assert error is None if expected is None else type(error) is expected
@@ -704,7 +746,23 @@ async def test_refused_state_is_told_once() -> None:
         async with scripted(Script(answers=answers)) as broker, connected(broker.port, Home(bed())) as sink:
             assert await deliver(sink, event(1)) is None
 
-    assert len(named(logs, "mqtt.state_refused")) == 1
+    assert [one["log_level"] for one in named(logs, "mqtt.state_refused")].count("warning") == 1
+
+
+async def test_what_the_broker_never_allows_is_said_on_the_first_connection_only() -> None:
+    answers = {"bace/g1/session": 0x87}
+    with capture_logs() as logs:
+        script = Script(answers=answers, connack_properties=bytes([37, 0]))
+        async with scripted(script) as broker, connected(broker.port, Home(bed())) as sink:
+            for number in range(1, 4):
+                await eventually(lambda number=number: len(named(logs, "mqtt.state_refused")) >= number)  # type: ignore[misc]
+                assert await deliver(sink, event(number)) is None
+                broker.connections[-1].transport.abort()
+                await eventually(lambda number=number: len(broker.connections) > number)  # type: ignore[misc]
+
+    for name in ("mqtt.state_refused", "mqtt.no_retained_messages"):
+        levels = [one["log_level"] for one in named(logs, name)]
+        assert (levels[0], levels.count("warning"), len(levels) > 2) == ("warning", 1, True)
 
 
 # --- limits that MQTT 5 brokers announce
@@ -713,7 +771,7 @@ async def test_refused_state_is_told_once() -> None:
 async def test_no_more_in_flight_than_the_broker_takes() -> None:
     async with (
         scripted(Script(connack_properties=two_bytes(33, 7))) as broker,
-        connected(broker.port, Home(bed()), in_flight=200) as sink,
+        connected(broker.port, Home(bed()), max_in_flight=200) as sink,
     ):
         assert await deliver_all(sink, [event(number) for number in range(500)]) == 0
 
@@ -731,6 +789,24 @@ async def test_too_large_a_message_is_rejected_without_sending_it() -> None:
     assert isinstance(error, DeliveryRejected)
     assert "larger than the broker takes" in str(error)
     assert [one.topic for one in broker.published].count("bace/g1/event") == 1
+
+
+async def test_a_message_as_large_as_the_broker_takes_is_sent_and_no_larger_one() -> None:
+    def filled(size: int) -> Attempt:
+        return Attempt(
+            LoggedEvent(1, Event("evt_1", "session.updated", "s1", "g1", 1.0, 2.0, b'{"x":"%b"}' % (b"x" * size))), 1
+        )
+
+    async with (
+        scripted(Script(connack_properties=four_bytes(39, 1000))) as broker,
+        connected(broker.port) as sink,
+    ):
+        results = [await deliver(sink, filled(size)) for size in range(400, 1000)]
+
+    assert 990 < broker.largest_packet <= 1000
+    assert [type(error) for error in results if error is not None] == [DeliveryRejected] * (
+        len(results) - sum(one.topic == "bace/g1/event" for one in broker.published)
+    )
 
 
 async def test_a_lower_quality_of_service_and_no_retained_messages_are_accepted() -> None:
@@ -798,7 +874,7 @@ async def test_a_mistake_in_a_callback_of_ours_ends_the_sink() -> None:
         await sink.ready()
         sink.send(event(1), mistaken)
         with pytest.raises(ZeroDivisionError):
-            await asyncio.wait_for(task, 20)
+            await asyncio.wait_for(task, 60)
 
 
 # --- requests
@@ -848,7 +924,7 @@ async def test_requests_are_answered(broker: Broker, name: str, payload: bytes, 
             await eventually(lambda: bool(listener.on(topic)))
 
     assert json.loads(listener.payloads(topic)[0]) == expected
-    assert not listener.on(topic)[0].retained
+    assert (listener.on(topic)[0].retained, listener.on(topic)[0].qos) == (False, 1)
 
 
 @pytest.mark.parametrize("opening", [b'{"transaction":', b"", b'{"a":'])
@@ -893,6 +969,43 @@ async def test_a_response_also_goes_where_mqtt_5_asks_for_it(new_mosquitto: NewM
     assert listener.payloads("my/own/place") == listener.payloads("bace/bridge/response/info")
 
 
+async def test_a_response_that_is_asked_for_where_it_goes_anyway_goes_there_once(new_mosquitto: NewMosquitto) -> None:
+    port, usual = new_mosquitto().port, "bace/bridge/response/info"
+    properties: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    properties.ResponseTopic = usual
+    with heard_on(port) as listener:
+        async with connected(port, Home(), REQUESTS) as sink:
+            await asyncio.to_thread(listener.publish, "bace/bridge/request/info", b"{}", properties=properties)
+            await eventually(lambda: bool(listener.on(usual)))
+            assert await deliver(sink, event(1)) is None
+            await eventually(lambda: bool(listener.on("bace/g1/event")))
+
+    assert len(listener.on(usual)) == 1
+
+
+async def test_more_requests_than_can_wait_are_dropped_and_logged(broker: Broker) -> None:
+    gate = asyncio.Event()
+
+    async def slowly(request: dict[str, Any]) -> dict[str, Any]:
+        await gate.wait()
+        return request
+
+    topic = "bace/bridge/response/info"
+    with capture_logs() as logs, heard_on(broker.port, speaks=broker.speaks) as listener:
+        async with connected(broker.port, Home(), {"info": slowly}, protocol=broker.speaks):
+            for number in range(1 + 16 + 3):
+                payload = b'{"number":%d}' % number
+                await asyncio.to_thread(listener.publish, "bace/bridge/request/info", payload)
+            await eventually(lambda: len(named(logs, "mqtt.request_dropped")) >= 2)
+            gate.set()
+            await eventually(lambda: len(listener.on(topic)) >= 17)
+            await asyncio.to_thread(listener.publish, "bace/bridge/request/info", b'{"number":"last"}')
+            await eventually(lambda: b"last" in listener.payloads(topic)[-1])
+
+    answered = [json.loads(payload)["data"]["number"] for payload in listener.payloads(topic)]
+    assert answered == [*range(17), "last"]
+
+
 async def test_a_retained_request_is_not_answered(new_mosquitto: NewMosquitto) -> None:
     port = new_mosquitto().port
     with capture_logs() as logs, heard_on(port) as listener:
@@ -908,13 +1021,13 @@ async def test_a_retained_request_is_not_answered(new_mosquitto: NewMosquitto) -
     assert not listener.on("bace/bridge/response/poll")
 
 
-async def test_a_broker_that_refuses_the_subscription_still_gets_events(
-    new_mosquitto: NewMosquitto, tmp_path: Path
-) -> None:
-    acl = tmp_path / "acl"
-    acl.write_text("topic write bace/#\n")
-    async with connected(new_mosquitto(f"acl_file {acl}").port) as sink:
-        assert await deliver(sink, event(1)) is None
+@pytest.mark.parametrize(("protocol", "code"), [("5", 0x87), ("3.1.1", 0x80)])
+async def test_a_broker_that_refuses_the_subscription_still_gets_events(protocol: str, code: int) -> None:
+    with capture_logs() as logs:
+        async with scripted(Script(suback=code)) as broker, connected(broker.port, protocol=protocol) as sink:
+            assert await deliver(sink, event(1)) is None
+
+    assert [one["topic"] for one in named(logs, "mqtt.requests_refused")] == ["bace/bridge/request/+"]
 
 
 def test_the_broker_under_test_has_a_name() -> None:

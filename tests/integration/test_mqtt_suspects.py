@@ -63,9 +63,10 @@ async def test_an_event_on_which_mosquitto_closes_the_connection_is_retried_on_t
             await line.reaches(299)
             waiting = set(range(50, 300, LANES))
             await eventually(lambda: set(numbers(listener)) == set(range(1, 300)) - waiting)
-            # With the connection Mosquitto loses acknowledgements, so some may go by until the large one is the oldest.
+            # With the connection Mosquitto loses acknowledgements, and how many is chance. Each end of it brings the
+            # oldest event in flight forward, or is one of the three at the same one after which they are sent alone.
             found_after = len(named(logs, "mqtt.connected"))
-            assert found_after < 15
+            assert found_after <= 3 * 50 + 1
 
             line.forward(WEBHOOK_SCHEDULE[0])
             assert (await line.parked(2)).at == clock.now + WEBHOOK_SCHEDULE[1]
@@ -93,13 +94,14 @@ async def test_the_guilty_event_is_found_among_those_that_wait_for_the_broker_s_
     tmp_path: Path, protocol: str
 ) -> None:
     """This broker acknowledges nothing of what came shortly before, so the oldest in flight is innocent."""
-    clock, script = Clock(), Script(closes_on=b"poison")
+    clock, script = Clock(), Script(closes_on=b"poison", acknowledges_after=0.1)
     async with scripted(script) as broker:
         sink = new_sink(broker.port, protocol=protocol)
         async with line_running(tmp_path / "b.db", clock, sink) as line:
             await line.tell(*events(400, poison=5))
             parked = await line.parked(1)
             assert parked.seq == 5
+            script.acknowledges_after = 0.001
             await line.reaches(400)
             assert len(broker.versions) == 5
             assert max(Counter(told_by(broker)).values()) <= 4

@@ -64,6 +64,43 @@ async def test_an_odd_field_costs_nothing_but_itself(clock: Clock, tmp_path: Pat
     assert [one["what"] for one in logs if one["event"] == "cloud.field_not_understood"] == ["datapoint_count"]
 
 
+LABELS = [("half \ud800", "half \ufffd"), (7, "7"), (True, None), (["x"], None), ({"en": "x"}, None)]
+
+
+@pytest.mark.parametrize(("quirks", "keyed"), [((), False), (("filters-ignored",), True)], ids=["delta", "keyed items"])
+@pytest.mark.parametrize(("label", "shown"), LABELS, ids=["text", "number", "bool", "list", "object"])
+async def test_an_odd_label_costs_no_session(
+    clock: Clock, tmp_path: Path, quirks: tuple[str, ...], label: Any, shown: str | None, keyed: bool
+) -> None:
+    """Neither that of the data session nor that of its group; nor does a row without `updated_at`."""
+    cloud = simulated(clock, *quirks)
+    device, other = cloud.add_device("BaceGo-1"), cloud.add_device("BaceGo-2")
+    fields: dict[str, dict[str, Any]] = {}
+
+    def alter(_: web.Request, answer: Any) -> Any:
+        for row in [answer, *answer.get("items", [])]:
+            row.update(fields.get(row.get("id_data_session", ""), {}))
+        if keyed and "items" in answer:
+            answer["items"] = {str(3 * number + 5): row for number, row in enumerate(answer["items"])}
+        return answer
+
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        between.alter = alter
+        await watch.look()
+        clock.forward(10)
+        session, unstamped = cloud.open_session(device.id_group), cloud.open_session(other.id_group)
+        fields[session] = {"label": label, "group": {"label": label}, "id_person": label}
+        fields[unstamped] = {"updated_at": None, "isIngestionFinished": "0", "start": str(int(clock.now))}
+        assert await looks(watch, clock, 3) == ["session.started", "session.started"]
+        assert watch.poll.unreadable == []
+        known = await watch.journal.known([session])
+        assert known[session].session.label == shown
+        assert known[session].device_label == (shown or "BaceGo-1"), "else the group itself is asked"
+        cloud.end_session(session)
+        cloud.end_session(unstamped)
+        assert (await looks(watch, clock, 12)).count("session.ended") == 2
+
+
 @pytest.mark.parametrize("quirks", [(), ("filters-ignored",)], ids=["delta", "documented"])
 @pytest.mark.parametrize("field", ["start", "end", "updated_at"])
 async def test_a_row_that_cannot_be_read_is_shown_and_told_when_it_can_be(

@@ -1,9 +1,11 @@
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
 
+from bace_bridge.errors import StoreError
 from bace_bridge.simulator.downsample import Resolution
+from bace_bridge.store.journal import Journal
 from tests.integration.polling_line import Clock, data, points, simulated, types, watching
 
 STRATEGIES = [(), ("filters-ignored",), ("updated-filter-ignored",)]
@@ -231,6 +233,29 @@ async def test_a_point_from_before_the_start_is_corrected_before_the_csv(clock: 
     assert [(one["avg"], one["revision"]) for one in told] == [(1.0, 0), (2.0, 1)]
 
 
+@pytest.mark.parametrize("quirks", STRATEGIES, ids=lambda quirks: "+".join(quirks) or "delta")
+async def test_the_oldest_session_of_the_list_is_removed_when_it_is_over(
+    clock: Clock, tmp_path: Path, quirks: tuple[str, ...]
+) -> None:
+    cloud = simulated(clock, *quirks)
+    device = cloud.add_device("BaceGo-1")
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        clock.forward(10)
+        session = cloud.open_session(device.id_group)
+        cloud.end_session(session)
+        cloud.finish_ingestion(session)
+        await watch.look()
+        clock.forward(900)
+        cloud.open_session(device.id_group)
+        for _ in range(2):
+            await watch.look()
+            clock.forward(10)
+        cloud.remove_session(session)
+        told = await watch.look_for(1200)
+    assert [(one.event.type, one.event.session_id) for one in told] == [("session.removed", session)]
+
+
 @pytest.mark.parametrize("back", [4000, 90_000])
 async def test_points_that_are_added_while_a_session_is_read_are_published_before_its_csv(
     clock: Clock, tmp_path: Path, back: float
@@ -257,3 +282,144 @@ async def test_points_that_are_added_while_a_session_is_read_are_published_befor
     assert sorted(one["avg"] for one in points(told)) == [1.0, 2.0]
     assert types(told)[-1] == "session.csv_ready"
     assert [data(one)["csv"]["datapoint_count"] for one in told if one.event.type == "session.csv_ready"] == [2]
+
+
+async def test_a_second_end_at_the_same_time_is_another_event(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        session = cloud.open_session(device.id_group)
+        clock.forward(60)
+        end = clock.now
+        told = []
+        changes: list[Callable[[], object]] = [
+            lambda: cloud.end_session(session, end=end),
+            lambda: cloud.reopen_session(session),
+            lambda: cloud.end_session(session, end=end),
+        ]
+        for change in changes:
+            clock.forward(61)
+            change()
+            told += await watch.look()
+    assert types(told) == ["session.started", "session.ended", "session.reopened", "session.ended"]
+    assert len({one.event.id for one in told}) == 4
+
+
+@pytest.mark.parametrize("ahead", [3600.0, -3600.0])
+async def test_the_list_is_asked_for_from_the_newest_update_on_whatever_our_clock_says(
+    clock: Clock, tmp_path: Path, ahead: float
+) -> None:
+    theirs = Clock(clock.now + ahead)
+    cloud = simulated(theirs)
+    device = cloud.add_device("BaceGo-1")
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        for _ in range(5):
+            cloud.open_session(device.id_group)
+            await watch.poll.poll()
+            for one in (clock, theirs):
+                one.forward(600)
+        await watch.poll.poll()
+        bounds = [dict(seen.query).get("filter[updated_at][gte]") for seen in watch.server.requests]
+    newest = theirs.now - 600
+    assert newest - 300 <= float([one for one in bounds if one][-1] or 0) <= newest
+
+
+@pytest.mark.parametrize("quirks", STRATEGIES, ids=lambda quirks: "+".join(quirks) or "delta")
+async def test_of_groups_that_are_named_only_theirs_are_published(
+    clock: Clock, tmp_path: Path, quirks: tuple[str, ...]
+) -> None:
+    """A session that leaves a named group is followed, and one that comes into it begins there."""
+    cloud = simulated(clock, *quirks)
+    ours, foreign = (cloud.add_device(f"BaceGo-{one}") for one in range(2))
+    cloud.add_history(3, groups=[foreign.id_group], first_start=clock.now - 90_000, spacing=500, duration=300)
+    async with watching(cloud, tmp_path / "b.db", clock, groups=[ours.id_group]) as watch:
+        await watch.look()
+        clock.forward(10)
+        mine, other = cloud.open_session(ours.id_group), cloud.open_session(foreign.id_group)
+        cloud.add_points(other, foreign.series[0].id_container_data_latest, [(clock.now, 1.0)])
+        told = [await watch.look()]
+        for group in (foreign, ours):
+            clock.forward(61)
+            cloud.move_session(mine if group is foreign else other, group.id_group)
+            told.append(await watch.look())
+    names = [[(one.event.type, one.event.session_id) for one in some] for some in told]
+    assert names[0] == [("session.started", mine)]
+    assert names[1] == [("session.updated", mine)]
+    assert names[2][0] == ("session.started", other)
+    assert {session for _, session in names[2]} == {other}
+
+
+async def test_a_session_that_moves_changes_the_device_that_it_leaves_too(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    before, after = (cloud.add_device(f"BaceGo-{one}") for one in range(2))
+    changed: list[Collection[str]] = []
+    async with watching(
+        cloud, tmp_path / "b.db", clock, journal=lambda file: Journal(file, changed=changed.append)
+    ) as watch:
+        session = cloud.open_session(before.id_group)
+        await watch.look()
+        clock.forward(10)
+        cloud.move_session(session, after.id_group)
+        changed.clear()
+        await watch.poll.poll()
+    assert [set(one) for one in changed] == [{before.id_group, after.id_group}]
+
+
+async def test_a_value_that_is_corrected_nine_minutes_after_its_hour_is_published(clock: Clock, tmp_path: Path) -> None:
+    """Gateways upload late: until ten minutes after its end an hour is read again while the session goes on."""
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    series = device.series[0].id_container_data_latest
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        session = cloud.open_session(device.id_group)
+        cloud.add_points(session, series, [(clock.now + 3000, 1.0)])
+        await watch.look()
+        clock.forward(3600)
+        await watch.look()
+        clock.forward(540)
+        await watch.look()
+        cloud.add_points(session, series, [(clock.now - 540 - 600, 2.0)])
+        clock.forward(15)
+        told = points(await watch.look())
+    assert [(one["avg"], one["revision"]) for one in told] == [(2.0, 1)]
+
+
+async def test_where_a_first_start_began_is_kept_though_the_store_failed_at_first(clock: Clock, tmp_path: Path) -> None:
+    """Else another first start, after a restart, would take for history what came meanwhile."""
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    cloud.add_history(1, first_start=clock.now - 1000, spacing=500, duration=300)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.file.read(
+            lambda connection: connection.execute(
+                "create temp trigger broken before insert on main.facts when new.name = 'watch' "
+                "begin select raise(abort, 'broken'); end"
+            )
+        )
+        with pytest.raises(StoreError):
+            await watch.poll.poll()
+        await watch.file.read(lambda connection: connection.execute("drop trigger broken"))
+        clock.forward(10)
+        await watch.poll.poll()
+    clock.forward(10)
+    session = cloud.open_session(device.id_group)
+    clock.forward(10)
+    cloud.end_session(session)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        assert types(await watch.look()) == ["session.started", "session.ended"]
+
+
+async def test_a_devices_new_label_is_seen_within_an_hour_where_sessions_do_not_bring_it(
+    clock: Clock, tmp_path: Path
+) -> None:
+    cloud = simulated(clock, "no-expand")
+    device = cloud.add_device("BaceGo-1")
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        session = cloud.open_session(device.id_group)
+        told = await watch.look()
+        cloud.rename_device(device.id_group, "Anna's")
+        clock.forward(3660)
+        cloud.rename_session(session, "Night")
+        told += await watch.look()
+    assert [data(one)["device"]["label"] for one in told] == ["BaceGo-1", "Anna's"]

@@ -30,6 +30,7 @@ from bace_bridge.polling.rules.windows import SPAN, window_at
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.downsample import Resolution
 from tests.integration.polling_line import Clock, Watching, data, points, simulated, types, watching
+from tests.models import examples
 
 STRATEGIES = ("", "filters-ignored", "updated-filter-ignored")
 OTHER_QUIRKS = (
@@ -233,16 +234,15 @@ class History:
             assert [one for one in again[session] if one in ids] == ids, "found again with another id"
 
     async def come_to_rest(self) -> None:
-        """Every session ends and is ingested, and the watcher has all the time that it needs."""
+        """Every session ends and is ingested, and polling has the time that it needs, for a removal twice as much."""
         for session in self.sessions:
             if (row := self.cloud.sessions.get(session)) is not None:
                 self.clock.forward(15)
                 if row.end is None:
                     self.cloud.end_session(session)
                 self.cloud.finish_ingestion(session)
-        for _ in range(12):
-            self.clock.forward(61)
-            await self.watch.look()
+        removed = [one for one in self.sessions if self.cloud.sessions.get(one) is None]
+        await self.watch.look_for(1500 if removed else 750)
 
     async def served(self, session: str) -> dict[tuple[str, str], tuple[Any, ...]]:
         """What the cloud serves now, in the grid's windows, by series and time."""
@@ -324,10 +324,14 @@ async def check(history: History) -> None:
         assert data(over[-1])["csv"]["datapoint_count"] == row.datapoint_count
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=examples(20), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @example(  # a point in the window before the one that the session starts in
     ways=World((), 0.0, "as_served"),
     steps=[("open", 0), ("look",), ("points", 0, 1, 30), ("time", 15), ("look",), ("correct", 0)],
+)
+@example(  # the oldest session of the list is removed when it is over
+    ways=World(("updated-filter-ignored",), 0.0, "as_served"),
+    steps=[("offline", 0, 900), ("open", 0), ("look",), ("remove", 0)],
 )
 @example(  # a session that is over grows while it is read
     ways=World((), 0.0, "as_served"),

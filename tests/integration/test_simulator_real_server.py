@@ -150,7 +150,7 @@ async def test_a_session_can_be_in_a_page_twice_with_other_facts() -> None:
     async with account("duplicate-sessions") as me:
         ids = history(me, 40)
         answer = await me.get(SESSIONS, {"per-page": "100"})
-        assert answer.json["_meta"]["totalCount"] == len(answer.items)
+        assert answer.json["_meta"]["totalCount"] == 40
         assert 50 < len(answer.items) < 70
         assert set(answer.column("id_data_session")) == set(ids)
         copies = [row for row in answer.items if row["label"].endswith("(copy)")]

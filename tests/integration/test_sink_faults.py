@@ -94,7 +94,7 @@ def self_signed(tmp_path: Path) -> ssl.SSLContext:
 
 
 FAILING = {
-    "hangs": "no answer within 1 s",
+    "hangs": "no answer within 3 s",
     "401": "HTTP 401",
     "404": "HTTP 404",
     "500": "HTTP 500",
@@ -122,7 +122,7 @@ async def test_every_failing_webhook_is_said_once_and_shown_and_the_bridge_stays
         urls = {name: f"{base}/{name}" for name in (*FAILING, "good", "endless", "410")}
         urls |= {"tls": f"https://127.0.0.1:{tls}/{CANARY}-path/x", "dns": f"http://nowhere.invalid/{CANARY}-path"}
         urls["refused"] = f"http://127.0.0.1:{free_port()}/{CANARY}-path"
-        hooks = [{"name": f"w-{name}", "url": url, "secret": SECRET, "timeout": "1s"} for name, url in urls.items()]
+        hooks = [{"name": f"w-{name}", "url": url, "secret": SECRET, "timeout": "3s"} for name, url in urls.items()]
         path = configuration(tmp_path, cloud_url=server.url, extra={"http": {"listen": f"127.0.0.1:{port}"}})
         text = path.read_text().replace('"webhooks": []', '"webhooks": ' + str(hooks).replace("'", '"'))
         path.write_text(text)
@@ -144,6 +144,10 @@ async def test_every_failing_webhook_is_said_once_and_shown_and_the_bridge_stays
             for device in devices:
                 cloud.open_session(device.id_group)
             await until(lambda: len(said("webhook.failing")) >= len(FAILING), within=60, what="each is said")
+            await until(
+                lambda: min(ends.asked.get(one, 0) for one in ("good", "endless")) >= 3, within=60, what="the good ones"
+            )
+            await until(lambda: said("sink.disabled") == ["w-410"], within=60, what="the end of one is said")
             status, body = await ready()
             assert status == 200, body
             assert set(body["degraded"]) == {f"webhook:w-{name}" for name in (*FAILING, "410")}
@@ -152,8 +156,6 @@ async def test_every_failing_webhook_is_said_once_and_shown_and_the_bridge_stays
                 shown = body["degraded"][f"webhook:w-{name}"]
                 assert any(part in shown.lower() for part in reason.lower().split("|")), shown
             assert sorted(said("webhook.failing")) == sorted(f"w-{name}" for name in FAILING)
-            assert min(ends.asked["good"], ends.asked["endless"]) >= 3
-            assert said("sink.disabled") == ["w-410"]
             ends.mended = True
             reached = {name for name in FAILING if name not in {"tls", "dns", "refused"}}
             await until(lambda: len(said("webhook.recovered")) >= len(reached), within=60, what="they recover")
@@ -197,7 +199,7 @@ async def test_a_broker_over_its_quota_gets_the_event_later_and_one_that_forbids
             assert "not authorized (0x87)" in reason
             script.answers.clear()
             line.forward(5)
-            await until(lambda: published(broker.published, "full") == 2, within=5, what="it comes again")
+            await until(lambda: published(broker.published, "full") == 2, within=60, what="it comes again")
     said = {one["event"]: one for one in logs}
     assert "quota exceeded (0x97)" in said["delivery.retry_scheduled"]["reason"]
     assert said["delivery.dead_letter"]["sink"] == "home"
@@ -216,7 +218,7 @@ async def test_a_broker_that_refuses_everything_is_said_once_and_shown(tmp_path:
             assert "20 failed attempts in a row: the broker refused a message" in (line.watch.problem or "")
             script.answers.clear()
             line.forward(6)
-            await until(lambda: line.watch.problem is None, within=5, what="it recovers")
+            await until(lambda: line.watch.problem is None, within=60, what="it recovers")
             assert line.watch.state()["failures_in_a_row"] == 0
     kinds = [one["event"] for one in logs if one["event"].endswith((".failing", ".recovered"))]
     assert kinds == ["webhook.failing", "webhook.recovered"]
@@ -258,7 +260,7 @@ async def test_a_broker_that_refuses_the_connection(protocol: str, code: int, sa
         async with scripted(Script(connect_codes=[code] * 5)) as broker:
             sink = broker_sink(broker.port, sleep=soon, protocol=protocol)
             run = asyncio.create_task(sink.run())
-            await until(lambda: len(waits) >= 4, within=5, what="several attempts")
+            await until(lambda: len(waits) >= 4, within=60, what="several attempts")
             assert reason in (sink.problem or "")
             turns.release()
             turns.release()

@@ -67,7 +67,7 @@ class Line:
 async def running(folder: Path, *, lanes: tuple[Parked, ...] = (), before: Sequence[Event] = ()) -> AsyncIterator[Line]:
     """`before` is in the log and behind the cursor when it starts."""
     async with staged(folder) as (_, watched), SqliteFile(folder / "deliveries.db") as file:
-        upkeep = Upkeep(file, EventLog(file), Cap(file, 2**30), retention=60, memory=60)
+        upkeep = Upkeep(file, EventLog(file), Cap(file, 2**30), retention=60, session_retention=60)
         loop, clock = watched.loop, watched.clock
         service = Service(
             loop,

@@ -41,7 +41,7 @@ class Kept:
         self.told = 0
         self.cap = Cap(file, max_size, crowded=self._crowded)
         self.journal = Journal(file, ensure_room=self.cap.ensure_room)
-        self.upkeep = Upkeep(file, self.log, self.cap, retention=7 * DAY, memory=90 * DAY)
+        self.upkeep = Upkeep(file, self.log, self.cap, retention=7 * DAY, session_retention=90 * DAY)
 
     def _crowded(self) -> None:
         self.woken += 1
@@ -327,7 +327,7 @@ async def test_a_forgotten_session_that_changes_is_told_again_with_the_same_ids(
         clock.forward(91 * DAY)
         assert types(await watch.look()) == []
         log = EventLog(watch.file)
-        upkeep = Upkeep(watch.file, log, Cap(watch.file, 2**30), retention=7 * DAY, memory=90 * DAY)
+        upkeep = Upkeep(watch.file, log, Cap(watch.file, 2**30), retention=7 * DAY, session_retention=90 * DAY)
         while await upkeep.piece(clock.now) < 1.0:
             pass
         assert await watch.journal.windows(session) == {}

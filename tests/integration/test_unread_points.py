@@ -11,7 +11,7 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from bace_bridge.domain.events import LoggedEvent
-from bace_bridge.errors import CloudError
+from bace_bridge.errors import CloudError, StoreUnusable
 from bace_bridge.polling.loops import DatapointLoop
 from bace_bridge.polling.rules.fetches import MOST_FAILED_FETCHES
 from bace_bridge.polling.rules.sessions import KnownSession
@@ -202,6 +202,26 @@ async def test_a_fetch_is_not_made_before_the_cloud_wants_it(clock: Clock, tmp_p
         assert await fetches(watch, clock, 40) == ["session.datapoints", "session.ended", "session.csv_ready"]
 
 
+async def test_a_csv_is_ready_again_where_a_fetch_was_cut_off_after_a_correction(clock: Clock, tmp_path: Path) -> None:
+    """The count is the same, and the fetch that comes to the end finds nothing new any more."""
+    cloud = simulated(clock)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        clock.forward(10)
+        session = over_at_once(cloud, clock)
+        assert types_in_order(await watch.look())[-1] == "session.csv_ready"
+        (series,) = cloud.samples.of(session)
+        cloud.restart_ingestion(session)
+        await watch.look()
+        clock.forward(60)
+        cloud.add_points(session, series, [(clock.now - 3750, 9.0)])
+        cloud.finish_ingestion(session)
+        watch.server.faults.answer(POINTS, status=503, times=FOREVER, holding=str(int(clock.now // 3600 * 3600)))
+        assert types_in_order(await watch.look()) == ["session.datapoints"]
+        watch.server.faults.clear()
+        assert await fetches(watch, clock, 60) == ["session.csv_ready"]
+
+
 class Turns:
     """The datapoint loop, whose pauses a test ends."""
 
@@ -231,7 +251,8 @@ class Turns:
         finally:
             self._in_flight -= 1
 
-    async def _end(self, known: KnownSession) -> None: ...
+    async def _end(self, known: KnownSession) -> None:
+        await self._watch.fetch(known).emit_end()
 
     async def _pause(self, called: asyncio.Event, seconds: float) -> None:
         """Until the loop is called, or the test lets the time go by."""
@@ -241,6 +262,21 @@ class Turns:
         for one in either:
             one.cancel()
         called.clear()
+
+    async def pass_by(self, seconds: float) -> None:
+        """So much time goes by, and the loop looks once at what is due."""
+        self._clock.forward(seconds)
+        before = len(self.waits)
+        self._turn.release()
+        await self.settled(before + 1)
+
+    async def settled(self, waits: int = 1) -> None:
+        """Until the loop has paused so often and nothing is being read, also not by what it has just begun."""
+        quiet = 0
+        async with asyncio.timeout(60):
+            while quiet < 2:  # what the loop has begun runs in between
+                await asyncio.sleep(0.001)
+                quiet = quiet + 1 if len(self.waits) >= waits and not self._in_flight else 0
 
     async def go_on(self, seconds: float, *, until: Callable[[], bool] = lambda: True) -> None:
         self._clock.forward(seconds)
@@ -275,3 +311,108 @@ async def test_an_outage_is_asked_about_by_one_fetch_at_a_time_and_logged_once(c
     assert recovered
     said = [one["event"] for one in logs if one["log_level"] in {"warning", "info"}]
     assert [one for one in said if "available" in one] == ["datapoints.unavailable", "datapoints.available_again"]
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+async def test_no_session_is_read_before_the_cloud_wants_it(clock: Clock, tmp_path: Path, status: int) -> None:
+    cloud = simulated(clock)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        clock.forward(10)
+        device = cloud.add_device("BaceGo-1")
+        for _ in range(10):
+            cloud.open_session(device.id_group)
+        await watch.poll.poll()
+        watch.server.faults.answer(POINTS, status=status, headers={"Retry-After": "120"}, times=FOREVER)
+        turns = Turns(watch, clock)
+        run = asyncio.create_task(turns.loop.run())
+        await turns.settled()
+        asked = len(turns.made)
+        assert 1 <= asked < 10
+        watch.server.faults.clear()
+        await turns.pass_by(119)
+        assert len(turns.made) == asked
+        await turns.pass_by(2)
+        assert len(turns.made) > asked
+        run.cancel()
+
+
+class HangingTurns(Turns):
+    """Not one fetch ends."""
+
+    async def _fetch(self, known: KnownSession) -> CloudError | None:
+        self.made.append(known.session.id)
+        await asyncio.Event().wait()
+        return None
+
+
+async def test_history_that_hangs_leaves_places_for_live_sessions(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    cloud.add_history(10, first_start=clock.now - 90_000, spacing=1000, duration=100)
+    async with watching(cloud, tmp_path / "b.db", clock, start="all") as watch:
+        await watch.poll.poll()
+        turns = HangingTurns(watch, clock)
+        run = asyncio.create_task(turns.loop.run())
+        await turns.settled()
+        assert len(turns.made) >= 1
+        clock.forward(10)
+        session = cloud.open_session(device.id_group)
+        await watch.poll.poll()
+        await turns.pass_by(1)
+        assert turns.made[-1] == session
+        run.cancel()
+
+
+async def test_an_end_waits_half_a_minute_for_its_datapoints_and_no_longer(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        session = cloud.open_session(device.id_group)
+        await watch.look()
+        clock.forward(15)
+        cloud.end_session(session)
+        watch.server.faults.answer(POINTS, status=503, times=FOREVER)
+        assert types(await watch.look()) == []
+        assert await fetches(watch, clock, 29, every=1) == []
+        assert await fetches(watch, clock, 16, every=1) == ["session.ended"]
+
+
+async def test_an_end_does_not_wait_for_a_fetch_that_hangs(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        session = cloud.open_session(device.id_group)
+        await watch.poll.poll()
+        turns = HangingTurns(watch, clock)
+        run = asyncio.create_task(turns.loop.run())
+        await turns.settled()
+        clock.forward(15)
+        cloud.end_session(session)
+        await watch.poll.poll()
+        await turns.pass_by(29)
+        assert types(await watch.all_events()) == ["session.started"]
+        await turns.pass_by(2)
+        assert types(await watch.all_events()) == ["session.started", "session.ended"]
+        run.cancel()
+
+
+class BrokenStoreTurns(Turns):
+    async def _fetch(self, known: KnownSession) -> CloudError | None:
+        raise StoreUnusable(f"{known.session.id}: the file is damaged")
+
+
+async def test_a_store_that_cannot_be_used_any_more_ends_the_loop(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        cloud.open_session(device.id_group)
+        await watch.poll.poll()
+        run = asyncio.create_task(BrokenStoreTurns(watch, clock).loop.run())
+        await asyncio.wait({run}, timeout=10)
+        assert run.done()
+        with pytest.raises(ExceptionGroup) as caught:
+            run.result()
+        assert caught.group_contains(StoreUnusable)

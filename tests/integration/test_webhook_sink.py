@@ -5,11 +5,11 @@ import ssl
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 import pytest
 from aiohttp import web
@@ -196,7 +196,7 @@ async def test_an_endpoint_that_wants_no_more(receiver: Receiver, status: int, h
 
 @pytest.mark.parametrize("value", ["90", "Sat, 31 Jan 2026 00:01:30 GMT"])
 async def test_retry_after_is_told(receiver: Receiver, value: str) -> None:
-    receiver.replies(503, "later", headers={"Retry-After": value})
+    receiver.replies(503, "later", headers={"Retry-After": value, "Date": "Sat, 31 Jan 2026 00:00:00 GMT"})
     async with running(config(receiver.url), clock=lambda: 1_769_817_600.0) as sink:
         failed = await delivered(sink)
     assert isinstance(failed, DeliveryFailed)
@@ -206,13 +206,38 @@ async def test_retry_after_is_told(receiver: Receiver, value: str) -> None:
 
 async def test_a_receiver_that_hangs(receiver: Receiver) -> None:
     receiver.answer = receiver.wait_at_the_gate
-    async with running(config(receiver.url, timeout=0.05)) as sink:
+    async with running(config(receiver.url, timeout=1)) as sink:
         failed = await delivered(sink)
         assert isinstance(failed, DeliveryFailed)
-        assert str(failed) == "no answer within 0.05 s"
+        assert str(failed) == "no answer within 1 s"
         receiver.gate.set()
         receiver.replies(200)
         assert await delivered(sink) is None
+
+
+async def test_a_receiver_that_drips() -> None:
+    """Each byte comes in time, the whole answer never."""
+    left = asyncio.Event()
+
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            writer.write(b"HTTP/1.1 200 OK\r\nX: ")
+            while not writer.is_closing():
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+        left.set()
+
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    async with server, asyncio.timeout(30):
+        async with running(config(url, timeout=0.2)) as sink:
+            failed = await delivered(sink)
+        await left.wait()
+    assert str(failed) == "no answer within 0.2 s"
 
 
 async def test_nobody_listens(unused_port: int) -> None:
@@ -243,7 +268,7 @@ async def test_a_long_answer_is_read_in_part(receiver: Receiver) -> None:
 
 
 async def test_a_body_that_never_ends_does_not_unsay_the_status(receiver: Receiver) -> None:
-    async with running(config(receiver.url, timeout=0.05)) as sink:
+    async with running(config(receiver.url, timeout=1)) as sink:
         receiver.replies_without_end(200, b"ok")
         assert await delivered(sink) is None
         receiver.replies_without_end(500, b"half a word")
@@ -265,9 +290,32 @@ async def test_a_connection_is_used_again(receiver: Receiver) -> None:
     assert len(receiver.connections) == 1
 
 
+@pytest.mark.parametrize(("idle", "connections"), [(3.0, 1), (4.9, 2)])
+async def test_an_idle_connection_is_left_before_common_servers_close_theirs_after_5_s(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, idle: float, connections: int
+) -> None:
+    """A POST on a connection that the server is just closing fails for no reason."""
+    now = 1000.0
+    monkeypatch.setattr("aiohttp.connector.monotonic", lambda: now)
+    async with running(config(receiver.url)) as sink:
+        assert await delivered(sink, attempt(1)) is None
+        now += idle
+        assert await delivered(sink, attempt(2)) is None
+    assert len(receiver.connections) == connections
+
+
+async def test_a_cookie_does_not_come_back(receiver: Receiver) -> None:
+    receiver.url = receiver.url.replace("127.0.0.1", "localhost")  # aiohttp keeps no cookie of an address
+    receiver.replies(200, headers={"Set-Cookie": "session=1; Path=/"})
+    async with running(config(receiver.url)) as sink:
+        for seq in (1, 2):
+            assert await delivered(sink, attempt(seq)) is None
+    assert ["cookie" in message.headers for message in receiver.requests] == [False, False]
+
+
 async def test_so_many_at_once_as_configured_and_no_more(receiver: Receiver) -> None:
     receiver.answer = receiver.wait_at_the_gate
-    async with running(config(receiver.url, concurrency=3)) as sink:
+    async with running(config(receiver.url, max_in_flight=3)) as sink:
         posts = [asyncio.create_task(delivered(sink, attempt(seq))) for seq in range(1, 6)]
         await receiver.arrived(3)
         assert len(receiver.requests) == 3
@@ -343,6 +391,7 @@ async def echoed(receiver: Receiver, login: str = "", **headers: str) -> str:
     async def echo(request: web.Request) -> web.Response:
         shown = [request.headers.get("authorization", ""), *(request.headers[name] for name in headers)]
         pages = [*shown, *(html.escape(one) for one in shown), *(quote(one, safe="") for one in shown)]
+        pages += [quote_plus(one) for one in shown]
         return web.Response(status=500, text=" ".join(page for page in pages if page))
 
     receiver.answer = echo
@@ -368,6 +417,25 @@ async def test_an_echoed_header_is_masked_however_it_is_written(receiver: Receiv
     assert set(told.removeprefix("HTTP 500: ").split()) == {"***"}
 
 
+async def test_an_echoed_signing_secret_and_a_short_token_of_the_url_are_masked(receiver: Receiver) -> None:
+    settings = config(receiver.url.replace(TOKEN, "8letters"), secret=[NEXT_SECRET, SECRET])
+    receiver.replies(500, f"8letters {SECRET} {NEXT_SECRET.removeprefix('whsec_')} {quote(SECRET, safe='')}")
+    async with running(settings) as sink:
+        failed = await delivered(sink)
+    assert str(failed) == "HTTP 500: *** *** *** ***"
+
+
+async def test_the_answer_can_be_read_though_the_receiver_compresses_where_it_may(receiver: Receiver) -> None:
+    async def compressing(_: web.Request) -> web.Response:
+        response = web.Response(status=422, text="the field `n` is missing")
+        response.enable_compression()
+        return response
+
+    receiver.answer = compressing
+    async with running(config(receiver.url)) as sink:
+        assert str(await delivered(sink)) == "HTTP 422: the field `n` is missing"
+
+
 async def test_what_a_login_in_a_configured_header_says_is_masked(receiver: Receiver) -> None:
     async def decoding(request: web.Request) -> web.Response:
         decoded = base64.b64decode(request.headers["authorization"].split()[1]).decode()
@@ -380,11 +448,12 @@ async def test_what_a_login_in_a_configured_header_says_is_masked(receiver: Rece
     assert str(failed) == "HTTP 403: bad login ***:***, ***"
 
 
-async def test_a_configured_authorization_wins_over_a_login_in_the_url(receiver: Receiver) -> None:
+@pytest.mark.parametrize("name", ["authorization", "Authorization", "AUTHORIZATION"])
+async def test_a_configured_authorization_wins_over_a_login_in_the_url(receiver: Receiver, name: str) -> None:
     url = receiver.url.replace("//", "//user:p%40ss@")
     async with running(config(url)) as sink:
         assert await delivered(sink) is None
-    async with running(config(url, headers={"authorization": "Bearer b"})) as sink:
+    async with running(config(url, headers={name: "Bearer b"})) as sink:
         assert await delivered(sink) is None
     sent = [message.headers["authorization"] for message in receiver.requests]
     assert sent == ["Basic " + base64.b64encode(b"user:p@ss").decode(), "Bearer b"]
@@ -405,17 +474,21 @@ async def test_closing_waits_for_what_is_in_flight(receiver: Receiver) -> None:
 
 async def test_closing_cuts_off_what_does_not_end(receiver: Receiver) -> None:
     receiver.answer = receiver.wait_at_the_gate
-    async with running(config(receiver.url, concurrency=1), grace=0.0) as sink:
+    async with running(config(receiver.url, max_in_flight=1, timeout=3600), grace=0.0) as sink:
         posts = [asyncio.create_task(delivered(sink, attempt(seq))) for seq in (1, 2)]
         await receiver.arrived(1)
-        await sink.close()
+        try:
+            async with asyncio.timeout(20):
+                await sink.close()
+        finally:
+            receiver.gate.set()
         assert all(isinstance(error, SinkUnavailable) for error in await asyncio.gather(*posts))
     assert len(receiver.requests) == 1
 
 
 async def test_cancelling_hands_everything_back(receiver: Receiver) -> None:
     receiver.answer = receiver.wait_at_the_gate
-    sink = WebhookSink(config(receiver.url, concurrency=1), source="s", version="1")
+    sink = WebhookSink(config(receiver.url, max_in_flight=1), source="s", version="1")
     run = asyncio.create_task(sink.run())
     posts = [asyncio.create_task(delivered(sink, attempt(seq))) for seq in (1, 2)]
     await receiver.arrived(1)

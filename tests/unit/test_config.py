@@ -298,6 +298,44 @@ def test_a_typo_in_a_file_key_is_recognised(tmp_path: Path) -> None:
     assert found == ["cloud.acess_token_file: is not a key that bace-bridge knows (did you mean access_token_file?)"]
 
 
+def test_every_former_name_of_a_key_is_told_with_its_present_one(tmp_path: Path) -> None:
+    text = f"""
+{TOKEN}
+watch: {{reconcile_interval: 2m}}
+store: {{memory: 30d, session_retention: 90d}}
+mqtt: [{{name: m, url: "mqtt://h", in_flight: 5}}, {{name: n, url: "mqtt://i", concurrency: 5}}]
+webhooks:
+  - {{name: w, url: "https://h/x", secret: {SECRET}, concurrency: lots}}
+  - {{name: x, url: "https://h/x", secret: {SECRET}, in_flight: 0}}
+"""
+    assert mistakes(tmp_path, text) == [
+        "watch.reconcile_interval: is now called recheck_interval",
+        "store.memory: is now called session_retention",
+        "mqtt[0].in_flight: is now called max_in_flight",
+        "mqtt[1].concurrency: is now called max_in_flight",
+        "webhooks[0].concurrency: is now called max_in_flight",
+        "webhooks[1].in_flight: is now called max_in_flight",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("section", "meant"),
+    [
+        ("watch: {reconcile_intervall: 1m}", "recheck_interval"),
+        ("watch: {recheck-interval: 1m}", "recheck_interval"),
+        ("store: {memroy: 30d}", "session_retention"),
+        ("store: {session_retension: 30d}", "session_retention"),
+        ("mqtt: [{name: m, url: 'mqtt://h', inflight: 5}]", "max_in_flight"),
+        ("mqtt: [{name: m, url: 'mqtt://h', max_inflight: 5}]", "max_in_flight"),
+    ],
+)
+def test_a_typo_in_a_present_or_a_former_name_hints_at_the_present_one(
+    tmp_path: Path, section: str, meant: str
+) -> None:
+    (line,) = mistakes(tmp_path, TOKEN + section)
+    assert line.endswith(f": is not a key that bace-bridge knows (did you mean {meant}?)")
+
+
 def test_datatypes_are_merged_over_the_known_ones(tmp_path: Path) -> None:
     config = load_text(tmp_path, TOKEN + 'datatypes: {6000: {name: Pulse}, 7: {unit: m}, 6011: {unit: ""}}')
     assert (config.datatypes[6000].name, config.datatypes[6000].unit) == ("Pulse", "bpm")
@@ -307,8 +345,8 @@ def test_datatypes_are_merged_over_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_the_store_s_sizes_are_read_and_one_that_is_too_small_is_refused(tmp_path: Path) -> None:
-    config = load_text(tmp_path, f"{TOKEN}store: {{max_size: 512MiB, memory: 30d}}\n")
-    assert (config.store.max_size, config.store.memory) == (512 * 2**20, 30 * 86400.0)
+    config = load_text(tmp_path, f"{TOKEN}store: {{max_size: 512MiB, session_retention: 30d}}\n")
+    assert (config.store.max_size, config.store.session_retention) == (512 * 2**20, 30 * 86400.0)
     assert mistakes(tmp_path, f"{TOKEN}store: {{max_size: 15MiB}}\n") == ["store.max_size: must be at least 16MiB"]
     assert mistakes(tmp_path, f"{TOKEN}store: {{max_size: large}}\n") == [
         "store.max_size: must be a size such as 512MiB, 2GiB or 500MB"

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import yaml
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
+from bace_bridge.config.cautions import warnings
 from bace_bridge.config.files import is_from_file
 from bace_bridge.config.json_schema import config_schema, default_as_written
 from bace_bridge.config.load import load
@@ -17,7 +19,8 @@ from bace_bridge.config.paths import section_model
 from bace_bridge.domain.events import EVENT_TYPES
 from bace_bridge.polling.rules.event_schema import event_schema
 
-EXAMPLE = Path(__file__).parents[2] / "bridge.example.yaml"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "bridge.example.yaml"
 ENV = {
     "BACE_CLIENT_ID": "id",
     "BACE_CLIENT_SECRET": "s3cret",
@@ -45,6 +48,14 @@ def test_the_example_loads_and_says_nothing_but_the_defaults() -> None:
     assert config.datatypes == defaults.datatypes
 
 
+def test_the_example_gives_no_warning_until_what_has_no_effect_yet_is_taken_in(everything: dict[str, Any]) -> None:
+    assert warnings(load(EXAMPLE, ENV), now=0) == []
+    (broker,) = everything["mqtt"]
+    taken_in = {key: broker[key] for key in ("name", "url", "home_assistant")}
+    config = Config.model_validate({"cloud": {}, "mqtt": [taken_in]})
+    assert [line.split(": ")[0] for line in warnings(config, now=0)] == ["mqtt[0].home_assistant.enabled"]
+
+
 def sections(document: Any, model: type[BaseModel], path: str) -> Iterator[tuple[str, Any, type[BaseModel]]]:
     yield path, document, model
     for key, info in model.model_fields.items():
@@ -65,6 +76,71 @@ def test_every_key_of_the_models_is_in_the_example_with_its_default(everything: 
             if section_model(info.annotation) or info.is_required() or info.default is None:
                 continue
             assert str(section[key]) == str(default_as_written(info)), f"{path}.{key} is not the default"
+
+
+def keys_of_models(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """`mqtt.tls.ca_file` and the like, without what only holds other keys."""
+    for key, info in model.model_fields.items():
+        inner = section_model(info.annotation)
+        if inner is None:
+            yield f"{path}{key}", info
+        else:
+            yield from keys_of_models(inner, f"{path}{key}.")
+
+
+def keys_of_schema(schema: dict[str, Any], path: str = "") -> Iterator[str]:
+    for key, one in schema["properties"].items():
+        inner = one.get("items", one.get("additionalProperties") or one)
+        if "properties" in inner:
+            yield from keys_of_schema(inner, f"{path}{key}.")
+        else:
+            yield f"{path}{key}"
+
+
+def keys_of_example(document: dict[str, Any], path: str = "") -> Iterator[str]:
+    for key, value in document.items():
+        many = value if key in {"mqtt", "webhooks"} else [*value.values()] if key == "datatypes" else [value]
+        for one in many:
+            if isinstance(one, dict) and key != "headers":
+                yield from keys_of_example(one, f"{path}{key}.")
+            else:
+                yield f"{path}{key}"
+
+
+def rows_of_docs() -> Iterator[tuple[str, str]]:
+    """Key and default of every row in the tables of docs/configuration.md whose heading is a section."""
+    section = ""
+    for line in (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            section = line.lstrip("# ")
+        elif section in Config.model_fields and line.startswith("| `"):
+            _, keys, default, *_ = line.split("|")
+            for key in re.findall(r"`([^`]+)`", keys):
+                yield f"{section}.{key}", default.strip()
+
+
+def test_models_schema_example_and_docs_have_the_same_keys(everything: dict[str, Any]) -> None:
+    models = dict(keys_of_models(Config))
+    files = {f"{key}_file" for key, info in models.items() if is_from_file(info)}
+    assert {*keys_of_schema(config_schema())} == {*models} | files
+    assert {*keys_of_example(everything)} == {*models} | files
+    documented = [key for key, _ in rows_of_docs()]
+    assert sorted(documented) == sorted(models)
+    on_files = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8").split("### Secrets in files")[1]
+    named = {*re.findall(r"`(\w+_file)`", on_files.split("A relative path")[0])} - {"_file"}
+    assert named == {key.rpartition(".")[2] for key in files}
+
+
+def test_the_docs_have_every_key_s_default() -> None:
+    models = dict(keys_of_models(Config))
+    for key, written in rows_of_docs():
+        info = models[key]
+        if info.is_required():
+            assert written == "required", key
+        elif info.default is None:
+            assert written == "", key
+        else:
+            assert str(yaml.safe_load(written.strip("`"))) == str(default_as_written(info)), key
 
 
 def key_paths(value: Any, schema: dict[str, Any], path: str) -> Iterator[str]:
@@ -102,6 +178,6 @@ def test_the_schema_shows_durations_as_text_and_describes_every_key() -> None:
 def test_the_event_schema_has_the_data_of_every_type() -> None:
     schema = event_schema()
     kinds = {kind["properties"]["type"]["const"]: kind["properties"]["data"] for kind in schema["oneOf"]}
-    assert set(kinds) == {f"bace.{name}" for name in (*EVENT_TYPES, "alert.firing", "alert.resolved")}
+    assert set(kinds) == {f"bace.{name}" for name in EVENT_TYPES}
     assert set(kinds["bace.session.datapoints"]["required"]) >= {"session", "device", "datapoints"}
     assert set(schema["$defs"]) == {"SessionView", "DeviceView", "DatapointView"}

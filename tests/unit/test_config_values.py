@@ -1,4 +1,7 @@
 import base64
+import time
+from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from bace_bridge.config.models import (
     WebhookConfig,
 )
 from bace_bridge.config.secrecy import secrets_of
-from bace_bridge.config.values import format_duration, format_size, parse_duration, parse_size
+from bace_bridge.config.values import format_duration, format_size, parse_duration, parse_size, parse_start_from
 
 SECRET = "whsec_" + "A" * 40
 
@@ -111,6 +114,22 @@ def test_start_from(written: str, start: StartFrom) -> None:
     assert WatchConfig.model_validate({"start_from": written}).start_from == start
 
 
+@pytest.fixture
+def in_tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_tokyo")
+def test_a_date_begins_at_midnight_in_utc_wherever_the_machine_is() -> None:
+    assert time.timezone == -9 * 3600, "or this shows nothing"
+    for written in ("1970-01-02", date(1970, 1, 2)):
+        assert parse_start_from(written) == StartFrom("since", 86_400.0)
+
+
 @pytest.mark.parametrize("written", ["", "later", 7, "2026", "1970-01-02T00:00:00", "1970-13-01"])
 def test_what_is_no_start_is_refused(written: object) -> None:
     with pytest.raises(ValidationError):
@@ -165,7 +184,8 @@ def test_broker_urls_that_are_refused_without_repeating_them(url: str) -> None:
         {"protocol": True},
         {"qos": 3},
         {"qos": True},
-        {"in_flight": 0},
+        {"max_in_flight": 0},
+        {"max_in_flight": 65536},
         {"keepalive": "250ms"},
         {"events": []},
         {"events": ["session.strted"]},
@@ -291,6 +311,17 @@ def test_every_secret_is_known_to_the_redaction() -> None:
     }
 
 
+def test_a_text_is_a_secret_from_four_characters_on_and_a_webhook_s_path_from_sixteen() -> None:
+    found = secrets_of(
+        Config(
+            cloud=CloudConfig(access_token=SecretStr("four"), password=SecretStr("abc")),
+            webhooks=(webhook(url="https://h/15-characters/"), webhook(name="x", url="https://h/16-characters/x")),
+        )
+    )
+    assert {"four", "/16-characters/x"} <= found
+    assert not {"abc", "/15-characters/"} & found
+
+
 def test_warnings_name_what_they_are_about() -> None:
     config = Config(
         cloud=CloudConfig(url="http://dashboard.example.org", access_token=SecretStr("t")),
@@ -317,6 +348,52 @@ def test_warnings_name_what_they_are_about() -> None:
         "webhooks[0].url",
     ]
     assert not any("geheim" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, []),
+        ({"home_assistant": None}, []),
+        ({"home_assistant": {}}, []),
+        ({"home_assistant": {"enabled": None}}, []),
+        ({"home_assistant": {"enabled": False, "prefix": "ha"}}, []),
+        ({"home_assistant": {"enabled": True}}, ["mqtt[0].home_assistant.enabled"]),
+        ({"home_assistant": {"prefix": "ha"}}, ["mqtt[0].home_assistant"]),
+        ({"events": ["*", "s*", "session.*"]}, []),
+        ({"events": ["alert.*"]}, ["mqtt[0].events[0]"]),
+        ({"events": ["session.*", "alert.firing", "a*", "*.resolved"]}, [f"mqtt[0].events[{n}]" for n in (1, 2, 3)]),
+    ],
+)
+def test_what_has_no_effect_yet_is_warned_about(given: dict[str, Any], found: list[str]) -> None:
+    config = Config(cloud=CloudConfig(), mqtt=(broker("mqtt://localhost", **given),))
+    warned = warnings(config, now=0)
+    assert [line.split(": ")[0] for line in warned] == found
+    assert all("has no effect yet" in line for line in warned)
+
+
+def test_a_webhook_s_events_that_no_version_sends_yet_are_warned_about_too() -> None:
+    config = Config(cloud=CloudConfig(), webhooks=(webhook(events=["session.ended", "alert.*"]),))
+    assert warnings(config, now=0) == [
+        "webhooks[0].events[1]: 'alert.*' has no effect yet: this version sends no such events"
+    ]
+
+
+@pytest.mark.parametrize("events", ["alert.firng", "alerts.*", "nothing", "session.strted"])
+def test_no_hint_offers_events_that_no_version_sends_yet(events: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        broker("mqtt://h", events=[events])
+    hint = caught.value.errors()[0]["ctx"]["hint"]
+    assert "alert" not in hint
+    assert "session.started" in hint
+
+
+def test_a_label_in_a_sinks_groups_which_takes_ids_alone_is_warned_about() -> None:
+    groups = ["6fd58d2a-5b9f-4d8e-9a51-0d5f6f1c9f30", "BaceGo-001-002-00020"]
+    cloud, mqtt = CloudConfig(groups=tuple(groups)), broker("mqtt://localhost", groups=groups)
+    warned = warnings(Config(cloud=cloud, mqtt=(mqtt,), webhooks=(webhook(groups=groups),)), now=0)
+    assert [line.split(": ")[0] for line in warned] == ["mqtt[0].groups[1]", "webhooks[0].groups[1]"]
+    assert "'BaceGo-001-002-00020' is no id_group" in warned[0]
 
 
 def test_nothing_to_warn_about() -> None:

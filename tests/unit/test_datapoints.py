@@ -17,6 +17,7 @@ from bace_bridge.polling.rules.datapoints import (
     samples_per_day,
 )
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
+from tests.models import examples
 
 NOON = 1_764_590_400.0
 KNOWN = KnownSession(session=DataSession("s1", "g1", NOON), device_label="BaceGo-1")
@@ -104,7 +105,7 @@ TEXT = st.text(max_size=255)
 """Names, units and labels, up to what a column of a database holds; also what JSON writes as six bytes."""
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     count=st.integers(0, 650),
     name=TEXT,
@@ -153,3 +154,16 @@ def test_many_small_points_fill_their_events() -> None:
     changed = [ChangedPoint(replace(POINT, timestamp=NOON + one), 0) for one in range(450)]
     emitted = datapoint_events(KNOWN, changed, {}, now=NOON)
     assert [len(msgspec.json.decode(event.data)["datapoints"]) for event in emitted] == [200, 200, 50]
+
+
+@pytest.mark.parametrize("length", [1, 100, 256])
+def test_an_event_of_datapoints_stays_below_64_kib(length: int) -> None:
+    names = Datatype("n" * length, "u" * length)
+    changed = [
+        ChangedPoint(replace(POINT, series_id="s" * length, source_device=f"{one:0{length}}"), 0) for one in range(450)
+    ]
+    events = datapoint_events(KNOWN, changed, {6000: names}, now=NOON)
+    assert all(len(one.data) < 62 * 1024 for one in events), "there is room for an envelope"
+    counts = [len(msgspec.json.decode(one.data)["datapoints"]) for one in events]
+    assert sum(counts) == 450
+    assert max(counts) <= 200

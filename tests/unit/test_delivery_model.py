@@ -17,6 +17,7 @@ from hypothesis.stateful import (
 from bace_bridge.domain.delivery import Deliveries
 from bace_bridge.domain.events import Event, LoggedEvent
 from bace_bridge.domain.lanes import Attempt, Parked, lane_key
+from tests.models import examples
 
 SESSIONS = st.sampled_from(["a", "b", None])
 
@@ -242,6 +243,7 @@ class PipelinedDispatcher(Dispatcher):
 
 
 @pytest.mark.parametrize("model", [Dispatcher, PipelinedDispatcher])
+@pytest.mark.hypothesis
 def test_whatever_happens_nothing_is_lost_and_the_order_holds(model: type[Dispatcher]) -> None:
-    limits = settings(max_examples=200, stateful_step_count=40, deadline=None)
+    limits = settings(max_examples=examples(200), stateful_step_count=40)
     run_state_machine_as_test(model, settings=limits)

@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,13 +104,51 @@ def test_libraries_are_heard_from_warning_on() -> None:
     assert (second["event"], second["level"]) == ("wrong arguments %d", "error")
 
 
-def test_a_stream_that_fails_does_not_end_the_service() -> None:
-    class Full(io.StringIO):
-        def write(self, _text: str, /) -> int:
-            raise OSError(28, "No space left on device")
+def test_an_error_of_a_library_comes_with_its_traceback_without_secrets() -> None:
+    stream = io.StringIO()
+    logs.configure(fmt="json", level="info", secrets=["hunter2"], stream=stream)
+    try:
+        int("hunter2")
+    except ValueError:
+        logging.getLogger("asyncio").exception("a task failed")
+    (line,) = lines(stream)
+    assert line["event"] == "a task failed"
+    assert "ValueError: invalid literal" in line["exception"]
+    assert "hunter2" not in line["exception"]
 
-    logs.configure(fmt="json", level="info", stream=Full())
-    structlog.get_logger().info("lost")
+
+def test_a_warning_of_python_is_a_line_of_the_log() -> None:
+    stream = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logs.configure(fmt="json", level="info", stream=stream)
+        warnings.warn("old ways", DeprecationWarning, stacklevel=1)
+        logging.captureWarnings(capture=False)
+    (line,) = lines(stream)
+    assert (line["level"], line["logger"]) == ("warning", "py.warnings")
+    assert "DeprecationWarning: old ways" in line["event"]
+
+
+def test_a_stream_that_fails_loses_a_line_and_takes_the_later_ones() -> None:
+    class Disk(io.StringIO):
+        full = True
+
+        def write(self, text: str, /) -> int:
+            if self.full:
+                raise OSError(28, "No space left on device")
+            return super().write(text)
+
+    disk = Disk()
+    logs.configure(fmt="json", level="info", stream=disk)
+    log = structlog.get_logger().bind(sink="a")
+    log.info("lost")
+    disk.full = False
+    log.info("written by the same logger")
+    logging.getLogger("paho").warning("written by a library")
+    assert [line["event"] for line in lines(disk)] == ["written by the same logger", "written by a library"]
+
+
+def test_a_closed_stream_does_not_end_the_service() -> None:
     closed = io.StringIO()
     logs.configure(fmt="json", level="info", stream=closed)
     closed.close()

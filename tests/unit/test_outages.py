@@ -11,13 +11,13 @@ Step = Kind | None
 
 def told(steps: list[Step]) -> list[list[str]]:
     """What each of these looks, ten seconds apart, tells."""
-    trouble, found = CloudOutage(), []
+    outage, found = CloudOutage(), []
     for number, step in enumerate(steps):
         now = NOON + 10 * number
         if step is None:
-            trouble, events = after_success(trouble, now=now)
+            outage, events = after_success(outage, now=now)
         else:
-            trouble, events = after_failure(trouble, step, "refused", now=now)
+            outage, events = after_failure(outage, step, "refused", now=now)
         found.append([event.type.removeprefix("cloud.") for event in events])
     return found
 
@@ -48,23 +48,23 @@ def told(steps: list[Step]) -> list[list[str]]:
         "away twice",
     ],
 )
-def test_trouble_is_told_once_and_so_is_its_end(steps: list[Step], expected: list[list[str]]) -> None:
+def test_outage_is_told_once_and_so_is_its_end(steps: list[Step], expected: list[list[str]]) -> None:
     assert told(steps) == expected
 
 
-def test_trouble_says_since_when_and_why() -> None:
-    trouble, _ = after_failure(CloudOutage(), "unreachable", "no route", now=NOON)
-    trouble, (away,) = after_failure(trouble, "unreachable", "still no route", now=NOON + 10)
+def test_outage_says_since_when_and_why() -> None:
+    outage, _ = after_failure(CloudOutage(), "unreachable", "no route", now=NOON)
+    outage, (away,) = after_failure(outage, "unreachable", "still no route", now=NOON + 10)
     assert msgspec.json.decode(away.data) == {
         "reason": "still no route",
         "since": "2025-12-01T12:00:00Z",
         "observed_at": "2025-12-01T12:00:10Z",
     }
     assert (away.time, away.session_id, away.device_id) == (NOON, None, None)
-    trouble, (back,) = after_success(trouble, now=NOON + 70.5)
+    outage, (back,) = after_success(outage, now=NOON + 70.5)
     assert msgspec.json.decode(back.data) == {
         "since": "2025-12-01T12:00:00Z",
         "seconds": 70.5,
         "observed_at": "2025-12-01T12:01:10.500Z",
     }
-    assert trouble == CloudOutage()
+    assert outage == CloudOutage()

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bace_bridge.cloud.problems import parse_problem
 from bace_bridge.cloud.replies import (
     parse_datapoints,
     parse_groups,
-    parse_problem,
     parse_series_axes,
     parse_session,
     parse_sessions,
-    parse_token,
 )
+from bace_bridge.cloud.token_reply import TokenReply, parse_token
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import UnexpectedReply
 from bace_bridge.polling.rules.datapoints import ChangedPoint, Datapoint, datapoint_events
@@ -78,6 +78,21 @@ def test_a_session_as_the_documentation_shows_it() -> None:
         ("isIngestionFinished", "0", "ingestion_finished", False),
         ("isIngestionFinished", None, "ingestion_finished", False),
         ("isArchived", "true", "archived", True),
+        *(("isIngestionFinished", yes, "ingestion_finished", True) for yes in (True, 1, 1.0, "1", "true", "TRUE", "t")),
+        *(("isIngestionFinished", no, "ingestion_finished", False) for no in (False, 0, "0", "false", "f", "", None)),
+        ("id_data_session", 17, "id", "17"),
+        ("id_data_session", "17", "id", "17"),
+        ("id_group", 0, "group_id", "0"),
+        ("id_group", "bridge", "group_id", "bridge"),
+        ("id_group", ".", "group_id", "."),
+        ("id_group", "..", "group_id", ".."),
+        ("updated_at", None, "updated_at", None),
+        ("updated_at", "1648641893.000", "updated_at", 1_648_641_893.0),
+        ("label", 7.5, "label", "7.5"),
+        ("label", "a\ud800b", "label", "a\ufffdb"),
+        ("label", "\udc00\ud800", "label", "\ufffd\ufffd"),
+        ("label", "\U0001f600 \\ud800", "label", "\U0001f600 \\ud800"),
+        ("id_person", "\ud800", "person_id", "\ufffd"),
         ("label", 7, "label", "7"),
         ("label", "007", "label", "007"),
         ("label", "null", "label", "null"),
@@ -169,7 +184,11 @@ def test_what_is_no_session_at_all(body: bytes) -> None:
     [
         ({"label": "BaceGo-001"}, "BaceGo-001"),
         ({"label": None}, None),
-        ({"label": 5}, None),
+        ({"label": 5}, "5"),
+        ({"label": 5.5}, "5.5"),
+        ({"label": True}, None),
+        ({"label": ["x"]}, None),
+        ({"label": {"en": "x"}}, None),
         ([{"label": "x"}], None),
         ("BaceGo-001", None),
         (None, None),
@@ -189,14 +208,33 @@ def test_a_row_that_cannot_be_read_does_not_take_its_page_along() -> None:
     assert found.unreadable == ("items[1]: id_group 'a/b' is not an id",)
 
 
-def test_a_page_of_which_nothing_can_be_read_is_an_error() -> None:
-    """Otherwise a changed format would look like an empty cloud, and every session like a removed one."""
-    with pytest.raises(UnexpectedReply, match=r"no row .* items\[0\]"):
-        parse_sessions(page({"id": 1}, {"id": 2}), {})
+def test_a_page_of_which_nothing_can_be_read_is_no_empty_page() -> None:
+    """Otherwise a changed format would look like an empty cloud."""
+    found = parse_sessions(page(SESSION | {"start": "soon"}, {"id": 2}), {})
+    assert (found.items, found.count, [row.id for row in found.lost]) == ((), 2, [ID, None])
+    assert found.lost[0].reason.startswith("items[0]: Expected `float`, got `str` - at `$.start`")
+    for parse in (parse_datapoints, parse_groups):
+        with pytest.raises(UnexpectedReply, match=r"no row .* items\[0\]"):
+            parse(page({"id": []}, {"id": []}), {})
+
+
+@pytest.mark.parametrize("keys", [("5", "9"), ("9", "5"), ("a", ""), ("\ud800", "b")])
+def test_items_as_an_object_with_keys_are_its_values_in_order(keys: tuple[str, str]) -> None:
+    def body(*rows: Any) -> bytes:
+        return json.dumps({"items": dict(zip(keys, rows, strict=True)), "_meta": {"totalCount": 2}}).encode()
+
+    sessions = parse_sessions(body(SESSION, SESSION | {"id_data_session": "b"}), {})
+    assert ([row.session.id for row in sessions.items], sessions.count, sessions.total) == ([ID, "b"], 2, 2)
+    assert [row.id for row in parse_sessions(body(SESSION | {"start": "x"}, SESSION), {}).lost] == [ID]
+    points = parse_datapoints(body(POINT, POINT | {"datatype": 7}), {})
+    assert [point.datatype for point in points.items] == [5205, 7]
+    assert parse_datapoints(body(POINT, {}), {}).unreadable[0].startswith("items[1]: ")
+    assert parse_groups(body({"id": 1}, {"id": 2}), {}).items == (("1", None), ("2", None))
+    assert parse_sessions(b'{"items":{}}', {}).count == 0
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"<html>", b"null", b"{}", b'{"items":null}', b'{"items":{}}', b'{"items":[', b"\xff"]
+    "body", [b"", b"<html>", b"null", b"{}", b'{"items":null}', b'{"items":7}', b'{"items":[', b"\xff"]
 )
 def test_what_is_no_page_is_an_error(body: bytes) -> None:
     with pytest.raises(UnexpectedReply):
@@ -246,6 +284,18 @@ def test_the_figures_of_a_page(
         ({}, "source_device", "unknown"),
         ({"source_device": ""}, "source_device", "unknown"),
         ({"source_device": "d1"}, "source_device", "d1"),
+        ({"source_device": 0}, "source_device", "0"),
+        ({"id_container_data_latest": 17}, "series_id", "17"),
+        ({"datatype": "6000.0"}, "datatype", 6000),
+        ({"count_val": "12.00"}, "count", 12),
+        ({"timestamp_seconds": "1648641893.2500000"}, "timestamp", 1_648_641_893.25),
+        ({"timestamp_seconds": "1648641893.0000"}, "timestamp", 1_648_641_893.0),
+        ({"min_val": "3.9500000000"}, "min", 3.95),
+        *(
+            ({name: value}, name.removesuffix("_val"), None)
+            for name in ("min_val", "max_val", "avg_val")
+            for value in ("NaN", "nan", "INF", "-Infinity")
+        ),
     ],
 )
 def test_a_datapoint_is_read_tolerantly(changes: dict[str, Any], attribute: str, expected: object) -> None:
@@ -304,6 +354,43 @@ def test_a_token() -> None:
     reply = parse_token(b'{"access_token":"a","expires_in":"86400","token_type":"Bearer","scope":null}')
     assert (reply.access_token, reply.expires_in, reply.refresh_token) == ("a", 86400.0, None)
     assert parse_token(b'{"access_token":"a"}').expires_in == 86400
+    assert parse_token(b'{"access_token":17,"refresh_token":18}') == TokenReply("17", 86400.0, "18")
+
+
+LIVES = {
+    **dict.fromkeys(("null", "false", "true", '""', '"never"', "-5", "0", '"NaN"', '"inf"', "[]", "{}"), 86400.0),
+    "1e400": 86400.0,
+    "9" * 5000: 86400.0,
+    '"' + "9" * 5000 + '"': 86400.0,
+    '"\\ud800"': 86400.0,
+    "3600": 3600.0,
+    '"3600"': 3600.0,
+    "3600.5": 3600.5,
+    '"3600.000"': 3600.0,
+    "1e12": 1e12,
+}
+
+
+@pytest.mark.parametrize(("said", "life"), LIVES.items())
+def test_whatever_is_said_of_its_life_a_token_is_a_token(said: str, life: float) -> None:
+    reply = parse_token(b'{"access_token":"a","expires_in":%b,"refresh_token":"r"}' % said.encode())
+    assert reply == TokenReply("a", life, "r")
+
+
+NO_TOKENS = ["", "a b", "a\nb", "a\r\nX: y", "a\0", "a\x7f", "t\u00f6ken", "\u4f60", "\ud800", "x" * 65536, "a\n"]
+
+
+@pytest.mark.parametrize("text", NO_TOKENS)
+def test_what_no_header_can_carry_is_no_token(text: str) -> None:
+    with pytest.raises(UnexpectedReply, match="no header can carry it"):
+        parse_token(json.dumps({"access_token": text}).encode())
+    reply = parse_token(json.dumps({"access_token": "a", "refresh_token": text}).encode())
+    assert reply == TokenReply("a", 86400.0, None)
+
+
+@pytest.mark.parametrize("said", ["null", "false", "[]", "{}", "1.5", '""'])
+def test_an_odd_refresh_token_is_none(said: str) -> None:
+    assert parse_token(b'{"access_token":"a","refresh_token":%b}' % said.encode()).refresh_token is None
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"{}", b'{"access_token":null}', b"\xff"])
@@ -349,6 +436,15 @@ def test_the_message_of_an_error(body: str, said: str | None) -> None:
     assert parse_problem(body.encode()) == said
 
 
+@pytest.mark.parametrize("before", range(100, 124))
+@pytest.mark.parametrize("shape", ['{"message":"%s"}', '[{"field":"f","message":"%s"}]'])
+def test_a_secret_is_masked_before_a_message_is_cut(before: int, shape: str) -> None:
+    secret = "s3cr3t-passw0rd"
+    said = parse_problem((shape % ("x" * before + secret + " is wrong")).encode(), private=("user", secret))
+    assert said is not None
+    assert secret[:2] not in said
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -389,11 +485,49 @@ def test_an_absurd_time_is_named(name: str, value: Any) -> None:
     assert len(found.unreadable) + len(found.odd) == 1
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_a_value_that_json_cannot_hold_is_named(value: str) -> None:
-    """It would be told as null, and NaN as changed at every look: it does not even equal itself."""
-    found = parse_datapoints(page(POINT, POINT | {"avg_val": value}), {})
-    assert len(found.unreadable) == 1
+@pytest.mark.parametrize(
+    "label", [b'"a\\ud800"', b'"\\udfff"', b'"a\\uD800\\u0041"', b'"\xff"', b'"Kl\xe4rwerk"', b'"\xed\xa0\x80"']
+)
+@pytest.mark.parametrize("where", ["label", "group", "unknown", "key"])
+def test_a_text_with_what_is_no_character_costs_no_more_than_itself(label: bytes, where: str) -> None:
+    field = {"label": b'"label":%b', "group": b'"group":{"label":%b}', "unknown": b'"x":[%b]', "key": b"%b:1"}[where]
+    row = json.dumps(SESSION)[1:-1].encode() + b"," + field % label
+    found = parse_sessions(b'{"items":[%b,{%b}]}' % (json.dumps(SESSION).encode(), row), {})
+    assert (len(found.items), found.lost, found.odd) == (2, (), ())
+    shown = found.items[1].session.label if where == "label" else found.items[1].device_label
+    assert ("\ufffd" in (shown or "")) == (where in {"label", "group"})
+    json.dumps([shown]).encode()
+    (shown or "").encode()
+    groups = parse_groups(b'{"items":[{"id":1,"label":%b},{"id":2,"label":"x"}]}' % label, {})
+    assert [group for group, _ in groups.items] == ["1", "2"]
+
+
+@pytest.mark.parametrize("label", [5, 5.5, True, [], ["x"], {}, None])
+def test_an_odd_label_of_a_group_does_not_take_the_others_along(label: Any) -> None:
+    found = parse_groups(page({"id_group": "a", "label": label}, {"id_group": 17, "label": "x"}), {})
+    assert (found.items[1:], found.unreadable) == ((("17", "x"),), ())
+    assert found.items[0] == ("a", str(label) if label in (5, 5.5) else None)
+
+
+def test_a_group_without_any_id_is_none() -> None:
+    found = parse_groups(page({"label": "x"}, {"id": "a"}), {})
+    assert (found.items, len(found.unreadable)) == ((("a", None),), 1)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_answer() -> None:
+    mark = b"\xef\xbb\xbf"
+    assert parse_sessions(mark + page(SESSION), {}).count == 1
+    assert parse_token(mark + b'{"access_token":"a"}').access_token == "a"
+    assert parse_problem(mark + b'{"message":"x"}') == "x"
+
+
+@pytest.mark.parametrize("name", ["id_container_data_latest", "source_device"])
+@pytest.mark.parametrize("odd", [b'"a\\ud800"', b'"a\xff"'])
+def test_a_series_of_which_a_part_is_unknown_is_named(name: str, odd: bytes) -> None:
+    """Two of them may differ in just that part."""
+    row = json.dumps(POINT | {name: "ODD"}).encode().replace(b'"ODD"', odd)
+    found = parse_datapoints(b'{"items":[%b,%b]}' % (json.dumps(POINT).encode(), row), {})
+    assert (len(found.items), len(found.unreadable)) == (1, 1)
 
 
 DEEP = b"[" * 50_000 + b"]" * 50_000

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -19,6 +20,7 @@ from bace_bridge.domain.events import Event
 from bace_bridge.polling.rules.datapoints import Datapoint, Emitted, compare, datapoint_events
 from bace_bridge.polling.rules.fetches import Outcome, conclude
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession, observe, observe_absence
+from tests.models import examples
 
 NOON = 1_764_590_400.0
 INTERVAL = 15.0
@@ -270,11 +272,11 @@ class UnstampedSession(OneSession):
     stamped = False
 
 
+@pytest.mark.hypothesis
 def test_whatever_happens_to_a_session_its_events_keep_the_order_of_the_contract() -> None:
-    run_state_machine_as_test(OneSession, settings=settings(max_examples=400, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(OneSession, settings=settings(max_examples=examples(400), stateful_step_count=40))
 
 
+@pytest.mark.hypothesis
 def test_the_same_holds_where_the_cloud_does_not_say_when_a_session_was_updated() -> None:
-    run_state_machine_as_test(
-        UnstampedSession, settings=settings(max_examples=150, stateful_step_count=30, deadline=None)
-    )
+    run_state_machine_as_test(UnstampedSession, settings=settings(max_examples=examples(150), stateful_step_count=30))

@@ -107,9 +107,9 @@ def test_nothing_happens_to_what_is_not_there(cloud: SimulatedCloud) -> None:
 
 
 def test_a_history_of_50_000_sessions_is_quick(cloud: SimulatedCloud) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     ids = cloud.add_history(50_000, first_start=1_000_000, spacing=600, duration=300)
-    assert time.perf_counter() - began < 5  # it takes half a second; a slow machine is no failure
+    assert time.process_time() - began < 5  # it takes half a second; a slow machine is no failure
     assert len(cloud.sessions) == len(set(ids)) == 50_000
     last = cloud.session(ids[-1])
     assert (last.start, last.end) == (1_000_000 + 49_999 * 600, 1_000_300 + 49_999 * 600)

@@ -77,5 +77,5 @@ def test_a_signal_stops_it_with_exit_0(number: signal.Signals) -> None:
         assert process.stdout
         assert "Simulated BACE cloud at" in process.stdout.readline()
         process.send_signal(number)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")

@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 
@@ -84,6 +85,12 @@ def test_a_wrong_quirk_says_what_would_be_right(written: str, says: str) -> None
 def test_every_quirk_can_be_given_as_it_is_described(written: str) -> None:
     defaults = {"page-clamp", "refresh-rotates"}
     assert (Quirks.parse([written]) == Quirks()) is (written in defaults)
+
+
+@pytest.mark.parametrize("written", [written for written, _ in describe()])
+def test_every_quirk_is_documented(written: str) -> None:
+    page = Path(__file__).parents[2] / "docs" / "simulated-cloud.md"
+    assert f"`{written.partition(' ')[0]}`" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

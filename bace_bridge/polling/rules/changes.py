@@ -1,4 +1,4 @@
-"""What one look at the cloud changes: everything in it becomes durable together, or not at all."""
+"""What a poll or a fetch changes: everything in it becomes durable together, or not at all."""
 
 import msgspec
 
@@ -29,9 +29,9 @@ class LatestSeen(msgspec.Struct, frozen=True):
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
-    """The sessions, windows and newest points after a look, and the events that it tells, in their order.
+    """The sessions, windows and newest points after a poll or a fetch, and the events that it led to, in their order.
 
-    `left` are devices whose data session belongs to another one now. `trouble` is the cloud's, where it was told now.
+    `left` are devices whose data session belongs to another one now. `outage` is the cloud's, where it is reported.
     """
 
     known: tuple[KnownSession, ...] = ()
@@ -40,7 +40,7 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     events: tuple[Event, ...] = ()
     watch: "PollState | None" = None
     left: tuple[str, ...] = ()
-    trouble: CloudOutage | None = None
+    outage: CloudOutage | None = None
 
     @property
     def devices(self) -> frozenset[str]:

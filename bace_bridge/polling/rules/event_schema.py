@@ -9,7 +9,6 @@ from bace_bridge.polling.rules.datapoints import POINTS_PER_EVENT, DatapointView
 from bace_bridge.polling.rules.sessions import DeviceView, SessionView
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_ALERT_TYPES = ("alert.firing", "alert.resolved")
 _TIME = {"type": "string", "format": "date-time"}
 _TEXT = {"type": "string"}
 
@@ -21,7 +20,7 @@ def event_schema() -> dict[str, Any]:
     about_session = {"session": session, "device": device, "observed_at": _TIME}
     besides = _besides(datapoint)
     kinds: list[dict[str, Any]] = []
-    for event_type in (*events.EVENT_TYPES, *_ALERT_TYPES):
+    for event_type in events.EVENT_TYPES:
         of_session = event_type.startswith("session.")
         data = {**(about_session if of_session else {}), **besides.get(event_type, {})}
         kinds.append(_kind(event_type, data, of_session=of_session))
@@ -62,7 +61,6 @@ def _besides(datapoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
         },
         "required": ["url", "revision"],
     }
-    alert = {"alert": {"type": "object"}}
     return {
         events.SESSION_DATAPOINTS: {
             "datapoints": {"type": "array", "items": datapoint, "minItems": 1, "maxItems": POINTS_PER_EVENT}
@@ -82,7 +80,6 @@ def _besides(datapoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
                 "required": ["id", "type", "session_id"],
             },
         },
-        **dict.fromkeys(_ALERT_TYPES, alert),
     }
 
 

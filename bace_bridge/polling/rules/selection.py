@@ -1,15 +1,35 @@
 """Which devices are watched: by the id of their group, or by its label."""
 
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 
 from msgspec.structs import replace
 
 from bace_bridge.polling.rules.changes import PollState
 
+_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
 
 def is_selected(groups: Collection[str], group_id: str, label: str | None) -> bool:
     """True when `groups` name the device by id or by label; without any, every device is watched."""
     return not groups or group_id in groups or (label is not None and label in groups)
+
+
+def decides_by_label(groups: Collection[str], group_id: str) -> bool:
+    """True when the device's label decides whether it is watched: its id does not, and some entry may be a label."""
+    return bool(groups) and group_id not in groups and any(not _ID.fullmatch(one) for one in groups)
+
+
+def unmatched(groups: Collection[str], devices: Mapping[str, str | None]) -> list[str]:
+    """The entries that are neither the id nor the label of one of these devices (labels by id)."""
+    labels = set(devices.values())
+    return [one for one in groups if one not in devices and one not in labels]
+
+
+def nearest(group: str, devices: Mapping[str, str | None]) -> str | None:
+    """The label that was perhaps meant; None where none is alike."""
+    return next(iter(get_close_matches(group, [one for one in devices.values() if one is not None], 1)), None)
 
 
 def starts_from(state: PollState, group_id: str, label: str | None) -> float:

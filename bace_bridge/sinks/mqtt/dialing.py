@@ -48,7 +48,7 @@ class Dialer:
         connection = Connection(
             client,
             broker=self.broker,
-            window=self._config.in_flight,
+            window=self._config.max_in_flight,
             suspicion=self._suspicion,
             on_message=on_message,
         )

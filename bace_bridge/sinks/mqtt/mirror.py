@@ -5,8 +5,6 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
 from typing import Protocol
 
-from structlog.typing import FilteringBoundLogger
-
 from bace_bridge.domain.state import DeviceState
 from bace_bridge.errors import SinkError, SinkUnavailable, StoreError
 from bace_bridge.sinks.mqtt.retained import changes, device_topics
@@ -44,7 +42,7 @@ class Mirror:
         groups: Collection[str],
         window: int,
         sleep: Callable[[float], Awaitable[None]],
-        log: FilteringBoundLogger,
+        warn: Callable[..., None],
     ) -> None:
         self._state = state
         self._topics = topics
@@ -54,13 +52,12 @@ class Mirror:
         self._unacknowledged = 0
         self._progress = asyncio.Event()
         self._sleep = sleep
-        self._log = log
+        self._warn = warn
         self._bridge: dict[str, bytes] = {}
         self._devices: dict[str, dict[str, bytes]] = {}
         self._dirty: set[str] = set()
         self._all_dirty = True
         self._news = asyncio.Event()
-        self._refusal_told = False
         self.complete = asyncio.Event()
 
     def touch(self, device: str) -> None:
@@ -115,7 +112,7 @@ class Mirror:
         try:
             states = await self._state.devices(asked)
         except StoreError as error:
-            self._log.warning("mqtt.state_unreadable", problem=str(error))
+            self._warn("mqtt.state_unreadable", problem=str(error))
             self.touch_all(asked)
             return False
         found = {state.device_id: state for state in states}
@@ -141,9 +138,8 @@ class Mirror:
     def _told(self, topic: str, error: SinkError | None) -> None:
         self._unacknowledged -= 1
         self._progress.set()
-        if error is not None and not isinstance(error, SinkUnavailable) and not self._refusal_told:
-            self._refusal_told = True
-            self._log.warning("mqtt.state_refused", topic=topic, problem=str(error))
+        if error is not None and not isinstance(error, SinkUnavailable):
+            self._warn("mqtt.state_refused", topic=topic, problem=str(error))
 
     async def _at_most(self, unacknowledged: int) -> None:
         while self._unacknowledged > unacknowledged:

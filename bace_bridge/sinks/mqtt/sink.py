@@ -53,7 +53,7 @@ class MqttSink:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.name = config.name
-        self.window = config.in_flight
+        self.window = config.max_in_flight
         self._config = config
         self._state = state
         self._sleep = sleep
@@ -72,6 +72,7 @@ class MqttSink:
             suspicion=Suspicion(self._log, explained=self._outage.explained),
             log=self._log,
         )
+        self._warned: set[str] = set()
         self._problem: str | None = f"not connected to the broker at {self._dialer.broker} yet"
         self._connection: Connection | None = None
         self._mirror: Mirror | None = None
@@ -189,20 +190,26 @@ class MqttSink:
             groups=self._config.groups,
             window=self.window,
             sleep=self._sleep,
-            log=self._log,
+            warn=self._warn_once,
         )
 
     async def _listen_to_requests(self, connection: Connection) -> None:
         if not connection.limits.retain:
-            self._log.warning("mqtt.no_retained_messages", hint="the broker keeps no state for late subscribers")
+            self._warn_once("mqtt.no_retained_messages", hint="the broker keeps no state for late subscribers")
         if not await connection.subscribe(self._topics.requests) and not connection.end.done():
-            self._log.warning("mqtt.requests_refused", topic=self._topics.requests)
+            self._warn_once("mqtt.requests_refused", topic=self._topics.requests)
 
     async def _become_ready(self, connection: Connection, mirror: Mirror) -> None:
         await mirror.complete.wait()
         if not connection.end.done():
             self._connection, self._problem = connection, None
             self._ready.set()
+
+    def _warn_once(self, event: str, **fields: object) -> None:
+        """What the broker does not allow is the same on every connection."""
+        say = self._log.debug if event in self._warned else self._log.warning
+        say(event, **fields)
+        self._warned.add(event)
 
     def _leave(self, problem: str) -> None:
         self._connection = self._mirror = None

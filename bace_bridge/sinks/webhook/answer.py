@@ -1,9 +1,8 @@
 """What a webhook's answer says about the delivery: pure."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 
+from bace_bridge.domain.retry_after import retry_after
 from bace_bridge.errors import DeliveryFailed, SinkDisabled, SinkError
 
 LONGEST_QUOTE = 200
@@ -34,22 +33,8 @@ def judge(
     answer = excerpt(body, private)
     quote = shortened(answer, LONGEST_QUOTE)
     message = f"HTTP {status}: {quote}" if quote else f"HTTP {status}"
-    wait = retry_after(headers.get("retry-after", ""), now=now) if status in _ASKS_FOR_SILENCE else 0.0
+    wait = retry_after(headers, now=now) if status in _ASKS_FOR_SILENCE else 0.0
     return DeliveryFailed(message, retry_after=wait, status=status, answer=shortened(answer, LONGEST_ANSWER))
-
-
-def retry_after(value: str, *, now: float) -> float:
-    """Seconds from `now` that a Retry-After header asks for: a number or a date; 0 where it is neither."""
-    value = value.strip()
-    if value.isascii() and value.isdigit():
-        return float(value)
-    try:
-        moment = parsedate_to_datetime(value)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        return max(0.0, moment.timestamp() - now)
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return 0.0
 
 
 def excerpt(body: bytes, private: Sequence[str] = ()) -> str:

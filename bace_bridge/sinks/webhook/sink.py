@@ -46,7 +46,7 @@ class WebhookSink:
         grace: float = 10.0,
     ) -> None:
         self.name = config.name
-        self.window = config.concurrency
+        self.window = config.max_in_flight
         self._config = config
         self._source = source
         self._clock = clock
@@ -71,7 +71,7 @@ class WebhookSink:
             async with self._session() as session, asyncio.TaskGroup() as group:
                 self._workers = [group.create_task(self._work(session)) for _ in range(self.window)]
                 self._is_ready.set()
-                self._log.info("webhook.opened", concurrency=self.window, signatures=len(self._keys))
+                self._log.info("webhook.opened", max_in_flight=self.window, signatures=len(self._keys))
         finally:
             self._is_ready.clear()
             self._closed = True

@@ -1,0 +1,110 @@
+"""Whatever goes wrong with a request, as one of our errors: the only place where the cloud's faults are translated."""
+
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
+
+import aiohttp
+from aiohttp import http_exceptions
+
+from bace_bridge.cloud.problems import is_json, parse_problem
+from bace_bridge.domain.retry_after import rate_limit, retry_after
+from bace_bridge.errors import (
+    CloudBadGateway,
+    CloudError,
+    CloudFault,
+    CloudGone,
+    CloudRefused,
+    CloudRequestTooLarge,
+    CloudUnavailable,
+    UnexpectedReply,
+)
+
+LARGEST_HEADER = 64 * 1024
+"""Bytes of one header field, or of the status line. A `Link` header repeats the whole query up to five times."""
+
+DEFAULT_SILENCE = 30.0
+"""Seconds without a request after a 429 that does not say how long."""
+
+LONGEST_SILENCE = 86400.0
+"""Seconds: no answer can silence the bridge for longer."""
+
+
+class Unauthorized(CloudRefused):
+    """401: the token, or the permission for this endpoint, is missing."""
+
+
+def of_answer(
+    what: str, status: int, headers: Mapping[str, str], body: bytes, *, sent: Sequence[str], now: float
+) -> CloudError:
+    """What an answer other than 2xx means. `sent` are the secrets of the request, which a server may repeat.
+
+    `now` is the cloud's time, as far as it is known.
+    """
+    problem = parse_problem(body, private=sent)
+    text = f"{what}: {status}" + (f" {problem}" if problem else "")
+    wait = min(retry_after(headers, now=now), LONGEST_SILENCE)
+    if status == 401:
+        return Unauthorized(text, status=status)
+    if status == 429:
+        reset = rate_limit(headers, now=now).reset or 0.0
+        silence = max(wait, min(reset, LONGEST_SILENCE)) or DEFAULT_SILENCE
+        return CloudUnavailable(f"{text} (rate limit)", retry_after=silence, status=status)
+    if status == 500:
+        return CloudFault(text)
+    if status == 502:
+        return CloudBadGateway(text, retry_after=wait, status=status)
+    if status in {413, 414, 431}:
+        return CloudRequestTooLarge(text, status=status)
+    if status > 500:
+        return CloudUnavailable(text, retry_after=wait, status=status)
+    if 300 <= status < 400:
+        return UnexpectedReply(f"{text}: a redirect, which is not followed with the token: check cloud.url")
+    if status in {404, 410} and problem is not None:
+        return CloudGone(text, status=status)
+    return CloudRefused(text, status=status)
+
+
+def of_token_answer(failure: CloudError, status: int | None, body: bytes) -> CloudRefused | CloudUnavailable:
+    """What a failure means at the token endpoint: CloudRefused, or that it cannot be used now.
+
+    OAuth 2 refuses with 401, or with 400 and JSON. Any other 4xx is a proxy's or another server's. Nothing else that
+    goes wrong here is about the request that needed the token.
+    """
+    if status == 401 or (status == 400 and is_json(body)):
+        return CloudRefused(str(failure), status=status)
+    if isinstance(failure, CloudUnavailable):
+        return failure
+    refused = isinstance(failure, CloudRefused | CloudRequestTooLarge)
+    hint = ": it does not come from a token endpoint: check cloud.url" if refused else ""
+    return CloudUnavailable(f"{failure}{hint}", status=status or 0)
+
+
+def of_exception(what: str, error: Exception, *, timeout: float) -> CloudError:
+    """What was raised below HTTP, in words without the URL, which aiohttp's own messages may hold."""
+    if isinstance(error, TimeoutError):
+        return CloudUnavailable(f"{what}: no answer within {timeout:g} s")
+    if any(isinstance(cause, http_exceptions.LineTooLong) for cause in _causes(error)):
+        return CloudRequestTooLarge(f"{what}: an answer with a header of more than {LARGEST_HEADER // 1024} KiB")
+    return CloudUnavailable(f"{what}: {_why(error)}")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.CertificateError):
+        return "the server's TLS certificate is not valid"
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "the host name cannot be resolved"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"cannot connect: {error.os_error.strerror or type(error.os_error).__name__}"
+    if isinstance(error, aiohttp.ServerDisconnectedError | ConnectionError):
+        return "the connection was cut"
+    if isinstance(error, aiohttp.InvalidURL):
+        return "the URL cannot be used: check cloud.url"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return "the answer is not HTTP"
+    return type(error).__name__

@@ -1,0 +1,67 @@
+"""What an answer's headers say of when to ask again: `Retry-After`, and those of a rate limit.
+
+`now` is the server's time as far as it is known. An answer's own `Date` is better where it has one: a date is only as
+good as the clock that it was made with.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+
+import msgspec
+
+from bace_bridge.domain.timestamps import EARLIEST, LATEST
+
+SMALLEST_MOMENT = 1e9
+"""A rate limit's reset from here on is a moment in epoch seconds, as some servers have it: no wait takes 30 years."""
+
+
+class RateLimit(msgspec.Struct, frozen=True):
+    """How many requests a window takes and has left, and the seconds until it is full again; None where not said."""
+
+    limit: float | None = None
+    remaining: float | None = None
+    reset: float | None = None
+
+
+def retry_after(headers: Mapping[str, str], *, now: float) -> float:
+    """Seconds that `Retry-After` asks for, given as a number or as a date; 0 where it is neither."""
+    text = headers.get("Retry-After", "")
+    seconds = _number(text)
+    if seconds is not None:
+        return seconds
+    until = http_date(text)
+    return 0.0 if until is None else max(0.0, until - _server_time(headers, now))
+
+
+def rate_limit(headers: Mapping[str, str], *, now: float) -> RateLimit:
+    reset = _number(headers.get("X-Rate-Limit-Reset", ""))
+    if reset is not None and reset >= SMALLEST_MOMENT:
+        reset = max(0.0, reset - _server_time(headers, now))
+    return RateLimit(
+        limit=_number(headers.get("X-Rate-Limit-Limit", "")),
+        remaining=_number(headers.get("X-Rate-Limit-Remaining", "")),
+        reset=reset,
+    )
+
+
+def http_date(text: str | None) -> float | None:
+    """Epoch seconds, in UTC where no zone is given; None where it is no date, or one that no calendar holds."""
+    try:
+        moment = parsedate_to_datetime(text) if text else None
+        if moment is None:
+            return None
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (TypeError, ValueError, OverflowError, OSError, IndexError):
+        return None
+    return seconds if EARLIEST < seconds < LATEST else None
+
+
+def _server_time(headers: Mapping[str, str], now: float) -> float:
+    theirs = http_date(headers.get("Date"))
+    return now if theirs is None else theirs
+
+
+def _number(text: str) -> float | None:
+    text = text.strip()
+    return float(text) if text.isascii() and text.replace(".", "", 1).isdecimal() else None
