@@ -27,6 +27,7 @@ from bace_bridge.failpoints import Failpoint
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
 from bace_bridge.polling.list_poll import ListPoll, PollSettings
 from bace_bridge.polling.loops import DatapointLoop, SessionLoop
+from bace_bridge.polling.point_endpoint import PointEndpoint
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules.datapoints import Datatype
 from bace_bridge.polling.rules.fetches import SLOWEST_FETCH
@@ -115,9 +116,11 @@ class Bridge:
             cloud, journal = self._failpoint.around_cloud(cloud), self._failpoint.around_journal(journal)
             event_log = self._failpoint.around_log(event_log)
         poll = self._list_poll(cloud, journal, deciding)
+        endpoint = PointEndpoint(cloud, clock=clock)
         sessions, datapoints = self._loops(
             poll,
-            self._fetches(cloud, journal, deciding),
+            self._fetches(cloud, endpoint, journal, deciding),
+            endpoint,
             journal,
             after_poll=lambda: service.after_poll(),  # noqa: PLW0108  # the service is made below
         )
@@ -139,8 +142,20 @@ class Bridge:
         )
         clock_watch = await self._clock_watch(file, deciding)
         clock_watch.followers += [sessions.clock_stepped, http.clock_stepped]
-        service = Service(sessions, datapoints, status, event_log, upkeep, clock=clock, watch_clock=clock_watch.look)
-        standing = StateForTopics(status, Standing(file, csv_url=self._csv_url).devices)
+        devices = Standing(
+            file, csv_url=self._csv_url, fetch_interval=config.watch.datapoint_interval, clock=self._clock
+        )
+        service = Service(
+            sessions,
+            datapoints,
+            status,
+            event_log,
+            upkeep,
+            clock=clock,
+            watch_clock=clock_watch.look,
+            stale_devices=devices.stale,
+        )
+        standing = StateForTopics(status, devices.devices)
         brokers += await self._brokers(service, standing, Facts(file), partial(self._replay, event_log, dispatchers))
         sinks: list[tuple[Wish, AnySink]] = [
             *zip(config.mqtt, brokers, strict=True),
@@ -155,7 +170,8 @@ class Bridge:
     def _loops(
         self,
         poll: ListPoll,
-        visits: Callable[[KnownSession], DatapointFetch],
+        fetches: Callable[[KnownSession], DatapointFetch],
+        endpoint: PointEndpoint,
         journal: Journal,
         *,
         after_poll: Callable[[], None],
@@ -171,10 +187,12 @@ class Bridge:
         )
         datapoints = DatapointLoop(
             journal,
-            lambda known: visits(known).make(),
-            lambda known: visits(known).emit_end(),
+            lambda known: fetches(known).make(),
+            lambda known: fetches(known).emit_end(),
+            endpoint,
             clock=self._clock,
             monotonic=self._monotonic,
+            jitter=random.random,
         )
         return sessions, datapoints
 
@@ -277,7 +295,7 @@ class Bridge:
         )
 
     def _fetches(
-        self, cloud: BaceCloud, journal: Journal, deciding: asyncio.Lock
+        self, cloud: BaceCloud, endpoint: PointEndpoint, journal: Journal, deciding: asyncio.Lock
     ) -> Callable[[KnownSession], DatapointFetch]:
         watch = self._config.watch
         settings = FetchSettings(
@@ -287,7 +305,9 @@ class Bridge:
             csv_url=self._csv_url,
         )
 
-        return lambda known: DatapointFetch(known, cloud, journal, settings, deciding=deciding, clock=self._clock)
+        return lambda known: DatapointFetch(
+            known, cloud, endpoint, journal, settings, deciding=deciding, clock=self._clock
+        )
 
     def _csv_url(self, session_id: str) -> str:
         return csv_url(self._config.cloud.url, session_id)

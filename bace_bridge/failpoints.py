@@ -122,8 +122,8 @@ class _CloudUpTo(_UpTo):
     async def group_labels(self, *given: Any, **named: Any) -> Any:
         return self._fetched(await self._part.group_labels(*given, **named))
 
-    async def datapoints(self, *given: Any, **named: Any) -> Any:
-        return self._fetched(await self._part.datapoints(*given, **named))
+    async def point_page(self, *given: Any, **named: Any) -> Any:
+        return self._fetched(await self._part.point_page(*given, **named))
 
     def _fetched(self, answer: Any) -> Any:
         self._passed(FETCHED)

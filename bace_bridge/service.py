@@ -61,6 +61,7 @@ class Service:
         *,
         clock: Callable[[], float],
         watch_clock: Callable[[], Awaitable[None]],
+        stale_devices: Callable[[], Awaitable[frozenset[str]]],
     ) -> None:
         self.status = status
         self._sessions = sessions
@@ -70,6 +71,8 @@ class Service:
         self._upkeep_due = asyncio.Event()
         self._clock = clock
         self._watch_clock = watch_clock
+        self._stale_devices = stale_devices
+        self._stale: frozenset[str] = frozenset()
         self._sinks: list[tuple[RunningSink, Dispatcher]] = []
         self._view_was_current: bool | None = None
 
@@ -90,9 +93,7 @@ class Service:
         current = self.status.view_is_current
         if current != self._view_was_current:
             self._view_was_current = current
-            for sink, _ in self._sinks:
-                if (refresh := getattr(sink, "refresh_devices", None)) is not None:
-                    refresh(None)
+            self._refresh_devices(None)
         self._refresh_bridge()
 
     async def run(self, stop: asyncio.Event, *, notify: Callable[[str], None], watchdog: float | None) -> None:
@@ -128,6 +129,7 @@ class Service:
                 self.status.backlogs = await self._log_keeper.backlogs()
                 self.status.waiting = await self._log_keeper.deliveries_waiting()
                 self._pass_on(await self._log_keeper.asked_sinks())
+                self._refresh_stale(await self._stale_devices())
             except StoreUnusable:
                 raise
             except StoreError as error:
@@ -142,6 +144,17 @@ class Service:
         for sink, dispatcher in self._sinks:
             if sink.name in asked:
                 dispatcher.look_at_asked()
+
+    def _refresh_stale(self, stale: frozenset[str]) -> None:
+        """A device becomes unavailable by nothing but time."""
+        if turned := stale ^ self._stale:
+            self._stale = stale
+            self._refresh_devices(turned)
+
+    def _refresh_devices(self, devices: frozenset[str] | None) -> None:
+        for sink, _ in self._sinks:
+            if (refresh := getattr(sink, "refresh_devices", None)) is not None:
+                refresh(devices)
 
     def _refresh_bridge(self) -> None:
         for sink, _ in self._sinks:

@@ -23,7 +23,9 @@ class WatchedSessions(Protocol):
 
 class WatchedDatapoints(Protocol):
     beat_at: float
-    problem: str | None
+
+    @property
+    def problem(self) -> str | None: ...
 
 
 class CloudLine(Protocol):
@@ -137,10 +139,10 @@ class Status:
 
     @property
     def view_is_current(self) -> bool:
-        """True while what is known of the devices is what the cloud shows."""
+        """True while the last poll of the session list went well; a device's datapoints may be old all the same."""
         sessions = self._sessions
         asked = sessions.last_success_at is not None
-        return asked and sessions.outage.reported is None and sessions.store_problem is None
+        return asked and not sessions.outage.failures and sessions.store_problem is None
 
     def info(self) -> dict[str, Any]:
         return {

@@ -64,6 +64,7 @@ class _PointRow(msgspec.Struct, gc=False):
     max_val: float | None = None
     avg_val: float | None = None
     count_val: Samples | None = None
+    id_group: Any = None
 
 
 class _GroupRow(msgspec.Struct):
@@ -251,6 +252,7 @@ def _datapoint(row: _PointRow) -> Datapoint:
         _value(row.max_val),
         _value(row.avg_val),
         1 if row.count_val is None else row.count_val,
+        row.id_group if isinstance(row.id_group, str) else None,
     )
 
 

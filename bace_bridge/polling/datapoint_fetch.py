@@ -1,4 +1,4 @@
-"""A visit to one data session: read its windows, tell what is new, then its end and its CSV."""
+"""A fetch of the datapoints of one data session: read its windows, emit what is new, then its end and its CSV."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -7,26 +7,30 @@ from typing import Literal
 import msgspec
 import structlog
 
-from bace_bridge.errors import CloudError, CloudFault, CloudLoginFailed, CloudRefused, CloudUnavailable, UnexpectedReply
+from bace_bridge.errors import CloudError, CloudRefused, CloudUnavailable
 from bace_bridge.polling.needs import PointCloud, PointJournal
+from bace_bridge.polling.point_endpoint import PointEndpoint, PointsForbidden
+from bace_bridge.polling.points import PointReader, TooMuch
+from bace_bridge.polling.reading import MOST_NARROWING, Unreadable
 from bace_bridge.polling.rules.changes import Changes, WindowRead
-from bace_bridge.polling.rules.datapoints import Datatype, Emitted, samples_per_day
+from bace_bridge.polling.rules.datapoints import Datatype, Emitted, are_raw, samples_per_day
 from bace_bridge.polling.rules.fetches import Outcome, conclude, end_is_due
-from bace_bridge.polling.rules.readings import absorb, after_failure, by_window, left_out, split
+from bace_bridge.polling.rules.readings import absorb, by_window, left_out, split
 from bace_bridge.polling.rules.seen import PointsRead, Urgency
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import (
     DIRECT_WINDOWS,
+    FINEST_SPAN,
     MOST_FAILURES,
     Due,
     Window,
     WindowState,
     days_with_more,
     halves,
+    leaf_at,
     left_out_windows,
     windows_due,
 )
-from bace_bridge.polling.sure_points import SurePoints
 
 log = structlog.get_logger()
 
@@ -34,7 +38,7 @@ EVENTS_A_COMMIT = 50
 
 
 class FetchSettings(msgspec.Struct, frozen=True):
-    """What a visit is made with. `interval` is in seconds; `csv_url` makes a session id into its CSV's URL."""
+    """What datapoints are fetched with. `interval` is in seconds; `csv_url` makes a session id into its CSV's URL."""
 
     interval: float
     resolution: Literal["as_served", "finest"]
@@ -43,12 +47,13 @@ class FetchSettings(msgspec.Struct, frozen=True):
 
 
 class DatapointFetch:
-    """One visit. What it finds is committed in order: datapoints, `session.ended`, late ones, `session.csv_ready`."""
+    """One fetch. What it finds is committed in order: datapoints, `session.ended`, late ones, `session.csv_ready`."""
 
     def __init__(
         self,
         known: KnownSession,
         cloud: PointCloud,
+        endpoint: PointEndpoint,
         journal: PointJournal,
         settings: FetchSettings,
         *,
@@ -58,65 +63,74 @@ class DatapointFetch:
         self._known = known
         self._seen = known.session
         self._cloud = cloud
+        self._endpoint = endpoint
         self._journal = journal
         self._settings = settings
         self._deciding = deciding
         self._clock = clock
         late = known.over_when_found or known.unread
-        self._points = SurePoints(cloud, known.session.id, Urgency.BACKLOG if late else Urgency.LIVE)
+        self._points = PointReader(cloud, endpoint, known.session, Urgency.BACKLOG if late else Urgency.LIVE)
         self._states: dict[Window, WindowState] = {}
         self._pending = Changes()
-        self._found_news = False
-        self._retry_after = 0.0
-        self._newest = known.newest_point_at
+        self._newest: float | None = None
         self._probed: dict[int, int] | None = None
 
     async def make(self) -> CloudError | None:
-        """Raises StoreError only; what the cloud does ends up in the session's next visit.
+        """Raises StoreError only; what the cloud does ends up in the session's next fetch.
 
         Returns why the cloud as a whole gives no datapoints, where that is so.
         """
-        session = self._known.session
-        outcome: Outcome = "read"
+        outcome: Outcome
+        retry_after = 0.0
         away: CloudError | None = None
         try:
-            self._states = await self._journal.windows(session.id)
-            await self._read_everything_due()
-        except (CloudUnavailable, CloudLoginFailed) as error:
-            outcome, away = "unavailable", error
-            self._retry_after = error.retry_after if isinstance(error, CloudUnavailable) else 0.0
-            log.debug("datapoints.put_off", session=session.id, reason=str(error))
-        except (CloudRefused, CloudFault, UnexpectedReply) as error:
+            await self._endpoint.ensure_allowed()
+            self._states = await self._journal.windows(self._known.session.id)
+            outcome = await self._read_everything_due()
+        except Unreadable as fault:
             outcome = "failed"
-            self._say_not_read(str(error))
+            self._log_failure(str(fault))
+        except PointsForbidden:
+            outcome, retry_after = "forbidden", self._endpoint.rest
+        except CloudError as error:
+            outcome, away = "unavailable", error
+            retry_after = error.retry_after if isinstance(error, CloudUnavailable) else 0.0
+            log.debug("datapoints.put_off", session=self._known.session.id, reason=str(error))
         else:
             if self._known.failed_fetches:
-                log.info("datapoints.read_again", session=session.id)
-        await self._commit(outcome)
+                log.info("datapoints.read_again", session=self._known.session.id)
+        await self._commit(outcome, retry_after=retry_after)
         return away
 
-    def _say_not_read(self, reason: str) -> None:
+    def _log_failure(self, reason: str) -> None:
         failures = self._known.failed_fetches
         say = log.debug if failures else log.warning
         say("datapoints.not_read", session=self._known.session.id, reason=reason, attempt=failures + 1)
 
     async def emit_end(self) -> None:
-        """Tells the end without waiting for the datapoints before it."""
+        """Emits the end without waiting for the datapoints before it."""
         await self._commit(None)
 
-    async def _read_everything_due(self) -> None:
+    async def _read_everything_due(self) -> Outcome:
+        """Reads the windows; a probe only saves requests, so where it cannot be had they are read without it."""
         due = windows_due(self._known, self._states, now=self._cloud_now())
         if len(due) > DIRECT_WINDOWS:
-            days = await self._days_with_points()
-            due = windows_due(self._known, self._states, now=self._cloud_now(), days=days)
+            probe = await self._probe()
+            if probe is None:
+                await self._read_all(due)
+                return "more" if any(self._is_settled(one.window) for one in due) else "read"
+            due = windows_due(self._known, self._states, now=self._cloud_now(), days=frozenset(probe))
         await self._read_all(due)
         if self._known.unread:
             await self._try_left_out()
-        if self._something_may_be_missing():
-            await self._days_with_points()
-            days = days_with_more(self._probed or {}, self._known, self._states)
-            again = not self._known.csv_due
-            await self._read_all(windows_due(self._known, self._states, now=self._cloud_now(), days=days, again=again))
+        if self._something_may_be_missing() and (probe := await self._probe()) is not None:
+            days = days_with_more(probe, self._known, self._states)
+            await self._read_all(windows_due(self._known, self._states, now=self._cloud_now(), days=days, missing=True))
+        return "read"
+
+    def _is_settled(self, window: Window) -> bool:
+        state = self._states.get(window)
+        return state is not None and state.settled
 
     async def _try_left_out(self) -> None:
         """What was left out, those windows first that were tried least; one that still breaks is enough."""
@@ -135,14 +149,23 @@ class DatapointFetch:
             return False
         if self._known.csv_due:
             return sum(state.samples for state in self._states.values() if not state.split) < count
-        return not self._found_news and count != self._known.count_fetched
+        return self._newest is None and count != self._known.count_fetched
 
-    async def _days_with_points(self) -> frozenset[int]:
-        """Looks without a window: at day resolution even a long session is a small answer."""
+    async def _probe(self) -> dict[int, int] | None:
+        """The samples on each day, asked for without a window: at day resolution even a long session is a small answer.
+
+        None where that cannot be had.
+        """
         if self._probed is None:
-            read = await self._points.read(None, None)
+            try:
+                read = await self._points.read(None, None)
+            except Unreadable as fault:
+                log.debug("datapoints.not_probed", session=self._known.session.id, reason=str(fault))
+                return None
+            if not read.own:
+                return None
             self._probed = samples_per_day(read.points)
-        return frozenset(self._probed)
+        return self._probed
 
     async def _read_all(self, due: list[Due]) -> None:
         """Reads the windows, oldest first, but those that an answer which ran past its bounds has brought along."""
@@ -162,79 +185,100 @@ class DatapointFetch:
                 covered = max(covered, *(point.timestamp for point in read.points))
 
     async def _read(self, due: Due) -> PointsRead | None:
-        """Reads a window; where a finer resolution is wanted, or the cloud breaks on it, in halves."""
-        window = due.window
+        """Reads a window. What the cloud breaks on again and again, or cannot answer at once, is read in halves."""
         try:
-            read = await self._points.read(due.since, window.end)
-        except CloudFault as fault:
-            if not await self._narrowed(window, fault):
+            return await self._read_whole(due)
+        except TooMuch as reason:
+            await self._narrow(due.window, str(reason))
+        except Unreadable as fault:
+            if isinstance(fault.cause, CloudRefused) or not self._is_sure(due.window):
                 raise
-            return None
-        for name in read.unreadable:
-            log.warning("cloud.datapoint_unreadable", session=self._known.session.id, row=name)
-        coarse = self._settings.resolution == "finest" and any(point.count > 1 for point in read.points)
-        if coarse and read.held and (parts := halves(window)) is not None:
-            await self._read_halves(window, parts)
+            await self._points.read(0, FINEST_SPAN)  # raises where the whole data session is broken, not one record
+            await self._narrow(due.window, str(fault))
+        return None
+
+    def _is_sure(self, window: Window) -> bool:
+        """True where a break is no hiccup."""
+        state = self._states.get(window)
+        return self._known.failed_fetches + 1 >= MOST_FAILURES or (state is not None and state.failures > 0)
+
+    async def _narrow(self, window: Window, reason: str) -> None:
+        """Reads a window in halves; those that cannot be read are left out, so that everything else goes on."""
+
+        async def read(part: Window) -> None:
+            await self._split_down_to(part)
+            await self._read_whole(Due(part, part.start))
+
+        def parts_of(part: Window) -> tuple[Window, ...]:
+            return (halves(part) or ()) if self._points.parts_asked < MOST_NARROWING else ()
+
+        parts = parts_of(window)
+        broken = [] if parts else [(window, reason)]
+        for part in parts:
+            broken += await self._points.requests.bisect(part, read, parts_of)
+        for part, why in broken:
+            await self._split_down_to(part)
+            state = left_out(self._known, self._states.get(part), part)
+            self._add(Changes(windows=(WindowRead(self._known.session.id, state, None),)))
+            if state.failures == 1:
+                log.error(
+                    "datapoints.window_left_out",
+                    session=self._known.session.id,
+                    start=part.start,
+                    end=part.end,
+                    reason=why,
+                )
+
+    async def _read_whole(self, due: Due) -> PointsRead | None:
+        """Reads a window at once and, where a finer resolution is wanted and can be had, in halves."""
+        read = await self._points.read(due.since, due.window.end)
+        parts = halves(due.window)
+        if self._settings.resolution == "finest" and read.held and parts and not await self._is_raw(read):
+            for part in parts:
+                await self._split_down_to(part)
+                await self._read(Due(part, part.start))
             return None
         await self._absorb(due, read)
         return read
 
+    async def _is_raw(self, read: PointsRead) -> bool:
+        """Asks for the newest point's minute where only that can tell samples from buckets of one sample each."""
+        if are_raw(read.points) or any(point.count > 1 for point in read.points):
+            return are_raw(read.points)
+        minute = int(max(point.timestamp for point in read.points))
+        finest = await self._points.read(minute, minute + FINEST_SPAN)
+        return {*finest.points} <= {*read.points}
+
     async def _absorb(self, due: Due, read: PointsRead) -> None:
         served = by_window(read.points, due, self._states, held=read.held)
-        told = await self._told(list(served))
+        emitted = await self._emitted(list(served))
         changes = absorb(
             self._known,
             self._states,
             due,
             served,
-            told,
+            emitted,
             self._settings.datatypes,
             pages=read.pages,
             now=self._clock(),
             cloud_now=self._cloud_now(),
         )
         if changes.events:
-            self._found_news = True
-            stamps = [point.timestamp for point in read.points]
-            self._newest = max([*stamps, self._newest] if self._newest is not None else stamps)
+            self._newest = max([*(point.timestamp for point in read.points), self._newest or 0.0])
         self._add(changes)
 
-    async def _told(self, windows: list[Window]) -> dict[Window, Emitted]:
-        """What was told of these windows. What this visit has found in one of them is made durable first."""
+    async def _emitted(self, windows: list[Window]) -> dict[Window, Emitted]:
+        """What was emitted of these windows. What this fetch has found in one of them is made durable first."""
         if any(read.state.window in windows for read in self._pending.windows):
             await self._commit(None)
-        return await self._journal.told(self._known.session.id, windows)
+        return await self._journal.emitted(self._known.session.id, windows)
 
-    async def _read_halves(self, window: Window, parts: tuple[Window, Window]) -> None:
-        await self._split(window, parts)
-        for part in parts:
-            await self._read(Due(part, part.start))
-
-    async def _split(self, window: Window, parts: tuple[Window, Window]) -> None:
-        told = (await self._told([window]))[window]
-        self._add(Changes(windows=split(self._known, window, parts, told)))
-        await self._commit(None)
-
-    async def _narrowed(self, window: Window, fault: CloudFault) -> bool:
-        """One bad row can make its page fail for ever: after some failures the window is halved, then left out."""
-        state = after_failure(self._known, self._states.get(window), window)
-        if state.failures < MOST_FAILURES:
-            self._add(Changes(windows=(WindowRead(self._known.session.id, state, None),)))
-            return False
-        if (parts := halves(window)) is not None:
-            await self._split(window, parts)
-            return False
-        if state.failures == MOST_FAILURES:
-            log.error(
-                "datapoints.window_left_out",
-                session=self._known.session.id,
-                start=window.start,
-                end=window.end,
-                reason=str(fault),
-            )
-        after = left_out(self._known, state)
-        self._add(Changes(windows=(WindowRead(self._known.session.id, after, None),)))
-        return True
+    async def _split_down_to(self, part: Window) -> None:
+        """Has the window of the grid read in halves from now on, and those in halves, until `part` is one of them."""
+        while (window := leaf_at(part.start, self._states)) != part and (parts := halves(window)) is not None:
+            emitted = (await self._emitted([window]))[window]
+            self._add(Changes(windows=split(self._known, window, parts, emitted)))
+            await self._commit(None)
 
     def _add(self, changes: Changes) -> None:
         self._states.update({read.state.window: read.state for read in changes.windows})
@@ -245,8 +289,8 @@ class DatapointFetch:
             events=before.events + changes.events,
         )
 
-    async def _commit(self, outcome: Outcome | None) -> None:
-        """Makes durable what was found so far and, with an outcome, what follows from the visit."""
+    async def _commit(self, outcome: Outcome | None, *, retry_after: float = 0.0) -> None:
+        """Makes durable what was found so far and, with an outcome, what follows from the fetch."""
         async with self._deciding:
             fresh = (await self._journal.known([self._known.session.id])).get(self._known.session.id)
             if fresh is None:
@@ -268,7 +312,7 @@ class DatapointFetch:
                 csv_url=self._settings.csv_url(fresh.session.id),
                 interval=self._settings.interval,
                 left_out=bool(left_out_windows(self._states)),
-                retry_after=self._retry_after,
+                retry_after=retry_after,
                 now=self._clock(),
             )
             events = self._pending.events + concluded.events

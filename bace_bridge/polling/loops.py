@@ -38,6 +38,12 @@ async def pause_until(called: asyncio.Event, seconds: float) -> None:
     called.clear()
 
 
+def pause_after(error: CloudError, failures: int, *, jitter: float, longest: float = LONGEST_PAUSE) -> float:
+    """Seconds until the cloud is asked again after so many failures in a row: not before it wants to be."""
+    asked = error.retry_after if isinstance(error, CloudUnavailable) else 0.0
+    return max(asked, backoff(failures, jitter=jitter, longest=longest))
+
+
 class Poller(Protocol):
     async def poll(self) -> None: ...
 
@@ -146,9 +152,8 @@ class SessionLoop:
             self.store_problem = str(full)
             # Not reported: the next failure is, with the same id.
             self.outage = msgspec.structs.replace(self.outage, reported=before.reported)
-        wait = backoff(self.outage.failures, jitter=self._jitter(), longest=max(self._interval, LONGEST_PAUSE))
-        asked = error.retry_after if isinstance(error, CloudUnavailable) else 0.0
-        return max(wait, asked)
+        longest = max(self._interval, LONGEST_PAUSE)
+        return pause_after(error, self.outage.failures, jitter=self._jitter(), longest=longest)
 
     def _log_failure(self, kind: Kind, reason: str) -> None:
         """Each kind once an outage, by every process: what an earlier one wrote is not in the log that is read now."""
@@ -164,43 +169,57 @@ class SessionLoop:
             await self._journal.commit(Changes(events=tuple(events), outage=outage))
 
 
+class Endpoint(Protocol):
+    @property
+    def problem(self) -> str | None: ...
+
+
 class DatapointLoop:
-    """Visits the sessions that are due, a few at once; at most half of the places go to sessions that are over."""
+    """Fetches what is due, a few sessions at once; at most half of the places go to sessions that are over."""
 
     def __init__(
         self,
         journal: PointJournal,
-        visit: Callable[[KnownSession], Awaitable[CloudError | None]],
+        fetch: Callable[[KnownSession], Awaitable[CloudError | None]],
         emit_end: Callable[[KnownSession], Awaitable[None]],
+        endpoint: Endpoint,
         *,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
+        jitter: Callable[[], float],
         pause: Pause = pause_until,
     ) -> None:
         self._journal = journal
-        self._visit = visit
-        self._tell_end = emit_end
+        self._fetch = fetch
+        self._emit_end = emit_end
+        self._endpoint = endpoint
         self._clock = clock
         self._monotonic = monotonic
+        self._jitter = jitter
         self._pause = pause
         self._called = asyncio.Event()
-        self._under_way: dict[str, bool] = {}
+        self._in_flight: dict[str, bool] = {}
         self._times_away = 0
         self._resume_at = 0.0
-        self.problem: str | None = None
+        self._outage: str | None = None
         self.beat_at = monotonic()
+
+    @property
+    def problem(self) -> str | None:
+        """Why datapoints are missing, where that is not about one data session."""
+        return self._outage or self._endpoint.problem
 
     def poll_now(self) -> None:
         self._called.set()
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as visits:
+        async with asyncio.TaskGroup() as fetches:
             while True:
                 self.beat_at = self._monotonic()
                 try:
                     self._journal.ensure_room()
-                    await self._tell_overdue_ends()
-                    await self._start_visits(visits)
+                    await self._emit_overdue_ends()
+                    await self._start_fetches(fetches)
                     rest = await self._rest()
                 except StoreUnusable:
                     raise
@@ -209,34 +228,34 @@ class DatapointLoop:
                     rest = 5.0
                 await self._pause(self._called, rest)
 
-    async def _tell_overdue_ends(self) -> None:
-        """An end does not wait for a visit that hangs, nor for one that has not found a place."""
+    async def _emit_overdue_ends(self) -> None:
+        """An end does not wait for a fetch that hangs, nor for one that has not found a place."""
         for known in await self._journal.overdue_ends(self._clock() - END_PATIENCE):
-            await self._tell_end(known)
+            await self._emit_end(known)
 
-    async def _start_visits(self, visits: asyncio.TaskGroup) -> None:
-        if len(self._under_way) >= self._places or self._monotonic() < self._resume_at:
+    async def _start_fetches(self, fetches: asyncio.TaskGroup) -> None:
+        if len(self._in_flight) >= self._places or self._monotonic() < self._resume_at:
             return
         due = await self._journal.due_fetches(self._clock(), FETCHES_LOOKED_UP)
         for known in due:
-            backlog = sum(self._under_way.values())
-            if known.session.id in self._under_way or len(self._under_way) >= self._places:
+            backlog = sum(self._in_flight.values())
+            if known.session.id in self._in_flight or len(self._in_flight) >= self._places:
                 continue
             if known.over_when_found and backlog >= FETCHES_AT_ONCE // 2:
                 continue
-            self._under_way[known.session.id] = known.over_when_found
-            visits.create_task(self._make(known))
+            self._in_flight[known.session.id] = known.over_when_found
+            fetches.create_task(self._make(known))
 
     async def _make(self, known: KnownSession) -> None:
         try:
-            self._note(await self._visit(known))
+            self._note(await self._fetch(known))
         except StoreUnusable:
             raise
         except StoreError as error:
             log.debug("datapoints.store_unusable", session=known.session.id, reason=str(error))
             await self._pause(asyncio.Event(), 5.0)
         finally:
-            del self._under_way[known.session.id]
+            del self._in_flight[known.session.id]
             self._called.set()
 
     @property
@@ -244,28 +263,27 @@ class DatapointLoop:
         return 1 if self._times_away else FETCHES_AT_ONCE
 
     def _note(self, away: CloudError | None) -> None:
-        """While the cloud gives nobody datapoints one visit at a time finds out whether it does again."""
+        """While the cloud gives no datapoints at all one fetch at a time finds out whether it does again."""
         if away is None:
-            if self.problem is not None:
+            if self._outage is not None:
                 log.info("datapoints.available_again")
-            self._times_away, self._resume_at, self.problem = 0, 0.0, None
+            self._times_away, self._resume_at, self._outage = 0, 0.0, None
             return
         self._times_away += 1
-        asked = away.retry_after if isinstance(away, CloudUnavailable) else 0.0
-        wait = max(asked, backoff(self._times_away, jitter=0.0, longest=LONGEST_PAUSE))
+        wait = pause_after(away, self._times_away, jitter=self._jitter())
         self._resume_at = max(self._resume_at, self._monotonic() + wait)
         if self._times_away >= FAILURES_TO_REPORT:
-            if self.problem is None:
+            if self._outage is None:
                 log.warning("datapoints.unavailable", reason=str(away), then="trying again")
-            self.problem = str(away)
+            self._outage = str(away)
 
     async def _rest(self) -> float:
-        if len(self._under_way) >= self._places:
+        if len(self._in_flight) >= self._places:
             return LONGEST_REST
         if (silent_for := self._resume_at - self._monotonic()) > 0:
             return min(LONGEST_REST, silent_for)
-        soonest = await self._journal.next_fetch_at(without=list(self._under_way))
+        soonest = await self._journal.next_fetch_at(without=list(self._in_flight))
         if soonest is None:
             return LONGEST_REST
         wait = max(0.0, min(LONGEST_REST, soonest - self._clock()))
-        return wait or (LONGEST_REST if self._under_way else 0.0)
+        return wait or (LONGEST_REST if self._in_flight else 0.0)

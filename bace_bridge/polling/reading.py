@@ -41,10 +41,17 @@ class Unreadable(Exception):  # control flow: `cause` is the error
 
 
 class Reader:
-    """The requests of one poll. What it raises, but for Unreadable, is about the cloud as a whole."""
+    """The requests of one poll. What it raises, but for Unreadable, is about the cloud as a whole.
 
-    def __init__(self, cloud: SessionCloud) -> None:
+    `canaries` are requests of which the cloud must be able to answer one; else they are about the session list.
+    """
+
+    def __init__(self, cloud: SessionCloud, *, canaries: Sequence[Callable[[], Awaitable[object]]] = ()) -> None:
         self._cloud = cloud
+        self._canaries = canaries or (
+            lambda: cloud.session(NOBODY),
+            lambda: cloud.session_page(by_ids([NOBODY]), 1, per_page=1),
+        )
         self._cloud_answers = False
         self._left = MOST_NARROWING
         self.requests = 0
@@ -77,11 +84,7 @@ class Reader:
 
     async def _ask_canaries(self, fault: CloudError) -> None:
         """One of them has to be answered, or `fault` is about the cloud."""
-        canaries: tuple[Callable[[], Awaitable[object]], ...] = (
-            lambda: self._cloud.session(NOBODY),
-            lambda: self._cloud.session_page(by_ids([NOBODY]), 1, per_page=1),
-        )
-        for canary in canaries:
+        for canary in self._canaries:
             try:
                 await canary()
             except CloudGone:

@@ -104,9 +104,8 @@ def rows(cloud: SimulatedCloud, question: Asked, order: Order | None) -> list[Ro
             if (track := cloud.samples.of(session).get(one.id_container_data_latest))
         ]
         times, values = tracks[0] if len(tracks) == 1 else _together(tracks)
-        found.extend(
-            Row(at, one, low, high, average, count) for at, low, high, average, count in buckets(times, values, seconds)
-        )
+        made = buckets(times, values, seconds, lone_at_start=cloud.quirks.bucket_start)
+        found.extend(Row(at, one, low, high, average, count) for at, low, high, average, count in made)
     test = holds(All(question.rows), reader) if question.rows else None
     kept = found if test is None else [row for row in found if test(row)]
     if order is not None:

@@ -35,10 +35,12 @@ class Bucket(NamedTuple):
     count_val: int
 
 
-def buckets(times: Sequence[float], values: Sequence[float], width: float) -> list[Bucket]:
+def buckets(
+    times: Sequence[float], values: Sequence[float], width: float, *, lone_at_start: bool = False
+) -> list[Bucket]:
     """Samples in ascending order -> what the cloud tells of them.
 
-    A bucket of one sample keeps that sample's own time; any other has the time at which it begins.
+    A bucket of one sample keeps that sample's own time, unless `lone_at_start`; any other has that at which it begins.
     """
     if width <= 0:
         return [Bucket(at, value, value, value, 1) for at, value in zip(times, values, strict=True)]
@@ -52,7 +54,7 @@ def buckets(times: Sequence[float], values: Sequence[float], width: float) -> li
         inside = values[first:behind]
         count = len(inside)
         average = inside[0] if count == 1 else round(sum(inside) / count, 6)
-        at = times[first] if count == 1 else begins
+        at = times[first] if count == 1 and not lone_at_start else begins
         found.append(Bucket(at, min(inside), max(inside), average, count))
         first = behind
     return found

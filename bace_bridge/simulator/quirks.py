@@ -52,6 +52,7 @@ class Quirks:
     object_items: bool = False
     decimals_as_strings: bool = False
     no_updated_at: bool = False
+    bucket_start: bool = False
     duplicate_points: bool = False
     conflicting_points: bool = False
     duplicate_sessions: bool = False
@@ -228,6 +229,9 @@ _KINDS: Mapping[str, _Kind] = {
         {"decimals_as_strings": True},
     ),
     "no-updated-at": _Kind("updated_at is null until the first update", {"no_updated_at": True}),
+    "bucket-start": _Kind(
+        "a bucket of one sample has the time at which it begins, as any other", {"bucket_start": True}
+    ),
     "duplicate-points": _Kind("about each twentieth datapoint comes twice", {"duplicate_points": True}),
     "conflicting-points": _Kind(
         "about each twentieth datapoint comes again with other values", {"conflicting_points": True}

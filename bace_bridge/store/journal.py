@@ -146,8 +146,8 @@ class Journal:
 
         return await self._file.read(work)
 
-    async def told(self, session_id: str, windows: Collection[Window]) -> dict[Window, Emitted]:
-        """What was told of these windows; empty for those that were never read."""
+    async def emitted(self, session_id: str, windows: Collection[Window]) -> dict[Window, Emitted]:
+        """What was emitted of these windows; empty for those that were never read."""
         query = 'select told from windows where session_id = ? and start = ? and "end" = ?'
 
         def work(connection: sqlite3.Connection) -> dict[Window, Emitted]:
@@ -216,7 +216,7 @@ def _write_windows(connection: sqlite3.Connection, windows: Iterable[WindowRead]
                 one.state.start,
                 one.state.end,
                 msgspec.json.encode(one.state).decode(),
-                None if one.told is None else msgspec.msgpack.encode(one.told),
+                None if one.emitted is None else msgspec.msgpack.encode(one.emitted),
             )
             for one in windows
         ],

@@ -10,23 +10,33 @@ class Schedules:
         self._file = file
 
     async def move(self, seconds: float) -> None:
-        """Every visit, and the time since which an end waits, so much later; negative: earlier."""
-        await self._file.write(
-            lambda connection: _set(
+        """Every fetch, the last one of an active session, and the time since which an end waits, so much later.
+
+        Negative: earlier.
+        """
+
+        def work(connection: sqlite3.Connection) -> None:
+            _set(
                 connection,
-                visit="fetch_at + :by",
+                fetch="fetch_at + :by",
                 waits="end_waits_since + :by",
                 where="fetch_at is not null or end_waits_since is not null",
                 by=seconds,
             )
-        )
+            connection.execute(
+                """update sessions set known = json_set(known, '$.fetched_at', json_extract(known, '$.fetched_at') + ?)
+                where active and json_extract(known, '$.fetched_at') is not null""",
+                (seconds,),
+            )
+
+        await self._file.write(work)
 
     async def bound(self, *, now: float, furthest: float) -> int:
         """What no schedule allows (the clock was set back while nothing ran) is due now; returns how many sessions."""
         return await self._file.write(
             lambda connection: _set(
                 connection,
-                visit="iif(fetch_at > :upto, :now, fetch_at)",
+                fetch="iif(fetch_at > :upto, :now, fetch_at)",
                 waits="min(end_waits_since, :now)",
                 where="fetch_at > :upto or end_waits_since > :now",
                 now=now,
@@ -35,10 +45,10 @@ class Schedules:
         )
 
 
-def _set(connection: sqlite3.Connection, *, visit: str, waits: str, where: str, **given: float) -> int:
+def _set(connection: sqlite3.Connection, *, fetch: str, waits: str, where: str, **given: float) -> int:
     """A known session holds its times twice: in columns, and in its JSON."""
     changed = connection.execute(
-        f"update sessions set fetch_at = {visit}, end_waits_since = {waits} where {where}",  # noqa: S608  # our own text
+        f"update sessions set fetch_at = {fetch}, end_waits_since = {waits} where {where}",  # noqa: S608  # our own text
         given,
     ).rowcount
     if not changed:

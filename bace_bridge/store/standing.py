@@ -1,21 +1,32 @@
 """How things stand: the state that retained topics show, read from what is known."""
 
 import sqlite3
+import time
 from collections.abc import Callable, Collection
 
 import msgspec
 
 from bace_bridge.domain.state import DeviceState, KnownDevice, LatestPoint
+from bace_bridge.polling.rules.fetches import is_current
 from bace_bridge.polling.rules.sessions import KnownSession, view
 from bace_bridge.store.sqlite import SqliteFile
 
 
 class Standing:
-    """Reads devices' states. `csv_url` makes a session id into its CSV's URL."""
+    """Reads devices' states. `csv_url` makes a session id into its CSV's URL; `fetch_interval` is in seconds."""
 
-    def __init__(self, file: SqliteFile, *, csv_url: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        file: SqliteFile,
+        *,
+        csv_url: Callable[[str], str],
+        fetch_interval: float = 15.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._file = file
         self._csv_url = csv_url
+        self._fetch_interval = fetch_interval
+        self._clock = clock
 
     async def devices(self, ids: Collection[str] | None, *, available: bool) -> list[DeviceState]:
         """The states of these devices; of all, where `ids` is None."""
@@ -55,10 +66,24 @@ class Standing:
         )
         return DeviceState(
             device_id=device,
-            available=available,
+            available=available and (known is None or self._is_current(known)),
             session=None if known is None else self._session(known),
             latest=tuple(LatestPoint(*point) for point in points),
         )
+
+    async def stale(self) -> frozenset[str]:
+        """The devices of which the datapoints of the active data session that is shown were read too long ago."""
+        query = "select known from sessions where active order by start"
+
+        def work(connection: sqlite3.Connection) -> frozenset[str]:
+            active = [msgspec.json.decode(row[0], type=KnownSession) for row in connection.execute(query)]
+            shown = {one.session.group_id: one for one in active}
+            return frozenset(group for group, one in shown.items() if not self._is_current(one))
+
+        return await self._file.read(work)
+
+    def _is_current(self, known: KnownSession) -> bool:
+        return is_current(known, interval=self._fetch_interval, now=self._clock())
 
     def _session(self, known: KnownSession) -> bytes:
         shown = msgspec.to_builtins(view(known.session))

@@ -3,6 +3,7 @@
 Another store is another entry in `STORES`: a factory that opens it and gives the four classes over it.
 """
 
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from bace_bridge.store.deadletters import DeadLetters, Which
 from bace_bridge.store.eventlog import ATTEMPTS_KEPT, EventLog
 from bace_bridge.store.facts import Facts
 from bace_bridge.store.journal import Journal
+from bace_bridge.store.schedules import Schedules
 from bace_bridge.store.sqlite import SqliteFile
 from bace_bridge.store.standing import Standing
 
@@ -103,7 +105,7 @@ async def test_an_empty_store_knows_nothing(store: Store) -> None:
     assert await store.journal.due_fetches(NOON, 10) == []
     assert await store.journal.next_fetch_at(without=[]) is None
     assert await store.journal.windows("s1") == {}
-    assert await store.journal.told("s1", [Window(0, 3600)]) == {Window(0, 3600): {}}
+    assert await store.journal.emitted("s1", [Window(0, 3600)]) == {Window(0, 3600): {}}
     assert await store.log.read(after=0, limit=10) == []
     assert await store.log.search() == []
     assert await store.log.backlogs() == {}
@@ -139,7 +141,7 @@ async def test_what_is_known_comes_back_as_it_was_also_after_a_restart(opened: O
         assert await store.journal.known(["s1", "s2"]) == {"s1": one}
         assert await store.journal.poll_state() == state
         assert await store.journal.windows("s1") == {window.window: window}
-        assert await store.journal.told("s1", [window.window]) == {window.window: told}
+        assert await store.journal.emitted("s1", [window.window]) == {window.window: told}
 
 
 async def test_many_sessions_are_looked_up_at_once(store: Store) -> None:
@@ -206,9 +208,9 @@ async def test_what_was_told_of_a_window_stays_where_nothing_new_came(store: Sto
         read = WindowRead("s1", WindowState(hour.start, hour.end, reading), given)
         await store.journal.commit(Changes(windows=(read, WindowRead("s2", read.state, {}))))
     assert await store.journal.windows("s1") == {hour: WindowState(0, 3600, 1)}
-    assert await store.journal.told("s1", [hour, other]) == {hour: told, other: {}}
+    assert await store.journal.emitted("s1", [hour, other]) == {hour: told, other: {}}
     await store.journal.commit(Changes(windows=(WindowRead("s1", WindowState(0, 3600, 1, split=True), {}),)))
-    assert await store.journal.told("s1", [hour]) == {hour: {}}
+    assert await store.journal.emitted("s1", [hour]) == {hour: {}}
 
 
 async def test_a_commit_happens_as_a_whole_or_not_at_all(store: Store) -> None:
@@ -617,6 +619,21 @@ async def test_the_newest_point_of_each_series_stays(store: Store) -> None:
     assert not state.available
     assert {(one.datatype, one.payload) for one in state.latest} == {(6000, b"corrected"), (6001, b"other")}
     assert {one.device_id for one in await store.standing.devices(None, available=True)} == {"g1", "g2"}
+
+
+async def test_a_device_is_available_while_its_datapoints_are_current(store: Store) -> None:
+    now = time.time()
+    fresh, stale, over = (
+        KnownSession(session=DataSession(f"s{one}", f"g{one}", now - 900), fetched_at=now - age)
+        for one, age in enumerate((0.0, 600.0, 600.0))
+    )
+    await store.know(fresh, stale, replace(over, session=replace(over.session, end=now - 500)))
+    states = await store.standing.devices(["g0", "g1", "g2"], available=True)
+    assert [one.available for one in states] == [True, False, True]
+    assert await store.standing.stale() == {"g1"}
+    assert not any(one.available for one in await store.standing.devices(None, available=False))
+    await Schedules(store.file).move(600.0)
+    assert await store.standing.stale() == {"g0"}, "one that was read in the future is not current either"
 
 
 async def test_people_list_the_sessions_newest_first(store: Store) -> None:

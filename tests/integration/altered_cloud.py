@@ -30,11 +30,12 @@ class AlteredCloud:
         async with ClientSession() as client, client.request(request.method, url, data=body, headers=headers) as reply:
             read = json.loads(await reply.read())
             status = reply.status
+            date = {"Date": reply.headers["Date"]} if "Date" in reply.headers else {}
         if status == web.HTTPOk.status_code and not request.path.startswith("/oauth2"):
             read = self.alter(request, read)
         if isinstance(read, int):
             status, read = read, {"name": "Problem", "message": "as the test wants it", "status": read}
-        return web.json_response(read, status=status)
+        return web.json_response(read, status=status, headers=date)
 
 
 @asynccontextmanager

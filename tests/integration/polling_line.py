@@ -15,9 +15,14 @@ from bace_bridge.cloud.tokens import Credentials, Tokens
 from bace_bridge.domain.events import LoggedEvent
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
 from bace_bridge.polling.list_poll import ListPoll, PollSettings
+from bace_bridge.polling.needs import PointCloud
+from bace_bridge.polling.point_endpoint import PointEndpoint
+from bace_bridge.polling.points import PointReader
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules.datapoints import Datatype
 from bace_bridge.polling.rules.first_start import FirstStart, StartKind
+from bace_bridge.polling.rules.seen import Urgency
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.quirks import Quirks
 from bace_bridge.simulator.server import SimulatedServer
@@ -43,7 +48,7 @@ class Clock:
 
 
 class Watching:
-    """One watcher over one store. `look` is a poll and every visit that is due then."""
+    """One watcher over one store. `look` is a poll and every fetch that is due then."""
 
     def __init__(
         self,
@@ -71,6 +76,7 @@ class Watching:
             backfill_interval=3600.0,
             requests_per_minute=120,
         )
+        self.endpoint = PointEndpoint(self.api, clock=clock)
         self.poll = ListPoll(self.api, self.journal, recorder, settings, clock=clock)
         self.settings = FetchSettings(
             interval=15.0,
@@ -80,10 +86,10 @@ class Watching:
         )
 
     async def look(self) -> list[LoggedEvent]:
-        """The events that one poll and the visits due after it told."""
+        """The events that one poll and the fetches due after it emitted."""
         before = await self.all_events()
         await self.poll.poll()
-        await self.visit_due()
+        await self.fetch_due()
         return (await self.all_events())[len(before) :]
 
     async def look_for(self, seconds: float, *, every: float = 61.0) -> list[LoggedEvent]:
@@ -94,16 +100,24 @@ class Watching:
             found += await self.look()
         return found
 
-    async def visit_due(self) -> None:
+    def fetch(self, known: KnownSession, cloud: PointCloud | None = None) -> DatapointFetch:
+        return DatapointFetch(
+            known,
+            cloud or self.api,
+            self.endpoint,
+            self.journal,
+            self.settings,
+            deciding=self.deciding,
+            clock=self.clock,
+        )
+
+    async def fetch_due(self) -> None:
         for _ in range(100):
             due = await self.journal.due_fetches(self.clock(), 100)
             if not due:
                 return
             for known in due:
-                visit = DatapointFetch(
-                    known, self.api, self.journal, self.settings, deciding=self.deciding, clock=self.clock
-                )
-                await visit.make()
+                await self.fetch(known).make()
 
     async def all_events(self) -> list[LoggedEvent]:
         return await self.log.search()
@@ -148,6 +162,12 @@ async def watching(
 
 def simulated(clock: Clock, *quirks: str) -> SimulatedCloud:
     return SimulatedCloud(clock=clock, quirks=Quirks.parse(list(quirks)), seed=7)
+
+
+def points_of(api: BaceCloud, session_id: str, clock: Clock) -> PointReader:
+    """Reads the datapoints of a data session of which nothing else is known."""
+    session = DataSession(session_id, "a-group", clock.now)
+    return PointReader(api, PointEndpoint(api, clock=clock), session, Urgency.LIVE)
 
 
 def types(events: Sequence[LoggedEvent]) -> list[str]:

@@ -28,7 +28,7 @@ from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.server import SimulatedServer
 from bace_bridge.store.facts import Facts
 from bace_bridge.store.sqlite import SqliteFile
-from tests.integration.polling_line import Clock, simulated
+from tests.integration.polling_line import Clock, points_of, simulated
 
 
 @asynccontextmanager
@@ -226,7 +226,7 @@ async def test_two_forbidden_endpoints_do_not_renew_the_token_in_turns(clock: Cl
             with pytest.raises(CloudRefused, match="may not use this endpoint"):
                 await api.group_labels({"x"})
             with pytest.raises(CloudRefused, match="may not use this endpoint"):
-                await api.datapoints("x", None, None, urgency=Urgency.LIVE)
+                await api.point_page((), 1, urgency=Urgency.LIVE)
         assert token_requests(server) == 3
         for _ in range(24 * 6):
             clock.forward(600)
@@ -394,7 +394,7 @@ async def test_loose_types_are_understood(clock: Clock, tmp_path: Path, quirks: 
         (row,) = page.items
         assert (row.session.id, row.session.state) == (session, "ingested")
         assert page.unreadable == ()
-        read = await api.datapoints(session, None, None, urgency=Urgency.LIVE)
+        read = await points_of(api, session, clock).read(None, None)
         assert [point.avg for point in read.points] == [5.25]
 
 
@@ -409,7 +409,7 @@ async def test_datapoints_are_complete_however_pages_shuffle(
         cloud.add_points(session, series.id_container_data_latest, [(clock.now + one, one) for one in range(100)])
     async with client(cloud, clock, tmp_path / "b.db") as (api, _, _):
         start = int(clock.now)
-        read = await api.datapoints(session, start, start + 3600, urgency=Urgency.LIVE)
+        read = await points_of(api, session, clock).read(start, start + 3600)
         assert len({(point.series_id, point.timestamp) for point in read.points}) == 400
 
 
@@ -424,7 +424,7 @@ async def test_more_than_a_hundred_series_are_read_in_parts(
         cloud.add_points(session, series.id_container_data_latest, [(clock.now + 1, 1.0)])
     async with client(cloud, clock, tmp_path / "b.db") as (api, _, _):
         start = int(clock.now)
-        read = await api.datapoints(session, start, start + 3600, urgency=Urgency.LIVE)
+        read = await points_of(api, session, clock).read(start, start + 3600)
         assert len(read.points) == 240
 
 

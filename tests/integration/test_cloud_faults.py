@@ -31,6 +31,7 @@ from bace_bridge.errors import (
 )
 from bace_bridge.polling.list_poll import ListPoll, PollSettings
 from bace_bridge.polling.loops import DatapointLoop, SessionLoop
+from bace_bridge.polling.point_endpoint import PointEndpoint
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules.first_start import FirstStart
 from bace_bridge.status import Status
@@ -104,7 +105,15 @@ class Watched:
             after_poll=lambda: None,
             pause=self._pause,
         )
-        points = DatapointLoop(journal, nothing, nothing, clock=self.clock, monotonic=self.clock)
+        points = DatapointLoop(
+            journal,
+            nothing,
+            nothing,
+            PointEndpoint(self.api, clock=self.clock),
+            clock=self.clock,
+            monotonic=self.clock,
+            jitter=lambda: 0,
+        )
         self.status = Status(
             self.loop,
             points,

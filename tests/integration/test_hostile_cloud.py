@@ -19,15 +19,14 @@ from bace_bridge.cloud.http import CloudHttp
 from bace_bridge.cloud.tokens import FixedToken
 from bace_bridge.errors import (
     CloudError,
-    CloudFault,
     CloudRefused,
     CloudRequestTooLarge,
     CloudUnavailable,
     UnexpectedReply,
 )
-from bace_bridge.polling.reading import Reader
-from bace_bridge.polling.rules.seen import Page, PointsRead, Urgency
-from tests.integration.polling_line import Clock
+from bace_bridge.polling.reading import Reader, Unreadable
+from bace_bridge.polling.rules.seen import Page, Urgency
+from tests.integration.polling_line import Clock, points_of
 from tests.models import examples
 
 ID = "0c7c3d9e-4c53-4a13-9e8b-9d7e3e6a3c11"
@@ -99,7 +98,7 @@ def resources(api: BaceCloud) -> dict[str, Callable[[], Awaitable[Any]]]:
     return {
         "list": lambda: api.session_page((), 1),
         "view": lambda: api.session(ID),
-        "points": lambda: api.datapoints(ID, None, None, urgency=Urgency.LIVE),
+        "points": lambda: api.point_page((), 1, urgency=Urgency.LIVE),
         "groups": lambda: api.group_labels({"g"}),
     }
 
@@ -164,7 +163,7 @@ async def test_any_bytes_and_headers_are_a_fact_or_a_cloud_error(
                 found = await ask()
             except CloudError:
                 continue
-            assert isinstance(found, {"list": Page, "points": PointsRead, "groups": dict}.get(name, object))
+            assert isinstance(found, {"list": Page, "points": Page, "groups": dict}.get(name, object))
 
 
 def packed(megabytes: int) -> bytes:
@@ -202,8 +201,8 @@ async def test_a_packed_answer_is_read() -> None:
 async def test_datapoints_that_are_too_many_are_not_asked_for(figures: dict[str, int]) -> None:
     async with hostile() as (server, api, _):
         server.says(page(POINT, **figures))
-        with pytest.raises(CloudFault, match="too many series"):
-            await api.datapoints(ID, None, None, urgency=Urgency.LIVE)
+        with pytest.raises(Unreadable, match="more than 500000 datapoints"):
+            await points_of(api, ID, Clock()).read(None, None)
         assert len(server.asked) == 2
 
 
@@ -213,8 +212,8 @@ async def test_pages_that_are_larger_than_they_say_end_at_a_bound() -> None:
         points = [POINT | {"timestamp_seconds": second} for second in range(60_000)]
         body = page(*points, pageCount=1000)
         server.says(body)
-        with pytest.raises(CloudFault):
-            await api.datapoints(ID, None, None, urgency=Urgency.LIVE)
+        with pytest.raises(Unreadable, match="do not fit together"):
+            await points_of(api, ID, Clock()).read(None, None)
         assert len(server.asked) < 20
 
 

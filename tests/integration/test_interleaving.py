@@ -94,7 +94,7 @@ async def test_a_removal_that_is_found_while_the_end_is_published_comes_after_it
         cloud.end_session(session)
         await watch.poll.poll()
         gate.hold()
-        fetch = asyncio.create_task(watch.visit_due())
+        fetch = asyncio.create_task(watch.fetch_due())
         await gate.reached.wait()
         clock.forward(61)
         cloud.remove_session(session)
@@ -122,7 +122,7 @@ async def test_an_end_that_is_taken_back_while_it_is_about_to_be_published(clock
         gate.hold()
         poll = asyncio.create_task(watch.poll.poll())
         await gate.reached.wait()
-        await beside(poll, asyncio.create_task(watch.visit_due()), lock, gate)
+        await beside(poll, asyncio.create_task(watch.fetch_due()), lock, gate)
         for _ in range(3):
             clock.forward(61)
             await watch.look()
@@ -149,7 +149,7 @@ async def test_a_removal_that_is_about_to_be_published_forgets_nothing(clock: Cl
         gate.hold(lambda changes: any(one.type == "session.removed" for one in changes.events))
         poll = asyncio.create_task(watch.poll.poll())
         await gate.reached.wait()
-        await beside(poll, asyncio.create_task(watch.visit_due()), lock, gate)
+        await beside(poll, asyncio.create_task(watch.fetch_due()), lock, gate)
         faults.clear()
         cloud.add_points(session, device.series[0].id_container_data_latest, [(clock.now - 1000, 1.0)])
         for _ in range(3):

@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 
 from bace_bridge.errors import StoreError
-from bace_bridge.polling.datapoint_fetch import DatapointFetch
 from bace_bridge.simulator.downsample import Resolution
 from bace_bridge.store.journal import Journal
 from tests.integration.polling_line import Clock, data, points, simulated, types, watching
@@ -277,8 +276,7 @@ async def test_points_that_are_added_while_a_session_is_read_are_published_befor
         clock.forward(1)
         cloud.add_points(session, series, [(clock.now - back, 2.0)])
         await watch.poll.poll()
-        visit = DatapointFetch(known, watch.api, watch.journal, watch.settings, deciding=watch.deciding, clock=clock)
-        await visit.make()
+        await watch.fetch(known).make()
         await watch.look()
         told = await watch.all_events()
     assert sorted(one["avg"] for one in points(told)) == [1.0, 2.0]

@@ -11,6 +11,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,8 +22,10 @@ from hypothesis import strategies as st
 from bace_bridge.domain.events import LoggedEvent
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import CloudError
-from bace_bridge.polling.datapoint_fetch import DatapointFetch
-from bace_bridge.polling.rules.seen import PointsRead, Urgency
+from bace_bridge.polling.reading import pages
+from bace_bridge.polling.rules.datapoints import Datapoint
+from bace_bridge.polling.rules.point_pages import PointQuery
+from bace_bridge.polling.rules.seen import Page, Urgency
 from bace_bridge.polling.rules.windows import SPAN, window_at
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.downsample import Resolution
@@ -123,7 +126,7 @@ class History:
             case ("look",):
                 await self.watch.look()
             case ("look and visit at once",):
-                await asyncio.gather(self.watch.poll.poll(), self.watch.visit_due())
+                await asyncio.gather(self.watch.poll.poll(), self.watch.fetch_due())
             case ("restart",):
                 await self.restart()
             case ("cut off", int(requests)):
@@ -252,8 +255,11 @@ class History:
             }
         found: dict[tuple[str, str], tuple[Any, ...]] = {}
         for start in {window_at(at).start for track in tracks.values() for at in track.times}:
-            read = await self.watch.api.datapoints(session, start, start + SPAN, urgency=Urgency.LIVE)
-            for point in read.points:
+            query = PointQuery(session, start, start + SPAN)
+            rows: list[Datapoint] = []
+            async for page in pages(partial(self.watch.api.point_page, query.params, urgency=Urgency.LIVE)):
+                rows += page.items
+            for point in rows:
                 found[point.series_id, iso_utc(point.timestamp)] = (point.min, point.max, point.avg, point.count)
         return found
 
@@ -400,19 +406,21 @@ async def test_the_large_windows_of_a_long_session_are_settled_and_left_alone(cl
 class CloudThatIgnoresTheBeginning:
     """Honours the upper bound alone, so that rows of earlier windows come along."""
 
-    clock_ahead = 0.0
-
     def __init__(self, watch: Watching, beginning: float) -> None:
         self._api, self._beginning = watch.api, int(beginning)
-        self.session_page = watch.api.session_page
 
-    async def datapoints(self, session_id: str, start: int | None, end: int | None, *, urgency: Urgency) -> PointsRead:
-        if start is None or end is None:
-            return await self._api.datapoints(session_id, start, end, urgency=urgency)
-        hours = range(self._beginning, end, SPAN)
-        parts = [await self._api.datapoints(session_id, hour, hour + SPAN, urgency=urgency) for hour in hours]
-        found = tuple(point for part in parts for point in part.points)
-        return PointsRead(found, 1, held=all(start <= point.timestamp < end for point in found))
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._api, name)
+
+    async def point_page(self, params: Sequence[tuple[str, str]], page: int, *, urgency: Urgency) -> Page[Datapoint]:
+        given = dict(params)
+        if "filter[timestamp_seconds][lt]" not in given:
+            return await self._api.point_page(params, page, urgency=urgency)
+        rows: list[Datapoint] = []
+        for hour in range(self._beginning, int(given["filter[timestamp_seconds][lt]"]), SPAN):
+            query = PointQuery(given["filter[id_data_session]"], hour, hour + SPAN)
+            rows += (await self._api.point_page(query.params, page, urgency=urgency)).items
+        return Page(tuple(rows), len(rows), 1, 1, len(rows))
 
 
 async def test_a_bound_that_is_ignored_loses_nothing(clock: Clock, tmp_path: Path) -> None:
@@ -427,9 +435,7 @@ async def test_a_bound_that_is_ignored_loses_nothing(clock: Clock, tmp_path: Pat
     async with watching(cloud, tmp_path / "b.db", clock, start="all") as watch:
         await watch.poll.poll()
         (known,) = await watch.journal.due_fetches(clock.now, 9)
-        doubtful = CloudThatIgnoresTheBeginning(watch, start)
-        visit = DatapointFetch(known, doubtful, watch.journal, watch.settings, deciding=watch.deciding, clock=clock)
-        await visit.make()
+        await watch.fetch(known, CloudThatIgnoresTheBeginning(watch, start)).make()
         told = await watch.all_events()
     assert [one["avg"] for one in points(told)] == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert types(told)[-2:] == ["session.ended", "session.csv_ready"]

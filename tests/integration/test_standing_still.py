@@ -18,6 +18,7 @@ from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile
+from bace_bridge.store.standing import Standing
 from tests.integration.polling_line import NOON, Clock
 from tests.integration.test_cloud_faults import staged
 from tests.integration.test_dispatcher import ScriptedSink, event, eventually
@@ -69,7 +70,14 @@ async def running(folder: Path, *, lanes: tuple[Parked, ...] = (), before: Seque
         upkeep = Upkeep(file, EventLog(file), Cap(file, 2**30), retention=60, session_retention=60)
         loop, clock = watched.loop, watched.clock
         service = Service(
-            loop, loop, watched.status, EventLog(file), upkeep, clock=clock, watch_clock=lambda: asyncio.sleep(0)
+            loop,
+            loop,
+            watched.status,
+            EventLog(file),
+            upkeep,
+            clock=clock,
+            watch_clock=lambda: asyncio.sleep(0),
+            stale_devices=Standing(file, csv_url=str).stale,
         )
         line = Line(service, file, clock, lanes, len(before))
         await line.tell(*before)

@@ -10,11 +10,11 @@ from bace_bridge.polling.rules.datapoints import (
     Datatype,
     Emitted,
     EmittedPoint,
+    compare,
     datapoint_events,
     newest_per_series,
     samples_emitted,
     samples_per_day,
-    tell,
 )
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from tests.models import examples
@@ -38,24 +38,26 @@ POINT = Datapoint("x", "device", 6000, NOON, 1.0, 3.0, 2.0, 4)
         (replace(POINT, datatype=6001), None),
     ],
 )
-def test_a_point_is_news_when_it_is_new_or_its_values_are(served: Datapoint, revision: int | None) -> None:
-    told: Emitted = {"x": {NOON: EmittedPoint(1.0, 3.0, 2.0, 4, 2)}}
-    after, news = tell(told, [served])
-    assert news == ([] if revision is None else [ChangedPoint(served, revision)])
-    assert told == {"x": {NOON: EmittedPoint(1.0, 3.0, 2.0, 4, 2)}}, "what was told before is not changed in place"
-    assert tell(after, [served]) == (after, [])
+def test_a_point_is_emitted_when_it_is_new_or_its_values_are(served: Datapoint, revision: int | None) -> None:
+    emitted: Emitted = {"x": {NOON: EmittedPoint(1.0, 3.0, 2.0, 4, 2)}}
+    after, changed = compare(emitted, [served])
+    assert changed == ([] if revision is None else [ChangedPoint(served, revision)])
+    assert emitted == {"x": {NOON: EmittedPoint(1.0, 3.0, 2.0, 4, 2)}}, (
+        "what was emitted before is not changed in place"
+    )
+    assert compare(after, [served]) == (after, [])
 
 
-def test_news_are_told_oldest_first_and_a_point_served_twice_counts_both_values() -> None:
+def test_points_are_emitted_oldest_first_and_a_point_served_twice_counts_both_values() -> None:
     late, early = replace(POINT, timestamp=NOON + 60), replace(POINT, count=9)
-    after, news = tell({}, [late, POINT, early])
-    assert [(one.point, one.revision) for one in news] == [(POINT, 0), (early, 1), (late, 0)]
+    after, changed = compare({}, [late, POINT, early])
+    assert [(one.point, one.revision) for one in changed] == [(POINT, 0), (early, 1), (late, 0)]
     assert samples_emitted(after) == 9 + 4
 
 
-def test_what_was_told_survives_the_store() -> None:
-    told, _ = tell({}, [POINT, replace(POINT, timestamp=NOON + 0.1, min=None, max=None, avg=None)])
-    assert msgspec.msgpack.decode(msgspec.msgpack.encode(told), type=Emitted) == told
+def test_what_was_emitted_survives_the_store() -> None:
+    emitted, _ = compare({}, [POINT, replace(POINT, timestamp=NOON + 0.1, min=None, max=None, avg=None)])
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(emitted), type=Emitted) == emitted
 
 
 def test_samples_are_counted_by_utc_day() -> None:
@@ -64,8 +66,10 @@ def test_samples_are_counted_by_utc_day() -> None:
 
 
 def test_the_newest_point_of_each_series() -> None:
-    _, news = tell({}, [replace(POINT, timestamp=NOON + one, series_id=series) for one in range(3) for series in "xy"])
-    newest = newest_per_series(news)
+    _, changed = compare(
+        {}, [replace(POINT, timestamp=NOON + one, series_id=series) for one in range(3) for series in "xy"]
+    )
+    newest = newest_per_series(changed)
     assert {series: one.point.timestamp for series, one in newest.items()} == {"x": NOON + 2, "y": NOON + 2}
 
 
@@ -124,41 +128,41 @@ def test_an_event_has_at_most_200_points_and_stays_under_64_kib(
 ) -> None:
     session = replace(KNOWN.session, label=label)
     known = replace(KNOWN, session=session, device_label=device)
-    news = [
+    changed = [
         ChangedPoint(Datapoint(series, series, 6000, NOON + one, value, value, value, 2**31), revision)
         for one in range(count)
     ]
-    told = datapoint_events(known, news, {6000: Datatype(name, unit)}, now=NOON)
-    shown = [msgspec.json.decode(event.data)["datapoints"] for event in told]
+    emitted = datapoint_events(known, changed, {6000: Datatype(name, unit)}, now=NOON)
+    shown = [msgspec.json.decode(event.data)["datapoints"] for event in emitted]
     assert all(1 <= len(one) <= 200 for one in shown)
-    assert all(len(event.data) <= 60 * 1024 for event in told), "the envelope has to fit into 64 KiB, too"
+    assert all(len(event.data) <= 60 * 1024 for event in emitted), "the envelope has to fit into 64 KiB, too"
     stamps = [one["timestamp"] for page in shown for one in page]
     assert len(stamps) == count
     assert stamps == sorted(stamps)
-    assert len({event.id for event in told}) == len(told)
-    newest = [page[-1].point.timestamp for page in _chunks(news, [len(one) for one in shown])]
-    assert [event.time for event in told] == newest
+    assert len({event.id for event in emitted}) == len(emitted)
+    newest = [page[-1].point.timestamp for page in _chunks(changed, [len(one) for one in shown])]
+    assert [event.time for event in emitted] == newest
 
 
-def _chunks(news: list[ChangedPoint], sizes: list[int]) -> list[list[ChangedPoint]]:
-    rest = iter(news)
+def _chunks(changed: list[ChangedPoint], sizes: list[int]) -> list[list[ChangedPoint]]:
+    rest = iter(changed)
     return [[next(rest) for _ in range(size)] for size in sizes]
 
 
 def test_many_small_points_fill_their_events() -> None:
     """Halving an event that is too large must not end in hundreds of tiny ones."""
-    news = [ChangedPoint(replace(POINT, timestamp=NOON + one), 0) for one in range(450)]
-    told = datapoint_events(KNOWN, news, {}, now=NOON)
-    assert [len(msgspec.json.decode(event.data)["datapoints"]) for event in told] == [200, 200, 50]
+    changed = [ChangedPoint(replace(POINT, timestamp=NOON + one), 0) for one in range(450)]
+    emitted = datapoint_events(KNOWN, changed, {}, now=NOON)
+    assert [len(msgspec.json.decode(event.data)["datapoints"]) for event in emitted] == [200, 200, 50]
 
 
 @pytest.mark.parametrize("length", [1, 100, 256])
 def test_an_event_of_datapoints_stays_below_64_kib(length: int) -> None:
     names = Datatype("n" * length, "u" * length)
-    news = [
+    changed = [
         ChangedPoint(replace(POINT, series_id="s" * length, source_device=f"{one:0{length}}"), 0) for one in range(450)
     ]
-    events = datapoint_events(KNOWN, news, {6000: names}, now=NOON)
+    events = datapoint_events(KNOWN, changed, {6000: names}, now=NOON)
     assert all(len(one.data) < 62 * 1024 for one in events), "there is room for an envelope"
     counts = [len(msgspec.json.decode(one.data)["datapoints"]) for one in events]
     assert sum(counts) == 450

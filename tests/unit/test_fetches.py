@@ -5,12 +5,14 @@ import pytest
 from msgspec.structs import replace
 
 from bace_bridge.polling.rules.fetches import (
+    INTERVALS_CURRENT,
     MOST_FAILED_FETCHES,
     SLOWEST_FETCH,
     SLOWEST_LATE_FETCH,
     Outcome,
     conclude,
     end_is_due,
+    is_current,
 )
 from bace_bridge.polling.rules.sessions import END_PATIENCE, DataSession, KnownSession
 
@@ -18,10 +20,10 @@ NOON = 1_764_590_400.0
 ACTIVE = KnownSession(session=DataSession("s1", "g1", NOON - 60), fetch_at=NOON)
 ENDED = replace(ACTIVE, session=replace(ACTIVE.session, end=NOON - 5), end_seen_at=NOON)
 INGESTED = replace(ENDED, session=replace(ENDED.session, ingestion_finished=True, datapoint_count=3), csv_due=True)
-END_TOLD = {"end_emitted": NOON - 5}
+END_EMITTED = {"end_emitted": NOON - 5}
 UNREAD = replace(
     INGESTED,
-    **END_TOLD,
+    **END_EMITTED,
     csv_due=False,
     csv_revision=0,
     csv_facts=(3, NOON - 5, 0),
@@ -58,7 +60,7 @@ def after(known: KnownSession, outcome: Outcome | None, *, now: float = NOON) ->
         "the end was seen nobody knows when",
         "history has time",
         "history is read",
-        "told already",
+        "emitted already",
         "removed",
     ],
 )
@@ -67,41 +69,43 @@ def test_when_an_end_is_due(known: KnownSession, read: bool, failed: bool, waite
 
 
 @pytest.mark.parametrize(
-    ("known", "outcome", "told"),
+    ("known", "outcome", "emitted"),
     [
         (ACTIVE, "read", []),
         (ENDED, "read", ["session.ended"]),
         (ENDED, "failed", ["session.ended"]),
         (ENDED, "more", []),
+        (ENDED, "forbidden", ["session.ended"]),
         (ENDED, "unavailable", []),
         (ENDED, None, []),
         (INGESTED, "read", ["session.ended", "session.csv_ready"]),
         (INGESTED, "failed", ["session.ended"]),
+        (INGESTED, "forbidden", ["session.ended", "session.csv_ready"]),
         (INGESTED, "more", []),
-        (replace(INGESTED, **END_TOLD), "read", ["session.csv_ready"]),
-        (replace(INGESTED, **END_TOLD), "unavailable", []),
-        (replace(INGESTED, **END_TOLD), None, []),
-        (replace(INGESTED, **END_TOLD, failed_fetches=MOST_FAILED_FETCHES - 2), "failed", []),
-        (replace(INGESTED, **END_TOLD, failed_fetches=MOST_FAILED_FETCHES - 1), "failed", ["session.csv_ready"]),
+        (replace(INGESTED, **END_EMITTED), "read", ["session.csv_ready"]),
+        (replace(INGESTED, **END_EMITTED), "unavailable", []),
+        (replace(INGESTED, **END_EMITTED), None, []),
+        (replace(INGESTED, **END_EMITTED, failed_fetches=MOST_FAILED_FETCHES - 2), "failed", []),
+        (replace(INGESTED, **END_EMITTED, failed_fetches=MOST_FAILED_FETCHES - 1), "failed", ["session.csv_ready"]),
         (replace(INGESTED, removed=True, csv_due=False), "read", []),
     ],
 )
-def test_what_a_visit_leads_to(known: KnownSession, outcome: Outcome | None, told: list[str]) -> None:
+def test_what_a_fetch_leads_to(known: KnownSession, outcome: Outcome | None, emitted: list[str]) -> None:
     concluded, types = after(known, outcome)
-    assert types == told
-    if told:
+    assert types == emitted
+    if emitted:
         assert after(concluded, outcome, now=NOON + 1)[1] == []
 
 
 def test_a_slow_cloud_does_not_hold_an_alarm() -> None:
-    known, told = after(ENDED, None, now=NOON + END_PATIENCE)
-    assert told == ["session.ended"]
+    known, emitted = after(ENDED, None, now=NOON + END_PATIENCE)
+    assert emitted == ["session.ended"]
     assert known.end_emitted == NOON - 5
     assert after(known, "read", now=NOON + 60)[1] == []
 
 
 @pytest.mark.parametrize(
-    ("changes", "told", "revision"),
+    ("changes", "emitted", "revision"),
     [
         ({}, True, 0),
         ({"csv_revision": 0, "csv_facts": (3, NOON - 5, 0)}, False, 0),
@@ -113,12 +117,14 @@ def test_a_slow_cloud_does_not_hold_an_alarm() -> None:
     ids=["first", "the same again", "other points", "another count", "another end", "reopened"],
 )
 def test_a_csv_has_a_new_revision_where_it_holds_something_new(
-    changes: dict[str, Any], told: bool, revision: int
+    changes: dict[str, Any], emitted: bool, revision: int
 ) -> None:
-    known = replace(INGESTED, **END_TOLD, **changes)
+    known = replace(INGESTED, **END_EMITTED, **changes)
     concluded = conclude(known, "read", csv_url="https://cloud.example/csv", interval=15.0, now=NOON)
     shown = [msgspec.json.decode(event.data)["csv"] for event in concluded.events]
-    assert shown == ([{"url": "https://cloud.example/csv", "revision": revision, "datapoint_count": 3}] if told else [])
+    assert shown == (
+        [{"url": "https://cloud.example/csv", "revision": revision, "datapoint_count": 3}] if emitted else []
+    )
     after = concluded.known
     assert (after.csv_revision, after.csv_due, after.points_since_csv) == (revision, False, False)
     assert after.csv_facts == after.facts_for_csv
@@ -131,6 +137,7 @@ def test_a_csv_has_a_new_revision_where_it_holds_something_new(
         (ACTIVE, "more", 0.0),
         (ACTIVE, "unavailable", 15.0),
         (ACTIVE, "failed", 15.0),
+        (ACTIVE, "forbidden", 15.0),
         (replace(ACTIVE, failed_fetches=6), "failed", 64.0),
         (replace(ACTIVE, failed_fetches=40), "failed", 300.0),
         (ENDED, "read", 15.0),
@@ -140,8 +147,8 @@ def test_a_csv_has_a_new_revision_where_it_holds_something_new(
         (INGESTED, "read", None),
         (INGESTED, "unavailable", 15.0),
         (INGESTED, "failed", 15.0),
-        (replace(INGESTED, **END_TOLD, failed_fetches=MOST_FAILED_FETCHES - 1), "failed", SLOWEST_LATE_FETCH),
-        (replace(INGESTED, **END_TOLD, failed_fetches=MOST_FAILED_FETCHES - 1), "unavailable", 15.0),
+        (replace(INGESTED, **END_EMITTED, failed_fetches=MOST_FAILED_FETCHES - 1), "failed", SLOWEST_LATE_FETCH),
+        (replace(INGESTED, **END_EMITTED, failed_fetches=MOST_FAILED_FETCHES - 1), "unavailable", 15.0),
         (replace(UNREAD, failed_fetches=MOST_FAILED_FETCHES), "failed", SLOWEST_LATE_FETCH),
         (replace(UNREAD, session=replace(UNREAD.session, start=NOON - 1e8, end=NOON - 20_000)), "failed", 1000.0),
         (replace(UNREAD, session=replace(UNREAD.session, start=NOON - 1e8, end=NOON - 1e7)), "failed", SLOWEST_FETCH),
@@ -151,17 +158,18 @@ def test_a_csv_has_a_new_revision_where_it_holds_something_new(
         (replace(ACTIVE, removed=True), "more", None),
     ],
 )
-def test_when_the_next_visit_is(known: KnownSession, outcome: Outcome, wait: float | None) -> None:
+def test_when_the_next_fetch_is(known: KnownSession, outcome: Outcome, wait: float | None) -> None:
     assert after(known, outcome)[0].fetch_at == (None if wait is None else NOON + wait)
 
 
 @pytest.mark.parametrize(
-    ("known", "outcome", "left_out", "told", "unread"),
+    ("known", "outcome", "left_out", "emitted", "unread"),
     [
-        (replace(INGESTED, **END_TOLD, failed_fetches=MOST_FAILED_FETCHES - 1), "failed", False, True, True),
-        (replace(INGESTED, **END_TOLD), "failed", False, False, False),
-        (replace(INGESTED, **END_TOLD), "read", True, True, True),
+        (replace(INGESTED, **END_EMITTED, failed_fetches=MOST_FAILED_FETCHES - 1), "failed", False, True, True),
+        (replace(INGESTED, **END_EMITTED), "failed", False, False, False),
+        (replace(INGESTED, **END_EMITTED), "read", True, True, True),
         (replace(ENDED, failed_fetches=MOST_FAILED_FETCHES - 1), "failed", False, False, False),
+        (INGESTED, "forbidden", False, True, True),
         (UNREAD, "failed", False, False, True),
         (UNREAD, "unavailable", False, False, True),
         (UNREAD, "read", False, False, False),
@@ -172,16 +180,41 @@ def test_when_the_next_visit_is(known: KnownSession, outcome: Outcome, wait: flo
         (replace(UNREAD, removed=True), "read", True, False, False),
     ],
 )
-def test_what_could_not_be_read_is_tried_on_and_told(
-    known: KnownSession, outcome: Outcome, left_out: bool, told: bool, unread: bool
+def test_what_could_not_be_read_is_tried_on_and_reported(
+    known: KnownSession, outcome: Outcome, left_out: bool, emitted: bool, unread: bool
 ) -> None:
     concluded = conclude(known, outcome, csv_url="url", interval=15.0, now=NOON, left_out=left_out)
-    assert ("session.csv_ready" in [event.type for event in concluded.events]) is told
+    assert ("session.csv_ready" in [event.type for event in concluded.events]) is emitted
     assert concluded.known.unread is unread
 
 
 def test_failures_count_in_a_row() -> None:
     known = ACTIVE
-    for outcome, failures in [("failed", 1), ("failed", 2), (None, 2), ("unavailable", 2), ("failed", 3), ("read", 0)]:
+    for outcome, failures in [
+        ("failed", 1),
+        ("failed", 2),
+        (None, 2),
+        ("unavailable", 2),
+        ("forbidden", 2),
+        ("failed", 3),
+        ("read", 0),
+    ]:
         known = after(known, outcome)[0]  # type: ignore[arg-type]  # the literals widen in the list
         assert known.failed_fetches == failures
+
+
+def test_what_is_shown_of_a_device_is_current_for_three_fetch_intervals() -> None:
+    known, _ = after(replace(ACTIVE, fetched_at=NOON - 100), "read")
+    for outcome in (None, "more", "failed", "unavailable"):
+        known, _ = after(known, outcome, now=NOON + 10)
+    assert known.fetched_at == NOON
+    ages = [-1.0, 0.0, INTERVALS_CURRENT * 15 - 0.1, INTERVALS_CURRENT * 15.0]
+    assert [is_current(known, interval=15, now=NOON + one) for one in ages] == [False, True, True, False]
+    over = replace(known, session=replace(known.session, end=NOON))
+    assert is_current(over, interval=15, now=NOON + 1e6), "nothing comes any more that could be missed"
+    assert is_current(replace(known, removed=True), interval=15, now=NOON + 1e6)
+
+
+def test_what_the_account_may_not_read_is_not_waited_for() -> None:
+    known, _ = after(replace(ACTIVE, fetched_at=NOON - 100), "forbidden")
+    assert is_current(known, interval=15, now=NOON + 1e6)

@@ -6,16 +6,15 @@ import pytest
 from msgspec.structs import replace
 
 from bace_bridge.polling.rules.changes import Changes
-from bace_bridge.polling.rules.datapoints import Datapoint, Datatype, Emitted, tell
+from bace_bridge.polling.rules.datapoints import Datapoint, Datatype, Emitted, compare
 from bace_bridge.polling.rules.readings import (
     absorb,
-    after_failure,
     by_window,
     left_out,
     split,
 )
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
-from bace_bridge.polling.rules.windows import MOST_FAILURES, SPAN, Due, Window, WindowState, halves, left_out_windows
+from bace_bridge.polling.rules.windows import SPAN, Due, Window, WindowState, halves, left_out_windows
 
 NOON = 1_764_590_400
 HOUR, NEXT = Window(NOON, NOON + SPAN), Window(NOON + SPAN, NOON + 2 * SPAN)
@@ -31,7 +30,7 @@ def read(
     *,
     known: KnownSession = KNOWN,
     states: Sequence[WindowState] = (),
-    told: dict[Window, Emitted] | None = None,
+    emitted: dict[Window, Emitted] | None = None,
     since: int = NOON,
     pages: int = 1,
     now: float = 60.0,
@@ -42,7 +41,7 @@ def read(
         {one.window: one for one in states},
         Due(HOUR, since),
         served,
-        told or {},
+        emitted or {},
         {6000: Datatype("Heart rate", "bpm")},
         pages=pages,
         now=NOON + now,
@@ -50,14 +49,14 @@ def read(
     )
 
 
-def told_of(*points: Datapoint) -> Emitted:
-    return tell({}, points)[0]
+def emitted_of(*points: Datapoint) -> Emitted:
+    return compare({}, points)[0]
 
 
 def test_new_points_are_told_and_their_window_is_kept() -> None:
     changes = read({HOUR: [point(20), point(10), point(10, series="y")]})
     (window,) = changes.windows
-    assert window.told == told_of(point(20), point(10), point(10, series="y"))
+    assert window.emitted == emitted_of(point(20), point(10), point(10, series="y"))
     assert window.state == WindowState(HOUR.start, HOUR.end, 2, samples=3, raw=True, newest=NOON + 20.0)
     (event,) = changes.events
     shown = msgspec.json.decode(event.data)["datapoints"]
@@ -77,24 +76,24 @@ def test_the_newest_point_of_each_series_is_kept_for_its_device() -> None:
 
 def test_the_same_points_again_change_nothing_but_the_state() -> None:
     points = [point(10), point(20)]
-    changes = read({HOUR: points}, told={HOUR: told_of(*points)})
-    assert (changes.events, changes.latest, changes.windows[0].told) == ((), (), None)
+    changes = read({HOUR: points}, emitted={HOUR: emitted_of(*points)})
+    assert (changes.events, changes.latest, changes.windows[0].emitted) == ((), (), None)
     assert changes.windows[0].state.samples == 2
 
 
 def test_a_changed_point_has_the_next_revision() -> None:
-    changes = read({HOUR: [point(0, count=3)]}, told={HOUR: told_of(point(0, count=2))})
+    changes = read({HOUR: [point(0, count=3)]}, emitted={HOUR: emitted_of(point(0, count=2))})
     (shown,) = msgspec.json.decode(changes.events[0].data)["datapoints"]
     assert (shown["revision"], shown["count"]) == (1, 3)
 
 
 def test_samples_are_those_that_the_cloud_serves_now() -> None:
     """A lone sample has its own time until a second one makes a bucket of them: then it is gone from the cloud."""
-    changes = read({HOUR: [point(0, count=2), point(0, count=2)]}, told={HOUR: told_of(point(10))})
+    changes = read({HOUR: [point(0, count=2), point(0, count=2)]}, emitted={HOUR: emitted_of(point(10))})
     assert changes.windows[0].state.samples == 2
     onwards = read(
         {HOUR: [point(50)]},
-        told={HOUR: told_of(point(10), point(20))},
+        emitted={HOUR: emitted_of(point(10), point(20))},
         states=[WindowState(HOUR.start, HOUR.end, 2, raw=True, pages=2, samples=2)],
         since=NOON + 45,
     )
@@ -159,26 +158,20 @@ def test_several_windows_at_once_are_told_in_one_order() -> None:
 def test_a_split_shares_out_what_was_told() -> None:
     first, second = halves(HOUR) or (HOUR, HOUR)
     points = [point(0), point(1799.9), point(1800, count=4), point(3599, series="y")]
-    parent, left, right = split(KNOWN, HOUR, (first, second), told_of(*points))
-    assert (parent.state.split, parent.state.settled, parent.state.samples, parent.told) == (True, True, 0, {})
-    assert left.told == {"x": told_of(*points[:2])["x"], "y": {}}
-    assert right.told == told_of(*points[2:])
+    parent, left, right = split(KNOWN, HOUR, (first, second), emitted_of(*points))
+    assert (parent.state.split, parent.state.settled, parent.state.samples, parent.emitted) == (True, True, 0, {})
+    assert left.emitted == {"x": emitted_of(*points[:2])["x"], "y": {}}
+    assert right.emitted == emitted_of(*points[2:])
     assert (left.state.samples, right.state.samples) == (2, 5)
     assert left.state.reading < KNOWN.reading, "a half that was never read is due"
-    again = read({first: points[:2]}, told={first: left.told or {}})
+    again = read({first: points[:2]}, emitted={first: left.emitted or {}})
     assert again.events == ()
 
 
-def test_a_window_that_fails_is_counted_and_left_out_at_last() -> None:
-    state = None
-    for failures in range(1, MOST_FAILURES + 1):
-        state = after_failure(KNOWN, state, HOUR)
-        assert (state.failures, state.settled) == (failures, False)
-        assert state.reading < KNOWN.reading
-    read_before = WindowState(HOUR.start, HOUR.end, 2, samples=4, newest=NOON + 1.0)
-    assert after_failure(KNOWN, read_before, HOUR) == replace(read_before, failures=1)
-    assert state is not None
-    out = left_out(KNOWN, state)
-    assert (out.window, out.reading, out.settled) == (HOUR, KNOWN.reading, True)
-    other = replace(out, start=NEXT.start, end=NEXT.end, failures=MOST_FAILURES + 1)
+def test_a_window_that_is_left_out_is_counted() -> None:
+    out = left_out(KNOWN, None, HOUR)
+    assert (out.window, out.reading, out.settled, out.failures) == (HOUR, KNOWN.reading, True, 1)
+    read_before = WindowState(HOUR.start, HOUR.end, 1, samples=4, newest=NOON + 1.0)
+    assert left_out(KNOWN, read_before, HOUR) == replace(read_before, reading=2, settled=True, failures=1)
+    other = left_out(KNOWN, left_out(KNOWN, None, NEXT), NEXT)
     assert left_out_windows({NEXT: other, HOUR: out}) == [HOUR, NEXT], "those first that were tried least"

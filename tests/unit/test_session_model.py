@@ -1,4 +1,4 @@
-"""Random histories of one data session through `observe`, `tell` and `conclude`, as the watcher puts them together."""
+"""Random histories of one data session through `observe`, `compare` and `conclude`, as polling puts them together."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 from msgspec.structs import replace
 
 from bace_bridge.domain.events import Event
-from bace_bridge.polling.rules.datapoints import Datapoint, Emitted, datapoint_events, tell
+from bace_bridge.polling.rules.datapoints import Datapoint, Emitted, compare, datapoint_events
 from bace_bridge.polling.rules.fetches import Outcome, conclude
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession, observe, observe_absence
 from tests.models import examples
@@ -87,7 +87,7 @@ class OneSession(RuleBasedStateMachine):
         self.in_cloud = True
         self.seen: list[DataSession] = []
         self.known: KnownSession | None = None
-        self.told: Emitted = {}
+        self.emitted: Emitted = {}
         self.visit: UnderWay | None = None
         self.log = Log()
         self.change()
@@ -218,8 +218,8 @@ class OneSession(RuleBasedStateMachine):
     def commit(self, outcome: Outcome | None) -> None:
         assert self.visit is not None
         assert self.known is not None
-        self.told, news = tell(self.told, self.visit.points if outcome in {"read", None} else [])
-        pending = datapoint_events(self.visit.known, news, {}, now=self.now)
+        self.emitted, changed = compare(self.emitted, self.visit.points if outcome in {"read", None} else [])
+        pending = datapoint_events(self.visit.known, changed, {}, now=self.now)
         fresh = replace(self.known, points_since_csv=self.known.points_since_csv or bool(pending))
         begun = self.visit.known
         if outcome == "read" and (fresh.reading, fresh.session.end) != (begun.reading, begun.session.end):

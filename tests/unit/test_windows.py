@@ -25,11 +25,15 @@ from bace_bridge.polling.rules.windows import (
 
 NOON = 1_764_590_400
 HOUR = Window(NOON, NOON + SPAN)
-KNOWN = KnownSession(session=DataSession("s1", "g1", NOON + 5.0))
+KNOWN = KnownSession(session=DataSession("s1", "g1", NOON + 900.0))
 
 
 def ended(end: float, **changes: Any) -> KnownSession:
     return replace(KNOWN, session=replace(KNOWN.session, end=end), **changes)
+
+
+def started(start: float, **changes: Any) -> KnownSession:
+    return replace(KNOWN, session=replace(KNOWN.session, start=start), **changes)
 
 
 def state(window: Window, reading: int = 0, **changes: Any) -> WindowState:
@@ -86,21 +90,39 @@ def test_a_point_belongs_to_the_smallest_window_that_was_split_out() -> None:
 @pytest.mark.parametrize(
     ("known", "given", "now", "expected"),
     [
-        (KNOWN, (), NOON + 10, hours(0)),
-        (KNOWN, (), NOON - 10_000, hours(0)),
+        (KNOWN, (), NOON + 1200, hours(0)),
+        (KNOWN, (), NOON - 10_000, hours(-3, 0)),
         (KNOWN, (), NOON + SPAN, hours(0, 1)),
         (KNOWN, (state(HOUR),), NOON + SPAN, hours(1)),
         (KNOWN, (state(HOUR, settled=False),), NOON + SPAN, hours(0, 1)),
         (replace(KNOWN, reading=1), (state(HOUR),), NOON + SPAN, hours(0, 1)),
         (replace(KNOWN, reading=1), (state(HOUR, reading=1),), NOON + SPAN, hours(1)),
-        (ended(NOON + 60.0), (), NOON + 10 * SPAN, hours(0)),
+        (ended(NOON + 1800.0), (), NOON + 10 * SPAN, hours(0)),
         (ended(NOON + SPAN + 0.0), (), NOON + 10 * SPAN, hours(0, 1)),
-        (ended(NOON + 60.0, newest_point_at=NOON + SPAN + 1.0), (), NOON + 10 * SPAN, hours(0, 1)),
-        (ended(NOON + 60.0, newest_point_at=NOON + 1.0), (), NOON + 10 * SPAN, hours(0)),
+        (ended(NOON + 1800.0, newest_point_at=NOON + 2 * SPAN + 1.0), (), NOON + 10 * SPAN, hours(0, 1, 2)),
+        (ended(NOON + 1800.0, newest_point_at=NOON + 1000.0), (), NOON + 10 * SPAN, hours(0)),
+        (ended(NOON + 1800.0, newest_point_at=NOON + 99 * SPAN + 900.0), (), NOON + 10 * SPAN, hours(0, 99)),
         (ended(NOON - 7200.0), (), NOON + 10 * SPAN, hours(0)),
-        (KNOWN, (state(hours(-1)[0], settled=False),), NOON + 10, hours(-1, 0)),
-        (KNOWN, (state(hours(-1)[0]),), NOON + 10, hours(0)),
-        (ended(NOON + 60.0, reading=1), (state(hours(-2)[0]), state(hours(3)[0])), NOON + 70, hours(-2, 0, 3)),
+        (KNOWN, (state(hours(-1)[0], settled=False),), NOON + 1200, hours(-1, 0)),
+        (KNOWN, (state(hours(-1)[0]),), NOON + 1200, hours(0)),
+        (ended(NOON + 1800.0, reading=1), (state(hours(-2)[0]), state(hours(3)[0])), NOON + 1900, hours(-2, 0, 3)),
+        (started(NOON + 599.0), (), NOON + 1200, hours(-1, 0)),
+        (KNOWN, (), NOON + SPAN - 600, hours(0, 1)),
+        (ended(NOON + SPAN - 600.0), (), NOON + 10 * SPAN, hours(0, 1)),
+        (started(NOON + DAY + 900.0), (), NOON + 1200, hours(0, 24)),
+        (started(NOON + DAY + 900.0, newest_point_at=NOON + DAY + SPAN + 900.0), (), NOON + 4900, hours(1, 24, 25)),
+        (replace(KNOWN, newest_point_at=NOON + 9 * SPAN + 900.0), (), NOON + 1200, hours(0, 9)),
+        (replace(KNOWN, newest_point_at=NOON + 9 * SPAN + 100.0), (), NOON + 1200, hours(0, 8, 9)),
+        (replace(KNOWN, newest_point_at=NOON + 9 * SPAN - 100.0), (), NOON + 1200, hours(0, 8, 9)),
+        (
+            replace(KNOWN, newest_point_at=NOON + 9e6 + 900),
+            (state(hours(9)[0], settled=False),),
+            NOON + 1200,
+            hours(0, 2500),
+        ),
+        (started(-9e10), (), NOON, None),
+        (started(2.5e11), (), NOON + 1200, hours(0)),
+        (replace(KNOWN, session=DataSession("s1", "g1", 2.5e11, end=2.6e11)), (), NOON, []),
     ],
     ids=[
         "it has just begun",
@@ -114,26 +136,61 @@ def test_a_point_belongs_to_the_smallest_window_that_was_split_out() -> None:
         "it ends on the hour",
         "points after its end",
         "the newest point is before its end",
+        "points days after its end",
         "it ends before it begins",
         "points before its start",
         "they are settled",
         "everything again, also around it",
+        "points may lie just before its start",
+        "and a little ahead of our clock",
+        "and just after its end",
+        "it starts a day ahead",
+        "and goes on there",
+        "the device's clock runs ahead",
+        "and late points come",
+        "and the next hour is near",
+        "a year ahead, of which only the newest are read live",
+        "it starts before any calendar",
+        "it starts later than a filter can say",
+        "and ends then",
     ],
 )
 def test_which_windows_are_due(
-    known: KnownSession, given: tuple[WindowState, ...], now: float, expected: list[Window]
+    known: KnownSession, given: tuple[WindowState, ...], now: float, expected: list[Window] | None
 ) -> None:
-    assert due(known, *given, now=now) == expected
+    found = due(known, *given, now=now)
+    assert len(found) > DIRECT_WINDOWS if expected is None else found == expected
 
 
 def test_a_split_window_is_due_in_its_parts() -> None:
     first, second = halves(HOUR) or (HOUR, HOUR)
-    assert due(KNOWN, state(HOUR, split=True), state(first), now=NOON + 10) == [second]
+    assert due(KNOWN, state(HOUR, split=True), state(first), now=NOON + 1200) == [second]
+
+
+def test_minutes_to_come_are_not_due() -> None:
+    parts = [HOUR]
+    given = []
+    while parts:
+        window = parts.pop()
+        given.append(state(window, -1, split=halves(window) is not None))
+        parts += halves(window) or ()
+    found = due(KNOWN, *given, now=NOON + 1200)
+    assert found[-1].start == NOON + 1800
+    assert len(due(KNOWN, *given, now=NOON + 1200, missing=True)) == 60
 
 
 def test_settled_windows_are_due_again_where_something_is_missing() -> None:
-    assert due(KNOWN, state(HOUR), now=NOON + 10) == []
-    assert due(KNOWN, state(HOUR), now=NOON + 10, again=True) == [HOUR]
+    assert due(KNOWN, state(HOUR), now=NOON + 1200) == []
+    day = frozenset({NOON // DAY})
+    assert HOUR in due(KNOWN, state(HOUR), now=NOON + 1200, days=day, missing=True)
+    assert len(due(KNOWN, now=NOON + 1200, days=day, missing=True)) == 24, "also those ahead"
+
+
+def test_new_points_are_read_first_where_a_long_session_is_read_without_a_probe() -> None:
+    years = started(900.0, newest_point_at=NOON + 900.0)
+    found = due(years, now=NOON + 1200)
+    assert found[-1] == HOUR
+    assert found[0] == Window(0, SPAN)
 
 
 def test_a_long_session_is_not_laid_out_window_by_window() -> None:
@@ -155,12 +212,12 @@ def test_days_name_the_windows_that_are_worth_a_request() -> None:
 @pytest.mark.parametrize(
     ("changes", "now", "since"),
     [
-        ({}, 60, NOON + 940),
-        ({"pages": 1}, 60, NOON),
-        ({"raw": False}, 60, NOON),
-        ({"newest": None}, 60, NOON),
-        ({"newest": NOON + 5.0}, 60, NOON),
-        ({"reading": -1}, 60, NOON),
+        ({}, 1200, NOON + 940),
+        ({"pages": 1}, 1200, NOON),
+        ({"raw": False}, 1200, NOON),
+        ({"newest": None}, 1200, NOON),
+        ({"newest": NOON + 5.0}, 1200, NOON),
+        ({"reading": -1}, 1200, NOON),
         ({}, SPAN + SETTLING - 1, NOON + 940),
         ({}, SPAN + SETTLING, NOON),
     ],
@@ -208,10 +265,10 @@ def test_when_a_window_is_settled(known: KnownSession, whole: bool, now: float, 
         ({0: 2}, {}, set()),
         ({1: 1, 2: 9}, {2: 9}, {1}),
     ],
-    ids=["nothing", "all told", "one more", "the sums never agree", "and one more", "fewer", "other days"],
+    ids=["nothing", "all found", "one more", "the sums never agree", "and one more", "fewer", "other days"],
 )
 def test_the_days_on_which_there_is_something_new(
     probe: dict[int, int], probed: dict[int, int], expected: set[int]
 ) -> None:
-    told = states(state(Window(0, SPAN), samples=1), state(Window(DAY - SPAN, DAY), samples=2))
-    assert days_with_more(probe, replace(KNOWN, probed=probed), told) == expected
+    found = states(state(Window(0, SPAN), samples=1), state(Window(DAY - SPAN, DAY), samples=2))
+    assert days_with_more(probe, replace(KNOWN, probed=probed), found) == expected

@@ -15,7 +15,7 @@ class WindowRead(msgspec.Struct, frozen=True):
 
     session_id: str
     state: WindowState
-    told: Emitted | None
+    emitted: Emitted | None
 
 
 class LatestSeen(msgspec.Struct, frozen=True):

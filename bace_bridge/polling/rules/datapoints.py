@@ -1,4 +1,4 @@
-"""Datapoints: which are new or changed, their revisions, and the events that tell them."""
+"""Datapoints: which are new or changed, their revisions, and their events."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ BYTES_PER_EVENT = 60 * 1024
 class Datapoint(msgspec.Struct, frozen=True, gc=False):
     """A downsampled datapoint. `timestamp` is in epoch seconds; `count` 1 means a raw sample.
 
-    A series is the combination of group, source device and datatype.
+    A series is the combination of group, source device and datatype. `group_id` is the row's, where it has one.
     """
 
     series_id: str
@@ -30,10 +30,11 @@ class Datapoint(msgspec.Struct, frozen=True, gc=False):
     max: float | None
     avg: float | None
     count: int
+    group_id: str | None = None
 
 
 class EmittedPoint(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The values of a (series, timestamp) as they were told last."""
+    """The values of a (series, timestamp) as they were emitted last."""
 
     min: float | None
     max: float | None
@@ -43,7 +44,7 @@ class EmittedPoint(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 Emitted = dict[str, dict[float, EmittedPoint]]
-"""What was told of a window: series -> timestamp -> values."""
+"""What was emitted of a window: series -> timestamp -> values."""
 
 
 class Datatype(msgspec.Struct, frozen=True):
@@ -76,10 +77,10 @@ class ChangedPoint(msgspec.Struct, frozen=True, gc=False):
     revision: int
 
 
-def tell(told: Emitted, served: Iterable[Datapoint]) -> tuple[Emitted, list[ChangedPoint]]:
-    """What is new or changed in `served`, oldest first, and what has been told with it."""
-    after = {series: dict(points) for series, points in told.items()}
-    news: list[ChangedPoint] = []
+def compare(emitted: Emitted, served: Iterable[Datapoint]) -> tuple[Emitted, list[ChangedPoint]]:
+    """What is new or changed in `served`, oldest first, and what has been emitted with it."""
+    after = {series: dict(points) for series, points in emitted.items()}
+    changed: list[ChangedPoint] = []
     for point in served:
         series = after.setdefault(point.series_id, {})
         before = series.get(point.timestamp)
@@ -95,13 +96,18 @@ def tell(told: Emitted, served: Iterable[Datapoint]) -> tuple[Emitted, list[Chan
         else:
             revision = before.revision + 1
         series[point.timestamp] = EmittedPoint(point.min, point.max, point.avg, point.count, revision)
-        news.append(ChangedPoint(point, revision))
-    news.sort(key=lambda one: one.point.timestamp)
-    return after, news
+        changed.append(ChangedPoint(point, revision))
+    changed.sort(key=lambda one: one.point.timestamp)
+    return after, changed
 
 
-def samples_emitted(told: Emitted) -> int:
-    return sum(point.count for series in told.values() for point in series.values())
+def are_raw(points: Sequence[Datapoint]) -> bool:
+    """False where the points may be aggregates: also a bucket of one sample counts 1, at the time that it begins."""
+    return not points or (all(one.count == 1 for one in points) and any(one.timestamp % 60 for one in points))
+
+
+def samples_emitted(emitted: Emitted) -> int:
+    return sum(point.count for series in emitted.values() for point in series.values())
 
 
 def samples_per_day(points: Iterable[Datapoint]) -> dict[int, int]:
@@ -112,35 +118,42 @@ def samples_per_day(points: Iterable[Datapoint]) -> dict[int, int]:
 
 
 def datapoint_events(
-    known: KnownSession, news: Sequence[ChangedPoint], datatypes: Mapping[int, Datatype], *, now: float
+    known: KnownSession, changed: Sequence[ChangedPoint], datatypes: Mapping[int, Datatype], *, now: float
 ) -> list[Event]:
     """Events of at most 200 datapoints, each below 64 KiB."""
-    told: list[Event] = []
-    for first in range(0, len(news), POINTS_PER_EVENT):
-        told.extend(_fitting(known, news[first : first + POINTS_PER_EVENT], datatypes, now))
-    return told
+    emitted: list[Event] = []
+    for first in range(0, len(changed), POINTS_PER_EVENT):
+        emitted.extend(_fitting(known, changed[first : first + POINTS_PER_EVENT], datatypes, now))
+    return emitted
 
 
 def _fitting(
-    known: KnownSession, news: Sequence[ChangedPoint], datatypes: Mapping[int, Datatype], now: float
+    known: KnownSession, changed: Sequence[ChangedPoint], datatypes: Mapping[int, Datatype], now: float
 ) -> list[Event]:
-    views = [view(one, datatypes) for one in news]
+    views = [view(one, datatypes) for one in changed]
     event = session_event(
         events.SESSION_DATAPOINTS,
         known,
-        time=news[-1].point.timestamp,
+        time=changed[-1].point.timestamp,
         now=now,
-        facts=([[one.point, one.revision] for one in news],),
+        facts=([_facts(one) for one in changed],),
         datapoints=views,
     )
-    if len(event.data) <= BYTES_PER_EVENT or len(news) == 1:
+    if len(event.data) <= BYTES_PER_EVENT or len(changed) == 1:
         return [event]
-    middle = len(news) // 2
-    return [*_fitting(known, news[:middle], datatypes, now), *_fitting(known, news[middle:], datatypes, now)]
+    middle = len(changed) // 2
+    return [*_fitting(known, changed[:middle], datatypes, now), *_fitting(known, changed[middle:], datatypes, now)]
 
 
-def view(news: ChangedPoint, datatypes: Mapping[int, Datatype]) -> DatapointView:
-    point = news.point
+def _facts(one: ChangedPoint) -> tuple[object, ...]:
+    """What an event's id is made of: everything that it says of the point."""
+    point = one.point
+    identity = (point.series_id, point.source_device, point.datatype, point.timestamp)
+    return (*identity, point.min, point.max, point.avg, point.count, one.revision)
+
+
+def view(changed: ChangedPoint, datatypes: Mapping[int, Datatype]) -> DatapointView:
+    point = changed.point
     meaning = datatypes.get(point.datatype)
     return DatapointView(
         series_id=point.series_id,
@@ -153,10 +166,10 @@ def view(news: ChangedPoint, datatypes: Mapping[int, Datatype]) -> DatapointView
         max=point.max,
         avg=point.avg,
         count=point.count,
-        revision=news.revision,
+        revision=changed.revision,
     )
 
 
-def newest_per_series(news: Iterable[ChangedPoint]) -> dict[str, ChangedPoint]:
-    """The newest datapoint of each series; `news` is oldest first."""
-    return {one.point.series_id: one for one in news}
+def newest_per_series(changed: Iterable[ChangedPoint]) -> dict[str, ChangedPoint]:
+    """The newest datapoint of each series; `changed` is oldest first."""
+    return {one.point.series_id: one for one in changed}

@@ -1,4 +1,4 @@
-"""What a visit to a data session's datapoints leads to: its end, its CSV, and the time of the next visit."""
+"""What a fetch of a data session's datapoints leads to: its end, its CSV, and the time of the next fetch."""
 
 from typing import Any, Literal
 
@@ -16,11 +16,15 @@ SLOWEST_FETCH = 21_600.0
 """Seconds: a session of which something could not be read is tried ever more rarely, down to this."""
 
 MOST_FAILED_FETCHES = 5
-"""After so many failed visits a session's CSV is told without the datapoints that cannot be had; these are tried on."""
+"""After so many failed fetches a session's CSV is ready without the datapoints that cannot be had; it is tried on."""
 
-Outcome = Literal["read", "more", "failed", "unavailable"]
-"""How a visit went: every window was read; there is more to read at once; the cloud refused or broke on this session
-while it answered others; the cloud is away, which says nothing of this session."""
+INTERVALS_CURRENT = 3
+"""Fetch intervals for which what was read last is current."""
+
+Outcome = Literal["read", "more", "failed", "forbidden", "unavailable"]
+"""How a fetch went: every window was read; there is more to read at once; the cloud refused or broke on this session
+while it answered others; the account may not read any datapoints; the cloud is away, which says nothing of this
+session."""
 
 
 def end_is_due(known: KnownSession, *, read: bool, failed: bool, now: float) -> bool:
@@ -41,36 +45,50 @@ def conclude(
     left_out: bool = False,
     retry_after: float = 0.0,
 ) -> Observation:
-    """What follows from a visit; `outcome` is None in the middle of one. `interval` is in seconds.
+    """What follows from a fetch; `outcome` is None in the middle of one. `interval` is in seconds.
 
     `left_out` says that the cloud broke on some windows so often that the others go on without them; `retry_after`
-    for how many seconds it wants to be left alone.
+    for how many seconds it is to be left alone.
     """
-    told: list[Event] = []
-    failed = outcome == "failed"
-    gave_up = failed and known.failed_fetches + 1 >= MOST_FAILED_FETCHES
+    emitted: list[Event] = []
+    failed = outcome in {"failed", "forbidden"}
+    gave_up = outcome == "forbidden" or (failed and known.failed_fetches + 1 >= MOST_FAILED_FETCHES)
     read = outcome == "read" or gave_up
     if end_is_due(known, read=read, failed=failed, now=now):
         end = known.session.end
         assert end is not None
         known = msgspec.structs.replace(known, end_emitted=end)
         facts = (end, known.reopenings)
-        told.append(session_event(events.SESSION_ENDED, known, time=end, now=now, facts=facts))
+        emitted.append(session_event(events.SESSION_ENDED, known, time=end, now=now, facts=facts))
     if (known.csv_due or known.unread) and read and known.session.state == "ingested" and known.end_emitted is not None:
         known, more = _csv_ready(known, csv_url, now)
-        told.extend(more)
+        emitted.extend(more)
     if outcome is not None:
-        known = msgspec.structs.replace(
-            known,
-            failed_fetches=known.failed_fetches + 1
-            if failed
-            else known.failed_fetches
-            if outcome == "unavailable"
-            else 0,
-            unread=_something_unread(known, outcome, gave_up=gave_up, left_out=left_out),
-        )
-        known = msgspec.structs.replace(known, fetch_at=_next_visit(known, outcome, max(interval, retry_after), now))
-    return Observation(known, tuple(told))
+        unread = _something_unread(known, outcome, gave_up=gave_up, left_out=left_out)
+        known = msgspec.structs.replace(known, unread=unread, **_counted(known, outcome, now))
+        known = msgspec.structs.replace(known, fetch_at=_next_fetch(known, outcome, max(interval, retry_after), now))
+    return Observation(known, tuple(emitted))
+
+
+def _counted(known: KnownSession, outcome: Outcome, now: float) -> dict[str, Any]:
+    match outcome:
+        case "failed":
+            return {"failed_fetches": known.failed_fetches + 1}
+        case "read":
+            return {"failed_fetches": 0, "fetched_at": now}
+        case "more":
+            return {"failed_fetches": 0}
+        case "forbidden":
+            return {"fetched_at": None}
+        case "unavailable":
+            return {}
+
+
+def is_current(known: KnownSession, *, interval: float, now: float) -> bool:
+    """False while a data session's datapoints were to be had and have not been had for three fetch intervals."""
+    if known.session.end is not None or known.removed or known.fetched_at is None:
+        return True
+    return 0 <= now - known.fetched_at < INTERVALS_CURRENT * interval
 
 
 def _csv_ready(known: KnownSession, csv_url: str, now: float) -> tuple[KnownSession, list[Event]]:
@@ -99,7 +117,7 @@ def _something_unread(known: KnownSession, outcome: Outcome, *, gave_up: bool, l
     return gave_up or (outcome == "read" and left_out) or (outcome in {"failed", "unavailable"} and known.unread)
 
 
-def _next_visit(known: KnownSession, outcome: Outcome, interval: float, now: float) -> float | None:
+def _next_fetch(known: KnownSession, outcome: Outcome, interval: float, now: float) -> float | None:
     session = known.session
     if known.removed:
         return None

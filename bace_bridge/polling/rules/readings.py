@@ -1,4 +1,4 @@
-"""What a reading of windows tells: datapoint events, the windows' new states, and each series' newest point."""
+"""What a reading of windows leads to: datapoint events, the windows' new states, and each series' newest point."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,11 @@ from bace_bridge.polling.rules.datapoints import (
     Datapoint,
     Datatype,
     Emitted,
+    are_raw,
+    compare,
     datapoint_events,
     newest_per_series,
     samples_emitted,
-    tell,
     view,
 )
 from bace_bridge.polling.rules.sessions import KnownSession
@@ -37,7 +38,7 @@ def absorb(
     states: States,
     due: Due,
     served: Mapping[Window, Sequence[Datapoint]],
-    told: Mapping[Window, Emitted],
+    emitted: Mapping[Window, Emitted],
     datatypes: Mapping[int, Datatype],
     *,
     pages: int,
@@ -49,16 +50,16 @@ def absorb(
     `now` is when they were observed; whether a window is settled is judged by the cloud's time.
     """
     windows: list[WindowRead] = []
-    news: list[ChangedPoint] = []
+    changed: list[ChangedPoint] = []
     for window, points in served.items():
-        after, new = tell(told.get(window, {}), points)
+        after, new = compare(emitted.get(window, {}), points)
         whole = window != due.window or due.since <= window.start
         state = _read_state(
             known, states.get(window), window, after, points, whole=whole, pages=pages, cloud_now=cloud_now
         )
         windows.append(WindowRead(known.session.id, state, after if new else None))
-        news.extend(new)
-    news.sort(key=lambda one: one.point.timestamp)
+        changed.extend(new)
+    changed.sort(key=lambda one: one.point.timestamp)
     latest = tuple(
         LatestSeen(
             device_id=known.session.group_id,
@@ -67,9 +68,9 @@ def absorb(
             timestamp=one.point.timestamp,
             payload=msgspec.json.encode(view(one, datatypes)),
         )
-        for one in newest_per_series(news).values()
+        for one in newest_per_series(changed).values()
     )
-    events = tuple(datapoint_events(known, news, datatypes, now=now))
+    events = tuple(datapoint_events(known, changed, datatypes, now=now))
     return Changes(windows=tuple(windows), latest=latest, events=events)
 
 
@@ -77,7 +78,7 @@ def _read_state(
     known: KnownSession,
     before: WindowState | None,
     window: Window,
-    told: Emitted,
+    emitted: Emitted,
     points: Sequence[Datapoint],
     *,
     whole: bool,
@@ -86,21 +87,21 @@ def _read_state(
 ) -> WindowState:
     served = {(point.series_id, point.timestamp): point.count for point in points}
     newest = max((point.timestamp for point in points), default=before.newest if before else None)
-    raw = all(point.count == 1 for point in points) and (before is None or before.raw or whole)
+    raw = are_raw(points) and (before is None or before.raw or whole)
     return WindowState(
         start=window.start,
         end=window.end,
         reading=known.reading,
         settled=is_settled(window, known, whole=whole, now=cloud_now) and whole,
-        samples=sum(served.values()) if whole else samples_emitted(told),
+        samples=sum(served.values()) if whole else samples_emitted(emitted),
         pages=pages if whole or before is None else before.pages,
         raw=raw,
         newest=newest,
     )
 
 
-def split(known: KnownSession, parent: Window, parts: Sequence[Window], told: Emitted) -> tuple[WindowRead, ...]:
-    """Has a window read in halves from now on; what was told of it is told of its halves."""
+def split(known: KnownSession, parent: Window, parts: Sequence[Window], emitted: Emitted) -> tuple[WindowRead, ...]:
+    """Has a window read in halves from now on; what was emitted of it belongs to its halves."""
     never_read = known.reading - 1
     reads = [
         WindowRead(
@@ -112,19 +113,14 @@ def split(known: KnownSession, parent: Window, parts: Sequence[Window], told: Em
     for part in parts:
         share = {
             series: {stamp: point for stamp, point in points.items() if part.start <= stamp < part.end}
-            for series, points in told.items()
+            for series, points in emitted.items()
         }
         state = WindowState(part.start, part.end, never_read, samples=samples_emitted(share))
         reads.append(WindowRead(known.session.id, state, share))
     return tuple(reads)
 
 
-def after_failure(known: KnownSession, state: WindowState | None, window: Window) -> WindowState:
-    """A window that the cloud broke on, once more."""
-    before = state or WindowState(window.start, window.end, known.reading - 1)
-    return msgspec.structs.replace(before, failures=before.failures + 1)
-
-
-def left_out(known: KnownSession, state: WindowState) -> WindowState:
-    """A window that cannot be read at all, so that the session's other windows can go on."""
-    return msgspec.structs.replace(state, reading=known.reading, settled=True)
+def left_out(known: KnownSession, state: WindowState | None, window: Window) -> WindowState:
+    """A window that cannot be read, so that the session's other windows can go on; how often that was so is counted."""
+    before = state or WindowState(window.start, window.end, known.reading)
+    return msgspec.structs.replace(before, reading=known.reading, settled=True, failures=before.failures + 1)

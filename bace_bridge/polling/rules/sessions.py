@@ -72,6 +72,7 @@ class KnownSession(msgspec.Struct, frozen=True, kw_only=True):
     `end_emitted` is the `end` of the last `session.ended`; `end_seen_at` is when an end was seen that is not told yet.
     `reading` numbers the readings of all windows; one is complete when every window was read in it.
     `csv_revision` is the revision that the last `session.csv_ready` told and `csv_facts` what it spoke of.
+    `fetched_at` is when everything due was read last, or it was first seen; None where its datapoints cannot be had.
     `failed_fetches` counts those that failed at this session while the cloud answered others. `unread` says that its
     CSV was told without datapoints that could not be had: they are tried again, rarely, and told when they can be.
     `probed` holds, per day (epoch days), the samples that the last look without a window found there.
@@ -95,6 +96,7 @@ class KnownSession(msgspec.Struct, frozen=True, kw_only=True):
     probed: dict[int, int] = {}
     removed: bool = False
     fetch_at: float | None = None
+    fetched_at: float | None = None
     failed_fetches: int = 0
     unread: bool = False
 
@@ -239,6 +241,7 @@ def _started(seen: DataSession, device_label: str | None, now: float) -> Observa
         end_seen_at=now if over else None,
         csv_due=seen.state == "ingested",
         fetch_at=now,
+        fetched_at=now,
     )
     return Observation(
         known,

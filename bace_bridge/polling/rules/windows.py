@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from bace_bridge.polling.rules.ranges import LATEST_FILTER
 from bace_bridge.polling.rules.sessions import KnownSession
 
 SPAN = 3600
@@ -20,13 +21,20 @@ FINEST_SPAN = 60
 SETTLING = 600.0
 """Seconds after its end until which a window of an active session is read again: gateways upload late."""
 
+MARGIN = 600.0
+"""Seconds around a data session's time, and ahead of ours, in which points may lie: clocks differ."""
+
 DIRECT_WINDOWS = 24
-"""With more windows than this, a look without a window first tells on which days there is anything to read."""
+"""With more windows than this, a probe without a window first tells on which days there is anything to read."""
 
 DAY = 86400
 
+EARLIEST_WINDOW = -LATEST_FILTER // SPAN * SPAN
+"""Times beyond what a filter may hold cannot be asked for."""
+
 MOST_FAILURES = 3
-"""After so many failed readings of a window it is halved, or left out where it cannot be."""
+"""After so many failed fetches what the cloud breaks on is halved, and left out where it cannot be: a 500 may be a
+hiccup, but halves may be served in another resolution, and they stay."""
 
 
 class Window(NamedTuple):
@@ -39,8 +47,8 @@ class Window(NamedTuple):
 class WindowState(msgspec.Struct, frozen=True):
     """How far a window has been read; `pages` is what its last reading took.
 
-    `samples` is the sum of the counts that the cloud serves of it. What was told can sum up to more: a point vanishes
-    from the cloud when a bucket takes it in.
+    `samples` is the sum of the counts that the cloud serves of it. What was emitted can sum up to more: a point
+    vanishes from the cloud when a bucket takes it in. `failures` counts how often it was left out.
     """
 
     start: int
@@ -97,43 +105,55 @@ def windows_due(
     *,
     now: float,
     days: frozenset[int] | None = None,
-    again: bool = False,
+    missing: bool = False,
 ) -> list[Due]:
     """The windows of a data session that are to be read now, oldest first.
 
-    `days` (epoch days) restricts them to days on which there is something to read; `again` includes settled ones.
+    `days` (epoch days) restricts them to days on which there is something to read, `missing` to read more of them:
+    settled ones, and those that lie ahead. Without `days` they end after a few more than DIRECT_WINDOWS.
     """
-    session = known.session
-    upto = now if session.end is None else max(session.end, known.newest_point_at or session.end)
-    first, last = window_at(session.start), window_at(max(upto, session.start))
-    due: list[Due] = []
-    starts = _starts_of(first, last, states) if days is None else _starts_on(days, upto=max(now, upto))
-    for start in starts:
-        _add_due(Window(start, start + SPAN), known, states, due, now=now, again=again)
+    ahead = max(now, known.session.start, known.newest_point_at or now) + MARGIN
+    if missing or known.session.end is not None:
+        ahead = LATEST_FILTER
+    due: dict[Window, Due] = {}
+    for start in _starts(known, states, now=now) if days is None else _starts_on(days):
+        for one in _due_in(Window(start, start + SPAN), known, states, now=now, missing=missing):
+            if EARLIEST_WINDOW <= start < LATEST_FILTER and one.window.start <= ahead:
+                due[one.window] = one
         if days is None and len(due) > DIRECT_WINDOWS:
             break
-    return due
+    return sorted(due.values())
 
 
-def _starts_of(first: Window, last: Window, states: States) -> Iterator[int]:
-    """The windows from the start to the end, and those outside of it in which a point has been found before."""
-    outside = {window_at(one.start).start for one in states if not first.start <= one.start < last.end}
-    yield from sorted(start for start in outside if start < first.start)
-    yield from range(first.start, last.end, SPAN)
-    yield from sorted(start for start in outside if start >= last.end)
+def _starts(known: KnownSession, states: States, *, now: float) -> Iterator[int]:
+    """Where new points come; the windows around those in which a point was found before; then those of its time.
+
+    New points come now, and around the newest one: a device's clock, and with it a session, may be ahead of ours.
+    """
+    session, newest = known.session, known.newest_point_at
+    over = session.end if session.end is not None else now
+    if session.end is not None and newest is not None and newest - over < DAY:
+        over = max(over, newest)
+    live = [now] if session.end is None else []
+    if newest is not None:
+        live += [newest - MARGIN, newest, newest + MARGIN]
+    yield from (window_at(one).start for one in live)
+    yield from sorted(window_at(one.start).start for one in states if session.end is not None or one.start <= now)
+    first, last = window_at(session.start - MARGIN), window_at(max(over, session.start) + MARGIN)
+    yield from range(max(first.start, EARLIEST_WINDOW), min(last.end, LATEST_FILTER), SPAN)
 
 
-def _starts_on(days: frozenset[int], *, upto: float) -> Iterator[int]:
-    return (start for day in sorted(days) for start in range(day * DAY, (day + 1) * DAY, SPAN) if start <= upto)
+def _starts_on(days: frozenset[int]) -> Iterator[int]:
+    return (start for day in sorted(days) for start in range(day * DAY, (day + 1) * DAY, SPAN))
 
 
-def _add_due(window: Window, known: KnownSession, states: States, due: list[Due], *, now: float, again: bool) -> None:
+def _due_in(window: Window, known: KnownSession, states: States, *, now: float, missing: bool) -> Iterator[Due]:
     state = states.get(window)
     if state is not None and state.split and (parts := halves(window)) is not None:
         for part in parts:
-            _add_due(part, known, states, due, now=now, again=again)
-    elif state is None or state.reading < known.reading or not state.settled or again:
-        due.append(Due(window, _since(window, state, known, now=now)))
+            yield from _due_in(part, known, states, now=now, missing=missing)
+    elif state is None or state.reading < known.reading or not state.settled or (missing and not known.csv_due):
+        yield Due(window, _since(window, state, known, now=now))
 
 
 def _since(window: Window, state: WindowState | None, known: KnownSession, *, now: float) -> int:
@@ -150,20 +170,20 @@ def _since(window: Window, state: WindowState | None, known: KnownSession, *, no
 
 def left_out_windows(states: States) -> list[Window]:
     """The windows that are settled only because the cloud breaks on them, those first that were tried least."""
-    out = [one for one in states.values() if one.settled and not one.split and one.failures >= MOST_FAILURES]
+    out = [one for one in states.values() if one.settled and not one.split and one.failures]
     return [one.window for one in sorted(out, key=lambda one: (one.failures, one.start))]
 
 
 def days_with_more(probe: Mapping[int, int], known: KnownSession, states: States) -> frozenset[int]:
-    """The days (epoch days) on which a look without a window found more samples than were told.
+    """The days (epoch days) on which a probe found more samples than the windows.
 
-    Where the sums never agree, a day counts again only when its sum has changed since the last look.
+    Where the sums never agree, a day counts again only when its sum has changed since the last probe.
     """
-    told: dict[int, int] = {}
+    found: dict[int, int] = {}
     for state in states.values():
-        told[state.start // DAY] = told.get(state.start // DAY, 0) + state.samples
+        found[state.start // DAY] = found.get(state.start // DAY, 0) + state.samples
     return frozenset(
-        day for day, samples in probe.items() if samples > told.get(day, 0) and samples != known.probed.get(day)
+        day for day, samples in probe.items() if samples > found.get(day, 0) and samples != known.probed.get(day)
     )
 
 
@@ -177,9 +197,9 @@ def is_settled(window: Window, known: KnownSession, *, whole: bool, now: float) 
 
 
 def may_be_forgotten(known: KnownSession, *, unchanged_since: float) -> bool:
-    """True when nothing more is expected of a session: what was told of its windows need not be kept.
+    """True when nothing more is expected of a session: what was emitted of its windows need not be kept.
 
-    Should the cloud change it all the same, its datapoints are told again from the beginning.
+    Should the cloud change it all the same, its datapoints are emitted again from the beginning.
     """
     session = known.session
     changed = max(session.start, session.end or 0.0, session.created_at or 0.0, session.updated_at or 0.0)

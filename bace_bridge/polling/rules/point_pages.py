@@ -1,0 +1,78 @@
+"""How datapoints are asked for, and what the pages of an answer hold."""
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from bace_bridge.polling.rules.datapoints import Datapoint
+from bace_bridge.polling.rules.ranges import LATEST_FILTER
+from bace_bridge.polling.rules.seen import Page
+from bace_bridge.polling.rules.sessions import DataSession
+
+Params = tuple[tuple[str, str], ...]
+
+
+class PointQuery(NamedTuple):
+    """The datapoints of a data session in [start, end); without bounds all of them, at day resolution."""
+
+    session_id: str
+    start: int | None = None
+    end: int | None = None
+    datatype: int | None = None
+    source_device: str | None = None
+
+    @property
+    def params(self) -> Params:
+        """Sorted, since the pages of an answer without an order need not be cut from the same one."""
+        wanted = (
+            ("filter[id_data_session]", self.session_id),
+            ("filter[timestamp_seconds][gte]", _filter_value(self.start)),
+            ("filter[timestamp_seconds][lt]", _filter_value(self.end)),
+            ("filter[datatype]", self.datatype),
+            ("filter[source_device]", self.source_device),
+            ("sort", "timestamp_seconds"),
+        )
+        return tuple((name, str(value)) for name, value in wanted if value is not None)
+
+
+def _filter_value(seconds: int | None) -> int | None:
+    return None if seconds is None else max(-LATEST_FILTER, min(seconds, LATEST_FILTER))
+
+
+def fit_together(pages: Sequence[Page[Datapoint]]) -> bool:
+    """True where no row can be missing from the pages of an answer.
+
+    A row that is on two pages stands for another one that is on none: the order changed between them. Only where the
+    rows of a single series are sorted all the same it is one that the cloud has twice. How many rows the cloud says
+    that it has decides nothing, for it counts those.
+    """
+    if not pages or len(pages) < (pages[-1].page_count or 1):
+        return False
+    keys = [{(row.series_id, row.timestamp) for row in page.items} for page in pages]
+    if sum(map(len, keys)) == len(set().union(*keys)):
+        return (pages[-1].total or 0) >= (pages[0].total or 0)
+    rows = [row for page in pages for row in page.items]
+    ordered = all(one.timestamp <= other.timestamp for one, other in pairwise(rows))
+    return ordered and len({row.series_id for row in rows}) == 1
+
+
+def as_set(rows: Iterable[Datapoint]) -> tuple[Datapoint, ...]:
+    """One row for each (series, timestamp). Of two with different values it is always the same one."""
+    found: dict[tuple[str, float], Datapoint] = {}
+    for row in rows:
+        other = found.setdefault((row.series_id, row.timestamp), row)
+        if other is not row and _rank(row) > _rank(other):
+            found[row.series_id, row.timestamp] = row
+    return tuple(found.values())
+
+
+def _rank(row: Datapoint) -> tuple[object, ...]:
+    """The larger count has seen more; the rest is an order, no more."""
+    values = [(value is not None, value or 0.0) for value in (row.max, row.avg, row.min)]
+    return (row.count, *values, row.datatype, row.source_device)
+
+
+def within(rows: Iterable[Datapoint], session: DataSession) -> tuple[Datapoint, ...]:
+    """The rows that can only be the session's, of a cloud that serves those of all sessions."""
+    end = float("inf") if session.end is None else session.end
+    return tuple(row for row in rows if row.group_id == session.group_id and session.start <= row.timestamp <= end)
