@@ -143,9 +143,11 @@ async def test_a_removal_that_is_about_to_be_published_forgets_nothing(clock: Cl
         cloud.finish_ingestion(session)
         await watch.poll.poll()
         faults = watch.server.faults
-        faults.answer("/api/v2/data-session/view", status=404, body='{"name":"Not Found","status":404}', times=9)
-        faults.answer("/api/v2/data-session", status=200, body='{"items":[]}', times=9, holding="[in]")
+        faults.answer("/api/v2/data-session/view", status=404, body='{"name":"Not Found","status":404}', times=30)
         clock.forward(900)
+        for _ in range(5):
+            await watch.poll.poll()
+            clock.forward(61)
         gate.hold(lambda changes: any(one.type == "session.removed" for one in changes.events))
         poll = asyncio.create_task(watch.poll.poll())
         await gate.reached.wait()
