@@ -73,7 +73,7 @@ class PointReader:
             found = await self._all_pages(query)
             if len({row.series_id for page in found for row in page.items}) >= MOST_SERIES:
                 raise TooMuch(f"{MOST_SERIES} series or more, and not all of them come in one answer")
-            if fit_together(found):
+            if fit_together(found, one_series=query.of_one_series):
                 return found
         raise TooMuch("the pages of the answer do not fit together")
 
@@ -104,7 +104,7 @@ class PointReader:
             )
         except CloudRefused:
             raise reason from None
-        if not datatypes or len(datatypes) * len(devices) == 1 or max(len(datatypes), len(devices)) > MOST_PARTS:
+        if not datatypes or max(len(datatypes), len(devices)) > MOST_PARTS:
             raise reason
         found: list[Page[Datapoint]] = []
         for datatype in datatypes:

@@ -48,6 +48,7 @@ QUIRKS = [
     ("object-items", "decimals-as-strings"),
     ("no-updated-at",),
     ("duplicate-points", "no-interval-raw"),
+    ("bucket-start",),
     ("conflicting-points", "no-interval-raw"),
     ("duplicate-sessions",),
     ("replica-lag 1s 30%",),

@@ -22,6 +22,10 @@ class PointQuery(NamedTuple):
     source_device: str | None = None
 
     @property
+    def of_one_series(self) -> bool:
+        return self.datatype is not None and self.source_device is not None
+
+    @property
     def params(self) -> Params:
         """Sorted, since the pages of an answer without an order need not be cut from the same one."""
         wanted = (
@@ -39,12 +43,12 @@ def _filter_value(seconds: int | None) -> int | None:
     return None if seconds is None else max(-LATEST_FILTER, min(seconds, LATEST_FILTER))
 
 
-def fit_together(pages: Sequence[Page[Datapoint]]) -> bool:
+def fit_together(pages: Sequence[Page[Datapoint]], *, one_series: bool) -> bool:
     """True where no row can be missing from the pages of an answer.
 
     A row that is on two pages stands for another one that is on none: the order changed between them. Only where the
-    rows of a single series are sorted all the same it is one that the cloud has twice. How many rows the cloud says
-    that it has decides nothing, for it counts those.
+    query was for one series, whose rows are sorted all the same, it is one that the cloud has twice. How many rows the
+    cloud says that it has decides nothing, for it counts those.
     """
     if not pages or len(pages) < (pages[-1].page_count or 1):
         return False
@@ -53,7 +57,7 @@ def fit_together(pages: Sequence[Page[Datapoint]]) -> bool:
         return (pages[-1].total or 0) >= (pages[0].total or 0)
     rows = [row for page in pages for row in page.items]
     ordered = all(one.timestamp <= other.timestamp for one, other in pairwise(rows))
-    return ordered and len({row.series_id for row in rows}) == 1
+    return one_series and ordered and len({row.series_id for row in rows}) == 1
 
 
 def as_set(rows: Iterable[Datapoint]) -> tuple[Datapoint, ...]:
