@@ -287,6 +287,7 @@ class Bridge:
             SessionRecorder(cloud, journal, groups=self._config.cloud.groups, deciding=deciding, clock=clock),
             PollSettings(
                 first_start=FirstStart(watch.start_from.kind, watch.start_from.seconds),
+                session_interval=watch.session_interval,
                 recheck_interval=watch.recheck_interval,
                 backfill_interval=watch.backfill_interval,
                 requests_per_minute=self._config.cloud.requests_per_minute,

@@ -6,26 +6,29 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
-from bace_bridge.errors import CloudRefused, UnexpectedReply
+from bace_bridge.errors import CloudError, UnexpectedReply
 from bace_bridge.polling.backfill import Backfill
 from bace_bridge.polling.needs import SessionCloud, SessionJournal
 from bace_bridge.polling.newest import NewestSessions
-from bace_bridge.polling.reading import Reader
+from bace_bridge.polling.reading import MOST_ROWS, Reader
 from bace_bridge.polling.recheck import MOST_CHECKS, Recheck
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules import session_list
 from bace_bridge.polling.rules.changes import Changes, PollState
 from bace_bridge.polling.rules.first_start import FirstStart, newest_stamp
 from bace_bridge.polling.rules.ranges import GAP_RETRY
+from bace_bridge.polling.rules.seen import LostRow
 from bace_bridge.polling.rules.selection import with_selection
-from bace_bridge.polling.rules.sessions import DataSession
 from bace_bridge.polling.selection_check import SelectionCheck
 from bace_bridge.polling.updates import NotHonoured, Updates
 
 log = structlog.get_logger()
 
-MOST_FIRST_PAGES = 500
-"""Pages that a first start reads to find the newest update where the server does not sort."""
+TRY_DELTA_AGAIN = 3600.0
+"""Seconds after which the strategy that costs least is tried again: a refusal may have passed."""
+
+CHECKS_SHARE = 0.5
+"""The part of the request budget that asking for single sessions takes at most in a full scan."""
 
 ACTIVE = "the active data sessions"
 
@@ -34,6 +37,7 @@ class PollSettings(msgspec.Struct, frozen=True):
     """What the list is polled with. Intervals are in seconds."""
 
     first_start: FirstStart
+    session_interval: float
     recheck_interval: float
     backfill_interval: float
     requests_per_minute: int
@@ -63,7 +67,11 @@ class ListPoll:
         self._clock = clock
         self._state: PollState | None = None
         self._updates_work = True
+        self._updates_broke_at = 0.0
         self._turn_after = ""
+        self._page_size = MOST_ROWS
+        share = int(settings.requests_per_minute * settings.session_interval / 60 * CHECKS_SHARE)
+        self._checks = min(max(2, share), MOST_CHECKS)
         self._selection = SelectionCheck(cloud, journal, recorder.labels, recorder.groups, clock=clock)
         self._recheck = Recheck(cloud, journal, recorder, interval=settings.recheck_interval, clock=clock)
         self._newest = NewestSessions(journal, recorder, self._recheck, clock=clock)
@@ -92,7 +100,9 @@ class ListPoll:
         return self._selection.problem
 
     async def poll(self) -> None:
-        reader = Reader(self._cloud)
+        reader = Reader(self._cloud, size=self._page_size)
+        if not 0 <= self._clock() - self._updates_broke_at < TRY_DELTA_AGAIN:
+            self._updates_work = True
         state = self._state or await self._journal.poll_state() or await self._first_state(reader)
         start_from = self._first_start.start_from(None, now=self._clock(), cloud_now=self._cloud_now())
         state = with_selection(state, self._recorder.groups, start_from=start_from)
@@ -101,10 +111,7 @@ class ListPoll:
             try:
                 state = await self._poll_updates(state, reader)
             except NotHonoured as reason:
-                self._updates_work = False
-                log.warning("cloud.filter_not_honoured", reason=str(reason), then="scanning the full list instead")
-                self._recorder.unreadable.forget()
-                state = replace(self._state or state, catching_up=True, gaps=())
+                state = self._without_delta(self._state or state, str(reason))
         if not self._updates_work:
             state = await self._poll_everything(state, reader)
         await self._save(state)
@@ -114,9 +121,19 @@ class ListPoll:
             state, reader, only_way=not self._updates_work and not self._newest.sorted, steady=not self._updates_work
         )
         await self._save(replace(state, unstamped=state.unstamped or reader.saw_unstamped))
+        self._page_size = reader.size
         if reader.lost_reason is not None and not reader.rows_read:
             raise UnexpectedReply(f"no data session can be read: {reader.lost_reason}")
         await self._selection.check_due()
+
+    def _without_delta(self, state: PollState, reason: str) -> PollState:
+        """Another strategy from now on, for a while; the first time the full list is read without waiting."""
+        first = not self._updates_broke_at
+        say = log.warning if first else log.debug
+        say("cloud.filter_not_honoured", reason=reason, then="scanning the full list instead")
+        self._updates_work, self._updates_broke_at = False, self._clock()
+        self._recorder.unreadable.forget()
+        return replace(state, catching_up=first or state.catching_up, gaps=())
 
     async def _save(self, state: PollState) -> None:
         if state != self._state:
@@ -133,9 +150,8 @@ class ListPoll:
             raise UnexpectedReply(f"no data session can be read: {page.lost[0].reason}")
         rows = [row.session for row in page.items]
         more = (page.page_count or 1) > 1
-        if more and not session_list.updates_descend(rows):
-            rows += await self._all_rows(reader)
-        newest = None if page.lost else newest_stamp(rows)
+        all_seen = not page.lost and (not more or session_list.updates_descend(rows))
+        newest = newest_stamp(rows) if all_seen else None
         start_from = self._first_start.start_from(
             newest, now=self._clock(), cloud_now=self._cloud_now(), empty=not page.count and not page.total
         )
@@ -149,21 +165,16 @@ class ListPoll:
             backfill_at=self._clock() + self._backfill.interval,
         )
 
-    async def _all_rows(self, reader: Reader) -> list[DataSession]:
-        rows: list[DataSession] = []
-        async for page in reader.pages(session_list.BY_ID):
-            rows += [row.session for row in page.items]
-            if (page.page or 0) >= MOST_FIRST_PAGES:
-                break
-        return rows
-
     async def _poll_updates(self, state: PollState, reader: Reader) -> PollState:
-        state = await self._find_active(state, reader)
-        await self._save(state)
         state = await self._updates.poll(state, reader)
+        await self._save(state)
         if state.unstamped:
             await self._newest.poll(state, reader)
-        return state
+        try:
+            return await self._find_active(state, reader)
+        except CloudError as error:
+            log.info("cloud.filter_not_honoured", reason=str(error), then="reading the full list once")
+            return replace(state, active_tried_at=self._clock(), catching_up=True)
 
     async def _find_active(self, state: PollState, reader: Reader) -> PollState:
         """The sessions that are active at a first start, however old, without reading the history."""
@@ -172,17 +183,15 @@ class ListPoll:
             return state
         if state.start_from <= 0 and not state.joined:
             return replace(state, active_found=True)
-        lost: str | None = None
-        try:
-            async for page in reader.pages(session_list.ACTIVE):
-                if any(row.session.end is not None for row in page.items):
-                    log.info("cloud.filter_not_honoured", reason="filter[end]=NULL", then="reading the full list once")
-                    return replace(state, active_found=True, backfill_page=1, catching_up=True)
-                await self._recorder.record(page, state)
-                lost = self._recorder.unreadable.name_rows(page.lost, ACTIVE) or lost
-        except CloudRefused as refusal:
-            raise NotHonoured(str(refusal)) from None
-        return replace(state, active_found=lost is None, active_tried_at=now)
+        lost: list[LostRow] = []
+        async for page in reader.pages(session_list.ACTIVE):
+            if any(row.session.end is not None for row in page.items):
+                log.info("cloud.filter_not_honoured", reason="filter[end]=NULL", then="reading the full list once")
+                return replace(state, active_found=True, backfill_page=1, catching_up=True)
+            await self._recorder.record(page, state)
+            lost += page.lost
+        self._recorder.unreadable.name_rows(lost, ACTIVE)
+        return replace(state, active_found=not lost, active_tried_at=now)
 
     async def _poll_everything(self, state: PollState, reader: Reader) -> PollState:
         seen = await self._newest.poll(state, reader)
@@ -190,6 +199,8 @@ class ListPoll:
         if self._recheck.is_due(state):
             return state
         unfinished = [one for one in await self._journal.unfinished() if one.session.id not in seen]
-        asked, self._turn_after = session_list.in_turn(unfinished, self._turn_after, most=MOST_CHECKS)
+        asked, self._turn_after = session_list.in_turn(
+            unfinished, self._turn_after, most=min(MOST_CHECKS, self._checks)
+        )
         await self._recheck.ask_for(asked, state, reader)
         return state

@@ -11,7 +11,7 @@ from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules import session_list
 from bace_bridge.polling.rules.changes import PollState
 from bace_bridge.polling.rules.ranges import GAP_RETRY
-from bace_bridge.polling.rules.seen import Page, SeenSession
+from bace_bridge.polling.rules.seen import LostRow, Page, SeenSession
 
 log = structlog.get_logger()
 
@@ -52,17 +52,15 @@ class NewestSessions:
             return await self._poll_rows(state, reader)
         seen: set[str] = set()
         oldest = float("inf")
-        lost = False
-        reason: str | None = None
+        lost: list[LostRow] = []
         async for page in reader.pages(session_list.NEWEST_FIRST):
             self._note_order(page)
             seen.update(row.session.id for row in page.items)
             oldest = min((row.session.start for row in page.items), default=oldest)
-            lost = lost or bool(page.lost)
-            reason = self._recorder.unreadable.name_rows(page.lost, NAME) or reason
+            lost += page.lost
             if not await self._shows_new(page, state) or (page.page or 1) >= MOST_HEAD_PAGES:
                 break
-        self._broke_at = self._clock() if reason else None
+        self._broke_at = self._clock() if self._recorder.unreadable.name_rows(lost, NAME) else None
         if self.sorted and seen and not lost:
             await self._recheck.ask_for_missing(await self._journal.started_since(oldest), seen, state)
         return seen

@@ -44,9 +44,16 @@ class Reader:
     """The requests of one poll. What it raises, but for Unreadable, is about the cloud as a whole.
 
     `canaries` are requests of which the cloud must be able to answer one; else they are about the session list.
+    `size` is that of its pages, as far as the server is known to serve smaller ones than MOST_ROWS.
     """
 
-    def __init__(self, cloud: SessionCloud, *, canaries: Sequence[Callable[[], Awaitable[object]]] = ()) -> None:
+    def __init__(
+        self,
+        cloud: SessionCloud,
+        *,
+        canaries: Sequence[Callable[[], Awaitable[object]]] = (),
+        size: int = MOST_ROWS,
+    ) -> None:
         self._cloud = cloud
         self._canaries = canaries or (
             lambda: cloud.session(NOBODY),
@@ -54,6 +61,7 @@ class Reader:
         )
         self._cloud_answers = False
         self._left = MOST_NARROWING
+        self.size = size
         self.requests = 0
         self.rows_read = 0
         self.lost_reason: str | None = None
@@ -132,7 +140,11 @@ class Reader:
         try:
             return await self._page(params, number)
         except Unreadable as fault:
-            return await self._page_in_parts(params, PageRange(number, MOST_ROWS), fault)
+            size = 0
+            while size != self.size:  # the server may turn out to serve smaller pages than are asked for
+                size = self.size
+                page = await self._page_in_parts(params, PageRange(number, size), fault)
+            return page
 
     async def rows(self, params: Params, *, most: int) -> AsyncIterator[Page[SeenSession]]:
         """The rows of a list one by one, but those on which the cloud breaks.
@@ -157,6 +169,8 @@ class Reader:
 
     async def _page(self, params: Params, number: int, size: int = MOST_ROWS) -> Page[SeenSession]:
         page = await self.ask(lambda: self._cloud.session_page(params, number, per_page=size))
+        if page.per_page is not None and page.per_page < size:
+            self.size = page.per_page
         self.rows_read += len(page.items)
         self.lost_reason = page.lost[0].reason if page.lost else self.lost_reason
         self.saw_unstamped = self.saw_unstamped or any(row.session.updated_at is None for row in page.items)
@@ -171,6 +185,7 @@ class Reader:
         async def read(part: PageRange) -> None:
             served = await self._page(params, part.number, part.size)
             if served.per_page is not None and served.per_page < part.size:
+                self.size = served.per_page
                 raise Unreadable(UnexpectedReply("the server serves smaller pages"))
             read_parts[part.first] = served
 
@@ -217,12 +232,15 @@ async def pages(
     before: Sequence[T] = ()
     for number in range(first, first + most):
         page = await page_at(number)
+        if page.page is not None and page.page != number <= (page.page_count or 0):
+            raise UnexpectedReply(f"page {page.page} came in place of page {number} of {page.page_count}")
         if (page.page is not None and page.page != number) or (
             page.page is None and page.items and page.items == before
         ):
             return
         yield page
-        if is_last(page, number):
+        without_figures = page.page_count is None and page.total is None
+        if is_last(page, number) and not (without_figures and page.count):
             return
         before = page.items
     raise UnexpectedReply(f"the list does not end after {most} pages")

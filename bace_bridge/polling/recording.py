@@ -10,12 +10,24 @@ from bace_bridge.polling.device_labels import DeviceLabels
 from bace_bridge.polling.needs import SessionCloud, SessionJournal
 from bace_bridge.polling.rules.absences import Absence, is_removed, with_answer
 from bace_bridge.polling.rules.changes import Changes, PollState
+from bace_bridge.polling.rules.ranges import GAP_RETRY
 from bace_bridge.polling.rules.seen import Page, SeenSession
 from bace_bridge.polling.rules.selection import decides_by_label, is_selected, starts_from
-from bace_bridge.polling.rules.sessions import KnownSession, Observation, agree, contradicts, observe, observe_absence
+from bace_bridge.polling.rules.sessions import (
+    DataSession,
+    KnownSession,
+    Observation,
+    agree,
+    contradicts,
+    observe,
+    observe_absence,
+)
 from bace_bridge.polling.unreadable import UnreadableRecords, record_of
 
 log = structlog.get_logger()
+
+MOST_ASKED_AGAIN = 20
+"""Sessions of one page that are asked for once more; the others wait for the next poll."""
 
 MOST_NAMED = 1000
 """Odd rows and fields that are named in the log, so that remembering which were has a bound."""
@@ -45,6 +57,7 @@ class SessionRecorder:
         self.labels = DeviceLabels(cloud, clock=clock)
         self._absences: dict[str, Absence] = {}
         self._named: set[tuple[str, str]] = set()
+        self._settled: dict[str, tuple[tuple[DataSession, ...], float]] = {}
 
     @property
     def suspects(self) -> list[str]:
@@ -85,10 +98,15 @@ class SessionRecorder:
         known = await self._journal.known([row.session.id for row in rows])
         doubtful = _doubtful(rows, known)
         sure = [row for row in rows if row.session.id not in doubtful]
-        for session_id in doubtful:
+        for session_id in sorted(doubtful)[:MOST_ASKED_AGAIN]:
+            said = tuple(row.session for row in rows if row.session.id == session_id)
+            settled, at = self._settled.get(session_id, ((), 0.0))
+            if said == settled and 0 <= self._clock() - at < GAP_RETRY:
+                continue
             log.debug("session.asked_once_more", session=session_id, reason="two answers differ and are equally new")
             if (seen := await self._asked(session_id)) is not None:
                 sure.append(seen)
+                self._settled[session_id] = (said, self._clock())
         return await self._commit_rows(sure, state)
 
     async def _commit_rows(self, rows: Sequence[SeenSession], state: PollState) -> list[Observation]:

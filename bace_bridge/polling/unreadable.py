@@ -59,6 +59,11 @@ class UnreadableRecords:
             self.failed(place, reason, sure=True)
         return reason
 
+    def retain(self, kind: str, names: set[str]) -> None:
+        """Of the records whose names begin with `kind`, these alone are still unreadable."""
+        for name in [one for one in self._failures if one.startswith(kind) and one not in names]:
+            self.was_read(name)
+
     def forget(self) -> None:
         """Another strategy names the records in another way."""
         self._failures.clear()

@@ -19,6 +19,8 @@ from bace_bridge.polling.rules.seen import Page, SeenSession
 MOST_PAGES_OF_A_GAP = 2
 """Pages of a gap that are read in one poll: each may take a request a row."""
 
+NAME = "data sessions updated at"
+
 NOT_SUPPORTED = {400, 404, 422}
 """HTTP statuses of a server that does not know a filter or a sort."""
 
@@ -81,6 +83,8 @@ class Updates:
                 raise
 
         for part, reason in await reader.bisect(span, read, lambda one: one.halves(now=self._clock())):
+            if part.since > self._cloud_now():
+                continue  # nothing that has happened can be in it
             if part.until is None:
                 raise UnexpectedReply(reason)
             gaps.append(self._gap(max(0, int(part.since)), part.until, reason))
@@ -117,11 +121,13 @@ class Updates:
         walk.seen.update(row.session.id for row in page.items)
         stamps = [row.session.updated_at for row in page.items if row.session.updated_at is not None]
         walk.newest = max([*stamps, walk.newest] if walk.newest is not None else stamps, default=None)
-        for row in page.lost:
-            if row.updated_at is None:
-                raise Unreadable(UnexpectedReply(row.reason))
-        seconds = {int(row.updated_at): row.reason for row in page.lost if row.updated_at is not None}
-        return [self._gap(second, second + 1, reason) for second, reason in seconds.items()]
+        lost = {row.updated_at: row.reason for row in page.lost}
+        if None in lost:
+            raise Unreadable(UnexpectedReply(lost[None]))
+        believable = {stamp: why for stamp, why in lost.items() if stamp is not None and stamp <= self._cloud_now()}
+        walk.newest = max([*believable, walk.newest] if walk.newest is not None else believable, default=None)
+        later = self._clock() - GAP_RETRY + SOON
+        return [self._gap(int(stamp), int(stamp) + 1, why, tried_at=later) for stamp, why in believable.items()]
 
     async def _make_sure_of_the_filter(self, reader: Reader, walk: _Walk) -> None:
         """Where it is ignored, every span breaks in the same way, however small it is."""
@@ -136,11 +142,15 @@ class Updates:
         walk.filter_held = True
 
     async def _read_due_gap(self, state: PollState, reader: Reader, walk: _Walk) -> PollState:
-        """One gap that has rested: a record that was repaired, removed or updated since leaves it readable."""
+        """A new gap, and one that has rested: a record that was repaired, removed or updated leaves it readable."""
         due = [one for one in state.gaps if one.is_due(self._clock())]
-        if not due:
-            return state
-        gap = min(due, key=lambda one: (one.page == 1, one.tried_at))
+        new = [one for one in due if not one.tried_at][:1]
+        rested = sorted((one for one in due if one.tried_at), key=lambda one: (one.page == 1, one.tried_at))[:1]
+        for gap in (*new, *rested):
+            state = await self._read_gap(gap, state, reader, walk)
+        return state
+
+    async def _read_gap(self, gap: Gap, state: PollState, reader: Reader, walk: _Walk) -> PollState:
         others = replace(state, gaps=tuple(one for one in state.gaps if one != gap))
         if gap.until - gap.since > 1:
             after = await self._read(gap.span, others, reader, walk)
@@ -166,16 +176,18 @@ class Updates:
         rest = replace(gap, tried_at=self._clock(), page=number, lost=lost)
         return replace(others, gaps=with_gap(others.gaps, rest))
 
-    def _gap(self, since: int, until: int, reason: str) -> Gap:
-        gap = Gap(since, until, tried_at=0.0)
+    def _gap(self, since: int, until: int, reason: str, *, tried_at: float = 0.0) -> Gap:
+        gap = Gap(since, until, tried_at)
         self._recorder.unreadable.failed(_name(gap), reason, sure=True)
         return gap
 
     def _name_gaps(self, state: PollState) -> None:
+        """Of gaps that became one, the others' names go; those of the process before come back."""
+        self._recorder.unreadable.retain(NAME, {_name(gap) for gap in state.gaps})
         for gap in state.gaps:
             if not self._recorder.unreadable.knows(_name(gap)):
                 self._recorder.unreadable.failed(_name(gap), "it could not be read before", sure=True)
 
 
 def _name(gap: Gap) -> str:
-    return f"data sessions updated at {iso_utc(gap.since)}"
+    return f"{NAME} {iso_utc(gap.since)}"

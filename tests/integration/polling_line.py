@@ -72,6 +72,7 @@ class Watching:
         recorder = SessionRecorder(self.api, self.journal, groups=groups, deciding=self.deciding, clock=clock)
         settings = PollSettings(
             first_start=FirstStart(start, start_seconds),
+            session_interval=10.0,
             recheck_interval=60.0,
             backfill_interval=3600.0,
             requests_per_minute=120,

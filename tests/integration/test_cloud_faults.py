@@ -91,7 +91,7 @@ class Watched:
         self.http.use_tokens(FixedToken("a-token"))
         self.api, self.log, journal = BaceCloud(self.http), EventLog(file), Journal(file)
         recorder = SessionRecorder(self.api, journal, groups=(), deciding=asyncio.Lock(), clock=self.clock)
-        settings = PollSettings(FirstStart("since", NOON), 60.0, 3600.0, 120)
+        settings = PollSettings(FirstStart("since", NOON), 10.0, 60.0, 3600.0, 120)
         poll = ListPoll(self.api, journal, recorder, settings, clock=self.clock)
         self.waits: list[float] = []
         self._turns = asyncio.Semaphore(0)

@@ -93,15 +93,16 @@ async def test_a_removal_that_is_found_while_the_end_is_published_comes_after_it
         clock.forward(61)
         cloud.end_session(session)
         await watch.poll.poll()
+        cloud.remove_session(session)
+        for _ in range(5):
+            clock.forward(61)
+            await watch.poll.poll()
         gate.hold()
         fetch = asyncio.create_task(watch.fetch_due())
         await gate.reached.wait()
         clock.forward(61)
-        cloud.remove_session(session)
         await beside(fetch, asyncio.create_task(watch.poll.poll()), lock, gate)
-        for _ in range(3):
-            clock.forward(61)
-            await watch.look()
+        await watch.look_for(200)
         told = types(await watch.all_events())
     assert told == ["session.started", "session.ended", "session.removed"]
 
@@ -144,6 +145,7 @@ async def test_a_removal_that_is_about_to_be_published_forgets_nothing(clock: Cl
         await watch.poll.poll()
         faults = watch.server.faults
         faults.answer("/api/v2/data-session/view", status=404, body='{"name":"Not Found","status":404}', times=30)
+        faults.answer("/api/v2/data-session", status=200, body='{"items":[]}', times=30, holding="[updated_at]")
         clock.forward(900)
         for _ in range(5):
             await watch.poll.poll()

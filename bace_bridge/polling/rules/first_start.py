@@ -8,8 +8,8 @@ import msgspec
 from bace_bridge.polling.rules.sessions import DataSession
 
 BEFORE_EVERYTHING = -1.0
-PLAUSIBLE_AHEAD = 86400.0
-"""Seconds that the cloud's newest record may be ahead of our clock before it is taken for a wrong one."""
+PLAUSIBLE_AHEAD = 600.0
+"""Seconds that the cloud's newest record may be ahead of its answers' `Date` before it is taken for a wrong one."""
 
 StartKind = Literal["now", "all", "since", "ago"]
 
@@ -33,7 +33,7 @@ class FirstStart(msgspec.Struct, frozen=True):
             return self.seconds
         if self.kind == "ago":
             return now - self.seconds
-        return newest if newest is not None and newest <= now + PLAUSIBLE_AHEAD else cloud_now
+        return newest if newest is not None and newest <= cloud_now + PLAUSIBLE_AHEAD else cloud_now
 
 
 def newest_stamp(rows: Sequence[DataSession]) -> float | None:

@@ -109,7 +109,7 @@ def with_gap(gaps: Sequence[Gap], new: Gap) -> tuple[Gap, ...]:
     while len(kept) > MOST_GAPS:
         place = min(range(len(kept) - 1), key=lambda one: kept[one + 1].since - kept[one].until)
         one, other = kept[place : place + 2]
-        kept[place : place + 2] = [Gap(one.since, max(one.until, other.until), min(one.tried_at, other.tried_at))]
+        kept[place : place + 2] = [Gap(one.since, max(one.until, other.until), max(one.tried_at, other.tried_at))]
     return tuple(kept)
 
 

@@ -34,10 +34,9 @@ def nearest(group: str, devices: Mapping[str, str | None]) -> str | None:
 
 def starts_from(state: PollState, group_id: str, label: str | None) -> float:
     """The time (epoch seconds, the cloud's) from which a device's sessions are reported."""
-    for name in (group_id, label):
-        if name is not None and name in state.joined:
-            return state.joined[name]
-    return state.start_from
+    names = [name for name in (group_id, label) if name is not None]
+    named = [name for name in names if name in (state.groups or ())] or [one for one in names if one in state.joined]
+    return min((state.joined.get(name, state.start_from) for name in named), default=state.start_from)
 
 
 def with_selection(state: PollState, groups: Sequence[str], *, start_from: float) -> PollState:

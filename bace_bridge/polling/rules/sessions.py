@@ -205,12 +205,15 @@ def observe(
 
 
 def contradicts(known: KnownSession, seen: DataSession) -> bool:
-    """True where a row says something else than is known without a newer `updated_at`.
+    """True where a row says something else than is known without a newer `updated_at`, or that a session goes on again.
 
     It may be a stale answer of a replica, or a change within the second: the session has to be asked for once more.
     """
     before = known.session
-    return not known.removed and seen.updated_at == before.updated_at and _emitted_facts(seen) != _emitted_facts(before)
+    if known.removed or _emitted_facts(seen) == _emitted_facts(before):
+        return False
+    reopened = before.end is not None and seen.end is None
+    return reopened or seen.updated_at == before.updated_at
 
 
 def agree(one: DataSession, other: DataSession) -> bool:
