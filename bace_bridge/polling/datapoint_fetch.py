@@ -118,7 +118,8 @@ class DatapointFetch:
             probe = await self._probe()
             if probe is None:
                 await self._read_all(due)
-                return "more" if any(self._states[one.window].settled for one in due) else "read"
+                read = (self._states.get(one.window) for one in due)
+                return "more" if any(state is not None and state.settled for state in read) else "read"
             due = windows_due(self._known, self._states, now=self._cloud_now(), days=frozenset(probe))
         await self._read_all(due)
         if self._known.unread:
