@@ -13,7 +13,7 @@ from bace_bridge.polling.point_endpoint import PointEndpoint, PointsForbidden
 from bace_bridge.polling.points import PointReader, TooMuch
 from bace_bridge.polling.reading import MOST_NARROWING, Unreadable
 from bace_bridge.polling.rules.changes import Changes, WindowRead
-from bace_bridge.polling.rules.datapoints import Datatype, Emitted, are_raw, samples_per_day
+from bace_bridge.polling.rules.datapoints import Datatype, Emitted, samples_per_day
 from bace_bridge.polling.rules.fetches import Outcome, conclude, end_is_due
 from bace_bridge.polling.rules.readings import absorb, by_window, left_out, split
 from bace_bridge.polling.rules.seen import PointsRead, Urgency
@@ -118,7 +118,8 @@ class DatapointFetch:
             probe = await self._probe()
             if probe is None:
                 await self._read_all(due)
-                return "more" if any(self._is_settled(one.window) for one in due) else "read"
+                read = (self._states.get(one.window) for one in due)
+                return "more" if any(state is not None and state.settled for state in read) else "read"
             due = windows_due(self._known, self._states, now=self._cloud_now(), days=frozenset(probe))
         await self._read_all(due)
         if self._known.unread:
@@ -127,10 +128,6 @@ class DatapointFetch:
             days = days_with_more(probe, self._known, self._states)
             await self._read_all(windows_due(self._known, self._states, now=self._cloud_now(), days=days, missing=True))
         return "read"
-
-    def _is_settled(self, window: Window) -> bool:
-        state = self._states.get(window)
-        return state is not None and state.settled
 
     async def _try_left_out(self) -> None:
         """What was left out, those windows first that were tried least; one that still breaks is enough."""
@@ -233,21 +230,13 @@ class DatapointFetch:
         """Reads a window at once and, where a finer resolution is wanted and can be had, in halves."""
         read = await self._points.read(due.since, due.window.end)
         parts = halves(due.window)
-        if self._settings.resolution == "finest" and read.held and parts and not await self._is_raw(read):
+        if self._settings.resolution == "finest" and read.held and parts and not await self._points.are_samples(read):
             for part in parts:
                 await self._split_down_to(part)
                 await self._read(Due(part, part.start))
             return None
         await self._absorb(due, read)
         return read
-
-    async def _is_raw(self, read: PointsRead) -> bool:
-        """Asks for the newest point's minute where only that can tell samples from buckets of one sample each."""
-        if are_raw(read.points) or any(point.count > 1 for point in read.points):
-            return are_raw(read.points)
-        minute = int(max(point.timestamp for point in read.points))
-        finest = await self._points.read(minute, minute + FINEST_SPAN)
-        return {*finest.points} <= {*read.points}
 
     async def _absorb(self, due: Due, read: PointsRead) -> None:
         served = by_window(read.points, due, self._states, held=read.held)

@@ -7,10 +7,11 @@ from bace_bridge.errors import CloudRefused, UnexpectedReply
 from bace_bridge.polling.needs import PointCloud
 from bace_bridge.polling.point_endpoint import PointEndpoint
 from bace_bridge.polling.reading import Reader, Unreadable, pages
-from bace_bridge.polling.rules.datapoints import Datapoint
+from bace_bridge.polling.rules.datapoints import Datapoint, are_raw
 from bace_bridge.polling.rules.point_pages import PointQuery, as_set, fit_together, within
 from bace_bridge.polling.rules.seen import Page, PointsRead, Urgency
 from bace_bridge.polling.rules.sessions import DataSession
+from bace_bridge.polling.rules.windows import FINEST_SPAN
 
 MOST_PAGES = 1000
 MOST_POINTS = 500_000
@@ -61,6 +62,14 @@ class PointReader:
             rows = within(rows, self._session)
         held = start is None or end is None or all(start <= row.timestamp < end for row in rows)
         return PointsRead(rows, len(found), held=held, own=own)
+
+    async def are_samples(self, read: PointsRead) -> bool:
+        """Asks for the newest point's minute where only that can tell samples from buckets of one sample each."""
+        if are_raw(read.points) or any(point.count > 1 for point in read.points):
+            return are_raw(read.points)
+        minute = int(max(point.timestamp for point in read.points))
+        finest = await self.read(minute, minute + FINEST_SPAN)
+        return {*finest.points} <= {*read.points}
 
     async def _are_own(self, query: PointQuery, rows: Iterable[Datapoint]) -> bool:
         """False where the cloud shows rows of other data sessions, too. A session that was moved has two groups."""
