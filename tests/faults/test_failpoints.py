@@ -27,7 +27,7 @@ def durable(folder: Path, question: str) -> int:
     [
         ("fetched:1", 0, 0, 0),
         ("committed:1", 0, 0, 0),
-        ("committed:3", 1, 0, 0),
+        ("committed:2", 1, 0, 0),
         ("sent:1", 1, 0, 0),
         ("acknowledged:1", 1, 1, 0),
         ("advanced:1", 1, 1, 1),

@@ -32,7 +32,7 @@ async def test_a_failure_to_see_a_session_does_not_remove_it(
     clock: Clock, tmp_path: Path, status: int, body: str
 ) -> None:
     """Without its filters the cloud shows the newest sessions only, so an unfinished one is asked for alone."""
-    cloud = simulated(clock, "filters-ignored", "no-in-filter", "per-page-max 2")
+    cloud = simulated(clock, "updated-filter-ignored", "no-in-filter", "per-page-max 2")
     device = cloud.add_device("BaceGo-1")
     async with watching(cloud, tmp_path / "b.db", clock, start="all") as watch:
         session = cloud.open_session(device.id_group)
