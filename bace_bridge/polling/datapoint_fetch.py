@@ -14,7 +14,7 @@ from bace_bridge.polling.points import PointReader, TooMuch
 from bace_bridge.polling.reading import MOST_NARROWING, Unreadable
 from bace_bridge.polling.rules.changes import Changes, WindowRead
 from bace_bridge.polling.rules.datapoints import Datatype, Emitted, samples_per_day
-from bace_bridge.polling.rules.fetches import Outcome, conclude, end_is_due
+from bace_bridge.polling.rules.fetches import Outcome, conclude, end_is_due, reads_short
 from bace_bridge.polling.rules.readings import absorb, by_window, left_out, split
 from bace_bridge.polling.rules.seen import PointsRead, Urgency
 from bace_bridge.polling.rules.sessions import KnownSession
@@ -145,8 +145,11 @@ class DatapointFetch:
         if count is None:
             return False
         if self._known.csv_due:
-            return sum(state.samples for state in self._states.values() if not state.split) < count
+            return self._samples() < count
         return self._newest is None and count != self._known.count_fetched
+
+    def _samples(self) -> int:
+        return sum(state.samples for state in self._states.values() if not state.split)
 
     async def _probe(self) -> dict[int, int] | None:
         """The samples on each day, asked for without a window: at day resolution even a long session is a small answer.
@@ -295,6 +298,8 @@ class DatapointFetch:
                 )
                 if self._outdated_by(fresh):
                     outcome = "more"
+                elif reads_short(fresh, samples=self._samples(), cloud_now=self._cloud_now()):
+                    outcome = "short"
             concluded = conclude(
                 fresh,
                 outcome,

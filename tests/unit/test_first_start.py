@@ -33,8 +33,8 @@ def begin(kind: StartKind, seconds: float, rows: list[DataSession], *, now: floa
         ("now", 0.0, [row(None)], NOW),
         ("now", 0.0, [row(NOW + PLAUSIBLE_AHEAD)], NOW + PLAUSIBLE_AHEAD),
         ("now", 0.0, [row(NOW + PLAUSIBLE_AHEAD + 1)], NOW),
-        ("now", 0.0, [row(NOW + 23 * 3600.0)], NOW + 23 * 3600.0),
-        ("now", 0.0, [row(NOW + 25 * 3600.0)], NOW),
+        ("now", 0.0, [row(NOW + 9 * 60.0)], NOW + 9 * 60.0),
+        ("now", 0.0, [row(NOW + 11 * 60.0)], NOW),
     ],
     ids=[
         "all",
@@ -47,8 +47,8 @@ def begin(kind: StartKind, seconds: float, rows: list[DataSession], *, now: floa
         "rows without times",
         "a difference between the clocks",
         "a row from the future",
-        "an hour short of a day ahead",
-        "an hour more than a day ahead",
+        "nine minutes ahead",
+        "eleven minutes ahead",
     ],
 )
 def test_from_when_on_a_first_start_reports(

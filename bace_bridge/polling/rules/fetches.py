@@ -21,10 +21,26 @@ MOST_FAILED_FETCHES = 5
 INTERVALS_CURRENT = 3
 """Fetch intervals for which what was read last is current."""
 
-Outcome = Literal["read", "more", "failed", "forbidden", "unavailable"]
-"""How a fetch went: every window was read; there is more to read at once; the cloud refused or broke on this session
-while it answered others; the account may not read any datapoints; the cloud is away, which says nothing of this
-session."""
+MOST_SHORT_READS = 2
+SHORTLY = 90.0
+"""Seconds since the last change of a session in which a replica may still be behind."""
+
+Outcome = Literal["short", "read", "more", "failed", "forbidden", "unavailable"]
+"""How a fetch went: every window was read, but less came than there is (`short`); every window was read; there is more
+to read at once; the cloud refused or broke on this session while it answered others; the account may not read any
+datapoints; the cloud is away, which says nothing of this session."""
+
+
+def reads_short(known: KnownSession, *, samples: int, cloud_now: float) -> bool:
+    """True where a session that was ingested a moment ago has more datapoints than came: a replica may be behind.
+
+    They are read once more, a few times; a cloud that counts in another way holds up no CSV for long.
+    """
+    session = known.session
+    count, changed = session.datapoint_count, session.updated_at
+    if not known.csv_due or count is None or samples >= count or known.short_reads >= MOST_SHORT_READS:
+        return False
+    return changed is not None and cloud_now - changed < SHORTLY
 
 
 def end_is_due(known: KnownSession, *, read: bool, failed: bool, now: float) -> bool:
@@ -54,7 +70,7 @@ def conclude(
     failed = outcome in {"failed", "forbidden"}
     gave_up = outcome == "forbidden" or (failed and known.failed_fetches + 1 >= MOST_FAILED_FETCHES)
     read = outcome == "read" or gave_up
-    if end_is_due(known, read=read, failed=failed, now=now):
+    if end_is_due(known, read=read or outcome == "short", failed=failed, now=now):
         end = known.session.end
         assert end is not None
         known = msgspec.structs.replace(known, end_emitted=end)
@@ -75,7 +91,10 @@ def _counted(known: KnownSession, outcome: Outcome, now: float) -> dict[str, Any
         case "failed":
             return {"failed_fetches": known.failed_fetches + 1}
         case "read":
-            return {"failed_fetches": 0, "fetched_at": now}
+            return {"failed_fetches": 0, "short_reads": 0, "fetched_at": now}
+        case "short":
+            again = {"short_reads": known.short_reads + 1, "reading": known.reading + 1}
+            return {"failed_fetches": 0, "fetched_at": now, **again}
         case "more":
             return {"failed_fetches": 0}
         case "forbidden":
@@ -125,7 +144,7 @@ def _next_fetch(known: KnownSession, outcome: Outcome, interval: float, now: flo
         return now
     if outcome == "failed" and (session.state != "ingested" or known.csv_due):
         return now + max(interval, backoff(known.failed_fetches, jitter=0.0))
-    if outcome == "unavailable" or session.end is None:
+    if outcome in {"unavailable", "short"} or session.end is None:
         return now + interval
     if known.unread:
         changed = max(session.start, session.end, session.created_at or 0.0, session.updated_at or 0.0)

@@ -75,6 +75,7 @@ class KnownSession(msgspec.Struct, frozen=True, kw_only=True):
     `fetched_at` is when everything due was read last, or it was first seen; None where its datapoints cannot be had.
     `failed_fetches` counts those that failed at this session while the cloud answered others. `unread` says that its
     CSV was told without datapoints that could not be had: they are tried again, rarely, and told when they can be.
+    `short_reads` counts the readings before its CSV in which less came than its row says that there is.
     `probed` holds, per day (epoch days), the samples that the last look without a window found there.
     """
 
@@ -98,6 +99,7 @@ class KnownSession(msgspec.Struct, frozen=True, kw_only=True):
     fetch_at: float | None = None
     fetched_at: float | None = None
     failed_fetches: int = 0
+    short_reads: int = 0
     unread: bool = False
 
     @property
