@@ -122,9 +122,16 @@ class ListPoll:
         )
         await self._save(replace(state, unstamped=state.unstamped or reader.saw_unstamped))
         self._page_size = reader.size
-        if reader.lost_reason is not None and not reader.rows_read:
-            raise UnexpectedReply(f"no data session can be read: {reader.lost_reason}")
+        await self._make_sure_that_rows_can_be_read(reader)
         await self._selection.check_due()
+
+    async def _make_sure_that_rows_can_be_read(self, reader: Reader) -> None:
+        """A list that shows nothing but rows in another format is a failure, and no silence."""
+        if reader.lost_reason is None or reader.rows_read:
+            return
+        page = await reader.page(session_list.NEWEST_FIRST, 1)
+        if page.lost and not page.items:
+            raise UnexpectedReply(f"no data session can be read: {page.lost[0].reason}")
 
     def _without_delta(self, state: PollState, reason: str) -> PollState:
         """Another strategy from now on, for a while; the first time the full list is read without waiting."""

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from bace_bridge.domain.events import LoggedEvent
 from bace_bridge.errors import CloudError, UnexpectedReply
 from tests.integration.altered_cloud import altered
-from tests.integration.polling_line import Clock, simulated, types, watching
+from tests.integration.polling_line import Clock, points, simulated, types, watching
 
 LIST = "/api/v2/data-session"
 STRATEGIES = [(), ("updated-filter-ignored",), ("filters-ignored",), ("filters-ignored", "sort-ignored")]
@@ -333,3 +333,168 @@ async def test_names_of_unreadable_records_are_logged_once(clock: Clock, tmp_pat
             await watch.look_for(1200, every=10)
     named = [one["record"] for one in logs if one["event"] == "cloud.record_unreadable"]
     assert len(named) == len(set(named)) <= 3
+
+
+@pytest.mark.parametrize("quirks", [("filters-ignored",), ("filters-ignored", "sort-ignored")], ids="+".join)
+async def test_smaller_pages_than_asked_for_hide_no_row_behind_a_broken_one(
+    clock: Clock, tmp_path: Path, quirks: tuple[str, ...]
+) -> None:
+    cloud = simulated(clock, *quirks, "per-page-max 20")
+    cloud.add_device("BaceGo-1")
+    history = cloud.add_history(150, first_start=clock.now - 300_000, spacing=1000, duration=600)
+    broken = sorted(history)[25]
+    cloud.quirks = replace(cloud.quirks, broken_rows=(broken,))
+    async with watching(cloud, tmp_path / "b.db", clock, start="all") as watch:
+        assert started(await watch.look_for(1800, every=30)) == set(history) - {broken}
+
+
+async def test_one_row_with_a_stamp_ahead_does_not_blind_a_first_start(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    history = cloud.add_history(5, first_start=clock.now - 40_000, spacing=1000, duration=600)
+
+    def ahead(request: web.Request, answer: Any) -> Any:
+        for row in answer.get("items", []) if request.path == LIST else []:
+            if row["id_data_session"] == history[2]:
+                row["updated_at"] = clock.now + 20 * 3600
+        return answer
+
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        between.alter = ahead
+        await watch.look()
+        clock.forward(60)
+        session = cloud.open_session(device.id_group)
+        clock.forward(5)
+        cloud.end_session(session)
+        assert started(await watch.look_for(30, every=10)) == {session}
+
+
+async def test_pages_without_figures_are_read_to_the_end(clock: Clock, tmp_path: Path) -> None:
+    """A proxy may strip the headers, and a serializer leave `_meta` out."""
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+
+    def bare(_: web.Request, answer: Any) -> Any:
+        answer.pop("_meta", None)
+        return answer
+
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        await watch.look()
+        between.alter = bare
+        clock.forward(10)
+        sessions = {cloud.open_session(device.id_group) for _ in range(150)}
+        assert started(await watch.look_for(100, every=10)) == sessions
+
+
+async def test_an_active_row_that_cannot_be_read_costs_few_requests_however_often_it_changes(
+    clock: Clock, tmp_path: Path
+) -> None:
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    bad = ""
+
+    def odd(request: web.Request, answer: Any) -> Any:
+        for row in answer.get("items", []) if request.path == LIST else []:
+            if row["id_data_session"] == bad:
+                row["start"] = "soon"
+        return answer
+
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        between.alter = odd
+        await watch.look()
+        clock.forward(10)
+        bad = cloud.open_session(device.id_group)
+        cloud.open_session(device.id_group)
+        for number in range(60):
+            clock.forward(10)
+            cloud.rename_session(bad, f"take {number}")
+            await watch.poll.poll()
+        watch.server.requests.clear()
+        for number in range(10):
+            clock.forward(10)
+            cloud.rename_session(bad, f"again {number}")
+            await watch.poll.poll()
+        assert watch.api_requests() <= 10 * 6
+        state = await watch.journal.poll_state()
+        assert state is not None
+        assert len(state.gaps) <= 10
+        assert len(watch.poll.unreadable) <= 11
+
+
+async def test_one_query_that_always_fails_stops_no_other(clock: Clock, tmp_path: Path) -> None:
+    """`filter[end]=NULL` without an index times out on a large account."""
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    long_ago = cloud.open_session(device.id_group, start=clock.now - 90_000)
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        between.alter = lambda request, answer: 504 if "NULL" in request.query_string else answer
+        assert started(await watch.look()) == {long_ago}
+        clock.forward(10)
+        session = cloud.open_session(device.id_group)
+        assert started(await watch.look_for(20, every=10)) == {session}
+
+
+async def test_a_refusal_that_passes_does_not_demote_the_strategy_for_long(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    cloud.open_session(cloud.add_device("BaceGo-1").id_group)
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        await watch.look()
+        between.alter = lambda request, answer: 404 if "updated_at" in request.query_string else answer
+        await watch.look_for(10, every=10)
+        assert watch.poll.strategy == "full scan"
+        between.alter = lambda _, answer: answer
+        await watch.look_for(3700, every=60)
+        assert watch.poll.strategy == "delta"
+
+
+async def test_two_answers_that_always_differ_are_asked_about_now_and_then(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+
+    def cached(request: web.Request, answer: Any) -> Any:
+        for row in answer.get("items", []) if request.path == LIST else []:
+            row["label"] = "as the list's cache has it"
+        return answer
+
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        between.alter = cached
+        await watch.look()
+        for _ in range(10):
+            cloud.open_session(device.id_group)
+        await watch.look_for(30, every=10)
+        watch.server.requests.clear()
+        for _ in range(10):
+            clock.forward(10)
+            await watch.poll.poll()
+        assert sum(seen.path == f"{LIST}/view" for seen in watch.server.requests) <= 10
+        assert "session.updated" not in types((await watch.all_events())[-1:])
+
+
+async def test_points_that_a_replica_does_not_have_yet_come_before_the_csv(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    series = device.series[0].id_container_data_latest
+    lags = False
+
+    def lagging(request: web.Request, answer: Any) -> Any:
+        if lags and "downsampled" in request.path:
+            answer["items"] = answer["items"][:50]
+            answer["_meta"]["totalCount"] = len(answer["items"])
+        return answer
+
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        between.alter = lagging
+        await watch.look()
+        session = cloud.open_session(device.id_group)
+        await watch.look()
+        cloud.add_points(session, series, [(clock.now + 0.1 * one, 1.0) for one in range(80)])
+        clock.forward(20)
+        cloud.end_session(session)
+        cloud.finish_ingestion(session)
+        lags = True
+        found = await watch.look()
+        assert types(found) == ["session.datapoints", "session.ended"], "the alarm does not wait"
+        lags = False
+        found += await watch.look_for(60, every=10)
+    assert types(found) == ["session.datapoints", "session.ended", "session.datapoints", "session.csv_ready"]
+    assert len(points(found)) == 80
