@@ -298,7 +298,9 @@ class DatapointFetch:
                 )
                 if self._outdated_by(fresh):
                     outcome = "more"
-                elif reads_short(fresh, samples=self._samples(), cloud_now=self._cloud_now()):
+                elif not left_out_windows(self._states) and reads_short(
+                    fresh, samples=self._samples(), cloud_now=self._cloud_now()
+                ):
                     outcome = "short"
             concluded = conclude(
                 fresh,

@@ -98,16 +98,20 @@ class SessionRecorder:
         known = await self._journal.known([row.session.id for row in rows])
         doubtful = _doubtful(rows, known)
         sure = [row for row in rows if row.session.id not in doubtful]
-        for session_id in sorted(doubtful)[:MOST_ASKED_AGAIN]:
-            said = tuple(row.session for row in rows if row.session.id == session_id)
-            settled, at = self._settled.get(session_id, ((), 0.0))
-            if said == settled and 0 <= self._clock() - at < GAP_RETRY:
-                continue
+        said: dict[str, tuple[DataSession, ...]] = {
+            one: tuple(row.session for row in rows if row.session.id == one) for one in sorted(doubtful)
+        }
+        for session_id in [one for one in said if not self._is_settled(one, said[one])][:MOST_ASKED_AGAIN]:
             log.debug("session.asked_once_more", session=session_id, reason="two answers differ and are equally new")
             if (seen := await self._asked(session_id)) is not None:
                 sure.append(seen)
-                self._settled[session_id] = (said, self._clock())
+                self._settled[session_id] = (said[session_id], self._clock())
         return await self._commit_rows(sure, state)
+
+    def _is_settled(self, session_id: str, said: tuple[DataSession, ...]) -> bool:
+        """True where the session's own address was asked about the very same rows a short while ago."""
+        before, at = self._settled.get(session_id, ((), 0.0))
+        return said == before and 0 <= self._clock() - at < GAP_RETRY
 
     async def _commit_rows(self, rows: Sequence[SeenSession], state: PollState) -> list[Observation]:
         before = await self._journal.known([row.session.id for row in rows])
