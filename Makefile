@@ -23,7 +23,7 @@ demo: $(VENV)/.demo  ## the whole system on this machine, with a simulated cloud
 
 test: $(VENV)/.test  ## every test, against a real Mosquitto where it can be had
 	@sh tests/get-mosquitto.sh
-	@$(PYTEST) $(IN_WORKERS) --cov --cov-report=term --cov-report=json:$(VENV)/coverage.json $(TEST_ARGS)
+	@$(PYTEST) $(IN_WORKERS) $(TEST_ARGS)
 
 test-quick: $(VENV)/.test  ## the pure core and the contract suites, in less than a minute
 	@$(PYTEST) $(IN_WORKERS) tests/unit tests/contract $(TEST_ARGS)
@@ -35,8 +35,9 @@ test-faults: $(VENV)/.test  ## the fault suite at full size, a quarter of an hou
 test-models: $(VENV)/.test  ## the tests of Hypothesis with 20 times as many examples, at random; TIMES=100 for more
 	@BACE_TEST_MODELS=$(TIMES) $(PYTEST) $(IN_WORKERS) -m hypothesis -o faulthandler_timeout=0 $(TEST_ARGS)
 
-coverage:  ## every test, counting the lines that only the real processes run
-	@$(MAKE) test TEST_ARGS="--cov-config=tests/with-processes.coveragerc $(TEST_ARGS)"
+coverage: $(VENV)/.test  ## every test, counting the lines that it runs; PROCESSES=1 counts those of the real processes, too
+	@$(MAKE) test TEST_ARGS="--cov --cov-report=term --cov-report=json:$(VENV)/coverage.json \
+		$(if $(PROCESSES),--cov-config=tests/with-processes.coveragerc) $(TEST_ARGS)"
 
 lint: $(VENV)/.lint  ## ruff, mypy strict, and the import rules
 	$(BIN)/ruff check .
