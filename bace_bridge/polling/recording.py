@@ -101,12 +101,16 @@ class SessionRecorder:
         said: dict[str, tuple[DataSession, ...]] = {
             one: tuple(row.session for row in rows if row.session.id == one) for one in sorted(doubtful)
         }
+        asked: list[str] = []
         for session_id in [one for one in said if not self._is_settled(one, said[one])][:MOST_ASKED_AGAIN]:
             log.debug("session.asked_once_more", session=session_id, reason="two answers differ and are equally new")
             if (seen := await self._asked(session_id)) is not None:
                 sure.append(seen)
-                self._settled[session_id] = (said[session_id], self._clock())
-        return await self._commit_rows(sure, state)
+                asked.append(session_id)
+        found = await self._commit_rows(sure, state)
+        # Only now: where the poll fails before the commit, the session has to be asked for again.
+        self._settled.update({one: (said[one], self._clock()) for one in asked})
+        return found
 
     def _is_settled(self, session_id: str, said: tuple[DataSession, ...]) -> bool:
         """True where the session's own address was asked about the very same rows a short while ago."""

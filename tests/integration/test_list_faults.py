@@ -498,3 +498,27 @@ async def test_points_that_a_replica_does_not_have_yet_come_before_the_csv(clock
         found += await watch.look_for(60, every=10)
     assert types(found) == ["session.datapoints", "session.ended", "session.datapoints", "session.csv_ready"]
     assert len(points(found)) == 80
+
+
+async def test_what_was_asked_once_more_in_a_poll_that_failed_is_asked_again(clock: Clock, tmp_path: Path) -> None:
+    """Ended and ingested within the second of the last change, and the cloud goes away in the middle of asking."""
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    views = 0
+
+    def fails_at_the_second_view(request: web.Request, answer: Any) -> Any:
+        nonlocal views
+        views += request.path == f"{LIST}/view"
+        return 503 if views == 2 and request.path == f"{LIST}/view" else answer
+
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        await watch.look()
+        sessions = [cloud.open_session(device.id_group) for _ in range(3)]
+        await watch.look()
+        for one in sessions:
+            cloud.end_session(one)
+            cloud.finish_ingestion(one)
+        between.alter = fails_at_the_second_view
+        with pytest.raises(CloudError):
+            await watch.look()
+        assert types(await watch.look_for(30, every=5)).count("session.csv_ready") == 3
