@@ -12,6 +12,7 @@ from bace_bridge.polling.needs import PointCloud, PointJournal
 from bace_bridge.polling.point_endpoint import PointEndpoint, PointsForbidden
 from bace_bridge.polling.points import PointReader, TooMuch
 from bace_bridge.polling.reading import MOST_NARROWING, Unreadable
+from bace_bridge.polling.rules.batches import are_samples
 from bace_bridge.polling.rules.changes import Changes, WindowRead
 from bace_bridge.polling.rules.datapoints import Datatype, Emitted, samples_per_day
 from bace_bridge.polling.rules.fetches import Outcome, conclude, end_is_due, reads_short
@@ -22,6 +23,7 @@ from bace_bridge.polling.rules.windows import (
     DIRECT_WINDOWS,
     FINEST_SPAN,
     MOST_FAILURES,
+    SPAN,
     Due,
     Window,
     WindowState,
@@ -47,7 +49,11 @@ class FetchSettings(msgspec.Struct, frozen=True):
 
 
 class DatapointFetch:
-    """One fetch. What it finds is committed in order: datapoints, `session.ended`, late ones, `session.csv_ready`."""
+    """One fetch. What it finds is committed in order: datapoints, `session.ended`, late ones, `session.csv_ready`.
+
+    After it `is_complete` says that everything due was read, and that the cloud kept to the data session and to the
+    time; `series` are those of its rows, with the rows' groups, and `is_raw` that an hour of them came as samples.
+    """
 
     def __init__(
         self,
@@ -57,6 +63,7 @@ class DatapointFetch:
         journal: PointJournal,
         settings: FetchSettings,
         *,
+        urgency: Urgency = Urgency.LIVE,
         deciding: asyncio.Lock,
         clock: Callable[[], float],
     ) -> None:
@@ -68,12 +75,23 @@ class DatapointFetch:
         self._settings = settings
         self._deciding = deciding
         self._clock = clock
-        late = known.over_when_found or known.unread
-        self._points = PointReader(cloud, endpoint, known.session, Urgency.BACKLOG if late else Urgency.LIVE)
+        self._points = PointReader(cloud, endpoint, known.session, urgency)
+        self.series: set[tuple[str, str | None]] = set()
+        self.is_raw = False
+        self.is_complete = False
+        self._only_its_own = True
         self._states: dict[Window, WindowState] = {}
         self._pending = Changes()
         self._newest: float | None = None
         self._probed: dict[int, int] | None = None
+
+    @property
+    def known(self) -> KnownSession:
+        return self._known
+
+    @property
+    def states(self) -> Mapping[Window, WindowState]:
+        return self._states
 
     async def make(self) -> CloudError | None:
         """Raises StoreError only; what the cloud does ends up in the session's next fetch.
@@ -242,6 +260,10 @@ class DatapointFetch:
         return read
 
     async def _absorb(self, due: Due, read: PointsRead) -> None:
+        self.series |= {(point.series_id, point.group_id) for point in read.points}
+        self._only_its_own = self._only_its_own and read.held and read.own
+        whole_hour = due.since == due.window.start and due.window.end - due.window.start == SPAN
+        self.is_raw = self.is_raw or (whole_hour and are_samples(read.points))
         served = by_window(read.points, due, self._states, held=read.held)
         emitted = await self._emitted(list(served))
         changes = absorb(
@@ -315,6 +337,7 @@ class DatapointFetch:
             self._known = msgspec.structs.replace(concluded.known, reading=self._known.reading)
             await self._journal.commit(msgspec.structs.replace(self._pending, known=(concluded.known,), events=events))
             self._pending = Changes()
+        self.is_complete = outcome == "read" and self._only_its_own
         for event in concluded.events:
             log.info(event.type, session=event.session_id, device=event.device_id, id=event.id)
 

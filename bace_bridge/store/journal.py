@@ -123,10 +123,14 @@ class Journal:
         query = "select known from sessions where end_waits_since < ? and not over_when_found"
         return await self._file.read(lambda connection: _decoded(connection.execute(query, (seen_before,))))
 
-    async def due_fetches(self, now: float, limit: int) -> list[KnownSession]:
-        """The sessions whose datapoints are to be looked at now: those seen live first, newest history after them."""
-        query = """select known from sessions where fetch_at <= ?
-            order by over_when_found, fetch_at, start desc limit ?"""
+    async def due_fetches(self, now: float, limit: int, *, late: bool | None = None) -> list[KnownSession]:
+        """The sessions whose datapoints are to be fetched now: those seen live first, newest history after them.
+
+        `late` chooses between the two.
+        """
+        kinds = "0, 1" if late is None else str(int(late))
+        query = f"""select known from sessions where over_when_found in ({kinds}) and fetch_at <= ?
+            order by over_when_found, fetch_at, start desc limit ?"""  # noqa: S608  # our own text
         return await self._file.read(lambda connection: _decoded(connection.execute(query, (now, limit))))
 
     async def next_fetch_at(self, *, without: Collection[str]) -> float | None:
@@ -155,6 +159,20 @@ class Journal:
             for window in windows:
                 row = connection.execute(query, (session_id, window.start, window.end)).fetchone()
                 found[window] = msgspec.msgpack.decode(row[0], type=Emitted) if row and row[0] else {}
+            return found
+
+        return await self._file.read(work)
+
+    async def emitted_of(self, window: Window, session_ids: Collection[str]) -> dict[str, Emitted]:
+        """What was emitted of this window, by data session; empty for those of which it was never read."""
+        marks = ",".join("?" * len(session_ids))
+        query = f'select session_id, told from windows where session_id in ({marks}) and start = ? and "end" = ?'  # noqa: S608  # marks only
+
+        def work(connection: sqlite3.Connection) -> dict[str, Emitted]:
+            found: dict[str, Emitted] = {one: {} for one in session_ids}
+            for session_id, told in connection.execute(query, (*session_ids, window.start, window.end)):
+                if told:
+                    found[session_id] = msgspec.msgpack.decode(told, type=Emitted)
             return found
 
         return await self._file.read(work)

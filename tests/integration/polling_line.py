@@ -13,6 +13,7 @@ from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
 from bace_bridge.cloud.tokens import Credentials, Tokens
 from bace_bridge.domain.events import LoggedEvent
+from bace_bridge.polling.batch_fetch import BatchFetch
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
 from bace_bridge.polling.list_poll import ListPoll, PollSettings
 from bace_bridge.polling.needs import PointCloud
@@ -85,6 +86,9 @@ class Watching:
             datatypes={6000: Datatype("Heart rate", "bpm")},
             csv_url=lambda session: csv_url(server.url, session),
         )
+        self.batches = BatchFetch(
+            self.api, self.endpoint, self.journal, self.settings, deciding=self.deciding, clock=clock
+        )
 
     async def look(self) -> list[LoggedEvent]:
         """The events that one poll and the fetches due after it emitted."""
@@ -119,6 +123,17 @@ class Watching:
                 return
             for known in due:
                 await self.fetch(known).make()
+
+    async def fetch_round(self, *, checks: int = 2) -> list[LoggedEvent]:
+        """What the fetches that are due led to, those of active data sessions in batches; the list is not polled."""
+        before = await self.all_events()
+        live = await self.journal.due_fetches(self.clock() + self.settings.interval, 1000, late=False)
+        plan = self.batches.plan(live, checks=checks)
+        for batch in plan.batches:
+            assert await self.batches.read(batch) is None
+        for known in (*plan.singles, *plan.checks):
+            assert await self.batches.alone(self.fetch(known)) is None
+        return (await self.all_events())[len(before) :]
 
     async def all_events(self) -> list[LoggedEvent]:
         return await self.log.search()

@@ -1,0 +1,307 @@
+"""One request for the datapoints of many active data sessions, where the cloud honours that."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import structlog
+from msgspec.structs import replace
+
+from bace_bridge.errors import CloudBadGateway, CloudError, CloudRefused, CloudRequestTooLarge, UnexpectedReply
+from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
+from bace_bridge.polling.needs import PointCloud, PointJournal
+from bace_bridge.polling.point_endpoint import PointEndpoint, PointsForbidden
+from bace_bridge.polling.points import MOST_PAGES, MOST_SERIES, TRIES
+from bace_bridge.polling.reading import Reader, Unreadable, pages
+from bace_bridge.polling.rules.batch_size import BatchSize
+from bace_bridge.polling.rules.batches import (
+    FORGOTTEN_AFTER,
+    Batch,
+    BatchQuery,
+    Followed,
+    Member,
+    Plan,
+    after_batch,
+    are_samples,
+    as_partial,
+    attribute,
+    conclude_batch,
+    followed,
+    is_due,
+    plan,
+)
+from bace_bridge.polling.rules.changes import Changes
+from bace_bridge.polling.rules.datapoints import Datapoint, are_raw
+from bace_bridge.polling.rules.point_pages import as_set, fit_together
+from bace_bridge.polling.rules.ranges import NOBODY, halves_of
+from bace_bridge.polling.rules.readings import absorb
+from bace_bridge.polling.rules.seen import Page, Urgency
+from bace_bridge.polling.rules.sessions import KnownSession
+from bace_bridge.polling.rules.windows import Due, Window
+
+log = structlog.get_logger()
+
+PROOF_LASTS = 3600.0
+"""Seconds after which it is asked again whether the cloud honours `in`, or honours it now."""
+
+ALONE_FOR = 3600.0
+"""Seconds for which a data session on which batches break is fetched on its own."""
+
+MOST_DOUBTS = 3
+"""Rows of unknown series after which a data session is fetched on its own for a while: it does not get clearer."""
+
+
+class NotHonoured(Exception):  # control flow: every data session is fetched on its own
+    """The cloud ignores or refuses `in`, or the bounds of the time."""
+
+
+class _Found:
+    """What a batch has found of one data session."""
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+        self.changes = Changes()
+        self.rows = 0
+        self.raw = False
+        self.newest: float | None = None
+
+
+class BatchFetch:
+    """One for a process: it knows the data sessions that may be fetched together, and how many at once."""
+
+    def __init__(
+        self,
+        cloud: PointCloud,
+        endpoint: PointEndpoint,
+        journal: PointJournal,
+        settings: FetchSettings,
+        *,
+        deciding: asyncio.Lock,
+        clock: Callable[[], float],
+    ) -> None:
+        self._cloud = cloud
+        self._endpoint = endpoint
+        self._journal = journal
+        self._settings = settings
+        self._deciding = deciding
+        self._clock = clock
+        self._followed: dict[str, Followed] = {}
+        self._alone: dict[str, float] = {}
+        self._proving = asyncio.Lock()
+        self._proven_at: float | None = None
+        self._refused_at: float | None = None
+        self.size = BatchSize()
+
+    def plan(self, sessions: Sequence[KnownSession], *, checks: int) -> Plan:
+        """How these live sessions, those first that are due first, are fetched."""
+        now = self._clock()
+        self._alone = {one: until for one, until in self._alone.items() if 0 < until - now <= ALONE_FOR}
+        if self._refused_at is not None and 0 <= now - self._refused_at < PROOF_LASTS:
+            return Plan(singles=tuple(one for one in sessions if is_due(one, now)))
+        forgotten = max(FORGOTTEN_AFTER, 4 * self._settings.interval)
+        self._followed = {one: it for one, it in self._followed.items() if 0 <= now - it.at < forgotten}
+        return plan(
+            sessions,
+            self._followed,
+            alone=self._alone,
+            size=self.size.ids,
+            checks=checks,
+            now=now,
+            cloud_now=self._cloud_now(),
+            interval=self._settings.interval,
+        )
+
+    async def alone(self, fetch: DatapointFetch) -> CloudError | None:
+        """Makes a fetch of one data session, and notes whether it can be in a batch from now on."""
+        before = self._followed.pop(fetch.known.session.id, None)
+        away = await fetch.make()
+        known = fetch.known
+        after = (
+            followed(known, fetch.states, fetch.series, before, raw=fetch.is_raw, now=self._clock())
+            if fetch.is_complete
+            else None
+        )
+        if after is not None:
+            self._followed[known.session.id] = after
+        return away
+
+    async def read(self, batch: Batch) -> CloudError | None:
+        """Reads what is new of the sessions of a batch, in parts where that cannot be had at once.
+
+        Returns why the cloud as a whole gives no datapoints, where that is so. Raises StoreError.
+        """
+        requests = Reader(self._cloud, canaries=[self._endpoint.check])
+
+        async def read(members: Sequence[Member]) -> None:
+            await self._read(Batch(tuple(members), batch.windows), requests)
+
+        members: Sequence[Member] = batch.members
+        try:
+            await self._endpoint.ensure_allowed()
+            broken = await requests.bisect(members, read, halves_of)
+        except (NotHonoured, PointsForbidden):
+            for member in batch.members:
+                self._followed.pop(member.id, None)
+        except CloudError as error:
+            return error
+        else:
+            for these, reason in broken:
+                self._leave_alone(these, reason)
+        return None
+
+    async def _read(self, batch: Batch, requests: Reader) -> None:
+        """Raises Unreadable where less has to be asked for at once."""
+        self._journal.ensure_room()
+        found = {member.id: _Found(member) for member in batch.members}
+        for window in batch.windows:
+            query = batch.query(window)
+            await self._prove(query, requests)
+            rows = await self._rows(query, requests)
+            shares = attribute(rows, batch.members)
+            if shares is None:
+                await self._prove(query, requests, doubt=True)
+                raise Unreadable(UnexpectedReply("rows of a group that was not asked for"))
+            await self._absorb(query, window, shares, found)
+        self.size = self.size.after_success(len(batch.members), now=self._clock())
+        await self._commit(list(found.values()))
+
+    async def _prove(self, query: BatchQuery, requests: Reader, *, doubt: bool = False) -> None:
+        """The same query for no data session must show nothing: asked once an hour, and where there is a doubt."""
+        async with self._proving:
+            if self._proven_at is not None and 0 <= self._clock() - self._proven_at < PROOF_LASTS and not doubt:
+                return
+            try:
+                page = await requests.ask(lambda: self._page_of(query._replace(ids=(NOBODY,)), 1))
+                reason = "it shows rows of no data session" if page.count else None
+            except (CloudRefused, Unreadable) as refusal:
+                reason = str(refusal)
+            if reason is not None:
+                self._refuse(reason)
+            if self._refused_at is not None:
+                log.info("cloud.in_filter_honoured_again")
+            self._proven_at, self._refused_at = self._clock(), None
+
+    def _refuse(self, reason: str) -> None:
+        if self._refused_at is None:
+            log.warning("cloud.in_filter_not_honoured", reason=reason, then="datapoints cost a request a data session")
+        self._proven_at, self._refused_at = None, self._clock()
+        raise NotHonoured
+
+    async def _rows(self, query: BatchQuery, requests: Reader) -> tuple[Datapoint, ...]:
+        """Every row. Raises Unreadable where not all that there is can be had at once."""
+        for _ in range(TRIES):
+            found: list[Page[Datapoint]] = []
+            async for page in pages(lambda number: self._page(query, number, requests)):
+                found.append(page)
+                if page.unreadable:
+                    raise Unreadable(UnexpectedReply(page.unreadable[0]))
+                if max(page.page_count or 0, len(found)) > MOST_PAGES:
+                    raise Unreadable(UnexpectedReply(f"more than {MOST_PAGES} pages"))
+            if fit_together(found, one_series=False):
+                break
+        else:
+            raise Unreadable(UnexpectedReply("the pages of the answer do not fit together"))
+        rows = as_set(row for page in found for row in page.items)
+        if not all(query.start <= row.timestamp < query.end for row in rows):
+            self._refuse("it shows rows of another time than was asked for")
+        if any(row.group_id is None for row in rows):
+            self._refuse("its rows name no group")
+        if len({row.series_id for row in rows}) >= MOST_SERIES:
+            raise Unreadable(UnexpectedReply(f"{MOST_SERIES} series or more"))
+        return rows
+
+    async def _page(self, query: BatchQuery, number: int, requests: Reader) -> Page[Datapoint]:
+        try:
+            return await requests.ask(lambda: self._page_of(query, number), long=True)
+        except Unreadable as fault:
+            if isinstance(fault.cause, CloudRequestTooLarge | CloudBadGateway):
+                self.size = self.size.after_failure(len(query.ids), now=self._clock())
+            raise
+        except CloudRefused as refusal:
+            if refusal.status not in {400, 422}:
+                await self._endpoint.check()
+            await self._prove(query, requests, doubt=True)
+            self.size = self.size.after_failure(len(query.ids), now=self._clock())
+            raise Unreadable(refusal) from None
+
+    async def _page_of(self, query: BatchQuery, number: int) -> Page[Datapoint]:
+        return await self._cloud.point_page(query.params, number, urgency=Urgency.LIVE)
+
+    async def _absorb(
+        self, query: BatchQuery, window: Window, shares: dict[str, list[Datapoint]], found: dict[str, _Found]
+    ) -> None:
+        """Adds to what was `found`; takes out of it the sessions that have to be fetched on their own."""
+        emitted = await self._journal.emitted_of(window, list(found))
+        for session_id, rows in shares.items():
+            one = found.get(session_id)
+            if one is None:
+                continue
+            well = one.member.followed
+            aggregated = self._settings.resolution == "finest" and not are_raw(rows)
+            if aggregated or any(row.series_id not in well.series for row in rows):
+                del found[session_id]
+                self._doubt(one.member)
+                continue
+            changes = absorb(
+                one.member.known,
+                well.windows,
+                Due(window, one.member.since(window)),
+                {window: rows},
+                {window: emitted[session_id]},
+                self._settings.datatypes,
+                pages=1,
+                now=self._clock(),
+                cloud_now=self._cloud_now(),
+            )
+            changes = as_partial(changes, emitted[session_id])
+            one.rows += len(rows)
+            one.raw = one.raw or (query.start == window.start and are_samples(rows))
+            if changes.events:
+                one.newest = max([*(row.timestamp for row in rows), one.newest or 0.0])
+            one.changes = Changes(
+                windows=one.changes.windows + changes.windows,
+                latest=one.changes.latest + changes.latest,
+                events=one.changes.events + changes.events,
+            )
+
+    def _doubt(self, member: Member) -> None:
+        """Only a fetch of its own tells whether such rows are the session's."""
+        doubts = member.followed.doubts + 1
+        if doubts >= MOST_DOUBTS:
+            self._leave_alone([member], "rows that no fetch of its own shows")
+        else:
+            self._followed[member.id] = replace(member.followed, doubts=doubts, alone=True)
+
+    async def _commit(self, found: Sequence[_Found]) -> None:
+        async with self._deciding:
+            known = await self._journal.known([one.member.id for one in found])
+            now = self._clock()
+            after: dict[str, Followed] = {}
+            for one in found:
+                if (fresh := known.get(one.member.id)) is None:
+                    continue
+                count = one.member.known.session.datapoint_count
+                states = [read.state for read in one.changes.windows]
+                after[one.member.id] = after_batch(
+                    one.member.followed, states, count=count, rows=one.rows > 0, raw=one.raw, now=now
+                )
+                known[one.member.id] = conclude_batch(
+                    fresh, after[one.member.id], newest=one.newest, interval=self._settings.interval, now=now
+                )
+            kept = [one for one in found if one.member.id in after]
+            await self._journal.commit(
+                Changes(
+                    known=tuple(known.values()),
+                    windows=tuple(read for one in kept for read in one.changes.windows),
+                    latest=tuple(point for one in kept for point in one.changes.latest),
+                    events=tuple(event for one in kept for event in one.changes.events),
+                )
+            )
+        self._followed.update(after)
+
+    def _leave_alone(self, members: Sequence[Member], reason: str) -> None:
+        for member in members:
+            log.info("datapoints.fetched_alone", session=member.id, reason=reason)
+            self._alone[member.id] = self._clock() + ALONE_FOR
+
+    def _cloud_now(self) -> float:
+        return self._clock() + self._cloud.clock_ahead

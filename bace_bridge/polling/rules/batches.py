@@ -1,0 +1,349 @@
+"""Many active data sessions in one request: which ones go together, and whose rows are whose.
+
+A row names no data session, only its group. So a batch holds one data session a group, and only such as have shown in
+a fetch of their own of which group and series their rows are. What a batch does not show is no proof of anything.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from bace_bridge.polling.rules.batch_size import MOST_IDS
+from bace_bridge.polling.rules.changes import Changes
+from bace_bridge.polling.rules.datapoints import Datapoint, Emitted, samples_emitted
+from bace_bridge.polling.rules.point_pages import Params
+from bace_bridge.polling.rules.ranges import LATEST_FILTER
+from bace_bridge.polling.rules.sessions import KnownSession
+from bace_bridge.polling.rules.windows import FINEST_SPAN, SETTLING, SPAN, Window, WindowState, window_at
+
+LEAST_IDS = 5
+"""Fewer sessions are fetched one by one: that costs little, and each time all of their windows are read as a whole."""
+
+MOST_SERIES = 90
+"""Known series in one request: BACE serves 100, and there may be new ones."""
+
+SILENT_ROUNDS = 5
+"""Batches without a row of a session after which it is fetched on its own."""
+
+OWED_ROUNDS = 5
+"""Batches after which a session is fetched on its own because it says that it has more samples than were seen."""
+
+MOST_ROUNDS = 40
+"""Batches after which a session is fetched on its own: late points and corrections are read so."""
+
+OVER_FOR = 60.0
+"""Seconds after its end from which a window is read in every fourth round only: what comes now is late anyway."""
+
+OVER_EVERY = 4
+
+AHEAD = 120.0
+"""Seconds past its newest point that are read of a device whose clock is ahead of ours."""
+
+LATELY = 300.0
+"""Seconds: what is to be read from before is in batches of its own, so that the others' answers stay small."""
+
+FORGOTTEN_AFTER = 600.0
+"""Seconds without a fetch after which a session is not followed any more."""
+
+
+class Followed(msgspec.Struct, frozen=True):
+    """What an active data session was like when it was fetched on its own, and in the batches since then.
+
+    `raw` says that an hour of it was seen to come as samples. `windows` are those that are not settled, `samples`
+    counts those of the others. `owed` is by how much its row's `datapoint_count` exceeded all samples then; `count` is
+    the row's when a row of it came last. `silent` counts the batches in a row that showed nothing of it, `rounds` all
+    since that fetch. `doubts` counts the rows of a series that no such fetch had shown: then the next one is its own
+    (`alone`).
+    """
+
+    group_id: str
+    reading: int
+    series: frozenset[str]
+    raw: bool
+    windows: dict[Window, WindowState]
+    samples: int
+    count: int | None
+    owed: int
+    at: float
+    silent: int = 0
+    rounds: int = 0
+    doubts: int = 0
+    alone: bool = False
+
+    def is_about(self, known: KnownSession) -> bool:
+        """False where the session has become another one, so to speak, since it was fetched."""
+        session = known.session
+        same = session.group_id == self.group_id and known.reading == self.reading and session.end is None
+        return same and not (known.removed or known.failed_fetches or known.csv_due or known.unread)
+
+    def owes(self, known: KnownSession) -> int:
+        """How many samples the session's row has more than were seen."""
+        seen = self.samples + sum(state.samples for state in self.windows.values())
+        return max(0, (known.session.datapoint_count or 0) - seen)
+
+    def is_to_be_checked(self, known: KnownSession, *, cloud_now: float) -> bool:
+        """True where only a fetch of its own can tell what is true: a batch proves no silence and settles no window."""
+        return (
+            any(cloud_now >= window.end + SETTLING for window in self.windows)
+            or self.silent >= SILENT_ROUNDS
+            or (self.silent > 0 and known.session.datapoint_count != self.count)
+            or (self.rounds >= OWED_ROUNDS and self.owes(known) > self.owed)
+            or self.rounds >= MOST_ROUNDS
+        )
+
+
+def followed(
+    known: KnownSession,
+    states: Mapping[Window, WindowState],
+    seen: Collection[tuple[str, str | None]],
+    before: Followed | None,
+    *,
+    raw: bool,
+    now: float,
+) -> Followed | None:
+    """What a fetch that has read everything due of a data session leaves behind; None where it cannot be in a batch.
+
+    That needs rows, all of its own group, and whole hours as windows. `seen` are the rows' series, with their groups.
+    """
+    if known.session.end is not None or any(group != known.session.group_id for _, group in seen):
+        return None
+    open_windows = {window: state for window, state in states.items() if not state.settled}
+    if before is not None and not before.is_about(known):
+        before = None
+    series = frozenset(name for name, _ in seen) | (before.series if before is not None else frozenset())
+    if not series or any(window.end - window.start != SPAN for window in open_windows):
+        return None
+    made = Followed(
+        group_id=known.session.group_id,
+        reading=known.reading,
+        series=series,
+        raw=raw or (before is not None and before.raw),
+        windows=open_windows,
+        samples=sum(state.samples for state in states.values() if state.settled and not state.split),
+        count=known.session.datapoint_count,
+        owed=0,
+        at=now,
+        doubts=before.doubts if before is not None and before.series == series else 0,
+    )
+    return msgspec.structs.replace(made, owed=made.owes(known))
+
+
+class Member(NamedTuple):
+    """A data session in a batch."""
+
+    known: KnownSession
+    followed: Followed
+
+    @property
+    def id(self) -> str:
+        return self.known.session.id
+
+    def since(self, window: Window) -> int:
+        """Samples do not change with the interval, so a window of them is continued where it ended."""
+        state = self.followed.windows.get(window)
+        if not self.followed.raw or state is None or not state.raw or state.newest is None:
+            return window.start
+        return max(window.start, int(state.newest) - FINEST_SPAN)
+
+
+class BatchQuery(NamedTuple):
+    """The datapoints of several data sessions in [start, end), which lies in one window of the grid."""
+
+    ids: tuple[str, ...]
+    start: int
+    end: int
+
+    @property
+    def params(self) -> Params:
+        """Short names and few of them: a server may repeat all this five times in a header."""
+        return (
+            *(("filter[id_data_session][in][]", one) for one in self.ids),
+            ("filter[timestamp_seconds][gte]", str(max(-LATEST_FILTER, min(self.start, LATEST_FILTER)))),
+            ("filter[timestamp_seconds][lt]", str(min(self.end, LATEST_FILTER))),
+            ("sort", "timestamp_seconds"),
+        )
+
+
+class Batch(NamedTuple):
+    """Data sessions, one a group, of which the same windows are due."""
+
+    members: tuple[Member, ...]
+    windows: tuple[Window, ...]
+
+    def query(self, window: Window) -> BatchQuery:
+        since = min(member.since(window) for member in self.members)
+        return BatchQuery(tuple(member.id for member in self.members), since, window.end)
+
+
+class Plan(NamedTuple):
+    """What is to be fetched: together, alone, and alone when there is room for it."""
+
+    batches: tuple[Batch, ...] = ()
+    singles: tuple[KnownSession, ...] = ()
+    checks: tuple[KnownSession, ...] = ()
+
+
+def plan(
+    sessions: Sequence[KnownSession],
+    known_well: Mapping[str, Followed],
+    *,
+    alone: Collection[str],
+    size: int,
+    checks: int,
+    now: float,
+    cloud_now: float,
+    interval: float,
+) -> Plan:
+    """Sorts the live sessions, those first that are due first, into batches and fetches of their own.
+
+    Those that are due only within the next `interval` seconds fill up the batches of those that are due now. At most
+    so many fetches are `checks`, of sessions that might be in a batch as well, and less where others are made.
+    """
+    groups = Counter(one.group_id for one in known_well.values())
+    groups.update(one.session.group_id for one in sessions if one.session.id not in known_well)
+    singles: list[KnownSession] = []
+    together: list[Member] = []
+    for known in sessions:
+        one = known_well.get(known.session.id)
+        fits = one is not None and one.is_about(known) and not one.alone and known.session.id not in alone
+        if one is not None and fits and groups[one.group_id] == 1:
+            together.append(Member(known, one))
+        elif is_due(known, now):
+            singles.append(known)
+    if len(together) < LEAST_IDS:
+        return Plan(singles=(*singles, *(one.known for one in together if is_due(one.known, now))))
+    to_check = [
+        one
+        for one in together
+        if is_due(one.known, now) and one.followed.is_to_be_checked(one.known, cloud_now=cloud_now)
+    ][: max(0, checks - len(singles))]
+    together = [one for one in together if one not in to_check]
+    # A slot is the same for all, so that all have the same windows due.
+    with_over = int(now // interval) % OVER_EVERY == 0
+    return Plan(
+        tuple(_packed(together, size=size, now=now, cloud_now=cloud_now, with_over=with_over)),
+        tuple(singles),
+        tuple(one.known for one in to_check),
+    )
+
+
+def is_due(known: KnownSession, now: float) -> bool:
+    return known.fetch_at is not None and known.fetch_at <= now
+
+
+def _packed(members: Sequence[Member], *, size: int, now: float, cloud_now: float, with_over: bool) -> list[Batch]:
+    alike: dict[tuple[tuple[Window, ...], bool], list[Member]] = defaultdict(list)
+    for member in members:
+        windows = windows_due(member, cloud_now=cloud_now, with_over=with_over)
+        lately = all(member.since(window) >= cloud_now - LATELY for window in windows)
+        alike[windows, lately].append(member)
+    batches: list[Batch] = []
+    for (windows, _), candidates in alike.items():
+        for chunk in _chunks(candidates, size):
+            if not is_due(chunk[0].known, now):
+                break
+            batches.append(Batch(chunk, windows))
+    return batches
+
+
+def _chunks(members: Sequence[Member], size: int) -> list[tuple[Member, ...]]:
+    chunks: list[list[Member]] = []
+    series = 0
+    for member in members:
+        more = len(member.followed.series)
+        if not chunks or len(chunks[-1]) >= min(size, MOST_IDS) or series + more > MOST_SERIES:
+            chunks.append([])
+            series = 0
+        chunks[-1].append(member)
+        series += more
+    return [tuple(chunk) for chunk in chunks]
+
+
+def windows_due(member: Member, *, cloud_now: float, with_over: bool) -> tuple[Window, ...]:
+    """The windows of the present, and those that are over but not settled, from time to time.
+
+    What lies further ahead is read for a device whose clock is ahead; else it waits for its time.
+    """
+    newest = member.known.newest_point_at
+    due = {window_at(cloud_now)}
+    if newest is not None and newest > cloud_now:
+        due |= {window_at(newest), window_at(newest + AHEAD)}
+    for window in member.followed.windows:
+        if window.start <= cloud_now < window.end + (SETTLING if with_over else OVER_FOR):
+            due.add(window)
+    return tuple(sorted(due))
+
+
+def attribute(rows: Sequence[Datapoint], members: Sequence[Member]) -> dict[str, list[Datapoint]] | None:
+    """Each data session's rows, by its id; None where one is of a group that was not asked for, or of none."""
+    shares: dict[str, list[Datapoint]] = {member.id: [] for member in members}
+    by_group = {member.followed.group_id: member.id for member in members}
+    for row in rows:
+        session_id = by_group.get(row.group_id or "")
+        if session_id is None:
+            return None
+        shares[session_id].append(row)
+    return shares
+
+
+def as_partial(changes: Changes, emitted: Emitted) -> Changes:
+    """The changes as a batch may make them: it has not read the window as a whole, so it settles nothing."""
+    return msgspec.structs.replace(
+        changes,
+        windows=tuple(
+            msgspec.structs.replace(
+                read,
+                state=msgspec.structs.replace(
+                    read.state,
+                    settled=False,
+                    samples=samples_emitted(emitted if read.emitted is None else read.emitted),
+                ),
+            )
+            for read in changes.windows
+        ),
+    )
+
+
+def are_samples(rows: Sequence[Datapoint]) -> bool:
+    """True where two rows of a series lie in one minute: of a window of an hour no bucket would be so short."""
+    minutes = Counter((row.series_id, row.timestamp // FINEST_SPAN) for row in rows)
+    return any(many > 1 for many in minutes.values()) and all(row.count == 1 for row in rows)
+
+
+def after_batch(
+    followed: Followed, states: Sequence[WindowState], *, count: int | None, rows: bool, raw: bool, now: float
+) -> Followed:
+    """What is known of a session after a batch, whether or not there were rows of it."""
+    return msgspec.structs.replace(
+        followed,
+        raw=followed.raw or raw,
+        windows={**followed.windows, **{state.window: state for state in states}},
+        count=count if rows else followed.count,
+        silent=0 if rows else followed.silent + 1,
+        rounds=followed.rounds + 1,
+        at=now,
+    )
+
+
+def conclude_batch(
+    fresh: KnownSession, after: Followed, *, newest: float | None, interval: float, now: float
+) -> KnownSession:
+    """The known session after a batch; `newest` is the timestamp of the newest of its new points.
+
+    One that was seen to end meanwhile, or to be read again, keeps the fetch that was called for.
+    """
+    fresh = msgspec.structs.replace(
+        fresh,
+        newest_point_at=max(newest or 0.0, fresh.newest_point_at or 0.0) or None,
+        points_since_csv=fresh.points_since_csv or newest is not None,
+    )
+    if not after.is_about(fresh):
+        return fresh
+    return msgspec.structs.replace(
+        fresh,
+        fetch_at=now + interval,
+        fetched_at=now if after.silent <= SILENT_ROUNDS else fresh.fetched_at,
+        count_fetched=fresh.count_fetched if after.owes(fresh) else fresh.session.datapoint_count,
+    )
