@@ -9,8 +9,7 @@ from msgspec.structs import replace
 from bace_bridge.errors import CloudBadGateway, CloudError, CloudRefused, CloudRequestTooLarge, UnexpectedReply
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
 from bace_bridge.polling.needs import PointCloud, PointJournal
-from bace_bridge.polling.point_endpoint import PointEndpoint, PointsForbidden
-from bace_bridge.polling.points import MOST_PAGES, MOST_SERIES, TRIES
+from bace_bridge.polling.points import MOST_PAGES, MOST_SERIES, TRIES, PointEndpoint, PointsForbidden
 from bace_bridge.polling.reading import Reader, Unreadable, pages
 from bace_bridge.polling.rules.batch_size import BatchSize
 from bace_bridge.polling.rules.batches import (
@@ -20,12 +19,11 @@ from bace_bridge.polling.rules.batches import (
     Followed,
     Member,
     Plan,
+    Shown,
     after_batch,
-    are_samples,
     as_partial,
     attribute,
     conclude_batch,
-    followed,
     is_due,
     plan,
 )
@@ -36,7 +34,7 @@ from bace_bridge.polling.rules.ranges import NOBODY, halves_of
 from bace_bridge.polling.rules.readings import absorb
 from bace_bridge.polling.rules.seen import Page, Urgency
 from bace_bridge.polling.rules.sessions import KnownSession
-from bace_bridge.polling.rules.windows import Due, Window
+from bace_bridge.polling.rules.windows import Window
 
 log = structlog.get_logger()
 
@@ -60,9 +58,15 @@ class _Found:
     def __init__(self, member: Member) -> None:
         self.member = member
         self.changes = Changes()
-        self.rows = 0
-        self.raw = False
-        self.newest: float | None = None
+        self.shown = Shown()
+
+    def add(self, changes: Changes, shown: Shown) -> None:
+        self.shown = shown
+        self.changes = Changes(
+            windows=self.changes.windows + changes.windows,
+            latest=self.changes.latest + changes.latest,
+            events=self.changes.events + changes.events,
+        )
 
 
 class BatchFetch:
@@ -95,7 +99,7 @@ class BatchFetch:
         """How these live sessions, those first that are due first, are fetched."""
         now = self._clock()
         self._alone = {one: until for one, until in self._alone.items() if 0 < until - now <= ALONE_FOR}
-        if self._refused_at is not None and 0 <= now - self._refused_at < PROOF_LASTS:
+        if self._is_refused:
             return Plan(singles=tuple(one for one in sessions if is_due(one, now)))
         forgotten = max(FORGOTTEN_AFTER, 4 * self._settings.interval)
         self._followed = {one: it for one, it in self._followed.items() if 0 <= now - it.at < forgotten}
@@ -112,16 +116,11 @@ class BatchFetch:
 
     async def alone(self, fetch: DatapointFetch) -> CloudError | None:
         """Makes a fetch of one data session, and notes whether it can be in a batch from now on."""
-        before = self._followed.pop(fetch.known.session.id, None)
+        session_id = fetch.session_id
+        before = self._followed.pop(session_id, None)
         away = await fetch.make()
-        known = fetch.known
-        after = (
-            followed(known, fetch.states, fetch.series, before, raw=fetch.is_raw, now=self._clock())
-            if fetch.is_complete
-            else None
-        )
-        if after is not None:
-            self._followed[known.session.id] = after
+        if (after := fetch.followed(before)) is not None:
+            self._followed[session_id] = after
         return away
 
     async def read(self, batch: Batch) -> CloudError | None:
@@ -167,6 +166,8 @@ class BatchFetch:
     async def _prove(self, query: BatchQuery, requests: Reader, *, doubt: bool = False) -> None:
         """The same query for no data session must show nothing: asked once an hour, and where there is a doubt."""
         async with self._proving:
+            if self._is_refused:
+                raise NotHonoured
             if self._proven_at is not None and 0 <= self._clock() - self._proven_at < PROOF_LASTS and not doubt:
                 return
             try:
@@ -179,6 +180,10 @@ class BatchFetch:
             if self._refused_at is not None:
                 log.info("cloud.in_filter_honoured_again")
             self._proven_at, self._refused_at = self._clock(), None
+
+    @property
+    def _is_refused(self) -> bool:
+        return self._refused_at is not None and 0 <= self._clock() - self._refused_at < PROOF_LASTS
 
     def _refuse(self, reason: str) -> None:
         if self._refused_at is None:
@@ -241,26 +246,21 @@ class BatchFetch:
                 del found[session_id]
                 self._doubt(one.member)
                 continue
+            whole = query.start == window.start
             changes = absorb(
                 one.member.known,
                 well.windows,
-                Due(window, one.member.since(window)),
                 {window: rows},
                 {window: emitted[session_id]},
                 self._settings.datatypes,
+                in_part=None if whole else window,
                 pages=1,
                 now=self._clock(),
                 cloud_now=self._cloud_now(),
             )
-            changes = as_partial(changes, emitted[session_id])
-            one.rows += len(rows)
-            one.raw = one.raw or (query.start == window.start and are_samples(rows))
-            if changes.events:
-                one.newest = max([*(row.timestamp for row in rows), one.newest or 0.0])
-            one.changes = Changes(
-                windows=one.changes.windows + changes.windows,
-                latest=one.changes.latest + changes.latest,
-                events=one.changes.events + changes.events,
+            one.add(
+                as_partial(changes, well.windows.get(window), whole=whole),
+                one.shown.with_rows({window: rows}, since=query.start, own=True),
             )
 
     def _doubt(self, member: Member) -> None:
@@ -279,13 +279,12 @@ class BatchFetch:
             for one in found:
                 if (fresh := known.get(one.member.id)) is None:
                     continue
+                states = {read.state.window: read.state for read in one.changes.windows}
                 count = one.member.known.session.datapoint_count
-                states = [read.state for read in one.changes.windows]
-                after[one.member.id] = after_batch(
-                    one.member.followed, states, count=count, rows=one.rows > 0, raw=one.raw, now=now
-                )
+                after[one.member.id] = after_batch(one.member.followed, states, one.shown, count=count, now=now)
+                newest = max((event.time for event in one.changes.events), default=None)
                 known[one.member.id] = conclude_batch(
-                    fresh, after[one.member.id], newest=one.newest, interval=self._settings.interval, now=now
+                    fresh, after[one.member.id], newest=newest, interval=self._settings.interval, now=now
                 )
             kept = [one for one in found if one.member.id in after]
             await self._journal.commit(

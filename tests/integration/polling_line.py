@@ -17,8 +17,7 @@ from bace_bridge.polling.batch_fetch import BatchFetch
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
 from bace_bridge.polling.list_poll import ListPoll, PollSettings
 from bace_bridge.polling.needs import PointCloud
-from bace_bridge.polling.point_endpoint import PointEndpoint
-from bace_bridge.polling.points import PointReader
+from bace_bridge.polling.points import PointEndpoint, PointReader
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules.datapoints import Datatype
 from bace_bridge.polling.rules.first_start import FirstStart, StartKind
@@ -86,9 +85,7 @@ class Watching:
             datatypes={6000: Datatype("Heart rate", "bpm")},
             csv_url=lambda session: csv_url(server.url, session),
         )
-        self.batches = BatchFetch(
-            self.api, self.endpoint, self.journal, self.settings, deciding=self.deciding, clock=clock
-        )
+        self.batches = self.made_anew()
 
     async def look(self) -> list[LoggedEvent]:
         """The events that one poll and the fetches due after it emitted."""
@@ -123,6 +120,12 @@ class Watching:
                 return
             for known in due:
                 await self.fetch(known).make()
+
+    def made_anew(self) -> BatchFetch:
+        """As after a restart: what may be fetched together is not known."""
+        return BatchFetch(
+            self.api, self.endpoint, self.journal, self.settings, deciding=self.deciding, clock=self.clock
+        )
 
     async def fetch_round(self, *, checks: int = 2) -> list[LoggedEvent]:
         """What the fetches that are due led to, those of active data sessions in batches; the list is not polled."""

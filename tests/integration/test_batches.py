@@ -1,6 +1,6 @@
 """Many active data sessions in one request: few requests, and no point lost, twice, or under the wrong session."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +11,12 @@ from structlog.testing import capture_logs
 
 from bace_bridge.domain.events import LoggedEvent
 from bace_bridge.domain.timestamps import iso_utc
+from bace_bridge.polling.rules.windows import Window
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.downsample import Resolution, buckets
 from bace_bridge.simulator.facts import RequestSeen
 from tests.integration.altered_cloud import altered
-from tests.integration.polling_line import Clock, Watching, data, simulated, watching
+from tests.integration.polling_line import NOON, Clock, Watching, data, simulated, watching
 
 POINTS = "/api/v2/data-downsampled"
 IN = "filter[id_data_session][in][]"
@@ -82,14 +83,20 @@ def served(cloud: SimulatedCloud, session: str, *, width: float = 0.0) -> dict[K
     }
 
 
-async def check(watch: Watching, cloud: SimulatedCloud, sessions: Sequence[str], *, width: float = 0.0) -> None:
-    """Everything that the cloud has was published under its session, each revision once, and nothing else was."""
+async def check(
+    watch: Watching, cloud: SimulatedCloud, sessions: Sequence[str], *, width: float = 0.0, grown: bool = False
+) -> None:
+    """Everything that the cloud has was published under its session, each revision once, and nothing else was.
+
+    Where buckets have `grown` there were lone samples, too, which they took in.
+    """
     found = published(await watch.all_events())
     assert all([revision for revision, _, _ in chain] == list(range(len(chain))) for chain in found.values())
     last = {key: chain[-1][1:] for key, chain in found.items()}
     expected = {key: value for one in sessions for key, value in served(cloud, one, width=width).items()}
-    assert {key: value for key, value in last.items() if key not in expected} == {}
-    assert last == expected
+    assert {key: value for key, value in last.items() if grown is False and key not in expected} == {}
+    assert {key: last.get(key) for key in expected} == expected
+    assert {session for session, _, _ in last} == {*sessions}
 
 
 def fetches(watch: Watching, since: int = 0) -> list[RequestSeen]:
@@ -118,15 +125,12 @@ async def test_sixty_sessions_cost_few_requests(clock: Clock, tmp_path: Path) ->
     cloud = simulated(clock)
     fleet = Fleet(cloud, clock, 60)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await fleet.goes_on(watch, 12)
-        before = len(watch.server.requests)
-        await fleet.goes_on(watch, 4)
-        assert len(fetches(watch, before)) <= 4 * 6
         await fleet.goes_on(watch, 20)
         before = len(watch.server.requests)
         await fleet.goes_on(watch, 4)
-        assert len(fetches(watch, before)) == 4 * 3
+        # The hour before is asked for, too, in every fourth round, until ten minutes after its end.
         assert {len(ids(one)) for one in fetches(watch, before)} == {20}
+        assert len(fetches(watch, before)) == 3 * 3 + 6
         await check(watch, cloud, fleet.sessions)
         await fleet.ends(watch)
         await check(watch, cloud, fleet.sessions)
@@ -163,4 +167,218 @@ async def test_each_point_once_under_its_session_whatever_the_cloud_is_like(
         }
         assert bool(batches(watch, len(watch.server.requests) // 2)) is honoured
         await fleet.ends(watch)
+        # Where the time is ignored the answers are of whole days.
+        days = "data-filters-ignored" in quirks
+        await check(watch, cloud, fleet.sessions, width=86400.0 if days else 0.0, grown=days)
+
+
+async def test_aggregates_that_grow_come_with_their_revisions(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    cloud.resolution = Resolution(raw=0.0)
+    fleet = Fleet(cloud, clock, 12)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 5)
+        await fleet.goes_on(watch, 10)
+        assert len(batches(watch)) > 10
+        await fleet.ends(watch)
+        await check(watch, cloud, fleet.sessions, width=60.0, grown=True)
+
+
+async def test_sparse_points_are_not_taken_for_samples(clock: Clock, tmp_path: Path) -> None:
+    """A minute with one sample comes as that sample; a shorter interval shows more of a minute with several."""
+    cloud = simulated(clock)
+    cloud.resolution = Resolution(raw=900.0)
+    fleet = Fleet(cloud, clock, 8, series=1)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        clock.forward(3000)
+        for _ in range(6):
+            clock.forward(60 - INTERVAL)
+            await fleet.goes_on(watch, 1)
+        await fleet.goes_on(watch, 6)
+        assert batches(watch)
+        await fleet.ends(watch)
+        await check(watch, cloud, fleet.sessions, width=60.0, grown=True)
+
+
+async def test_late_points_and_corrections_are_published(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 10)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        clock.forward(1000)
+        await fleet.goes_on(watch, 20)
+        late, corrected = fleet.sessions[3:5]
+        fleet.measure(late, at=clock.now - 200)
+        fleet.measure(corrected, at=clock.now - 1 - 10 * INTERVAL)
+        await fleet.goes_on(watch, 6)
+        assert alone(watch, late) > alone(watch, fleet.sessions[0])
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 45)
+        assert alone(watch, corrected, before) >= 1
+        await check(watch, cloud, fleet.sessions)
+        found = published(await watch.all_events())
+        assert max(len(chain) for chain in found.values()) == 2
+
+
+async def test_two_sessions_of_a_device_are_never_in_one_request(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 10)
+    second = cloud.open_session(fleet.devices[0].id_group)
+    fleet.devices.append(fleet.devices[0])
+    fleet.sessions.append(second)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 10)
+        assert batches(watch)
+        asked = {one for request in batches(watch) for one in ids(request)}
+        assert asked == {*fleet.sessions} - {fleet.sessions[0], second}
+        await fleet.ends(watch)
+        await check(watch, cloud, fleet.sessions)
+
+
+async def test_an_earlier_session_of_the_same_hour_and_device_gives_no_points(clock: Clock, tmp_path: Path) -> None:
+    """A server that ignores `in` for a while would show them, under the same group."""
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 10)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 5)
+        await fleet.ends(watch)
+        earlier = list(fleet.sessions)
+        clock.forward(5)
+        fleet.sessions = [cloud.open_session(device.id_group) for device in fleet.devices]
+        cloud.quirks = replace(cloud.quirks, in_filter_ignored=True)
+        watch.batches = watch.made_anew()
+        await fleet.goes_on(watch, 5)
+        await check(watch, cloud, [*earlier, *fleet.sessions])
+
+
+async def test_a_server_that_ignores_in_from_some_time_on_is_found_out_by_a_foreign_row(
+    clock: Clock, tmp_path: Path
+) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 10)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        with capture_logs() as logs:
+            await fleet.goes_on(watch, 5)
+            cloud.quirks = replace(cloud.quirks, in_filter_ignored=True)
+            other = Fleet(cloud, clock, 0)
+            other.devices = [cloud.add_device("BaceGo-other", datatypes=(6000,))]
+            other.sessions = [cloud.open_session(other.devices[0].id_group)]
+            clock.forward(1)
+            other.measure(other.sessions[0])
+            before = len(watch.server.requests)
+            await fleet.goes_on(watch, 5)
+            assert len(batches(watch, before)) == 1
+            cloud.quirks = replace(cloud.quirks, in_filter_ignored=False)
+            clock.forward(3600)
+            before = len(watch.server.requests)
+            await fleet.goes_on(watch, 5)
+            assert batches(watch, before)
+        names = [one["event"] for one in logs]
+        assert names.count("cloud.in_filter_not_honoured") == names.count("cloud.in_filter_honoured_again") == 1
+        await fleet.ends(watch)
+        await check(watch, cloud, [*fleet.sessions, *other.sessions])
+
+
+async def test_a_session_that_was_moved_is_fetched_alone(clock: Clock, tmp_path: Path) -> None:
+    """Its rows go on to be of the device that measured them, which may have another active data session."""
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 10)
+    moved, spare = fleet.sessions[0], cloud.add_device("BaceGo-spare")
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 5)
+        clock.forward(1)
+        cloud.move_session(moved, spare.id_group)
+        fleet.devices.append(fleet.devices[0])
+        fleet.sessions.append(cloud.open_session(fleet.devices[0].id_group))
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 10)
+        assert batches(watch, before)
+        assert not any(moved in ids(one) for one in batches(watch, before))
+        await fleet.ends(watch)
+        await check(watch, cloud, fleet.sessions)
+
+
+@pytest.mark.parametrize("quirks", [(), ("series-truncated",)])
+async def test_an_answer_of_a_hundred_series_is_split(clock: Clock, tmp_path: Path, quirks: tuple[str, ...]) -> None:
+    cloud = simulated(clock, *quirks)
+    fleet = Fleet(cloud, clock, 7, series=20)
+    few = [replace(device, series=device.series[:4]) for device in fleet.devices]
+    many, fleet.devices = fleet.devices, few
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 4)
+        assert max(len(ids(one)) for one in batches(watch)) == 7
+        fleet.devices = many
+        await fleet.goes_on(watch, 6)
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 6)
+        assert max(len(ids(one)) for one in batches(watch, before)) == 4
+        await fleet.ends(watch)
+        await check(watch, cloud, fleet.sessions)
+
+
+async def test_a_row_on_which_the_cloud_breaks_leaves_the_other_sessions_their_batches(
+    clock: Clock, tmp_path: Path
+) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 12)
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        await fleet.goes_on(watch, 4)
+        broken = fleet.sessions[5]
+        stamp = clock.now + INTERVAL - 1
+        series = {one.id_container_data_latest for one in fleet.devices[5].series}
+
+        def breaks(request: web.Request, answer: object) -> object:
+            rows = answer["items"] if request.path == POINTS and isinstance(answer, dict) else []
+            bad = any(row["id_container_data_latest"] in series and row["timestamp_seconds"] == stamp for row in rows)
+            return 500 if bad else answer
+
+        between.alter = breaks
+        await fleet.goes_on(watch, 3)
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 3)
+        asked = {one for request in batches(watch, before) for one in ids(request)}
+        assert asked == {*fleet.sessions} - {broken}
+        found = {(session, stamp) for session, _, stamp in published(await watch.all_events())}
+        newest = iso_utc(clock.now - 1)
+        assert {(one, newest) in found for one in fleet.sessions if one != broken} == {True}
+        between.alter = lambda _, answer: answer
+        await fleet.ends(watch)
+        await check(watch, cloud, fleet.sessions)
+
+
+async def test_what_a_batch_does_not_show_is_asked_for_alone(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 10)
+    quiet = fleet.sessions[4]
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 4)
+        clock.forward(4300)  # the next hour, when the one before is settled
+        await fleet.goes_on(watch, 10, quiet=[quiet])
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 18, quiet=[quiet])
+        assert alone(watch, quiet, before) == 3
+        assert alone(watch, fleet.sessions[0], before) == 0
+        fleet.measure(quiet, at=clock.now - 700)
+        await fleet.goes_on(watch, 2, quiet=[quiet])
+        await check(watch, cloud, fleet.sessions)
+
+
+async def test_the_last_read_of_a_window_is_of_one_session(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 10)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        clock.forward(3500)
+        await fleet.goes_on(watch, 12)
+        for session in fleet.sessions:
+            fleet.measure(session, at=NOON + 3590)
+        clock.forward(400)
+        await fleet.goes_on(watch, 25)
+        for session in fleet.sessions:
+            states = await watch.journal.windows(session)
+            assert states[Window(int(NOON), int(NOON) + 3600)].settled
+            assert any(
+                ("filter[id_data_session]", session) in one.query
+                and ("filter[timestamp_seconds][gte]", str(int(NOON))) in one.query
+                and one.at >= NOON + 4200
+                for one in fetches(watch)
+            )
         await check(watch, cloud, fleet.sessions)

@@ -34,7 +34,7 @@ from bace_bridge.polling.datapoint_fetch import FetchSettings
 from bace_bridge.polling.datapoint_loop import DatapointLoop
 from bace_bridge.polling.list_poll import ListPoll, PollSettings
 from bace_bridge.polling.loops import SessionLoop
-from bace_bridge.polling.point_endpoint import PointEndpoint
+from bace_bridge.polling.points import PointEndpoint
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules.first_start import FirstStart
 from bace_bridge.status import Status

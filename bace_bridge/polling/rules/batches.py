@@ -12,11 +12,11 @@ import msgspec
 
 from bace_bridge.polling.rules.batch_size import MOST_IDS
 from bace_bridge.polling.rules.changes import Changes
-from bace_bridge.polling.rules.datapoints import Datapoint, Emitted, samples_emitted
+from bace_bridge.polling.rules.datapoints import Datapoint
 from bace_bridge.polling.rules.point_pages import Params
 from bace_bridge.polling.rules.ranges import LATEST_FILTER
 from bace_bridge.polling.rules.sessions import KnownSession
-from bace_bridge.polling.rules.windows import FINEST_SPAN, SETTLING, SPAN, Window, WindowState, window_at
+from bace_bridge.polling.rules.windows import FINEST_SPAN, SETTLING, SPAN, States, Window, WindowState, window_at
 
 LEAST_IDS = 5
 """Fewer sessions are fetched one by one: that costs little, and each time all of their windows are read as a whole."""
@@ -27,7 +27,7 @@ MOST_SERIES = 90
 SILENT_ROUNDS = 5
 """Batches without a row of a session after which it is fetched on its own."""
 
-OWED_ROUNDS = 5
+MISSING_ROUNDS = 5
 """Batches after which a session is fetched on its own because it says that it has more samples than were seen."""
 
 MOST_ROUNDS = 40
@@ -48,14 +48,36 @@ FORGOTTEN_AFTER = 600.0
 """Seconds without a fetch after which a session is not followed any more."""
 
 
+class Shown(msgspec.Struct, frozen=True):
+    """What a fetch has shown of a data session's rows: their series, with the rows' groups, and their newest times.
+
+    `raw` says that an hour of them came as samples, `own` that the cloud kept to the data session and to the time.
+    """
+
+    series: frozenset[tuple[str, str | None]] = frozenset()
+    newest: dict[Window, float] = {}
+    raw: bool = False
+    own: bool = True
+
+    def with_rows(self, served: Mapping[Window, Sequence[Datapoint]], *, since: int, own: bool) -> "Shown":
+        """And these rows, of windows of which the first one was asked for from `since` on."""
+        (window, rows), *others = served.items()
+        whole = since == window.start and window.end - window.start == SPAN
+        return Shown(
+            series=self.series | {(row.series_id, row.group_id) for row in rows},
+            newest=self.newest | ({window: max(row.timestamp for row in rows)} if rows else {}),
+            raw=self.raw or (whole and are_samples(rows)),
+            own=self.own and own and not others,
+        )
+
+
 class Followed(msgspec.Struct, frozen=True):
     """What an active data session was like when it was fetched on its own, and in the batches since then.
 
-    `raw` says that an hour of it was seen to come as samples. `windows` are those that are not settled, `samples`
-    counts those of the others. `owed` is by how much its row's `datapoint_count` exceeded all samples then; `count` is
-    the row's when a row of it came last. `silent` counts the batches in a row that showed nothing of it, `rounds` all
-    since that fetch. `doubts` counts the rows of a series that no such fetch had shown: then the next one is its own
-    (`alone`).
+    `windows` are those that are not settled, `samples` counts those of the others. `missing` is by how much its row's
+    `datapoint_count` exceeded all samples at the end, `owed` what it was after that fetch; `count` is the row's when a
+    row of it came last. `silent` counts the batches in a row that showed nothing of it, `rounds` all since that fetch.
+    `doubts` counts the rows of a series that no such fetch had shown: then the next one is its own (`alone`).
     """
 
     group_id: str
@@ -63,10 +85,12 @@ class Followed(msgspec.Struct, frozen=True):
     series: frozenset[str]
     raw: bool
     windows: dict[Window, WindowState]
+    newest: dict[Window, float]
     samples: int
     count: int | None
-    owed: int
     at: float
+    owed: int = 0
+    missing: int = 0
     silent: int = 0
     rounds: int = 0
     doubts: int = 0
@@ -78,10 +102,9 @@ class Followed(msgspec.Struct, frozen=True):
         same = session.group_id == self.group_id and known.reading == self.reading and session.end is None
         return same and not (known.removed or known.failed_fetches or known.csv_due or known.unread)
 
-    def owes(self, known: KnownSession) -> int:
-        """How many samples the session's row has more than were seen."""
-        seen = self.samples + sum(state.samples for state in self.windows.values())
-        return max(0, (known.session.datapoint_count or 0) - seen)
+    def lacks(self, count: int | None) -> int:
+        """How many samples there are, by this `datapoint_count`, that were not seen."""
+        return max(0, (count or 0) - self.samples - sum(state.samples for state in self.windows.values()))
 
     def is_to_be_checked(self, known: KnownSession, *, cloud_now: float) -> bool:
         """True where only a fetch of its own can tell what is true: a batch proves no silence and settles no window."""
@@ -89,45 +112,40 @@ class Followed(msgspec.Struct, frozen=True):
             any(cloud_now >= window.end + SETTLING for window in self.windows)
             or self.silent >= SILENT_ROUNDS
             or (self.silent > 0 and known.session.datapoint_count != self.count)
-            or (self.rounds >= OWED_ROUNDS and self.owes(known) > self.owed)
+            or (self.rounds >= MISSING_ROUNDS and self.missing > self.owed)
             or self.rounds >= MOST_ROUNDS
         )
 
 
-def followed(
-    known: KnownSession,
-    states: Mapping[Window, WindowState],
-    seen: Collection[tuple[str, str | None]],
-    before: Followed | None,
-    *,
-    raw: bool,
-    now: float,
+def follow(
+    known: KnownSession, states: States, shown: Shown, before: Followed | None, *, now: float
 ) -> Followed | None:
     """What a fetch that has read everything due of a data session leaves behind; None where it cannot be in a batch.
 
-    That needs rows, all of its own group, and whole hours as windows. `seen` are the rows' series, with their groups.
+    That needs rows, all of its own group, and whole hours as windows.
     """
-    if known.session.end is not None or any(group != known.session.group_id for _, group in seen):
+    group_id, count = known.session.group_id, known.session.datapoint_count
+    if known.session.end is not None or not shown.own or any(group != group_id for _, group in shown.series):
         return None
-    open_windows = {window: state for window, state in states.items() if not state.settled}
+    unsettled = {window: state for window, state in states.items() if not state.settled}
     if before is not None and not before.is_about(known):
         before = None
-    series = frozenset(name for name, _ in seen) | (before.series if before is not None else frozenset())
-    if not series or any(window.end - window.start != SPAN for window in open_windows):
+    series = frozenset(name for name, _ in shown.series) | (before.series if before is not None else frozenset())
+    if not series or any(window.end - window.start != SPAN for window in unsettled):
         return None
     made = Followed(
-        group_id=known.session.group_id,
+        group_id=group_id,
         reading=known.reading,
         series=series,
-        raw=raw or (before is not None and before.raw),
-        windows=open_windows,
-        samples=sum(state.samples for state in states.values() if state.settled and not state.split),
-        count=known.session.datapoint_count,
-        owed=0,
+        raw=shown.raw or (before is not None and before.raw),
+        windows=unsettled,
+        newest={window: at for window, at in shown.newest.items() if window in unsettled},
+        samples=sum(state.samples for state in states.values() if state.settled),
+        count=count,
         at=now,
         doubts=before.doubts if before is not None and before.series == series else 0,
     )
-    return msgspec.structs.replace(made, owed=made.owes(known))
+    return msgspec.structs.replace(made, owed=made.lacks(count))
 
 
 class Member(NamedTuple):
@@ -142,10 +160,10 @@ class Member(NamedTuple):
 
     def since(self, window: Window) -> int:
         """Samples do not change with the interval, so a window of them is continued where it ended."""
-        state = self.followed.windows.get(window)
-        if not self.followed.raw or state is None or not state.raw or state.newest is None:
+        newest = self.followed.newest.get(window)
+        if not self.followed.raw or newest is None:
             return window.start
-        return max(window.start, int(state.newest) - FINEST_SPAN)
+        return max(window.start, int(newest) - FINEST_SPAN)
 
 
 class BatchQuery(NamedTuple):
@@ -288,22 +306,16 @@ def attribute(rows: Sequence[Datapoint], members: Sequence[Member]) -> dict[str,
     return shares
 
 
-def as_partial(changes: Changes, emitted: Emitted) -> Changes:
-    """The changes as a batch may make them: it has not read the window as a whole, so it settles nothing."""
-    return msgspec.structs.replace(
-        changes,
-        windows=tuple(
-            msgspec.structs.replace(
-                read,
-                state=msgspec.structs.replace(
-                    read.state,
-                    settled=False,
-                    samples=samples_emitted(emitted if read.emitted is None else read.emitted),
-                ),
-            )
-            for read in changes.windows
-        ),
-    )
+def as_partial(changes: Changes, before: WindowState | None, *, whole: bool) -> Changes:
+    """The changes of one window as a batch may make them: it settles nothing, and a fetch of its own starts anew.
+
+    `whole` says that it was read from its start on: what came is there, but what did not come may be there, too.
+    """
+    (read,) = changes.windows
+    state = msgspec.structs.replace(read.state, settled=False, raw_until=before.raw_until if before else None)
+    if before is not None and whole:
+        state = msgspec.structs.replace(state, samples=max(state.samples, before.samples))
+    return msgspec.structs.replace(changes, windows=(msgspec.structs.replace(read, state=state),))
 
 
 def are_samples(rows: Sequence[Datapoint]) -> bool:
@@ -313,18 +325,20 @@ def are_samples(rows: Sequence[Datapoint]) -> bool:
 
 
 def after_batch(
-    followed: Followed, states: Sequence[WindowState], *, count: int | None, rows: bool, raw: bool, now: float
+    followed: Followed, states: Mapping[Window, WindowState], shown: Shown, *, count: int | None, now: float
 ) -> Followed:
-    """What is known of a session after a batch, whether or not there were rows of it."""
-    return msgspec.structs.replace(
+    """What is known of a session after a batch; `count` is its row's `datapoint_count` from before it."""
+    after = msgspec.structs.replace(
         followed,
-        raw=followed.raw or raw,
-        windows={**followed.windows, **{state.window: state for state in states}},
-        count=count if rows else followed.count,
-        silent=0 if rows else followed.silent + 1,
+        raw=followed.raw or shown.raw,
+        windows={**followed.windows, **states},
+        newest={**followed.newest, **shown.newest},
+        count=count if shown.newest else followed.count,
+        silent=0 if shown.newest else followed.silent + 1,
         rounds=followed.rounds + 1,
         at=now,
     )
+    return msgspec.structs.replace(after, missing=after.lacks(count))
 
 
 def conclude_batch(
@@ -345,5 +359,5 @@ def conclude_batch(
         fresh,
         fetch_at=now + interval,
         fetched_at=now if after.silent <= SILENT_ROUNDS else fresh.fetched_at,
-        count_fetched=fresh.count_fetched if after.owes(fresh) else fresh.session.datapoint_count,
+        count_fetched=fresh.count_fetched if after.missing else after.count,
     )
