@@ -160,6 +160,7 @@ class Bridge:
             clock=clock,
             watch_clock=clock_watch.look,
             stale_devices=devices.stale,
+            oldest_view=devices.oldest_view,
         )
         standing = StateForTopics(status, devices.devices)
         brokers += await self._brokers(service, standing, Facts(file), partial(self._replay, event_log, dispatchers))

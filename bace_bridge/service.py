@@ -62,6 +62,7 @@ class Service:
         clock: Callable[[], float],
         watch_clock: Callable[[], Awaitable[None]],
         stale_devices: Callable[[], Awaitable[frozenset[str]]],
+        oldest_view: Callable[[], Awaitable[float]],
     ) -> None:
         self.status = status
         self._sessions = sessions
@@ -72,6 +73,7 @@ class Service:
         self._clock = clock
         self._watch_clock = watch_clock
         self._stale_devices = stale_devices
+        self._oldest_view = oldest_view
         self._stale: frozenset[str] = frozenset()
         self._sinks: list[tuple[RunningSink, Dispatcher]] = []
         self._view_was_current: bool | None = None
@@ -129,6 +131,7 @@ class Service:
                 self.status.backlogs = await self._log_keeper.backlogs()
                 self.status.waiting = await self._log_keeper.deliveries_waiting()
                 self._pass_on(await self._log_keeper.asked_sinks())
+                self.status.oldest_view = await self._oldest_view()
                 self._refresh_stale(await self._stale_devices())
             except StoreUnusable:
                 raise

@@ -41,6 +41,9 @@ log = structlog.get_logger()
 PROOF_LASTS = 3600.0
 """Seconds after which it is asked again whether the cloud honours `in`, or honours it now."""
 
+ROWS_OF_A_PAGE = 500
+"""Where the cloud does not say: BACE's own default."""
+
 ALONE_FOR = 3600.0
 """Seconds for which a data session on which batches break is fetched on its own."""
 
@@ -93,6 +96,7 @@ class BatchFetch:
         self._proving = asyncio.Lock()
         self._proven_at: float | None = None
         self._refused_at: float | None = None
+        self._page_size = ROWS_OF_A_PAGE
         self.size = BatchSize()
 
     def plan(self, sessions: Sequence[KnownSession], *, checks: int) -> Plan:
@@ -108,6 +112,8 @@ class BatchFetch:
             self._followed,
             alone=self._alone,
             size=self.size.ids,
+            # The pages of an answer of several have larger headers than one of a single page.
+            rows=self._page_size * (2 if self.size.failed is None else 1),
             checks=checks,
             now=now,
             cloud_now=self._cloud_now(),
@@ -131,7 +137,7 @@ class BatchFetch:
         requests = Reader(self._cloud, canaries=[self._endpoint.check])
 
         async def read(members: Sequence[Member]) -> None:
-            await self._read(Batch(tuple(members), batch.windows), requests)
+            await self._read(batch._replace(members=tuple(members)), requests)
 
         members: Sequence[Member] = batch.members
         try:
@@ -197,6 +203,7 @@ class BatchFetch:
             found: list[Page[Datapoint]] = []
             async for page in pages(lambda number: self._page(query, number, requests)):
                 found.append(page)
+                self._page_size = page.per_page or ROWS_OF_A_PAGE
                 if page.unreadable:
                     raise Unreadable(UnexpectedReply(page.unreadable[0]))
                 if max(page.page_count or 0, len(found)) > MOST_PAGES:

@@ -631,9 +631,22 @@ async def test_a_device_is_available_while_its_datapoints_are_current(store: Sto
     states = await store.standing.devices(["g0", "g1", "g2"], available=True)
     assert [one.available for one in states] == [True, False, True]
     assert await store.standing.stale() == {"g1"}
+    assert 600.0 <= await store.standing.oldest_view() < 660.0
     assert not any(one.available for one in await store.standing.devices(None, available=False))
     await Schedules(store.file).move(600.0)
     assert await store.standing.stale() == {"g0"}, "one that was read in the future is not current either"
+
+
+async def test_the_oldest_view_is_that_of_an_active_session(store: Store) -> None:
+    assert await store.standing.oldest_view() == 0.0
+    await store.know(KnownSession(session=DataSession("over", "g", NOON, end=NOON + 60), fetched_at=NOON))
+    await store.know(KnownSession(session=DataSession("not to be had", "g", NOON), fetched_at=None))
+    assert await store.standing.oldest_view() == 0.0
+    now = time.time()
+    await store.know(
+        *(KnownSession(session=DataSession(f"s{age}", "g", NOON), fetched_at=now - age) for age in (5, 90))
+    )
+    assert 90.0 <= await store.standing.oldest_view() < 150.0
 
 
 async def test_people_list_the_sessions_newest_first(store: Store) -> None:

@@ -78,6 +78,7 @@ async def running(folder: Path, *, lanes: tuple[Parked, ...] = (), before: Seque
             clock=clock,
             watch_clock=lambda: asyncio.sleep(0),
             stale_devices=Standing(file, csv_url=str).stale,
+            oldest_view=Standing(file, csv_url=str).oldest_view,
         )
         line = Line(service, file, clock, lanes, len(before))
         await line.tell(*before)

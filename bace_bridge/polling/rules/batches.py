@@ -33,10 +33,15 @@ MISSING_ROUNDS = 5
 MOST_ROUNDS = 40
 """Batches after which a session is fetched on its own: late points and corrections are read so."""
 
-OVER_FOR = 60.0
-"""Seconds after its end from which a window is read in every fourth round only: what comes now is late anyway."""
+LATE_EVERY = 4
+"""One round of so many looks for what comes late: further back, and in windows that are over."""
 
-OVER_EVERY = 4
+BACK = FINEST_SPAN
+MOST_BACK = 300
+"""Seconds before its newest sample from which a window is read on, and at most where late samples are looked for."""
+
+OVER_FOR = 60.0
+"""Seconds after its end for which a window is read in every round."""
 
 AHEAD = 120.0
 """Seconds past its newest point that are read of a device whose clock is ahead of ours."""
@@ -51,11 +56,13 @@ FORGOTTEN_AFTER = 600.0
 class Shown(msgspec.Struct, frozen=True):
     """What a fetch has shown of a data session's rows: their series, with the rows' groups, and their newest times.
 
-    `raw` says that an hour of them came as samples, `own` that the cloud kept to the data session and to the time.
+    `rate` is in rows a second. `raw` says that an hour of them came as samples, `own` that the cloud kept to the data
+    session and to the time.
     """
 
     series: frozenset[tuple[str, str | None]] = frozenset()
     newest: dict[Window, float] = {}
+    rate: float = 0.0
     raw: bool = False
     own: bool = True
 
@@ -63,9 +70,11 @@ class Shown(msgspec.Struct, frozen=True):
         """And these rows, of windows of which the first one was asked for from `since` on."""
         (window, rows), *others = served.items()
         whole = since == window.start and window.end - window.start == SPAN
+        newest = max((row.timestamp for row in rows), default=None)
         return Shown(
             series=self.series | {(row.series_id, row.group_id) for row in rows},
-            newest=self.newest | ({window: max(row.timestamp for row in rows)} if rows else {}),
+            newest=self.newest if newest is None else {**self.newest, window: newest},
+            rate=self.rate if newest is None else len(rows) / max(newest - since, 1.0),
             raw=self.raw or (whole and are_samples(rows)),
             own=self.own and own and not others,
         )
@@ -83,6 +92,7 @@ class Followed(msgspec.Struct, frozen=True):
     group_id: str
     reading: int
     series: frozenset[str]
+    rate: float
     raw: bool
     windows: dict[Window, WindowState]
     newest: dict[Window, float]
@@ -137,6 +147,7 @@ def follow(
         group_id=group_id,
         reading=known.reading,
         series=series,
+        rate=shown.rate,
         raw=shown.raw or (before is not None and before.raw),
         windows=unsettled,
         newest={window: at for window, at in shown.newest.items() if window in unsettled},
@@ -158,12 +169,12 @@ class Member(NamedTuple):
     def id(self) -> str:
         return self.known.session.id
 
-    def since(self, window: Window) -> int:
-        """Samples do not change with the interval, so a window of them is continued where it ended."""
+    def since(self, window: Window, back: int = BACK) -> int:
+        """Samples do not change with the interval, so a window of them is continued a little before where it ended."""
         newest = self.followed.newest.get(window)
         if not self.followed.raw or newest is None:
             return window.start
-        return max(window.start, int(newest) - FINEST_SPAN)
+        return max(window.start, int(newest) - back)
 
 
 class BatchQuery(NamedTuple):
@@ -185,13 +196,14 @@ class BatchQuery(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Data sessions, one a group, of which the same windows are due."""
+    """Data sessions, one a group, of which the same windows are due; `back` is how far samples are read again."""
 
     members: tuple[Member, ...]
     windows: tuple[Window, ...]
+    back: int = BACK
 
     def query(self, window: Window) -> BatchQuery:
-        since = min(member.since(window) for member in self.members)
+        since = min(member.since(window, self.back) for member in self.members)
         return BatchQuery(tuple(member.id for member in self.members), since, window.end)
 
 
@@ -209,6 +221,7 @@ def plan(
     *,
     alone: Collection[str],
     size: int,
+    rows: int,
     checks: int,
     now: float,
     cloud_now: float,
@@ -217,7 +230,8 @@ def plan(
     """Sorts the live sessions, those first that are due first, into batches and fetches of their own.
 
     Those that are due only within the next `interval` seconds fill up the batches of those that are due now. At most
-    so many fetches are `checks`, of sessions that might be in a batch as well, and less where others are made.
+    so many fetches are `checks`, of sessions that might be in a batch as well, and less where others are made. An
+    answer may have so many `rows` where it looks for late ones.
     """
     groups = Counter(one.group_id for one in known_well.values())
     groups.update(one.session.group_id for one in sessions if one.session.id not in known_well)
@@ -238,10 +252,10 @@ def plan(
         if is_due(one.known, now) and one.followed.is_to_be_checked(one.known, cloud_now=cloud_now)
     ][: max(0, checks - len(singles))]
     together = [one for one in together if one not in to_check]
-    # A slot is the same for all, so that all have the same windows due.
-    with_over = int(now // interval) % OVER_EVERY == 0
+    # By the clock, so that it is the same round for all.
+    rows = rows if int(now // interval) % LATE_EVERY == 0 else 0
     return Plan(
-        tuple(_packed(together, size=size, now=now, cloud_now=cloud_now, with_over=with_over)),
+        tuple(_packed(together, size=size, rows=rows, now=now, cloud_now=cloud_now)),
         tuple(singles),
         tuple(one.known for one in to_check),
     )
@@ -251,10 +265,10 @@ def is_due(known: KnownSession, now: float) -> bool:
     return known.fetch_at is not None and known.fetch_at <= now
 
 
-def _packed(members: Sequence[Member], *, size: int, now: float, cloud_now: float, with_over: bool) -> list[Batch]:
+def _packed(members: Sequence[Member], *, size: int, rows: int, now: float, cloud_now: float) -> list[Batch]:
     alike: dict[tuple[tuple[Window, ...], bool], list[Member]] = defaultdict(list)
     for member in members:
-        windows = windows_due(member, cloud_now=cloud_now, with_over=with_over)
+        windows = windows_due(member, cloud_now=cloud_now, late=rows > 0)
         lately = all(member.since(window) >= cloud_now - LATELY for window in windows)
         alike[windows, lately].append(member)
     batches: list[Batch] = []
@@ -262,8 +276,14 @@ def _packed(members: Sequence[Member], *, size: int, now: float, cloud_now: floa
         for chunk in _chunks(candidates, size):
             if not is_due(chunk[0].known, now):
                 break
-            batches.append(Batch(chunk, windows))
+            batches.append(Batch(chunk, windows, _back(chunk, rows)))
     return batches
+
+
+def _back(members: Sequence[Member], rows: int) -> int:
+    """How far samples are read again, so that the answer has so many rows; some come since the last one."""
+    rate = sum(member.followed.rate for member in members)
+    return int(max(BACK, min(MOST_BACK, rows / rate - BACK))) if rate else BACK
 
 
 def _chunks(members: Sequence[Member], size: int) -> list[tuple[Member, ...]]:
@@ -279,7 +299,7 @@ def _chunks(members: Sequence[Member], size: int) -> list[tuple[Member, ...]]:
     return [tuple(chunk) for chunk in chunks]
 
 
-def windows_due(member: Member, *, cloud_now: float, with_over: bool) -> tuple[Window, ...]:
+def windows_due(member: Member, *, cloud_now: float, late: bool) -> tuple[Window, ...]:
     """The windows of the present, and those that are over but not settled, from time to time.
 
     What lies further ahead is read for a device whose clock is ahead; else it waits for its time.
@@ -289,7 +309,7 @@ def windows_due(member: Member, *, cloud_now: float, with_over: bool) -> tuple[W
     if newest is not None and newest > cloud_now:
         due |= {window_at(newest), window_at(newest + AHEAD)}
     for window in member.followed.windows:
-        if window.start <= cloud_now < window.end + (SETTLING if with_over else OVER_FOR):
+        if window.start <= cloud_now < window.end + (SETTLING if late else OVER_FOR):
             due.add(window)
     return tuple(sorted(due))
 
@@ -330,6 +350,7 @@ def after_batch(
     """What is known of a session after a batch; `count` is its row's `datapoint_count` from before it."""
     after = msgspec.structs.replace(
         followed,
+        rate=shown.rate or followed.rate,
         raw=followed.raw or shown.raw,
         windows={**followed.windows, **states},
         newest={**followed.newest, **shown.newest},
