@@ -129,7 +129,7 @@ class BatchFetch:
             self._followed[session_id] = after
         return away
 
-    async def read(self, batch: Batch) -> CloudError | None:
+    async def read_batch(self, batch: Batch) -> CloudError | None:
         """Reads what is new of the sessions of a batch, in parts where that cannot be had at once.
 
         Returns why the cloud as a whole gives no datapoints, where that is so. Raises StoreError.

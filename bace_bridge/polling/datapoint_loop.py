@@ -45,7 +45,7 @@ class Endpoint(Protocol):
 
 class Batches(Protocol):
     def plan(self, sessions: Sequence[KnownSession], *, checks: int) -> Plan: ...
-    async def read(self, batch: Batch) -> CloudError | None: ...
+    async def read_batch(self, batch: Batch) -> CloudError | None: ...
 
 
 class DatapointLoop:
@@ -177,7 +177,7 @@ class DatapointLoop:
     async def _make(self, kind: Kind, what: Batch | KnownSession, ids: Sequence[str]) -> None:
         try:
             if isinstance(what, Batch):
-                self._note(await self._batches.read(what))
+                self._note(await self._batches.read_batch(what))
             else:
                 live = kind is Kind.LIVE and not what.unread
                 self._note(await self._fetch(what, Urgency.LIVE if live else Urgency.BACKLOG))

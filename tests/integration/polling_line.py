@@ -133,7 +133,7 @@ class Watching:
         live = await self.journal.due_fetches(self.clock() + self.settings.interval, 1000, late=False)
         plan = self.batches.plan(live, checks=checks)
         for batch in plan.batches:
-            assert await self.batches.read(batch) is None
+            assert await self.batches.read_batch(batch) is None
         for known in (*plan.singles, *plan.checks):
             assert await self.batches.alone(self.fetch(known)) is None
         return (await self.all_events())[len(before) :]
