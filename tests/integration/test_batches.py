@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -11,7 +12,7 @@ from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.polling.rules.windows import Window
 from bace_bridge.simulator.downsample import Resolution
 from tests.integration.altered_cloud import altered
-from tests.integration.fleet import INTERVAL, POINTS, Fleet, alone, batches, check, fetches, ids, published
+from tests.integration.fleet import IN, INTERVAL, POINTS, Fleet, alone, batches, check, fetches, ids, published
 from tests.integration.polling_line import NOON, Clock, simulated, watching
 
 
@@ -214,9 +215,8 @@ async def test_an_answer_of_a_hundred_series_is_split(clock: Clock, tmp_path: Pa
         await check(watch, cloud, fleet.sessions)
 
 
-async def test_a_row_on_which_the_cloud_breaks_leaves_the_other_sessions_their_batches(
-    clock: Clock, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("how", ["500", "unreadable"])
+async def test_a_broken_row_leaves_the_other_sessions_their_batches(clock: Clock, tmp_path: Path, how: str) -> None:
     cloud = simulated(clock)
     fleet = Fleet(cloud, clock, 12)
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
@@ -225,10 +225,13 @@ async def test_a_row_on_which_the_cloud_breaks_leaves_the_other_sessions_their_b
         stamp = clock.now + INTERVAL - 1
         series = {one.id_container_data_latest for one in fleet.devices[5].series}
 
-        def breaks(request: web.Request, answer: object) -> object:
-            rows = answer["items"] if request.path == POINTS and isinstance(answer, dict) else []
-            bad = any(row["id_container_data_latest"] in series and row["timestamp_seconds"] == stamp for row in rows)
-            return 500 if bad else answer
+        def breaks(request: web.Request, answer: Any) -> Any:
+            for row in answer["items"] if request.path == POINTS else []:
+                if row["id_container_data_latest"] in series and row["timestamp_seconds"] == stamp:
+                    if how == "500":
+                        return 500
+                    row["timestamp_seconds"] = "soon"
+            return answer
 
         between.alter = breaks
         await fleet.goes_on(watch, 3)
@@ -280,4 +283,39 @@ async def test_the_last_read_of_a_window_is_of_one_session(clock: Clock, tmp_pat
                 and one.at >= NOON + 4200
                 for one in fetches(watch)
             )
+        await check(watch, cloud, fleet.sessions)
+
+
+async def test_rows_that_only_batches_show_are_published_under_no_session(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 10)
+    group = fleet.devices[3].id_group
+
+    def adds(request: web.Request, answer: Any) -> Any:
+        if IN in request.query and (like := [row for row in answer["items"] if row["id_group"] == group]):
+            answer["items"].append({**like[-1], "id_container_data_latest": "of nobody"})
+        return answer
+
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        between.alter = adds
+        await fleet.goes_on(watch, 12)
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 3)
+        asked = {one for request in batches(watch, before) for one in ids(request)}
+        assert asked == {*fleet.sessions} - {fleet.sessions[3]}
+        await fleet.ends(watch)
+        await check(watch, cloud, fleet.sessions)
+
+
+async def test_a_series_that_begins_later_is_published_and_stays_in_the_batch(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 8, series=6)
+    every = list(fleet.devices)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        for count in (1, 2, 3, 4, 5, 6):
+            fleet.devices = [replace(device, series=device.series[:count]) for device in every]
+            await fleet.goes_on(watch, 3)
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 3)
+        assert {one for request in batches(watch, before) for one in ids(request)} == {*fleet.sessions}
         await check(watch, cloud, fleet.sessions)
