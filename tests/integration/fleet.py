@@ -75,20 +75,25 @@ def served(cloud: SimulatedCloud, session: str, *, width: float = 0.0) -> dict[K
     }
 
 
-async def check(
-    watch: Watching, cloud: SimulatedCloud, sessions: Sequence[str], *, width: float = 0.0, grown: bool = False
-) -> None:
+async def check(watch: Watching, cloud: SimulatedCloud, sessions: Sequence[str], *, width: float = 0.0) -> None:
     """Everything that the cloud has was published under its session, each revision once, and nothing else was.
 
-    Where buckets have `grown` there were lone samples, too, which they took in.
+    A bucket of `width` seconds was a lone sample, the first one, before it was one.
     """
     found = published(await watch.all_events())
     assert all([revision for revision, _, _ in chain] == list(range(len(chain))) for chain in found.values())
     last = {key: chain[-1][1:] for key, chain in found.items()}
     expected = {key: value for one in sessions for key, value in served(cloud, one, width=width).items()}
-    assert {key: value for key, value in last.items() if grown is False and key not in expected} == {}
     assert {key: last.get(key) for key in expected} == expected
-    assert {session for session, _, _ in last} == {*sessions}
+    assert {*last} - {*expected} <= {key for one in sessions if width for key in firsts(cloud, one, width=width)}
+
+
+def firsts(cloud: SimulatedCloud, session: str, *, width: float) -> set[Key]:
+    return {
+        (session, series, iso_utc(min(at for at in track.times if at // width == time // width)))
+        for series, track in cloud.samples.of(session).items()
+        for time in track.times
+    }
 
 
 def fetches(watch: Watching, since: int = 0) -> list[RequestSeen]:

@@ -9,6 +9,8 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from bace_bridge.domain.timestamps import iso_utc
+from bace_bridge.errors import CloudBadGateway
+from bace_bridge.polling.rules.batch_size import MOST_IDS
 from bace_bridge.polling.rules.windows import Window
 from bace_bridge.simulator.downsample import Resolution
 from tests.integration.altered_cloud import altered
@@ -68,8 +70,7 @@ async def test_each_point_once_under_its_session_whatever_the_cloud_is_like(
         assert bool(batches(watch, len(watch.server.requests) // 2)) is honoured
         await fleet.ends(watch)
         # Where the time is ignored the answers are of whole days.
-        days = "data-filters-ignored" in quirks
-        await check(watch, cloud, fleet.sessions, width=86400.0 if days else 0.0, grown=days)
+        await check(watch, cloud, fleet.sessions, width=86400.0 if "data-filters-ignored" in quirks else 0.0)
 
 
 async def test_aggregates_that_grow_come_with_their_revisions(clock: Clock, tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ async def test_aggregates_that_grow_come_with_their_revisions(clock: Clock, tmp_
         await fleet.goes_on(watch, 10)
         assert len(batches(watch)) > 10
         await fleet.ends(watch)
-        await check(watch, cloud, fleet.sessions, width=60.0, grown=True)
+        await check(watch, cloud, fleet.sessions, width=60.0)
 
 
 async def test_sparse_points_are_not_taken_for_samples(clock: Clock, tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ async def test_sparse_points_are_not_taken_for_samples(clock: Clock, tmp_path: P
         await fleet.goes_on(watch, 6)
         assert batches(watch)
         await fleet.ends(watch)
-        await check(watch, cloud, fleet.sessions, width=60.0, grown=True)
+        await check(watch, cloud, fleet.sessions, width=60.0)
 
 
 async def test_late_points_and_corrections_are_published(clock: Clock, tmp_path: Path) -> None:
@@ -178,6 +179,49 @@ async def test_a_server_that_ignores_in_from_some_time_on_is_found_out_by_a_fore
         await check(watch, cloud, [*fleet.sessions, *other.sessions])
 
 
+async def test_a_server_that_ignores_the_time_from_some_time_on_is_found_out(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 10)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 5)
+        cloud.quirks = replace(cloud.quirks, data_filters_ignored=True)
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 5)
+        assert len(batches(watch, before)) == 1
+
+
+async def test_the_size_that_passes_a_proxy_is_learned(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock, "header-limit 4096")
+    fleet = Fleet(cloud, clock, 40)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 12)
+        assert 7 <= watch.batches.size.ids < MOST_IDS
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 20)
+        assert {one.status for one in fetches(watch, before)} == {200}
+        clock.forward(3600)
+        await fleet.goes_on(watch, 12)
+        assert {one.status for one in fetches(watch, before)} == {200, 502}
+        assert 7 <= watch.batches.size.ids < MOST_IDS
+        await check(watch, cloud, fleet.sessions)
+
+
+async def test_an_outage_makes_no_batch_smaller(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 10)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 5)
+        size = watch.batches.size
+        clock.forward(INTERVAL)
+        due = await watch.journal.due_fetches(clock(), 100)
+        (batch, *_) = watch.batches.plan(due, checks=0).batches
+        watch.server.faults.answer(POINTS, status=502, times=100)
+        assert isinstance(await watch.batches.read_batch(batch), CloudBadGateway)
+        assert watch.batches.size == size
+        watch.server.faults.clear()
+        assert await watch.batches.read_batch(batch) is None
+
+
 async def test_a_session_that_was_moved_is_fetched_alone(clock: Clock, tmp_path: Path) -> None:
     """Its rows go on to be of the device that measured them, which may have another active data session."""
     cloud = simulated(clock)
@@ -207,7 +251,10 @@ async def test_an_answer_of_a_hundred_series_is_split(clock: Clock, tmp_path: Pa
         await fleet.goes_on(watch, 4)
         assert max(len(ids(one)) for one in batches(watch)) == 7
         fleet.devices = many
-        await fleet.goes_on(watch, 6)
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 1)
+        assert [len(ids(one)) for one in batches(watch, before)] == [7, 4, 3]
+        await fleet.goes_on(watch, 5)
         before = len(watch.server.requests)
         await fleet.goes_on(watch, 6)
         assert max(len(ids(one)) for one in batches(watch, before)) == 4

@@ -142,7 +142,7 @@ async def test_a_fleet_is_looked_up_a_few_times_however_many_requests_it_takes(c
 
 async def test_what_is_under_way_is_bounded_and_not_begun_again(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
-    fleet = Fleet(cloud, clock, 80)
+    fleet = Fleet(cloud, clock, 130, series=1)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
         await fleet.goes_on(watch, 41)  # all of them are to be checked
         late = [cloud.open_session(cloud.add_device(f"BaceGo-late-{one}").id_group) for one in range(6)]
@@ -164,4 +164,5 @@ async def test_what_is_under_way_is_bounded_and_not_begun_again(clock: Clock, tm
             assert {*new} <= {*line.read}
             line.gate.set()
             await line.all_is_read()
+            assert len(line.read) == len({*line.read})
         assert batches(watch)
