@@ -112,8 +112,7 @@ class BatchFetch:
             self._followed,
             alone=self._alone,
             size=self.size.ids,
-            # The pages of an answer of several have larger headers than one of a single page.
-            rows=self._page_size * (2 if self.size.failed is None else 1),
+            rows=self._page_size,
             checks=checks,
             now=now,
             cloud_now=self._cloud_now(),

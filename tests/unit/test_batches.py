@@ -10,12 +10,11 @@ from msgspec.structs import replace
 from bace_bridge.polling.rules.batch_size import FAILURE_COUNTS_FOR, FIRST_SIZE, GOOD_BEFORE_GROWTH, MOST_IDS, BatchSize
 from bace_bridge.polling.rules.batches import (
     BACK,
-    LATE_EVERY,
     LEAST_IDS,
-    MISSING_ROUNDS,
     MOST_BACK,
     MOST_ROUNDS,
     MOST_SERIES,
+    OVER_EVERY,
     SILENT_ROUNDS,
     Followed,
     Member,
@@ -39,8 +38,6 @@ HOUR = Window(NOON, NOON + 3600)
 BEFORE = Window(NOON - 3600, NOON)
 NOW = NOON + 1800.0
 INTERVAL = 15.0
-LATE_ROUND = NOON + 1800.0
-OTHER_ROUND = LATE_ROUND + INTERVAL
 
 
 def session(number: int, *, group: str | None = None, fetch_at: float | None = NOW, **more: Any) -> KnownSession:
@@ -77,7 +74,7 @@ def planned(
     size: int = MOST_IDS,
     rows: int = 1000,
     checks: int = 0,
-    now: float = OTHER_ROUND,
+    now: float = NOW,
 ) -> Plan:
     known_well = {one.session.id: well(one) for one in sessions} if followed is None else followed
     return plan(
@@ -168,16 +165,16 @@ def test_few_sessions_are_fetched_alone() -> None:
 
 
 def test_what_is_due_soon_fills_up_the_batches_of_what_is_due() -> None:
-    sessions = [session(one, fetch_at=OTHER_ROUND + (0 if one < 11 else 5)) for one in range(30)]
+    sessions = [session(one, fetch_at=NOW + (0 if one < 11 else 5)) for one in range(30)]
     assert list(map(len, members(planned(sessions, size=10)))) == [10, 10]
-    later = [session(one, fetch_at=OTHER_ROUND + 5) for one in range(30)]
+    later = [session(one, fetch_at=NOW + 5) for one in range(30)]
     assert planned(later) == Plan()
 
 
 def test_samples_are_read_on_from_a_little_before_they_ended() -> None:
     sessions = [session(one) for one in range(6)]
     followed = {one.session.id: well(one, newest={HOUR: NOW - 20 * number}) for number, one in enumerate(sessions)}
-    (batch,) = planned(sessions, followed).batches
+    (batch,) = planned(sessions, followed, rows=10).batches
     query = batch.query(HOUR)
     assert (query.start, query.end) == (int(NOW) - 100 - BACK, HOUR.end)
     assert query.params[-1] == ("sort", "timestamp_seconds")
@@ -198,30 +195,40 @@ def test_what_has_to_be_read_from_long_ago_is_in_batches_of_its_own() -> None:
     assert sorted(map(sorted, members(found)))[1] == ["s4", "s5"]
 
 
-def test_every_fourth_round_looks_further_back_as_far_as_the_rows_fit() -> None:
+def test_samples_are_read_again_as_far_as_the_rows_fit() -> None:
     sessions = [session(one) for one in range(6)]
-    backs = [planned(sessions, now=LATE_ROUND + INTERVAL * one).batches[0].back for one in range(LATE_EVERY + 1)]
-    assert backs == [MOST_BACK, BACK, BACK, BACK, MOST_BACK]
-    assert planned(sessions, now=LATE_ROUND, rows=240).batches[0].back == 200 - BACK
-    assert planned(sessions, now=LATE_ROUND, rows=10).batches[0].back == BACK
+    backs = [planned(sessions, rows=rows).batches[0].back for rows in (1000, 240, 10)]
+    assert backs == [MOST_BACK, 200 - BACK, BACK]
+    (batch,) = planned(sessions, rows=240).batches
+    assert batch.query(HOUR).start == int(NOW) - 10 - 140
+    assert batch._replace(members=batch.members[:2]).query(HOUR).start == int(NOW) - 10 - 140
 
 
 def test_a_window_that_is_over_is_read_for_a_minute_then_now_and_then_and_never_for_the_last_time() -> None:
     known = session(1, newest_point_at=NOON - 1.0)
     member = Member(known, well(known, windows={BEFORE: WindowState(*BEFORE, 0), HOUR: WindowState(*HOUR, 0)}))
 
-    def due(after: float, *, late: bool) -> tuple[Window, ...]:
-        return windows_due(member, cloud_now=NOON + after, late=late)
+    def due(after: float, *, over: bool) -> tuple[Window, ...]:
+        return windows_due(member, cloud_now=NOON + after, over=over)
 
-    assert due(30, late=False) == due(300, late=True) == due(SETTLING - 1, late=True) == (BEFORE, HOUR)
-    assert due(300, late=False) == due(SETTLING, late=True) == (HOUR,)
+    assert due(30, over=False) == due(300, over=True) == due(SETTLING - 1, over=True) == (BEFORE, HOUR)
+    assert due(300, over=False) == due(SETTLING, over=True) == (HOUR,)
+
+
+def test_it_is_the_same_round_for_all_in_which_a_window_that_is_over_is_read() -> None:
+    sessions = [session(one, fetch_at=NOON) for one in range(6)]
+    windows = {BEFORE: WindowState(*BEFORE, 0), HOUR: WindowState(*HOUR, 0)}
+    followed = {one.session.id: well(one, windows=windows) for one in sessions}
+    times = [NOON + 300 + INTERVAL * one for one in range(OVER_EVERY)]
+    found = [len(planned(sessions, followed, now=now).batches[0].windows) for now in times]
+    assert sorted(found) == [1, 1, 1, 2]
 
 
 def test_the_windows_of_a_device_whose_clock_is_ahead_are_read() -> None:
     known = session(1, newest_point_at=HOUR.end - 30.0)
-    assert windows_due(Member(known, well(known)), cloud_now=NOW, late=False) == (HOUR, window_at(HOUR.end))
+    assert windows_due(Member(known, well(known)), cloud_now=NOW, over=False) == (HOUR, window_at(HOUR.end))
     behind = session(1, newest_point_at=NOW - 30.0)
-    assert windows_due(Member(behind, well(behind)), cloud_now=HOUR.end - 5.0, late=True) == (HOUR,)
+    assert windows_due(Member(behind, well(behind)), cloud_now=HOUR.end - 5.0, over=True) == (HOUR,)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +237,7 @@ def test_the_windows_of_a_device_whose_clock_is_ahead_are_read() -> None:
         {"windows": {BEFORE: WindowState(*BEFORE, 0)}},
         {"silent": SILENT_ROUNDS},
         {"silent": 1, "count": 99},
-        {"rounds": MISSING_ROUNDS, "missing": 3, "owed": 2},
+        {"rounds": 4, "patience": 4, "missing": 3, "owed": 2},
         {"rounds": MOST_ROUNDS},
     ],
 )
@@ -244,7 +251,7 @@ def test_only_a_fetch_of_its_own_proves_that_there_is_no_more(odd: dict[str, Any
 
 
 @pytest.mark.parametrize(
-    "fine", [{"silent": 1}, {"missing": 3, "owed": 3, "rounds": MISSING_ROUNDS}, {"missing": 3, "rounds": 4}]
+    "fine", [{"silent": 1}, {"missing": 3, "owed": 3, "rounds": 9}, {"missing": 3, "rounds": 3, "patience": 4}]
 )
 def test_silence_of_a_round_or_a_count_that_never_fits_is_no_reason(fine: dict[str, Any]) -> None:
     sessions = [session(one) for one in range(10)]
@@ -294,6 +301,17 @@ def test_what_a_fetch_of_its_own_has_shown_is_what_batches_go_by() -> None:
     later = follow(known, states, shown(known, row(known, series=2)), found, now=NOW)
     assert later is not None
     assert (later.series, later.raw) == (frozenset({"s1-0", "s1-1", "s1-2"}), True)
+
+
+def test_a_count_that_never_fits_is_looked_into_ever_more_rarely() -> None:
+    known = session(1)
+    found = follow(known, {HOUR: WindowState(*HOUR, 0, samples=90)}, shown(known), None, now=NOW)
+    patience = []
+    for samples in (80, 70, 60, 60):
+        found = follow(known, {HOUR: WindowState(*HOUR, 0, samples=samples)}, shown(known), found, now=NOW)
+        assert found is not None
+        patience.append(found.patience)
+    assert patience == [2, 4, 8, 1]
 
 
 def test_what_cannot_be_in_a_batch() -> None:

@@ -5,7 +5,7 @@ a fetch of their own of which group and series their rows are. What a batch does
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -27,21 +27,17 @@ MOST_SERIES = 90
 SILENT_ROUNDS = 5
 """Batches without a row of a session after which it is fetched on its own."""
 
-MISSING_ROUNDS = 5
-"""Batches after which a session is fetched on its own because it says that it has more samples than were seen."""
-
 MOST_ROUNDS = 40
 """Batches after which a session is fetched on its own: late points and corrections are read so."""
 
-LATE_EVERY = 4
-"""One round of so many looks for what comes late: further back, and in windows that are over."""
-
 BACK = FINEST_SPAN
 MOST_BACK = 300
-"""Seconds before its newest sample from which a window is read on, and at most where late samples are looked for."""
+"""Seconds before its newest sample from which a window is read on, at least and at most: some samples come late."""
 
 OVER_FOR = 60.0
-"""Seconds after its end for which a window is read in every round."""
+"""Seconds after its end from which a window is read in every fourth round only: what comes now is late anyway."""
+
+OVER_EVERY = 4
 
 AHEAD = 120.0
 """Seconds past its newest point that are read of a device whose clock is ahead of ours."""
@@ -85,7 +81,8 @@ class Followed(msgspec.Struct, frozen=True):
 
     `windows` are those that are not settled, `samples` counts those of the others. `missing` is by how much its row's
     `datapoint_count` exceeded all samples at the end, `owed` what it was after that fetch; `count` is the row's when a
-    row of it came last. `silent` counts the batches in a row that showed nothing of it, `rounds` all since that fetch.
+    row of it came last. `silent` counts the batches in a row that showed nothing of it, `rounds` all since that fetch;
+    so many of them as its `patience` pass before it is fetched because of what is missing.
     `doubts` counts the rows of a series that no such fetch had shown: then the next one is its own (`alone`).
     """
 
@@ -103,6 +100,7 @@ class Followed(msgspec.Struct, frozen=True):
     missing: int = 0
     silent: int = 0
     rounds: int = 0
+    patience: int = 1
     doubts: int = 0
     alone: bool = False
 
@@ -122,7 +120,7 @@ class Followed(msgspec.Struct, frozen=True):
             any(cloud_now >= window.end + SETTLING for window in self.windows)
             or self.silent >= SILENT_ROUNDS
             or (self.silent > 0 and known.session.datapoint_count != self.count)
-            or (self.rounds >= MISSING_ROUNDS and self.missing > self.owed)
+            or (self.rounds >= self.patience and self.missing > self.owed)
             or self.rounds >= MOST_ROUNDS
         )
 
@@ -156,7 +154,11 @@ def follow(
         at=now,
         doubts=before.doubts if before is not None and before.series == series else 0,
     )
-    return msgspec.structs.replace(made, owed=made.lacks(count))
+    owed = made.lacks(count)
+    # Where a count never fits, its sessions are not fetched again and again.
+    vain = before is not None and owed > before.owed
+    patience = min(MOST_ROUNDS, 2 * before.patience) if before is not None and vain else 1
+    return msgspec.structs.replace(made, owed=owed, patience=patience)
 
 
 class Member(NamedTuple):
@@ -231,7 +233,7 @@ def plan(
 
     Those that are due only within the next `interval` seconds fill up the batches of those that are due now. At most
     so many fetches are `checks`, of sessions that might be in a batch as well, and less where others are made. An
-    answer may have so many `rows` where it looks for late ones.
+    answer may have so many `rows`.
     """
     groups = Counter(one.group_id for one in known_well.values())
     groups.update(one.session.group_id for one in sessions if one.session.id not in known_well)
@@ -253,9 +255,9 @@ def plan(
     ][: max(0, checks - len(singles))]
     together = [one for one in together if one not in to_check]
     # By the clock, so that it is the same round for all.
-    rows = rows if int(now // interval) % LATE_EVERY == 0 else 0
+    over = int(now // interval) % OVER_EVERY == 0
     return Plan(
-        tuple(_packed(together, size=size, rows=rows, now=now, cloud_now=cloud_now)),
+        tuple(_packed(together, size=size, rows=rows, over=over, now=now, cloud_now=cloud_now)),
         tuple(singles),
         tuple(one.known for one in to_check),
     )
@@ -265,23 +267,23 @@ def is_due(known: KnownSession, now: float) -> bool:
     return known.fetch_at is not None and known.fetch_at <= now
 
 
-def _packed(members: Sequence[Member], *, size: int, rows: int, now: float, cloud_now: float) -> list[Batch]:
+def _packed(
+    members: Sequence[Member], *, size: int, rows: int, over: bool, now: float, cloud_now: float
+) -> Iterator[Batch]:
     alike: dict[tuple[tuple[Window, ...], bool], list[Member]] = defaultdict(list)
     for member in members:
-        windows = windows_due(member, cloud_now=cloud_now, late=rows > 0)
+        windows = windows_due(member, cloud_now=cloud_now, over=over)
         lately = all(member.since(window) >= cloud_now - LATELY for window in windows)
         alike[windows, lately].append(member)
-    batches: list[Batch] = []
     for (windows, _), candidates in alike.items():
         for chunk in _chunks(candidates, size):
             if not is_due(chunk[0].known, now):
                 break
-            batches.append(Batch(chunk, windows, _back(chunk, rows)))
-    return batches
+            yield Batch(chunk, windows, _back(chunk, rows))
 
 
 def _back(members: Sequence[Member], rows: int) -> int:
-    """How far samples are read again, so that the answer has so many rows; some come since the last one."""
+    """How far samples are read again: as far as the rows fit, with some that are new."""
     rate = sum(member.followed.rate for member in members)
     return int(max(BACK, min(MOST_BACK, rows / rate - BACK))) if rate else BACK
 
@@ -299,7 +301,7 @@ def _chunks(members: Sequence[Member], size: int) -> list[tuple[Member, ...]]:
     return [tuple(chunk) for chunk in chunks]
 
 
-def windows_due(member: Member, *, cloud_now: float, late: bool) -> tuple[Window, ...]:
+def windows_due(member: Member, *, cloud_now: float, over: bool) -> tuple[Window, ...]:
     """The windows of the present, and those that are over but not settled, from time to time.
 
     What lies further ahead is read for a device whose clock is ahead; else it waits for its time.
@@ -309,7 +311,7 @@ def windows_due(member: Member, *, cloud_now: float, late: bool) -> tuple[Window
     if newest is not None and newest > cloud_now:
         due |= {window_at(newest), window_at(newest + AHEAD)}
     for window in member.followed.windows:
-        if window.start <= cloud_now < window.end + (SETTLING if late else OVER_FOR):
+        if window.start <= cloud_now < window.end + (SETTLING if over else OVER_FOR):
             due.add(window)
     return tuple(sorted(due))
 
