@@ -47,6 +47,9 @@ ROWS_OF_A_PAGE = 500
 ALONE_FOR = 3600.0
 """Seconds for which a data session on which batches break is fetched on its own."""
 
+MOST_UNANSWERED = 2
+"""Batches in a row that the cloud did not answer, after which a fetch of one session finds out whether it is away."""
+
 MOST_DOUBTS = 3
 """Rows of unknown series after which a data session is fetched on its own for a while: it does not get clearer."""
 
@@ -97,13 +100,16 @@ class BatchFetch:
         self._proven_at: float | None = None
         self._refused_at: float | None = None
         self._page_size = ROWS_OF_A_PAGE
+        self._unanswered = 0
+        self._unanswered_ids = 0
+        self._suspected = False
         self.size = BatchSize()
 
     def plan(self, sessions: Sequence[KnownSession], *, checks: int) -> Plan:
         """How these live sessions, those first that are due first, are fetched."""
         now = self._clock()
         self._alone = {one: until for one, until in self._alone.items() if 0 < until - now <= ALONE_FOR}
-        if self._is_refused:
+        if self._is_refused or self._unanswered >= MOST_UNANSWERED:
             return Plan(singles=tuple(one for one in sessions if is_due(one, now)))
         forgotten = max(FORGOTTEN_AFTER, 4 * self._settings.interval)
         self._followed = {one: it for one, it in self._followed.items() if 0 <= now - it.at < forgotten}
@@ -124,6 +130,8 @@ class BatchFetch:
         session_id = fetch.session_id
         before = self._followed.pop(session_id, None)
         away = await fetch.make()
+        if away is None:
+            self._note_answered(1)
         if (after := fetch.followed(before)) is not None:
             self._followed[session_id] = after
         return away
@@ -146,11 +154,26 @@ class BatchFetch:
             for member in batch.members:
                 self._followed.pop(member.id, None)
         except CloudError as error:
+            self._note_unanswered(len(members))
             return error
         else:
+            self._note_answered(len(members))
             for these, reason in broken:
                 self._leave_alone(these, reason)
         return None
+
+    def _note_unanswered(self, ids: int) -> None:
+        """One that takes the cloud too long seems to be an outage, which smaller ones show to be none."""
+        self._unanswered, self._unanswered_ids = self._unanswered + 1, ids
+        if self._suspected:
+            self.size = self.size.after_failure(ids, now=self._clock())
+            self._note_answered(ids)
+
+    def _note_answered(self, ids: int) -> None:
+        if ids >= self._unanswered_ids:
+            self._unanswered, self._unanswered_ids, self._suspected = 0, 0, False
+        elif self._unanswered:
+            self._unanswered, self._suspected = 0, True
 
     async def _read(self, batch: Batch, requests: Reader) -> None:
         """Raises Unreadable where less has to be asked for at once."""

@@ -225,6 +225,33 @@ async def test_an_outage_makes_no_batch_smaller(clock: Clock, tmp_path: Path) ->
         assert await watch.batches.read_batch(batch) is None
 
 
+async def test_batches_that_take_the_cloud_too_long_are_made_smaller(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 10)
+
+    def is_slow(request: web.Request, answer: Any) -> Any:
+        return 504 if request.path == POINTS and len(request.query.getall(IN, [])) > 4 else answer
+
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        await fleet.goes_on(watch, 4)
+        between.alter = is_slow
+        for _ in range(12):
+            clock.forward(INTERVAL)
+            for session in fleet.sessions:
+                fleet.measure(session)
+            await watch.poll.poll()
+            plan = watch.batches.plan(await watch.journal.due_fetches(clock(), 100), checks=2)
+            for batch in plan.batches:
+                await watch.batches.read_batch(batch)
+            for known in plan.singles:
+                assert await watch.batches.alone(watch.fetch(known)) is None
+        assert 3 <= watch.batches.size.ids <= 4
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 3)
+        assert batches(watch, before)
+        await check(watch, cloud, fleet.sessions)
+
+
 async def test_a_session_that_was_moved_is_fetched_alone(clock: Clock, tmp_path: Path) -> None:
     """Its rows go on to be of the device that measured them, which may have another active data session."""
     cloud = simulated(clock)
