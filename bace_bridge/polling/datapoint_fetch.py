@@ -12,10 +12,10 @@ from bace_bridge.errors import CloudError, CloudRefused, CloudUnavailable
 from bace_bridge.polling.needs import PointCloud, PointJournal
 from bace_bridge.polling.points import PointEndpoint, PointReader, PointsForbidden, TooMuch
 from bace_bridge.polling.reading import MOST_NARROWING, Unreadable
-from bace_bridge.polling.rules.batches import Followed, Shown, follow
 from bace_bridge.polling.rules.changes import Changes, WindowRead
 from bace_bridge.polling.rules.datapoints import Datapoint, Datatype, samples_per_day
 from bace_bridge.polling.rules.fetches import MOST_FAILURES, Outcome, conclude, is_outdated, reads_short
+from bace_bridge.polling.rules.followed import Followed, Shown, follow
 from bace_bridge.polling.rules.readings import absorb, by_window, left_out, split
 from bace_bridge.polling.rules.seen import Urgency
 from bace_bridge.polling.rules.sessions import KnownSession

@@ -12,24 +12,26 @@ from bace_bridge.polling.rules.batches import (
     BACK,
     LEAST_IDS,
     MOST_BACK,
-    MOST_ROUNDS,
     MOST_SERIES,
     OVER_EVERY,
-    SILENT_ROUNDS,
-    Followed,
     Member,
     Plan,
-    Shown,
-    after_batch,
     as_partial,
     attribute,
-    conclude_batch,
-    follow,
     plan,
     windows_due,
 )
 from bace_bridge.polling.rules.changes import Changes, WindowRead
 from bace_bridge.polling.rules.datapoints import Datapoint
+from bace_bridge.polling.rules.followed import (
+    MOST_ROUNDS,
+    SILENT_ROUNDS,
+    Followed,
+    Shown,
+    after_batch,
+    conclude_batch,
+    follow,
+)
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.polling.rules.windows import SETTLING, Window, WindowState, window_at
 
