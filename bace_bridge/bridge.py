@@ -27,7 +27,7 @@ from bace_bridge.failpoints import Failpoint
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
 from bace_bridge.polling.list_poll import ListPoll, PollSettings
 from bace_bridge.polling.loops import DatapointLoop, SessionLoop
-from bace_bridge.polling.point_endpoint import PointEndpoint
+from bace_bridge.polling.points import PointEndpoint
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules.datapoints import Datatype
 from bace_bridge.polling.rules.fetches import SLOWEST_FETCH

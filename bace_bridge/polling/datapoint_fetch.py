@@ -1,40 +1,38 @@
 """A fetch of the datapoints of one data session: read its windows, emit what is new, then its end and its CSV."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from bace_bridge.errors import CloudError, CloudRefused, CloudUnavailable
 from bace_bridge.polling.needs import PointCloud, PointJournal
-from bace_bridge.polling.point_endpoint import PointEndpoint, PointsForbidden
-from bace_bridge.polling.points import PointReader, TooMuch
+from bace_bridge.polling.points import PointEndpoint, PointReader, PointsForbidden, TooMuch
 from bace_bridge.polling.reading import MOST_NARROWING, Unreadable
 from bace_bridge.polling.rules.changes import Changes, WindowRead
-from bace_bridge.polling.rules.datapoints import Datatype, Emitted, samples_per_day
-from bace_bridge.polling.rules.fetches import Outcome, conclude, end_is_due, reads_short
+from bace_bridge.polling.rules.datapoints import Datapoint, Datatype, samples_per_day
+from bace_bridge.polling.rules.fetches import MOST_FAILURES, Outcome, conclude, is_outdated, reads_short
 from bace_bridge.polling.rules.readings import absorb, by_window, left_out, split
-from bace_bridge.polling.rules.seen import PointsRead, Urgency
+from bace_bridge.polling.rules.seen import Urgency
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import (
     DIRECT_WINDOWS,
     FINEST_SPAN,
-    MOST_FAILURES,
-    Due,
     Window,
     WindowState,
-    days_with_more,
     halves,
-    leaf_at,
     left_out_windows,
+    read_from,
     windows_due,
+    windows_with_more,
 )
 
 log = structlog.get_logger()
 
-EVENTS_A_COMMIT = 50
+NOTHING = Changes()
 
 
 class FetchSettings(msgspec.Struct, frozen=True):
@@ -71,9 +69,8 @@ class DatapointFetch:
         late = known.over_when_found or known.unread
         self._points = PointReader(cloud, endpoint, known.session, Urgency.BACKLOG if late else Urgency.LIVE)
         self._states: dict[Window, WindowState] = {}
-        self._pending = Changes()
-        self._newest: float | None = None
         self._probed: dict[int, int] | None = None
+        self._breaks = 0
 
     async def make(self) -> CloudError | None:
         """Raises StoreError only; what the cloud does ends up in the session's next fetch.
@@ -83,73 +80,60 @@ class DatapointFetch:
         outcome: Outcome
         retry_after = 0.0
         away: CloudError | None = None
+        session_id, failures = self._known.session.id, self._known.failed_fetches
         try:
             await self._endpoint.ensure_allowed()
-            self._states = await self._journal.windows(self._known.session.id)
+            self._states = await self._journal.windows(session_id)
             outcome = await self._read_everything_due()
         except Unreadable as fault:
             outcome = "failed"
-            self._log_failure(str(fault))
+            say = log.debug if failures else log.warning
+            say("datapoints.not_read", session=session_id, reason=str(fault), attempt=failures + 1)
         except PointsForbidden:
             outcome, retry_after = "forbidden", self._endpoint.rest
         except CloudError as error:
             outcome, away = "unavailable", error
             retry_after = error.retry_after if isinstance(error, CloudUnavailable) else 0.0
-            log.debug("datapoints.put_off", session=self._known.session.id, reason=str(error))
+            log.debug("datapoints.put_off", session=session_id, reason=str(error))
         else:
-            if self._known.failed_fetches:
-                log.info("datapoints.read_again", session=self._known.session.id)
-        await self._commit(outcome, retry_after=retry_after)
+            if failures:
+                log.info("datapoints.read_again", session=session_id)
+        await self._commit(NOTHING, outcome, retry_after=retry_after)
         return away
-
-    def _log_failure(self, reason: str) -> None:
-        failures = self._known.failed_fetches
-        say = log.debug if failures else log.warning
-        say("datapoints.not_read", session=self._known.session.id, reason=reason, attempt=failures + 1)
 
     async def emit_end(self) -> None:
         """Emits the end without waiting for the datapoints before it."""
-        await self._commit(None)
+        await self._commit()
 
     async def _read_everything_due(self) -> Outcome:
         """Reads the windows; a probe only saves requests, so where it cannot be had they are read without it."""
+        samples = self._samples()
         due = windows_due(self._known, self._states, now=self._cloud_now())
         if len(due) > DIRECT_WINDOWS:
             probe = await self._probe()
             if probe is None:
                 await self._read_all(due)
-                read = (self._states.get(one.window) for one in due)
-                return "more" if any(state is not None and state.settled for state in read) else "read"
-            due = windows_due(self._known, self._states, now=self._cloud_now(), days=frozenset(probe))
+                return "more" if any(one in self._states and self._states[one].settled for one in due) else "read"
+            due = windows_due(self._known, self._states, now=self._cloud_now(), days=probe)
         await self._read_all(due)
-        if self._known.unread:
-            await self._try_left_out()
-        if self._something_may_be_missing() and (probe := await self._probe()) is not None:
-            days = days_with_more(probe, self._known, self._states)
-            await self._read_all(windows_due(self._known, self._states, now=self._cloud_now(), days=days, missing=True))
+        for window in left_out_windows(self._states) if self._known.unread else ():
+            failures = self._states[window].failures
+            await self._read(window)
+            if self._states[window].failures > failures:
+                break  # one that still breaks is enough
+        if self._something_may_be_missing(found=self._samples() > samples) and (probe := await self._probe()):
+            await self._read_all(windows_with_more(probe, self._known, self._states))
         return "read"
 
-    async def _try_left_out(self) -> None:
-        """What was left out, those windows first that were tried least; one that still breaks is enough."""
-        for window in left_out_windows(self._states):
-            failures = self._states[window].failures
-            await self._read_all([Due(window, window.start)])
-            if self._states[window].failures > failures:
-                return
-
-    def _something_may_be_missing(self) -> bool:
+    def _something_may_be_missing(self, *, found: bool) -> bool:
         """True when the session says that it has datapoints which the windows did not show."""
-        if self._probed is not None:
-            return True
         count = self._seen.datapoint_count
-        if count is None:
-            return False
-        if self._known.csv_due:
-            return self._samples() < count
-        return self._newest is None and count != self._known.count_fetched
+        if self._probed is not None or count is None:
+            return self._probed is not None
+        return self._samples() < count if self._known.csv_due else not found and count != self._known.count_fetched
 
     def _samples(self) -> int:
-        return sum(state.samples for state in self._states.values() if not state.split)
+        return sum(state.samples for state in self._states.values())
 
     async def _probe(self) -> dict[int, int] | None:
         """The samples on each day, asked for without a window: at day resolution even a long session is a small answer.
@@ -162,167 +146,97 @@ class DatapointFetch:
             except Unreadable as fault:
                 log.debug("datapoints.not_probed", session=self._known.session.id, reason=str(fault))
                 return None
-            if not read.own:
-                return None
-            self._probed = samples_per_day(read.points)
+            if read.own:
+                self._probed = samples_per_day(read.points)
         return self._probed
 
-    async def _read_all(self, due: list[Due]) -> None:
-        """Reads the windows, oldest first, but those that an answer which ran past its bounds has brought along."""
-        covered = 0.0
-        for one in due:
-            if one.window.end <= covered:
-                continue
+    async def _read_all(self, due: Iterable[Window]) -> None:
+        for window in due:
             self._journal.ensure_room()
-            read = await self._read(one)
-            if (
-                end_is_due(self._known, read=False, failed=False, now=self._clock())
-                or len(self._pending.events) > EVENTS_A_COMMIT
-            ):
-                await self._commit(None)
-            if read is not None and not read.held:
-                log.debug("cloud.time_filter_not_honoured", session=self._known.session.id)
-                covered = max(covered, *(point.timestamp for point in read.points))
+            await self._read(window)
 
-    async def _read(self, due: Due) -> PointsRead | None:
-        """Reads a window. What the cloud breaks on again and again, or cannot answer at once, is read in halves."""
+    async def _read(self, window: Window, *, breaks: bool = False) -> None:
+        """Reads a window; its halves where it cannot be had at once, or not as finely as is wanted.
+
+        What `breaks`, again and again, and cannot be halved any more is left out, so that everything else goes on.
+        """
+        since = read_from(window, self._states.get(window), self._known, now=self._cloud_now())
+        parts = halves(window)
         try:
-            return await self._read_whole(due)
-        except TooMuch as reason:
-            await self._narrow(due.window, str(reason))
+            read = await self._points.read(since, window.end)
+            served = by_window(read.points, window, self._states)
+            as_served = self._settings.resolution == "as_served" or not parts or len(served) > 1
+            if as_served or await self._points.are_samples(read.points):
+                await self._absorb(served, in_part=window if since > window.start else None, pages=read.pages)
+                return
         except Unreadable as fault:
-            if isinstance(fault.cause, CloudRefused) or not self._is_sure(due.window):
+            breaks = breaks or await self._breaks_for_good(window, fault)
+            if not breaks:
                 raise
-            await self._points.read(0, FINEST_SPAN)  # raises where the whole data session is broken, not one record
-            await self._narrow(due.window, str(fault))
-        return None
-
-    def _is_sure(self, window: Window) -> bool:
-        """True where a break is no hiccup."""
-        state = self._states.get(window)
-        return self._known.failed_fetches + 1 >= MOST_FAILURES or (state is not None and state.failures > 0)
-
-    async def _narrow(self, window: Window, reason: str) -> None:
-        """Reads a window in halves; those that cannot be read are left out, so that everything else goes on."""
-
-        async def read(part: Window) -> None:
-            await self._split_down_to(part)
-            await self._read_whole(Due(part, part.start))
-
-        def parts_of(part: Window) -> tuple[Window, ...]:
-            return (halves(part) or ()) if self._points.parts_asked < MOST_NARROWING else ()
-
-        parts = parts_of(window)
-        broken = [] if parts else [(window, reason)]
+            if not parts or self._breaks >= MOST_NARROWING:
+                await self._leave_out(window, str(fault))
+                return
+            self._breaks += 1
+        emitted = await self._journal.emitted(self._known.session.id, [window])
+        await self._commit(Changes(windows=split(self._known, window, emitted[window])))
         for part in parts:
-            broken += await self._points.requests.bisect(part, read, parts_of)
-        for part, why in broken:
-            await self._split_down_to(part)
-            state = left_out(self._known, self._states.get(part), part)
-            self._add(Changes(windows=(WindowRead(self._known.session.id, state, None),)))
-            if state.failures == 1:
-                log.error(
-                    "datapoints.window_left_out",
-                    session=self._known.session.id,
-                    start=part.start,
-                    end=part.end,
-                    reason=why,
-                )
+            await self._read(part, breaks=breaks)
 
-    async def _read_whole(self, due: Due) -> PointsRead | None:
-        """Reads a window at once and, where a finer resolution is wanted and can be had, in halves."""
-        read = await self._points.read(due.since, due.window.end)
-        parts = halves(due.window)
-        if self._settings.resolution == "finest" and read.held and parts and not await self._points.are_samples(read):
-            for part in parts:
-                await self._split_down_to(part)
-                await self._read(Due(part, part.start))
-            return None
-        await self._absorb(due, read)
-        return read
+    async def _breaks_for_good(self, window: Window, fault: Unreadable) -> bool:
+        """False where it may be a hiccup. Raises where the whole data session is broken, not one record of it."""
+        if isinstance(fault, TooMuch):
+            return True
+        tried = window in self._states and self._states[window].failures > 0
+        if isinstance(fault.cause, CloudRefused) or not (tried or self._known.failed_fetches + 1 >= MOST_FAILURES):
+            return False
+        await self._points.read(0, FINEST_SPAN)
+        return True
 
-    async def _absorb(self, due: Due, read: PointsRead) -> None:
-        served = by_window(read.points, due, self._states, held=read.held)
-        emitted = await self._emitted(list(served))
-        changes = absorb(
-            self._known,
-            self._states,
-            due,
-            served,
-            emitted,
-            self._settings.datatypes,
-            pages=read.pages,
-            now=self._clock(),
-            cloud_now=self._cloud_now(),
-        )
-        if changes.events:
-            self._newest = max([*(point.timestamp for point in read.points), self._newest or 0.0])
-        self._add(changes)
+    async def _leave_out(self, window: Window, reason: str) -> None:
+        state = left_out(self._known, self._states.get(window), window)
+        if state.failures == 1:
+            place = {"session": self._known.session.id, "start": window.start, "end": window.end}
+            log.error("datapoints.window_left_out", **place, reason=reason)
+        await self._commit(Changes(windows=(WindowRead(self._known.session.id, state, None),)))
 
-    async def _emitted(self, windows: list[Window]) -> dict[Window, Emitted]:
-        """What was emitted of these windows. What this fetch has found in one of them is made durable first."""
-        if any(read.state.window in windows for read in self._pending.windows):
-            await self._commit(None)
-        return await self._journal.emitted(self._known.session.id, windows)
-
-    async def _split_down_to(self, part: Window) -> None:
-        """Has the window of the grid read in halves from now on, and those in halves, until `part` is one of them."""
-        while (window := leaf_at(part.start, self._states)) != part and (parts := halves(window)) is not None:
-            emitted = (await self._emitted([window]))[window]
-            self._add(Changes(windows=split(self._known, window, parts, emitted)))
-            await self._commit(None)
-
-    def _add(self, changes: Changes) -> None:
-        self._states.update({read.state.window: read.state for read in changes.windows})
-        before = self._pending
-        self._pending = Changes(
-            windows=before.windows + changes.windows,
-            latest=before.latest + changes.latest,
-            events=before.events + changes.events,
+    async def _absorb(self, served: Mapping[Window, list[Datapoint]], *, in_part: Window | None, pages: int) -> None:
+        emitted = await self._journal.emitted(self._known.session.id, served)
+        clocks = {"now": self._clock(), "cloud_now": self._cloud_now()}
+        known, datatypes = self._known, self._settings.datatypes
+        await self._commit(
+            absorb(known, self._states, served, emitted, datatypes, in_part=in_part, pages=pages, **clocks)
         )
 
-    async def _commit(self, outcome: Outcome | None, *, retry_after: float = 0.0) -> None:
-        """Makes durable what was found so far and, with an outcome, what follows from the fetch."""
+    async def _commit(
+        self, found: Changes = NOTHING, outcome: Outcome | None = None, *, retry_after: float = 0.0
+    ) -> None:
+        """Makes durable what was found and, with an outcome, what follows from the fetch."""
+        self._states.update({read.state.window: read.state for read in found.windows})
         async with self._deciding:
             fresh = (await self._journal.known([self._known.session.id])).get(self._known.session.id)
             if fresh is None:
                 return
-            fresh = msgspec.structs.replace(
-                fresh,
-                newest_point_at=max(self._newest or 0.0, fresh.newest_point_at or 0.0) or None,
-                points_since_csv=fresh.points_since_csv or bool(self._pending.events),
-            )
+            if found.events:
+                newest = max(event.time for event in found.events)
+                newest = newest if fresh.newest_point_at is None else max(newest, fresh.newest_point_at)
+                fresh = replace(fresh, newest_point_at=newest, points_since_csv=True)
+            left_out = bool(left_out_windows(self._states))
             if outcome == "read":
-                fresh = msgspec.structs.replace(
-                    fresh, count_fetched=self._seen.datapoint_count, probed=self._probed or fresh.probed
-                )
-                if self._outdated_by(fresh):
+                count = self._seen.datapoint_count
+                fresh = replace(fresh, count_fetched=count, probed=self._probed or fresh.probed)
+                if is_outdated(replace(self._known, session=self._seen), fresh):
                     outcome = "more"
-                elif not left_out_windows(self._states) and reads_short(
-                    fresh, samples=self._samples(), cloud_now=self._cloud_now()
-                ):
+                elif not left_out and reads_short(fresh, samples=self._samples(), cloud_now=self._cloud_now()):
                     outcome = "short"
+            url, interval, now = self._settings.csv_url(fresh.session.id), self._settings.interval, self._clock()
             concluded = conclude(
-                fresh,
-                outcome,
-                csv_url=self._settings.csv_url(fresh.session.id),
-                interval=self._settings.interval,
-                left_out=bool(left_out_windows(self._states)),
-                retry_after=retry_after,
-                now=self._clock(),
+                fresh, outcome, csv_url=url, interval=interval, now=now, left_out=left_out, retry_after=retry_after
             )
-            events = self._pending.events + concluded.events
-            self._known = msgspec.structs.replace(concluded.known, reading=self._known.reading)
-            await self._journal.commit(msgspec.structs.replace(self._pending, known=(concluded.known,), events=events))
-            self._pending = Changes()
+            self._known = replace(concluded.known, reading=self._known.reading)
+            events = found.events + concluded.events
+            await self._journal.commit(replace(found, known=(concluded.known,), events=events))
         for event in concluded.events:
             log.info(event.type, session=event.session_id, device=event.device_id, id=event.id)
-
-    def _outdated_by(self, fresh: KnownSession) -> bool:
-        """True where the session list has shown meanwhile that there is something else to read."""
-        if (fresh.reading, fresh.session.end) != (self._known.reading, self._seen.end):
-            return True
-        return fresh.csv_due and fresh.session.datapoint_count != self._seen.datapoint_count
 
     def _cloud_now(self) -> float:
         return self._clock() + self._cloud.clock_ahead

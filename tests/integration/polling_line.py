@@ -16,8 +16,7 @@ from bace_bridge.domain.events import LoggedEvent
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
 from bace_bridge.polling.list_poll import ListPoll, PollSettings
 from bace_bridge.polling.needs import PointCloud
-from bace_bridge.polling.point_endpoint import PointEndpoint
-from bace_bridge.polling.points import PointReader
+from bace_bridge.polling.points import PointEndpoint, PointReader
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules.datapoints import Datatype
 from bace_bridge.polling.rules.first_start import FirstStart, StartKind

@@ -31,7 +31,7 @@ from bace_bridge.errors import (
 )
 from bace_bridge.polling.list_poll import ListPoll, PollSettings
 from bace_bridge.polling.loops import DatapointLoop, SessionLoop
-from bace_bridge.polling.point_endpoint import PointEndpoint
+from bace_bridge.polling.points import PointEndpoint
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules.first_start import FirstStart
 from bace_bridge.status import Status

@@ -13,9 +13,8 @@ from structlog.testing import capture_logs
 from bace_bridge.domain.events import LoggedEvent
 from bace_bridge.errors import CloudError, StoreUnusable
 from bace_bridge.polling.loops import DatapointLoop
-from bace_bridge.polling.rules.fetches import MOST_FAILED_FETCHES
+from bace_bridge.polling.rules.fetches import MOST_FAILED_FETCHES, MOST_FAILURES
 from bace_bridge.polling.rules.sessions import KnownSession
-from bace_bridge.polling.rules.windows import MOST_FAILURES
 from bace_bridge.simulator.cloud import SimulatedCloud
 from tests.integration.altered_cloud import Alter, altered
 from tests.integration.polling_line import Clock, Watching, data, points, simulated, types, watching

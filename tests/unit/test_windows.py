@@ -12,15 +12,15 @@ from bace_bridge.polling.rules.windows import (
     FINEST_SPAN,
     SETTLING,
     SPAN,
-    Due,
     Window,
     WindowState,
-    days_with_more,
     halves,
     is_settled,
     leaf_at,
+    read_from,
     window_at,
     windows_due,
+    windows_with_more,
 )
 
 NOON = 1_764_590_400
@@ -49,7 +49,11 @@ def hours(*numbers: int) -> list[Window]:
 
 
 def due(known: KnownSession, *given: WindowState, now: float, **more: Any) -> list[Window]:
-    return [one.window for one in windows_due(known, states(*given), now=now, **more)]
+    return windows_due(known, states(*given), now=now, **more)
+
+
+def with_more(probe: dict[int, int], known: KnownSession, *given: WindowState) -> list[Window]:
+    return windows_with_more(probe, known, states(*given))
 
 
 @given(st.floats(-1e10, 1e10))
@@ -65,7 +69,7 @@ def test_halves_share_out_a_window_on_whole_minutes(hour: int, depth: int) -> No
     window = Window(hour * SPAN, (hour + 1) * SPAN)
     for _ in range(depth):
         parts = halves(window)
-        if parts is None:
+        if not parts:
             assert window.end - window.start == FINEST_SPAN
             return
         first, second = parts
@@ -76,8 +80,8 @@ def test_halves_share_out_a_window_on_whole_minutes(hour: int, depth: int) -> No
 
 
 def test_a_point_belongs_to_the_smallest_window_that_was_split_out() -> None:
-    first, second = halves(HOUR) or (HOUR, HOUR)
-    quarter = (halves(first) or (first, first))[0]
+    first, second = halves(HOUR)
+    quarter = halves(first)[0]
     known = states(state(HOUR, split=True), state(first, split=True), state(second))
     assert leaf_at(NOON + 1, known) == quarter
     assert leaf_at(first.end - 0.5, known) == Window(quarter.end, first.end)
@@ -163,7 +167,7 @@ def test_which_windows_are_due(
 
 
 def test_a_split_window_is_due_in_its_parts() -> None:
-    first, second = halves(HOUR) or (HOUR, HOUR)
+    first, second = halves(HOUR)
     assert due(KNOWN, state(HOUR, split=True), state(first), now=NOON + 1200) == [second]
 
 
@@ -172,18 +176,24 @@ def test_minutes_to_come_are_not_due() -> None:
     given = []
     while parts:
         window = parts.pop()
-        given.append(state(window, -1, split=halves(window) is not None))
-        parts += halves(window) or ()
+        given.append(state(window, -1, split=bool(halves(window))))
+        parts += halves(window)
     found = due(KNOWN, *given, now=NOON + 1200)
     assert found[-1].start == NOON + 1800
-    assert len(due(KNOWN, *given, now=NOON + 1200, missing=True)) == 60
+    assert len(with_more({NOON // DAY: 1}, KNOWN, *given)) == 23 + 60
 
 
-def test_settled_windows_are_due_again_where_something_is_missing() -> None:
+def test_settled_windows_are_read_again_where_something_is_missing() -> None:
     assert due(KNOWN, state(HOUR), now=NOON + 1200) == []
-    day = frozenset({NOON // DAY})
-    assert HOUR in due(KNOWN, state(HOUR), now=NOON + 1200, days=day, missing=True)
-    assert len(due(KNOWN, now=NOON + 1200, days=day, missing=True)) == 24, "also those ahead"
+    found = with_more({NOON // DAY: 1}, KNOWN, state(HOUR))
+    assert HOUR in found
+    assert len(found) == 24, "also those ahead"
+
+
+def test_before_a_csv_what_was_just_read_is_not_read_again() -> None:
+    last = replace(KNOWN, csv_due=True, reading=1)
+    assert HOUR not in with_more({NOON // DAY: 1}, last, state(HOUR, reading=1))
+    assert HOUR in with_more({NOON // DAY: 1}, last, state(HOUR))
 
 
 def test_new_points_are_read_first_where_a_long_session_is_read_without_a_probe() -> None:
@@ -213,19 +223,15 @@ def test_days_name_the_windows_that_are_worth_a_request() -> None:
     ("changes", "now", "since"),
     [
         ({}, 1200, NOON + 940),
-        ({"pages": 1}, 1200, NOON),
-        ({"raw": False}, 1200, NOON),
-        ({"newest": None}, 1200, NOON),
-        ({"newest": NOON + 5.0}, 1200, NOON),
+        ({"raw_until": None}, 1200, NOON),
+        ({"raw_until": NOON + 5.0}, 1200, NOON),
         ({"reading": -1}, 1200, NOON),
         ({}, SPAN + SETTLING - 1, NOON + 940),
         ({}, SPAN + SETTLING, NOON),
     ],
     ids=[
         "a large one goes on where it ended",
-        "a small one is read whole",
-        "buckets grow",
-        "nothing is known",
+        "a small one, or buckets, which grow, are read whole",
         "no earlier than it begins",
         "a new reading",
         "it may still grow",
@@ -233,25 +239,27 @@ def test_days_name_the_windows_that_are_worth_a_request() -> None:
     ],
 )
 def test_where_a_window_of_raw_points_is_continued(changes: dict[str, Any], now: float, since: int) -> None:
-    before = state(HOUR, settled=False, pages=2, raw=True, newest=NOON + 1000.5)
-    found = windows_due(KNOWN, states(replace(before, **changes)), now=NOON + now)
-    assert found[0] == Due(HOUR, since)
+    before = state(HOUR, settled=False, raw_until=NOON + 1000.5)
+    assert read_from(HOUR, replace(before, **changes), KNOWN, now=NOON + now) == since
+
+
+def test_a_window_that_was_never_read_is_read_whole() -> None:
+    assert read_from(HOUR, None, KNOWN, now=NOON + 1200) == NOON
 
 
 @pytest.mark.parametrize(
-    ("known", "whole", "now", "settled"),
+    ("known", "now", "settled"),
     [
-        (KNOWN, True, SPAN + SETTLING - 1, False),
-        (KNOWN, True, SPAN + SETTLING, True),
-        (KNOWN, False, SPAN + SETTLING, False),
-        (ended(NOON + 60.0), True, 60 + SETTLING - 1, False),
-        (ended(NOON + 60.0), True, 60 + SETTLING, True),
-        (ended(NOON + 9000.0), True, SPAN + SETTLING, True),
-        (ended(NOON + 60.0, csv_due=True), True, 61, True),
+        (KNOWN, SPAN + SETTLING - 1, False),
+        (KNOWN, SPAN + SETTLING, True),
+        (ended(NOON + 60.0), 60 + SETTLING - 1, False),
+        (ended(NOON + 60.0), 60 + SETTLING, True),
+        (ended(NOON + 9000.0), SPAN + SETTLING, True),
+        (ended(NOON + 60.0, csv_due=True), 61, True),
     ],
 )
-def test_when_a_window_is_settled(known: KnownSession, whole: bool, now: float, settled: bool) -> None:
-    assert is_settled(HOUR, known, whole=whole, now=NOON + now) is settled
+def test_when_a_window_is_settled(known: KnownSession, now: float, settled: bool) -> None:
+    assert is_settled(HOUR, known, now=NOON + now) is settled
 
 
 @pytest.mark.parametrize(
@@ -271,4 +279,5 @@ def test_the_days_on_which_there_is_something_new(
     probe: dict[int, int], probed: dict[int, int], expected: set[int]
 ) -> None:
     found = states(state(Window(0, SPAN), samples=1), state(Window(DAY - SPAN, DAY), samples=2))
-    assert days_with_more(probe, replace(KNOWN, probed=probed), found) == expected
+    more = windows_with_more(probe, replace(KNOWN, probed=probed), found)
+    assert {window.start // DAY for window in more} == expected

@@ -84,18 +84,11 @@ def compare(emitted: Emitted, served: Iterable[Datapoint]) -> tuple[Emitted, lis
     for point in served:
         series = after.setdefault(point.series_id, {})
         before = series.get(point.timestamp)
-        if before is None:
-            revision = 0
-        elif (before.min, before.max, before.avg, before.count) == (
-            point.min,
-            point.max,
-            point.avg,
-            point.count,
-        ):
+        values = (point.min, point.max, point.avg, point.count)
+        if before is not None and (before.min, before.max, before.avg, before.count) == values:
             continue
-        else:
-            revision = before.revision + 1
-        series[point.timestamp] = EmittedPoint(point.min, point.max, point.avg, point.count, revision)
+        revision = 0 if before is None else before.revision + 1
+        series[point.timestamp] = EmittedPoint(*values, revision)
         changed.append(ChangedPoint(point, revision))
     changed.sort(key=lambda one: one.point.timestamp)
     return after, changed
@@ -104,10 +97,6 @@ def compare(emitted: Emitted, served: Iterable[Datapoint]) -> tuple[Emitted, lis
 def are_raw(points: Sequence[Datapoint]) -> bool:
     """False where the points may be aggregates: also a bucket of one sample counts 1, at the time that it begins."""
     return not points or (all(one.count == 1 for one in points) and any(one.timestamp % 60 for one in points))
-
-
-def samples_emitted(emitted: Emitted) -> int:
-    return sum(point.count for series in emitted.values() for point in series.values())
 
 
 def samples_per_day(points: Iterable[Datapoint]) -> dict[int, int]:
@@ -121,24 +110,17 @@ def datapoint_events(
     known: KnownSession, changed: Sequence[ChangedPoint], datatypes: Mapping[int, Datatype], *, now: float
 ) -> list[Event]:
     """Events of at most 200 datapoints, each below 64 KiB."""
-    emitted: list[Event] = []
-    for first in range(0, len(changed), POINTS_PER_EVENT):
-        emitted.extend(_fitting(known, changed[first : first + POINTS_PER_EVENT], datatypes, now))
-    return emitted
+    parts = (changed[first : first + POINTS_PER_EVENT] for first in range(0, len(changed), POINTS_PER_EVENT))
+    return [event for part in parts for event in _fitting(known, part, datatypes, now)]
 
 
 def _fitting(
     known: KnownSession, changed: Sequence[ChangedPoint], datatypes: Mapping[int, Datatype], now: float
 ) -> list[Event]:
+    facts = ([_facts(one) for one in changed],)
     views = [view(one, datatypes) for one in changed]
-    event = session_event(
-        events.SESSION_DATAPOINTS,
-        known,
-        time=changed[-1].point.timestamp,
-        now=now,
-        facts=([_facts(one) for one in changed],),
-        datapoints=views,
-    )
+    at = changed[-1].point.timestamp
+    event = session_event(events.SESSION_DATAPOINTS, known, time=at, now=now, facts=facts, datapoints=views)
     if len(event.data) <= BYTES_PER_EVENT or len(changed) == 1:
         return [event]
     middle = len(changed) // 2
@@ -153,23 +135,7 @@ def _facts(one: ChangedPoint) -> tuple[object, ...]:
 
 
 def view(changed: ChangedPoint, datatypes: Mapping[int, Datatype]) -> DatapointView:
-    point = changed.point
-    meaning = datatypes.get(point.datatype)
-    return DatapointView(
-        series_id=point.series_id,
-        source_device=point.source_device,
-        datatype=point.datatype,
-        name=meaning.name if meaning else None,
-        unit=meaning.unit if meaning else None,
-        timestamp=iso_utc(point.timestamp),
-        min=point.min,
-        max=point.max,
-        avg=point.avg,
-        count=point.count,
-        revision=changed.revision,
-    )
-
-
-def newest_per_series(changed: Iterable[ChangedPoint]) -> dict[str, ChangedPoint]:
-    """The newest datapoint of each series; `changed` is oldest first."""
-    return {one.point.series_id: one for one in changed}
+    point, meaning = changed.point, datatypes.get(changed.point.datatype) or Datatype()
+    identity = (point.series_id, point.source_device, point.datatype, meaning.name, meaning.unit)
+    values = (point.min, point.max, point.avg, point.count)
+    return DatapointView(*identity, iso_utc(point.timestamp), *values, changed.revision)

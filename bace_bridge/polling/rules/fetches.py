@@ -18,6 +18,10 @@ SLOWEST_FETCH = 21_600.0
 MOST_FAILED_FETCHES = 5
 """After so many failed fetches a session's CSV is ready without the datapoints that cannot be had; it is tried on."""
 
+MOST_FAILURES = 3
+"""After so many failed fetches what the cloud breaks on is halved, and left out where it cannot be: a 500 may be a
+hiccup, but halves may be served in another resolution, and they stay."""
+
 INTERVALS_CURRENT = 3
 """Fetch intervals for which what was read last is current."""
 
@@ -41,6 +45,13 @@ def reads_short(known: KnownSession, *, samples: int, cloud_now: float) -> bool:
     if not known.csv_due or count is None or samples >= count or known.short_reads >= MOST_SHORT_READS:
         return False
     return changed is not None and cloud_now - changed < SHORTLY
+
+
+def is_outdated(read: KnownSession, fresh: KnownSession) -> bool:
+    """True where the session list has shown meanwhile that there is something else to read than was `read`."""
+    if (fresh.reading, fresh.session.end) != (read.reading, read.session.end):
+        return True
+    return fresh.csv_due and fresh.session.datapoint_count != read.session.datapoint_count
 
 
 def end_is_due(known: KnownSession, *, read: bool, failed: bool, now: float) -> bool:
@@ -74,33 +85,30 @@ def conclude(
         end = known.session.end
         assert end is not None
         known = msgspec.structs.replace(known, end_emitted=end)
-        facts = (end, known.reopenings)
-        emitted.append(session_event(events.SESSION_ENDED, known, time=end, now=now, facts=facts))
-    if (known.csv_due or known.unread) and read and known.session.state == "ingested" and known.end_emitted is not None:
+        emitted.append(session_event(events.SESSION_ENDED, known, time=end, now=now, facts=(end, known.reopenings)))
+    ingested = known.session.state == "ingested" and not known.removed
+    if (known.csv_due or known.unread) and read and ingested and known.end_emitted is not None:
         known, more = _csv_ready(known, csv_url, now)
         emitted.extend(more)
     if outcome is not None:
-        unread = _something_unread(known, outcome, gave_up=gave_up, left_out=left_out)
+        still_unread = known.unread and outcome in {"failed", "unavailable"}
+        unread = ingested and (gave_up or still_unread or (outcome == "read" and left_out))
         known = msgspec.structs.replace(known, unread=unread, **_counted(known, outcome, now))
         known = msgspec.structs.replace(known, fetch_at=_next_fetch(known, outcome, max(interval, retry_after), now))
     return Observation(known, tuple(emitted))
 
 
 def _counted(known: KnownSession, outcome: Outcome, now: float) -> dict[str, Any]:
-    match outcome:
-        case "failed":
-            return {"failed_fetches": known.failed_fetches + 1}
-        case "read":
-            return {"failed_fetches": 0, "short_reads": 0, "fetched_at": now}
-        case "short":
-            again = {"short_reads": known.short_reads + 1, "reading": known.reading + 1}
-            return {"failed_fetches": 0, "fetched_at": now, **again}
-        case "more":
-            return {"failed_fetches": 0}
-        case "forbidden":
-            return {"fetched_at": None}
-        case "unavailable":
-            return {}
+    shorter = {"short_reads": known.short_reads + 1, "reading": known.reading + 1}
+    counted: dict[Outcome, dict[str, Any]] = {
+        "failed": {"failed_fetches": known.failed_fetches + 1},
+        "read": {"failed_fetches": 0, "short_reads": 0, "fetched_at": now},
+        "short": {"failed_fetches": 0, "fetched_at": now, **shorter},
+        "more": {"failed_fetches": 0},
+        "forbidden": {"fetched_at": None},
+        "unavailable": {},
+    }
+    return counted[outcome]
 
 
 def is_current(known: KnownSession, *, interval: float, now: float) -> bool:
@@ -111,29 +119,15 @@ def is_current(known: KnownSession, *, interval: float, now: float) -> bool:
 
 
 def _csv_ready(known: KnownSession, csv_url: str, now: float) -> tuple[KnownSession, list[Event]]:
-    facts = known.facts_for_csv
+    session, facts = known.session, known.facts_for_csv
     done: dict[str, Any] = {"csv_due": False, "points_since_csv": False, "csv_facts": facts}
     if known.csv_revision is not None and facts == known.csv_facts and not known.points_since_csv:
         return msgspec.structs.replace(known, **done), []
     revision = 0 if known.csv_revision is None else known.csv_revision + 1
     known = msgspec.structs.replace(known, csv_revision=revision, **done)
-    session = known.session
-    time = session.updated_at if session.updated_at is not None else session.end
-    event = session_event(
-        events.SESSION_CSV_READY,
-        known,
-        time=now if time is None else time,
-        now=now,
-        facts=(revision, *facts),
-        csv={"url": csv_url, "revision": revision, "datapoint_count": session.datapoint_count},
-    )
-    return known, [event]
-
-
-def _something_unread(known: KnownSession, outcome: Outcome, *, gave_up: bool, left_out: bool) -> bool:
-    if known.removed or known.session.state != "ingested":
-        return False
-    return gave_up or (outcome == "read" and left_out) or (outcome in {"failed", "unavailable"} and known.unread)
+    at = next((one for one in (session.updated_at, session.end) if one is not None), now)
+    csv = {"url": csv_url, "revision": revision, "datapoint_count": session.datapoint_count}
+    return known, [session_event(events.SESSION_CSV_READY, known, time=at, now=now, facts=(revision, *facts), csv=csv)]
 
 
 def _next_fetch(known: KnownSession, outcome: Outcome, interval: float, now: float) -> float | None:
@@ -148,7 +142,6 @@ def _next_fetch(known: KnownSession, outcome: Outcome, interval: float, now: flo
         return now + interval
     if known.unread:
         changed = max(session.start, session.end, session.created_at or 0.0, session.updated_at or 0.0)
-        wait = min(max(SLOWEST_LATE_FETCH, (now - changed) / 20), SLOWEST_FETCH)
-    else:
-        wait = min(max(interval, (now - session.end) / 20), SLOWEST_LATE_FETCH)
-    return now + wait if known.unread or session.state == "ended" else None
+        return now + min(max(SLOWEST_LATE_FETCH, (now - changed) / 20), SLOWEST_FETCH)
+    wait = min(max(interval, (now - session.end) / 20), SLOWEST_LATE_FETCH)
+    return now + wait if session.state == "ended" else None

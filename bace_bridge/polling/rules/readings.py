@@ -1,7 +1,6 @@
 """What a reading of windows leads to: datapoint events, the windows' new states, and each series' newest point."""
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -14,113 +13,83 @@ from bace_bridge.polling.rules.datapoints import (
     are_raw,
     compare,
     datapoint_events,
-    newest_per_series,
-    samples_emitted,
     view,
 )
 from bace_bridge.polling.rules.sessions import KnownSession
-from bace_bridge.polling.rules.windows import Due, States, Window, WindowState, is_settled, leaf_at
+from bace_bridge.polling.rules.windows import States, Window, WindowState, halves, is_settled, leaf_at
 
 
-def by_window(points: Sequence[Datapoint], due: Due, states: States, *, held: bool) -> dict[Window, list[Datapoint]]:
-    """The points by the window of the grid that they belong to; where the server kept to the bounds that is `due`'s."""
-    if held:
-        return {due.window: list(points)}
-    found: dict[Window, list[Datapoint]] = defaultdict(list)
-    found[due.window] = []
+def by_window(points: Iterable[Datapoint], asked: Window, states: States) -> dict[Window, list[Datapoint]]:
+    """The points by the window in which they are read: all in `asked`, where the server kept to its bounds."""
+    found: dict[Window, list[Datapoint]] = {asked: []}
     for point in points:
-        found[leaf_at(point.timestamp, states)].append(point)
-    return dict(found)
+        inside = asked.start <= point.timestamp < asked.end
+        found.setdefault(asked if inside else leaf_at(point.timestamp, states), []).append(point)
+    return found
 
 
 def absorb(
     known: KnownSession,
     states: States,
-    due: Due,
     served: Mapping[Window, Sequence[Datapoint]],
     emitted: Mapping[Window, Emitted],
     datatypes: Mapping[int, Datatype],
     *,
+    in_part: Window | None = None,
     pages: int,
     now: float,
     cloud_now: float,
 ) -> Changes:
-    """The changes after `served` came back for `due`. The same points again change nothing but the window's state.
+    """The changes after windows were `served`. The same points again change nothing but the windows' states.
 
-    `now` is when they were observed; whether a window is settled is judged by the cloud's time.
+    `in_part` is a window that was read on from where it ended. `now` is when the points were observed; whether a
+    window is settled is judged by the cloud's time.
     """
     windows: list[WindowRead] = []
     changed: list[ChangedPoint] = []
     for window, points in served.items():
         after, new = compare(emitted.get(window, {}), points)
-        whole = window != due.window or due.since <= window.start
-        state = _read_state(
-            known, states.get(window), window, after, points, whole=whole, pages=pages, cloud_now=cloud_now
-        )
+        state = WindowState(*window, known.reading, samples=sum(one.count for one in points))
+        raw_until = max((one.timestamp for one in points), default=None) if are_raw(points) else None
+        if window == in_part and (before := states.get(window)) is not None:
+            added = sum(one.point.count for one in new if not one.revision)
+            raw_until = raw_until if points else before.raw_until
+            state = msgspec.structs.replace(state, samples=before.samples + added, raw_until=raw_until)
+        else:
+            settled = is_settled(window, known, now=cloud_now)
+            state = msgspec.structs.replace(state, settled=settled, raw_until=raw_until if pages > 1 else None)
         windows.append(WindowRead(known.session.id, state, after if new else None))
         changed.extend(new)
     changed.sort(key=lambda one: one.point.timestamp)
+    newest = {one.point.series_id: one for one in changed}.values()
     latest = tuple(
         LatestSeen(
-            device_id=known.session.group_id,
-            source_device=one.point.source_device,
-            datatype=one.point.datatype,
-            timestamp=one.point.timestamp,
-            payload=msgspec.json.encode(view(one, datatypes)),
+            known.session.group_id,
+            one.point.source_device,
+            one.point.datatype,
+            one.point.timestamp,
+            msgspec.json.encode(view(one, datatypes)),
         )
-        for one in newest_per_series(changed).values()
+        for one in newest
     )
     events = tuple(datapoint_events(known, changed, datatypes, now=now))
     return Changes(windows=tuple(windows), latest=latest, events=events)
 
 
-def _read_state(
-    known: KnownSession,
-    before: WindowState | None,
-    window: Window,
-    emitted: Emitted,
-    points: Sequence[Datapoint],
-    *,
-    whole: bool,
-    pages: int,
-    cloud_now: float,
-) -> WindowState:
-    served = {(point.series_id, point.timestamp): point.count for point in points}
-    newest = max((point.timestamp for point in points), default=before.newest if before else None)
-    raw = are_raw(points) and (before is None or before.raw or whole)
-    return WindowState(
-        start=window.start,
-        end=window.end,
-        reading=known.reading,
-        settled=is_settled(window, known, whole=whole, now=cloud_now) and whole,
-        samples=sum(served.values()) if whole else samples_emitted(emitted),
-        pages=pages if whole or before is None else before.pages,
-        raw=raw,
-        newest=newest,
-    )
-
-
-def split(known: KnownSession, parent: Window, parts: Sequence[Window], emitted: Emitted) -> tuple[WindowRead, ...]:
-    """Has a window read in halves from now on; what was emitted of it belongs to its halves."""
-    never_read = known.reading - 1
-    reads = [
-        WindowRead(
-            known.session.id,
-            WindowState(parent.start, parent.end, known.reading, settled=True, split=True),
-            {},
-        )
-    ]
-    for part in parts:
+def split(known: KnownSession, parent: Window, emitted: Emitted) -> tuple[WindowRead, ...]:
+    """Has a window read in halves from now on; what was emitted of it belongs to its halves, which are due."""
+    session_id = known.session.id
+    reads = [WindowRead(session_id, WindowState(*parent, known.reading, settled=True, split=True), {})]
+    for part in halves(parent):
         share = {
             series: {stamp: point for stamp, point in points.items() if part.start <= stamp < part.end}
             for series, points in emitted.items()
         }
-        state = WindowState(part.start, part.end, never_read, samples=samples_emitted(share))
-        reads.append(WindowRead(known.session.id, state, share))
+        reads.append(WindowRead(session_id, WindowState(*part, known.reading - 1), share))
     return tuple(reads)
 
 
 def left_out(known: KnownSession, state: WindowState | None, window: Window) -> WindowState:
     """A window that cannot be read, so that the session's other windows can go on; how often that was so is counted."""
-    before = state or WindowState(window.start, window.end, known.reading)
+    before = state or WindowState(*window, known.reading)
     return msgspec.structs.replace(before, reading=known.reading, settled=True, failures=before.failures + 1)

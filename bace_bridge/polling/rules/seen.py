@@ -56,11 +56,9 @@ class SeenSession(msgspec.Struct, frozen=True):
 class PointsRead(msgspec.Struct, frozen=True):
     """A complete reading of datapoints, each (series, timestamp) once.
 
-    `held` is false where rows lie outside the time that was asked for, `own` where the cloud served rows of other data
-    sessions, too, so that these are only those that can be no other's.
+    `own` is false where the cloud served rows of other data sessions, too: these can be no other's.
     """
 
     points: tuple[Datapoint, ...]
     pages: int
-    held: bool = True
     own: bool = True

@@ -4,7 +4,8 @@ The cloud chooses a resolution by the requested interval. Asking only in windows
 and with it the identity of a datapoint (its series and timestamp), independent of when it was asked.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -32,10 +33,6 @@ DAY = 86400
 EARLIEST_WINDOW = -LATEST_FILTER // SPAN * SPAN
 """Times beyond what a filter may hold cannot be asked for."""
 
-MOST_FAILURES = 3
-"""After so many failed fetches what the cloud breaks on is halved, and left out where it cannot be: a 500 may be a
-hiccup, but halves may be served in another resolution, and they stay."""
-
 
 class Window(NamedTuple):
     """[start, end) in epoch seconds."""
@@ -45,10 +42,11 @@ class Window(NamedTuple):
 
 
 class WindowState(msgspec.Struct, frozen=True):
-    """How far a window has been read; `pages` is what its last reading took.
+    """How far a window has been read.
 
     `samples` is the sum of the counts that the cloud serves of it. What was emitted can sum up to more: a point
-    vanishes from the cloud when a bucket takes it in. `failures` counts how often it was left out.
+    vanishes from the cloud when a bucket takes it in. `raw_until` is the newest point where all of them are raw and
+    take several pages. `failures` counts how often it was left out.
     """
 
     start: int
@@ -57,9 +55,7 @@ class WindowState(msgspec.Struct, frozen=True):
     settled: bool = False
     split: bool = False
     samples: int = 0
-    pages: int = 1
-    raw: bool = False
-    newest: float | None = None
+    raw_until: float | None = None
     failures: int = 0
 
     @property
@@ -70,59 +66,71 @@ class WindowState(msgspec.Struct, frozen=True):
 States = Mapping[Window, WindowState]
 
 
-class Due(NamedTuple):
-    """A window to read; `since` is later than its start where only the newest raw points are asked for."""
-
-    window: Window
-    since: int
-
-
 def window_at(timestamp: float) -> Window:
     start = int(timestamp // SPAN) * SPAN
     return Window(start, start + SPAN)
 
 
-def halves(window: Window) -> tuple[Window, Window] | None:
-    """The window's two halves, on whole minutes; None where it is too short to be halved."""
+def halves(window: Window) -> tuple[Window, ...]:
+    """The window's two halves, on whole minutes; none where it is too short to be halved."""
     minutes = (window.end - window.start) // FINEST_SPAN
-    if minutes <= 1:
-        return None
     middle = window.start + minutes // 2 * FINEST_SPAN
-    return Window(window.start, middle), Window(middle, window.end)
+    return (Window(window.start, middle), Window(middle, window.end)) if minutes > 1 else ()
+
+
+def leaves(window: Window, states: States) -> Iterator[Window]:
+    """The windows in which it is read: itself or, where it was split, its parts."""
+    state = states.get(window)
+    parts = halves(window) if state is not None and state.split else ()
+    for part in parts:
+        yield from leaves(part, states)
+    if not parts:
+        yield window
 
 
 def leaf_at(timestamp: float, states: States) -> Window:
-    """The window of the grid that a point belongs to, following the splits."""
-    window = window_at(timestamp)
-    while (state := states.get(window)) is not None and state.split and (parts := halves(window)) is not None:
-        window = parts[0] if timestamp < parts[0].end else parts[1]
-    return window
+    """The window in which a point is read."""
+    return next(one for one in leaves(window_at(timestamp), states) if timestamp < one.end)
 
 
-def windows_due(
-    known: KnownSession,
-    states: States,
-    *,
-    now: float,
-    days: frozenset[int] | None = None,
-    missing: bool = False,
-) -> list[Due]:
+def windows_due(known: KnownSession, states: States, *, now: float, days: Iterable[int] | None = None) -> list[Window]:
     """The windows of a data session that are to be read now, oldest first.
 
-    `days` (epoch days) restricts them to days on which there is something to read, `missing` to read more of them:
-    settled ones, and those that lie ahead. Without `days` they end after a few more than DIRECT_WINDOWS.
+    `days` (epoch days) restricts them to those on which there is something to read. Without `days` they end after a
+    few more than DIRECT_WINDOWS.
     """
     ahead = max(now, known.session.start, known.newest_point_at or now) + MARGIN
-    if missing or known.session.end is not None:
+    if known.session.end is not None:
         ahead = LATEST_FILTER
-    due: dict[Window, Due] = {}
+    due: set[Window] = set()
     for start in _starts(known, states, now=now) if days is None else _starts_on(days):
-        for one in _due_in(Window(start, start + SPAN), known, states, now=now, missing=missing):
-            if EARLIEST_WINDOW <= start < LATEST_FILTER and one.window.start <= ahead:
-                due[one.window] = one
+        for window in _leaves_at(start, states):
+            state = states.get(window)
+            unread = state is None or state.reading < known.reading or not state.settled
+            if unread and window.start <= ahead:
+                due.add(window)
         if days is None and len(due) > DIRECT_WINDOWS:
             break
-    return sorted(due.values())
+    return sorted(due)
+
+
+def windows_with_more(probe: Mapping[int, int], known: KnownSession, states: States) -> list[Window]:
+    """The windows, also settled ones, of the days (epoch days) on which a probe found more samples than they hold.
+
+    Where the sums never agree, a day counts again only when its sum has changed since the last probe. Before a CSV
+    everything was just read.
+    """
+    found: Counter[int] = Counter()
+    for state in states.values():
+        found[state.start // DAY] += state.samples
+    days = [day for day, samples in probe.items() if samples > found[day] and samples != known.probed.get(day)]
+    windows = [window for start in _starts_on(days) for window in _leaves_at(start, states)]
+    return [one for one in windows if not known.csv_due or one not in states or states[one].reading < known.reading]
+
+
+def _leaves_at(start: int, states: States) -> Iterator[Window]:
+    if EARLIEST_WINDOW <= start < LATEST_FILTER:
+        yield from leaves(Window(start, start + SPAN), states)
 
 
 def _starts(known: KnownSession, states: States, *, now: float) -> Iterator[int]:
@@ -143,29 +151,18 @@ def _starts(known: KnownSession, states: States, *, now: float) -> Iterator[int]
     yield from range(max(first.start, EARLIEST_WINDOW), min(last.end, LATEST_FILTER), SPAN)
 
 
-def _starts_on(days: frozenset[int]) -> Iterator[int]:
+def _starts_on(days: Iterable[int]) -> Iterator[int]:
     return (start for day in sorted(days) for start in range(day * DAY, (day + 1) * DAY, SPAN))
 
 
-def _due_in(window: Window, known: KnownSession, states: States, *, now: float, missing: bool) -> Iterator[Due]:
-    state = states.get(window)
-    if state is not None and state.split and (parts := halves(window)) is not None:
-        for part in parts:
-            yield from _due_in(part, known, states, now=now, missing=missing)
-    elif state is None or state.reading < known.reading or not state.settled or (missing and not known.csv_due):
-        yield Due(window, _since(window, state, known, now=now))
-
-
-def _since(window: Window, state: WindowState | None, known: KnownSession, *, now: float) -> int:
-    """Raw points do not change with the interval, so a large window of them is continued where it ended.
+def read_from(window: Window, state: WindowState | None, known: KnownSession, *, now: float) -> int:
+    """Raw points do not change with the interval, so a window of many of them is continued where it ended.
 
     Once it is time to settle it, it is read as a whole: late points may lie anywhere in it.
     """
-    if is_settled(window, known, whole=True, now=now):
+    if state is None or state.raw_until is None or state.reading < known.reading or is_settled(window, known, now=now):
         return window.start
-    if state is None or not state.raw or state.pages <= 1 or state.newest is None or state.reading < known.reading:
-        return window.start
-    return max(window.start, int(state.newest) - FINEST_SPAN)
+    return max(window.start, int(state.raw_until) - FINEST_SPAN)
 
 
 def left_out_windows(states: States) -> list[Window]:
@@ -174,26 +171,10 @@ def left_out_windows(states: States) -> list[Window]:
     return [one.window for one in sorted(out, key=lambda one: (one.failures, one.start))]
 
 
-def days_with_more(probe: Mapping[int, int], known: KnownSession, states: States) -> frozenset[int]:
-    """The days (epoch days) on which a probe found more samples than the windows.
-
-    Where the sums never agree, a day counts again only when its sum has changed since the last probe.
-    """
-    found: dict[int, int] = {}
-    for state in states.values():
-        found[state.start // DAY] = found.get(state.start // DAY, 0) + state.samples
-    return frozenset(
-        day for day, samples in probe.items() if samples > found.get(day, 0) and samples != known.probed.get(day)
-    )
-
-
-def is_settled(window: Window, known: KnownSession, *, whole: bool, now: float) -> bool:
-    """True when a window need not be read again in this reading."""
-    if known.csv_due or known.unread:
-        return True
-    end = known.session.end
-    over_at = window.end if end is None else min(window.end, end)
-    return whole and now >= over_at + SETTLING
+def is_settled(window: Window, known: KnownSession, *, now: float) -> bool:
+    """True when a window that is read as a whole now need not be read again in this reading."""
+    over_at = window.end if known.session.end is None else min(window.end, known.session.end)
+    return known.csv_due or known.unread or now >= over_at + SETTLING
 
 
 def may_be_forgotten(known: KnownSession, *, unchanged_since: float) -> bool:
