@@ -3,11 +3,20 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import structlog
 
 from bace_bridge.domain.retry import backoff
-from bace_bridge.errors import CloudError, CloudLoginFailed, CloudRefused, CloudUnavailable, UnexpectedReply
+from bace_bridge.errors import (
+    CloudBadGateway,
+    CloudError,
+    CloudLoginFailed,
+    CloudRefused,
+    CloudRequestTooLarge,
+    CloudUnavailable,
+    UnexpectedReply,
+)
 from bace_bridge.polling.needs import PointCloud
 from bace_bridge.polling.reading import BREAKS, Reader, Unreadable, pages
 from bace_bridge.polling.rules.datapoints import Datapoint, are_raw
@@ -33,7 +42,13 @@ MOST_SERIES = 100
 """BACE serves at most 100 series (group x device x datatype) in one request."""
 
 MOST_PARTS = 1000
-"""Datatypes, and source devices, that are asked for one by one."""
+"""Datatypes, and source devices, that are asked for in parts."""
+
+MOST_DATATYPES = 40
+"""Datatypes in one request, at first: the answer's `Link` header repeats them three to five times."""
+
+SAFE_DATATYPES = 10
+"""Datatypes that are asked for to see whether the cloud honours a list of them: no `Link` header is too large."""
 
 TRIES = 2
 """Readings of pages that do not fit together: rows may have come in between."""
@@ -62,6 +77,7 @@ class PointEndpoint:
         self._refused_at = 0.0
         self._keeps_to_sessions: bool | None = None
         self._asked_at = 0.0
+        self.datatypes_at_once: int | None = None
         self._named: set[tuple[str, str]] = set()
 
     @property
@@ -184,7 +200,11 @@ class PointReader:
     async def _whole(self, query: PointQuery) -> list[Page[Datapoint]]:
         for _ in range(TRIES):
             found = await self._all_pages(query)
-            if len({row.series_id for page in found for row in page.items}) >= MOST_SERIES:
+            rows = [row for page in found for row in page.items]
+            if len(query.datatypes) > 1 and not {row.datatype for row in rows} <= {*query.datatypes}:
+                self._endpoint.datatypes_at_once = 1
+                raise TooMuch("the cloud does not honour a list of datatypes")
+            if len({row.series_id for row in rows}) >= MOST_SERIES:
                 raise TooMuch(f"{MOST_SERIES} series or more, and not all of them come in one answer")
             if fit_together(found, one_series=query.of_one_series):
                 return found
@@ -201,16 +221,23 @@ class PointReader:
         return found
 
     async def _page(self, query: PointQuery, number: int) -> Page[Datapoint]:
+        several = len(query.datatypes)
+        ask = partial(self._cloud.point_page, query.params, number, urgency=self._urgency)
         try:
-            return await self._requests.ask(lambda: self._cloud.point_page(query.params, number, urgency=self._urgency))
+            return await self._requests.ask(ask, long=several > 1)
         except CloudRefused as refusal:
             if refusal.status in {400, 422}:
                 raise TooMuch(f"the cloud refuses to answer all series at once: {refusal}") from None
             await self._endpoint.check()
             raise Unreadable(refusal) from None
+        except Unreadable as fault:
+            if several > 1 and isinstance(fault.cause, CloudRequestTooLarge | CloudBadGateway):
+                self._endpoint.datatypes_at_once = several // 2
+                raise TooMuch(f"so many datatypes make the request too long: {fault}") from None
+            raise
 
     async def _by_series(self, query: PointQuery, reason: TooMuch) -> list[Page[Datapoint]]:
-        """By datatype, and what is still too much by source device: the time stays, and so does the resolution."""
+        """By datatypes, and what is still too much by source device: the time stays, and so does the resolution."""
         try:
             datatypes, devices = await self._requests.ask(
                 lambda: self._cloud.series_axes(query.session_id, urgency=self._urgency)
@@ -219,14 +246,33 @@ class PointReader:
             raise reason from None
         if not datatypes or max(len(datatypes), len(devices)) > MOST_PARTS:
             raise reason
+        at_once = await self._datatypes_at_once(datatypes)
         found: list[Page[Datapoint]] = []
-        for datatype in datatypes:
-            part = query._replace(datatype=datatype)
-            with suppress(TooMuch):
+        while datatypes:
+            part = query._replace(datatypes=datatypes[:at_once])
+            try:
                 found += await self._whole(part)
-                continue
-            if not devices:
-                raise reason
-            for device in devices:
-                found += await self._whole(part._replace(source_device=device))
+            except TooMuch:
+                if at_once > 1:
+                    at_once = min(at_once // 2, self._endpoint.datatypes_at_once or 1)
+                    continue
+                if not devices:
+                    raise reason from None
+                for device in devices:
+                    found += await self._whole(part._replace(source_device=device))
+            datatypes = datatypes[at_once:]
         return found
+
+    async def _datatypes_at_once(self, datatypes: tuple[int, ...]) -> int:
+        """Several where the cloud was seen to honour a list: it shows two of them at least, and no other."""
+        asked = datatypes[:SAFE_DATATYPES]
+        if self._endpoint.datatypes_at_once is None and len(asked) > 1:
+            honoured = False
+            with suppress(TooMuch):
+                page = await self._page(PointQuery(self._session.id, datatypes=asked), 1)
+                shown = {row.datatype for row in page.items}
+                honoured = shown <= {*asked}
+                if honoured and len(shown) < 2:  # noqa: PLR2004  # it may have taken the list for one of them
+                    return 1
+            self._endpoint.datatypes_at_once = MOST_DATATYPES if honoured else 1
+        return self._endpoint.datatypes_at_once or 1

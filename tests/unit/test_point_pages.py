@@ -95,11 +95,17 @@ def test_only_the_sessions_own_rows_are_taken_where_all_come() -> None:
 
 
 def test_a_query_is_sorted_and_within_what_a_database_takes() -> None:
-    asked = dict(PointQuery("s1", -(2**40), 2**40, 6000, "device").params)
+    asked = dict(PointQuery("s1", -(2**40), 2**40, (6000,), "device").params)
     assert asked["sort"] == "timestamp_seconds"
     assert asked["filter[timestamp_seconds][gte]"] == str(-(2**31 - 1))
     assert asked["filter[timestamp_seconds][lt]"] == str(2**31 - 1)
     assert (asked["filter[datatype]"], asked["filter[source_device]"]) == ("6000", "device")
+    several = PointQuery("s1", datatypes=(6000, 6001))
+    assert [pair for pair in several.params if "datatype" in pair[0]] == [
+        ("filter[datatype][in][]", "6000"),
+        ("filter[datatype][in][]", "6001"),
+    ]
+    assert not several._replace(source_device="device").of_one_series
     assert dict(PointQuery("s1").params) == {"filter[id_data_session]": "s1", "sort": "timestamp_seconds"}
 
 

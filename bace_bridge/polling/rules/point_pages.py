@@ -18,21 +18,22 @@ class PointQuery(NamedTuple):
     session_id: str
     start: int | None = None
     end: int | None = None
-    datatype: int | None = None
+    datatypes: tuple[int, ...] = ()
     source_device: str | None = None
 
     @property
     def of_one_series(self) -> bool:
-        return self.datatype is not None and self.source_device is not None
+        return len(self.datatypes) == 1 and self.source_device is not None
 
     @property
     def params(self) -> Params:
         """Sorted, since the pages of an answer without an order need not be cut from the same one."""
+        name = "filter[datatype]" if len(self.datatypes) == 1 else "filter[datatype][in][]"
         wanted = (
             ("filter[id_data_session]", self.session_id),
             ("filter[timestamp_seconds][gte]", _filter_value(self.start)),
             ("filter[timestamp_seconds][lt]", _filter_value(self.end)),
-            ("filter[datatype]", self.datatype),
+            *((name, datatype) for datatype in self.datatypes),
             ("filter[source_device]", self.source_device),
             ("sort", "timestamp_seconds"),
         )
