@@ -26,7 +26,7 @@ from bace_bridge.polling.rules.batches import (
 )
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.datapoints import Datapoint, are_raw
-from bace_bridge.polling.rules.followed import Followed, Shown, after_batch, conclude_batch
+from bace_bridge.polling.rules.followed import Followed, Shown, after_batch, conclude_batch, remembered
 from bace_bridge.polling.rules.ranges import halves_of
 from bace_bridge.polling.rules.readings import absorb
 from bace_bridge.polling.rules.sessions import KnownSession
@@ -85,7 +85,7 @@ class BatchFetch:
     def size(self) -> BatchSize:
         return self._points.size
 
-    def plan(self, sessions: Sequence[KnownSession], *, checks: int) -> Plan:
+    async def plan(self, sessions: Sequence[KnownSession], *, checks: int) -> Plan:
         """How these live sessions, those first that are due first, are fetched."""
         now = self._clock()
         if not self._points.is_usable:
@@ -93,6 +93,7 @@ class BatchFetch:
         self._alone = {one: until for one, until in self._alone.items() if 0 < until - now <= ALONE_FOR}
         forgotten = max(FORGOTTEN_AFTER, 4 * self._settings.interval)
         self._followed = {one: it for one, it in self._followed.items() if 0 <= now - it.at < forgotten}
+        await self._remember([one for one in sessions if one.own_group and one.session.id not in self._followed])
         return plan(
             sessions,
             self._followed,
@@ -104,6 +105,21 @@ class BatchFetch:
             cloud_now=self._cloud_now(),
             interval=self._settings.interval,
         )
+
+    async def _remember(self, sessions: Sequence[KnownSession]) -> None:
+        """After a restart what the store tells of them, so that not each one has to be fetched on its own first."""
+        if not sessions:
+            return
+        ids = [one.session.id for one in sessions]
+        states = await self._journal.windows_of(ids)
+        unsettled = {window for one in states.values() for window, state in one.items() if not state.settled}
+        emitted = {window: await self._journal.emitted_of(window, ids) for window in sorted(unsettled)}
+        for known in sessions:
+            one = known.session.id
+            published = {window: emitted[window][one] for window, state in states[one].items() if not state.settled}
+            cloud_now = self._cloud_now()
+            if (it := remembered(known, states[one], published, now=self._clock(), cloud_now=cloud_now)) is not None:
+                self._followed[one] = it
 
     async def alone(self, fetch: DatapointFetch) -> CloudError | None:
         """Makes a fetch of one data session, and notes whether it can be in a batch from now on."""

@@ -235,6 +235,7 @@ class DatapointFetch:
             if outcome == "read":
                 count = self._seen.datapoint_count
                 fresh = replace(fresh, count_fetched=count, probed=self._probed or fresh.probed)
+                fresh = replace(fresh, own_group=self._shown.own_group(fresh))
                 if is_outdated(replace(self._known, session=self._seen), fresh):
                     outcome = "more"
                 elif not left_out and reads_short(fresh, samples=self._samples(), cloud_now=self._cloud_now()):

@@ -44,7 +44,7 @@ class Endpoint(Protocol):
 
 
 class Batches(Protocol):
-    def plan(self, sessions: Sequence[KnownSession], *, checks: int) -> Plan: ...
+    async def plan(self, sessions: Sequence[KnownSession], *, checks: int) -> Plan: ...
     async def read_batch(self, batch: Batch) -> CloudError | None: ...
 
 
@@ -147,7 +147,7 @@ class DatapointLoop:
         live = await self._journal.due_fetches(now + self._interval, LIVE_LOOKED_UP, late=False)
         late = await self._journal.due_fetches(now, LATE_LOOKED_UP, late=True)
         room = FETCHES_AT_ONCE - self._running.total() + self._running[Kind.BATCH]
-        plan = self._batches.plan(
+        plan = await self._batches.plan(
             [one for one in live if one.session.id not in self._in_flight],
             checks=min(room, CHECKS_AT_ONCE - self._running[Kind.CHECK]),
         )

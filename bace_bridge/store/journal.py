@@ -140,6 +140,19 @@ class Journal:
 
         return await self._file.read(work)
 
+    async def windows_of(self, session_ids: Collection[str]) -> dict[str, dict[Window, WindowState]]:
+        marks = ",".join("?" * len(session_ids))
+        query = f"select session_id, state from windows where session_id in ({marks})"  # noqa: S608  # marks only
+
+        def work(connection: sqlite3.Connection) -> dict[str, dict[Window, WindowState]]:
+            found: dict[str, dict[Window, WindowState]] = {one: {} for one in session_ids}
+            for session_id, text in connection.execute(query, tuple(session_ids)):
+                state = msgspec.json.decode(text, type=WindowState)
+                found[session_id][state.window] = state
+            return found
+
+        return await self._file.read(work)
+
     async def emitted(self, session_id: str, windows: Collection[Window]) -> dict[Window, Emitted]:
         """What was emitted of these windows; empty for those that were never read."""
         query = 'select told from windows where session_id = ? and start = ? and "end" = ?'

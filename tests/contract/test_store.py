@@ -181,6 +181,8 @@ async def test_visits_live_sessions_first_then_the_newest_history(store: Store) 
     every = ["live-first", "live-late", "history-new", "history-old"]
     assert ids(await journal.due_fetches(NOON, 10)) == every
     assert ids(await journal.due_fetches(NOON, 3)) == every[:3]
+    assert ids(await journal.due_fetches(NOON, 10, late=False)) == every[:2]
+    assert ids(await journal.due_fetches(NOON, 10, late=True)) == every[2:]
     assert await journal.next_fetch_at(without=[]) == NOON - 50
     assert await journal.next_fetch_at(without=["history-old", "history-new"]) == NOON - 20
     assert await journal.next_fetch_at(without=every) == NOON + 0.5
@@ -197,6 +199,20 @@ async def test_what_was_told_of_a_window_stays_where_nothing_new_came(store: Sto
     assert await store.journal.emitted("s1", [hour, other]) == {hour: told, other: {}}
     await store.journal.commit(Changes(windows=(WindowRead("s1", WindowState(0, 3600, 1, split=True), {}),)))
     assert await store.journal.emitted("s1", [hour]) == {hour: {}}
+
+
+async def test_windows_of_several_sessions_are_read_at_once(store: Store) -> None:
+    hour, other = Window(0, 3600), Window(3600, 7200)
+    told: dict[str, Emitted] = {one: {one: {5.0: EmittedPoint(1.0, 1.0, 1.0, 1, 0)}} for one in ("s1", "s2", "s3")}
+    reads = [WindowRead(one, WindowState(*hour, 0), told[one]) for one in told]
+    await store.journal.commit(Changes(windows=(*reads, WindowRead("s1", WindowState(*other, 0), {}))))
+    assert await store.journal.windows_of(["s1", "s2", "new"]) == {
+        "s1": {hour: WindowState(*hour, 0), other: WindowState(*other, 0)},
+        "s2": {hour: WindowState(*hour, 0)},
+        "new": {},
+    }
+    assert await store.journal.emitted_of(hour, ["s1", "s2", "new"]) == {"s1": told["s1"], "s2": told["s2"], "new": {}}
+    assert await store.journal.emitted_of(other, ["s1", "s2"]) == {"s1": {}, "s2": {}}
 
 
 async def test_a_commit_happens_as_a_whole_or_not_at_all(store: Store) -> None:

@@ -131,7 +131,7 @@ class Watching:
         """What the fetches that are due led to, those of active data sessions in batches; the list is not polled."""
         before = await self.all_events()
         live = await self.journal.due_fetches(self.clock() + self.settings.interval, 1000, late=False)
-        plan = self.batches.plan(live, checks=checks)
+        plan = await self.batches.plan(live, checks=checks)
         for batch in plan.batches:
             assert await self.batches.read_batch(batch) is None
         for known in (*plan.singles, *plan.checks):

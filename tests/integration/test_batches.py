@@ -217,7 +217,7 @@ async def test_an_outage_makes_no_batch_smaller(clock: Clock, tmp_path: Path) ->
         size = watch.batches.size
         clock.forward(INTERVAL)
         due = await watch.journal.due_fetches(clock(), 100)
-        (batch, *_) = watch.batches.plan(due, checks=0).batches
+        (batch, *_) = (await watch.batches.plan(due, checks=0)).batches
         watch.server.faults.answer(POINTS, status=502, times=100)
         assert isinstance(await watch.batches.read_batch(batch), CloudBadGateway)
         assert watch.batches.size == size
@@ -240,7 +240,7 @@ async def test_batches_that_take_the_cloud_too_long_are_made_smaller(clock: Cloc
             for session in fleet.sessions:
                 fleet.measure(session)
             await watch.poll.poll()
-            plan = watch.batches.plan(await watch.journal.due_fetches(clock(), 100), checks=2)
+            plan = await watch.batches.plan(await watch.journal.due_fetches(clock(), 100), checks=2)
             for batch in plan.batches:
                 await watch.batches.read_batch(batch)
             for known in plan.singles:
@@ -249,6 +249,34 @@ async def test_batches_that_take_the_cloud_too_long_are_made_smaller(clock: Cloc
         before = len(watch.server.requests)
         await fleet.goes_on(watch, 3)
         assert batches(watch, before)
+        await check(watch, cloud, fleet.sessions)
+
+
+async def test_after_a_restart_what_was_fetched_together_still_is(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 12)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 30)
+        watch.batches = watch.made_anew()
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 4)
+        assert not any(alone(watch, one, before) for one in fleet.sessions)
+        since = {dict(one.query)["filter[timestamp_seconds][gte]"] for one in batches(watch, before)}
+        assert str(int(NOON)) not in since
+        moved, spare = fleet.sessions[0], cloud.add_device("BaceGo-spare")
+        clock.forward(1)
+        cloud.move_session(moved, spare.id_group)
+        watch.batches = watch.made_anew()
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 4)
+        assert not any(moved in ids(one) for one in batches(watch, before))
+        watch.batches = watch.made_anew()
+        clock.forward(3 * 3600)
+        for session in fleet.sessions:
+            fleet.measure(session, at=clock.now - 5000)
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 3)
+        assert all(alone(watch, one, before) for one in fleet.sessions)
         await check(watch, cloud, fleet.sessions)
 
 

@@ -49,8 +49,8 @@ class Line:
             pause=self._pause,
         )
 
-    def plan(self, sessions: Sequence[KnownSession], *, checks: int) -> Plan:
-        return self._watch.batches.plan(sessions, checks=checks)
+    async def plan(self, sessions: Sequence[KnownSession], *, checks: int) -> Plan:
+        return await self._watch.batches.plan(sessions, checks=checks)
 
     async def read_batch(self, batch: Batch) -> CloudError | None:
         self.read += [member.id for member in batch.members]

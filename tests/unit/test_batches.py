@@ -22,7 +22,7 @@ from bace_bridge.polling.rules.batches import (
     windows_due,
 )
 from bace_bridge.polling.rules.changes import Changes, WindowRead
-from bace_bridge.polling.rules.datapoints import Datapoint
+from bace_bridge.polling.rules.datapoints import Datapoint, Emitted, EmittedPoint
 from bace_bridge.polling.rules.followed import (
     MOST_ROUNDS,
     SILENT_ROUNDS,
@@ -31,6 +31,7 @@ from bace_bridge.polling.rules.followed import (
     after_batch,
     conclude_batch,
     follow,
+    remembered,
 )
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.polling.rules.windows import SETTLING, Window, WindowState, window_at
@@ -314,6 +315,44 @@ def test_a_count_that_never_fits_is_looked_into_ever_more_rarely() -> None:
         assert found is not None
         patience.append(found.patience)
     assert patience == [2, 4, 8, 1]
+
+
+def published(*stamps: float, series: str = "s1-0", count: int = 1) -> Emitted:
+    return {series: {stamp: EmittedPoint(1.0, 1.0, 1.0, count, 0) for stamp in stamps}}
+
+
+def test_what_the_store_tells_after_a_restart() -> None:
+    known = session(1, own_group="g1", newest_point_at=NOW - 1)
+    known = replace(known, session=replace(known.session, start=NOON + 700.0))
+    states = {HOUR: WindowState(*HOUR, 0, samples=2)}
+    rows = {HOUR: published(NOW - 1, NOW - 16)}
+    found = remembered(known, states, rows, now=NOW, cloud_now=NOW)
+    assert found is not None
+    assert (found.series, found.newest, found.raw, found.owed) == (frozenset({"s1-0"}), {HOUR: NOW - 1}, True, 98)
+    aggregates = remembered(known, states, {HOUR: published(NOW - 1, NOW - 16, count=2)}, now=NOW, cloud_now=NOW)
+    assert aggregates is not None
+    assert not aggregates.raw
+    assert remembered(known, states, {}, now=NOW, cloud_now=NOW) is None, "no series is known"
+    assert remembered(replace(known, own_group=None), states, rows, now=NOW, cloud_now=NOW) is None
+    assert remembered(replace(known, own_group="g2"), states, rows, now=NOW, cloud_now=NOW) is None
+    later = HOUR.end + 3700.0
+    assert remembered(known, states, rows, now=later, cloud_now=later) is None, "an hour between was never read"
+    assert remembered(known, states, rows, now=later - 3600, cloud_now=later - 3600) is not None
+
+
+@pytest.mark.parametrize(
+    ("groups", "own", "found"),
+    [
+        (["g1"], True, "g1"),
+        (["g1", "g2"], True, None),
+        ([None], True, None),
+        (["g1"], False, None),
+        ([], True, "before"),
+    ],
+)
+def test_the_group_that_is_kept_is_that_of_all_rows(groups: list[str | None], own: bool, found: str | None) -> None:
+    shown = Shown(series=frozenset((f"{one}", one) for one in groups), own=own)
+    assert shown.own_group(session(1, own_group="before")) == found
 
 
 def test_what_cannot_be_in_a_batch() -> None:

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from bace_bridge.polling.rules.datapoints import Datapoint
+from bace_bridge.polling.rules.datapoints import Datapoint, Emitted
 from bace_bridge.polling.rules.sessions import KnownSession
-from bace_bridge.polling.rules.windows import FINEST_SPAN, SETTLING, SPAN, States, Window, WindowState
+from bace_bridge.polling.rules.windows import FINEST_SPAN, SETTLING, SPAN, States, Window, WindowState, windows_due
 
 SILENT_ROUNDS = 5
 """Batches without a row of a session after which it is fetched on its own."""
@@ -28,6 +28,13 @@ class Shown(msgspec.Struct, frozen=True):
     rate: float = 0.0
     raw: bool = False
     own: bool = True
+
+    def own_group(self, known: KnownSession) -> str | None:
+        """The group of the data session, where it is that of all its rows; without rows what it was before."""
+        groups = {group for _, group in self.series}
+        if not groups:
+            return known.own_group
+        return known.session.group_id if self.own and groups == {known.session.group_id} else None
 
     def with_rows(self, served: Mapping[Window, Sequence[Datapoint]], *, since: int, own: bool) -> "Shown":
         """And these rows, of windows of which the first one was asked for from `since` on."""
@@ -126,6 +133,29 @@ def follow(
     vain = before is not None and owed > before.owed
     patience = min(MOST_ROUNDS, 2 * before.patience) if before is not None and vain else 1
     return msgspec.structs.replace(made, owed=owed, patience=patience)
+
+
+def remembered(
+    known: KnownSession, states: States, emitted: Mapping[Window, Emitted], *, now: float, cloud_now: float
+) -> Followed | None:
+    """What the store tells of a data session after a restart; None where it has to be fetched on its own first.
+
+    `emitted` is what was published of its windows that are not settled.
+    """
+    group_id = known.session.group_id
+    due = windows_due(known, states, now=cloud_now)
+    gap = any(one not in states and one.end <= cloud_now for one in due)
+    if known.own_group != group_id or gap:
+        return None
+    shown = Shown()
+    for window, points in emitted.items():
+        rows = [
+            Datapoint(series, "", 0, at, None, None, None, point.count, group_id)
+            for series, found in points.items()
+            for at, point in found.items()
+        ]
+        shown = shown.with_rows({window: rows}, since=window.start, own=True)
+    return follow(known, states, shown, None, now=now)
 
 
 def are_samples(rows: Sequence[Datapoint]) -> bool:
