@@ -113,11 +113,15 @@ async def test_late_points_and_corrections_are_published(clock: Clock, tmp_path:
         await fleet.goes_on(watch, 1)
         await check(watch, cloud, fleet.sessions)
         fleet.measure(late, at=clock.now - 400)
-        fleet.measure(corrected, at=clock.now - 1 - 28 * INTERVAL)
-        await fleet.goes_on(watch, 3)
+        await fleet.goes_on(watch, 5)
+        await check(watch, cloud, fleet.sessions)
+        assert not any(alone(watch, one, before) for one in fleet.sessions), "every fourth round looks further back"
+        fleet.measure(late, at=clock.now - 700)
+        fleet.measure(corrected, at=clock.now - 1 - 35 * INTERVAL)
+        await fleet.goes_on(watch, 12)
         assert [alone(watch, one, before) for one in (soon, late, corrected)] == [0, 1, 0]
-        await fleet.goes_on(watch, 45)
-        assert alone(watch, corrected, before) >= 1
+        clock.forward(3600)
+        await fleet.goes_on(watch, 8)
         await check(watch, cloud, fleet.sessions)
         found = published(await watch.all_events())
         assert max(len(chain) for chain in found.values()) == 2

@@ -144,7 +144,8 @@ async def test_what_is_under_way_is_bounded_and_not_begun_again(clock: Clock, tm
     cloud = simulated(clock)
     fleet = Fleet(cloud, clock, 130, series=1)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await fleet.goes_on(watch, 41)  # all of them are to be checked
+        await fleet.goes_on(watch, 10)
+        clock.forward(4300)  # the hour is to be settled, of all of them
         late = [cloud.open_session(cloud.add_device(f"BaceGo-late-{one}").id_group) for one in range(6)]
         new = [cloud.open_session(cloud.add_device(f"BaceGo-new-{one}").id_group) for one in range(2)]
         for session in late:

@@ -10,10 +10,11 @@ from msgspec.structs import replace
 from bace_bridge.polling.rules.batch_size import FAILURE_COUNTS_FOR, FIRST_SIZE, GOOD_BEFORE_GROWTH, MOST_IDS, BatchSize
 from bace_bridge.polling.rules.batches import (
     BACK,
+    FURTHER_BACK,
+    LATE_EVERY,
     LEAST_IDS,
     MOST_BACK,
     MOST_SERIES,
-    OVER_EVERY,
     Member,
     Plan,
     as_partial,
@@ -24,7 +25,7 @@ from bace_bridge.polling.rules.batches import (
 from bace_bridge.polling.rules.changes import Changes, WindowRead
 from bace_bridge.polling.rules.datapoints import Datapoint, Emitted, EmittedPoint
 from bace_bridge.polling.rules.followed import (
-    MOST_ROUNDS,
+    FIRST_PATIENCE,
     SILENT_ROUNDS,
     Followed,
     Shown,
@@ -207,6 +208,15 @@ def test_samples_are_read_again_as_far_as_the_rows_fit() -> None:
     assert batch._replace(members=batch.members[:2]).query(HOUR).start == int(NOW) - 10 - 140
 
 
+def test_what_misses_something_is_read_further_back_in_every_fourth_round() -> None:
+    sessions = [session(one) for one in range(12)]
+    followed = {one.session.id: well(one, missing=int(one.session.id in {"s2", "s7"})) for one in sessions}
+    found = [planned(sessions, followed, rows=10, now=NOW + INTERVAL * one).batches for one in range(LATE_EVERY)]
+    further = [(ids_of, batch.back) for one in found for batch in one if (ids_of := [m.id for m in batch.members])]
+    assert ((["s2", "s7"], FURTHER_BACK)) in further
+    assert sorted(back for _, back in further) == [BACK] * LATE_EVERY + [FURTHER_BACK]
+
+
 def test_a_window_that_is_over_is_read_for_a_minute_then_now_and_then_and_never_for_the_last_time() -> None:
     known = session(1, newest_point_at=NOON - 1.0)
     member = Member(known, well(known, windows={BEFORE: WindowState(*BEFORE, 0), HOUR: WindowState(*HOUR, 0)}))
@@ -222,7 +232,7 @@ def test_it_is_the_same_round_for_all_in_which_a_window_that_is_over_is_read() -
     sessions = [session(one, fetch_at=NOON) for one in range(6)]
     windows = {BEFORE: WindowState(*BEFORE, 0), HOUR: WindowState(*HOUR, 0)}
     followed = {one.session.id: well(one, windows=windows) for one in sessions}
-    times = [NOON + 300 + INTERVAL * one for one in range(OVER_EVERY)]
+    times = [NOON + 300 + INTERVAL * one for one in range(LATE_EVERY)]
     found = [len(planned(sessions, followed, now=now).batches[0].windows) for now in times]
     assert sorted(found) == [1, 1, 1, 2]
 
@@ -240,8 +250,7 @@ def test_the_windows_of_a_device_whose_clock_is_ahead_are_read() -> None:
         {"windows": {BEFORE: WindowState(*BEFORE, 0)}},
         {"silent": SILENT_ROUNDS},
         {"silent": 1, "count": 99},
-        {"rounds": 4, "patience": 4, "missing": 3, "owed": 2},
-        {"rounds": MOST_ROUNDS},
+        {"lacking": 4, "patience": 4},
     ],
 )
 def test_only_a_fetch_of_its_own_proves_that_there_is_no_more(odd: dict[str, Any]) -> None:
@@ -253,9 +262,7 @@ def test_only_a_fetch_of_its_own_proves_that_there_is_no_more(odd: dict[str, Any
     assert members(found) == [[one for one in ids(sessions) if one != "s2"]]
 
 
-@pytest.mark.parametrize(
-    "fine", [{"silent": 1}, {"missing": 3, "owed": 3, "rounds": 9}, {"missing": 3, "rounds": 3, "patience": 4}]
-)
+@pytest.mark.parametrize("fine", [{"silent": 1}, {"missing": 3, "owed": 2}, {"lacking": 3, "patience": 4}])
 def test_silence_of_a_round_or_a_count_that_never_fits_is_no_reason(fine: dict[str, Any]) -> None:
     sessions = [session(one) for one in range(10)]
     followed = {one.session.id: well(one, **fine) for one in sessions}
@@ -264,7 +271,7 @@ def test_silence_of_a_round_or_a_count_that_never_fits_is_no_reason(fine: dict[s
 
 def test_what_finds_no_place_for_a_check_stays_in_its_batch() -> None:
     sessions = [session(one) for one in range(10)]
-    followed = {one.session.id: well(one, rounds=MOST_ROUNDS) for one in sessions}
+    followed = {one.session.id: well(one, silent=SILENT_ROUNDS) for one in sessions}
     found = planned(sessions, followed, checks=2)
     assert ids(found.checks) == ["s0", "s1"]
     assert members(found) == [ids(sessions[2:])]
@@ -314,7 +321,7 @@ def test_a_count_that_never_fits_is_looked_into_ever_more_rarely() -> None:
         found = follow(known, {HOUR: WindowState(*HOUR, 0, samples=samples)}, shown(known), found, now=NOW)
         assert found is not None
         patience.append(found.patience)
-    assert patience == [2, 4, 8, 1]
+    assert patience == [2 * FIRST_PATIENCE, 4 * FIRST_PATIENCE, 8 * FIRST_PATIENCE, FIRST_PATIENCE]
 
 
 def published(*stamps: float, series: str = "s1-0", count: int = 1) -> Emitted:
@@ -401,10 +408,10 @@ def test_silence_is_counted_until_a_row_comes() -> None:
     known = session(1)
     once = after_batch(well(known), {}, Shown(), count=103, now=NOW)
     twice = after_batch(once, {}, Shown(), count=106, now=NOW + 15)
-    assert (twice.silent, twice.rounds, twice.count, twice.missing) == (2, 2, 100, 6)
+    assert (twice.silent, twice.lacking, twice.count, twice.missing) == (2, 2, 100, 6)
     state = WindowState(*HOUR, 0, samples=106)
     spoken = after_batch(twice, {HOUR: state}, shown(known), count=106, now=NOW + 30)
-    assert (spoken.silent, spoken.rounds, spoken.count, spoken.missing) == (0, 3, 106, 0)
+    assert (spoken.silent, spoken.lacking, spoken.count, spoken.missing) == (0, 0, 106, 0)
 
 
 def test_a_session_is_due_again_after_a_batch() -> None:

@@ -22,17 +22,20 @@ from bace_bridge.polling.rules.windows import FINEST_SPAN, SETTLING, Window, Win
 LEAST_IDS = 5
 """Fewer sessions are fetched one by one: that costs little, and each time all of their windows are read as a whole."""
 
-MOST_SERIES = 90
+MOST_SERIES = 95
 """Known series in one request: BACE serves 100, and there may be new ones."""
 
 BACK = FINEST_SPAN
 MOST_BACK = 300
 """Seconds before its newest sample from which a window is read on, at least and at most: some samples come late."""
 
+FURTHER_BACK = 480
+"""Seconds before it in every fourth round for the data sessions of which something is missing."""
+
 OVER_FOR = 60.0
 """Seconds after its end from which a window is read in every fourth round only: what comes now is late anyway."""
 
-OVER_EVERY = 4
+LATE_EVERY = 4
 
 AHEAD = 120.0
 """Seconds past its newest point that are read of a device whose clock is ahead of ours."""
@@ -138,9 +141,9 @@ def plan(
     ][: max(0, checks - len(singles))]
     together = [one for one in together if one not in to_check]
     # By the clock, so that it is the same round for all.
-    over = int(now // interval) % OVER_EVERY == 0
+    late = int(now // interval) % LATE_EVERY == 0
     return Plan(
-        tuple(_packed(together, size=size, rows=rows, over=over, now=now, cloud_now=cloud_now)),
+        tuple(_packed(together, size=size, rows=rows, late=late, now=now, cloud_now=cloud_now)),
         tuple(singles),
         tuple(one.known for one in to_check),
     )
@@ -151,18 +154,18 @@ def is_due(known: KnownSession, now: float) -> bool:
 
 
 def _packed(
-    members: Sequence[Member], *, size: int, rows: int, over: bool, now: float, cloud_now: float
+    members: Sequence[Member], *, size: int, rows: int, late: bool, now: float, cloud_now: float
 ) -> Iterator[Batch]:
-    alike: dict[tuple[tuple[Window, ...], bool], list[Member]] = defaultdict(list)
+    alike: dict[tuple[tuple[Window, ...], bool, bool], list[Member]] = defaultdict(list)
     for member in members:
-        windows = windows_due(member, cloud_now=cloud_now, over=over)
+        windows = windows_due(member, cloud_now=cloud_now, over=late)
         lately = all(member.since(window) >= cloud_now - LATELY for window in windows)
-        alike[windows, lately].append(member)
-    for (windows, _), candidates in alike.items():
+        alike[windows, lately, late and member.followed.misses_something].append(member)
+    for (windows, _, further), candidates in alike.items():
         for chunk in _chunks(candidates, size):
             if not is_due(chunk[0].known, now):
                 break
-            yield Batch(chunk, windows, _back(chunk, rows))
+            yield Batch(chunk, windows, FURTHER_BACK if further else _back(chunk, rows))
 
 
 def _back(members: Sequence[Member], rows: int) -> int:

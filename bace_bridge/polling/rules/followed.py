@@ -12,8 +12,8 @@ from bace_bridge.polling.rules.windows import FINEST_SPAN, SETTLING, SPAN, State
 SILENT_ROUNDS = 5
 """Batches without a row of a session after which it is fetched on its own."""
 
-MOST_ROUNDS = 40
-"""Batches after which a session is fetched on its own: late points and corrections are read so."""
+FIRST_PATIENCE, MOST_PATIENCE = 8, 256
+"""Batches after which a session is fetched on its own because something is missing that they looked for."""
 
 
 class Shown(msgspec.Struct, frozen=True):
@@ -55,8 +55,8 @@ class Followed(msgspec.Struct, frozen=True):
 
     `windows` are those that are not settled, `samples` counts those of the others. `missing` is by how much its row's
     `datapoint_count` exceeded all samples at the end, `owed` what it was after that fetch; `count` is the row's when a
-    row of it came last. `silent` counts the batches in a row that showed nothing of it, `rounds` all since that fetch;
-    so many of them as its `patience` pass before it is fetched because of what is missing.
+    row of it came last. `silent` counts the batches in a row that showed nothing of it, `lacking` those after which
+    something was missing; after so many as its `patience` it is fetched on its own.
     `doubts` counts the rows of a series that no such fetch had shown: then the next one is its own (`alone`).
     """
 
@@ -73,8 +73,8 @@ class Followed(msgspec.Struct, frozen=True):
     owed: int = 0
     missing: int = 0
     silent: int = 0
-    rounds: int = 0
-    patience: int = 1
+    lacking: int = 0
+    patience: int = FIRST_PATIENCE
     doubts: int = 0
     alone: bool = False
 
@@ -88,14 +88,18 @@ class Followed(msgspec.Struct, frozen=True):
         """How many samples there are, by this `datapoint_count`, that were not seen."""
         return max(0, (count or 0) - self.samples - sum(state.samples for state in self.windows.values()))
 
+    @property
+    def misses_something(self) -> bool:
+        """True where the row says that samples have come which no batch has shown."""
+        return self.missing > self.owed
+
     def is_to_be_checked(self, known: KnownSession, *, cloud_now: float) -> bool:
         """True where only a fetch of its own can tell what is true: a batch proves no silence and settles no window."""
         return (
             any(cloud_now >= window.end + SETTLING for window in self.windows)
             or self.silent >= SILENT_ROUNDS
             or (self.silent > 0 and known.session.datapoint_count != self.count)
-            or (self.rounds >= self.patience and self.missing > self.owed)
-            or self.rounds >= MOST_ROUNDS
+            or self.lacking >= self.patience
         )
 
 
@@ -131,7 +135,7 @@ def follow(
     owed = made.lacks(count)
     # Where a count never fits, its sessions are not fetched again and again.
     vain = before is not None and owed > before.owed
-    patience = min(MOST_ROUNDS, 2 * before.patience) if before is not None and vain else 1
+    patience = min(MOST_PATIENCE, 2 * before.patience) if before is not None and vain else FIRST_PATIENCE
     return msgspec.structs.replace(made, owed=owed, patience=patience)
 
 
@@ -176,10 +180,10 @@ def after_batch(
         newest={**followed.newest, **shown.newest},
         count=count if shown.newest else followed.count,
         silent=0 if shown.newest else followed.silent + 1,
-        rounds=followed.rounds + 1,
         at=now,
     )
-    return msgspec.structs.replace(after, missing=after.lacks(count))
+    after = msgspec.structs.replace(after, missing=after.lacks(count))
+    return msgspec.structs.replace(after, lacking=after.lacking + 1 if after.misses_something else 0)
 
 
 def conclude_batch(
