@@ -112,7 +112,7 @@ async def test_late_points_and_corrections_are_published(clock: Clock, tmp_path:
         fleet.measure(soon, at=clock.now - 1 - 10 * INTERVAL)
         await fleet.goes_on(watch, 1)
         await check(watch, cloud, fleet.sessions)
-        fleet.measure(late, at=clock.now - 400)
+        fleet.measure(late, at=clock.now - 330)
         await fleet.goes_on(watch, 5)
         await check(watch, cloud, fleet.sessions)
         assert not any(alone(watch, one, before) for one in fleet.sessions), "every fourth round looks further back"

@@ -29,7 +29,7 @@ BACK = FINEST_SPAN
 MOST_BACK = 300
 """Seconds before its newest sample from which a window is read on, at least and at most: some samples come late."""
 
-FURTHER_BACK = 480
+FURTHER_BACK = 360
 """Seconds before it in every fourth round for the data sessions of which something is missing."""
 
 OVER_FOR = 60.0
