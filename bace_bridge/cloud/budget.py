@@ -1,15 +1,20 @@
 """The account-wide request budget: how often the bridge asks, and whose turn it is."""
 
 import asyncio
-import heapq
-import itertools
+from collections import deque
 from collections.abc import Callable
 
 from bace_bridge.polling.rules.seen import Urgency
 
+MOST_SESSIONS_IN_A_ROW = 2
+"""Turns of the session list in a row while live datapoints wait: polls that never end must not starve them."""
+
+BACKLOG_SHARE = 10
+"""While others wait, too, one turn of so many is the backlog's."""
+
 
 class RequestBudget:
-    """At most `per_minute` requests in any minute, a quarter of them at once, the most urgent first.
+    """At most `per_minute` requests in any minute, a quarter of them at once; the more urgent go first, but not alone.
 
     `silence` keeps every request back, as the cloud's rate limit wants it: a rejected call restarts its clock.
     """
@@ -21,14 +26,15 @@ class RequestBudget:
         self._clock = clock
         self._filled_at = clock()
         self._silent_until = 0.0
-        self._queue: list[tuple[Urgency, int, asyncio.Future[None]]] = []
-        self._order = itertools.count()
+        self._queues: dict[Urgency, deque[asyncio.Future[None]]] = {urgency: deque() for urgency in Urgency}
+        self._sessions_in_a_row = 0
+        self._before_backlog = 0
         self._timer: asyncio.TimerHandle | None = None
 
     async def turn(self, urgency: Urgency) -> None:
         """Returns when a request may be made."""
         turn = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._queue, (urgency, next(self._order), turn))
+        self._queues[urgency].append(turn)
         self.release()
         try:
             await turn
@@ -53,14 +59,33 @@ class RequestBudget:
         now = self._clock()
         self._tokens = min(self._burst, self._tokens + max(0.0, now - self._filled_at) * self._rate)
         self._filled_at = now
-        while self._queue and self._tokens >= 1 and now >= self._silent_until:
-            _, _, turn = heapq.heappop(self._queue)
-            if not turn.done():
-                self._tokens -= 1
-                turn.set_result(None)
-        if self._queue:
+        while self._tokens >= 1 and now >= self._silent_until and (urgency := self._next()) is not None:
+            self._queues[urgency].popleft().set_result(None)
+            self._tokens -= 1
+            self._count(urgency)
+        if any(self._queues.values()):
             wait = max(self._silent_until - now, (1 - self._tokens) / self._rate)
             self._wake_in(max(wait, 0.001))
+
+    def _next(self) -> Urgency | None:
+        """Whose turn it is: the most urgent one's, unless another one has waited for its share."""
+        for queue in self._queues.values():
+            while queue and queue[0].done():  # cancelled
+                queue.popleft()
+        waiting = [urgency for urgency, queue in self._queues.items() if queue]
+        if Urgency.BACKLOG in waiting and self._before_backlog >= BACKLOG_SHARE - 1:
+            return Urgency.BACKLOG
+        if Urgency.LIVE in waiting and self._sessions_in_a_row >= MOST_SESSIONS_IN_A_ROW:
+            return Urgency.LIVE
+        return min(waiting, default=None)
+
+    def _count(self, urgency: Urgency) -> None:
+        if urgency is Urgency.SESSIONS:
+            self._sessions_in_a_row += 1
+        elif urgency is Urgency.LIVE:
+            self._sessions_in_a_row = 0
+        backlog_waits = urgency is not Urgency.BACKLOG and bool(self._queues[Urgency.BACKLOG])
+        self._before_backlog = self._before_backlog + 1 if backlog_waits else 0
 
     def _wake_in(self, seconds: float) -> None:
         if self._timer is not None:
