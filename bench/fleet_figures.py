@@ -103,12 +103,12 @@ def summary(ages: Sequence[float]) -> dict[str, float | None]:
     return {name: None if age == inf else age for name, age in found.items()}
 
 
-def counted(requests: Iterable[Asked], since: float, until: float) -> Requests:
+def counted(requests: Sequence[Asked], since: float, until: float) -> Requests:
     within = [one for one in requests if since <= one.at < until]
     minutes = max(until - since, 1.0) / 60
     kinds = Counter(one.kind for one in within)
     datapoints = [one for one in within if one.kind == "datapoints"]
-    a_round = round_seconds(datapoints)
+    a_round = round_seconds(requests, since, until)
     return Requests(
         seconds=until - since,
         total=len(within),
@@ -121,14 +121,14 @@ def counted(requests: Iterable[Asked], since: float, until: float) -> Requests:
     )
 
 
-def round_seconds(datapoints: Iterable[Asked]) -> float | None:
-    """The median of the times from one reading of a session's newest points to the next."""
+def round_seconds(requests: Iterable[Asked], since: float = -inf, until: float = inf) -> float | None:
+    """The median of the times from one reading of a session's newest points, in that time, to the next one."""
     turns: dict[str, list[float]] = defaultdict(list)
-    for one in datapoints:
+    for one in requests:
         if one.is_live and one.status == 200:
             for name in one.names:
                 turns[name].append(one.at)
-    gaps = [after - before for each in turns.values() for before, after in pairwise(each)]
+    gaps = [after - at for each in turns.values() for at, after in pairwise(each) if since <= at < until]
     return statistics.median(gaps) if gaps else None
 
 

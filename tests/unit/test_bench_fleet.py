@@ -181,4 +181,5 @@ def test_a_turn_is_a_request_for_what_is_new() -> None:
     assert [request.is_live for request in requests] == [True, False, False, True, True]
     assert requests[-1].names == ["a", "b"]
     assert round_seconds(requests) == 30
+    assert round_seconds(requests, until=120) == 20
     assert round_seconds(requests[:1]) is None
