@@ -26,6 +26,9 @@ from bench.fleet_oracle import judge, last_values
 from bench.fleet_points import HOUR, Made, Plan
 from bench.inbox import Inbox, inbox
 
+LAST_READING = 900.0
+"""Seconds for the final readings of the sessions that miss points; what has not come then counts as lost."""
+
 
 class Used:
     """CPU seconds of the bridge and of the simulated cloud since this was made."""
@@ -96,7 +99,8 @@ async def follow(given: argparse.Namespace, source: processes.Cloud, box: Inbox,
         incomplete = sorted({made[value].session for value in missing})
         say(f"{len(missing):,} points of {len(incomplete)} sessions have not come: ending these")
         await asyncio.to_thread(source.ask, " ".join(("end", *incomplete)))
-        await until(lambda: box.complete >= set(incomplete), within=given.settle)
+        await until(lambda: box.complete >= set(incomplete), within=LAST_READING)
+        course.unfinished = len(set(incomplete) - box.complete)
     await asyncio.sleep(2)
     return course
 

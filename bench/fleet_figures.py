@@ -37,7 +37,10 @@ class Requests(msgspec.Struct, frozen=True):
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """`ages` in seconds, by kind of point; `missing_until_end` came only when its session had been ended."""
+    """`ages` in seconds, by kind of point; `missing_until_end` came only when its session had been ended.
+
+    `unfinished` are the ended sessions whose final reading was not over when the bench gave up.
+    """
 
     options: dict[str, Any]
     warm_up: Requests
@@ -47,6 +50,7 @@ class Figures(msgspec.Struct, frozen=True):
     points: dict[str, int]
     settled_after: float
     missing_until_end: dict[str, int]
+    unfinished: int
     lost: dict[str, int]
     doubled: int
     misattributed: int
@@ -64,6 +68,7 @@ class Course(msgspec.Struct):
     measured_until: float = 0.0
     settled_after: float = 0.0
     missing: set[int] = msgspec.field(default_factory=set)
+    unfinished: int = 0
     cpu: list[float] = msgspec.field(default_factory=list)
     memory: float = 0.0
 
@@ -83,6 +88,7 @@ def figures(
         points={kind: len(each) for kind, each in ages.items()},
         settled_after=course.settled_after,
         missing_until_end=Counter(made[value].kind for value in course.missing - lost),
+        unfinished=course.unfinished,
         lost=Counter(one.kind for one in verdict.lost),
         doubled=len(verdict.doubled),
         misattributed=len(verdict.misattributed),
@@ -177,7 +183,10 @@ def of_points(found: Figures) -> Iterable[str]:
     )
     if found.missing_until_end or found.lost:
         came = shown(found.missing_until_end)
-        yield f"  missing {found.settled_after:.0f} s after the last was made, there when the session had ended: {came}"
+        yield (
+            f"  missing {found.settled_after:.0f} s after the last was made, there when the session had ended: {came}; "
+            f"final readings that were not over: {found.unfinished}"
+        )
     else:
         yield f"  all had come {found.settled_after:.0f} s after the last was made"
 
