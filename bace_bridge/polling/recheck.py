@@ -1,6 +1,6 @@
 """Asks for known data sessions by their ids: a removed one shows up in no list."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from msgspec.structs import replace
 
@@ -16,7 +16,8 @@ from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.unreadable import record_of
 
 MOST_RECHECKED = 50
-"""Sessions in one round."""
+MOST_UNFINISHED = 40
+"""Sessions in one round, and how many of them are unfinished ones at most: finished ones have their turn, too."""
 
 MOST_CHECKS = 20
 """Sessions that are asked for one by one in a round, so that a poll stays short."""
@@ -49,6 +50,7 @@ class Recheck:
         self._interval = interval
         self._clock = clock
         self._most_ids = MOST_IDS
+        self._active_after = ""
         self._filter_broke_at: float | None = None
 
     def is_due(self, state: PollState) -> bool:
@@ -61,11 +63,11 @@ class Recheck:
         now = self._clock()
         waited = now - state.rechecked_at
         suspects = await self._journal.known(self._recorder.suspects[:MOST_CHECKS])
-        unfinished = await self._next_unfinished(state, MOST_RECHECKED)
+        unfinished = await _next(self._journal.unfinished_after, state.recheck_after, MOST_UNFINISHED)
         if not unfinished and not suspects and 0 <= waited < RARELY * self._interval:
             return state
         places = MOST_RECHECKED - len(unfinished)
-        finished = await self._journal.finished_after(state.recheck_finished_after, places)
+        finished = await _next(self._journal.finished_after, state.recheck_finished_after, places)
         for known in suspects.values():
             await self._recorder.check(known, state)
         called = [*unfinished, *finished]
@@ -73,25 +75,15 @@ class Recheck:
         return replace(
             state,
             rechecked_at=now,
-            recheck_after=_cursor(unfinished, done, state.recheck_after, more=not places),
-            recheck_finished_after=_cursor(
-                finished, done, state.recheck_finished_after, more=bool(finished) and len(finished) == places
-            ),
+            recheck_after=_cursor(unfinished, done, state.recheck_after),
+            recheck_finished_after=_cursor(finished, done, state.recheck_finished_after),
         )
 
-    async def some_unfinished(self, state: PollState, reader: Reader, *, most: int, but: Collection[str]) -> PollState:
-        """The state after the next unfinished sessions were asked for, in turn, `but` those that were just seen."""
-        unfinished = await self._next_unfinished(state, most)
-        done = unfinished[: await self._ask_for(unfinished, state, reader, but=but)]
-        return replace(
-            state, recheck_after=_cursor(unfinished, done, state.recheck_after, more=len(unfinished) == most)
-        )
-
-    async def _next_unfinished(self, state: PollState, most: int) -> list[KnownSession]:
-        unfinished = await self._journal.unfinished_after(state.recheck_after, most)
-        if not unfinished and state.recheck_after:  # the round before ended with the last one: begin anew
-            unfinished = await self._journal.unfinished_after("", most)
-        return unfinished
+    async def some_active(self, state: PollState, reader: Reader, *, most: int, but: Collection[str]) -> None:
+        """Asks for the next active sessions, in turn, `but` those that were just seen: an end is not to wait."""
+        active = await _next(self._journal.active_after, self._active_after, most)
+        done = active[: await self._ask_for(active, state, reader, but=but)]
+        self._active_after = _cursor(active, done, self._active_after)
 
     async def _ask_for(
         self, known: Sequence[KnownSession], state: PollState, reader: Reader, *, but: Collection[str] = ()
@@ -161,11 +153,18 @@ class Recheck:
         )
 
 
-def _cursor(called: Sequence[KnownSession], done: Sequence[KnownSession], before: str, *, more: bool) -> str:
-    """The id after which the next round begins; empty where it begins anew."""
+async def _next(
+    after: Callable[[str, int], Awaitable[list[KnownSession]]], cursor: str, most: int
+) -> list[KnownSession]:
+    """The next sessions behind the cursor; the first ones where the last have had their turn."""
+    return await after(cursor, most) or (await after("", most) if cursor else [])
+
+
+def _cursor(called: Sequence[KnownSession], done: Sequence[KnownSession], before: str) -> str:
+    """The id after which the next round begins."""
     ids = {one.session.id for one in done}
     for known in called:
         if known.session.id not in ids:
-            return before
+            break
         before = known.session.id
-    return before if more else ""
+    return before

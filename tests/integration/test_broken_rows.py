@@ -39,7 +39,7 @@ async def cost(watch: Watching, looks: int) -> float:
 
 @pytest.mark.parametrize("quirks", STRATEGIES, ids=lambda quirks: "+".join(quirks) or "delta")
 @pytest.mark.parametrize("start", ["now", "all"])
-async def test_all_but_the_broken_row_is_told(
+async def test_all_but_the_broken_row_is_reported(
     clock: Clock, tmp_path: Path, quirks: tuple[str, ...], start: str
 ) -> None:
     cloud = simulated(clock, *quirks)
@@ -126,7 +126,7 @@ async def test_what_could_not_be_read_is_found_behind_the_watermark(clock: Clock
         assert watch.poll.unreadable == []
 
 
-async def test_a_roll_call_goes_on_behind_a_broken_session(clock: Clock, tmp_path: Path) -> None:
+async def test_the_recheck_goes_on_behind_a_broken_session(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     device = cloud.add_device("BaceGo-1")
     sessions = [cloud.open_session(device.id_group) for _ in range(40)]
@@ -169,7 +169,7 @@ async def test_a_single_failure_is_asked_about_again_at_once(clock: Clock, tmp_p
 
 
 @pytest.mark.parametrize("quirks", STRATEGIES, ids=lambda quirks: "+".join(quirks) or "delta")
-async def test_an_active_session_that_is_broken_at_the_first_start_is_told_when_it_can_be(
+async def test_an_active_session_that_is_broken_at_the_first_start_is_reported_when_it_can_be(
     clock: Clock, tmp_path: Path, quirks: tuple[str, ...]
 ) -> None:
     cloud = simulated(clock, *quirks)

@@ -8,8 +8,8 @@ from bace_bridge.polling.rules.session_list import (
     by_ids,
     ids_ascend,
     is_one_bulk,
+    newest_come_first,
     newest_update,
-    starts_descend,
     updated_since,
     updates_descend,
     updates_held,
@@ -18,6 +18,7 @@ from bace_bridge.polling.rules.session_list import (
 from bace_bridge.polling.rules.sessions import DataSession
 
 NOON = 1_764_590_400.0
+EVER = float("inf")
 STATE = PollState(start_from=NOON, watermark=NOON)
 
 
@@ -48,16 +49,16 @@ def test_ids_are_asked_for_all_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("quiet_for", "bound"),
-    [(0.0, NOON - 120), (119.9, NOON - 120), (120.0, NOON + 1), (-1.0, NOON + 1), (None, NOON + 1)],
+    [(0.0, NOON - 120), (119.9, NOON - 120), (120.0, NOON + 1), (-1.0, NOON - 120), (EVER, NOON + 1)],
 )
 def test_the_next_list_begins_below_the_watermark_until_nothing_new_has_come_for_long(
-    quiet_for: float | None, bound: float
+    quiet_for: float, bound: float
 ) -> None:
     assert bound_of(STATE, quiet_for=quiet_for) == bound
 
 
-@pytest.mark.parametrize("quiet_for", [0.0, None])
-def test_without_a_watermark_everything_is_asked_for(quiet_for: float | None) -> None:
+@pytest.mark.parametrize("quiet_for", [0.0, EVER])
+def test_without_a_watermark_everything_is_asked_for(quiet_for: float) -> None:
     assert bound_of(PollState(start_from=-1.0, watermark=-1.0), quiet_for=quiet_for) <= 0
 
 
@@ -100,7 +101,9 @@ def test_ids_ascend_over_pages_whatever_their_case(ids: list[str], after: str, a
     ("stamps", "descend"), [([], True), ([5.0], True), ([5.0, 5.0, 4.0], True), ([4.0, 5.0], False)]
 )
 def test_starts_and_updates_descend(stamps: list[float], descend: bool) -> None:
-    assert starts_descend([row(start=one) for one in stamps]) is descend
+    rows = tuple(SeenSession(row(start=one)) for one in stamps)
+    assert newest_come_first(Page(rows, len(rows), 1, 2, 200)) is descend
+    assert newest_come_first(Page(rows, len(rows), 1, 1, len(rows)))
     assert updates_descend([row(updated_at=one) for one in stamps]) is descend
 
 
@@ -132,6 +135,7 @@ def test_the_newest_update_may_be_that_of_a_row_which_cannot_be_read() -> None:
     assert newest_update(odd, None) == 9.0
     assert newest_update(page(5.0), 8.0) == 8.0
     assert newest_update(page(), None) is None
+    assert newest_update(page(None), None) == 0.0, "its start"
 
 
 @pytest.mark.parametrize(
