@@ -217,3 +217,25 @@ async def test_finished_sessions_have_their_turn_beside_many_that_never_become_i
         cloud.remove_session(gone)
         removed = [one for one in await watch.look_for(7200) if one.event.type == "session.removed"]
     assert [one.event.session_id for one in removed] == [gone]
+
+
+async def test_a_page_that_always_times_out_fails_the_backfill_and_no_poll(clock: Clock, tmp_path: Path) -> None:
+    """A far page is a large OFFSET, which a database may take too long for."""
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    cloud.add_history(250, first_start=clock.now - 400_000, spacing=1000, duration=600)
+
+    def far_away(request: web.Request, answer: Any) -> Any:
+        whole = request.query.get("sort") == "id_data_session" and "filter" not in request.query_string
+        return 504 if whole and int(request.query["page"]) > 1 else answer
+
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        between.alter = far_away
+        await watch.look_for(7200, every=60)
+        assert watch.poll.unreadable == ["data sessions, page 2"]
+        session = cloud.open_session(device.id_group)
+        watch.server.requests.clear()
+        assert started(await watch.look_for(600, every=10)) == {session}
+        between.alter = lambda _, answer: answer
+        await watch.look_for(600, every=60)
+        assert watch.poll.unreadable == []
