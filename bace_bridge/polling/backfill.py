@@ -1,4 +1,4 @@
-"""Walks over the whole session list, slowly: some rows are shown by no filter."""
+"""Reads the whole session list, slowly: some rows are shown by no filter."""
 
 from collections.abc import Callable
 

@@ -48,7 +48,7 @@ class ListPoll:
     """Polls the session list. `poll` raises CloudErrors and StoreErrors; then it is simply made again.
 
     By *delta* it asks for what was updated since the watermark. Where the server ignores that filter, it makes a
-    *full scan*: it polls the newest sessions, asks for active ones by id, and walks over everything steadily.
+    *full scan*: it polls the newest sessions, asks for active ones by id, and reads everything by and by.
     What is known is committed as soon as it is.
     """
 
@@ -160,15 +160,12 @@ class ListPoll:
         """Where a first start begins, in the cloud's own time: its newest update, not our clock."""
         page = await reader.page(session_list.LATEST_UPDATE_FIRST, 1)
         rows = [row.session for row in page.items]
-        more = (page.page_count or 1) > 1
-        all_seen = not page.lost and (not more or session_list.updates_descend(rows))
+        all_seen = not page.lost and ((page.page_count or 1) <= 1 or session_list.updates_descend(rows))
         newest = newest_stamp(rows) if all_seen else None
         start_from = self._first_start.start_from(
             newest, now=self._clock(), cloud_now=self._cloud_now(), empty=not page.count and not page.total
         )
         log.info("poll.first_start", reports_from=start_from, sessions_in_cloud=page.total)
-        if more and session_list.is_one_bulk(rows):
-            self._updates.expect_no_news()
         return PollState(
             start_from=start_from,
             watermark=start_from,

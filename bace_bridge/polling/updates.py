@@ -43,10 +43,6 @@ class Updates:
         """True for a while after the cloud broke on a record."""
         return self._broke_at is not None and 0 <= self._clock() - self._broke_at < RETRY_UNREADABLE
 
-    def expect_no_news(self) -> None:
-        """What is there was all known before: only what is updated from now on has to be read."""
-        self._news_at = float("-inf")
-
     async def poll(self, state: PollState, reader: Reader) -> PollState:
         """The state after a poll. Raises NotHonoured and CloudErrors."""
         # Up to the last list that was read: nothing is known of a time in which none was.

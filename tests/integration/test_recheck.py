@@ -37,7 +37,7 @@ async def test_every_removed_session_is_found(tmp_path: Path, quirk: str) -> Non
             told += types(await watch.look())
             assert watch.api_requests() - before <= 120
             watch.server.faults.clear()
-    assert by_ids(["x"])[0][0] == "filter[id_data_session][in][]", "what the fault looks for"
+    assert by_ids(["x"])[0][0] == "filter[id_data_session][in][]", "what the fault is put into"
     assert told.count("session.removed") == 35
 
 
@@ -52,11 +52,11 @@ async def test_a_poll_without_the_filter_costs_no_more_for_sessions_that_never_b
             clock.forward(10)
         for one in sessions[:70]:
             cloud.end_session(one)
-        for look in range(12):
+        for number in range(12):
             clock.forward(10)
             before = watch.api_requests()
             await watch.poll.poll()
-            assert watch.api_requests() - before <= 25, look
+            assert watch.api_requests() - before <= 25, number
         known = await watch.journal.known(sessions[:70])
     assert sum(one.session.end is not None for one in known.values()) == 70
 

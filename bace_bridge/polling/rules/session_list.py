@@ -84,8 +84,3 @@ def with_watermark(state: PollState, newest: float | None, *, cloud_now: float) 
     if newest is None or min(newest, cloud_now) <= state.watermark:
         return state
     return replace(state, watermark=min(newest, cloud_now))
-
-
-def is_one_bulk(rows: Sequence[DataSession]) -> bool:
-    """True when all these rows, the latest ones, were updated in the same second."""
-    return len(rows) > 1 and len({row.updated_at for row in rows}) == 1
