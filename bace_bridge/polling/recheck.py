@@ -26,7 +26,7 @@ MOST_IDS = 10
 """Ids in one request: the answer's `Link` header repeats them three to five times, and nginx takes 4 KB of headers."""
 
 FILTER_RETRY = 3600.0
-"""Seconds after which a filter that was not honoured is tried again."""
+"""Seconds after which a filter that was not honoured, or as many ids as before, are tried again."""
 
 RARELY = 10
 """With no unfinished session, only every so many-th round is made."""
@@ -51,6 +51,7 @@ class Recheck:
         self._clock = clock
         self._most_ids = MOST_IDS
         self._active_after = ""
+        self._fewer_since: float | None = None
         self._filter_broke_at: float | None = None
 
     def is_due(self, state: PollState) -> bool:
@@ -89,6 +90,8 @@ class Recheck:
         self, known: Sequence[KnownSession], state: PollState, reader: Reader, *, but: Collection[str] = ()
     ) -> int:
         """Asks for sessions by their ids; returns how many of them, from the first on, were asked for."""
+        if not self._is_recent(self._fewer_since):
+            self._most_ids = MOST_IDS
         checks_left = MOST_CHECKS
         done = 0
         while done < len(known):
@@ -110,7 +113,7 @@ class Recheck:
     async def _ask_together(self, ids: Sequence[str], state: PollState, reader: Reader) -> set[str]:
         """The ids that were answered for; none where the server does not honour the filter."""
         answered: set[str] = set()
-        if len(ids) < 2 or self._filter_rests:  # noqa: PLR2004  # one alone is asked for by its own address
+        if len(ids) < 2 or self._is_recent(self._filter_broke_at):  # noqa: PLR2004  # one alone is asked for by its own address
             return answered
 
         async def read(part: Sequence[str]) -> None:
@@ -124,6 +127,7 @@ class Recheck:
             except Unreadable as fault:
                 if isinstance(fault.cause, CloudRequestTooLarge | CloudBadGateway):
                     self._most_ids = max(1, min(self._most_ids, len(part) // 2))
+                    self._fewer_since = self._clock()
                 elif not await self._filter_is_honoured(reader):
                     return
                 raise
@@ -134,9 +138,8 @@ class Recheck:
             self._filter_broke_at = self._clock()
         return answered
 
-    @property
-    def _filter_rests(self) -> bool:
-        return self._filter_broke_at is not None and 0 <= self._clock() - self._filter_broke_at < FILTER_RETRY
+    def _is_recent(self, at: float | None) -> bool:
+        return at is not None and 0 <= self._clock() - at < FILTER_RETRY
 
     async def _filter_is_honoured(self, reader: Reader) -> bool:
         """Where it is ignored, every part breaks in the same way, on a row that nobody asked for."""

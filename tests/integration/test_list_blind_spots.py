@@ -239,3 +239,28 @@ async def test_a_page_that_always_times_out_fails_the_backfill_and_no_poll(clock
         between.alter = lambda _, answer: answer
         await watch.look_for(600, every=60)
         assert watch.poll.unreadable == []
+
+
+async def test_ids_go_together_again_after_a_proxy_refused_long_queries_for_a_while(
+    clock: Clock, tmp_path: Path
+) -> None:
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        for _ in range(30):
+            cloud.open_session(device.id_group)
+        await watch.poll.poll()
+
+        def no_long_query(request: web.Request, answer: Any) -> Any:
+            return 502 if request.query_string.count("id_data_session") > 1 and "sort" not in request.query else answer
+
+        between.alter = no_long_query
+        clock.forward(61)
+        await watch.poll.poll()
+        between.alter = lambda _, answer: answer
+        clock.forward(3601)
+        await watch.poll.poll()
+        clock.forward(61)
+        watch.server.requests.clear()
+        await watch.poll.poll()
+        assert watch.api_requests() <= 6
