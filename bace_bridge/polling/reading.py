@@ -8,6 +8,7 @@ from bace_bridge.errors import (
     CloudError,
     CloudFault,
     CloudGone,
+    CloudRefused,
     CloudRequestTooLarge,
     UnexpectedReply,
 )
@@ -30,6 +31,9 @@ MOST_NARROWING = 80
 
 MOST_PROBES = 16
 """Rows of the whole list that are asked for in search of one that can be read, where a page has none."""
+
+NOT_SUPPORTED = {400, 404, 422}
+"""HTTP statuses of a server that does not know a filter or a sort."""
 
 BREAKS = (CloudFault, UnexpectedReply, CloudRequestTooLarge, CloudBadGateway)
 """What one bad record, or one request that is too long, can lead to."""
@@ -167,7 +171,13 @@ class Reader:
             await self._ask_canaries(fault)
 
     async def _page(self, params: Params, number: int, size: int = MOST_ROWS) -> Page[SeenSession]:
-        page = await self.ask(lambda: self._cloud.session_page(params, number, per_page=size))
+        try:
+            page = await self.ask(lambda: self._cloud.session_page(params, number, per_page=size))
+        except CloudRefused as refusal:
+            if refusal.status not in NOT_SUPPORTED or [name for name, _ in params] != ["sort"]:
+                raise
+            # A sort that is refused is one that is ignored: whether it held is seen on the rows.
+            page = await self.ask(lambda: self._cloud.session_page((), number, per_page=size))
         if page.per_page is not None and page.per_page < size:
             self.size = page.per_page
         self.rows_read += len(page.items)

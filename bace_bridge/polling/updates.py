@@ -5,7 +5,7 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from bace_bridge.errors import CloudRefused
-from bace_bridge.polling.reading import MOST_NARROWING, Reader
+from bace_bridge.polling.reading import MOST_NARROWING, NOT_SUPPORTED, Reader
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules import session_list
 from bace_bridge.polling.rules.changes import PollState
@@ -13,9 +13,6 @@ from bace_bridge.polling.rules.ranges import RETRY_UNREADABLE
 from bace_bridge.polling.rules.seen import LostRow, Page, SeenSession
 
 NAME = "the updated data sessions"
-
-NOT_SUPPORTED = {400, 404, 422}
-"""HTTP statuses of a server that does not know a filter or a sort."""
 
 
 class NotHonoured(Exception):  # control flow: the other strategy is taken

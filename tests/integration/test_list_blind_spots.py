@@ -264,3 +264,15 @@ async def test_ids_go_together_again_after_a_proxy_refused_long_queries_for_a_wh
         watch.server.requests.clear()
         await watch.poll.poll()
         assert watch.api_requests() <= 6
+
+
+@pytest.mark.parametrize("refused", ["-updated_at", "-start"])
+async def test_a_sort_that_is_refused_is_one_that_is_not_honoured(clock: Clock, tmp_path: Path, refused: str) -> None:
+    cloud = simulated(clock, "updated-filter-ignored")
+    device = cloud.add_device("BaceGo-1")
+    cloud.add_history(30, first_start=clock.now - 40_000, spacing=1000, duration=600)
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        between.alter = lambda request, answer: 422 if request.query.get("sort") == refused else answer
+        await watch.look_for(60, every=10)
+        session = cloud.open_session(device.id_group)
+        assert started(await watch.look_for(60, every=10)) == {session}
