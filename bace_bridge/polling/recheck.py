@@ -76,15 +76,15 @@ class Recheck:
         return replace(
             state,
             rechecked_at=now,
-            recheck_after=_cursor(unfinished, done, state.recheck_after),
-            recheck_finished_after=_cursor(finished, done, state.recheck_finished_after),
+            recheck_after=_cursor(unfinished, done, state.recheck_after, MOST_UNFINISHED),
+            recheck_finished_after=_cursor(finished, done, state.recheck_finished_after, places),
         )
 
     async def some_active(self, state: PollState, reader: Reader, *, most: int, but: Collection[str]) -> None:
         """Asks for the next active sessions, in turn, `but` those that were just seen: an end is not to wait."""
         active = await _next(self._journal.active_after, self._active_after, most)
         done = active[: await self._ask_for(active, state, reader, but=but)]
-        self._active_after = _cursor(active, done, self._active_after)
+        self._active_after = _cursor(active, done, self._active_after, most)
 
     async def _ask_for(
         self, known: Sequence[KnownSession], state: PollState, reader: Reader, *, but: Collection[str] = ()
@@ -163,11 +163,11 @@ async def _next(
     return await after(cursor, most) or (await after("", most) if cursor else [])
 
 
-def _cursor(called: Sequence[KnownSession], done: Sequence[KnownSession], before: str) -> str:
-    """The id after which the next round begins."""
+def _cursor(called: Sequence[KnownSession], done: Sequence[KnownSession], before: str, most: int) -> str:
+    """The id after which the next round begins; empty where it begins anew, since there were fewer than `most`."""
     ids = {one.session.id for one in done}
     for known in called:
         if known.session.id not in ids:
-            break
+            return before
         before = known.session.id
-    return before
+    return before if len(called) == most else ""
