@@ -48,7 +48,7 @@ class NewestSessions:
         seen: set[str] = set()
         lost: list[LostRow] = []
         in_order = True
-        async for page in reader.pages(session_list.NEWEST_FIRST):
+        async for page in reader.pages((*session_list.NEWEST_FIRST, *reader.of_groups)):
             in_order = in_order and session_list.newest_come_first(page)
             seen.update(row.session.id for row in page.items)
             lost += page.lost
@@ -63,7 +63,8 @@ class NewestSessions:
     async def _poll_rows(self, state: PollState, reader: Reader) -> set[str]:
         """One that starts in the future stays at the head for long, above those that are new."""
         seen: set[str] = set()
-        async for page in reader.rows(session_list.NEWEST_FIRST, most=MOST_SINGLE_ROWS, most_broken=MOST_BROKEN_ROWS):
+        newest_first = (*session_list.NEWEST_FIRST, *reader.of_groups)
+        async for page in reader.rows(newest_first, most=MOST_SINGLE_ROWS, most_broken=MOST_BROKEN_ROWS):
             seen.update(row.session.id for row in page.items)
             new = await self._shows_new(page, state)
             past = any(row.session.start <= self._cloud_now() for row in page.items)

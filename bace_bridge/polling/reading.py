@@ -51,8 +51,9 @@ class Reader:
     """The requests of one poll. What it raises, but for Unreadable, is about the cloud as a whole.
 
     `canaries` are requests of which the cloud must be able to answer one; else they are about the session list.
-    `size` is that of its pages, as far as the server is known to serve smaller ones than MOST_ROWS. After `most_breaks`
-    nothing is narrowed any more.
+    `size` is that of its pages, as far as the server is known to serve smaller ones than MOST_ROWS. `expand` asks for
+    the devices' labels, too; `of_groups` is the filter for the watched devices, where the server honours it. After
+    `most_breaks` nothing is narrowed any more.
     """
 
     def __init__(
@@ -61,6 +62,8 @@ class Reader:
         *,
         canaries: Sequence[Callable[[], Awaitable[object]]] = (),
         size: int = MOST_ROWS,
+        expand: bool = True,
+        of_groups: Params = (),
     ) -> None:
         self._cloud = cloud
         self._canaries = canaries or (
@@ -71,6 +74,8 @@ class Reader:
         self.breaks = 0
         self.most_breaks = MOST_NARROWING
         self.size = size
+        self.expand = expand
+        self.of_groups = of_groups
         self.requests = 0
         self.rows_read = 0
         self.lost_reason: str | None = None
@@ -149,6 +154,11 @@ class Reader:
                 page = await self._page_in_parts(params, PageRange(number, size), fault)
             return page
 
+    async def single_row(self, params: Params) -> Page[SeenSession]:
+        """The first row of a list."""
+        self.requests += 1
+        return await self._cloud.session_page(params, 1, per_page=1, expand=False)
+
     async def rows(self, params: Params, *, most: int, most_broken: int) -> AsyncIterator[Page[SeenSession]]:
         """The rows of a list one by one, but those on which the cloud breaks, until so many of them have been met.
 
@@ -160,7 +170,7 @@ class Reader:
             number += 1
             self.requests += 1
             try:
-                page = await self._cloud.session_page(params, number, per_page=1)
+                page = await self._cloud.session_page(params, number, per_page=1, expand=self.expand)
             except BREAKS as error:
                 fault, broken = error, broken + 1
                 continue
@@ -172,12 +182,13 @@ class Reader:
 
     async def _page(self, params: Params, number: int, size: int = MOST_ROWS) -> Page[SeenSession]:
         try:
-            page = await self.ask(lambda: self._cloud.session_page(params, number, per_page=size))
+            page = await self.ask(lambda: self._cloud.session_page(params, number, per_page=size, expand=self.expand))
         except CloudRefused as refusal:
-            if refusal.status not in NOT_SUPPORTED or [name for name, _ in params] != ["sort"]:
+            if refusal.status not in NOT_SUPPORTED or not params or params[0][0] != "sort":
                 raise
             # A sort that is refused is one that is ignored: whether it held is seen on the rows.
-            page = await self.ask(lambda: self._cloud.session_page((), number, per_page=size))
+            rest = params[1:]
+            page = await self.ask(lambda: self._cloud.session_page(rest, number, per_page=size, expand=self.expand))
         if page.per_page is not None and page.per_page < size:
             self.size = page.per_page
         self.rows_read += len(page.items)

@@ -39,6 +39,10 @@ def by_ids(ids: Sequence[str]) -> Params:
     return tuple(("filter[id_data_session][in][]", one) for one in ids)
 
 
+def of_groups(ids: Sequence[str]) -> Params:
+    return tuple(("filter[id_group][in][]", one) for one in ids)
+
+
 def bound_of(state: PollState, *, quiet_for: float) -> float:
     """Where the next list of updates begins; `quiet_for` is how long the lists have shown nothing new (s)."""
     quiet = quiet_for >= OVERLAP
