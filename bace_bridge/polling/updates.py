@@ -5,7 +5,7 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from bace_bridge.errors import CloudRefused
-from bace_bridge.polling.reading import MOST_NARROWING, Reader
+from bace_bridge.polling.reading import MOST_NARROWING, NOT_SUPPORTED, Reader
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules import session_list
 from bace_bridge.polling.rules.changes import PollState
@@ -13,9 +13,6 @@ from bace_bridge.polling.rules.ranges import RETRY_UNREADABLE
 from bace_bridge.polling.rules.seen import LostRow, Page, SeenSession
 
 NAME = "the updated data sessions"
-
-NOT_SUPPORTED = {400, 404, 422}
-"""HTTP statuses of a server that does not know a filter or a sort."""
 
 
 class NotHonoured(Exception):  # control flow: the other strategy is taken
@@ -35,7 +32,7 @@ class Updates:
         self._recorder = recorder
         self._clock = clock
         self._cloud_now = cloud_now
-        self._news_at: float | None = clock()
+        self._read_at = self._news_at = clock()
         self._broke_at: float | None = None
 
     @property
@@ -43,14 +40,10 @@ class Updates:
         """True for a while after the cloud broke on a record."""
         return self._broke_at is not None and 0 <= self._clock() - self._broke_at < RETRY_UNREADABLE
 
-    def expect_no_news(self) -> None:
-        """What is there was all known before: only what is updated from now on has to be read."""
-        self._news_at = None
-
     async def poll(self, state: PollState, reader: Reader) -> PollState:
         """The state after a poll. Raises NotHonoured and CloudErrors."""
-        quiet_for = None if self._news_at is None else self._clock() - self._news_at
-        bound = session_list.bound_of(state, quiet_for=quiet_for)
+        # Up to the last list that was read: nothing is known of a time in which none was.
+        bound = session_list.bound_of(state, quiet_for=self._read_at - self._news_at)
         newest, new, last_id = None, False, ""
         lost: list[LostRow] = []
         try:
@@ -66,8 +59,9 @@ class Updates:
                 raise NotHonoured(str(refusal)) from None
             raise
         after = session_list.with_watermark(state, newest, cloud_now=self._cloud_now())
+        self._read_at = self._clock()
         if new or after.watermark > state.watermark:
-            self._news_at = self._clock()
+            self._news_at = self._read_at
         broke = self._recorder.unreadable.name_rows(lost, NAME) is not None
         self._broke_at = self._clock() if broke else None
         return self._with_backfill(after, reader) if lost else after
