@@ -14,6 +14,9 @@ from bace_bridge.polling.rules.seen import LostRow, Page, SeenSession
 
 NAME = "the updated data sessions"
 
+MOST_BETWEEN = 30.0
+"""Seconds between two lists that count as time in which nothing new came."""
+
 
 class NotHonoured(Exception):  # control flow: the other strategy is taken
     """The server ignored or refused what this strategy rests on."""
@@ -32,7 +35,8 @@ class Updates:
         self._recorder = recorder
         self._clock = clock
         self._cloud_now = cloud_now
-        self._read_at = self._news_at = clock()
+        self._read_at = clock()
+        self._quiet_for = 0.0
         self._broke_at: float | None = None
 
     @property
@@ -42,8 +46,7 @@ class Updates:
 
     async def poll(self, state: PollState, reader: Reader) -> PollState:
         """The state after a poll. Raises NotHonoured and CloudErrors."""
-        # Up to the last list that was read: nothing is known of a time in which none was.
-        bound = session_list.bound_of(state, quiet_for=self._read_at - self._news_at)
+        bound = session_list.bound_of(state, quiet_for=self._quiet_for)
         newest, new, last_id = None, False, ""
         lost: list[LostRow] = []
         try:
@@ -59,12 +62,16 @@ class Updates:
                 raise NotHonoured(str(refusal)) from None
             raise
         after = session_list.with_watermark(state, newest, cloud_now=self._cloud_now())
-        self._read_at = self._clock()
-        if new or after.watermark > state.watermark:
-            self._news_at = self._read_at
+        self._note_quiet(news=new or after.watermark > state.watermark)
         broke = self._recorder.unreadable.name_rows(lost, NAME) is not None
         self._broke_at = self._clock() if broke else None
         return self._with_backfill(after, reader) if lost else after
+
+    def _note_quiet(self, *, news: bool) -> None:
+        """Nothing is known of a time in which no list was read, and a clock that was set is no time that passed."""
+        passed = min(max(0.0, self._clock() - self._read_at), MOST_BETWEEN)
+        self._read_at = self._clock()
+        self._quiet_for = 0.0 if news else self._quiet_for + passed
 
     def _with_backfill(self, state: PollState, reader: Reader) -> PollState:
         """The watermark passes what cannot be read: the backfill finds it when it can be, and soon."""
