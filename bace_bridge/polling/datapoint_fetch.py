@@ -13,19 +13,27 @@ from bace_bridge.polling.needs import PointCloud, PointJournal
 from bace_bridge.polling.points import PointEndpoint, PointReader, PointsForbidden, TooMuch
 from bace_bridge.polling.reading import MOST_NARROWING, Unreadable
 from bace_bridge.polling.rules.changes import Changes, WindowRead
-from bace_bridge.polling.rules.datapoints import Datapoint, Datatype, samples_per_day
+from bace_bridge.polling.rules.datapoints import Datapoint, Datatype, samples_per_hour
 from bace_bridge.polling.rules.fetches import MOST_FAILURES, Outcome, conclude, is_outdated, reads_short
-from bace_bridge.polling.rules.readings import absorb, by_window, left_out, split
+from bace_bridge.polling.rules.ranges import LATEST_FILTER
+from bace_bridge.polling.rules.readings import absorb, by_window, left_out, shown_by_day, split
 from bace_bridge.polling.rules.seen import Urgency
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import (
+    DAY,
     DIRECT_WINDOWS,
+    EARLIEST_WINDOW,
     FINEST_SPAN,
+    MOST_OF_A_DAY,
+    SPAN,
     Window,
     WindowState,
+    days_of,
     halves,
     left_out_windows,
+    per_day,
     read_from,
+    searched_until,
     windows_due,
     windows_with_more,
 )
@@ -66,11 +74,13 @@ class DatapointFetch:
         self._settings = settings
         self._deciding = deciding
         self._clock = clock
+        self._began = clock()
         late = known.over_when_found or known.unread
         self._points = PointReader(cloud, endpoint, known.session, Urgency.BACKLOG if late else Urgency.LIVE)
         self._states: dict[Window, WindowState] = {}
         self._probed: dict[int, int] | None = None
         self._breaks = 0
+        self._same_by_day: bool | None = None
 
     async def make(self) -> CloudError | None:
         """Raises StoreError only; what the cloud does ends up in the session's next fetch.
@@ -114,7 +124,7 @@ class DatapointFetch:
             if probe is None:
                 await self._read_all(due)
                 return "more" if any(one in self._states and self._states[one].settled for one in due) else "read"
-            due = windows_due(self._known, self._states, now=self._cloud_now(), days=probe)
+            due = windows_due(self._known, self._states, now=self._cloud_now(), hours=probe)
         await self._read_all(due)
         for window in left_out_windows(self._states) if self._known.unread else ():
             failures = self._states[window].failures
@@ -122,7 +132,9 @@ class DatapointFetch:
             if self._states[window].failures > failures:
                 break  # one that still breaks is enough
         if self._something_may_be_missing(found=self._samples() > samples) and (probe := await self._probe()):
-            await self._read_all(windows_with_more(probe, self._known, self._states))
+            for span in (SPAN, DAY):
+                for window in windows_with_more(probe, self._known, self._states, span=span):
+                    await self._read(window)
         return "read"
 
     def _something_may_be_missing(self, *, found: bool) -> bool:
@@ -136,30 +148,54 @@ class DatapointFetch:
         return sum(state.samples for state in self._states.values())
 
     async def _probe(self) -> dict[int, int] | None:
-        """The samples on each day, asked for without a window: at day resolution even a long session is a small answer.
+        """The samples in each hour, from one request: of more than a day even a long session comes in few rows.
 
         None where that cannot be had.
         """
         if self._probed is None:
             try:
-                read = await self._points.read(None, None)
+                read = await self._points.read(EARLIEST_WINDOW, LATEST_FILTER)
             except Unreadable as fault:
                 log.debug("datapoints.not_probed", session=self._known.session.id, reason=str(fault))
                 return None
             if read.own:
-                self._probed = samples_per_day(read.points)
+                self._probed = samples_per_hour(read.points)
         return self._probed
 
     async def _read_all(self, due: Iterable[Window]) -> None:
-        for window in due:
-            self._journal.ensure_room()
-            await self._read(window)
+        for day, windows in days_of(due).items():
+            shown = await self._shown_by_day(day, windows)
+            for window in windows:
+                if window in shown:
+                    await self._absorb({window: shown[window]})
+                else:
+                    await self._read(window)
+
+    async def _shown_by_day(self, day: Window, windows: list[Window]) -> dict[Window, list[Datapoint]]:
+        """What one request shows of windows in which a probe found few samples; it saves requests, and decides nothing.
+
+        Lone samples come as they are, however long the interval. That this cloud does so is seen on one of the windows.
+        """
+        probe = self._probed or {}
+        samples = sum(probe.get(window.start, 0) for window in windows)
+        if len(windows) < 2 or not 0 < samples <= MOST_OF_A_DAY or self._same_by_day is False:  # noqa: PLR2004
+            return {}
+        try:
+            shown = shown_by_day((await self._points.read(*day)).points, windows, probe)
+            if shown and self._same_by_day is None:
+                fullest = max(shown, key=lambda window: len(shown[window]))
+                own = await self._points.read(*fullest)
+                self._same_by_day = {*own.points} == {*shown[fullest]}
+        except Unreadable:
+            return {}
+        return shown if self._same_by_day else {}
 
     async def _read(self, window: Window, *, breaks: bool = False) -> None:
         """Reads a window; its halves where it cannot be had at once, or not as finely as is wanted.
 
         What `breaks`, again and again, and cannot be halved any more is left out, so that everything else goes on.
         """
+        self._journal.ensure_room()
         since = read_from(window, self._states.get(window), self._known, now=self._cloud_now())
         parts = halves(window)
         try:
@@ -199,7 +235,9 @@ class DatapointFetch:
             log.error("datapoints.window_left_out", **place, reason=reason)
         await self._commit(Changes(windows=(WindowRead(self._known.session.id, state, None),)))
 
-    async def _absorb(self, served: Mapping[Window, list[Datapoint]], *, in_part: Window | None, pages: int) -> None:
+    async def _absorb(
+        self, served: Mapping[Window, list[Datapoint]], *, pages: int = 1, in_part: Window | None = None
+    ) -> None:
         emitted = await self._journal.emitted(self._known.session.id, served)
         clocks = {"now": self._clock(), "cloud_now": self._cloud_now()}
         known, datatypes = self._known, self._settings.datatypes
@@ -223,7 +261,10 @@ class DatapointFetch:
             left_out = bool(left_out_windows(self._states))
             if outcome == "read":
                 count = self._seen.datapoint_count
-                fresh = replace(fresh, count_fetched=count, probed=self._probed or fresh.probed)
+                fresh = replace(fresh, count_fetched=count)
+                if self._probed is not None:
+                    searched = (self._known.reading, searched_until(self._began + self._cloud.clock_ahead))
+                    fresh = replace(fresh, probed=per_day(self._probed), searched=searched)
                 if is_outdated(replace(self._known, session=self._seen), fresh):
                     outcome = "more"
                 elif not left_out and reads_short(fresh, samples=self._samples(), cloud_now=self._cloud_now()):

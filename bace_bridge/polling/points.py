@@ -66,7 +66,10 @@ class TooMuch(Unreadable):  # control flow: what was asked for at once is asked 
 
 
 class PointEndpoint:
-    """What the fetches of a process have learned of the cloud's datapoints, so that it costs a request only once."""
+    """What the fetches of a process have learned of the cloud's datapoints, so that it costs a request only once.
+
+    `datatypes_at_once` is how many may go into a request, as far as that is known.
+    """
 
     def __init__(self, cloud: PointCloud, *, clock: Callable[[], float]) -> None:
         self._cloud = cloud
@@ -174,7 +177,7 @@ class PointReader:
         self._requests = Reader(cloud, canaries=[endpoint.check])
 
     async def read(self, start: int | None, end: int | None) -> PointsRead:
-        """Every datapoint in [start, end); without bounds all of them, at day resolution."""
+        """Every datapoint in [start, end); without bounds all of them, however coarse."""
         query = PointQuery(self._session.id, start, end)
         try:
             found = await self._whole(query)
