@@ -14,7 +14,7 @@ from bace_bridge.polling.points import PointEndpoint, PointReader, PointsForbidd
 from bace_bridge.polling.reading import MOST_NARROWING, Unreadable
 from bace_bridge.polling.rules.changes import Changes, WindowRead
 from bace_bridge.polling.rules.datapoints import Datapoint, Datatype, samples_per_hour
-from bace_bridge.polling.rules.fetches import MOST_FAILURES, Outcome, conclude, is_outdated, reads_short
+from bace_bridge.polling.rules.fetches import MOST_FAILURES, Outcome, conclude, judge
 from bace_bridge.polling.rules.ranges import LATEST_FILTER
 from bace_bridge.polling.rules.readings import absorb, by_window, left_out, shown_by_day, split
 from bace_bridge.polling.rules.seen import Urgency
@@ -25,6 +25,7 @@ from bace_bridge.polling.rules.windows import (
     EARLIEST_WINDOW,
     FINEST_SPAN,
     MOST_OF_A_DAY,
+    SETTLING,
     SPAN,
     Window,
     WindowState,
@@ -33,7 +34,7 @@ from bace_bridge.polling.rules.windows import (
     left_out_windows,
     per_day,
     read_from,
-    searched_until,
+    window_at,
     windows_due,
     windows_with_more,
 )
@@ -260,15 +261,13 @@ class DatapointFetch:
                 fresh = replace(fresh, newest_point_at=newest, points_since_csv=True)
             left_out = bool(left_out_windows(self._states))
             if outcome == "read":
-                count = self._seen.datapoint_count
-                fresh = replace(fresh, count_fetched=count)
+                fresh = replace(fresh, count_fetched=self._seen.datapoint_count)
                 if self._probed is not None:
-                    searched = (self._known.reading, searched_until(self._began + self._cloud.clock_ahead))
+                    searched = (self._known.reading, window_at(self._began + self._cloud.clock_ahead - SETTLING).start)
                     fresh = replace(fresh, probed=per_day(self._probed), searched=searched)
-                if is_outdated(replace(self._known, session=self._seen), fresh):
-                    outcome = "more"
-                elif not left_out and reads_short(fresh, samples=self._samples(), cloud_now=self._cloud_now()):
-                    outcome = "short"
+                found_samples = None if left_out else self._samples()
+                reading, cloud_now = self._known.reading, self._cloud_now()
+                outcome = judge(fresh, self._seen, reading=reading, samples=found_samples, cloud_now=cloud_now)
             url, interval, now = self._settings.csv_url(fresh.session.id), self._settings.interval, self._clock()
             concluded = conclude(
                 fresh, outcome, csv_url=url, interval=interval, now=now, left_out=left_out, retry_after=retry_after

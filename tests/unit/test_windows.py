@@ -19,7 +19,6 @@ from bace_bridge.polling.rules.windows import (
     is_settled,
     leaf_at,
     read_from,
-    searched_until,
     window_at,
     windows_due,
     windows_with_more,
@@ -221,8 +220,6 @@ def test_what_a_probe_has_found_empty_is_not_due_in_that_reading() -> None:
     assert due(years, now=NOON + 60) == hours(-1, 0)
     assert due(years, state(hours(-9)[0], settled=False), now=NOON + 60) == hours(-9, -1, 0)
     assert len(due(replace(years, reading=1), now=NOON + 60)) > DIRECT_WINDOWS
-    assert searched_until(NOON + SETTLING - 1) == NOON - SPAN
-    assert searched_until(NOON + SETTLING) == NOON
 
 
 def test_windows_are_read_by_the_day() -> None:

@@ -179,11 +179,6 @@ def _starts(known: KnownSession, states: States, *, now: float) -> Iterator[int]
     yield from range(first_unread, min(last.end, LATEST_FILTER), SPAN)
 
 
-def searched_until(cloud_now: float) -> int:
-    """Up to where a probe need not be made again: its windows are settled, and what it found in them was read."""
-    return window_at(cloud_now - SETTLING).start
-
-
 def read_from(window: Window, state: WindowState | None, known: KnownSession, *, now: float) -> int:
     """Raw points do not change with the interval, so a window of many of them is continued where it ended.
 
