@@ -26,6 +26,8 @@ log = structlog.get_logger()
 
 Format = Literal["json", "console"]
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 
 @click.command()
 @config_option
@@ -83,19 +85,35 @@ class _Signals:
 
     @staticmethod
     def _listen(end: Callable[[], None], read_again: Callable[[], None]) -> None:
+        """Not by `loop.add_signal_handler`: the loop gives the signals back when it closes, and the next one kills."""
         loop = asyncio.get_running_loop()
-        for one in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(one, end)
-        loop.add_signal_handler(signal.SIGHUP, read_again)
+        for one in SIGNALS:
+            then = read_again if one == signal.SIGHUP else end
+            signal.signal(one, lambda *_, then=then: loop.call_soon_threadsafe(then))  # binds now
 
 
 async def _serve(
     path: Path, config: Config, log_format: Format | None, log_level: str, failpoint: Failpoint | None
 ) -> None:
-    """Runs one configuration after the other. One that cannot be started gives way to the one before it."""
-    version = metadata.version("bace-bridge")
+    """Runs until a signal ends it."""
     signals = _Signals()
     signals.install(path)
+    try:
+        await _serve_each(config, signals, log_format, log_level, failpoint)
+    finally:
+        for one in SIGNALS:  # one more would kill what has already ended well
+            signal.signal(one, signal.SIG_IGN)
+
+
+async def _serve_each(
+    config: Config,
+    signals: _Signals,
+    log_format: Format | None,
+    log_level: str,
+    failpoint: Failpoint | None,
+) -> None:
+    """Runs one configuration after the other. One that cannot be started gives way to the one before it."""
+    version = metadata.version("bace-bridge")
     before: Config | None = None
     while True:
         logs.configure(fmt=log_format, level=log_level, secrets=secrets_of(config))

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from bace_bridge.polling.reading import Reader, is_last
+from bace_bridge.polling.reading import MOST_NARROWING, Reader, is_last
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules import session_list
 from bace_bridge.polling.rules.changes import PollState
-from bace_bridge.polling.rules.ranges import GAP_RETRY
+from bace_bridge.polling.rules.ranges import RETRY_UNREADABLE
 
 SHARE = 0.05
 """The part of the request budget that the backfill takes at most."""
@@ -50,11 +50,13 @@ class Backfill:
         at_once = only_way or state.catching_up
         if not at_once and 0 < state.backfill_at - self._clock() <= max(self.interval, LONGEST_WAIT):
             return state
-        number, before = state.backfill_page, reader.requests
+        number, before, begun_with = state.backfill_page, reader.requests, reader.breaks
         for _ in range(PAGES_AT_ONCE if at_once else 1):
             page = await reader.page(session_list.BY_ID, number)
-            unnamed = self._recorder.unreadable.name_rows(page.lost, f"data sessions, page {number}")
-            self._lost = self._lost or unnamed is not None
+            if reader.breaks >= MOST_NARROWING and (begun_with or number > state.backfill_page):
+                break  # some of it was left unread: a poll that begins with it reads more
+            self._recorder.unreadable.name_rows(page.lost, f"data sessions, page {number}")
+            self._lost = self._lost or bool(page.lost)
             if page.page in {None, number}:
                 await self._recorder.record(page, state)
             if is_last(page, number):
@@ -65,6 +67,6 @@ class Backfill:
 
     def _after_pass(self, state: PollState, *, steady: bool, paid: float) -> PollState:
         """A pass in which a record could not be read is repeated earlier, but not before `paid` seconds."""
-        wait = 0.0 if steady else min(self.interval, GAP_RETRY) if self._lost else self.interval
+        wait = 0.0 if steady else min(self.interval, RETRY_UNREADABLE) if self._lost else self.interval
         self._lost = False
         return replace(state, backfill_page=1, backfill_at=self._clock() + max(wait, paid), catching_up=False)

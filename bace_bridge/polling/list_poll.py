@@ -7,6 +7,7 @@ import structlog
 from msgspec.structs import replace
 
 from bace_bridge.errors import CloudError, UnexpectedReply
+from bace_bridge.polling import newest, updates
 from bace_bridge.polling.backfill import Backfill
 from bace_bridge.polling.needs import SessionCloud, SessionJournal
 from bace_bridge.polling.newest import NewestSessions
@@ -16,7 +17,7 @@ from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules import session_list
 from bace_bridge.polling.rules.changes import Changes, PollState
 from bace_bridge.polling.rules.first_start import FirstStart, newest_stamp
-from bace_bridge.polling.rules.ranges import GAP_RETRY
+from bace_bridge.polling.rules.ranges import RETRY_UNREADABLE
 from bace_bridge.polling.rules.seen import LostRow
 from bace_bridge.polling.rules.selection import with_selection
 from bace_bridge.polling.selection_check import SelectionCheck
@@ -68,22 +69,19 @@ class ListPoll:
         self._state: PollState | None = None
         self._updates_work = True
         self._updates_broke_at = 0.0
-        self._turn_after = ""
         self._page_size = MOST_ROWS
         share = int(settings.requests_per_minute * settings.session_interval / 60 * CHECKS_SHARE)
         self._checks = min(max(2, share), MOST_CHECKS)
         self._selection = SelectionCheck(cloud, journal, recorder.labels, recorder.groups, clock=clock)
         self._recheck = Recheck(cloud, journal, recorder, interval=settings.recheck_interval, clock=clock)
-        self._newest = NewestSessions(journal, recorder, self._recheck, clock=clock)
+        self._newest = NewestSessions(recorder, clock=clock)
         self._backfill = Backfill(
             recorder,
             interval=settings.backfill_interval,
             requests_per_minute=settings.requests_per_minute,
             clock=clock,
         )
-        self._updates = Updates(
-            journal, recorder, self._recheck, clock=clock, cloud_now=self._cloud_now, save=self._save
-        )
+        self._updates = Updates(recorder, clock=clock, cloud_now=self._cloud_now)
 
     @property
     def strategy(self) -> str:
@@ -104,8 +102,7 @@ class ListPoll:
         if not 0 <= self._clock() - self._updates_broke_at < TRY_DELTA_AGAIN:
             self._updates_work = True
         state = self._state or await self._journal.poll_state() or await self._first_state(reader)
-        start_from = self._first_start.start_from(None, now=self._clock(), cloud_now=self._cloud_now())
-        state = with_selection(state, self._recorder.groups, start_from=start_from)
+        state = await self._with_selection(state)
         await self._save(state)
         if self._updates_work:
             try:
@@ -113,7 +110,7 @@ class ListPoll:
             except NotHonoured as reason:
                 state = self._without_delta(self._state or state, str(reason))
         if not self._updates_work:
-            state = await self._poll_everything(state, reader)
+            state = replace(await self._poll_without_updates(state, reader), active_found=True)
         await self._save(state)
         state = await self._recheck.round_due(state, reader)
         await self._save(state)
@@ -124,6 +121,14 @@ class ListPoll:
         self._page_size = reader.size
         await self._make_sure_that_rows_can_be_read(reader)
         await self._selection.check_due()
+
+    async def _with_selection(self, state: PollState) -> PollState:
+        groups = self._recorder.groups
+        if state.groups is None or sorted(groups) == [*state.groups]:
+            return with_selection(state, groups, {}, start_from=0.0)
+        await self._cloud.session_page(session_list.NEWEST_FIRST, 1, per_page=1)  # an answer tells the cloud's time
+        start_from = self._first_start.start_from(None, now=self._clock(), cloud_now=self._cloud_now())
+        return with_selection(state, groups, await self._journal.device_labels(), start_from=start_from)
 
     async def _make_sure_that_rows_can_be_read(self, reader: Reader) -> None:
         """A list that shows nothing but rows in another format is a failure, and no silence."""
@@ -139,8 +144,8 @@ class ListPoll:
         say = log.warning if first else log.debug
         say("cloud.filter_not_honoured", reason=reason, then="scanning the full list instead")
         self._updates_work, self._updates_broke_at = False, self._clock()
-        self._recorder.unreadable.forget()
-        return replace(state, catching_up=first or state.catching_up, gaps=())
+        self._recorder.unreadable.forget(updates.NAME)
+        return replace(state, catching_up=first or state.catching_up)
 
     async def _save(self, state: PollState) -> None:
         if state != self._state:
@@ -163,20 +168,25 @@ class ListPoll:
             newest, now=self._clock(), cloud_now=self._cloud_now(), empty=not page.count and not page.total
         )
         log.info("poll.first_start", reports_from=start_from, sessions_in_cloud=page.total)
-        crowded = more and session_list.is_one_bulk(rows)
+        if more and session_list.is_one_bulk(rows):
+            self._updates.expect_no_news()
         return PollState(
             start_from=start_from,
             watermark=start_from,
-            floor=start_from + 1 if crowded else 0.0,
             groups=tuple(sorted(self._recorder.groups)),
             backfill_at=self._clock() + self._backfill.interval,
         )
 
     async def _poll_updates(self, state: PollState, reader: Reader) -> PollState:
-        state = await self._updates.poll(state, reader)
-        await self._save(state)
-        if state.unstamped:
-            await self._newest.poll(state, reader)
+        if self._updates.rests:
+            state = await self._poll_without_updates(state, reader)
+        else:
+            state = await self._updates.poll(state, reader)
+            await self._save(state)
+            if state.unstamped:
+                await self._newest.poll(state, reader)
+            elif not self._updates.rests:
+                self._recorder.unreadable.forget(newest.NAME)
         try:
             return await self._find_active(state, reader)
         except CloudError as error:
@@ -186,7 +196,7 @@ class ListPoll:
     async def _find_active(self, state: PollState, reader: Reader) -> PollState:
         """The sessions that are active at a first start, however old, without reading the history."""
         now = self._clock()
-        if state.active_found or 0 <= now - state.active_tried_at < GAP_RETRY:
+        if state.active_found or 0 <= now - state.active_tried_at < RETRY_UNREADABLE:
             return state
         if state.start_from <= 0 and not state.joined:
             return replace(state, active_found=True)
@@ -200,14 +210,9 @@ class ListPoll:
         self._recorder.unreadable.name_rows(lost, ACTIVE)
         return replace(state, active_found=not lost, active_tried_at=now)
 
-    async def _poll_everything(self, state: PollState, reader: Reader) -> PollState:
+    async def _poll_without_updates(self, state: PollState, reader: Reader) -> PollState:
+        """Finds new sessions at the head of the list, and changes of unfinished ones by their ids."""
         seen = await self._newest.poll(state, reader)
-        state = replace(state, active_found=True)
         if self._recheck.is_due(state):
             return state
-        unfinished = [one for one in await self._journal.unfinished() if one.session.id not in seen]
-        asked, self._turn_after = session_list.in_turn(
-            unfinished, self._turn_after, most=min(MOST_CHECKS, self._checks)
-        )
-        await self._recheck.ask_for(asked, state, reader)
-        return state
+        return await self._recheck.some_unfinished(state, reader, most=self._checks, but=seen)

@@ -4,13 +4,11 @@ from collections.abc import Callable
 
 import structlog
 
-from bace_bridge.polling.needs import SessionJournal
 from bace_bridge.polling.reading import Reader
-from bace_bridge.polling.recheck import Recheck
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules import session_list
 from bace_bridge.polling.rules.changes import PollState
-from bace_bridge.polling.rules.ranges import GAP_RETRY
+from bace_bridge.polling.rules.ranges import RETRY_UNREADABLE
 from bace_bridge.polling.rules.seen import LostRow, Page, SeenSession
 
 log = structlog.get_logger()
@@ -31,38 +29,30 @@ class NewestSessions:
     whole page is tried again from time to time.
     """
 
-    def __init__(
-        self,
-        journal: SessionJournal,
-        recorder: SessionRecorder,
-        recheck: Recheck,
-        *,
-        clock: Callable[[], float],
-    ) -> None:
-        self._journal = journal
+    def __init__(self, recorder: SessionRecorder, *, clock: Callable[[], float]) -> None:
         self._recorder = recorder
-        self._recheck = recheck
         self._clock = clock
         self._broke_at: float | None = None
+        self._interrupted = False
         self.sorted = True
 
     async def poll(self, state: PollState, reader: Reader) -> set[str]:
         """The ids that were seen."""
-        if self._broke_at is not None and 0 <= self._clock() - self._broke_at < GAP_RETRY and self.sorted:
+        if self._broke_at is not None and 0 <= self._clock() - self._broke_at < RETRY_UNREADABLE and self.sorted:
             return await self._poll_rows(state, reader)
         seen: set[str] = set()
-        oldest = float("inf")
         lost: list[LostRow] = []
+        # After a poll that failed behind the first page, that page shows nothing new any more.
+        to_the_end, self._interrupted = self._interrupted, True
         async for page in reader.pages(session_list.NEWEST_FIRST):
             self._note_order(page)
             seen.update(row.session.id for row in page.items)
-            oldest = min((row.session.start for row in page.items), default=oldest)
             lost += page.lost
-            if not await self._shows_new(page, state) or (page.page or 1) >= MOST_HEAD_PAGES:
+            new = await self._shows_new(page, state)
+            if not (new or to_the_end) or (page.page or 1) >= MOST_HEAD_PAGES:
                 break
+        self._interrupted = False
         self._broke_at = self._clock() if self._recorder.unreadable.name_rows(lost, NAME) else None
-        if self.sorted and seen and not lost:
-            await self._recheck.ask_for_missing(await self._journal.started_since(oldest), seen, state)
         return seen
 
     async def _poll_rows(self, state: PollState, reader: Reader) -> set[str]:

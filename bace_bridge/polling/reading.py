@@ -60,7 +60,7 @@ class Reader:
             lambda: cloud.session_page(by_ids([NOBODY]), 1, per_page=1),
         )
         self._cloud_answers = False
-        self._left = MOST_NARROWING
+        self.breaks = 0
         self.size = size
         self.requests = 0
         self.rows_read = 0
@@ -80,7 +80,7 @@ class Reader:
         except BREAKS as fault:
             if isinstance(fault, CloudBadGateway) and not long:
                 raise
-            self._left -= 1
+            self.breaks += 1
             if self._cloud_answers or isinstance(fault, CloudRequestTooLarge):
                 raise Unreadable(fault) from None
         self.requests += 1
@@ -118,7 +118,7 @@ class Reader:
             try:
                 await read(one)
             except Unreadable as fault:
-                smaller = parts(one) if self._left > 0 else ()
+                smaller = parts(one) if self.breaks < MOST_NARROWING else ()
                 todo += smaller
                 if not smaller:
                     broken.append((one, str(fault)))

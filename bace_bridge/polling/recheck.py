@@ -12,7 +12,7 @@ from bace_bridge.polling.rules import session_list
 from bace_bridge.polling.rules.changes import PollState
 from bace_bridge.polling.rules.ranges import NOBODY, halves_of
 from bace_bridge.polling.rules.seen import Page, SeenSession
-from bace_bridge.polling.rules.sessions import DataSession, KnownSession
+from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.unreadable import record_of
 
 MOST_RECHECKED = 50
@@ -23,6 +23,9 @@ MOST_CHECKS = 20
 
 MOST_IDS = 10
 """Ids in one request: the answer's `Link` header repeats them three to five times, and nginx takes 4 KB of headers."""
+
+FILTER_RETRY = 3600.0
+"""Seconds after which a filter that was not honoured is tried again."""
 
 RARELY = 10
 """With no unfinished session, only every so many-th round is made."""
@@ -46,8 +49,7 @@ class Recheck:
         self._interval = interval
         self._clock = clock
         self._most_ids = MOST_IDS
-        self._filter_works = True
-        self._missed: set[DataSession] = set()
+        self._filter_broke_at: float | None = None
 
     def is_due(self, state: PollState) -> bool:
         return not 0 <= self._clock() - state.rechecked_at < self._interval
@@ -59,9 +61,7 @@ class Recheck:
         now = self._clock()
         waited = now - state.rechecked_at
         suspects = await self._journal.known(self._recorder.suspects[:MOST_CHECKS])
-        unfinished = await self._journal.unfinished_after(state.recheck_after, MOST_RECHECKED)
-        if not unfinished and state.recheck_after:  # the round before ended with the last one: begin anew
-            unfinished = await self._journal.unfinished_after("", MOST_RECHECKED)
+        unfinished = await self._next_unfinished(state, MOST_RECHECKED)
         if not unfinished and not suspects and 0 <= waited < RARELY * self._interval:
             return state
         places = MOST_RECHECKED - len(unfinished)
@@ -69,7 +69,7 @@ class Recheck:
         for known in suspects.values():
             await self._recorder.check(known, state)
         called = [*unfinished, *finished]
-        done = called[: await self.ask_for(called, state, reader, but=suspects)]
+        done = called[: await self._ask_for(called, state, reader, but=suspects)]
         return replace(
             state,
             rechecked_at=now,
@@ -79,7 +79,21 @@ class Recheck:
             ),
         )
 
-    async def ask_for(
+    async def some_unfinished(self, state: PollState, reader: Reader, *, most: int, but: Collection[str]) -> PollState:
+        """The state after the next unfinished sessions were asked for, in turn, `but` those that were just seen."""
+        unfinished = await self._next_unfinished(state, most)
+        done = unfinished[: await self._ask_for(unfinished, state, reader, but=but)]
+        return replace(
+            state, recheck_after=_cursor(unfinished, done, state.recheck_after, more=len(unfinished) == most)
+        )
+
+    async def _next_unfinished(self, state: PollState, most: int) -> list[KnownSession]:
+        unfinished = await self._journal.unfinished_after(state.recheck_after, most)
+        if not unfinished and state.recheck_after:  # the round before ended with the last one: begin anew
+            unfinished = await self._journal.unfinished_after("", most)
+        return unfinished
+
+    async def _ask_for(
         self, known: Sequence[KnownSession], state: PollState, reader: Reader, *, but: Collection[str] = ()
     ) -> int:
         """Asks for sessions by their ids; returns how many of them, from the first on, were asked for."""
@@ -98,29 +112,20 @@ class Recheck:
                 done += 1
         return done
 
-    async def ask_for_missing(self, expected: Sequence[KnownSession], seen: Collection[str], state: PollState) -> None:
-        """Asks once for each session that a complete list should have shown and did not."""
-        missing = [one for one in expected if one.session.id not in seen]
-        new = [one for one in missing if one.session not in self._missed][:MOST_CHECKS]
-        for known in new:
-            if not self._rests(known):
-                await self._recorder.check(known, state)
-        self._missed = {one.session for one in missing} & (self._missed | {one.session for one in new})
-
     def _rests(self, known: KnownSession) -> bool:
         return self._recorder.unreadable.rests(record_of(known.session.id))
 
     async def _ask_together(self, ids: Sequence[str], state: PollState, reader: Reader) -> set[str]:
         """The ids that were answered for; none where the server does not honour the filter."""
         answered: set[str] = set()
-        if not self._filter_works or len(ids) < 2:  # noqa: PLR2004  # one alone is asked for by its own address
+        if len(ids) < 2 or self._filter_rests:  # noqa: PLR2004  # one alone is asked for by its own address
             return answered
 
         async def read(part: Sequence[str]) -> None:
             try:
                 async for page in pages(lambda number: self._page(part, number, reader)):
                     if not {row.session.id for row in page.items} <= set(part):
-                        self._filter_works = False
+                        self._filter_broke_at = self._clock()
                         return
                     await self._recorder.record(page, state)
                     answered.update(row.session.id for row in page.items)
@@ -134,16 +139,21 @@ class Recheck:
         try:
             await reader.bisect(ids, read, halves_of)
         except CloudRefused:
-            self._filter_works = False
+            self._filter_broke_at = self._clock()
         return answered
+
+    @property
+    def _filter_rests(self) -> bool:
+        return self._filter_broke_at is not None and 0 <= self._clock() - self._filter_broke_at < FILTER_RETRY
 
     async def _filter_is_honoured(self, reader: Reader) -> bool:
         """Where it is ignored, every part breaks in the same way, on a row that nobody asked for."""
         try:
-            self._filter_works = not (await self._page([NOBODY], 1, reader)).count
+            honoured = not (await self._page([NOBODY], 1, reader)).count
         except Unreadable:
-            self._filter_works = False
-        return self._filter_works
+            honoured = False
+        self._filter_broke_at = None if honoured else self._clock()
+        return honoured
 
     async def _page(self, ids: Sequence[str], number: int, reader: Reader) -> Page[SeenSession]:
         return await reader.ask(

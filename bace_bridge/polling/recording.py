@@ -10,7 +10,7 @@ from bace_bridge.polling.device_labels import DeviceLabels
 from bace_bridge.polling.needs import SessionCloud, SessionJournal
 from bace_bridge.polling.rules.absences import Absence, is_removed, with_answer
 from bace_bridge.polling.rules.changes import Changes, PollState
-from bace_bridge.polling.rules.ranges import GAP_RETRY
+from bace_bridge.polling.rules.ranges import RETRY_UNREADABLE
 from bace_bridge.polling.rules.seen import Page, SeenSession
 from bace_bridge.polling.rules.selection import decides_by_label, is_selected, starts_from
 from bace_bridge.polling.rules.sessions import (
@@ -109,13 +109,15 @@ class SessionRecorder:
                 asked.append(session_id)
         found = await self._commit_rows(sure, state)
         # Only now: where the poll fails before the commit, the session has to be asked for again.
-        self._settled.update({one: (said[one], self._clock()) for one in asked})
+        now = self._clock()
+        recent = {one: kept for one, kept in self._settled.items() if 0 <= now - kept[1] < RETRY_UNREADABLE}
+        self._settled = recent | {one: (said[one], now) for one in asked}
         return found
 
     def _is_settled(self, session_id: str, said: tuple[DataSession, ...]) -> bool:
         """True where the session's own address was asked about the very same rows a short while ago."""
         before, at = self._settled.get(session_id, ((), 0.0))
-        return said == before and 0 <= self._clock() - at < GAP_RETRY
+        return said == before and 0 <= self._clock() - at < RETRY_UNREADABLE
 
     async def _commit_rows(self, rows: Sequence[SeenSession], state: PollState) -> list[Observation]:
         before = await self._journal.known([row.session.id for row in rows])

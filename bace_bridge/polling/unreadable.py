@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import structlog
 
-from bace_bridge.polling.rules.ranges import GAP_RETRY
+from bace_bridge.polling.rules.ranges import RETRY_UNREADABLE
 from bace_bridge.polling.rules.seen import LostRow
 
 log = structlog.get_logger()
@@ -59,24 +59,16 @@ class UnreadableRecords:
             self.failed(place, reason, sure=True)
         return reason
 
-    def retain(self, kind: str, names: set[str]) -> None:
-        """Of the records whose names begin with `kind`, these alone are still unreadable."""
-        for name in [one for one in self._failures if one.startswith(kind) and one not in names]:
-            self.was_read(name)
-
-    def forget(self) -> None:
-        """Another strategy names the records in another way."""
-        self._failures.clear()
-
-    def knows(self, name: str) -> bool:
-        return name in self._failures
+    def forget(self, name: str) -> None:
+        """Whether it can be read is not asked any more."""
+        self._failures.pop(name, None)
 
     def rests(self, name: str) -> bool:
         """True for one that was tried a short while ago; a clock that was set back does not prolong it."""
         failures = self._failures.get(name)
         if failures is None or failures.count < SURE_FAILURES:
             return False
-        return 0 <= self._clock() - failures.last_at < GAP_RETRY
+        return 0 <= self._clock() - failures.last_at < RETRY_UNREADABLE
 
 
 def record_of(session_id: str) -> str:

@@ -96,16 +96,6 @@ class Journal:
         query = "select known from sessions where id > ? and not unfinished and not removed order by id limit ?"
         return await self._file.read(lambda connection: _decoded(connection.execute(query, (session_id, limit))))
 
-    async def recently_updated(self, bound: float) -> list[KnownSession]:
-        """The known sessions that a list of what was updated since `bound` has to show."""
-        query = "select known from sessions where updated_at >= ? and not removed order by updated_at desc limit 200"
-        return await self._file.read(lambda connection: _decoded(connection.execute(query, (bound,))))
-
-    async def started_since(self, start: float) -> list[KnownSession]:
-        """The known sessions that a list by `start` has to show down to `start`."""
-        query = "select known from sessions where not removed and start > ? order by start desc limit 200"
-        return await self._file.read(lambda connection: _decoded(connection.execute(query, (start,))))
-
     async def device_labels(self) -> dict[str, str | None]:
         """The newest labels, by id, of the devices whose data sessions are known."""
         labels = """select group_id, json_extract(known, '$.device_label') as label, max(start) from sessions

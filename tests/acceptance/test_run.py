@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import aiohttp
@@ -177,10 +179,11 @@ async def test_health_tells_what_is_not_usable(broker: Broker, tmp_path: Path) -
 
 
 async def test_it_tells_the_service_manager(tmp_path: Path) -> None:
-    heard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    heard.bind(str(tmp_path / "notify"))
-    heard.settimeout(60)
-    async with SimulatedServer(SimulatedCloud()) as server:
+    async with AsyncExitStack() as stack:
+        heard = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        heard.bind(str(tmp_path / "notify"))
+        heard.settimeout(60)
+        server = await stack.enter_async_context(SimulatedServer(SimulatedCloud()))
         config = configuration(tmp_path, cloud_url=server.url)
         async with running(
             config, environment={"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000"}
@@ -192,7 +195,20 @@ async def test_it_tells_the_service_manager(tmp_path: Path) -> None:
             while not messages[-1].startswith("STOPPING=1"):
                 messages.append((await asyncio.to_thread(heard.recv, 1000)).decode())
             assert await bridge.stop() == 0
-    heard.close()
+
+
+async def test_signals_while_it_ends_do_not_make_an_orderly_end_a_bad_one(tmp_path: Path) -> None:
+    async with (
+        SimulatedServer(SimulatedCloud()) as server,
+        running(configuration(tmp_path, cloud_url=server.url)) as bridge,
+    ):
+        await until(lambda: "bridge.running" in bridge.log, within=60, what="the bridge runs")
+        while bridge.process.returncode is None:
+            for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                with suppress(ProcessLookupError):
+                    os.kill(bridge.process.pid, one)
+            await asyncio.sleep(0.001)
+        assert bridge.process.returncode == 0, bridge.log
 
 
 async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from bace_bridge.domain.lanes import BRIDGE_LANE, DeadLetter, FailedAttempt, Par
 from bace_bridge.domain.tokens import Token
 from bace_bridge.polling.rules.changes import Changes, LatestSeen, PollState, WindowRead
 from bace_bridge.polling.rules.datapoints import Emitted, EmittedPoint
-from bace_bridge.polling.rules.ranges import Gap
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
 from bace_bridge.store.deadletters import DeadLetters, Which
@@ -129,7 +128,6 @@ async def test_what_is_known_comes_back_as_it_was_also_after_a_restart(opened: O
         start_from=NOON + 0.1,
         watermark=NOON + 0.2,
         recheck_after="s1",
-        gaps=(Gap(5, 6, 7.5, page=2, lost=True),),
         joined={"g2": 1.5},
     )
     window = WindowState(0, 3600, 2, settled=True, samples=3, raw_until=NOON + 0.1)
@@ -168,18 +166,6 @@ async def test_sessions_by_how_far_they_are(store: Store) -> None:
     assert ids(await journal.finished_after("c", 5)) == ["f"]
     await store.know(known("a", end=NOON, ingested=True), known("d"))
     assert ids(await journal.unfinished()) == ["b", "d", "e"]
-
-
-async def test_sessions_that_a_list_has_to_show(store: Store) -> None:
-    await store.know(
-        known("old", start=NOON - 100, updated_at=NOON - 1),
-        known("edge", start=NOON, updated_at=NOON),
-        known("new", start=NOON + 1, updated_at=NOON + 5),
-        known("gone", start=NOON + 2, updated_at=NOON + 9, removed=True),
-        known("undated", start=NOON + 3),
-    )
-    assert set(ids(await store.journal.recently_updated(NOON))) == {"edge", "new"}
-    assert ids(await store.journal.started_since(NOON)) == ["undated", "new"]
 
 
 async def test_visits_live_sessions_first_then_the_newest_history(store: Store) -> None:

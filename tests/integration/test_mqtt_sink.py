@@ -758,7 +758,9 @@ async def test_what_the_broker_never_allows_is_said_on_the_first_connection_only
                 await eventually(lambda number=number: len(named(logs, "mqtt.state_refused")) >= number)  # type: ignore[misc]
                 assert await deliver(sink, event(number)) is None
                 broker.connections[-1].transport.abort()
-                await eventually(lambda number=number: len(broker.connections) > number)  # type: ignore[misc]
+                await eventually(lambda: not sink.connected)
+                async with asyncio.timeout(60):
+                    await sink.ready()
 
     for name in ("mqtt.state_refused", "mqtt.no_retained_messages"):
         levels = [one["log_level"] for one in named(logs, name)]

@@ -108,6 +108,7 @@ async def test_a_row_that_cannot_be_read_is_shown_and_told_when_it_can_be(
 ) -> None:
     cloud = simulated(clock, *quirks)
     device = cloud.add_device("BaceGo-1")
+    cloud.add_history(3, first_start=clock.now - 40_000, spacing=1000, duration=600)
     other = cloud.open_session(device.id_group)
     with capture_logs() as logs:
         async with odd(cloud, tmp_path / "b.db", clock) as (fields, watch):

@@ -79,19 +79,3 @@ async def test_a_removed_session_is_published_as_removed_when_the_cloud_can_say_
             clock.forward(61)
             await watch.look()
         assert types(await watch.all_events()) == ["session.started", "session.removed"]
-
-
-async def test_a_session_that_only_the_list_leaves_out_is_asked_for_once(clock: Clock, tmp_path: Path) -> None:
-    cloud = simulated(clock)
-    device = cloud.add_device("BaceGo-1")
-    async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
-        cloud.open_session(device.id_group)
-        await watch.look()
-        empty = '{"items":[],"_meta":{"totalCount":0,"pageCount":0,"currentPage":1}}'
-        watch.server.faults.answer("/api/v2/data-session", status=200, body=empty, times=10**9, holding="[updated_at]")
-        for _ in range(5):
-            clock.forward(5)
-            await watch.poll.poll()
-        assert sum(seen.path == VIEW for seen in watch.server.requests) == 1
-        assert types(await watch.all_events()) == ["session.started"]

@@ -5,7 +5,6 @@ import msgspec
 from bace_bridge.domain.events import Event
 from bace_bridge.polling.rules.datapoints import Emitted
 from bace_bridge.polling.rules.outages import CloudOutage
-from bace_bridge.polling.rules.ranges import Gap
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import WindowState
 
@@ -62,12 +61,10 @@ class PollState(msgspec.Struct, frozen=True, kw_only=True):
     """Where the polling of the session list stands. Times of rows are the cloud's, those of attempts ours.
 
     `start_from` is the time (epoch seconds) from which sessions are reported, and `joined` that of devices that were
-    added to `groups`, the selection of the last poll, later. `watermark` is the newest `updated_at` of a completely
-    read list, `quiet_walks` the number of long walks since that showed nothing new, and `floor` the second below which
-    the list of updates is not asked for any more: walking it again and again showed nothing new.
-    `active_found` says whether the sessions that were active at the first start have been found, `active_tried_at` when
-    that was tried last. `gaps` are the spans that the watermark passes although the cloud breaks on a record in them.
-    `unstamped` says that there are rows without an `updated_at`, which no list of updates shows.
+    added to `groups`, the selection of the last poll, later. `watermark` is the newest `updated_at` of a list that was
+    read to its end. `active_found` says whether the sessions that were active at the first start have been found,
+    `active_tried_at` when that was tried last. `unstamped` says that there are rows without an `updated_at`, which no
+    list of updates shows.
     `backfill_page` is the next page of the walk over everything, `backfill_at` when that goes on, and `catching_up`
     says that it does not wait: at a first start, or for devices that were added.
     `rechecked_at` is when known sessions were last asked for by id, `recheck_after` and `recheck_finished_after` the
@@ -78,11 +75,8 @@ class PollState(msgspec.Struct, frozen=True, kw_only=True):
     watermark: float
     joined: dict[str, float] = {}
     groups: tuple[str, ...] | None = None
-    quiet_walks: int = 0
-    floor: float = 0.0
     active_found: bool = False
     active_tried_at: float = 0.0
-    gaps: tuple[Gap, ...] = ()
     unstamped: bool = False
     backfill_page: int = 1
     backfill_at: float = 0.0

@@ -39,22 +39,34 @@ def starts_from(state: PollState, group_id: str, label: str | None) -> float:
     return min((state.joined.get(name, state.start_from) for name in named), default=state.start_from)
 
 
-def with_selection(state: PollState, groups: Sequence[str], *, start_from: float) -> PollState:
-    """The state with another selection. Devices that it adds are reported from `start_from`, and looked up at once."""
+def with_selection(
+    state: PollState, groups: Sequence[str], labels: Mapping[str, str | None], *, start_from: float
+) -> PollState:
+    """The state with another selection. Devices that it adds are reported from `start_from`, and looked up at once.
+
+    `labels` are those of the devices that are known, by id: an id in place of its label adds nothing.
+    """
     now, before = tuple(sorted(groups)), state.groups
-    if before == now:
-        return state
-    if before is None:
+    if before == now or not before:
         return replace(state, groups=now)
     if not now:
         others = {name: state.joined.get(name, state.start_from) for name in before}
         after = replace(state, start_from=start_from, joined=others)
-    elif not before:
-        return replace(state, groups=now)
     else:
-        kept = {name: since for name, since in state.joined.items() if name in now}
-        added = {name: start_from for name in now if name not in before}
-        after = replace(state, joined=kept | added)
-        if not added:
+        joined = {name: _joined(name, state, labels, start_from) for name in now}
+        after = replace(state, joined={name: since for name, since in joined.items() if since is not None})
+        if start_from not in after.joined.values():
             return replace(after, groups=now)
     return replace(after, groups=now, active_found=False, active_tried_at=0.0, backfill_page=1, catching_up=True)
+
+
+def _joined(name: str, state: PollState, labels: Mapping[str, str | None], start_from: float) -> float | None:
+    """Since when the devices of an entry have been reported; None for those of the first start."""
+    before = state.groups or ()
+    if name in before:
+        return state.joined.get(name)
+    devices = [(group, label) for group, label in labels.items() if name in (group, label)]
+    if devices and all(is_selected(before, *device) for device in devices):
+        since = max(starts_from(state, *device) for device in devices)
+        return None if since == state.start_from else since
+    return start_from
