@@ -11,20 +11,18 @@ from msgspec.structs import replace
 from bace_bridge.errors import CloudError, CloudRefused, CloudUnavailable
 from bace_bridge.polling.needs import PointCloud, PointJournal
 from bace_bridge.polling.points import PointEndpoint, PointReader, PointsForbidden, TooMuch
+from bace_bridge.polling.probe import Probe
 from bace_bridge.polling.reading import MOST_NARROWING, Unreadable
 from bace_bridge.polling.rules.changes import Changes, WindowRead
-from bace_bridge.polling.rules.datapoints import Datapoint, Datatype, samples_per_hour
+from bace_bridge.polling.rules.datapoints import Datapoint, Datatype
 from bace_bridge.polling.rules.fetches import MOST_FAILURES, Outcome, conclude, judge
-from bace_bridge.polling.rules.ranges import LATEST_FILTER
-from bace_bridge.polling.rules.readings import absorb, by_window, left_out, shown_by_day, split
+from bace_bridge.polling.rules.readings import absorb, by_window, left_out, split
 from bace_bridge.polling.rules.seen import Urgency
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import (
     DAY,
     DIRECT_WINDOWS,
-    EARLIEST_WINDOW,
     FINEST_SPAN,
-    MOST_OF_A_DAY,
     SETTLING,
     SPAN,
     Window,
@@ -78,10 +76,9 @@ class DatapointFetch:
         self._began = clock()
         late = known.over_when_found or known.unread
         self._points = PointReader(cloud, endpoint, known.session, Urgency.BACKLOG if late else Urgency.LIVE)
+        self._probe = Probe(self._points, known.session.id)
         self._states: dict[Window, WindowState] = {}
-        self._probed: dict[int, int] | None = None
         self._breaks = 0
-        self._same_by_day: bool | None = None
 
     async def make(self) -> CloudError | None:
         """Raises StoreError only; what the cloud does ends up in the session's next fetch.
@@ -121,75 +118,41 @@ class DatapointFetch:
         samples = self._samples()
         due = windows_due(self._known, self._states, now=self._cloud_now())
         if len(due) > DIRECT_WINDOWS:
-            probe = await self._probe()
-            if probe is None:
+            hours = await self._probe.hours()
+            if hours is None:
                 await self._read_all(due)
                 return "more" if any(one in self._states and self._states[one].settled for one in due) else "read"
-            due = windows_due(self._known, self._states, now=self._cloud_now(), hours=probe)
+            due = windows_due(self._known, self._states, now=self._cloud_now(), hours=hours)
         await self._read_all(due)
         for window in left_out_windows(self._states) if self._known.unread else ():
             failures = self._states[window].failures
             await self._read(window)
             if self._states[window].failures > failures:
                 break  # one that still breaks is enough
-        if self._something_may_be_missing(found=self._samples() > samples) and (probe := await self._probe()):
+        if self._something_may_be_missing(found=self._samples() > samples) and (hours := await self._probe.hours()):
             for span in (SPAN, DAY):
-                for window in windows_with_more(probe, self._known, self._states, span=span):
+                for window in windows_with_more(hours, self._known, self._states, span=span):
                     await self._read(window)
         return "read"
 
     def _something_may_be_missing(self, *, found: bool) -> bool:
         """True when the session says that it has datapoints which the windows did not show."""
         count = self._seen.datapoint_count
-        if self._probed is not None or count is None:
-            return self._probed is not None
+        if self._probe.samples is not None or count is None:
+            return self._probe.samples is not None
         return self._samples() < count if self._known.csv_due else not found and count != self._known.count_fetched
 
     def _samples(self) -> int:
         return sum(state.samples for state in self._states.values())
 
-    async def _probe(self) -> dict[int, int] | None:
-        """The samples in each hour, from one request: of more than a day even a long session comes in few rows.
-
-        None where that cannot be had.
-        """
-        if self._probed is None:
-            try:
-                read = await self._points.read(EARLIEST_WINDOW, LATEST_FILTER)
-            except Unreadable as fault:
-                log.debug("datapoints.not_probed", session=self._known.session.id, reason=str(fault))
-                return None
-            if read.own:
-                self._probed = samples_per_hour(read.points)
-        return self._probed
-
     async def _read_all(self, due: Iterable[Window]) -> None:
         for day, windows in days_of(due).items():
-            shown = await self._shown_by_day(day, windows)
+            shown = await self._probe.read_day(day, windows)
             for window in windows:
                 if window in shown:
                     await self._absorb({window: shown[window]})
                 else:
                     await self._read(window)
-
-    async def _shown_by_day(self, day: Window, windows: list[Window]) -> dict[Window, list[Datapoint]]:
-        """What one request shows of windows in which a probe found few samples; it saves requests, and decides nothing.
-
-        Lone samples come as they are, however long the interval. That this cloud does so is seen on one of the windows.
-        """
-        probe = self._probed or {}
-        samples = sum(probe.get(window.start, 0) for window in windows)
-        if len(windows) < 2 or not 0 < samples <= MOST_OF_A_DAY or self._same_by_day is False:  # noqa: PLR2004
-            return {}
-        try:
-            shown = shown_by_day((await self._points.read(*day)).points, windows, probe)
-            if shown and self._same_by_day is None:
-                fullest = max(shown, key=lambda window: len(shown[window]))
-                own = await self._points.read(*fullest)
-                self._same_by_day = {*own.points} == {*shown[fullest]}
-        except Unreadable:
-            return {}
-        return shown if self._same_by_day else {}
 
     async def _read(self, window: Window, *, breaks: bool = False) -> None:
         """Reads a window; its halves where it cannot be had at once, or not as finely as is wanted.
@@ -262,9 +225,9 @@ class DatapointFetch:
             left_out = bool(left_out_windows(self._states))
             if outcome == "read":
                 fresh = replace(fresh, count_fetched=self._seen.datapoint_count)
-                if self._probed is not None:
+                if self._probe.samples is not None:
                     searched = (self._known.reading, window_at(self._began + self._cloud.clock_ahead - SETTLING).start)
-                    fresh = replace(fresh, probed=per_day(self._probed), searched=searched)
+                    fresh = replace(fresh, probed=per_day(self._probe.samples), searched=searched)
                 found_samples = None if left_out else self._samples()
                 reading, cloud_now = self._known.reading, self._cloud_now()
                 outcome = judge(fresh, self._seen, reading=reading, samples=found_samples, cloud_now=cloud_now)

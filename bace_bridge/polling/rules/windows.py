@@ -28,9 +28,6 @@ MARGIN = 600.0
 DIRECT_WINDOWS = 24
 """With more windows than this, a probe first tells in which of them there is anything to read."""
 
-MOST_OF_A_DAY = 500
-"""Samples on a day up to which its windows are read with one request: they fit a page of BACE's."""
-
 DAY = 86400
 
 EARLIEST_WINDOW = -LATEST_FILTER // SPAN * SPAN
