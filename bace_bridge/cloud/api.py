@@ -47,8 +47,12 @@ class BaceCloud:
     def requests_made(self) -> int:
         return self._http.requests_made
 
-    async def session_page(self, params: Params, page: int, *, per_page: int = SESSIONS_PER_PAGE) -> Page[SeenSession]:
-        query = [*params, ("expand", "group"), ("per-page", str(per_page)), ("page", str(page))]
+    async def session_page(
+        self, params: Params, page: int, *, per_page: int = SESSIONS_PER_PAGE, expand: bool = True
+    ) -> Page[SeenSession]:
+        """A page of the list; `expand` brings the labels of the groups along, where the server knows that."""
+        more = [("expand", "group")] if expand else []
+        query = [*params, *more, ("per-page", str(per_page)), ("page", str(page))]
         reply = await self._http.get(SESSIONS, query, urgency=Urgency.SESSIONS)
         return parse_sessions(reply.body, reply.headers)
 

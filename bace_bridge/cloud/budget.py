@@ -1,34 +1,46 @@
 """The account-wide request budget: how often the bridge asks, and whose turn it is."""
 
 import asyncio
-import heapq
-import itertools
+from collections import deque
 from collections.abc import Callable
 
 from bace_bridge.polling.rules.seen import Urgency
 
+MOST_SESSIONS_IN_A_ROW = 2
+"""Turns of the session list in a row while live datapoints wait: polls that never end must not starve them."""
+
+BACKLOG_SHARE = 10
+"""While others wait, too, one turn of so many is the backlog's."""
+
+
+SLOWEST = 0.1
+"""Requests a second that are made however little an answer says is left: where it means that, a 429 follows."""
+
 
 class RequestBudget:
-    """At most `per_minute` requests in any minute, a quarter of them at once, the most urgent first.
+    """At most `per_minute` requests in any minute, a quarter of them at once; the more urgent go first, but not alone.
 
+    Where the cloud says that it has less left, that is spread over the time until it is full again.
     `silence` keeps every request back, as the cloud's rate limit wants it: a rejected call restarts its clock.
     """
 
     def __init__(self, per_minute: int, *, clock: Callable[[], float]) -> None:
         self._burst = max(1.0, per_minute / 4)
         self._rate = max(per_minute - self._burst, 1.0) / 60
+        self._learned, self._learned_until = self._rate, 0.0
         self._tokens = self._burst
         self._clock = clock
         self._filled_at = clock()
         self._silent_until = 0.0
-        self._queue: list[tuple[Urgency, int, asyncio.Future[None]]] = []
-        self._order = itertools.count()
+        self._queues: dict[Urgency, deque[asyncio.Future[None]]] = {urgency: deque() for urgency in Urgency}
+        self._sessions_in_a_row = 0
+        self._before_backlog = 0
         self._timer: asyncio.TimerHandle | None = None
 
     async def turn(self, urgency: Urgency) -> None:
         """Returns when a request may be made."""
         turn = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._queue, (urgency, next(self._order), turn))
+        self._queues[urgency].append(turn)
         self.release()
         try:
             await turn
@@ -43,6 +55,24 @@ class RequestBudget:
         self._silent_until = max(self._silent_until, self._clock() + seconds)
         self._tokens = min(self._tokens, 1.0)
 
+    def learn(self, remaining: float | None, reset: float | None) -> bool:
+        """Takes what an answer says is left, and the seconds until it is full again; True where that slows us down.
+
+        A limiter that refills all the time settles at half of its size, one that refills at once is used up evenly.
+        """
+        if remaining is None or not reset:
+            return False
+        self._tokens = min(self._tokens, remaining)
+        self._learned = max(remaining, 1.0) / reset
+        self._learned_until = self._clock() + reset
+        return self._learned < self._rate
+
+    @property
+    def _pace(self) -> float:
+        """Requests a second."""
+        learned = self._learned if self._clock() < self._learned_until else self._rate
+        return min(self._rate, max(SLOWEST, learned))
+
     @property
     def silent_for(self) -> float:
         """Seconds of silence that are left."""
@@ -51,16 +81,35 @@ class RequestBudget:
     def release(self) -> None:
         """Lets go first whoever may; called by itself when it is time."""
         now = self._clock()
-        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._filled_at) * self._rate)
+        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._filled_at) * self._pace)
         self._filled_at = now
-        while self._queue and self._tokens >= 1 and now >= self._silent_until:
-            _, _, turn = heapq.heappop(self._queue)
-            if not turn.done():
-                self._tokens -= 1
-                turn.set_result(None)
-        if self._queue:
-            wait = max(self._silent_until - now, (1 - self._tokens) / self._rate)
+        while self._tokens >= 1 and now >= self._silent_until and (urgency := self._next()) is not None:
+            self._queues[urgency].popleft().set_result(None)
+            self._tokens -= 1
+            self._count(urgency)
+        if any(self._queues.values()):
+            wait = max(self._silent_until - now, (1 - self._tokens) / self._pace)
             self._wake_in(max(wait, 0.001))
+
+    def _next(self) -> Urgency | None:
+        """Whose turn it is: the most urgent one's, unless another one has waited for its share."""
+        for queue in self._queues.values():
+            while queue and queue[0].done():  # cancelled
+                queue.popleft()
+        waiting = [urgency for urgency, queue in self._queues.items() if queue]
+        if Urgency.BACKLOG in waiting and self._before_backlog >= BACKLOG_SHARE - 1:
+            return Urgency.BACKLOG
+        if Urgency.LIVE in waiting and self._sessions_in_a_row >= MOST_SESSIONS_IN_A_ROW:
+            return Urgency.LIVE
+        return min(waiting, default=None)
+
+    def _count(self, urgency: Urgency) -> None:
+        if urgency is Urgency.SESSIONS:
+            self._sessions_in_a_row += 1
+        elif urgency is Urgency.LIVE:
+            self._sessions_in_a_row = 0
+        backlog_waits = urgency is not Urgency.BACKLOG and bool(self._queues[Urgency.BACKLOG])
+        self._before_backlog = self._before_backlog + 1 if backlog_waits else 0
 
     def _wake_in(self, seconds: float) -> None:
         if self._timer is not None:

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from bace_bridge.errors import CloudError, UnexpectedReply
 from bace_bridge.polling import newest, updates
 from bace_bridge.polling.backfill import Backfill
+from bace_bridge.polling.group_filter import GroupFilter
 from bace_bridge.polling.needs import SessionCloud, SessionJournal
 from bace_bridge.polling.newest import NewestSessions
 from bace_bridge.polling.reading import MOST_ROWS, Reader
@@ -72,6 +73,7 @@ class ListPoll:
         self._page_size = MOST_ROWS
         share = int(settings.requests_per_minute * settings.session_interval / 60 * CHECKS_SHARE)
         self._checks = min(max(2, share), MOST_CHECKS)
+        self._groups = GroupFilter(recorder.groups, clock=clock)
         self._selection = SelectionCheck(cloud, journal, recorder.labels, recorder.groups, clock=clock)
         self._recheck = Recheck(cloud, journal, recorder, interval=settings.recheck_interval, clock=clock)
         self._newest = NewestSessions(recorder, clock=clock)
@@ -98,7 +100,9 @@ class ListPoll:
         return self._selection.problem
 
     async def poll(self) -> None:
-        reader = Reader(self._cloud, size=self._page_size)
+        reader = Reader(
+            self._cloud, size=self._page_size, expand=self._recorder.labels.wanted, of_groups=self._groups.params
+        )
         if not 0 <= self._clock() - self._updates_broke_at < TRY_DELTA_AGAIN:
             self._updates_work = True
         state = self._state or await self._journal.poll_state() or await self._first_state(reader)
@@ -119,6 +123,7 @@ class ListPoll:
         )
         await self._save(replace(state, unstamped=state.unstamped or reader.saw_unstamped))
         self._page_size = reader.size
+        await self._groups.check_due(reader)
         await self._make_sure_that_rows_can_be_read(reader)
         await self._selection.check_due()
 
@@ -201,7 +206,7 @@ class ListPoll:
         if state.start_from <= 0 and not state.joined:
             return replace(state, active_found=True)
         lost: list[LostRow] = []
-        async for page in reader.pages(session_list.ACTIVE):
+        async for page in reader.pages((*session_list.ACTIVE, *reader.of_groups)):
             if any(row.session.end is not None for row in page.items):
                 log.info("cloud.filter_not_honoured", reason="filter[end]=NULL", then="reading the full list once")
                 return replace(state, active_found=True, backfill_page=1, catching_up=True)

@@ -44,7 +44,7 @@ class NewestSessions:
         lost: list[LostRow] = []
         # After a poll that failed behind the first page, that page shows nothing new any more.
         to_the_end, self._interrupted = self._interrupted, True
-        async for page in reader.pages(session_list.NEWEST_FIRST):
+        async for page in reader.pages((*session_list.NEWEST_FIRST, *reader.of_groups)):
             self._note_order(page)
             seen.update(row.session.id for row in page.items)
             lost += page.lost
@@ -57,7 +57,7 @@ class NewestSessions:
 
     async def _poll_rows(self, state: PollState, reader: Reader) -> set[str]:
         seen: set[str] = set()
-        async for page in reader.rows(session_list.NEWEST_FIRST, most=MOST_SINGLE_ROWS):
+        async for page in reader.rows((*session_list.NEWEST_FIRST, *reader.of_groups), most=MOST_SINGLE_ROWS):
             seen.update(row.session.id for row in page.items)
             if page.items and not await self._shows_new(page, state):
                 break

@@ -44,7 +44,8 @@ class Reader:
     """The requests of one poll. What it raises, but for Unreadable, is about the cloud as a whole.
 
     `canaries` are requests of which the cloud must be able to answer one; else they are about the session list.
-    `size` is that of its pages, as far as the server is known to serve smaller ones than MOST_ROWS.
+    `size` is that of its pages, as far as the server is known to serve smaller ones than MOST_ROWS. `expand` asks for
+    the devices' labels, too; `of_groups` is the filter for the watched devices, where the server honours it.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class Reader:
         *,
         canaries: Sequence[Callable[[], Awaitable[object]]] = (),
         size: int = MOST_ROWS,
+        expand: bool = True,
+        of_groups: Params = (),
     ) -> None:
         self._cloud = cloud
         self._canaries = canaries or (
@@ -62,6 +65,8 @@ class Reader:
         self._cloud_answers = False
         self.breaks = 0
         self.size = size
+        self.expand = expand
+        self.of_groups = of_groups
         self.requests = 0
         self.rows_read = 0
         self.lost_reason: str | None = None
@@ -146,6 +151,11 @@ class Reader:
                 page = await self._page_in_parts(params, PageRange(number, size), fault)
             return page
 
+    async def single_row(self, params: Params) -> Page[SeenSession]:
+        """The first row of a list."""
+        self.requests += 1
+        return await self._cloud.session_page(params, 1, per_page=1, expand=False)
+
     async def rows(self, params: Params, *, most: int) -> AsyncIterator[Page[SeenSession]]:
         """The rows of a list one by one, but those on which the cloud breaks.
 
@@ -156,7 +166,7 @@ class Reader:
         for number in range(1, most + 1):
             try:
                 self.requests += 1
-                page = await self._cloud.session_page(params, number, per_page=1)
+                page = await self._cloud.session_page(params, number, per_page=1, expand=self.expand)
             except BREAKS as broken:
                 fault = broken
                 continue
@@ -168,7 +178,7 @@ class Reader:
             raise fault
 
     async def _page(self, params: Params, number: int, size: int = MOST_ROWS) -> Page[SeenSession]:
-        page = await self.ask(lambda: self._cloud.session_page(params, number, per_page=size))
+        page = await self.ask(lambda: self._cloud.session_page(params, number, per_page=size, expand=self.expand))
         if page.per_page is not None and page.per_page < size:
             self.size = page.per_page
         self.rows_read += len(page.items)

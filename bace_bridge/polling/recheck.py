@@ -157,7 +157,8 @@ class Recheck:
 
     async def _page(self, ids: Sequence[str], number: int, reader: Reader) -> Page[SeenSession]:
         return await reader.ask(
-            lambda: self._cloud.session_page(session_list.by_ids(ids), number, per_page=MOST_IDS), long=len(ids) > 1
+            lambda: self._cloud.session_page(session_list.by_ids(ids), number, per_page=MOST_IDS, expand=reader.expand),
+            long=len(ids) > 1,
         )
 
 

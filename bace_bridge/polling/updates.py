@@ -54,7 +54,7 @@ class Updates:
         newest, new, last_id = None, False, ""
         lost: list[LostRow] = []
         try:
-            async for page in reader.pages(session_list.updated_since(bound)):
+            async for page in reader.pages((*session_list.updated_since(bound), *reader.of_groups)):
                 last_id = self._ensure_honoured(page, bound, last_id)
                 new = bool(await self._recorder.record(page, state)) or new
                 lost += page.lost

@@ -54,11 +54,12 @@ class Asked:
     rows: tuple[Condition, ...]
     times: Bounds
 
-    def one_session(self) -> str | None:
-        """The only session that it asks for, if it names one."""
+    def named_sessions(self) -> tuple[str, ...] | None:
+        """The only sessions that it asks for, if it names them."""
         for part in self.sessions:
-            if part.operator == "eq" and isinstance(part.value, str):
-                return part.value
+            if part.operator in ("eq", "in"):
+                values = part.value if isinstance(part.value, tuple) else (part.value,)
+                return tuple(value for value in values if isinstance(value, str))
         return None
 
 
@@ -134,8 +135,8 @@ def _interval(times: Bounds, now: float) -> float | None:
 
 
 def _sessions(cloud: SimulatedCloud, question: Asked) -> list[str]:
-    one = question.one_session()
-    candidates: Iterable[str] = cloud.samples.sessions() if one is None else [one]
+    named = question.named_sessions()
+    candidates: Iterable[str] = cloud.samples.sessions() if named is None else dict.fromkeys(named)
     test = holds(All(question.sessions), _itself)
     return [session for session in candidates if test(session)]
 

@@ -18,7 +18,11 @@ def is_selected(groups: Collection[str], group_id: str, label: str | None) -> bo
 
 def decides_by_label(groups: Collection[str], group_id: str) -> bool:
     """True when the device's label decides whether it is watched: its id does not, and some entry may be a label."""
-    return bool(groups) and group_id not in groups and any(not _ID.fullmatch(one) for one in groups)
+    return bool(groups) and group_id not in groups and not are_ids(groups)
+
+
+def are_ids(groups: Collection[str]) -> bool:
+    return all(_ID.fullmatch(one) for one in groups)
 
 
 def unmatched(groups: Collection[str], devices: Mapping[str, str | None]) -> list[str]:

@@ -39,6 +39,10 @@ def by_ids(ids: Sequence[str]) -> Params:
     return tuple(("filter[id_data_session][in][]", one) for one in ids)
 
 
+def of_groups(ids: Sequence[str]) -> Params:
+    return tuple(("filter[id_group][in][]", one) for one in ids)
+
+
 def bound_of(state: PollState, *, quiet_for: float | None) -> float:
     """Where the next list of updates begins; `quiet_for` is how long it has shown nothing new (s), None for ever."""
     quiet = quiet_for is None or not 0 <= quiet_for < OVERLAP
