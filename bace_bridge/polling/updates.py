@@ -47,11 +47,11 @@ class Updates:
     async def poll(self, state: PollState, reader: Reader) -> PollState:
         """The state after a poll. Raises NotHonoured and CloudErrors."""
         bound = session_list.bound_of(state, quiet_for=self._quiet_for)
-        newest, new, last_id = None, False, ""
+        newest, new = None, False
         lost: list[LostRow] = []
         try:
             async for page in reader.pages((*session_list.updated_since(bound), *reader.of_groups)):
-                last_id = self._ensure_honoured(page, bound, last_id)
+                self._ensure_honoured(page, bound)
                 new = bool(await self._recorder.record(page, state)) or new
                 lost += page.lost
                 newest = session_list.newest_update(page, newest)
@@ -78,11 +78,12 @@ class Updates:
         soon = min(state.backfill_at, self._clock() + RETRY_UNREADABLE)
         return replace(state, backfill_at=soon, catching_up=state.catching_up or reader.breaks >= MOST_NARROWING)
 
-    def _ensure_honoured(self, page: Page[SeenSession], bound: float, last_id: str) -> str:
-        """The last id of the page. Raises NotHonoured where its rows are not what was asked for."""
-        rows = [row.session for row in page.items]
+    def _ensure_honoured(self, page: Page[SeenSession], bound: float) -> None:
+        """Raises NotHonoured where the rows of a page are not what was asked for.
+
+        The order is that within a page: rows that are updated meanwhile move others to the next one.
+        """
         if not session_list.updates_held(page, bound):
             raise NotHonoured("filter[updated_at] is ignored")
-        if (page.page_count or 1) > 1 and not session_list.ids_ascend(rows, last_id):
+        if (page.page_count or 1) > 1 and not session_list.ids_ascend([row.session for row in page.items]):
             raise NotHonoured("sort=id_data_session is ignored")
-        return rows[-1].id.lower() if rows else last_id

@@ -56,9 +56,8 @@ def updates_held(page: Page[SeenSession], bound: float) -> bool:
     return bound <= 0 or all(stamp is not None and int(bound) <= stamp for stamp in (*stamps, *odd))
 
 
-def ids_ascend(rows: Sequence[DataSession], after: str) -> bool:
-    ids = [after, *(row.id.lower() for row in rows)]
-    return all(one <= other for one, other in pairwise(ids))
+def ids_ascend(rows: Sequence[DataSession]) -> bool:
+    return all(one.id.lower() <= other.id.lower() for one, other in pairwise(rows))
 
 
 def newest_come_first(page: Page[SeenSession]) -> bool:
