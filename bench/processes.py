@@ -28,6 +28,7 @@ class Cloud:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
+        self.pid = process.pid
         self.about: dict[str, Any] = json.loads(self._line())
 
     def ask(self, command: str) -> Any:
@@ -42,9 +43,9 @@ class Cloud:
 
 
 @contextlib.contextmanager
-def cloud(kind: str) -> Iterator[Cloud]:
+def cloud(kind: str, *, module: str = "bench.cloud") -> Iterator[Cloud]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "bench.cloud", str(machinery.free_port()), kind],
+        [sys.executable, "-m", module, str(machinery.free_port()), kind],
         stdout=subprocess.PIPE,
         stdin=subprocess.PIPE,
         text=True,
@@ -62,10 +63,14 @@ def bridge(
     url: str,
     port: int | None,
     *,
-    interval: str,
     start_from: str,
+    interval: str | None = None,
+    datapoint_interval: str | None = None,
+    per_minute: int = 1_000_000,
     webhooks: Sequence[dict[str, Any]] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
+    """The real process; without an interval with the default ones."""
+    intervals = {"session_interval": interval, "datapoint_interval": datapoint_interval or interval}
     config = {
         "cloud": {
             "url": url,
@@ -73,9 +78,9 @@ def bridge(
             "client_secret": "simulator-secret",
             "username": "demo@example.org",
             "password": "demo",
-            "requests_per_minute": 1_000_000,
+            "requests_per_minute": per_minute,
         },
-        "watch": {"session_interval": interval, "datapoint_interval": interval, "start_from": start_from},
+        "watch": {"start_from": start_from, **{name: each for name, each in intervals.items() if each}},
         "store": {"url": f"sqlite:///{folder}/bridge.db"},
         "mqtt": [{"name": "home", "url": f"mqtt://127.0.0.1:{port}"}] if port else [],
         "webhooks": list(webhooks),

@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 
 OK = b"HTTP/1.1 204 No Content\r\n\r\n"
 FAILED = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"
@@ -19,7 +20,7 @@ class Receiver:
         self.arrivals: dict[str, list[tuple[float, str]]] = defaultdict(list)
         self.down = False
 
-    def answer(self, path: str, event_id: str) -> bytes:
+    def answer(self, path: str, event_id: str, _body: bytes) -> bytes:
         """The answer, and a note of what was taken."""
         if path == "/hang":
             return b""
@@ -37,8 +38,9 @@ class Receiver:
 class Endpoint(asyncio.Protocol):
     """Reads no more than it must, so that the sender is what is measured."""
 
-    def __init__(self, receiver: Receiver) -> None:
-        self._receiver = receiver
+    def __init__(self, answer: Callable[[str, str, bytes], bytes]) -> None:
+        """`answer` makes an answer of a path, an event's id and a body."""
+        self._answer = answer
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
 
@@ -54,9 +56,10 @@ class Endpoint(asyncio.Protocol):
             length = int(header(head, b"content-length:") or 0)
             if len(self._buffer) < end + 4 + length:
                 return
+            body = self._buffer[end + 4 : end + 4 + length]
             self._buffer = self._buffer[end + 4 + length :]
             path = head.split(b" ", 2)[1].decode()
-            self._transport.write(self._receiver.answer(path, header(head, b"webhook-id:").decode()))
+            self._transport.write(self._answer(path, header(head, b"webhook-id:").decode(), body))
 
 
 def header(head: bytes, name: bytes) -> bytes:
@@ -67,7 +70,7 @@ def header(head: bytes, name: bytes) -> bytes:
 async def main(port: int) -> None:
     receiver = Receiver()
     loop = asyncio.get_running_loop()
-    async with await loop.create_server(lambda: Endpoint(receiver), "127.0.0.1", port):
+    async with await loop.create_server(lambda: Endpoint(receiver.answer), "127.0.0.1", port):
         print("ready", flush=True)
         commands = asyncio.StreamReader()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)

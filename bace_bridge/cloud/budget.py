@@ -13,15 +13,21 @@ BACKLOG_SHARE = 10
 """While others wait, too, one turn of so many is the backlog's."""
 
 
+SLOWEST = 0.1
+"""Requests a second that are made however little an answer says is left: where it means that, a 429 follows."""
+
+
 class RequestBudget:
     """At most `per_minute` requests in any minute, a quarter of them at once; the more urgent go first, but not alone.
 
+    Where the cloud says that it has less left, that is spread over the time until it is full again.
     `silence` keeps every request back, as the cloud's rate limit wants it: a rejected call restarts its clock.
     """
 
     def __init__(self, per_minute: int, *, clock: Callable[[], float]) -> None:
         self._burst = max(1.0, per_minute / 4)
         self._rate = max(per_minute - self._burst, 1.0) / 60
+        self._learned, self._learned_until = self._rate, 0.0
         self._tokens = self._burst
         self._clock = clock
         self._filled_at = clock()
@@ -49,6 +55,24 @@ class RequestBudget:
         self._silent_until = max(self._silent_until, self._clock() + seconds)
         self._tokens = min(self._tokens, 1.0)
 
+    def learn(self, remaining: float | None, reset: float | None) -> bool:
+        """Takes what an answer says is left, and the seconds until it is full again; True where that slows us down.
+
+        A limiter that refills all the time settles at half of its size, one that refills at once is used up evenly.
+        """
+        if remaining is None or not reset:
+            return False
+        self._tokens = min(self._tokens, remaining)
+        self._learned = max(remaining, 1.0) / reset
+        self._learned_until = self._clock() + reset
+        return self._learned < self._rate
+
+    @property
+    def _pace(self) -> float:
+        """Requests a second."""
+        learned = self._learned if self._clock() < self._learned_until else self._rate
+        return min(self._rate, max(SLOWEST, learned))
+
     @property
     def silent_for(self) -> float:
         """Seconds of silence that are left."""
@@ -57,14 +81,14 @@ class RequestBudget:
     def release(self) -> None:
         """Lets go first whoever may; called by itself when it is time."""
         now = self._clock()
-        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._filled_at) * self._rate)
+        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._filled_at) * self._pace)
         self._filled_at = now
         while self._tokens >= 1 and now >= self._silent_until and (urgency := self._next()) is not None:
             self._queues[urgency].popleft().set_result(None)
             self._tokens -= 1
             self._count(urgency)
         if any(self._queues.values()):
-            wait = max(self._silent_until - now, (1 - self._tokens) / self._rate)
+            wait = max(self._silent_until - now, (1 - self._tokens) / self._pace)
             self._wake_in(max(wait, 0.001))
 
     def _next(self) -> Urgency | None:

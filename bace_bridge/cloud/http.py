@@ -95,6 +95,7 @@ class CloudHttp:
         self.requests_made = 0
         self._answered_at = 0.0
         self._limited_at: float | None = None
+        self._paced = False
         self._ahead: float | None = None
 
     @property
@@ -208,16 +209,30 @@ class CloudHttp:
         self._answered_at = self._monotonic()
         self._note_clock(response.headers.get("Date"))
         reply = Reply(response.headers, body)
+        cloud_now = self._clock() + self.clock_ahead
         if 200 <= response.status < 300:
+            self._learn_pace(rate_limit(response.headers, now=cloud_now))
             return _Answer(response.status, reply, None)
         sent = (*(form or {}).values(), token or "")
-        cloud_now = self._clock() + self.clock_ahead
         failure = of_answer(what, response.status, response.headers, body, sent=sent, now=cloud_now)
         if response.status == 429 and isinstance(failure, CloudUnavailable):
             failure.retry_after += 1 + self._jitter()
             self._budget.silence(failure.retry_after)
             self._log_rate_limit(failure.retry_after, rate_limit(response.headers, now=cloud_now))
         return _Answer(response.status, reply, failure)
+
+    def _learn_pace(self, said: RateLimit) -> None:
+        """Logged once: an account with a small allowance has it at every request."""
+        slower = self._budget.learn(said.remaining, said.reset)
+        if slower and not self._paced:
+            self._paced = True
+            log.info(
+                "cloud.pace_learned",
+                limit=said.limit,
+                remaining=said.remaining,
+                reset=said.reset,
+                then="asking less often",
+            )
 
     def _log_rate_limit(self, pause: float, said: RateLimit) -> None:
         """Once until there was none for a while: an account that is polled too often meets its limit all the time."""

@@ -1,6 +1,7 @@
 """The labels of devices: from the sessions' expanded groups, else from the groups themselves, once an hour."""
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 
 import structlog
 
@@ -34,6 +35,7 @@ class DeviceLabels:
         self._clock = clock
         self._labels: dict[str, str | None] = {}
         self._fresh_until: dict[str, float] = {}
+        self._expanded: set[str] = set()
         self.refusal: str | None = None
 
     @property
@@ -41,13 +43,19 @@ class DeviceLabels:
         """What was seen of devices since the start."""
         return self._labels
 
+    @property
+    def wanted(self) -> bool:
+        """True where sessions are to bring their labels along: one is missing or old, or groups cannot be read."""
+        now = self._clock()
+        return self.refusal is not None or not self._labels or any(self._is_stale(one, now) for one in self._labels)
+
     async def of(
         self, rows: Sequence[SeenSession], known: dict[str, KnownSession], *, deciding: Collection[str] = ()
     ) -> dict[str, str | None]:
         """The labels of the rows' groups.
 
         Raises CloudErrors where the cloud is away and the label of a group in `deciding` is unknown: only the label
-        tells whether the group is watched, and a row that is passed over is not shown again for long.
+        decides whether the group is watched, and a row that is passed over is not shown again for long.
         """
         now = self._clock()
         for row in rows:
@@ -62,7 +70,18 @@ class DeviceLabels:
             part, stale = stale[:LABELS_AT_ONCE], stale[LABELS_AT_ONCE:]
             await self._ask(part, now, deciding=set(part) & set(deciding))
             stale = [group for group in stale if self._is_stale(group, now)]
+        if self.refusal is not None:
+            await self._expand([row for row in rows if self._labels[row.session.group_id] is None], now)
         return {group: self._labels[group] for group in groups}
+
+    async def _expand(self, rows: Sequence[SeenSession], now: float) -> None:
+        """Where the account may not read groups, a session brings its group's label along, if its page did not."""
+        for group, row in {
+            row.session.group_id: row for row in rows if row.session.group_id not in self._expanded
+        }.items():
+            self._expanded.add(group)
+            with suppress(CloudError):
+                self._note(group, (await self._cloud.session(row.session.id)).device_label, now + LABEL_AGE)
 
     async def _ask(self, groups: Sequence[str], now: float, *, deciding: Collection[str]) -> None:
         """Notes the labels that came, which may be more than were asked for, and that the others did not."""

@@ -54,11 +54,12 @@ class Asked:
     rows: tuple[Condition, ...]
     times: Bounds
 
-    def one_session(self) -> str | None:
-        """The only session that it asks for, if it names one."""
+    def named_sessions(self) -> tuple[str, ...] | None:
+        """The only sessions that it asks for, if it names them."""
         for part in self.sessions:
-            if part.operator == "eq" and isinstance(part.value, str):
-                return part.value
+            if part.operator in ("eq", "in"):
+                values = part.value if isinstance(part.value, tuple) else (part.value,)
+                return tuple(value for value in values if isinstance(value, str))
         return None
 
 
@@ -121,6 +122,8 @@ def width(cloud: SimulatedCloud, question: Asked) -> float:
     interval = _interval(question.times, cloud.clock())
     if interval is None and cloud.quirks.no_interval_raw:
         return 0.0
+    if interval is not None and 0 < cloud.quirks.long_by_day < interval:
+        interval = None
     return cloud.resolution.width(interval)
 
 
@@ -132,8 +135,8 @@ def _interval(times: Bounds, now: float) -> float | None:
 
 
 def _sessions(cloud: SimulatedCloud, question: Asked) -> list[str]:
-    one = question.one_session()
-    candidates: Iterable[str] = cloud.samples.sessions() if one is None else [one]
+    named = question.named_sessions()
+    candidates: Iterable[str] = cloud.samples.sessions() if named is None else dict.fromkeys(named)
     test = holds(All(question.sessions), _itself)
     return [session for session in candidates if test(session)]
 

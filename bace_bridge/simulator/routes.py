@@ -83,8 +83,8 @@ class Routes:
             question = datapoints.asked(All(question.sessions))
         if quirks.session_filter_ignored:
             question = replace(question, sessions=())
-        samples, one = cloud.samples, question.one_session()
-        version = samples.version if one is None else samples.version_of(one)
+        samples, named = cloud.samples, question.named_sessions()
+        version = samples.version if named is None else tuple(samples.version_of(one) for one in named)
         # Without an upper bound the resolution depends on how long ago the lower one was.
         width = datapoints.width(cloud, question)
         rows = self._points.of((version, width, *_question(pairs)), lambda: datapoints.rows(cloud, question, by))

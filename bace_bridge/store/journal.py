@@ -1,4 +1,4 @@
-"""What the watcher keeps: known data sessions, windows, newest points, and the events that it tells."""
+"""What polling keeps: known data sessions, windows, newest points, and the events that it emits."""
 
 import sqlite3
 from collections.abc import Callable, Collection, Iterable
@@ -19,7 +19,7 @@ OUTAGE = "trouble"
 
 
 class Journal:
-    """The watcher's side of the store.
+    """Polling's side of the store.
 
     `grew` is called after events were added to the log, `changed` with the devices whose state is another one now.
     `ensure_room` raises StoreAtCap while nothing more may be taken in.
@@ -81,18 +81,18 @@ class Journal:
 
         return await self._file.read(work) if ids else {}
 
-    async def unfinished(self) -> list[KnownSession]:
-        """The sessions that are active or still being ingested."""
-        query = "select known from sessions where unfinished order by id"
-        return await self._file.read(lambda connection: _decoded(connection.execute(query)))
-
     async def unfinished_after(self, session_id: str, limit: int) -> list[KnownSession]:
-        """The next unfinished sessions, by id, for the roll call."""
+        """The next unfinished sessions, by id."""
         query = "select known from sessions where unfinished and id > ? order by id limit ?"
         return await self._file.read(lambda connection: _decoded(connection.execute(query, (session_id, limit))))
 
+    async def active_after(self, session_id: str, limit: int) -> list[KnownSession]:
+        """The next active sessions, by id."""
+        query = "select known from sessions where unfinished and active and id > ? order by id limit ?"
+        return await self._file.read(lambda connection: _decoded(connection.execute(query, (session_id, limit))))
+
     async def finished_after(self, session_id: str, limit: int) -> list[KnownSession]:
-        """The next finished sessions, by id, for the roll call."""
+        """The next finished sessions, by id."""
         query = "select known from sessions where id > ? and not unfinished and not removed order by id limit ?"
         return await self._file.read(lambda connection: _decoded(connection.execute(query, (session_id, limit))))
 
@@ -109,7 +109,7 @@ class Journal:
         return await self._file.read(work)
 
     async def overdue_ends(self, seen_before: float) -> list[KnownSession]:
-        """The sessions whose end was seen before a time and has not been told yet."""
+        """The sessions whose end was seen before a time and has not been emitted yet."""
         query = "select known from sessions where end_waits_since < ? and not over_when_found"
         return await self._file.read(lambda connection: _decoded(connection.execute(query, (seen_before,))))
 
@@ -124,7 +124,7 @@ class Journal:
         return await self._file.read(lambda connection: _decoded(connection.execute(query, (now, limit))))
 
     async def next_fetch_at(self, *, without: Collection[str]) -> float | None:
-        """When the next visit is due, of sessions that are not being visited."""
+        """When the next fetch is due, but of the sessions in `without`."""
         marks = ",".join("?" * len(without))
         query = f"select min(fetch_at) from sessions where fetch_at is not null and id not in ({marks})"  # noqa: S608  # marks only
         row = await self._file.read(lambda connection: connection.execute(query, tuple(without)).fetchone())

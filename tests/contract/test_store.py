@@ -100,7 +100,7 @@ async def test_an_empty_store_knows_nothing(store: Store) -> None:
     assert await store.journal.poll_state() is None
     assert await store.journal.known([]) == {}
     assert await store.journal.known(["s1"]) == {}
-    assert await store.journal.unfinished() == []
+    assert await store.journal.unfinished_after("", 1000) == []
     assert await store.journal.due_fetches(NOON, 10) == []
     assert await store.journal.next_fetch_at(without=[]) is None
     assert await store.journal.windows("s1") == {}
@@ -159,13 +159,14 @@ async def test_sessions_by_how_far_they_are(store: Store) -> None:
         known("f", end=NOON, ingested=True),
     )
     journal = store.journal
-    assert ids(await journal.unfinished()) == ["a", "b", "e"]
+    assert ids(await journal.unfinished_after("", 1000)) == ["a", "b", "e"]
     assert ids(await journal.unfinished_after("", 2)) == ["a", "b"]
     assert ids(await journal.unfinished_after("b", 2)) == ["e"]
+    assert ids(await journal.active_after("", 9)) == ["a", "e"]
     assert ids(await journal.finished_after("", 1)) == ["c"]
     assert ids(await journal.finished_after("c", 5)) == ["f"]
     await store.know(known("a", end=NOON, ingested=True), known("d"))
-    assert ids(await journal.unfinished()) == ["b", "d", "e"]
+    assert ids(await journal.unfinished_after("", 1000)) == ["b", "d", "e"]
 
 
 async def test_visits_live_sessions_first_then_the_newest_history(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""The watcher's line over a simulated cloud and a real SQLite file, driven step by step with a clock of its own."""
+"""Polling, over a simulated cloud and a real SQLite file, driven step by step with a clock of its own."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -48,7 +48,7 @@ class Clock:
 
 
 class Watching:
-    """One watcher over one store. `look` is a poll and every fetch that is due then."""
+    """The polling of one store. `look` is a poll and every fetch that is due then."""
 
     def __init__(
         self,

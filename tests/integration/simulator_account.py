@@ -113,6 +113,13 @@ def of(sid: str, *, hours: float = 0.5) -> dict[str, str]:
     }
 
 
+def of_all(sids: list[str]) -> str:
+    """As it stands in a URL: a dict could not hold the same name several times."""
+    listed = "&".join(f"filter[id_data_session][in][]={one}" for one in sids)
+    bounds = "&".join(f"{name}={value}" for name, value in of("").items() if value)
+    return f"{POINTS}?{listed}&{bounds}&sort=timestamp_seconds"
+
+
 async def walk(who: Account, query: dict[str, str], field: str = "id_data_session") -> list[str]:
     first = await who.get(SESSIONS, query)
     found = first.column(field)

@@ -199,7 +199,7 @@ async def test_the_token_of_the_running_bridge_is_used_and_left_alone(
     [
         (["forbidden /api/v2/group"], {}, "this account may not use this endpoint; without --cloud the devices are"),
         ([], {"password": "canary-4711"}, "check cloud.username or password"),
-        (["per-page-max 10", "rate-limit 1/60s"], {}, "rate limit"),
+        (["per-page-max 10", "rate-limit 1/20s"], {}, "rate limit"),
         (["error-every 1"], {}, "500"),
         (["redirects"], {}, "a redirect"),
     ],

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from bace_bridge.errors import CloudUnavailable
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.store.journal import Journal
-from tests.integration.polling_line import Clock, Watching, simulated, types, watching
+from tests.integration.polling_line import Clock, Watching, data, simulated, types, watching
 
 LABEL = "BaceGo-001-002-00020"
 GROUPS = "/api/v2/group"
@@ -188,3 +188,72 @@ async def test_a_device_list_that_cannot_be_read_is_no_outage(tmp_path: Path, cl
         clock.forward(601)
         await line.look()
     assert [one["group"] for one in named(logs, "cloud.group_matches_nothing")] == ["nothing-like-it"]
+
+
+def lists(watch: Watching) -> list[list[tuple[str, str]]]:
+    """The queries of the session list, as they were made."""
+    return [list(seen.query) for seen in watch.server.requests if seen.path == "/api/v2/data-session"]
+
+
+@pytest.mark.parametrize("quirks", [(), ("filters-ignored",)], ids=["delta", "full scan"])
+async def test_only_the_watched_devices_are_asked_for_where_that_is_honoured(
+    clock: Clock, tmp_path: Path, quirks: tuple[str, ...]
+) -> None:
+    cloud = simulated(clock, *quirks)
+    ours, foreign = (cloud.add_device(f"BaceGo-{one}") for one in range(2))
+    cloud.add_history(5, first_start=clock.now - 90_000, spacing=500, duration=300)
+    async with watching(cloud, tmp_path / "b.db", clock, groups=[ours.id_group]) as watch:
+        await watch.look()
+        watch.server.requests.clear()
+        sessions = [cloud.open_session(one.id_group) for one in (ours, foreign)]
+        clock.forward(10)
+        found = [one.event.session_id for one in await watch.look() if one.event.type == "session.started"]
+        filtered = [("filter[id_group][in][]", ours.id_group) in one for one in lists(watch)]
+    assert found == sessions[:1]
+    assert filtered[0] is (not quirks)
+
+
+async def test_a_device_without_sessions_is_asked_for_with_all_others(clock: Clock, tmp_path: Path) -> None:
+    """No rows are no proof that a filter is honoured."""
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    async with watching(cloud, tmp_path / "b.db", clock, groups=[device.id_group]) as watch:
+        await watch.look()
+        watch.server.requests.clear()
+        session = cloud.open_session(device.id_group)
+        clock.forward(10)
+        assert [one.event.session_id for one in await watch.look()][:1] == [session]
+        assert not any("id_group" in name for one in lists(watch) for name, _ in one)
+
+
+async def test_labels_come_along_when_one_is_missing_or_an_hour_old(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    cloud.open_session(cloud.add_device("BaceGo-1").id_group)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+
+        async def expanded() -> bool:
+            watch.server.requests.clear()
+            clock.forward(10)
+            await watch.look()
+            return any(("expand", "group") in one for one in lists(watch))
+
+        assert [await expanded() for _ in range(3)] == [True, False, False]
+        clock.forward(3600)
+        assert [await expanded() for _ in range(2)] == [True, False]
+
+
+@pytest.mark.parametrize("quirks", [(), ("forbidden /api/v2/group",)], ids=["groups", "no groups"])
+async def test_the_label_of_a_new_device_is_there_with_its_first_event(
+    clock: Clock, tmp_path: Path, quirks: tuple[str, ...]
+) -> None:
+    cloud = simulated(clock, *quirks)
+    cloud.open_session(cloud.add_device("BaceGo-1").id_group)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        for _ in range(3):
+            await watch.look()
+            clock.forward(10)
+        for number in range(2, 4):
+            cloud.open_session(cloud.add_device(f"BaceGo-{number}").id_group)
+            clock.forward(10)
+            labels = [data(one)["device"]["label"] for one in await watch.look() if one.event.type == "session.started"]
+            assert labels == [f"BaceGo-{number}"]

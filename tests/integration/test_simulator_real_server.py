@@ -16,6 +16,7 @@ from tests.integration.simulator_account import (
     history,
     measured,
     of,
+    of_all,
     walk,
 )
 
@@ -92,6 +93,31 @@ async def test_filters_can_be_refused_or_ignored_one_by_one() -> None:
         "in-filter-ignored": [5, 0],
         "end-filter-ignored": [1, 5],
     }
+
+
+async def test_datapoints_of_several_sessions_can_be_refused_or_unfiltered() -> None:
+    found: dict[str, int] = {}
+    for quirk in ("page-clamp", "no-in-filter", "in-filter-ignored"):
+        async with account(quirk) as me:
+            sids = [measured(me), measured(me, count=7), measured(me, count=9)]
+            answer = await me.get(of_all(sids[:2]))
+            found[quirk] = len(answer.items) if answer.status == 200 else answer.status
+    assert found == {"page-clamp": 2 * (5 + 7), "no-in-filter": 422, "in-filter-ignored": 2 * (5 + 7 + 9)}
+
+
+@pytest.mark.parametrize(
+    ("pages", "number", "measured_bytes"),
+    [(1, 1, 2_974), (2, 1, 3_965), (3, 2, 4_956)],
+    ids=["only", "first", "middle"],
+)
+async def test_the_link_header_of_ten_sessions_datapoints_is_as_long_as_the_real_one(
+    pages: int, number: int, measured_bytes: int
+) -> None:
+    async with account() as me:
+        sids = [measured(me, count=pages) for _ in range(10)]
+        answer = await me.get(f"{of_all(sids)}&per-page=20&page={number}")
+        assert answer.json["_meta"]["pageCount"] == pages
+        assert abs(len(answer.headers["Link"]) - measured_bytes) < 100
 
 
 async def test_datapoints_of_other_sessions_can_come_along() -> None:

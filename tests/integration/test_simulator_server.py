@@ -22,6 +22,7 @@ from tests.integration.simulator_account import (
     history,
     measured,
     of,
+    of_all,
     walk,
 )
 
@@ -233,6 +234,40 @@ async def test_data_can_be_asked_by_group_datatype_and_device(me: Account) -> No
     assert newest.column("timestamp_seconds") == sorted(answer.column("timestamp_seconds"), reverse=True)
 
 
+async def test_datapoints_of_several_sessions_come_in_one_answer(me: Account) -> None:
+    """By time, and of the sessions that were asked for alone; a row does not say of which."""
+    wanted = [measured_elsewhere(me, number) for number in range(3)][:2]
+    groups = [me.cloud.session(one).id_group for one in wanted]
+    answer = await me.get(of_all(wanted))
+    assert len(answer.items) == 2 * 2 * 5
+    assert set(answer.column("id_group")) == set(groups)
+    assert answer.column("timestamp_seconds") == sorted(answer.column("timestamp_seconds"))
+    assert answer.column("count_val") == [1] * 20
+    assert not any("session" in name for row in answer.items for name in row)
+    assert answer.headers["Link"].count(wanted[0]) == 3
+    pages = [await me.get(f"{of_all(wanted)}&per-page=8&page={number}") for number in (1, 2, 3)]
+    assert [row for page in pages for row in page.items] == answer.items
+    assert pages[1].headers["Link"].count(wanted[0]) == 5
+    by_datatype = await me.get(f"{of_all(wanted)}&filter[datatype][in][]=6000&filter[datatype][in][]=1")
+    assert set(by_datatype.column("datatype")) == {6000}
+
+
+async def test_several_sessions_have_at_most_100_series_together(me: Account) -> None:
+    assert (await me.get(of_all([many_series(me, 25, "one"), many_series(me, 25, "other")]))).status == 200
+    refused = await me.get(of_all([many_series(me, 25, "third"), many_series(me, 26, "fourth")]))
+    assert (refused.status, type(refused.json)) == (422, list)
+
+
+def measured_elsewhere(who: Account, number: int) -> str:
+    """A session with five points of two series, in a group of its own."""
+    device = who.cloud.add_device(f"elsewhere {number}", datatypes=(6000, 5205))
+    sid = who.cloud.open_session(device.id_group, start=NOW - 1000)
+    for series in device.series:
+        points = [(NOW - 900 + one + number / 8, float(one)) for one in range(5)]
+        who.cloud.add_points(sid, series.id_container_data_latest, points)
+    return sid
+
+
 async def test_the_last_bucket_grows(me: Account) -> None:
     sid = measured(me)
     before = (await me.get(POINTS, of(sid, hours=2))).items
@@ -260,8 +295,8 @@ async def test_more_than_100_series_are_refused() -> None:
         assert (await me.get(POINTS, of(sid) | {"filter[datatype]": "6000"})).status == 200
 
 
-def many_series(who: Account) -> str:
-    device = who.cloud.add_device("many", datatypes=(6000, 6001), sources=51)
+def many_series(who: Account, sources: int = 51, label: str = "many") -> str:
+    device = who.cloud.add_device(label, datatypes=(6000, 6001), sources=sources)
     sid = who.cloud.open_session(device.id_group)
     for series in device.series:
         who.cloud.add_points(sid, series.id_container_data_latest, [(NOW - 900, 1.0)])
@@ -558,6 +593,17 @@ async def test_without_an_interval_samples_can_be_raw() -> None:
     async with account("no-interval-raw") as me:
         answer = await me.get(POINTS, {"filter[id_data_session]": measured(me)})
         assert answer.column("count_val") == [1] * 10
+
+
+@pytest.mark.parametrize(
+    ("quirks", "by_day"), [((), False), (("long-by-day 2d",), True), (("long-by-day 30d",), False)]
+)
+async def test_a_long_interval_can_come_by_the_day(quirks: tuple[str, ...], by_day: bool) -> None:
+    async with account(*quirks) as me:
+        since, until = str(int(NOW) - 3 * 86400), str(int(NOW))
+        interval = {"filter[timestamp_seconds][gte]": since, "filter[timestamp_seconds][lt]": until}
+        answer = await me.get(POINTS, {"filter[id_data_session]": measured(me), **interval})
+        assert all(at % 86400 == 0 for at in answer.column("timestamp_seconds")) is by_day
 
 
 async def test_the_date_can_be_missing() -> None:

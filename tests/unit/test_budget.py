@@ -5,8 +5,11 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
+import pytest
+
 from bace_bridge.cloud.budget import BACKLOG_SHARE, MOST_SESSIONS_IN_A_ROW, RequestBudget
 from bace_bridge.polling.rules.seen import Urgency
+from bace_bridge.simulator.ratelimit import Allowance, RateLimit, judge
 
 
 class Clock:
@@ -61,3 +64,74 @@ async def test_the_backlog_has_its_share_while_others_wait() -> None:
 
 async def test_the_backlog_goes_on_where_nobody_else_waits() -> None:
     assert await order_of([Urgency.BACKLOG], 10) == [Urgency.BACKLOG] * 10
+
+
+async def requests_in(seconds: float, limit: RateLimit, *, per_minute: int) -> tuple[int, int]:
+    """How many requests Yii's limiter takes and refuses, while as many are made as the budget lets through."""
+    clock = Clock()
+    allowance: Allowance | None = None
+    budget = RequestBudget(per_minute, clock=clock)
+    taken = refused = 0
+
+    async def ask() -> None:
+        nonlocal allowance, taken, refused
+        while True:
+            await budget.turn(Urgency.LIVE)
+            said = judge(limit, allowance, clock.now)
+            allowance = said.allowance
+            taken, refused = taken + said.allowed, refused + (not said.allowed)
+            budget.learn(said.remaining, said.reset)
+
+    asks = [asyncio.create_task(ask()) for _ in range(4)]
+    while clock.now < seconds:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        clock.now += 0.1
+        budget.release()
+    for one in asks:
+        one.cancel()
+    await asyncio.gather(*asks, return_exceptions=True)
+    return taken, refused
+
+
+@pytest.mark.parametrize("calls", [20, 60, 100])
+async def test_the_pace_is_learned_before_the_first_429(calls: int) -> None:
+    taken, refused = await requests_in(600, RateLimit(calls, 60.0), per_minute=120)
+    assert refused == 0
+    assert taken >= 10 * calls * 0.6, "Yii drops the fractions of a call at every request"
+
+
+async def test_an_allowance_that_is_larger_slows_nothing_down() -> None:
+    taken, refused = await requests_in(600, RateLimit(6000, 60.0), per_minute=120)
+    assert (taken > 850, refused) == (True, 0)
+
+
+async def test_what_an_answer_says_is_left_is_spread_over_the_time_until_it_is_full() -> None:
+    clock = Clock()
+    budget = RequestBudget(120, clock=clock)
+    assert budget.learn(5, 50)
+    turns = [asyncio.create_task(budget.turn(Urgency.LIVE)) for _ in range(20)]
+    for _ in range(500):
+        await asyncio.sleep(0)
+        clock.now += 0.1
+        budget.release()
+    assert sum(one.done() for one in turns) in {9, 10}
+    for one in turns:
+        one.cancel()
+    await asyncio.gather(*turns, return_exceptions=True)
+
+
+@pytest.mark.parametrize(("remaining", "reset"), [(None, 60.0), (5.0, None), (5.0, 0.0)])
+async def test_an_answer_without_a_limit_teaches_nothing(remaining: float | None, reset: float | None) -> None:
+    assert not RequestBudget(120, clock=Clock()).learn(remaining, reset)
+
+
+async def test_nothing_left_for_a_day_is_not_believed() -> None:
+    clock = Clock()
+    budget = RequestBudget(120, clock=clock)
+    assert budget.learn(0, 86_400)
+    turn = asyncio.create_task(budget.turn(Urgency.LIVE))
+    await asyncio.sleep(0)
+    clock.now += 11
+    budget.release()
+    await asyncio.wait_for(turn, 10)

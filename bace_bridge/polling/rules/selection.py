@@ -18,7 +18,11 @@ def is_selected(groups: Collection[str], group_id: str, label: str | None) -> bo
 
 def decides_by_label(groups: Collection[str], group_id: str) -> bool:
     """True when the device's label decides whether it is watched: its id does not, and some entry may be a label."""
-    return bool(groups) and group_id not in groups and any(not _ID.fullmatch(one) for one in groups)
+    return bool(groups) and group_id not in groups and not are_ids(groups)
+
+
+def are_ids(groups: Collection[str]) -> bool:
+    return all(_ID.fullmatch(one) for one in groups)
 
 
 def unmatched(groups: Collection[str], devices: Mapping[str, str | None]) -> list[str]:
@@ -42,7 +46,7 @@ def starts_from(state: PollState, group_id: str, label: str | None) -> float:
 def with_selection(
     state: PollState, groups: Sequence[str], labels: Mapping[str, str | None], *, start_from: float
 ) -> PollState:
-    """The state with another selection. Devices that it adds are reported from `start_from`, and looked up at once.
+    """The state with another selection. Devices that it adds are reported from `start_from`, and asked for at once.
 
     `labels` are those of the devices that are known, by id: an id in place of its label adds nothing.
     """
