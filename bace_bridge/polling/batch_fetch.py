@@ -88,7 +88,7 @@ class BatchFetch:
     async def plan(self, sessions: Sequence[KnownSession], *, checks: int) -> Plan:
         """How these live sessions, those first that are due first, are fetched."""
         now = self._clock()
-        if not self._points.is_usable:
+        if not self._points.is_usable or self._endpoint.rest > 0:
             return Plan(singles=tuple(one for one in sessions if is_due(one, now)))
         self._alone = {one: until for one, until in self._alone.items() if 0 < until - now <= ALONE_FOR}
         forgotten = max(FORGOTTEN_AFTER, 4 * self._settings.interval)
