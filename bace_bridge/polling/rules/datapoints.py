@@ -94,9 +94,20 @@ def compare(emitted: Emitted, served: Iterable[Datapoint]) -> tuple[Emitted, lis
     return after, changed
 
 
+def is_sample(point: Datapoint) -> bool:
+    """True where it can be no bucket, for these begin on full minutes."""
+    return point.count == 1 and bool(point.timestamp % 60)
+
+
 def are_raw(points: Sequence[Datapoint]) -> bool:
     """False where the points may be aggregates: also a bucket of one sample counts 1, at the time that it begins."""
     return not points or (all(one.count == 1 for one in points) and any(one.timestamp % 60 for one in points))
+
+
+def are_samples(points: Sequence[Datapoint]) -> bool:
+    """True where two points of a series lie in one minute: no bucket is so short, so a shorter interval shows the same."""
+    minutes = Counter((one.series_id, one.timestamp // 60) for one in points)
+    return any(many > 1 for many in minutes.values()) and all(one.count == 1 for one in points)
 
 
 def samples_per_hour(points: Iterable[Datapoint]) -> dict[int, int]:

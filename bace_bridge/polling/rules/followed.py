@@ -1,13 +1,12 @@
 """What is known of an active data session that may be fetched together with others, and what a batch makes of it."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from bace_bridge.polling.rules.datapoints import Datapoint, Emitted
+from bace_bridge.polling.rules.datapoints import Datapoint, Emitted, are_samples
 from bace_bridge.polling.rules.sessions import KnownSession
-from bace_bridge.polling.rules.windows import FINEST_SPAN, SETTLING, SPAN, States, Window, WindowState, windows_due
+from bace_bridge.polling.rules.windows import SETTLING, SPAN, States, Window, WindowState, windows_due
 
 SILENT_ROUNDS = 5
 """Batches without a row of a session after which it is fetched on its own."""
@@ -160,12 +159,6 @@ def remembered(
         ]
         shown = shown.with_rows({window: rows}, since=window.start, own=True)
     return follow(known, states, shown, None, now=now)
-
-
-def are_samples(rows: Sequence[Datapoint]) -> bool:
-    """True where two rows of a series lie in one minute: of a window of an hour no bucket would be so short."""
-    minutes = Counter((row.series_id, row.timestamp // FINEST_SPAN) for row in rows)
-    return any(many > 1 for many in minutes.values()) and all(row.count == 1 for row in rows)
 
 
 def after_batch(

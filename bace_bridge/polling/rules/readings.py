@@ -11,6 +11,7 @@ from bace_bridge.polling.rules.datapoints import (
     Datatype,
     Emitted,
     are_raw,
+    are_samples,
     compare,
     datapoint_events,
     view,
@@ -62,18 +63,19 @@ def absorb(
     for window, points in served.items():
         after, new = compare(emitted.get(window, {}), points)
         state = WindowState(*window, known.reading, samples=sum(one.count for one in points))
-        raw_until = max((one.timestamp for one in points), default=None) if are_raw(points) else None
+        newest = max((one.timestamp for one in points), default=None)
         if window == in_part and (before := states.get(window)) is not None:
             added = sum(one.point.count for one in new if not one.revision)
-            raw_until = raw_until if points else before.raw_until
+            raw_until = before.raw_until if not points else newest if are_raw(points) else None
             state = msgspec.structs.replace(state, samples=before.samples + added, raw_until=raw_until)
         else:
             settled = is_settled(window, known, now=cloud_now)
-            state = msgspec.structs.replace(state, settled=settled, raw_until=raw_until if pages > 1 else None)
+            raw_until = newest if pages > 1 and are_samples(points) else None
+            state = msgspec.structs.replace(state, settled=settled, raw_until=raw_until)
         windows.append(WindowRead(known.session.id, state, after if new else None))
         changed.extend(new)
     changed.sort(key=lambda one: one.point.timestamp)
-    newest = {one.point.series_id: one for one in changed}.values()
+    last = {one.point.series_id: one for one in changed}.values()
     latest = tuple(
         LatestSeen(
             known.session.group_id,
@@ -82,7 +84,7 @@ def absorb(
             one.point.timestamp,
             msgspec.json.encode(view(one, datatypes)),
         )
-        for one in newest
+        for one in last
     )
     events = tuple(datapoint_events(known, changed, datatypes, now=now))
     return Changes(windows=tuple(windows), latest=latest, events=events)

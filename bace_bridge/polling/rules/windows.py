@@ -45,7 +45,7 @@ class WindowState(msgspec.Struct, frozen=True):
     """How far a window has been read.
 
     `samples` is the sum of the counts that the cloud serves of it. What was emitted can sum up to more: a point
-    vanishes from the cloud when a bucket takes it in. `raw_until` is the newest point where all of them are raw and
+    vanishes from the cloud when a bucket takes it in. `raw_until` is the newest point where all of them are samples and
     take several pages. `failures` counts how often it was left out.
     """
 
