@@ -20,12 +20,12 @@ from bace_bridge.errors import (
 )
 from bace_bridge.polling.needs import PointCloud
 from bace_bridge.polling.reading import BREAKS, Reader, Unreadable, pages
-from bace_bridge.polling.rules.datapoints import Datapoint, are_raw
+from bace_bridge.polling.rules.datapoints import Datapoint, are_raw, is_sample
 from bace_bridge.polling.rules.point_pages import PointQuery, as_set, fit_together, within
 from bace_bridge.polling.rules.ranges import NOBODY
 from bace_bridge.polling.rules.seen import Page, PointsRead, Urgency
 from bace_bridge.polling.rules.sessions import DataSession
-from bace_bridge.polling.rules.windows import FINEST_SPAN
+from bace_bridge.polling.rules.windows import FINEST_SPAN, SPAN
 
 log = structlog.get_logger()
 
@@ -77,7 +77,8 @@ class Refused(NamedTuple):
 class PointEndpoint:
     """What the fetches of a process have learned of the cloud's datapoints, so that it costs a request only once.
 
-    `datatypes_at_once` is how many may go into a request, as far as that is known.
+    `datatypes_at_once` is how many may go into a request, as far as that is known. `shows_samples` says that of an
+    hour samples were seen at their own time.
     """
 
     def __init__(self, cloud: PointCloud, *, clock: Callable[[], float]) -> None:
@@ -87,6 +88,7 @@ class PointEndpoint:
         self._refused: Refused | None = None
         self._kept: tuple[bool, float] | None = None  # whether it keeps to sessions, and when that was asked
         self.datatypes_at_once: int | None = None
+        self.shows_samples = False
         self._named: set[tuple[str, str]] = set()
 
     @property
@@ -197,7 +199,13 @@ class PointReader:
         own = not rows or await self._endpoint.keeps_to_sessions(query, doubt=doubt, urgency=self._urgency)
         if not own:
             rows = within(rows, self._session)
+        if start is not None and end is not None and end - start <= SPAN:
+            self._endpoint.shows_samples = self._endpoint.shows_samples or any(map(is_sample, rows))
         return PointsRead(rows, len(found), own=own)
+
+    def may_be_buckets(self, points: Sequence[Datapoint]) -> bool:
+        """True where, of a longer interval, each may be a bucket of one sample that has another time by the hour."""
+        return self._endpoint.shows_samples and not any(map(is_sample, points))
 
     async def are_samples(self, points: Sequence[Datapoint]) -> bool:
         """Asks for the newest point's minute where only that can tell samples from buckets of one sample each."""

@@ -48,7 +48,10 @@ class Probe:
         if len(windows) == 1 or not 0 < samples <= MOST_OF_A_DAY or self._same_by_day is False:
             return {}
         try:
-            shown = shown_by_day((await self._points.read(*day)).points, windows, self.samples or {})
+            points = (await self._points.read(*day)).points
+            if self._points.may_be_buckets(points):
+                return {}
+            shown = shown_by_day(points, windows, self.samples or {})
             if shown and self._same_by_day is None:
                 fullest = max(shown, key=lambda window: len(shown[window]))
                 own = await self._points.read(*fullest)

@@ -100,6 +100,21 @@ async def test_sparse_points_are_not_taken_for_samples(clock: Clock, tmp_path: P
         await check(watch, cloud, fleet.sessions, width=60.0)
 
 
+async def test_of_many_pages_buckets_are_not_taken_for_samples(clock: Clock, tmp_path: Path) -> None:
+    """The end of such an hour would come as samples."""
+    cloud = simulated(clock, "per-page-max 10")
+    cloud.resolution = Resolution(raw=900.0)
+    fleet = Fleet(cloud, clock, 1, series=1)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+        for every in (*([60.0] * 50), *([INTERVAL] * 30)):
+            clock.forward(every - INTERVAL)
+            await fleet.goes_on(watch, 1)
+        clock.forward(2000)
+        await fleet.ends(watch)
+        await check(watch, cloud, fleet.sessions, width=60.0)
+
+
 async def test_late_points_and_corrections_are_published(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     fleet = Fleet(cloud, clock, 10)
@@ -300,6 +315,23 @@ async def test_a_session_that_was_moved_is_fetched_alone(clock: Clock, tmp_path:
         assert batches(watch, before)
         assert not any(moved in ids(one) for one in batches(watch, before))
         await fleet.ends(watch)
+        await check(watch, cloud, fleet.sessions)
+
+
+async def test_where_datapoints_may_not_be_read_any_more_each_session_waits(clock: Clock, tmp_path: Path) -> None:
+    """What the store tells of a session does not make another batch of it, again and again."""
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 10)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 5)
+        cloud.quirks = replace(cloud.quirks, forbidden=(POINTS,))
+        await fleet.goes_on(watch, 2)
+        assert not await watch.journal.due_fetches(clock(), 100)
+        cloud.quirks = replace(cloud.quirks, forbidden=())
+        clock.forward(600)
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 3)
+        assert batches(watch, before)
         await check(watch, cloud, fleet.sessions)
 
 

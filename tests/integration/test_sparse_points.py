@@ -160,6 +160,28 @@ async def test_a_long_active_session_is_probed_once(clock: Clock, tmp_path: Path
         assert set(found) == await as_the_hours_show(watch, session)
 
 
+async def test_minutes_are_not_taken_for_samples_because_some_samples_are_on_full_minutes(
+    clock: Clock, tmp_path: Path
+) -> None:
+    cloud = simulated(clock, "bucket-start")
+    start = clock.now - 4 * DAY
+    live = cloud.open_session(cloud.add_device("BaceGo-live").id_group)
+    (series, *_) = cloud.series_of(cloud.session(live))
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        cloud.add_points(live, series.id_container_data_latest, [(clock.now - 0.5, 1.0)])
+        await watch.look()
+        clock.forward(10)
+        session = cloud.open_session(cloud.add_device("BaceGo-1").id_group, start=start, created_at=clock.now)
+        (series, *_) = cloud.series_of(cloud.session(session))
+        for day in range(1, 4):
+            times = [3600.0 + 60 * one for one in range(20)] + [7217.5 + 60 * one for one in range(5)]
+            begin = start // DAY * DAY + day * DAY
+            cloud.add_points(session, series.id_container_data_latest, [(begin + at, at) for at in times])
+        cloud.end_session(session, end=clock.now - 5)
+        cloud.finish_ingestion(session)
+        assert set(emitted(await watch.look())) == await as_the_hours_show(watch, session)
+
+
 def asked_for(request: web.Request) -> float:
     """The seconds of the interval of datapoints that a request names."""
     bounds = [float(request.query.get(f"filter[timestamp_seconds][{one}]", 0)) for one in ("gte", "lt")]
