@@ -22,7 +22,7 @@ BATCHES_AT_ONCE = 4
 FETCHES_AT_ONCE = 4
 """Of single data sessions."""
 
-LATE_AT_ONCE = CHECKS_AT_ONCE = FETCHES_AT_ONCE // 2
+CHECKS_AT_ONCE = LATE_AT_ONCE = FETCHES_AT_ONCE // 2
 
 LIVE_LOOKED_UP = 400
 LATE_LOOKED_UP = 16
@@ -36,6 +36,9 @@ class Kind(Enum):
     LIVE = auto()
     CHECK = auto()
     LATE = auto()
+
+
+MOST_AT_ONCE = {Kind.LIVE: FETCHES_AT_ONCE, Kind.CHECK: CHECKS_AT_ONCE, Kind.LATE: LATE_AT_ONCE}
 
 
 class Endpoint(Protocol):
@@ -146,7 +149,7 @@ class DatapointLoop:
         now = self._clock()
         live = await self._journal.due_fetches(now + self._interval, LIVE_LOOKED_UP, late=False)
         late = await self._journal.due_fetches(now, LATE_LOOKED_UP, late=True)
-        room = FETCHES_AT_ONCE - self._running.total() + self._running[Kind.BATCH]
+        room = max(self._free, int(not self._running[Kind.CHECK]))
         plan = await self._batches.plan(
             [one for one in live if one.session.id not in self._in_flight],
             checks=min(room, CHECKS_AT_ONCE - self._running[Kind.CHECK]),
@@ -159,14 +162,22 @@ class DatapointLoop:
         }
 
     def _has_place(self, kind: Kind) -> bool:
-        """While the cloud gives no datapoints at all one fetch at a time finds out whether it does again."""
+        """While the cloud gives no datapoints at all one fetch at a time finds out whether it does again.
+
+        Where live fetches never end the next place that is free goes to a kind that waits and has none.
+        """
         running = self._running
         if self._times_away:
             return not running.total()
         if kind is Kind.BATCH:
             return running[kind] < BATCHES_AT_ONCE
-        most = {Kind.LIVE: FETCHES_AT_ONCE, Kind.CHECK: CHECKS_AT_ONCE, Kind.LATE: LATE_AT_ONCE}[kind]
-        return running[kind] < most and running.total() - running[Kind.BATCH] < FETCHES_AT_ONCE
+        kept = sum(one is not kind and bool(self._waiting[one]) and not running[one] for one in (Kind.CHECK, Kind.LATE))
+        return running[kind] < MOST_AT_ONCE[kind] and self._free > kept
+
+    @property
+    def _free(self) -> int:
+        """Places for fetches of single data sessions."""
+        return FETCHES_AT_ONCE - self._running.total() + self._running[Kind.BATCH]
 
     def _start(self, fetches: asyncio.TaskGroup, kind: Kind, what: Batch | KnownSession) -> None:
         ids = [what.session.id] if isinstance(what, KnownSession) else [member.id for member in what.members]

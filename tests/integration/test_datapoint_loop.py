@@ -33,6 +33,8 @@ class Line:
         self.gate.set()
         self.most: dict[str, int] = {}
         self.read: list[str] = []
+        self.alone: list[str] = []
+        self.takes = 0.0
         self._running: dict[str, int] = {}
         self._watch, self._clock = watch, clock
         self._turn = asyncio.Event()
@@ -59,7 +61,9 @@ class Line:
 
     async def _fetch(self, known: KnownSession, urgency: Urgency) -> CloudError | None:
         self.read.append(known.session.id)
+        self.alone.append(known.session.id)
         async with self._counted(urgency.name):
+            self._clock.forward(self.takes)
             return await self._watch.batches.alone(self._watch.fetch(known))
 
     @asynccontextmanager
@@ -84,9 +88,12 @@ class Line:
     def under_way(self) -> int:
         return sum(self._running.values())
 
+    def turn(self) -> None:
+        self._turn.set()
+
     async def all_is_read(self) -> None:
         """Until nothing is due any more."""
-        self._turn.set()
+        self.turn()
         async with asyncio.timeout(60):
             while (await self._watch.journal.next_fetch_at(without=[]) or 0.0) <= self._clock() or self.under_way:
                 await asyncio.sleep(0.001)
@@ -167,3 +174,26 @@ async def test_what_is_under_way_is_bounded_and_not_begun_again(clock: Clock, tm
             await line.all_is_read()
             assert len(line.read) == len({*line.read})
         assert batches(watch)
+
+
+async def test_live_fetches_without_end_leave_room_for_last_reads_and_for_history(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 12, series=1)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 10)
+        clock.forward(4300)  # the hour is to be settled
+        history = cloud.open_session(cloud.add_device("BaceGo-late").id_group)
+        cloud.end_session(history)
+        cloud.finish_ingestion(history)
+        group = cloud.add_device("BaceGo-many").id_group
+        for _ in range(20):
+            cloud.open_session(group)
+        clock.forward(INTERVAL)
+        await watch.poll.poll()
+        async with running(watch, clock) as line:
+            line.takes = 2.0  # the first one is due again before the last one was fetched
+            async with asyncio.timeout(60):
+                while not {history, fleet.sessions[0], fleet.sessions[-1]} <= {*line.alone}:
+                    line.turn()
+                    await asyncio.sleep(0.001)
+            assert len(line.alone) < 300

@@ -118,8 +118,8 @@ def plan(
     """Sorts the live sessions, those first that are due first, into batches and fetches of their own.
 
     Those that are due only within the next `interval` seconds fill up the batches of those that are due now. At most
-    so many fetches are `checks`, of sessions that might be in a batch as well, and less where others are made. An
-    answer may have so many `rows`.
+    so many fetches are `checks`, of sessions that might be in a batch as well, and one where others are made. An answer
+    may have so many `rows`.
     """
     groups = Counter(one.group_id for one in known_well.values())
     groups.update(one.session.group_id for one in sessions if one.session.id not in known_well)
@@ -138,7 +138,7 @@ def plan(
         one
         for one in together
         if is_due(one.known, now) and one.followed.is_to_be_checked(one.known, cloud_now=cloud_now)
-    ][: max(0, checks - len(singles))]
+    ][: max(min(checks, 1), checks - len(singles))]
     together = [one for one in together if one not in to_check]
     # By the clock, so that it is the same round for all.
     late = int(now // interval) % LATE_EVERY == 0

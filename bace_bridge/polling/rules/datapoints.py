@@ -105,7 +105,7 @@ def are_raw(points: Sequence[Datapoint]) -> bool:
 
 
 def are_samples(points: Sequence[Datapoint]) -> bool:
-    """True where two points of a series lie in one minute: no bucket is so short, so a shorter interval shows the same."""
+    """True where two points of a series lie in one minute: no bucket is so short, so they stay at any interval."""
     minutes = Counter((one.series_id, one.timestamp // 60) for one in points)
     return any(many > 1 for many in minutes.values()) and all(one.count == 1 for one in points)
 
