@@ -427,6 +427,20 @@ async def test_the_last_read_of_a_window_is_of_one_session(clock: Clock, tmp_pat
         await check(watch, cloud, fleet.sessions)
 
 
+async def test_sessions_that_show_nothing_do_not_hold_up_the_last_reads_of_others(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 24, series=1)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 6)
+        clock.forward(4200)
+        for _ in range(40):
+            clock.forward(INTERVAL)
+            await watch.poll.poll()
+            await watch.fetch_round(checks=1)
+        first = Window(int(NOON), int(NOON) + 3600)
+        assert all([(await watch.journal.windows(one))[first].settled for one in fleet.sessions])
+
+
 async def test_rows_that_only_batches_show_are_published_under_no_session(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     fleet = Fleet(cloud, clock, 10)

@@ -276,7 +276,8 @@ def test_what_finds_no_place_for_a_check_stays_in_its_batch() -> None:
     assert ids(found.checks) == ["s0", "s1"]
     assert members(found) == [ids(sessions[2:])]
     del followed["s9"], followed["s8"]
-    assert planned(sessions, followed, checks=2).checks == ()
+    assert ids(planned(sessions, followed, checks=2).checks) == ["s0"], "one, however many others are fetched alone"
+    assert planned(sessions, followed, checks=0).checks == ()
 
 
 def test_rows_are_attributed_by_their_group() -> None:

@@ -138,7 +138,10 @@ def plan(
         one
         for one in together
         if is_due(one.known, now) and one.followed.is_to_be_checked(one.known, cloud_now=cloud_now)
-    ][: max(min(checks, 1), checks - len(singles))]
+    ]
+    # Those first that have waited longest: others may have to be checked again before it is their turn.
+    to_check.sort(key=lambda one: one.followed.check_order(cloud_now=cloud_now))
+    to_check = to_check[: max(min(checks, 1), checks - len(singles))]
     together = [one for one in together if one not in to_check]
     # By the clock, so that it is the same round for all.
     late = int(now // interval) % LATE_EVERY == 0

@@ -1,6 +1,7 @@
 """What is known of an active data session that may be fetched together with others, and what a batch makes of it."""
 
 from collections.abc import Mapping, Sequence
+from math import inf
 
 import msgspec
 
@@ -100,6 +101,11 @@ class Followed(msgspec.Struct, frozen=True):
             or (self.silent > 0 and known.session.datapoint_count != self.count)
             or self.lacking >= self.patience
         )
+
+    def check_order(self, *, cloud_now: float) -> tuple[float, int]:
+        """Those of which a window is to be settled go first, the oldest one before all; then the longest silence."""
+        over = [window.end for window in self.windows if cloud_now >= window.end + SETTLING]
+        return min(over, default=inf), -self.silent
 
 
 def follow(
