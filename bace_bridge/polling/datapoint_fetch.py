@@ -146,11 +146,23 @@ class DatapointFetch:
         return "read"
 
     def _something_may_be_missing(self, *, found: bool) -> bool:
-        """True when the session says that it has datapoints which the windows did not show."""
+        """True when the session says that it has datapoints which the windows did not show.
+
+        Where new ones are found all the time, or its count never fits, it is searched once an hour.
+        """
         count = self._seen.datapoint_count
         if self._probe.samples is not None or count is None:
             return self._probe.samples is not None
-        return self._samples() < count if self._known.csv_due else not found and count != self._known.count_fetched
+        lacks = self._samples() < count
+        if self._known.csv_due:
+            return lacks
+        lately = self._known.searched == self._searched
+        return (not found and count != self._known.count_fetched) or (lacks and self._shown.own and not lately)
+
+    @property
+    def _searched(self) -> tuple[int, int]:
+        """The reading, and up to where a probe that is made in this fetch shows all that there is."""
+        return (self._known.reading, window_at(self._began + self._cloud.clock_ahead - SETTLING).start)
 
     def _samples(self) -> int:
         return sum(state.samples for state in self._states.values())
@@ -238,8 +250,7 @@ class DatapointFetch:
                 own_group = self._shown.own_group(fresh)
                 fresh = replace(fresh, count_fetched=self._seen.datapoint_count, own_group=own_group)
                 if self._probe.samples is not None:
-                    searched = (self._known.reading, window_at(self._began + self._cloud.clock_ahead - SETTLING).start)
-                    fresh = replace(fresh, probed=per_day(self._probe.samples), searched=searched)
+                    fresh = replace(fresh, probed=per_day(self._probe.samples), searched=self._searched)
                 found_samples = None if left_out else self._samples()
                 reading, cloud_now = self._known.reading, self._cloud_now()
                 outcome = judge(fresh, self._seen, reading=reading, samples=found_samples, cloud_now=cloud_now)

@@ -441,6 +441,31 @@ async def test_sessions_that_show_nothing_do_not_hold_up_the_last_reads_of_other
         assert all([(await watch.journal.windows(one))[first].settled for one in fleet.sessions])
 
 
+@pytest.mark.parametrize("sessions", [2, 8])
+async def test_what_was_measured_offline_is_published_while_new_points_come(
+    clock: Clock, tmp_path: Path, sessions: int
+) -> None:
+    """Its windows are settled, and no fetch finds nothing new."""
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, sessions, series=1)
+    offline = fleet.sessions[1]
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 4)
+        for _ in range(12):
+            clock.forward(600)
+            await fleet.goes_on(watch, 3, quiet=[offline])
+        for one in range(6):
+            fleet.measure(offline, at=NOON + 2400 + 600 * one)
+        await fleet.goes_on(watch, 12)
+        await check(watch, cloud, fleet.sessions)
+        fleet.measure(offline, at=NOON + 2500)
+        clock.forward(3600)
+        before = len(fetches(watch))
+        await fleet.goes_on(watch, 12)
+        await check(watch, cloud, fleet.sessions)
+        assert len(fetches(watch)) - before < 60
+
+
 async def test_rows_that_only_batches_show_are_published_under_no_session(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     fleet = Fleet(cloud, clock, 10)
