@@ -156,9 +156,12 @@ class DatapointLoop:
         )
         self._waiting = {
             Kind.BATCH: deque(plan.batches),
-            Kind.LIVE: deque(plan.singles),
+            Kind.LIVE: deque(one for one in plan.singles if not one.unread),
             Kind.CHECK: deque(plan.checks),
-            Kind.LATE: deque(one for one in late if one.session.id not in self._in_flight),
+            Kind.LATE: deque(
+                [one for one in plan.singles if one.unread]
+                + [one for one in late if one.session.id not in self._in_flight]
+            ),
         }
 
     def _has_place(self, kind: Kind) -> bool:
@@ -190,8 +193,7 @@ class DatapointLoop:
             if isinstance(what, Batch):
                 self._note(await self._batches.read_batch(what))
             else:
-                live = kind is Kind.LIVE and not what.unread
-                self._note(await self._fetch(what, Urgency.LIVE if live else Urgency.BACKLOG))
+                self._note(await self._fetch(what, Urgency.LIVE if kind is Kind.LIVE else Urgency.BACKLOG))
         except StoreUnusable:
             raise
         except StoreError as error:

@@ -6,10 +6,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from bace_bridge.errors import CloudError
 from bace_bridge.polling.datapoint_loop import BATCHES_AT_ONCE, CHECKS_AT_ONCE, FETCHES_AT_ONCE, DatapointLoop
 from bace_bridge.polling.rules.batches import Batch, Plan
+from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.seen import Urgency
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.store.journal import Journal
@@ -197,3 +199,25 @@ async def test_live_fetches_without_end_leave_room_for_last_reads_and_for_histor
                     line.turn()
                     await asyncio.sleep(0.001)
             assert len(line.alone) < 300
+
+
+async def test_what_could_not_be_had_and_is_tried_again_holds_up_nothing_live(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 6, series=1)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 2)
+        await fleet.ends(watch)
+        known = await watch.journal.known(fleet.sessions)
+        again = tuple(replace(one, unread=True, fetch_at=clock()) for one in known.values())
+        await watch.journal.commit(Changes(known=again))
+        clock.forward(INTERVAL)
+        live = [cloud.open_session(cloud.add_device(f"BaceGo-live-{one}").id_group) for one in range(2)]
+        await watch.poll.poll()
+        async with running(watch, clock) as line:
+            line.gate.clear()
+            await line.is_full(FETCHES_AT_ONCE)
+            assert line.most == {"LIVE": 2, "BACKLOG": 2}
+            assert {*live} <= {*line.read}
+            line.gate.set()
+            await line.all_is_read()
+            assert {*fleet.sessions} <= {*line.read}
