@@ -8,7 +8,7 @@ import structlog
 from bace_bridge.errors import CloudBadGateway, CloudRefused, CloudRequestTooLarge, UnexpectedReply
 from bace_bridge.polling.needs import PointCloud
 from bace_bridge.polling.points import MOST_PAGES, MOST_SERIES, TRIES, PointEndpoint
-from bace_bridge.polling.reading import Reader, Unreadable, pages
+from bace_bridge.polling.reading import PagesBroken, Reader, Unreadable, pages
 from bace_bridge.polling.rules.batch_size import BatchSize
 from bace_bridge.polling.rules.batches import BatchQuery
 from bace_bridge.polling.rules.datapoints import Datapoint
@@ -78,14 +78,7 @@ class BatchReader:
         """Every row. Raises Unreadable where less has to be asked for at once, and NotHonoured."""
         await self.prove(query, requests)
         for _ in range(TRIES):
-            found: list[Page[Datapoint]] = []
-            async for page in pages(lambda number: self._page(query, number, requests)):
-                found.append(page)
-                self.page_size = page.per_page or ROWS_OF_A_PAGE
-                if page.unreadable:
-                    raise Unreadable(UnexpectedReply(page.unreadable[0]))
-                if max(page.page_count or 0, len(found)) > MOST_PAGES:
-                    raise Unreadable(UnexpectedReply(f"more than {MOST_PAGES} pages"))
+            found = await self._all_pages(query, requests)
             if fit_together(found, one_series=False):
                 break
         else:
@@ -98,6 +91,21 @@ class BatchReader:
         if len({row.series_id for row in rows}) >= MOST_SERIES:
             raise Unreadable(UnexpectedReply(f"{MOST_SERIES} series or more"))
         return rows
+
+    async def _all_pages(self, query: BatchQuery, requests: Reader) -> list[Page[Datapoint]]:
+        """None where another page came than was asked for."""
+        found: list[Page[Datapoint]] = []
+        try:
+            async for page in pages(lambda number: self._page(query, number, requests)):
+                found.append(page)
+                self.page_size = page.per_page or ROWS_OF_A_PAGE
+                if page.unreadable:
+                    raise Unreadable(UnexpectedReply(page.unreadable[0]))
+                if max(page.page_count or 0, len(found)) > MOST_PAGES:
+                    raise Unreadable(UnexpectedReply(f"more than {MOST_PAGES} pages"))
+        except PagesBroken:
+            return []
+        return found
 
     async def prove(self, query: BatchQuery, requests: Reader, *, doubt: bool = False) -> None:
         """The same query for no data session must show nothing: asked once an hour, and where there is a doubt."""

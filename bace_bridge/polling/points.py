@@ -19,7 +19,7 @@ from bace_bridge.errors import (
     UnexpectedReply,
 )
 from bace_bridge.polling.needs import PointCloud
-from bace_bridge.polling.reading import BREAKS, Reader, Unreadable, pages
+from bace_bridge.polling.reading import BREAKS, PagesBroken, Reader, Unreadable, pages
 from bace_bridge.polling.rules.datapoints import Datapoint, are_raw, is_sample
 from bace_bridge.polling.rules.point_pages import PointQuery, as_set, fit_together, within
 from bace_bridge.polling.rules.ranges import NOBODY
@@ -228,13 +228,17 @@ class PointReader:
         raise TooMuch("the pages of the answer do not fit together")
 
     async def _all_pages(self, query: PointQuery) -> list[Page[Datapoint]]:
+        """None where another page came than was asked for."""
         found: list[Page[Datapoint]] = []
         rows = 0
-        async for page in pages(lambda number: self._page(query, number)):
-            found.append(page)
-            rows += page.count
-            if max(page.page_count or 0, len(found)) > MOST_PAGES or max(page.total or 0, rows) > MOST_POINTS:
-                raise TooMuch(f"more than {MOST_POINTS} datapoints, or {MOST_PAGES} pages, in one answer")
+        try:
+            async for page in pages(lambda number: self._page(query, number)):
+                found.append(page)
+                rows += page.count
+                if max(page.page_count or 0, len(found)) > MOST_PAGES or max(page.total or 0, rows) > MOST_POINTS:
+                    raise TooMuch(f"more than {MOST_POINTS} datapoints, or {MOST_PAGES} pages, in one answer")
+        except PagesBroken:
+            return []
         return found
 
     async def _page(self, query: PointQuery, number: int) -> Page[Datapoint]:

@@ -39,6 +39,10 @@ BREAKS = (CloudFault, UnexpectedReply, CloudRequestTooLarge, CloudBadGateway)
 """What one bad record, or one request that is too long, can lead to."""
 
 
+class PagesBroken(UnexpectedReply):
+    """Another page came than was asked for, or there is no last one."""
+
+
 class Unreadable(Exception):  # control flow: `cause` is the error
     """The cloud breaks on this very request while it answers others: ask for less."""
 
@@ -240,7 +244,7 @@ class Reader:
 
 
 async def pages(page_at: Callable[[int], Awaitable[Page[T]]], *, most: int = MOST_PAGES) -> AsyncIterator[Page[T]]:
-    """The pages of a collection, in order. Raises UnexpectedReply where they do not end.
+    """The pages of a collection, in order. Raises PagesBroken where they do not end.
 
     It stops at `pageCount`, or when another page comes than was asked for: behind the last page the server shows that
     one again, so a loop until an empty page would never end.
@@ -249,7 +253,7 @@ async def pages(page_at: Callable[[int], Awaitable[Page[T]]], *, most: int = MOS
     for number in range(1, most + 1):
         page = await page_at(number)
         if page.page is not None and page.page != number <= (page.page_count or 0):
-            raise UnexpectedReply(f"page {page.page} came in place of page {number} of {page.page_count}")
+            raise PagesBroken(f"page {page.page} came in place of page {number} of {page.page_count}")
         if (page.page is not None and page.page != number) or (
             page.page is None and page.items and page.items == before
         ):
@@ -259,7 +263,7 @@ async def pages(page_at: Callable[[int], Awaitable[Page[T]]], *, most: int = MOS
         if is_last(page, number) and not (without_figures and page.count):
             return
         before = page.items
-    raise UnexpectedReply(f"the list does not end after {most} pages")
+    raise PagesBroken(f"the list does not end after {most} pages")
 
 
 def is_last(page: Page[T], number: int) -> bool:

@@ -15,7 +15,7 @@ from bace_bridge.polling.rules.windows import Window
 from bace_bridge.simulator.downsample import Resolution
 from tests.integration.altered_cloud import altered
 from tests.integration.fleet import IN, INTERVAL, POINTS, Fleet, alone, batches, check, fetches, ids, published
-from tests.integration.polling_line import NOON, Clock, simulated, watching
+from tests.integration.polling_line import NOON, Clock, simulated, types, watching
 
 
 @pytest.fixture
@@ -499,3 +499,26 @@ async def test_a_series_that_begins_later_is_published_and_stays_in_the_batch(cl
         await fleet.goes_on(watch, 3)
         assert {one for request in batches(watch, before) for one in ids(request)} == {*fleet.sessions}
         await check(watch, cloud, fleet.sessions)
+
+
+@pytest.mark.parametrize("sessions", [1, 8])
+async def test_a_cloud_that_shows_only_first_pages_is_asked_for_less(
+    clock: Clock, tmp_path: Path, sessions: int
+) -> None:
+    """It is no outage: that would hold up the other sessions, and end never."""
+    cloud = simulated(clock, "per-page-max 20")
+    fleet = Fleet(cloud, clock, sessions, series=1)
+    first: dict[Any, Any] = {}
+
+    def alter(request: web.Request, answer: Any) -> Any:
+        asked = tuple(one for one in request.query.items() if one[0] != "page")
+        if request.path == POINTS and request.query.get("page", "1") == "1":
+            first[asked] = answer
+        return first.get(asked, answer)
+
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        between.alter = alter
+        await fleet.goes_on(watch, 30)
+        await fleet.ends(watch)
+        await check(watch, cloud, fleet.sessions)
+        assert types(await watch.all_events()).count("session.csv_ready") == sessions
