@@ -145,7 +145,8 @@ class PointEndpoint:
     async def keeps_to_sessions(self, query: PointQuery, *, doubt: bool, urgency: Urgency) -> bool:
         """Whether rows that came for `query` are its data session's; `doubt` where some are of another group.
 
-        The same query for no data session must show nothing. That is asked once, and again where there is a doubt.
+        The same query for no data session must show nothing. That is asked once, and again where there is a doubt:
+        Unreadable where it is not answered then.
         """
         before, asked_at = self._kept or (None, 0.0)
         if (before and not doubt) or (before is False and 0 <= self._clock() - asked_at < LONGEST_REST):
@@ -155,8 +156,10 @@ class PointEndpoint:
             kept = not page.count
         except CloudRefused:
             kept = True
-        except BREAKS:
-            return before is not False and not doubt
+        except BREAKS as fault:
+            if doubt and before is not False:
+                raise Unreadable(fault) from None
+            return before is not False
         if not kept and before is not False:
             log.error("cloud.session_filter_not_honoured", then="only the device's own datapoints are published")
         self._kept = (kept, self._clock())

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import CloudBadGateway
 from bace_bridge.polling.rules.batch_size import MOST_IDS
+from bace_bridge.polling.rules.ranges import NOBODY
 from bace_bridge.polling.rules.windows import Window
 from bace_bridge.simulator.downsample import Resolution
 from tests.integration.altered_cloud import altered
@@ -522,3 +523,27 @@ async def test_a_cloud_that_shows_only_first_pages_is_asked_for_less(
         await fleet.ends(watch)
         await check(watch, cloud, fleet.sessions)
         assert types(await watch.all_events()).count("session.csv_ready") == sessions
+
+
+async def test_a_hiccup_makes_no_rows_of_a_moved_session_those_of_another(clock: Clock, tmp_path: Path) -> None:
+    """Its rows are of another group than it is: whether they are its own has to be asked, and was not answered."""
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 1, series=1)
+    (moved,) = fleet.sessions
+
+    def breaks(request: web.Request, answer: Any) -> Any:
+        of_nobody = request.path == POINTS and request.query.get("filter[id_data_session]") == NOBODY
+        return 500 if of_nobody and request.query["filter[timestamp_seconds][gte]"] != "0" else answer
+
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        await fleet.goes_on(watch, 2)
+        clock.forward(1)
+        cloud.move_session(moved, cloud.add_device("BaceGo-spare").id_group)
+        fleet.measure(moved)
+        between.alter = breaks
+        await fleet.goes_on(watch, 1)
+        assert (await watch.journal.known([moved]))[moved].failed_fetches == 1
+        between.alter = lambda _, answer: answer
+        clock.forward(60)
+        await fleet.ends(watch)
+        await check(watch, cloud, fleet.sessions)
