@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from bace_bridge.polling.rules.seen import Urgency
 
-MOST_SESSIONS_IN_A_ROW = 2
+MOST_SESSIONS_IN_A_ROW = 1
 """Turns of the session list in a row while live datapoints wait: polls that never end must not starve them."""
 
 BACKLOG_SHARE = 10

@@ -52,7 +52,7 @@ async def test_polls_that_never_end_leave_turns_to_live_datapoints() -> None:
 
 async def test_live_datapoints_leave_turns_to_the_session_list() -> None:
     order = await order_of([Urgency.LIVE] * 9 + [Urgency.SESSIONS], 30)
-    assert Counter(order)[Urgency.SESSIONS] == 20
+    assert Counter(order)[Urgency.SESSIONS] == 15
 
 
 async def test_the_backlog_has_its_share_while_others_wait() -> None:
