@@ -30,6 +30,11 @@ log = structlog.get_logger()
 
 READ_AT_ONCE = 1000
 LANE_AT_ONCE = 20
+"""Events that are read of a parked lane at least; of few lanes so many more that a slow round trip is not the bound."""
+
+LANES_TOGETHER = 500
+"""Events that are read of all due lanes together, where each has less than its share."""
+
 LONGEST_REST = 30.0
 RECORD_PAUSE = 0.02
 """Seconds between two records of progress, so that many acknowledgements share one transaction."""
@@ -196,13 +201,15 @@ class Dispatcher:
             self._deliveries.offer(wanted_ones, read_upto=events[-1].seq)
 
     async def _resume_lanes(self) -> None:
-        for lane in self._deliveries.due_lanes(self._clock()):
+        due = self._deliveries.due_lanes(self._clock())
+        limit = max(LANE_AT_ONCE, LANES_TOGETHER // max(1, len(due)))
+        for lane in due:
             start, complete = lane.seq, False
             found: list[LoggedEvent] = []
             while not found and not complete:
                 self.beat_at = self._monotonic()
                 upto = self._deliveries.read_upto
-                events = await self._log.read_lane(lane.key, start=start, upto=upto, limit=LANE_AT_ONCE)
+                events = await self._log.read_lane(lane.key, start=start, upto=upto, limit=limit)
                 found = [one for one in events if wanted(one.event, self._wish)]
                 complete = not events
                 start = events[-1].seq + 1 if events else start

@@ -732,6 +732,25 @@ async def test_many_events_of_many_sessions_in_little_memory(tmp_path: Path, clo
     assert all(seqs == sorted(seqs) for seqs in taken.values())
 
 
+async def test_one_long_session_is_not_slowed_down_by_the_records(tmp_path: Path, clock: Clock) -> None:
+    """It is read in pieces, and between two of them may lie a pause."""
+    count, taken, reads = 6000, list[int](), list[str]()
+    sink = ScriptedSink()
+    sink.pipelined = False  # as a webhook, which takes one event of a session at once
+
+    def take(attempt: Attempt, done: Callable[[SinkError | None], None]) -> None:
+        taken.append(attempt.logged.seq)
+        asyncio.get_running_loop().call_soon(done, None)
+
+    sink.send = take  # type: ignore[method-assign]
+    async with running(tmp_path / "b.db", clock, sink) as line:
+        await line.file.read(lambda connection: connection.set_trace_callback(reads.append))
+        await line.tell(*(event(number) for number in range(count)))
+        await eventually(lambda: len(taken) == count)
+        assert 0 < sum("session_id = " in one and "order by seq" in one for one in reads) < 100
+    assert taken == sorted(taken)
+
+
 async def test_large_events_that_nobody_wants_do_not_hide_a_parked_session_s_last_one(
     tmp_path: Path, clock: Clock, receiver: Receiver
 ) -> None:
