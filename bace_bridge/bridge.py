@@ -22,14 +22,17 @@ from bace_bridge.domain.events import SINK_DISABLED, bridge_event
 from bace_bridge.domain.routing import Filter
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.failpoints import Failpoint
+from bace_bridge.polling.batch_fetch import BatchFetch
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
+from bace_bridge.polling.datapoint_loop import DatapointLoop
 from bace_bridge.polling.list_poll import ListPoll, PollSettings
-from bace_bridge.polling.loops import DatapointLoop, SessionLoop
+from bace_bridge.polling.loops import SessionLoop
 from bace_bridge.polling.points import PointEndpoint
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules.datapoints import Datatype
 from bace_bridge.polling.rules.fetches import SLOWEST_FETCH
 from bace_bridge.polling.rules.first_start import FirstStart
+from bace_bridge.polling.rules.seen import Urgency
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.service import Service
 from bace_bridge.sink_watch import SinkWatch
@@ -115,13 +118,16 @@ class Bridge:
             event_log = self._failpoint.around_log(event_log)
         poll = self._list_poll(cloud, journal, deciding)
         endpoint = PointEndpoint(cloud, clock=clock)
-        sessions, datapoints = self._loops(
+        sessions = SessionLoop(
             poll,
-            self._fetches(cloud, endpoint, journal, deciding),
-            endpoint,
             journal,
+            interval=config.watch.session_interval,
+            clock=clock,
+            monotonic=self._monotonic,
+            jitter=random.random,
             after_poll=lambda: service.after_poll(),  # noqa: PLW0108  # the service is made below
         )
+        datapoints = self._datapoint_loop(cloud, endpoint, journal, deciding)
         upkeep = Upkeep(file, event_log, cap, retention=store.retention, session_retention=store.session_retention)
         status = Status(
             sessions,
@@ -152,6 +158,7 @@ class Bridge:
             clock=clock,
             watch_clock=clock_watch.look,
             stale_devices=devices.stale,
+            oldest_view=devices.oldest_view,
         )
         standing = StateForTopics(status, devices.devices)
         brokers += await self._brokers(service, standing, Facts(file), partial(self._replay, event_log, dispatchers))
@@ -165,34 +172,34 @@ class Bridge:
         clock_watch.followers += [one.clock_stepped for one in dispatchers.values()]
         return service
 
-    def _loops(
-        self,
-        poll: ListPoll,
-        fetches: Callable[[KnownSession], DatapointFetch],
-        endpoint: PointEndpoint,
-        journal: Journal,
-        *,
-        after_poll: Callable[[], None],
-    ) -> tuple[SessionLoop, DatapointLoop]:
-        sessions = SessionLoop(
-            poll,
-            journal,
-            interval=self._config.watch.session_interval,
-            clock=self._clock,
-            monotonic=self._monotonic,
-            jitter=random.random,
-            after_poll=after_poll,
+    def _datapoint_loop(
+        self, cloud: BaceCloud, endpoint: PointEndpoint, journal: Journal, deciding: asyncio.Lock
+    ) -> DatapointLoop:
+        watch, clock = self._config.watch, self._clock
+        settings = FetchSettings(
+            interval=watch.datapoint_interval,
+            resolution=watch.resolution,
+            datatypes={number: Datatype(one.name, one.unit) for number, one in self._config.datatypes.items()},
+            csv_url=self._csv_url,
         )
-        datapoints = DatapointLoop(
+        batches = BatchFetch(cloud, endpoint, journal, settings, deciding=deciding, clock=clock)
+
+        def of(known: KnownSession, urgency: Urgency = Urgency.LIVE) -> DatapointFetch:
+            return DatapointFetch(
+                known, cloud, endpoint, journal, settings, urgency=urgency, deciding=deciding, clock=clock
+            )
+
+        return DatapointLoop(
             journal,
-            lambda known: fetches(known).make(),
-            lambda known: fetches(known).emit_end(),
+            lambda known, urgency: batches.alone(of(known, urgency)),
+            lambda known: of(known).emit_end(),
             endpoint,
-            clock=self._clock,
+            batches,
+            interval=watch.datapoint_interval,
+            clock=clock,
             monotonic=self._monotonic,
             jitter=random.random,
         )
-        return sessions, datapoints
 
     async def _brokers(
         self, service: Service, standing: StateForTopics, facts: Facts, replay: Callable[..., Awaitable[int]]
@@ -290,21 +297,6 @@ class Bridge:
                 requests_per_minute=self._config.cloud.requests_per_minute,
             ),
             clock=clock,
-        )
-
-    def _fetches(
-        self, cloud: BaceCloud, endpoint: PointEndpoint, journal: Journal, deciding: asyncio.Lock
-    ) -> Callable[[KnownSession], DatapointFetch]:
-        watch = self._config.watch
-        settings = FetchSettings(
-            interval=watch.datapoint_interval,
-            resolution=watch.resolution,
-            datatypes={number: Datatype(one.name, one.unit) for number, one in self._config.datatypes.items()},
-            csv_url=self._csv_url,
-        )
-
-        return lambda known: DatapointFetch(
-            known, cloud, endpoint, journal, settings, deciding=deciding, clock=self._clock
         )
 
     def _csv_url(self, session_id: str) -> str:

@@ -69,6 +69,7 @@ class Service:
         clock: Callable[[], float],
         watch_clock: Callable[[], Awaitable[None]],
         stale_devices: Callable[[], Awaitable[frozenset[str]]],
+        oldest_view: Callable[[], Awaitable[float]],
     ) -> None:
         self.status = status
         self._sessions = sessions
@@ -79,6 +80,7 @@ class Service:
         self._clock = clock
         self._watch_clock = watch_clock
         self._stale_devices = stale_devices
+        self._oldest_view = oldest_view
         self._stale: frozenset[str] = frozenset()
         self._sinks: list[tuple[RunningSink, Dispatcher]] = []
         self._view_was_current: bool | None = None
@@ -137,6 +139,7 @@ class Service:
             try:
                 await self._count_backlogs()
                 self.status.waiting = await self._log_keeper.deliveries_waiting()
+                self.status.oldest_view = await self._oldest_view()
                 self._refresh_stale(await self._stale_devices())
             except StoreUnusable:
                 raise

@@ -95,6 +95,7 @@ class Status:
         self._started_at = clock()
         self.backlogs: Mapping[str, int] = {}
         self.waiting: Mapping[str, tuple[int, int]] = {}
+        self.oldest_view = 0.0
         self.disabled: dict[str, str] = {}
         self.sinks: dict[str, WatchedSink] = {}
         self.dispatchers: dict[str, WatchedDispatcher] = {}
@@ -160,6 +161,7 @@ class Status:
             "degraded": self.degraded(),
             "last_poll_at": None if sessions.last_success_at is None else iso_utc(sessions.last_success_at),
             "next_poll_at": None if sessions.next_poll_at is None else iso_utc(sessions.next_poll_at),
+            "oldest_view_seconds": round(self.oldest_view),
             "backlog": dict(self.backlogs),
             "parked_sessions": {sink: parked for sink, (parked, _) in self.waiting.items() if parked},
             "dead_letters": {sink: dead for sink, (_, dead) in self.waiting.items() if dead},

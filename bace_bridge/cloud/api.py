@@ -1,7 +1,6 @@
 """BACE's resources: data sessions, downsampled datapoints and groups. Endpoints, page sizes and filters live here."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from typing import TypeVar
+from collections.abc import Collection
 
 from bace_bridge.cloud.http import CloudHttp, Params
 from bace_bridge.cloud.replies import (
@@ -13,8 +12,6 @@ from bace_bridge.cloud.replies import (
 )
 from bace_bridge.polling.rules.datapoints import Datapoint
 from bace_bridge.polling.rules.seen import Page, SeenSession, Urgency
-
-T = TypeVar("T")
 
 SESSIONS = "/api/v2/data-session"
 ONE_SESSION = "/api/v2/data-session/view"
@@ -66,11 +63,10 @@ class BaceCloud:
         """The labels of groups, for servers whose sessions do not expand to them; of others, too, where they came."""
         filters = [("filter[id_group][in][]", group_id) for group_id in sorted(wanted)]
         labels: dict[str, str | None] = {}
-        pages = 0
-        async for page in walk(lambda number: self.group_page(number, filters)):
+        for number in range(1, MOST_GROUP_PAGES + 1):
+            page = await self.group_page(number, filters)
             labels.update(page.items)
-            pages += 1
-            if set(wanted) <= labels.keys() or pages >= MOST_GROUP_PAGES:
+            if set(wanted) <= labels.keys() or page.page not in {None, number} or number >= (page.page_count or 0):
                 break
         return labels
 
@@ -89,20 +85,3 @@ class BaceCloud:
         """The datatypes and the source devices of a data session, as far as the cloud names them."""
         query = [("id", session_id), ("expand", "datatypes,physicalDevices")]
         return parse_series_axes((await self._http.get(ONE_SESSION, query, urgency=urgency)).body)
-
-
-async def walk(page_at: Callable[[int], Awaitable[Page[T]]], *, first: int = 1) -> AsyncIterator[Page[T]]:
-    """The pages of a collection, in order.
-
-    It stops at `pageCount`, or when another page comes than was asked for: beyond the last page the server clamps, so
-    a loop until an empty page would never end.
-    """
-    number = first
-    while True:
-        page = await page_at(number)
-        if page.page is not None and page.page != number:
-            return
-        yield page
-        if page.page_count is None or number >= page.page_count or not page.count:
-            return
-        number += 1

@@ -11,21 +11,29 @@ from msgspec.structs import replace
 from bace_bridge.errors import CloudError, CloudRefused, CloudUnavailable
 from bace_bridge.polling.needs import PointCloud, PointJournal
 from bace_bridge.polling.points import PointEndpoint, PointReader, PointsForbidden, TooMuch
+from bace_bridge.polling.probe import Probe
 from bace_bridge.polling.reading import MOST_NARROWING, Unreadable
 from bace_bridge.polling.rules.changes import Changes, WindowRead
-from bace_bridge.polling.rules.datapoints import Datapoint, Datatype, samples_per_day
-from bace_bridge.polling.rules.fetches import MOST_FAILURES, Outcome, conclude, is_outdated, reads_short
+from bace_bridge.polling.rules.datapoints import Datapoint, Datatype
+from bace_bridge.polling.rules.fetches import MOST_FAILURES, Outcome, conclude, judge
+from bace_bridge.polling.rules.followed import Followed, Shown, follow
 from bace_bridge.polling.rules.readings import absorb, by_window, left_out, split
 from bace_bridge.polling.rules.seen import Urgency
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import (
+    DAY,
     DIRECT_WINDOWS,
     FINEST_SPAN,
+    SETTLING,
+    SPAN,
     Window,
     WindowState,
+    days_of,
     halves,
     left_out_windows,
+    per_day,
     read_from,
+    window_at,
     windows_due,
     windows_with_more,
 )
@@ -55,9 +63,11 @@ class DatapointFetch:
         journal: PointJournal,
         settings: FetchSettings,
         *,
+        urgency: Urgency = Urgency.LIVE,
         deciding: asyncio.Lock,
         clock: Callable[[], float],
     ) -> None:
+        self.session_id = known.session.id
         self._known = known
         self._seen = known.session
         self._cloud = cloud
@@ -66,11 +76,13 @@ class DatapointFetch:
         self._settings = settings
         self._deciding = deciding
         self._clock = clock
-        late = known.over_when_found or known.unread
-        self._points = PointReader(cloud, endpoint, known.session, Urgency.BACKLOG if late else Urgency.LIVE)
+        self._began = clock()
+        self._points = PointReader(cloud, endpoint, known.session, urgency)
+        self._probe = Probe(self._points, known.session.id)
         self._states: dict[Window, WindowState] = {}
-        self._probed: dict[int, int] | None = None
         self._breaks = 0
+        self._shown = Shown()
+        self._outcome: Outcome | None = None
 
     async def make(self) -> CloudError | None:
         """Raises StoreError only; what the cloud does ends up in the session's next fetch.
@@ -101,6 +113,12 @@ class DatapointFetch:
         await self._commit(NOTHING, outcome, retry_after=retry_after)
         return away
 
+    def followed(self, before: Followed | None) -> Followed | None:
+        """What the next batch has to know of the data session; None where it cannot be in one after this fetch."""
+        if self._outcome != "read":
+            return None
+        return follow(self._known, self._states, self._shown, before, now=self._clock())
+
     async def emit_end(self) -> None:
         """Emits the end without waiting for the datapoints before it."""
         await self._commit()
@@ -110,61 +128,54 @@ class DatapointFetch:
         samples = self._samples()
         due = windows_due(self._known, self._states, now=self._cloud_now())
         if len(due) > DIRECT_WINDOWS:
-            probe = await self._probe()
-            if probe is None:
+            hours = await self._probe.hours()
+            if hours is None:
                 await self._read_all(due)
                 return "more" if any(one in self._states and self._states[one].settled for one in due) else "read"
-            due = windows_due(self._known, self._states, now=self._cloud_now(), days=probe)
+            due = windows_due(self._known, self._states, now=self._cloud_now(), hours=hours)
         await self._read_all(due)
         for window in left_out_windows(self._states) if self._known.unread else ():
             failures = self._states[window].failures
             await self._read(window)
             if self._states[window].failures > failures:
                 break  # one that still breaks is enough
-        if self._something_may_be_missing(found=self._samples() > samples) and (probe := await self._probe()):
-            await self._read_all(windows_with_more(probe, self._known, self._states))
+        if self._something_may_be_missing(found=self._samples() > samples) and (hours := await self._probe.hours()):
+            for span in (SPAN, DAY):
+                for window in windows_with_more(hours, self._known, self._states, span=span):
+                    await self._read(window)
         return "read"
 
     def _something_may_be_missing(self, *, found: bool) -> bool:
         """True when the session says that it has datapoints which the windows did not show."""
         count = self._seen.datapoint_count
-        if self._probed is not None or count is None:
-            return self._probed is not None
+        if self._probe.samples is not None or count is None:
+            return self._probe.samples is not None
         return self._samples() < count if self._known.csv_due else not found and count != self._known.count_fetched
 
     def _samples(self) -> int:
         return sum(state.samples for state in self._states.values())
 
-    async def _probe(self) -> dict[int, int] | None:
-        """The samples on each day, asked for without a window: at day resolution even a long session is a small answer.
-
-        None where that cannot be had.
-        """
-        if self._probed is None:
-            try:
-                read = await self._points.read(None, None)
-            except Unreadable as fault:
-                log.debug("datapoints.not_probed", session=self._known.session.id, reason=str(fault))
-                return None
-            if read.own:
-                self._probed = samples_per_day(read.points)
-        return self._probed
-
     async def _read_all(self, due: Iterable[Window]) -> None:
-        for window in due:
-            self._journal.ensure_room()
-            await self._read(window)
+        for day, windows in days_of(due).items():
+            shown = await self._probe.read_day(day, windows)
+            for window in windows:
+                if window in shown:
+                    await self._absorb({window: shown[window]})
+                else:
+                    await self._read(window)
 
     async def _read(self, window: Window, *, breaks: bool = False) -> None:
         """Reads a window; its halves where it cannot be had at once, or not as finely as is wanted.
 
         What `breaks`, again and again, and cannot be halved any more is left out, so that everything else goes on.
         """
+        self._journal.ensure_room()
         since = read_from(window, self._states.get(window), self._known, now=self._cloud_now())
         parts = halves(window)
         try:
             read = await self._points.read(since, window.end)
             served = by_window(read.points, window, self._states)
+            self._shown = self._shown.with_rows(served, since=since, own=read.own)
             as_served = self._settings.resolution == "as_served" or not parts or len(served) > 1
             if as_served or await self._points.are_samples(read.points):
                 await self._absorb(served, in_part=window if since > window.start else None, pages=read.pages)
@@ -199,7 +210,9 @@ class DatapointFetch:
             log.error("datapoints.window_left_out", **place, reason=reason)
         await self._commit(Changes(windows=(WindowRead(self._known.session.id, state, None),)))
 
-    async def _absorb(self, served: Mapping[Window, list[Datapoint]], *, in_part: Window | None, pages: int) -> None:
+    async def _absorb(
+        self, served: Mapping[Window, list[Datapoint]], *, pages: int = 1, in_part: Window | None = None
+    ) -> None:
         emitted = await self._journal.emitted(self._known.session.id, served)
         clocks = {"now": self._clock(), "cloud_now": self._cloud_now()}
         known, datatypes = self._known, self._settings.datatypes
@@ -222,12 +235,14 @@ class DatapointFetch:
                 fresh = replace(fresh, newest_point_at=newest, points_since_csv=True)
             left_out = bool(left_out_windows(self._states))
             if outcome == "read":
-                count = self._seen.datapoint_count
-                fresh = replace(fresh, count_fetched=count, probed=self._probed or fresh.probed)
-                if is_outdated(replace(self._known, session=self._seen), fresh):
-                    outcome = "more"
-                elif not left_out and reads_short(fresh, samples=self._samples(), cloud_now=self._cloud_now()):
-                    outcome = "short"
+                own_group = self._shown.own_group(fresh)
+                fresh = replace(fresh, count_fetched=self._seen.datapoint_count, own_group=own_group)
+                if self._probe.samples is not None:
+                    searched = (self._known.reading, window_at(self._began + self._cloud.clock_ahead - SETTLING).start)
+                    fresh = replace(fresh, probed=per_day(self._probe.samples), searched=searched)
+                found_samples = None if left_out else self._samples()
+                reading, cloud_now = self._known.reading, self._cloud_now()
+                outcome = judge(fresh, self._seen, reading=reading, samples=found_samples, cloud_now=cloud_now)
             url, interval, now = self._settings.csv_url(fresh.session.id), self._settings.interval, self._clock()
             concluded = conclude(
                 fresh, outcome, csv_url=url, interval=interval, now=now, left_out=left_out, retry_after=retry_after
@@ -235,6 +250,7 @@ class DatapointFetch:
             self._known = replace(concluded.known, reading=self._known.reading)
             events = found.events + concluded.events
             await self._journal.commit(replace(found, known=(concluded.known,), events=events))
+        self._outcome = outcome
         for event in concluded.events:
             log.info(event.type, session=event.session_id, device=event.device_id, id=event.id)
 

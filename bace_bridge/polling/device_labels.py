@@ -55,7 +55,7 @@ class DeviceLabels:
         """The labels of the rows' groups.
 
         Raises CloudErrors where the cloud is away and the label of a group in `deciding` is unknown: only the label
-        tells whether the group is watched, and a row that is passed over is not shown again for long.
+        decides whether the group is watched, and a row that is passed over is not shown again for long.
         """
         now = self._clock()
         for row in rows:

@@ -49,7 +49,7 @@ class ListPoll:
     """Polls the session list. `poll` raises CloudErrors and StoreErrors; then it is simply made again.
 
     By *delta* it asks for what was updated since the watermark. Where the server ignores that filter, it makes a
-    *full scan*: it polls the newest sessions, asks for unfinished ones by id, and walks over everything steadily.
+    *full scan*: it polls the newest sessions, asks for active ones by id, and reads everything by and by.
     What is known is committed as soon as it is.
     """
 
@@ -76,7 +76,7 @@ class ListPoll:
         self._groups = GroupFilter(recorder.groups, clock=clock)
         self._selection = SelectionCheck(cloud, journal, recorder.labels, recorder.groups, clock=clock)
         self._recheck = Recheck(cloud, journal, recorder, interval=settings.recheck_interval, clock=clock)
-        self._newest = NewestSessions(recorder, clock=clock)
+        self._newest = NewestSessions(recorder, clock=clock, cloud_now=self._cloud_now)
         self._backfill = Backfill(
             recorder,
             interval=settings.backfill_interval,
@@ -106,7 +106,7 @@ class ListPoll:
         if not 0 <= self._clock() - self._updates_broke_at < TRY_DELTA_AGAIN:
             self._updates_work = True
         state = self._state or await self._journal.poll_state() or await self._first_state(reader)
-        state = await self._with_selection(state)
+        state = await self._with_selection(state, reader)
         await self._save(state)
         if self._updates_work:
             try:
@@ -114,7 +114,8 @@ class ListPoll:
             except NotHonoured as reason:
                 state = self._without_delta(self._state or state, str(reason))
         if not self._updates_work:
-            state = replace(await self._poll_without_updates(state, reader), active_found=True)
+            await self._poll_without_updates(state, reader)
+            state = replace(state, active_found=True)
         await self._save(state)
         state = await self._recheck.round_due(state, reader)
         await self._save(state)
@@ -127,11 +128,11 @@ class ListPoll:
         await self._make_sure_that_rows_can_be_read(reader)
         await self._selection.check_due()
 
-    async def _with_selection(self, state: PollState) -> PollState:
+    async def _with_selection(self, state: PollState, reader: Reader) -> PollState:
         groups = self._recorder.groups
         if state.groups is None or sorted(groups) == [*state.groups]:
             return with_selection(state, groups, {}, start_from=0.0)
-        await self._cloud.session_page(session_list.NEWEST_FIRST, 1, per_page=1)  # an answer tells the cloud's time
+        await reader.page(session_list.NEWEST_FIRST, 1)  # an answer shows the cloud's time
         start_from = self._first_start.start_from(None, now=self._clock(), cloud_now=self._cloud_now())
         return with_selection(state, groups, await self._journal.device_labels(), start_from=start_from)
 
@@ -163,18 +164,13 @@ class ListPoll:
     async def _first_state(self, reader: Reader) -> PollState:
         """Where a first start begins, in the cloud's own time: its newest update, not our clock."""
         page = await reader.page(session_list.LATEST_UPDATE_FIRST, 1)
-        if page.lost and not page.items:
-            raise UnexpectedReply(f"no data session can be read: {page.lost[0].reason}")
         rows = [row.session for row in page.items]
-        more = (page.page_count or 1) > 1
-        all_seen = not page.lost and (not more or session_list.updates_descend(rows))
+        all_seen = not page.lost and ((page.page_count or 1) <= 1 or session_list.updates_descend(rows))
         newest = newest_stamp(rows) if all_seen else None
         start_from = self._first_start.start_from(
             newest, now=self._clock(), cloud_now=self._cloud_now(), empty=not page.count and not page.total
         )
         log.info("poll.first_start", reports_from=start_from, sessions_in_cloud=page.total)
-        if more and session_list.is_one_bulk(rows):
-            self._updates.expect_no_news()
         return PollState(
             start_from=start_from,
             watermark=start_from,
@@ -184,7 +180,7 @@ class ListPoll:
 
     async def _poll_updates(self, state: PollState, reader: Reader) -> PollState:
         if self._updates.rests:
-            state = await self._poll_without_updates(state, reader)
+            await self._poll_without_updates(state, reader)
         else:
             state = await self._updates.poll(state, reader)
             await self._save(state)
@@ -215,9 +211,7 @@ class ListPoll:
         self._recorder.unreadable.name_rows(lost, ACTIVE)
         return replace(state, active_found=not lost, active_tried_at=now)
 
-    async def _poll_without_updates(self, state: PollState, reader: Reader) -> PollState:
-        """Finds new sessions at the head of the list, and changes of unfinished ones by their ids."""
+    async def _poll_without_updates(self, state: PollState, reader: Reader) -> None:
+        """Finds new sessions at the head of the list, and the ends of active ones by their ids."""
         seen = await self._newest.poll(state, reader)
-        if self._recheck.is_due(state):
-            return state
-        return await self._recheck.some_unfinished(state, reader, most=self._checks, but=seen)
+        await self._recheck.some_active(state, reader, most=self._checks, but=seen)

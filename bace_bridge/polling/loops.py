@@ -1,4 +1,4 @@
-"""The two loops that poll the cloud: the session list, and the datapoints of the sessions that are due."""
+"""The loop that polls the session list, and how long a loop rests."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -10,18 +10,15 @@ import structlog
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.retry import backoff
 from bace_bridge.errors import CloudError, CloudLoginFailed, CloudRefused, CloudUnavailable, StoreError, StoreUnusable
-from bace_bridge.polling.needs import PointJournal, SessionJournal
+from bace_bridge.polling.needs import SessionJournal
 from bace_bridge.polling.rules.changes import Changes
-from bace_bridge.polling.rules.outages import FAILURES_TO_REPORT, CloudOutage, Kind, after_failure, after_success
-from bace_bridge.polling.rules.sessions import END_PATIENCE, KnownSession
+from bace_bridge.polling.rules.outages import CloudOutage, Kind, after_failure, after_success
 
 log = structlog.get_logger()
 
 LONGEST_PAUSE = 60.0
 """Seconds between two polls of a cloud that is away; a longer wait only where the cloud itself asks for it."""
 
-FETCHES_AT_ONCE = 4
-FETCHES_LOOKED_UP = 16
 LONGEST_REST = 30.0
 """Seconds after which the loops look at their work even if nothing called them, which also shows that they live."""
 
@@ -167,123 +164,3 @@ class SessionLoop:
     async def _commit(self, events: Sequence[Event], outage: CloudOutage) -> None:
         if events:
             await self._journal.commit(Changes(events=tuple(events), outage=outage))
-
-
-class Endpoint(Protocol):
-    @property
-    def problem(self) -> str | None: ...
-
-
-class DatapointLoop:
-    """Fetches what is due, a few sessions at once; at most half of the places go to sessions that are over."""
-
-    def __init__(
-        self,
-        journal: PointJournal,
-        fetch: Callable[[KnownSession], Awaitable[CloudError | None]],
-        emit_end: Callable[[KnownSession], Awaitable[None]],
-        endpoint: Endpoint,
-        *,
-        clock: Callable[[], float],
-        monotonic: Callable[[], float],
-        jitter: Callable[[], float],
-        pause: Pause = pause_until,
-    ) -> None:
-        self._journal = journal
-        self._fetch = fetch
-        self._emit_end = emit_end
-        self._endpoint = endpoint
-        self._clock = clock
-        self._monotonic = monotonic
-        self._jitter = jitter
-        self._pause = pause
-        self._called = asyncio.Event()
-        self._in_flight: dict[str, bool] = {}
-        self._times_away = 0
-        self._resume_at = 0.0
-        self._outage: str | None = None
-        self.beat_at = monotonic()
-
-    @property
-    def problem(self) -> str | None:
-        """Why datapoints are missing, where that is not about one data session."""
-        return self._outage or self._endpoint.problem
-
-    def poll_now(self) -> None:
-        self._called.set()
-
-    async def run(self) -> None:
-        async with asyncio.TaskGroup() as fetches:
-            while True:
-                self.beat_at = self._monotonic()
-                try:
-                    self._journal.ensure_room()
-                    await self._emit_overdue_ends()
-                    await self._start_fetches(fetches)
-                    rest = await self._rest()
-                except StoreUnusable:
-                    raise
-                except StoreError as error:
-                    log.debug("datapoints.store_unusable", reason=str(error))
-                    rest = 5.0
-                await self._pause(self._called, rest)
-
-    async def _emit_overdue_ends(self) -> None:
-        """An end does not wait for a fetch that hangs, nor for one that has not found a place."""
-        for known in await self._journal.overdue_ends(self._clock() - END_PATIENCE):
-            await self._emit_end(known)
-
-    async def _start_fetches(self, fetches: asyncio.TaskGroup) -> None:
-        if len(self._in_flight) >= self._places or self._monotonic() < self._resume_at:
-            return
-        due = await self._journal.due_fetches(self._clock(), FETCHES_LOOKED_UP)
-        for known in due:
-            backlog = sum(self._in_flight.values())
-            if known.session.id in self._in_flight or len(self._in_flight) >= self._places:
-                continue
-            if known.over_when_found and backlog >= FETCHES_AT_ONCE // 2:
-                continue
-            self._in_flight[known.session.id] = known.over_when_found
-            fetches.create_task(self._make(known))
-
-    async def _make(self, known: KnownSession) -> None:
-        try:
-            self._note(await self._fetch(known))
-        except StoreUnusable:
-            raise
-        except StoreError as error:
-            log.debug("datapoints.store_unusable", session=known.session.id, reason=str(error))
-            await self._pause(asyncio.Event(), 5.0)
-        finally:
-            del self._in_flight[known.session.id]
-            self._called.set()
-
-    @property
-    def _places(self) -> int:
-        return 1 if self._times_away else FETCHES_AT_ONCE
-
-    def _note(self, away: CloudError | None) -> None:
-        """While the cloud gives no datapoints at all one fetch at a time finds out whether it does again."""
-        if away is None:
-            if self._outage is not None:
-                log.info("datapoints.available_again")
-            self._times_away, self._resume_at, self._outage = 0, 0.0, None
-            return
-        self._times_away += 1
-        wait = pause_after(away, self._times_away, jitter=self._jitter())
-        self._resume_at = max(self._resume_at, self._monotonic() + wait)
-        if self._times_away >= FAILURES_TO_REPORT:
-            if self._outage is None:
-                log.warning("datapoints.unavailable", reason=str(away), then="trying again")
-            self._outage = str(away)
-
-    async def _rest(self) -> float:
-        if len(self._in_flight) >= self._places:
-            return LONGEST_REST
-        if (silent_for := self._resume_at - self._monotonic()) > 0:
-            return min(LONGEST_REST, silent_for)
-        soonest = await self._journal.next_fetch_at(without=list(self._in_flight))
-        if soonest is None:
-            return LONGEST_REST
-        wait = max(0.0, min(LONGEST_REST, soonest - self._clock()))
-        return wait or (LONGEST_REST if self._in_flight else 0.0)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import NamedTuple
 
 import structlog
 
@@ -65,26 +66,34 @@ class TooMuch(Unreadable):  # control flow: what was asked for at once is asked 
         super().__init__(UnexpectedReply(reason))
 
 
+class Refused(NamedTuple):
+    """Why the account may not read datapoints, how often that was said, and when last."""
+
+    reason: str
+    times: int
+    at: float
+
+
 class PointEndpoint:
-    """What the fetches of a process have learned of the cloud's datapoints, so that it costs a request only once."""
+    """What the fetches of a process have learned of the cloud's datapoints, so that it costs a request only once.
+
+    `datatypes_at_once` is how many may go into a request, as far as that is known.
+    """
 
     def __init__(self, cloud: PointCloud, *, clock: Callable[[], float]) -> None:
         self._cloud = cloud
         self._clock = clock
         self._checking = asyncio.Lock()
-        self._refusal: str | None = None
-        self._refusals = 0
-        self._refused_at = 0.0
-        self._keeps_to_sessions: bool | None = None
-        self._asked_at = 0.0
+        self._refused: Refused | None = None
+        self._kept: tuple[bool, float] | None = None  # whether it keeps to sessions, and when that was asked
         self.datatypes_at_once: int | None = None
         self._named: set[tuple[str, str]] = set()
 
     @property
     def problem(self) -> str | None:
-        if self._refusal is not None:
-            return f"this account may not read datapoints: {self._refusal}"
-        if self._keeps_to_sessions is False:
+        if self._refused is not None:
+            return f"this account may not read datapoints: {self._refused.reason}"
+        if self._kept is not None and not self._kept[0]:
             return (
                 "the cloud ignores filter[id_data_session] of datapoints: "
                 "only those of a data session's own device and time are published"
@@ -94,15 +103,15 @@ class PointEndpoint:
     @property
     def rest(self) -> float:
         """Seconds for which datapoints are not asked for, because the account may not read them."""
-        if self._refusal is None:
+        if self._refused is None:
             return 0.0
-        rest = backoff(self._refusals, jitter=0.0, first=FIRST_REST, longest=LONGEST_REST)
-        waited = self._clock() - self._refused_at
+        rest = backoff(self._refused.times, jitter=0.0, first=FIRST_REST, longest=LONGEST_REST)
+        waited = self._clock() - self._refused.at
         return rest - waited if 0 <= waited < rest else 0.0
 
     async def ensure_allowed(self) -> None:
         """Raises PointsForbidden while the account may not read any datapoints."""
-        if self._refusal is not None:
+        if self._refused is not None:
             await self.check()
 
     async def check(self) -> None:
@@ -112,8 +121,9 @@ class PointEndpoint:
         away. Where also the session list is refused it is one; where it is not, the account lacks the permission.
         """
         async with self._checking:
-            if self.rest > 0:
-                raise PointsForbidden(str(self._refusal))
+            before = self._refused
+            if before is not None and self.rest > 0:
+                raise PointsForbidden(before.reason)
             try:
                 await self._cloud.point_page(PointQuery(NOBODY, 0, 60).params, 1, urgency=Urgency.LIVE)
             except CloudRefused as refusal:
@@ -121,34 +131,33 @@ class PointEndpoint:
                     await self._cloud.session_page((), 1, per_page=1)
                 except (CloudRefused, CloudLoginFailed, *BREAKS):
                     raise CloudUnavailable(f"the cloud answers nothing: {refusal}") from None
-                if self._refusal is None:
-                    then = "asking again in 10 min, then ever more rarely"
-                    log.warning("datapoints.forbidden", reason=str(refusal), then=then)
-                self._refusal, self._refused_at = str(refusal), self._clock()
-                self._refusals += 1
-                raise PointsForbidden(self._refusal) from None
-            if self._refusal is not None:
+                reason, then = str(refusal), "asking again in 10 min, then ever more rarely"
+                if before is None:
+                    log.warning("datapoints.forbidden", reason=reason, then=then)
+                self._refused = Refused(reason, before.times + 1 if before else 1, self._clock())
+                raise PointsForbidden(reason) from None
+            if before is not None:
                 log.info("datapoints.allowed_again")
-            self._refusal, self._refusals = None, 0
+            self._refused = None
 
     async def keeps_to_sessions(self, query: PointQuery, *, doubt: bool, urgency: Urgency) -> bool:
         """Whether rows that came for `query` are its data session's; `doubt` where some are of another group.
 
         The same query for no data session must show nothing. That is asked once, and again where there is a doubt.
         """
-        kept = self._keeps_to_sessions
-        if kept is None or (kept and doubt) or not (kept or 0 <= self._clock() - self._asked_at < LONGEST_REST):
-            try:
-                page = await self._cloud.point_page(query._replace(session_id=NOBODY).params, 1, urgency=urgency)
-            except CloudRefused:
-                kept = True
-            except BREAKS:
-                return kept is not False and not doubt
-            else:
-                kept = not page.count
-            if not kept and self._keeps_to_sessions is not False:
-                log.error("cloud.session_filter_not_honoured", then="only the device's own datapoints are published")
-            self._keeps_to_sessions, self._asked_at = kept, self._clock()
+        before, asked_at = self._kept or (None, 0.0)
+        if (before and not doubt) or (before is False and 0 <= self._clock() - asked_at < LONGEST_REST):
+            return before
+        try:
+            page = await self._cloud.point_page(query._replace(session_id=NOBODY).params, 1, urgency=urgency)
+            kept = not page.count
+        except CloudRefused:
+            kept = True
+        except BREAKS:
+            return before is not False and not doubt
+        if not kept and before is not False:
+            log.error("cloud.session_filter_not_honoured", then="only the device's own datapoints are published")
+        self._kept = (kept, self._clock())
         return kept
 
     def name_unreadable(self, session_id: str, rows: tuple[str, ...]) -> None:
@@ -174,7 +183,7 @@ class PointReader:
         self._requests = Reader(cloud, canaries=[endpoint.check])
 
     async def read(self, start: int | None, end: int | None) -> PointsRead:
-        """Every datapoint in [start, end); without bounds all of them, at day resolution."""
+        """Every datapoint in [start, end); without bounds all of them, however coarse."""
         query = PointQuery(self._session.id, start, end)
         try:
             found = await self._whole(query)

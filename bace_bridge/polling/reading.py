@@ -8,6 +8,7 @@ from bace_bridge.errors import (
     CloudError,
     CloudFault,
     CloudGone,
+    CloudRefused,
     CloudRequestTooLarge,
     UnexpectedReply,
 )
@@ -26,7 +27,13 @@ MOST_PAGES = 10_000
 """Pages of one list, after which it is taken for one that has no end."""
 
 MOST_NARROWING = 80
-"""Requests that broke in one poll, after which the rest of what breaks is left for the next one."""
+"""Requests that broke in one poll, after which the rest of what breaks is left for the backfill."""
+
+MOST_PROBES = 16
+"""Rows of the whole list that are asked for in search of one that can be read, where a page has none."""
+
+NOT_SUPPORTED = {400, 404, 422}
+"""HTTP statuses of a server that does not know a filter or a sort."""
 
 BREAKS = (CloudFault, UnexpectedReply, CloudRequestTooLarge, CloudBadGateway)
 """What one bad record, or one request that is too long, can lead to."""
@@ -45,7 +52,8 @@ class Reader:
 
     `canaries` are requests of which the cloud must be able to answer one; else they are about the session list.
     `size` is that of its pages, as far as the server is known to serve smaller ones than MOST_ROWS. `expand` asks for
-    the devices' labels, too; `of_groups` is the filter for the watched devices, where the server honours it.
+    the devices' labels, too; `of_groups` is the filter for the watched devices, where the server honours it. After
+    `most_breaks` nothing is narrowed any more.
     """
 
     def __init__(
@@ -64,6 +72,7 @@ class Reader:
         )
         self._cloud_answers = False
         self.breaks = 0
+        self.most_breaks = MOST_NARROWING
         self.size = size
         self.expand = expand
         self.of_groups = of_groups
@@ -123,21 +132,15 @@ class Reader:
             try:
                 await read(one)
             except Unreadable as fault:
-                smaller = parts(one) if self.breaks < MOST_NARROWING else ()
+                smaller = parts(one) if self.breaks < self.most_breaks else ()
                 todo += smaller
                 if not smaller:
                     broken.append((one, str(fault)))
         return broken
 
-    async def pages(
-        self, params: Params, *, first: int = 1, whole: bool = False, most: int = MOST_PAGES
-    ) -> AsyncIterator[Page[SeenSession]]:
-        """The pages of a list of data sessions, from page `first` on.
-
-        Where the cloud breaks on one, `whole` raises Unreadable; else what it holds is read in parts, once.
-        """
-        page_at = self._page if whole else self.page
-        async for page in pages(lambda number: page_at(params, number), first=first, most=most):
+    async def pages(self, params: Params, *, most: int = MOST_PAGES) -> AsyncIterator[Page[SeenSession]]:
+        """The pages of a list of data sessions. Where the cloud breaks on one, what it holds is read in parts, once."""
+        async for page in pages(lambda number: self.page(params, number), most=most):
             yield page
 
     async def page(self, params: Params, number: int) -> Page[SeenSession]:
@@ -156,29 +159,36 @@ class Reader:
         self.requests += 1
         return await self._cloud.session_page(params, 1, per_page=1, expand=False)
 
-    async def rows(self, params: Params, *, most: int) -> AsyncIterator[Page[SeenSession]]:
-        """The rows of a list one by one, but those on which the cloud breaks.
+    async def rows(self, params: Params, *, most: int, most_broken: int) -> AsyncIterator[Page[SeenSession]]:
+        """The rows of a list one by one, but those on which the cloud breaks, until so many of them have been met.
 
-        One that can be read proves that the cloud answers, so a break costs one request; where none can, it is raised.
+        One that can be read proves that the cloud answers, so a break costs one request; where none can, it is asked.
         """
         fault: CloudError | None = None
-        read = False
-        for number in range(1, most + 1):
+        broken = number = 0
+        while number < most and broken < most_broken:
+            number += 1
+            self.requests += 1
             try:
-                self.requests += 1
                 page = await self._cloud.session_page(params, number, per_page=1, expand=self.expand)
-            except BREAKS as broken:
-                fault = broken
+            except BREAKS as error:
+                fault, broken = error, broken + 1
                 continue
-            if not page.items and not page.lost:
-                break
-            read = True
+            if not (page.items or page.lost) or page.page not in {None, number}:
+                return
             yield page
-        if fault is not None and not read:
-            raise fault
+        if fault is not None and broken == number:
+            await self._ask_canaries(fault)
 
     async def _page(self, params: Params, number: int, size: int = MOST_ROWS) -> Page[SeenSession]:
-        page = await self.ask(lambda: self._cloud.session_page(params, number, per_page=size, expand=self.expand))
+        try:
+            page = await self.ask(lambda: self._cloud.session_page(params, number, per_page=size, expand=self.expand))
+        except CloudRefused as refusal:
+            if refusal.status not in NOT_SUPPORTED or not params or params[0][0] != "sort":
+                raise
+            # A sort that is refused is one that is ignored: whether it held is seen on the rows.
+            rest = params[1:]
+            page = await self.ask(lambda: self._cloud.session_page(rest, number, per_page=size, expand=self.expand))
         if page.per_page is not None and page.per_page < size:
             self.size = page.per_page
         self.rows_read += len(page.items)
@@ -215,32 +225,28 @@ class Reader:
         )
 
     async def _total(self, params: Params, page: PageRange) -> int | None:
-        """The length of the list, from a row of the page that can be read; None where none is found.
+        """The length of the list, from a row that can be read, of the page or of another; None where none is found.
 
         Behind its end a list shows its last row again and again, so that a page in parts has to know where that is.
         """
-        row = page.first
-        step = 1
-        while row < page.end:
+        for row in dict.fromkeys(
+            [*(page.first + 2**one - 1 for one in range(7)), *(2**one - 1 for one in range(MOST_PROBES))]
+        ):
             try:
-                served = await self._page(params, row + 1, 1)
+                return (await self._page(params, row + 1, 1)).total
             except Unreadable:
-                row, step = row + step, 2 * step
-            else:
-                return served.total
+                continue
         return None
 
 
-async def pages(
-    page_at: Callable[[int], Awaitable[Page[T]]], *, first: int = 1, most: int = MOST_PAGES
-) -> AsyncIterator[Page[T]]:
+async def pages(page_at: Callable[[int], Awaitable[Page[T]]], *, most: int = MOST_PAGES) -> AsyncIterator[Page[T]]:
     """The pages of a collection, in order. Raises UnexpectedReply where they do not end.
 
     It stops at `pageCount`, or when another page comes than was asked for: behind the last page the server shows that
     one again, so a loop until an empty page would never end.
     """
     before: Sequence[T] = ()
-    for number in range(first, first + most):
+    for number in range(1, most + 1):
         page = await page_at(number)
         if page.page is not None and page.page != number <= (page.page_count or 0):
             raise UnexpectedReply(f"page {page.page} came in place of page {number} of {page.page_count}")

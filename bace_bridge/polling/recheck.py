@@ -1,6 +1,6 @@
 """Asks for known data sessions by their ids: a removed one shows up in no list."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from msgspec.structs import replace
 
@@ -16,7 +16,8 @@ from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.unreadable import record_of
 
 MOST_RECHECKED = 50
-"""Sessions in one round."""
+MOST_UNFINISHED = 40
+"""Sessions in one round, and how many of them are unfinished ones at most: finished ones have their turn, too."""
 
 MOST_CHECKS = 20
 """Sessions that are asked for one by one in a round, so that a poll stays short."""
@@ -25,7 +26,7 @@ MOST_IDS = 10
 """Ids in one request: the answer's `Link` header repeats them three to five times, and nginx takes 4 KB of headers."""
 
 FILTER_RETRY = 3600.0
-"""Seconds after which a filter that was not honoured is tried again."""
+"""Seconds after which a filter that was not honoured, or as many ids as before, are tried again."""
 
 RARELY = 10
 """With no unfinished session, only every so many-th round is made."""
@@ -49,6 +50,8 @@ class Recheck:
         self._interval = interval
         self._clock = clock
         self._most_ids = MOST_IDS
+        self._active_after = ""
+        self._fewer_since: float | None = None
         self._filter_broke_at: float | None = None
 
     def is_due(self, state: PollState) -> bool:
@@ -61,11 +64,11 @@ class Recheck:
         now = self._clock()
         waited = now - state.rechecked_at
         suspects = await self._journal.known(self._recorder.suspects[:MOST_CHECKS])
-        unfinished = await self._next_unfinished(state, MOST_RECHECKED)
+        unfinished = await _next(self._journal.unfinished_after, state.recheck_after, MOST_UNFINISHED)
         if not unfinished and not suspects and 0 <= waited < RARELY * self._interval:
             return state
         places = MOST_RECHECKED - len(unfinished)
-        finished = await self._journal.finished_after(state.recheck_finished_after, places)
+        finished = await _next(self._journal.finished_after, state.recheck_finished_after, places)
         for known in suspects.values():
             await self._recorder.check(known, state)
         called = [*unfinished, *finished]
@@ -73,30 +76,22 @@ class Recheck:
         return replace(
             state,
             rechecked_at=now,
-            recheck_after=_cursor(unfinished, done, state.recheck_after, more=not places),
-            recheck_finished_after=_cursor(
-                finished, done, state.recheck_finished_after, more=bool(finished) and len(finished) == places
-            ),
+            recheck_after=_cursor(unfinished, done, state.recheck_after, MOST_UNFINISHED),
+            recheck_finished_after=_cursor(finished, done, state.recheck_finished_after, places),
         )
 
-    async def some_unfinished(self, state: PollState, reader: Reader, *, most: int, but: Collection[str]) -> PollState:
-        """The state after the next unfinished sessions were asked for, in turn, `but` those that were just seen."""
-        unfinished = await self._next_unfinished(state, most)
-        done = unfinished[: await self._ask_for(unfinished, state, reader, but=but)]
-        return replace(
-            state, recheck_after=_cursor(unfinished, done, state.recheck_after, more=len(unfinished) == most)
-        )
-
-    async def _next_unfinished(self, state: PollState, most: int) -> list[KnownSession]:
-        unfinished = await self._journal.unfinished_after(state.recheck_after, most)
-        if not unfinished and state.recheck_after:  # the round before ended with the last one: begin anew
-            unfinished = await self._journal.unfinished_after("", most)
-        return unfinished
+    async def some_active(self, state: PollState, reader: Reader, *, most: int, but: Collection[str]) -> None:
+        """Asks for the next active sessions, in turn, `but` those that were just seen: an end is not to wait."""
+        active = await _next(self._journal.active_after, self._active_after, most)
+        done = active[: await self._ask_for(active, state, reader, but=but)]
+        self._active_after = _cursor(active, done, self._active_after, most)
 
     async def _ask_for(
         self, known: Sequence[KnownSession], state: PollState, reader: Reader, *, but: Collection[str] = ()
     ) -> int:
         """Asks for sessions by their ids; returns how many of them, from the first on, were asked for."""
+        if not self._is_recent(self._fewer_since):
+            self._most_ids = MOST_IDS
         checks_left = MOST_CHECKS
         done = 0
         while done < len(known):
@@ -118,7 +113,7 @@ class Recheck:
     async def _ask_together(self, ids: Sequence[str], state: PollState, reader: Reader) -> set[str]:
         """The ids that were answered for; none where the server does not honour the filter."""
         answered: set[str] = set()
-        if len(ids) < 2 or self._filter_rests:  # noqa: PLR2004  # one alone is asked for by its own address
+        if len(ids) < 2 or self._is_recent(self._filter_broke_at):  # noqa: PLR2004  # one alone is asked for by its own address
             return answered
 
         async def read(part: Sequence[str]) -> None:
@@ -132,6 +127,7 @@ class Recheck:
             except Unreadable as fault:
                 if isinstance(fault.cause, CloudRequestTooLarge | CloudBadGateway):
                     self._most_ids = max(1, min(self._most_ids, len(part) // 2))
+                    self._fewer_since = self._clock()
                 elif not await self._filter_is_honoured(reader):
                     return
                 raise
@@ -142,9 +138,8 @@ class Recheck:
             self._filter_broke_at = self._clock()
         return answered
 
-    @property
-    def _filter_rests(self) -> bool:
-        return self._filter_broke_at is not None and 0 <= self._clock() - self._filter_broke_at < FILTER_RETRY
+    def _is_recent(self, at: float | None) -> bool:
+        return at is not None and 0 <= self._clock() - at < FILTER_RETRY
 
     async def _filter_is_honoured(self, reader: Reader) -> bool:
         """Where it is ignored, every part breaks in the same way, on a row that nobody asked for."""
@@ -162,11 +157,18 @@ class Recheck:
         )
 
 
-def _cursor(called: Sequence[KnownSession], done: Sequence[KnownSession], before: str, *, more: bool) -> str:
-    """The id after which the next round begins; empty where it begins anew."""
+async def _next(
+    after: Callable[[str, int], Awaitable[list[KnownSession]]], cursor: str, most: int
+) -> list[KnownSession]:
+    """The next sessions behind the cursor; the first ones where the last have had their turn."""
+    return await after(cursor, most) or (await after("", most) if cursor else [])
+
+
+def _cursor(called: Sequence[KnownSession], done: Sequence[KnownSession], before: str, most: int) -> str:
+    """The id after which the next round begins; empty where it begins anew, since there were fewer than `most`."""
     ids = {one.session.id for one in done}
     for known in called:
         if known.session.id not in ids:
             return before
         before = known.session.id
-    return before if more else ""
+    return before if len(called) == most else ""

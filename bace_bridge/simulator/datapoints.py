@@ -122,6 +122,8 @@ def width(cloud: SimulatedCloud, question: Asked) -> float:
     interval = _interval(question.times, cloud.clock())
     if interval is None and cloud.quirks.no_interval_raw:
         return 0.0
+    if interval is not None and 0 < cloud.quirks.long_by_day < interval:
+        interval = None
     return cloud.resolution.width(interval)
 
 

@@ -37,6 +37,7 @@ class Quirks:
     csv_truncated: bool = False
     series_truncated: bool = False
     no_interval_raw: bool = False
+    long_by_day: float = 0.0
     bad_uuid_500: bool = False
     no_expand: bool = False
     no_date: bool = False
@@ -198,6 +199,11 @@ _KINDS: Mapping[str, _Kind] = {
     "no-interval-raw": _Kind(
         "without an interval: raw samples, as in the documented example, not a row a day",
         {"no_interval_raw": True},
+    ),
+    "long-by-day": _Kind(
+        "an interval that is longer comes as a row a day, not a row an hour",
+        lambda argument, _: {"long_by_day": seconds(argument)},
+        argument="30d",
     ),
     "bad-uuid-500": _Kind("a malformed UUID is a 500, as on PostgreSQL", {"bad_uuid_500": True}),
     "no-expand": _Kind("expand= is ignored", {"no_expand": True}),

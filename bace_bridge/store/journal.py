@@ -1,4 +1,4 @@
-"""What the watcher keeps: known data sessions, windows, newest points, and the events that it tells."""
+"""What polling keeps: known data sessions, windows, newest points, and the events that it emits."""
 
 import sqlite3
 from collections.abc import Callable, Collection, Iterable
@@ -20,7 +20,7 @@ OUTAGE = "trouble"
 
 
 class Journal:
-    """The watcher's side of the store.
+    """Polling's side of the store.
 
     `grew` is called after events were added to the log, `changed` with the devices whose state is another one now.
     `ensure_room` raises StoreAtCap while nothing more may be taken in.
@@ -82,18 +82,18 @@ class Journal:
 
         return await self._file.read(work) if ids else {}
 
-    async def unfinished(self) -> list[KnownSession]:
-        """The sessions that are active or still being ingested."""
-        query = "select known from sessions where unfinished order by id"
-        return await self._file.read(lambda connection: _decoded(connection.execute(query)))
-
     async def unfinished_after(self, session_id: str, limit: int) -> list[KnownSession]:
-        """The next unfinished sessions, by id, for the roll call."""
+        """The next unfinished sessions, by id."""
         query = "select known from sessions where unfinished and id > ? order by id limit ?"
         return await self._file.read(lambda connection: _decoded(connection.execute(query, (session_id, limit))))
 
+    async def active_after(self, session_id: str, limit: int) -> list[KnownSession]:
+        """The next active sessions, by id."""
+        query = "select known from sessions where unfinished and active and id > ? order by id limit ?"
+        return await self._file.read(lambda connection: _decoded(connection.execute(query, (session_id, limit))))
+
     async def finished_after(self, session_id: str, limit: int) -> list[KnownSession]:
-        """The next finished sessions, by id, for the roll call."""
+        """The next finished sessions, by id."""
         query = "select known from sessions where id > ? and not unfinished and not removed order by id limit ?"
         return await self._file.read(lambda connection: _decoded(connection.execute(query, (session_id, limit))))
 
@@ -110,18 +110,22 @@ class Journal:
         return await self._file.read(work)
 
     async def overdue_ends(self, seen_before: float) -> list[KnownSession]:
-        """The sessions whose end was seen before a time and has not been told yet."""
+        """The sessions whose end was seen before a time and has not been emitted yet."""
         query = "select known from sessions where end_waits_since < ? and not over_when_found"
         return await self._file.read(lambda connection: _decoded(connection.execute(query, (seen_before,))))
 
-    async def due_fetches(self, now: float, limit: int) -> list[KnownSession]:
-        """The sessions whose datapoints are to be looked at now: those seen live first, newest history after them."""
-        query = """select known from sessions where fetch_at <= ?
-            order by over_when_found, fetch_at, start desc limit ?"""
+    async def due_fetches(self, now: float, limit: int, *, late: bool | None = None) -> list[KnownSession]:
+        """The sessions whose datapoints are to be fetched now: those seen live first, newest history after them.
+
+        `late` chooses between the two.
+        """
+        kinds = "0, 1" if late is None else str(int(late))
+        query = f"""select known from sessions where over_when_found in ({kinds}) and fetch_at <= ?
+            order by over_when_found, fetch_at, start desc limit ?"""  # noqa: S608  # our own text
         return await self._file.read(lambda connection: _decoded(connection.execute(query, (now, limit))))
 
     async def next_fetch_at(self, *, without: Collection[str]) -> float | None:
-        """When the next visit is due, of sessions that are not being visited."""
+        """When the next fetch is due, but of the sessions in `without`."""
         marks = ",".join("?" * len(without))
         query = f"select min(fetch_at) from sessions where fetch_at is not null and id not in ({marks})"  # noqa: S608  # marks only
         row = await self._file.read(lambda connection: connection.execute(query, tuple(without)).fetchone())
@@ -137,6 +141,19 @@ class Journal:
 
         return await self._file.read(work)
 
+    async def windows_of(self, session_ids: Collection[str]) -> dict[str, dict[Window, WindowState]]:
+        marks = ",".join("?" * len(session_ids))
+        query = f"select session_id, state from windows where session_id in ({marks})"  # noqa: S608  # marks only
+
+        def work(connection: sqlite3.Connection) -> dict[str, dict[Window, WindowState]]:
+            found: dict[str, dict[Window, WindowState]] = {one: {} for one in session_ids}
+            for session_id, text in connection.execute(query, tuple(session_ids)):
+                state = msgspec.json.decode(text, type=WindowState)
+                found[session_id][state.window] = state
+            return found
+
+        return await self._file.read(work)
+
     async def emitted(self, session_id: str, windows: Collection[Window]) -> dict[Window, Emitted]:
         """What was emitted of these windows; empty for those that were never read."""
         query = 'select told from windows where session_id = ? and start = ? and "end" = ?'
@@ -146,6 +163,20 @@ class Journal:
             for window in windows:
                 row = connection.execute(query, (session_id, window.start, window.end)).fetchone()
                 found[window] = msgspec.msgpack.decode(row[0], type=Emitted) if row and row[0] else {}
+            return found
+
+        return await self._file.read(work)
+
+    async def emitted_of(self, window: Window, session_ids: Collection[str]) -> dict[str, Emitted]:
+        """What was emitted of this window, by data session; empty for those of which it was never read."""
+        marks = ",".join("?" * len(session_ids))
+        query = f'select session_id, told from windows where session_id in ({marks}) and start = ? and "end" = ?'  # noqa: S608  # marks only
+
+        def work(connection: sqlite3.Connection) -> dict[str, Emitted]:
+            found: dict[str, Emitted] = {one: {} for one in session_ids}
+            for session_id, told in connection.execute(query, (*session_ids, window.start, window.end)):
+                if told:
+                    found[session_id] = msgspec.msgpack.decode(told, type=Emitted)
             return found
 
         return await self._file.read(work)

@@ -71,9 +71,18 @@ class Standing:
             latest=tuple(LatestPoint(*point) for point in points),
         )
 
+    async def oldest_view(self) -> float:
+        """Seconds since the datapoints of the active data session that waits longest were read; 0 where none is active.
+
+        One whose datapoints cannot be had does not count.
+        """
+        query = "select min(json_extract(known, '$.fetched_at')) from sessions where unfinished and active"
+        (at,) = await self._file.read(lambda connection: connection.execute(query).fetchone())
+        return 0.0 if at is None else max(0.0, self._clock() - at)
+
     async def stale(self) -> frozenset[str]:
         """The devices of which the datapoints of the active data session that is shown were read too long ago."""
-        query = "select known from sessions where active order by start"
+        query = "select known from sessions where unfinished and active order by start"
 
         def work(connection: sqlite3.Connection) -> frozenset[str]:
             active = [msgspec.json.decode(row[0], type=KnownSession) for row in connection.execute(query)]

@@ -35,6 +35,7 @@ QUIRKS = [
     ("no-expand",),
     ("no-date",),
     ("no-interval-raw",),
+    ("long-by-day 1d",),
     ("latency 20ms",),
     ("forbidden group", "no-expand"),
     ("broken-row 290",),

@@ -112,7 +112,7 @@ async def test_an_empty_store_knows_nothing(store: Store) -> None:
     assert await store.journal.poll_state() is None
     assert await store.journal.known([]) == {}
     assert await store.journal.known(["s1"]) == {}
-    assert await store.journal.unfinished() == []
+    assert await store.journal.unfinished_after("", 1000) == []
     assert await store.journal.due_fetches(NOON, 10) == []
     assert await store.journal.next_fetch_at(without=[]) is None
     assert await store.journal.windows("s1") == {}
@@ -171,13 +171,14 @@ async def test_sessions_by_how_far_they_are(store: Store) -> None:
         known("f", end=NOON, ingested=True),
     )
     journal = store.journal
-    assert ids(await journal.unfinished()) == ["a", "b", "e"]
+    assert ids(await journal.unfinished_after("", 1000)) == ["a", "b", "e"]
     assert ids(await journal.unfinished_after("", 2)) == ["a", "b"]
     assert ids(await journal.unfinished_after("b", 2)) == ["e"]
+    assert ids(await journal.active_after("", 9)) == ["a", "e"]
     assert ids(await journal.finished_after("", 1)) == ["c"]
     assert ids(await journal.finished_after("c", 5)) == ["f"]
     await store.know(known("a", end=NOON, ingested=True), known("d"))
-    assert ids(await journal.unfinished()) == ["b", "d", "e"]
+    assert ids(await journal.unfinished_after("", 1000)) == ["b", "d", "e"]
 
 
 async def test_visits_live_sessions_first_then_the_newest_history(store: Store) -> None:
@@ -193,6 +194,8 @@ async def test_visits_live_sessions_first_then_the_newest_history(store: Store) 
     every = ["live-first", "live-late", "history-new", "history-old"]
     assert ids(await journal.due_fetches(NOON, 10)) == every
     assert ids(await journal.due_fetches(NOON, 3)) == every[:3]
+    assert ids(await journal.due_fetches(NOON, 10, late=False)) == every[:2]
+    assert ids(await journal.due_fetches(NOON, 10, late=True)) == every[2:]
     assert await journal.next_fetch_at(without=[]) == NOON - 50
     assert await journal.next_fetch_at(without=["history-old", "history-new"]) == NOON - 20
     assert await journal.next_fetch_at(without=every) == NOON + 0.5
@@ -209,6 +212,20 @@ async def test_what_was_told_of_a_window_stays_where_nothing_new_came(store: Sto
     assert await store.journal.emitted("s1", [hour, other]) == {hour: told, other: {}}
     await store.journal.commit(Changes(windows=(WindowRead("s1", WindowState(0, 3600, 1, split=True), {}),)))
     assert await store.journal.emitted("s1", [hour]) == {hour: {}}
+
+
+async def test_windows_of_several_sessions_are_read_at_once(store: Store) -> None:
+    hour, other = Window(0, 3600), Window(3600, 7200)
+    told: dict[str, Emitted] = {one: {one: {5.0: EmittedPoint(1.0, 1.0, 1.0, 1, 0)}} for one in ("s1", "s2", "s3")}
+    reads = [WindowRead(one, WindowState(*hour, 0), told[one]) for one in told]
+    await store.journal.commit(Changes(windows=(*reads, WindowRead("s1", WindowState(*other, 0), {}))))
+    assert await store.journal.windows_of(["s1", "s2", "new"]) == {
+        "s1": {hour: WindowState(*hour, 0), other: WindowState(*other, 0)},
+        "s2": {hour: WindowState(*hour, 0)},
+        "new": {},
+    }
+    assert await store.journal.emitted_of(hour, ["s1", "s2", "new"]) == {"s1": told["s1"], "s2": told["s2"], "new": {}}
+    assert await store.journal.emitted_of(other, ["s1", "s2"]) == {"s1": {}, "s2": {}}
 
 
 async def test_a_commit_happens_as_a_whole_or_not_at_all(store: Store) -> None:
@@ -744,9 +761,22 @@ async def test_a_device_is_available_while_its_datapoints_are_current(store: Sto
     states = await store.standing.devices(["g0", "g1", "g2"], available=True)
     assert [one.available for one in states] == [True, False, True]
     assert await store.standing.stale() == {"g1"}
+    assert 600.0 <= await store.standing.oldest_view() < 660.0
     assert not any(one.available for one in await store.standing.devices(None, available=False))
     await Schedules(store.file).move(600.0)
     assert await store.standing.stale() == {"g0"}, "one that was read in the future is not current either"
+
+
+async def test_the_oldest_view_is_that_of_an_active_session(store: Store) -> None:
+    assert await store.standing.oldest_view() == 0.0
+    await store.know(KnownSession(session=DataSession("over", "g", NOON, end=NOON + 60), fetched_at=NOON))
+    await store.know(KnownSession(session=DataSession("not to be had", "g", NOON), fetched_at=None))
+    assert await store.standing.oldest_view() == 0.0
+    now = time.time()
+    await store.know(
+        *(KnownSession(session=DataSession(f"s{age}", "g", NOON), fetched_at=now - age) for age in (5, 90))
+    )
+    assert 90.0 <= await store.standing.oldest_view() < 150.0
 
 
 async def test_people_list_the_sessions_newest_first(store: Store) -> None:

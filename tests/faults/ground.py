@@ -26,6 +26,7 @@ CLOUD_TIMEOUT = 1.0
 RUNS_WITHIN = 60.0
 BROKER_AWAY = 0.02
 MOST_UNREADY = 150
+LOG_LINES_KEPT = 20_000
 
 
 class ProvingGround:
@@ -42,6 +43,7 @@ class ProvingGround:
     ) -> None:
         self.to_cloud, self.to_broker, self.to_hook = proxies["cloud"], proxies["broker"], proxies["hook"]
         self.errors: list[str] = []
+        self._log_lines: list[str] = []
         self._config = config
         self._load = load
         self._hook = hook
@@ -74,7 +76,9 @@ class ProvingGround:
             try:
                 yield bridge
             finally:
-                self.errors += [line for line in bridge.log.splitlines() if "internal_error" in line]
+                lines = bridge.log.splitlines()
+                self.errors += [line for line in lines if "internal_error" in line]
+                self._log_lines = [*self._log_lines, *lines][-LOG_LINES_KEPT:]
 
     async def runs(self, bridge: Process) -> None:
         ran = lambda: "bridge.running" in bridge.log or bridge.process.returncode is not None  # noqa: E731
@@ -150,8 +154,14 @@ class ProvingGround:
         if self._subscriber.retained:
             told.append(f"mqtt: {self._subscriber.retained} events were retained")
         again = f'make test-faults FAULT_ARGS="-k {run} --seed {seed}"'
-        assert not told, "\n".join([f"again: {again}", *told[:20], *Figures.table([figures])])
+        assert not told, "\n".join([f"again: {again}", *told[:20], *self._logged_of(told), *Figures.table([figures])])
         return figures
+
+    def _logged_of(self, complaints: Sequence[str]) -> list[str]:
+        """What the bridge logged of the data sessions that something is wrong with, and at last."""
+        sessions = {one for one in self._load.expected if any(one in text for text in complaints)}
+        of_them = [line for line in self._log_lines if any(one in line for one in sessions)]
+        return ["the bridge's log of these data sessions:", *of_them[-30:], "its last lines:", *self._log_lines[-20:]]
 
 
 def _count(wrong: Sequence[tuple[str, Complaint]], kind: str) -> int:

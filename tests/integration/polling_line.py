@@ -1,4 +1,4 @@
-"""The watcher's line over a simulated cloud and a real SQLite file, driven step by step with a clock of its own."""
+"""Polling, over a simulated cloud and a real SQLite file, driven step by step with a clock of its own."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -13,6 +13,7 @@ from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
 from bace_bridge.cloud.tokens import Credentials, Tokens
 from bace_bridge.domain.events import LoggedEvent
+from bace_bridge.polling.batch_fetch import BatchFetch
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
 from bace_bridge.polling.list_poll import ListPoll, PollSettings
 from bace_bridge.polling.needs import PointCloud
@@ -47,7 +48,7 @@ class Clock:
 
 
 class Watching:
-    """One watcher over one store. `look` is a poll and every fetch that is due then."""
+    """The polling of one store. `look` is a poll and every fetch that is due then."""
 
     def __init__(
         self,
@@ -84,6 +85,7 @@ class Watching:
             datatypes={6000: Datatype("Heart rate", "bpm")},
             csv_url=lambda session: csv_url(server.url, session),
         )
+        self.batches = self.made_anew()
 
     async def look(self) -> list[LoggedEvent]:
         """The events that one poll and the fetches due after it emitted."""
@@ -118,6 +120,23 @@ class Watching:
                 return
             for known in due:
                 await self.fetch(known).make()
+
+    def made_anew(self) -> BatchFetch:
+        """As after a restart: what may be fetched together is not known."""
+        return BatchFetch(
+            self.api, self.endpoint, self.journal, self.settings, deciding=self.deciding, clock=self.clock
+        )
+
+    async def fetch_round(self, *, checks: int = 2) -> list[LoggedEvent]:
+        """What the fetches that are due led to, those of active data sessions in batches; the list is not polled."""
+        before = await self.all_events()
+        live = await self.journal.due_fetches(self.clock() + self.settings.interval, 1000, late=False)
+        plan = await self.batches.plan(live, checks=checks)
+        for batch in plan.batches:
+            assert await self.batches.read_batch(batch) is None
+        for known in (*plan.singles, *plan.checks):
+            assert await self.batches.alone(self.fetch(known)) is None
+        return (await self.all_events())[len(before) :]
 
     async def all_events(self) -> list[LoggedEvent]:
         return await self.log.search()

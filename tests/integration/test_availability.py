@@ -58,6 +58,7 @@ async def ticking(folder: Path) -> AsyncIterator[tuple[Broker, Standing, Journal
             clock=clock,
             watch_clock=lambda: asyncio.sleep(0),
             stale_devices=standing.stale,
+            oldest_view=standing.oldest_view,
         )
         await EventLog(file).open_sink(broker.name, target="t")
         dispatcher = Dispatcher(

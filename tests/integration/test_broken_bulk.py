@@ -23,12 +23,12 @@ async def test_many_broken_rows_in_one_second_hold_up_nothing(tmp_path: Path, co
         clock.forward(60)
         newer = cloud.open_session(device.id_group)
         started: set[str | None] = set()
-        for look in range(25):
-            with suppress(CloudError) if look == 0 else nullcontext():
+        for number in range(25):
+            with suppress(CloudError) if number == 0 else nullcontext():
                 await watch.poll.poll()
             logged = await watch.all_events()
             started = {one.event.session_id for one in logged if one.event.type == "session.started"}
-            assert newer in started, "at the first look"
+            assert newer in started, "at the first poll"
             clock.forward(20)
         assert started == {newer, *bulk} - set(cloud.quirks.broken_rows)
         assert watch.poll.unreadable
@@ -42,7 +42,7 @@ async def test_many_broken_rows_in_one_second_hold_up_nothing(tmp_path: Path, co
 
 
 async def test_what_a_poll_found_before_it_was_given_up_is_kept_over_a_restart(tmp_path: Path) -> None:
-    """More broken rows, in seconds of their own, than one poll may look for; the bridge restarts after each."""
+    """More broken rows, in seconds of their own, than one poll reads around; the bridge restarts after each."""
     clock = Clock()
     cloud = simulated(clock)
     device = cloud.add_device("BaceGo-1")

@@ -28,18 +28,18 @@ def started(events: Sequence[LoggedEvent]) -> set[str | None]:
     return {one.event.session_id for one in events if one.event.type == "session.started"}
 
 
-async def cost(watch: Watching, looks: int) -> float:
-    """Requests a look while nothing happens."""
+async def cost(watch: Watching, polls: int) -> float:
+    """Requests a poll while nothing happens."""
     before = watch.api_requests()
-    for _ in range(looks):
+    for _ in range(polls):
         watch.clock.forward(10)
         await watch.poll.poll()
-    return (watch.api_requests() - before) / looks
+    return (watch.api_requests() - before) / polls
 
 
 @pytest.mark.parametrize("quirks", STRATEGIES, ids=lambda quirks: "+".join(quirks) or "delta")
 @pytest.mark.parametrize("start", ["now", "all"])
-async def test_all_but_the_broken_row_is_told(
+async def test_all_but_the_broken_row_is_reported(
     clock: Clock, tmp_path: Path, quirks: tuple[str, ...], start: str
 ) -> None:
     cloud = simulated(clock, *quirks)
@@ -48,19 +48,19 @@ async def test_all_but_the_broken_row_is_told(
     break_rows(cloud, history[60])
     with capture_logs() as logs:
         async with watching(cloud, tmp_path / "b.db", clock, start=start) as watch:  # type: ignore[arg-type]  # a table
-            told = await watch.look()
+            events = await watch.look()
             for _ in range(30):
                 clock.forward(10)
-                told += await watch.look()
-            assert len(started(told)) == (149 if start == "all" else 0)
+                events += await watch.look()
+            assert len(started(events)) == (149 if start == "all" else 0)
             clock.forward(10)
             session = cloud.open_session(device.id_group)
-            told = await watch.look()
+            events = await watch.look()
             clock.forward(10)
             cloud.end_session(session)
             cloud.finish_ingestion(session)
-            told += await watch.look()
-            assert types(told) == ["session.started", "session.ended", "session.csv_ready"]
+            events += await watch.look()
+            assert types(events) == ["session.started", "session.ended", "session.csv_ready"]
             assert await cost(watch, 25) <= 12
     said = [one for one in logs if one["event"] == "cloud.record_unreadable"]
     assert len(said) == len({one["record"] for one in said}) <= 3
@@ -80,8 +80,8 @@ async def test_a_broken_session_that_goes_on_does_not_hide_the_others(
         sessions = [cloud.open_session(one.id_group) for one in devices[:5]]
         broken = sessions[-1] if place == "newest" else sessions[1]
         break_rows(cloud, broken)
-        told = await watch.look()
-        assert started(told) == set(sessions) - {broken}
+        events = await watch.look()
+        assert started(events) == set(sessions) - {broken}
         assert watch.poll.unreadable
         clock.forward(200)
         await watch.look()
@@ -90,17 +90,17 @@ async def test_a_broken_session_that_goes_on_does_not_hide_the_others(
             cloud.end_session(one)
             cloud.finish_ingestion(one)
         late = cloud.open_session(devices[5].id_group)
-        told = []
+        events = []
         for _ in range(12):
             clock.forward(10)
-            told += await watch.look()
-        assert started(told) == {late}
-        assert sum(one.event.type == "session.csv_ready" for one in told) == 4
+            events += await watch.look()
+        assert started(events) == {late}
+        assert sum(one.event.type == "session.csv_ready" for one in events) == 4
         break_rows(cloud)
         for _ in range(40):
             clock.forward(60)
-            told += await watch.look()
-        of_it = [one for one in told if one.event.session_id == broken]
+            events += await watch.look()
+        of_it = [one for one in events if one.event.session_id == broken]
         assert types(of_it) == ["session.started", "session.ended", "session.csv_ready"]
         assert watch.poll.unreadable == []
 
@@ -126,7 +126,7 @@ async def test_what_could_not_be_read_is_found_behind_the_watermark(clock: Clock
         assert watch.poll.unreadable == []
 
 
-async def test_a_roll_call_goes_on_behind_a_broken_session(clock: Clock, tmp_path: Path) -> None:
+async def test_the_recheck_goes_on_behind_a_broken_session(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     device = cloud.add_device("BaceGo-1")
     sessions = [cloud.open_session(device.id_group) for _ in range(40)]
@@ -138,8 +138,8 @@ async def test_a_roll_call_goes_on_behind_a_broken_session(clock: Clock, tmp_pat
         break_rows(cloud, sessions[7])
         for one in sessions[20:25]:
             cloud.remove_session(one)
-        told = await watch.look_for(600)
-        assert types(told) == ["session.removed"] * 5
+        events = await watch.look_for(600)
+        assert types(events) == ["session.removed"] * 5
         assert watch.poll.unreadable == [f"data session {sessions[7]}"]
         assert await cost(watch, 24) <= 2.5
 
@@ -169,7 +169,7 @@ async def test_a_single_failure_is_asked_about_again_at_once(clock: Clock, tmp_p
 
 
 @pytest.mark.parametrize("quirks", STRATEGIES, ids=lambda quirks: "+".join(quirks) or "delta")
-async def test_an_active_session_that_is_broken_at_the_first_start_is_told_when_it_can_be(
+async def test_an_active_session_that_is_broken_at_the_first_start_is_reported_when_it_can_be(
     clock: Clock, tmp_path: Path, quirks: tuple[str, ...]
 ) -> None:
     cloud = simulated(clock, *quirks)
@@ -181,15 +181,15 @@ async def test_an_active_session_that_is_broken_at_the_first_start_is_told_when_
     cloud.add_history(120, first_start=clock.now - 300_000, spacing=1000, duration=600)
     break_rows(cloud, sessions[1])
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        told = []
+        events = []
         for _ in range(6):
-            told += await watch.look()
+            events += await watch.look()
             clock.forward(10)
-        assert started(told) == {sessions[0], sessions[2]}
+        assert started(events) == {sessions[0], sessions[2]}
         assert watch.poll.unreadable
         break_rows(cloud)
         for _ in range(40):
-            told += await watch.look()
+            events += await watch.look()
             clock.forward(10)
-        assert started(told) == set(sessions)
+        assert started(events) == set(sessions)
         assert watch.poll.unreadable == []

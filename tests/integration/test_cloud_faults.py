@@ -29,8 +29,11 @@ from bace_bridge.errors import (
     CloudUnavailable,
     UnexpectedReply,
 )
+from bace_bridge.polling.batch_fetch import BatchFetch
+from bace_bridge.polling.datapoint_fetch import FetchSettings
+from bace_bridge.polling.datapoint_loop import DatapointLoop
 from bace_bridge.polling.list_poll import ListPoll, PollSettings
-from bace_bridge.polling.loops import DatapointLoop, SessionLoop
+from bace_bridge.polling.loops import SessionLoop
 from bace_bridge.polling.points import PointEndpoint
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules.first_start import FirstStart
@@ -105,11 +108,15 @@ class Watched:
             after_poll=lambda: None,
             pause=self._pause,
         )
+        endpoint = PointEndpoint(self.api, clock=self.clock)
+        fetching = FetchSettings(15.0, "as_served", {}, csv_url=str)
         points = DatapointLoop(
             journal,
             nothing,
             nothing,
-            PointEndpoint(self.api, clock=self.clock),
+            endpoint,
+            BatchFetch(self.api, endpoint, journal, fetching, deciding=asyncio.Lock(), clock=self.clock),
+            interval=15,
             clock=self.clock,
             monotonic=self.clock,
             jitter=lambda: 0,

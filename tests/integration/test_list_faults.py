@@ -575,3 +575,26 @@ async def test_devices_are_added_by_the_clouds_clock_also_right_after_a_restart(
             one.forward(60)
         cloud.end_session(session)
         assert started(await watch.look()) == {session}
+
+
+async def test_rows_that_are_updated_while_the_list_is_read_do_not_look_like_another_order(
+    clock: Clock, tmp_path: Path
+) -> None:
+    """Each that comes into the list moves the ones behind it, so that the next page begins with rows seen before."""
+    cloud = simulated(clock)
+    device = cloud.add_device("BaceGo-1")
+    old = sorted(cloud.open_session(device.id_group) for _ in range(20))
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        await watch.look_for(300, every=10)
+        new = {cloud.open_session(device.id_group) for _ in range(300)}
+
+        def alter(request: web.Request, answer: Any) -> Any:
+            if request.query.get("page") == "1" and "filter[updated_at][gte]" in request.query:
+                for one in old[:3]:
+                    cloud.rename_session(one, "updated meanwhile")
+            return answer
+
+        between.alter = alter
+        await watch.poll.poll()
+        assert watch.poll.strategy == "delta"
+        assert started(await watch.all_events()) >= new

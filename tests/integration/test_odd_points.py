@@ -83,21 +83,22 @@ async def test_two_rows_with_other_values_are_one_point_that_does_not_change(clo
 
 @pytest.mark.parametrize("length", [2 * HOUR, DAY + 900, 3 * DAY])
 async def test_a_probe_that_cannot_be_read_decides_nothing(clock: Clock, tmp_path: Path, length: float) -> None:
-    """Without a window the answer has two pages that do not fit together; each hour's window has one."""
-    cloud = simulated(clock, "no-interval-raw", "sort-ignored", "unstable-order", "per-page-max 500")
+    """The probe's answer has two pages that do not fit together; each hour's window has one."""
+    cloud = simulated(clock, "sort-ignored", "unstable-order", "per-page-max 20")
     with capture_logs() as logs:
         async with watching(cloud, tmp_path / "b.db", clock) as watch:
             await watch.look()
             clock.forward(10)
-            over_session(cloud, clock.now - length - 10, clock.now - 10, every=length / 700)
+            over_session(cloud, clock.now - length - 10, clock.now - 10, every=length / 700 if length < DAY else 300)
             told = await watch.look()
             assert types(told)[-2:] == ["session.ended", "session.csv_ready"]
-            assert values(told) == [float(one) for one in range(700)]
+            assert values(told) == [float(one) for one in range(700 if length < DAY else int(length / 300))]
     assert not [one for one in logs if one["log_level"] in {"warning", "error"}]
+    assert any(one["event"] == "datapoints.not_probed" for one in logs) is (length > DAY)
 
 
 async def test_a_long_active_session_is_read_live_without_a_probe(clock: Clock, tmp_path: Path) -> None:
-    cloud = simulated(clock, "no-interval-raw", "sort-ignored", "unstable-order", "per-page-max 500")
+    cloud = simulated(clock, "sort-ignored", "unstable-order", "per-page-max 20")
     start = clock.now - 60 * HOUR
     session = cloud.open_session(cloud.add_device("BaceGo-1").id_group, start=start)
     series = series_of(cloud, session)

@@ -1,4 +1,4 @@
-"""A row of which the cloud says something odd: it is told as far as it can be, and never passed over in silence."""
+"""A row of which the cloud says something odd: it is found as far as it can be, and never passed over in silence."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -36,15 +36,15 @@ async def odd(
         yield fields, watch
 
 
-async def looks(watch: Watching, clock: Clock, times: int, *, going_on: str | None = None) -> list[str]:
-    """The types of what is told; `going_on` is a session that moves the watermark on."""
-    told: list[str] = []
+async def polled(watch: Watching, clock: Clock, times: int, *, going_on: str | None = None) -> list[str]:
+    """The types of what is found; `going_on` is a session that moves the watermark on."""
+    found: list[str] = []
     for number in range(times):
         clock.forward(10)
         if going_on:
             watch.server.cloud.rename_session(going_on, f"take {number}")
-        told += [one for one in types(await watch.look()) if one != "session.updated"]
-    return told
+        found += [one for one in types(await watch.look()) if one != "session.updated"]
+    return found
 
 
 @pytest.mark.parametrize("quirks", [(), ("filters-ignored",)], ids=["delta", "documented"])
@@ -58,7 +58,7 @@ async def test_an_odd_field_costs_nothing_but_itself(clock: Clock, tmp_path: Pat
             clock.forward(10)
             session = cloud.open_session(device.id_group)
             fields[session] = {"datapoint_count": 12.5}
-            assert await looks(watch, clock, 20, going_on=other) == ["session.started"]
+            assert await polled(watch, clock, 20, going_on=other) == ["session.started"]
             assert watch.poll.unreadable == []
             assert watch.poll.strategy == ("full scan" if quirks else "delta")
     assert [one["what"] for one in logs if one["event"] == "cloud.field_not_understood"] == ["datapoint_count"]
@@ -91,19 +91,19 @@ async def test_an_odd_label_costs_no_session(
         session, unstamped = cloud.open_session(device.id_group), cloud.open_session(other.id_group)
         fields[session] = {"label": label, "group": {"label": label}, "id_person": label}
         fields[unstamped] = {"updated_at": None, "isIngestionFinished": "0", "start": str(int(clock.now))}
-        assert await looks(watch, clock, 3) == ["session.started", "session.started"]
+        assert await polled(watch, clock, 3) == ["session.started", "session.started"]
         assert watch.poll.unreadable == []
         known = await watch.journal.known([session])
         assert known[session].session.label == shown
         assert known[session].device_label == (shown or "BaceGo-1"), "else the group itself is asked"
         cloud.end_session(session)
         cloud.end_session(unstamped)
-        assert (await looks(watch, clock, 12)).count("session.ended") == 2
+        assert (await polled(watch, clock, 12)).count("session.ended") == 2
 
 
 @pytest.mark.parametrize("quirks", [(), ("filters-ignored",)], ids=["delta", "documented"])
 @pytest.mark.parametrize("field", ["start", "end", "updated_at"])
-async def test_a_row_that_cannot_be_read_is_shown_and_told_when_it_can_be(
+async def test_a_row_that_cannot_be_read_is_shown_and_reported_when_it_can_be(
     clock: Clock, tmp_path: Path, quirks: tuple[str, ...], field: str
 ) -> None:
     cloud = simulated(clock, *quirks)
@@ -116,14 +116,14 @@ async def test_a_row_that_cannot_be_read_is_shown_and_told_when_it_can_be(
             clock.forward(10)
             session = cloud.open_session(device.id_group)
             fields[session] = {field: "soon"}
-            assert await looks(watch, clock, 40, going_on=other) == []
+            assert await polled(watch, clock, 40, going_on=other) == []
             assert len(watch.poll.unreadable) == 1
             assert watch.poll.strategy == ("full scan" if quirks else "delta")
             before = watch.api_requests()
-            await looks(watch, clock, 20, going_on=other)
+            await polled(watch, clock, 20, going_on=other)
             assert watch.api_requests() - before <= 20 * 5
             fields.clear()
-            assert await looks(watch, clock, 40, going_on=other) == ["session.started"]
+            assert await polled(watch, clock, 40, going_on=other) == ["session.started"]
             assert watch.poll.unreadable == []
     assert len([one for one in logs if one["event"] == "cloud.session_unreadable"]) <= 1
     assert len([one for one in logs if one["event"] == "cloud.record_unreadable"]) <= (2 if quirks else 1)

@@ -53,8 +53,8 @@ async def test_a_failure_to_see_a_session_does_not_remove_it(
         for _ in range(12):
             clock.forward(61)
             await watch.look()
-        told = [one for one in await watch.all_events() if one.event.session_id == session]
-    assert types(told) == ["session.started", "session.ended"]
+        found = [one for one in await watch.all_events() if one.event.session_id == session]
+    assert types(found) == ["session.started", "session.ended"]
 
 
 @pytest.mark.parametrize(("status", "body"), FAILURES)

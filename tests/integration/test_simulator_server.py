@@ -595,6 +595,17 @@ async def test_without_an_interval_samples_can_be_raw() -> None:
         assert answer.column("count_val") == [1] * 10
 
 
+@pytest.mark.parametrize(
+    ("quirks", "by_day"), [((), False), (("long-by-day 2d",), True), (("long-by-day 30d",), False)]
+)
+async def test_a_long_interval_can_come_by_the_day(quirks: tuple[str, ...], by_day: bool) -> None:
+    async with account(*quirks) as me:
+        since, until = str(int(NOW) - 3 * 86400), str(int(NOW))
+        interval = {"filter[timestamp_seconds][gte]": since, "filter[timestamp_seconds][lt]": until}
+        answer = await me.get(POINTS, {"filter[id_data_session]": measured(me), **interval})
+        assert all(at % 86400 == 0 for at in answer.column("timestamp_seconds")) is by_day
+
+
 async def test_the_date_can_be_missing() -> None:
     async with account("no-date") as me:
         assert "Date" not in (await me.get(SESSIONS)).headers

@@ -75,6 +75,7 @@ async def running(folder: Path, *, before: Sequence[Event] = ()) -> AsyncIterato
             clock=clock,
             watch_clock=lambda: asyncio.sleep(0),
             stale_devices=Standing(file, csv_url=str).stale,
+            oldest_view=Standing(file, csv_url=str).oldest_view,
         )
         line = Line(service, file, clock)
         await EventLog(file).open_sink(line.sink.name, target="t")

@@ -398,6 +398,10 @@ async def test_a_reader_that_never_ends_makes_the_wal_count_until_it_has_ended(t
             "select known from sessions where (updated_at, id) > (1, 's') and updated_at < 9 order by updated_at, id",
             "SEARCH sessions USING INDEX sessions_by_update",
         ),
+        (
+            "select min(known) from sessions where unfinished and active",
+            "SEARCH sessions USING INDEX sessions_unfinished",
+        ),
         ("select min(session_id) from windows where session_id > 's'", "SEARCH windows USING PRIMARY KEY"),
     ],
 )

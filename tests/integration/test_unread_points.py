@@ -12,8 +12,9 @@ from structlog.testing import capture_logs
 
 from bace_bridge.domain.events import LoggedEvent
 from bace_bridge.errors import CloudError, StoreUnusable
-from bace_bridge.polling.loops import DatapointLoop
+from bace_bridge.polling.datapoint_loop import DatapointLoop
 from bace_bridge.polling.rules.fetches import MOST_FAILED_FETCHES, MOST_FAILURES
+from bace_bridge.polling.rules.seen import Urgency
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.simulator.cloud import SimulatedCloud
 from tests.integration.altered_cloud import Alter, altered
@@ -235,13 +236,15 @@ class Turns:
             self._fetch,
             self._end,
             watch.endpoint,
+            watch.batches,
+            interval=watch.settings.interval,
             clock=clock,
             monotonic=clock,
             jitter=lambda: 0.0,
             pause=self._pause,
         )
 
-    async def _fetch(self, known: KnownSession) -> CloudError | None:
+    async def _fetch(self, known: KnownSession, _: Urgency) -> CloudError | None:
         self.made.append(known.session.id)
         self._in_flight += 1
         watch = self._watch
@@ -339,7 +342,7 @@ async def test_no_session_is_read_before_the_cloud_wants_it(clock: Clock, tmp_pa
 class HangingTurns(Turns):
     """Not one fetch ends."""
 
-    async def _fetch(self, known: KnownSession) -> CloudError | None:
+    async def _fetch(self, known: KnownSession, _: Urgency) -> CloudError | None:
         self.made.append(known.session.id)
         await asyncio.Event().wait()
         return None
@@ -399,7 +402,7 @@ async def test_an_end_does_not_wait_for_a_fetch_that_hangs(clock: Clock, tmp_pat
 
 
 class BrokenStoreTurns(Turns):
-    async def _fetch(self, known: KnownSession) -> CloudError | None:
+    async def _fetch(self, known: KnownSession, _: Urgency) -> CloudError | None:
         raise StoreUnusable(f"{known.session.id}: the file is damaged")
 
 

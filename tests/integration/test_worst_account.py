@@ -67,10 +67,10 @@ async def test_every_session_and_point_comes_once_and_no_history(tmp_path: Path,
     by_session = {one.event.session_id for one in story.found if one.event.session_id}
     assert by_session == {active, *story.expected}, "no history, and everything else"
     for session, expected in story.expected.items():
-        told = [one for one in story.found if one.event.session_id == session]
-        kinds = Counter(types(told))
+        kept = [one for one in story.found if one.event.session_id == session]
+        kinds = Counter(types(kept))
         assert (kinds["session.started"], kinds["session.ended"], kinds["session.csv_ready"]) == (1, 1, 1)
-        assert types(told)[-1] == "session.csv_ready"
-        assert sorted((point["series_id"], point["avg"], point["revision"]) for point in points(told)) == sorted(
+        assert types(kept)[-1] == "session.csv_ready"
+        assert sorted((point["series_id"], point["avg"], point["revision"]) for point in points(kept)) == sorted(
             (series, value, 0) for (series, _), value in expected.items()
         )

@@ -12,7 +12,7 @@ from bace_bridge.polling.rules.datapoints import (
     EmittedPoint,
     compare,
     datapoint_events,
-    samples_per_day,
+    samples_per_hour,
 )
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from tests.models import examples
@@ -57,9 +57,9 @@ def test_what_was_emitted_survives_the_store() -> None:
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(emitted), type=Emitted) == emitted
 
 
-def test_samples_are_counted_by_utc_day() -> None:
-    stamps = [-1.0, 0.0, 86399.9, 86400.0]
-    assert samples_per_day(replace(POINT, timestamp=one) for one in stamps) == {-1: 4, 0: 8, 1: 4}
+def test_samples_are_counted_by_the_hour() -> None:
+    stamps = [-1.0, 0.0, 3599.9, 3600.0]
+    assert samples_per_hour(replace(POINT, timestamp=one) for one in stamps) == {-3600: 4, 0: 8, 3600: 4}
 
 
 def test_a_point_is_shown_as_the_contract_says() -> None:

@@ -7,12 +7,15 @@ from msgspec.structs import replace
 from bace_bridge.polling.rules.fetches import (
     INTERVALS_CURRENT,
     MOST_FAILED_FETCHES,
+    MOST_SHORT_READS,
+    SHORTLY,
     SLOWEST_FETCH,
     SLOWEST_LATE_FETCH,
     Outcome,
     conclude,
     end_is_due,
     is_current,
+    judge,
 )
 from bace_bridge.polling.rules.sessions import END_PATIENCE, DataSession, KnownSession
 
@@ -218,3 +221,42 @@ def test_what_is_shown_of_a_device_is_current_for_three_fetch_intervals() -> Non
 def test_what_the_account_may_not_read_is_not_waited_for() -> None:
     known, _ = after(replace(ACTIVE, fetched_at=NOON - 100), "forbidden")
     assert is_current(known, interval=15, now=NOON + 1e6)
+
+
+LATELY = replace(INGESTED, session=replace(INGESTED.session, updated_at=NOON))
+
+
+@pytest.mark.parametrize(
+    ("changes", "session", "samples", "after", "outcome"),
+    [
+        ({}, {}, 3, 1.0, "read"),
+        ({"reading": 1}, {}, 3, 1.0, "more"),
+        ({}, {"end": NOON}, 3, 1.0, "more"),
+        ({}, {"datapoint_count": 4}, 3, 1.0, "more"),
+        ({"csv_due": False}, {"datapoint_count": 4}, 3, 1.0, "read"),
+        ({}, {}, 2, 1.0, "short"),
+        ({"csv_due": False}, {}, 2, 1.0, "read"),
+        ({}, {}, 2, SHORTLY, "read"),
+        ({}, {"updated_at": None}, 2, 1.0, "read"),
+        ({"short_reads": MOST_SHORT_READS}, {}, 2, 1.0, "read"),
+        ({}, {}, None, 1.0, "read"),
+    ],
+    ids=[
+        "all is read",
+        "it is to be read again",
+        "it ended meanwhile",
+        "it grew meanwhile",
+        "before its end that is nothing new",
+        "a replica may be behind",
+        "there is time before the CSV",
+        "no replica is so far behind",
+        "nobody knows when it changed",
+        "often enough",
+        "what is missing was left out",
+    ],
+)
+def test_what_a_reading_of_everything_is_worth(
+    changes: dict[str, Any], session: dict[str, Any], samples: int | None, after: float, outcome: Outcome
+) -> None:
+    fresh = replace(LATELY, session=replace(LATELY.session, **session), **changes)
+    assert judge(fresh, LATELY.session, reading=0, samples=samples, cloud_now=NOON + after) == outcome

@@ -14,6 +14,7 @@ from bace_bridge.polling.rules.windows import (
     SPAN,
     Window,
     WindowState,
+    days_of,
     halves,
     is_settled,
     leaf_at,
@@ -52,8 +53,8 @@ def due(known: KnownSession, *given: WindowState, now: float, **more: Any) -> li
     return windows_due(known, states(*given), now=now, **more)
 
 
-def with_more(probe: dict[int, int], known: KnownSession, *given: WindowState) -> list[Window]:
-    return windows_with_more(probe, known, states(*given))
+def with_more(probe: dict[int, int], known: KnownSession, *given: WindowState, span: int = DAY) -> list[Window]:
+    return windows_with_more(probe, known, states(*given), span=span)
 
 
 @given(st.floats(-1e10, 1e10))
@@ -180,20 +181,20 @@ def test_minutes_to_come_are_not_due() -> None:
         parts += halves(window)
     found = due(KNOWN, *given, now=NOON + 1200)
     assert found[-1].start == NOON + 1800
-    assert len(with_more({NOON // DAY: 1}, KNOWN, *given)) == 23 + 60
+    assert len(with_more({NOON: 1}, KNOWN, *given, span=SPAN)) == 60 + 1
 
 
 def test_settled_windows_are_read_again_where_something_is_missing() -> None:
     assert due(KNOWN, state(HOUR), now=NOON + 1200) == []
-    found = with_more({NOON // DAY: 1}, KNOWN, state(HOUR))
-    assert HOUR in found
-    assert len(found) == 24, "also those ahead"
+    assert with_more({NOON: 1}, KNOWN, state(HOUR), span=SPAN) == hours(0, 1)
+    assert with_more({NOON: 1}, KNOWN, state(HOUR), span=DAY) == hours(*range(-12, 36)), "also those ahead"
+    assert with_more({NOON: 1}, KNOWN, state(HOUR, samples=1), span=SPAN) == []
 
 
 def test_before_a_csv_what_was_just_read_is_not_read_again() -> None:
     last = replace(KNOWN, csv_due=True, reading=1)
-    assert HOUR not in with_more({NOON // DAY: 1}, last, state(HOUR, reading=1))
-    assert HOUR in with_more({NOON // DAY: 1}, last, state(HOUR))
+    assert with_more({NOON: 1}, last, state(HOUR, reading=1), span=SPAN) == hours(1)
+    assert with_more({NOON: 1}, last, state(HOUR), span=SPAN) == hours(0, 1)
 
 
 def test_new_points_are_read_first_where_a_long_session_is_read_without_a_probe() -> None:
@@ -208,15 +209,26 @@ def test_a_long_session_is_not_laid_out_window_by_window() -> None:
     assert len(due(years, now=NOON)) == DIRECT_WINDOWS + 1
 
 
-def test_days_name_the_windows_that_are_worth_a_request() -> None:
-    day = NOON // DAY
+def test_hours_name_the_windows_that_are_worth_a_request() -> None:
     known = replace(KNOWN, session=replace(KNOWN.session, start=1.0))
-    found = due(known, now=NOON + 60, days=frozenset({day, day - 3}))
-    assert found[0] == Window((day - 3) * DAY, (day - 3) * DAY + SPAN)
-    assert found[23].end == (day - 2) * DAY
-    assert found[24] == Window(day * DAY, day * DAY + SPAN)
-    assert found[-1] == HOUR, "nothing can be in the hours to come"
-    assert len(found) == 24 + 13
+    found = due(known, now=NOON + 60, hours=[NOON + 3 * SPAN, NOON, NOON - DAY])
+    assert found == hours(-24, 0), "nothing can be in the hours to come"
+
+
+def test_what_a_probe_has_found_empty_is_not_due_in_that_reading() -> None:
+    years = replace(KNOWN, session=replace(KNOWN.session, start=1.0), searched=(0, NOON - SPAN))
+    assert due(years, now=NOON + 60) == hours(-1, 0)
+    assert due(years, state(hours(-9)[0], settled=False), now=NOON + 60) == hours(-9, -1, 0)
+    assert len(due(replace(years, reading=1), now=NOON + 60)) > DIRECT_WINDOWS
+
+
+def test_windows_are_read_by_the_day() -> None:
+    today = Window(NOON - 12 * SPAN, NOON + 12 * SPAN)
+    assert days_of(hours(-13, 0, 1, 12)) == {
+        Window(today.start - DAY, today.start): hours(-13),
+        today: hours(0, 1),
+        Window(today.end, today.end + DAY): hours(12),
+    }
 
 
 @pytest.mark.parametrize(
@@ -265,19 +277,30 @@ def test_when_a_window_is_settled(known: KnownSession, now: float, settled: bool
 @pytest.mark.parametrize(
     ("probe", "probed", "expected"),
     [
-        ({}, {}, set()),
-        ({0: 3}, {}, set()),
-        ({0: 4}, {}, {0}),
-        ({0: 4}, {0: 4}, set()),
-        ({0: 5}, {0: 4}, {0}),
-        ({0: 2}, {}, set()),
-        ({1: 1, 2: 9}, {2: 9}, {1}),
+        ({}, {}, []),
+        ({0: 1, 23: 2}, {}, []),
+        ({0: 1, 23: 3}, {}, [23, 24]),
+        ({0: 1, 23: 3}, {0: 4}, []),
+        ({0: 1, 23: 3}, {0: 3}, [23, 24]),
+        ({0: 1, 23: 1}, {}, []),
+        ({24: 1, 48: 9}, {2: 9}, [24, 25]),
     ],
     ids=["nothing", "all found", "one more", "the sums never agree", "and one more", "fewer", "other days"],
 )
-def test_the_days_on_which_there_is_something_new(
-    probe: dict[int, int], probed: dict[int, int], expected: set[int]
+def test_the_hours_in_which_there_is_something_new(
+    probe: dict[int, int], probed: dict[int, int], expected: list[int]
 ) -> None:
-    found = states(state(Window(0, SPAN), samples=1), state(Window(DAY - SPAN, DAY), samples=2))
-    more = windows_with_more(probe, replace(KNOWN, probed=probed), found)
-    assert {window.start // DAY for window in more} == expected
+    found = [state(Window(0, SPAN), samples=1), state(Window(DAY - SPAN, DAY), samples=2)]
+    given = {hour * SPAN: samples for hour, samples in probe.items()}
+    more = with_more(given, replace(KNOWN, probed=probed), *found, span=SPAN)
+    assert [window.start // SPAN for window in more] == expected
+
+
+def test_a_cloud_that_answers_a_probe_by_the_day_hides_no_hour() -> None:
+    """Its days begin at 23:00 UTC, so that a bucket stands in the hour before the day of most of its samples."""
+    bucket = NOON - 13 * SPAN
+    found = [state(Window(bucket, bucket + SPAN), samples=1)]
+    assert with_more({bucket: 9}, KNOWN, *found)[-1].end == bucket - 23 * SPAN + 2 * DAY
+    assert with_more({bucket: 9}, KNOWN, *found, state(HOUR, samples=8)) != []
+    found.append(state(Window(bucket - SPAN, bucket), samples=8))
+    assert with_more({bucket: 9}, KNOWN, *found) == []

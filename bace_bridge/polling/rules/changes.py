@@ -50,8 +50,7 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def of_sessions(self) -> bool:
         """False where it is only about the bridge itself."""
-        told = any(one.session_id is not None for one in self.events)
-        return bool(self.known or self.windows or self.latest or told)
+        return bool(self.known or self.windows or self.latest or any(one.session_id for one in self.events))
 
     def __bool__(self) -> bool:
         return bool(self.known or self.windows or self.latest or self.events or self.watch)
@@ -65,7 +64,7 @@ class PollState(msgspec.Struct, frozen=True, kw_only=True):
     read to its end. `active_found` says whether the sessions that were active at the first start have been found,
     `active_tried_at` when that was tried last. `unstamped` says that there are rows without an `updated_at`, which no
     list of updates shows.
-    `backfill_page` is the next page of the walk over everything, `backfill_at` when that goes on, and `catching_up`
+    `backfill_page` is the next page of the backfill, `backfill_at` when that goes on, and `catching_up`
     says that it does not wait: at a first start, or for devices that were added.
     `rechecked_at` is when known sessions were last asked for by id, `recheck_after` and `recheck_finished_after` the
     ids up to which they have been.

@@ -9,7 +9,7 @@ from bace_bridge.domain import events
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.polling.rules.sessions import KnownSession, session_event
-from bace_bridge.polling.rules.windows import DAY
+from bace_bridge.polling.rules.windows import window_at
 
 POINTS_PER_EVENT = 200
 BYTES_PER_EVENT = 60 * 1024
@@ -99,11 +99,12 @@ def are_raw(points: Sequence[Datapoint]) -> bool:
     return not points or (all(one.count == 1 for one in points) and any(one.timestamp % 60 for one in points))
 
 
-def samples_per_day(points: Iterable[Datapoint]) -> dict[int, int]:
-    days: Counter[int] = Counter()
+def samples_per_hour(points: Iterable[Datapoint]) -> dict[int, int]:
+    """By the beginning of the hour."""
+    hours: Counter[int] = Counter()
     for point in points:
-        days[int(point.timestamp // DAY)] += point.count
-    return dict(days)
+        hours[window_at(point.timestamp).start] += point.count
+    return dict(hours)
 
 
 def datapoint_events(

@@ -7,7 +7,7 @@ import msgspec
 from bace_bridge.domain import events
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.retry import backoff
-from bace_bridge.polling.rules.sessions import END_PATIENCE, KnownSession, Observation, session_event
+from bace_bridge.polling.rules.sessions import END_PATIENCE, DataSession, KnownSession, Observation, session_event
 
 SLOWEST_LATE_FETCH = 600.0
 """Seconds: an ended session whose ingestion does not finish is asked ever more rarely, down to this."""
@@ -35,23 +35,20 @@ to read at once; the cloud refused or broke on this session while it answered ot
 datapoints; the cloud is away, which says nothing of this session."""
 
 
-def reads_short(known: KnownSession, *, samples: int, cloud_now: float) -> bool:
-    """True where a session that was ingested a moment ago has more datapoints than came: a replica may be behind.
+def judge(fresh: KnownSession, seen: DataSession, *, reading: int, samples: int | None, cloud_now: float) -> Outcome:
+    """What it is worth that everything was read of what was `seen` of a session; `fresh` is what is known by now.
 
-    They are read once more, a few times; a cloud that counts in another way holds up no CSV for long.
+    `samples` is how many were found, None where windows were left out. A session that was ingested a moment ago and has
+    more may be that of a replica that is behind: it is read once more, a few times, so a cloud that counts in another
+    way holds up no CSV for long.
     """
-    session = known.session
+    session = fresh.session
     count, changed = session.datapoint_count, session.updated_at
-    if not known.csv_due or count is None or samples >= count or known.short_reads >= MOST_SHORT_READS:
-        return False
-    return changed is not None and cloud_now - changed < SHORTLY
-
-
-def is_outdated(read: KnownSession, fresh: KnownSession) -> bool:
-    """True where the session list has shown meanwhile that there is something else to read than was `read`."""
-    if (fresh.reading, fresh.session.end) != (read.reading, read.session.end):
-        return True
-    return fresh.csv_due and fresh.session.datapoint_count != read.session.datapoint_count
+    if (fresh.reading, session.end) != (reading, seen.end) or (fresh.csv_due and count != seen.datapoint_count):
+        return "more"
+    lately = changed is not None and cloud_now - changed < SHORTLY
+    missing = count is not None and samples is not None and samples < count
+    return "short" if fresh.csv_due and missing and lately and fresh.short_reads < MOST_SHORT_READS else "read"
 
 
 def end_is_due(known: KnownSession, *, read: bool, failed: bool, now: float) -> bool:

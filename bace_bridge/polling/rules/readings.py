@@ -28,6 +28,18 @@ def by_window(points: Iterable[Datapoint], asked: Window, states: States) -> dic
     return found
 
 
+def shown_by_day(
+    points: Sequence[Datapoint], windows: Iterable[Window], probe: Mapping[int, int]
+) -> dict[Window, list[Datapoint]]:
+    """What an answer for a day surely shows of windows: lone samples, as many as a probe found there."""
+    shown: dict[Window, list[Datapoint]] = {}
+    for window in windows:
+        rows = [one for one in points if window.start <= one.timestamp < window.end]
+        if all(one.count == 1 for one in rows) and len(rows) >= max(1, probe.get(window.start, 1)):
+            shown[window] = rows
+    return shown
+
+
 def absorb(
     known: KnownSession,
     states: States,

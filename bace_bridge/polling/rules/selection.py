@@ -46,7 +46,7 @@ def starts_from(state: PollState, group_id: str, label: str | None) -> float:
 def with_selection(
     state: PollState, groups: Sequence[str], labels: Mapping[str, str | None], *, start_from: float
 ) -> PollState:
-    """The state with another selection. Devices that it adds are reported from `start_from`, and looked up at once.
+    """The state with another selection. Devices that it adds are reported from `start_from`, and asked for at once.
 
     `labels` are those of the devices that are known, by id: an id in place of its label adds nothing.
     """

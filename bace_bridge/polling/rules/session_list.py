@@ -43,9 +43,9 @@ def of_groups(ids: Sequence[str]) -> Params:
     return tuple(("filter[id_group][in][]", one) for one in ids)
 
 
-def bound_of(state: PollState, *, quiet_for: float | None) -> float:
-    """Where the next list of updates begins; `quiet_for` is how long it has shown nothing new (s), None for ever."""
-    quiet = quiet_for is None or not 0 <= quiet_for < OVERLAP
+def bound_of(state: PollState, *, quiet_for: float) -> float:
+    """Where the next list of updates begins; `quiet_for` is how long the lists have shown nothing new (s)."""
+    quiet = quiet_for >= OVERLAP
     return state.watermark + 1 if quiet and state.watermark > 0 else state.watermark - OVERLAP
 
 
@@ -56,13 +56,15 @@ def updates_held(page: Page[SeenSession], bound: float) -> bool:
     return bound <= 0 or all(stamp is not None and int(bound) <= stamp for stamp in (*stamps, *odd))
 
 
-def ids_ascend(rows: Sequence[DataSession], after: str) -> bool:
-    ids = [after, *(row.id.lower() for row in rows)]
-    return all(one <= other for one, other in pairwise(ids))
+def ids_ascend(rows: Sequence[DataSession]) -> bool:
+    return all(one.id.lower() <= other.id.lower() for one, other in pairwise(rows))
 
 
-def starts_descend(rows: Sequence[DataSession]) -> bool:
-    return all(one.start >= other.start for one, other in pairwise(rows))
+def newest_come_first(page: Page[SeenSession]) -> bool:
+    """True for a page of a list by start; a list of one page is read to its end, however it is sorted."""
+    return (page.page_count or 1) <= 1 or all(
+        one.session.start >= other.session.start for one, other in pairwise(page.items)
+    )
 
 
 def updates_descend(rows: Sequence[DataSession]) -> bool:
@@ -71,9 +73,13 @@ def updates_descend(rows: Sequence[DataSession]) -> bool:
 
 
 def newest_update(page: Page[SeenSession], before: float | None) -> float | None:
-    """The newest `updated_at`, also of rows of which nothing else can be read."""
-    stamps = [before, *(row.session.updated_at for row in page.items), *(row.updated_at for row in page.lost)]
-    return max((stamp for stamp in stamps if stamp is not None), default=None)
+    """The newest `updated_at`, also of rows of which nothing else can be read; `start` stands for one that is missing.
+
+    Rows without one come in the whole list only, which would else be read to its end at every poll.
+    """
+    stamps = [row.session.start if row.session.updated_at is None else row.session.updated_at for row in page.items]
+    lost = [row.updated_at for row in page.lost]
+    return max((stamp for stamp in (before, *stamps, *lost) if stamp is not None), default=None)
 
 
 def with_watermark(state: PollState, newest: float | None, *, cloud_now: float) -> PollState:
@@ -81,8 +87,3 @@ def with_watermark(state: PollState, newest: float | None, *, cloud_now: float) 
     if newest is None or min(newest, cloud_now) <= state.watermark:
         return state
     return replace(state, watermark=min(newest, cloud_now))
-
-
-def is_one_bulk(rows: Sequence[DataSession]) -> bool:
-    """True when all these rows, the latest ones, were updated in the same second."""
-    return len(rows) > 1 and len({row.updated_at for row in rows}) == 1

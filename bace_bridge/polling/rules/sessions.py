@@ -76,7 +76,9 @@ class KnownSession(msgspec.Struct, frozen=True, kw_only=True):
     `failed_fetches` counts those that failed at this session while the cloud answered others. `unread` says that its
     CSV was told without datapoints that could not be had: they are tried again, rarely, and told when they can be.
     `short_reads` counts the readings before its CSV in which less came than its row says that there is.
-    `probed` holds, per day (epoch days), the samples that the last look without a window found there.
+    `own_group` is the group of all the rows that its last fetch showed, where that is its own.
+    `probed` holds, per day (epoch days), the samples that the last probe found there; `searched` in which reading it
+    was made, and up to where nothing is unread that it found.
     """
 
     session: DataSession
@@ -95,12 +97,14 @@ class KnownSession(msgspec.Struct, frozen=True, kw_only=True):
     newest_point_at: float | None = None
     count_fetched: int | None = None
     probed: dict[int, int] = {}
+    searched: tuple[int, int] = (-1, 0)
     removed: bool = False
     fetch_at: float | None = None
     fetched_at: float | None = None
     failed_fetches: int = 0
     short_reads: int = 0
     unread: bool = False
+    own_group: str | None = None
 
     @property
     def unfinished(self) -> bool:

@@ -26,7 +26,7 @@ MARGIN = 600.0
 """Seconds around a data session's time, and ahead of ours, in which points may lie: clocks differ."""
 
 DIRECT_WINDOWS = 24
-"""With more windows than this, a probe without a window first tells on which days there is anything to read."""
+"""With more windows than this, a probe first tells in which of them there is anything to read."""
 
 DAY = 86400
 
@@ -93,39 +93,62 @@ def leaf_at(timestamp: float, states: States) -> Window:
     return next(one for one in leaves(window_at(timestamp), states) if timestamp < one.end)
 
 
-def windows_due(known: KnownSession, states: States, *, now: float, days: Iterable[int] | None = None) -> list[Window]:
+def windows_due(known: KnownSession, states: States, *, now: float, hours: Iterable[int] | None = None) -> list[Window]:
     """The windows of a data session that are to be read now, oldest first.
 
-    `days` (epoch days) restricts them to those on which there is something to read. Without `days` they end after a
-    few more than DIRECT_WINDOWS.
+    `hours` (their beginnings) restricts them to those in which there is something to read. Without them they end after
+    a few more than DIRECT_WINDOWS.
     """
     ahead = max(now, known.session.start, known.newest_point_at or now) + MARGIN
     if known.session.end is not None:
         ahead = LATEST_FILTER
     due: set[Window] = set()
-    for start in _starts(known, states, now=now) if days is None else _starts_on(days):
+    for start in _starts(known, states, now=now) if hours is None else hours:
         for window in _leaves_at(start, states):
             state = states.get(window)
             unread = state is None or state.reading < known.reading or not state.settled
             if unread and window.start <= ahead:
                 due.add(window)
-        if days is None and len(due) > DIRECT_WINDOWS:
+        if hours is None and len(due) > DIRECT_WINDOWS:
             break
     return sorted(due)
 
 
-def windows_with_more(probe: Mapping[int, int], known: KnownSession, states: States) -> list[Window]:
-    """The windows, also settled ones, of the days (epoch days) on which a probe found more samples than they hold.
+def windows_with_more(probe: Mapping[int, int], known: KnownSession, states: States, *, span: int) -> list[Window]:
+    """The windows, also settled ones, of the hours or days in which a probe found more samples than they hold.
 
-    Where the sums never agree, a day counts again only when its sum has changed since the last probe. Before a CSV
-    everything was just read.
+    A cloud's buckets need not begin where ours do, so the hour or the day after one is read, too. Where the sums never
+    agree, a day counts again only when its sum has changed since the last probe. Before a CSV everything was just read.
     """
+    days = per_day(probe)
+    wanted: Counter[int] = Counter()
     found: Counter[int] = Counter()
+    for hour, samples in probe.items():
+        if days[hour // DAY] != known.probed.get(hour // DAY):
+            wanted[hour // span] += samples
     for state in states.values():
-        found[state.start // DAY] += state.samples
-    days = [day for day, samples in probe.items() if samples > found[day] and samples != known.probed.get(day)]
-    windows = [window for start in _starts_on(days) for window in _leaves_at(start, states)]
+        found[state.start // span] += state.samples
+    short = [one * span for one in wanted if wanted[one] > found[one]]
+    hours = sorted({hour for start in short for hour in range(start, start + 2 * span, SPAN)})
+    windows = [window for hour in hours for window in _leaves_at(hour, states)]
     return [one for one in windows if not known.csv_due or one not in states or states[one].reading < known.reading]
+
+
+def per_day(probe: Mapping[int, int]) -> dict[int, int]:
+    """The samples of a probe by epoch day."""
+    days: Counter[int] = Counter()
+    for hour, samples in probe.items():
+        days[hour // DAY] += samples
+    return dict(days)
+
+
+def days_of(windows: Iterable[Window]) -> dict[Window, list[Window]]:
+    """The windows by the day that they are part of, in their order."""
+    days: dict[Window, list[Window]] = {}
+    for window in windows:
+        start = window.start // DAY * DAY
+        days.setdefault(Window(start, start + DAY), []).append(window)
+    return days
 
 
 def _leaves_at(start: int, states: States) -> Iterator[Window]:
@@ -148,11 +171,9 @@ def _starts(known: KnownSession, states: States, *, now: float) -> Iterator[int]
     yield from (window_at(one).start for one in live)
     yield from sorted(window_at(one.start).start for one in states if session.end is not None or one.start <= now)
     first, last = window_at(session.start - MARGIN), window_at(max(over, session.start) + MARGIN)
-    yield from range(max(first.start, EARLIEST_WINDOW), min(last.end, LATEST_FILTER), SPAN)
-
-
-def _starts_on(days: Iterable[int]) -> Iterator[int]:
-    return (start for day in sorted(days) for start in range(day * DAY, (day + 1) * DAY, SPAN))
+    reading, until = known.searched
+    first_unread = max(first.start, EARLIEST_WINDOW, until if reading == known.reading else EARLIEST_WINDOW)
+    yield from range(first_unread, min(last.end, LATEST_FILTER), SPAN)
 
 
 def read_from(window: Window, state: WindowState | None, known: KnownSession, *, now: float) -> int:

@@ -1,0 +1,207 @@
+"""The loop that fetches datapoints: those of many active data sessions in one request, the others one by one."""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum, auto
+from typing import Protocol
+
+import structlog
+
+from bace_bridge.errors import CloudError, StoreError, StoreUnusable
+from bace_bridge.polling.loops import LONGEST_REST, Pause, pause_after, pause_until
+from bace_bridge.polling.needs import PointJournal
+from bace_bridge.polling.rules.batches import Batch, Plan
+from bace_bridge.polling.rules.outages import FAILURES_TO_REPORT
+from bace_bridge.polling.rules.seen import Urgency
+from bace_bridge.polling.rules.sessions import END_PATIENCE, KnownSession
+
+log = structlog.get_logger()
+
+BATCHES_AT_ONCE = 4
+FETCHES_AT_ONCE = 4
+"""Of single data sessions."""
+
+LATE_AT_ONCE = CHECKS_AT_ONCE = FETCHES_AT_ONCE // 2
+
+LIVE_LOOKED_UP = 400
+LATE_LOOKED_UP = 16
+"""Data sessions that are looked up in one query: with a thousand due it must not be made for each of them."""
+
+
+class Kind(Enum):
+    """What a fetch is for, in the order in which they are begun."""
+
+    BATCH = auto()
+    LIVE = auto()
+    CHECK = auto()
+    LATE = auto()
+
+
+class Endpoint(Protocol):
+    @property
+    def problem(self) -> str | None: ...
+
+
+class Batches(Protocol):
+    async def plan(self, sessions: Sequence[KnownSession], *, checks: int) -> Plan: ...
+    async def read_batch(self, batch: Batch) -> CloudError | None: ...
+
+
+class DatapointLoop:
+    """Fetches what is due, a few at once; at most half of the places go to sessions that are over.
+
+    What is due is planned at once, and again when that was begun or when the session list was polled.
+    """
+
+    def __init__(
+        self,
+        journal: PointJournal,
+        fetch: Callable[[KnownSession, Urgency], Awaitable[CloudError | None]],
+        emit_end: Callable[[KnownSession], Awaitable[None]],
+        endpoint: Endpoint,
+        batches: Batches,
+        *,
+        interval: float,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+        jitter: Callable[[], float],
+        pause: Pause = pause_until,
+    ) -> None:
+        self._journal = journal
+        self._fetch = fetch
+        self._emit_end = emit_end
+        self._endpoint = endpoint
+        self._batches = batches
+        self._interval = interval
+        self._clock = clock
+        self._monotonic = monotonic
+        self._jitter = jitter
+        self._pause = pause
+        self._called = asyncio.Event()
+        self._polled = False
+        self._waiting: dict[Kind, deque[Batch | KnownSession]] = {kind: deque() for kind in Kind}
+        self._running: Counter[Kind] = Counter()
+        self._in_flight: set[str] = set()
+        self._times_away = 0
+        self._resume_at = 0.0
+        self._outage: str | None = None
+        self.beat_at = monotonic()
+
+    @property
+    def problem(self) -> str | None:
+        """Why datapoints are missing, where that is not about one data session."""
+        return self._outage or self._endpoint.problem
+
+    def poll_now(self) -> None:
+        self._polled = True
+        self._called.set()
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as fetches:
+            while True:
+                self.beat_at = self._monotonic()
+                try:
+                    self._journal.ensure_room()
+                    await self._emit_overdue_ends()
+                    rest = await self._fetch_due(fetches)
+                except StoreUnusable:
+                    raise
+                except StoreError as error:
+                    log.debug("datapoints.store_unusable", reason=str(error))
+                    rest = 5.0
+                await self._pause(self._called, min(rest, LONGEST_REST))
+
+    async def _emit_overdue_ends(self) -> None:
+        """An end does not wait for a fetch that hangs, nor for one that has not found a place."""
+        for known in await self._journal.overdue_ends(self._clock() - END_PATIENCE):
+            await self._emit_end(known)
+
+    async def _fetch_due(self, fetches: asyncio.TaskGroup) -> float:
+        """Begins what has a place; returns the seconds until something else may be due."""
+        if (silent_for := self._resume_at - self._monotonic()) > 0:
+            return silent_for
+        if self._polled or (not self._live_waits and await self._soonest() <= 0):
+            self._polled = False
+            await self._plan()
+        for kind, waiting in self._waiting.items():
+            while waiting and self._has_place(kind):
+                self._start(fetches, kind, waiting.popleft())
+        if self._live_waits:
+            return LONGEST_REST
+        return await self._soonest() or (LONGEST_REST if self._in_flight else 0.0)
+
+    @property
+    def _live_waits(self) -> bool:
+        return bool(self._waiting[Kind.BATCH] or self._waiting[Kind.LIVE])
+
+    async def _soonest(self) -> float:
+        """Seconds until a session is due that neither is being fetched nor waits for its place."""
+        waiting = [one.session.id for queue in self._waiting.values() for one in queue if isinstance(one, KnownSession)]
+        at = await self._journal.next_fetch_at(without=[*self._in_flight, *waiting])
+        return LONGEST_REST if at is None else max(0.0, at - self._clock())
+
+    async def _plan(self) -> None:
+        """Live sessions that are due soon are looked up, too: they fill up the batches of those that are due now."""
+        now = self._clock()
+        live = await self._journal.due_fetches(now + self._interval, LIVE_LOOKED_UP, late=False)
+        late = await self._journal.due_fetches(now, LATE_LOOKED_UP, late=True)
+        room = FETCHES_AT_ONCE - self._running.total() + self._running[Kind.BATCH]
+        plan = await self._batches.plan(
+            [one for one in live if one.session.id not in self._in_flight],
+            checks=min(room, CHECKS_AT_ONCE - self._running[Kind.CHECK]),
+        )
+        self._waiting = {
+            Kind.BATCH: deque(plan.batches),
+            Kind.LIVE: deque(plan.singles),
+            Kind.CHECK: deque(plan.checks),
+            Kind.LATE: deque(one for one in late if one.session.id not in self._in_flight),
+        }
+
+    def _has_place(self, kind: Kind) -> bool:
+        """While the cloud gives no datapoints at all one fetch at a time finds out whether it does again."""
+        running = self._running
+        if self._times_away:
+            return not running.total()
+        if kind is Kind.BATCH:
+            return running[kind] < BATCHES_AT_ONCE
+        most = {Kind.LIVE: FETCHES_AT_ONCE, Kind.CHECK: CHECKS_AT_ONCE, Kind.LATE: LATE_AT_ONCE}[kind]
+        return running[kind] < most and running.total() - running[Kind.BATCH] < FETCHES_AT_ONCE
+
+    def _start(self, fetches: asyncio.TaskGroup, kind: Kind, what: Batch | KnownSession) -> None:
+        ids = [what.session.id] if isinstance(what, KnownSession) else [member.id for member in what.members]
+        self._in_flight.update(ids)
+        self._running[kind] += 1
+        fetches.create_task(self._make(kind, what, ids))
+
+    async def _make(self, kind: Kind, what: Batch | KnownSession, ids: Sequence[str]) -> None:
+        try:
+            if isinstance(what, Batch):
+                self._note(await self._batches.read_batch(what))
+            else:
+                live = kind is Kind.LIVE and not what.unread
+                self._note(await self._fetch(what, Urgency.LIVE if live else Urgency.BACKLOG))
+        except StoreUnusable:
+            raise
+        except StoreError as error:
+            log.debug("datapoints.store_unusable", sessions=len(ids), reason=str(error))
+            await self._pause(asyncio.Event(), 5.0)
+        finally:
+            self._in_flight.difference_update(ids)
+            self._running[kind] -= 1
+            self._called.set()
+
+    def _note(self, away: CloudError | None) -> None:
+        """What one fetch has learned of the cloud as a whole."""
+        if away is None:
+            if self._outage is not None:
+                log.info("datapoints.available_again")
+            self._times_away, self._resume_at, self._outage = 0, 0.0, None
+            return
+        self._times_away += 1
+        wait = pause_after(away, self._times_away, jitter=self._jitter())
+        self._resume_at = max(self._resume_at, self._monotonic() + wait)
+        if self._times_away >= FAILURES_TO_REPORT:
+            if self._outage is None:
+                log.warning("datapoints.unavailable", reason=str(away), then="trying again")
+            self._outage = str(away)

@@ -1,0 +1,42 @@
+"""How many data sessions one request may ask for. A proxy's limit on headers decides, and nobody says what that is."""
+
+import msgspec
+
+MOST_IDS = 20
+FIRST_SIZE = 7
+"""Ids with which the answer's `Link` header, which repeats the query up to five times, passes a stock nginx."""
+
+GOOD_BEFORE_GROWTH = 3
+"""Full batches in a row that have to pass before one more id is tried."""
+
+FAILURE_COUNTS_FOR = 3600.0
+"""Seconds after which a size that failed is tried again."""
+
+
+class BatchSize(msgspec.Struct, frozen=True):
+    """The size in use, the largest one that has passed, and the smallest one that failed lately."""
+
+    ids: int = FIRST_SIZE
+    passed: int = 0
+    failed: int | None = None
+    failed_at: float = 0.0
+    good: int = 0
+
+    def after_success(self, ids: int, *, now: float) -> "BatchSize":
+        """So many ids have passed. Only what fills the size says that there is room for more."""
+        passed = max(self.passed, ids)
+        if ids < self.ids:
+            return msgspec.structs.replace(self, passed=passed)
+        good = self.good + 1
+        failed = self.failed if 0 <= now - self.failed_at < FAILURE_COUNTS_FOR else None
+        most = MOST_IDS if failed is None else min(MOST_IDS, failed - 1)
+        if good < GOOD_BEFORE_GROWTH or self.ids >= most:
+            return msgspec.structs.replace(self, passed=passed, failed=failed, good=good)
+        return msgspec.structs.replace(self, ids=self.ids + 1, passed=passed, failed=failed, good=0)
+
+    def after_failure(self, ids: int, *, now: float) -> "BatchSize":
+        """So many ids were too many, while the cloud answers: back to what passed, else to a half."""
+        failed = ids if self.failed is None else min(ids, self.failed)
+        passed = self.passed if self.passed < ids else 0
+        smaller = max(1, passed or ids // 2)
+        return BatchSize(min(self.ids, smaller), passed, failed, now)

@@ -1,0 +1,226 @@
+"""Many active data sessions in one request: which ones go together, and whose rows are whose.
+
+A row names no data session, only its group. So a batch holds one data session a group, and only such as have shown in
+a fetch of their own of which group and series their rows are. What a batch does not show is no proof of anything.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from bace_bridge.polling.rules.batch_size import MOST_IDS
+from bace_bridge.polling.rules.changes import Changes
+from bace_bridge.polling.rules.datapoints import Datapoint
+from bace_bridge.polling.rules.followed import Followed
+from bace_bridge.polling.rules.point_pages import Params
+from bace_bridge.polling.rules.ranges import LATEST_FILTER
+from bace_bridge.polling.rules.sessions import KnownSession
+from bace_bridge.polling.rules.windows import FINEST_SPAN, SETTLING, Window, WindowState, window_at
+
+LEAST_IDS = 5
+"""Fewer sessions are fetched one by one: that costs little, and each time all of their windows are read as a whole."""
+
+MOST_SERIES = 95
+"""Known series in one request: BACE serves 100, and there may be new ones."""
+
+BACK = FINEST_SPAN
+MOST_BACK = 300
+"""Seconds before its newest sample from which a window is read on, at least and at most: some samples come late."""
+
+FURTHER_BACK = 360
+"""Seconds before it in every fourth round for the data sessions of which something is missing."""
+
+OVER_FOR = 60.0
+"""Seconds after its end from which a window is read in every fourth round only: what comes now is late anyway."""
+
+LATE_EVERY = 4
+
+AHEAD = 120.0
+"""Seconds past its newest point that are read of a device whose clock is ahead of ours."""
+
+LATELY = 300.0
+"""Seconds: what is to be read from before is in batches of its own, so that the others' answers stay small."""
+
+FORGOTTEN_AFTER = 600.0
+"""Seconds without a fetch after which a session is not followed any more."""
+
+
+class Member(NamedTuple):
+    """A data session in a batch."""
+
+    known: KnownSession
+    followed: Followed
+
+    @property
+    def id(self) -> str:
+        return self.known.session.id
+
+    def since(self, window: Window, back: int = BACK) -> int:
+        """Samples do not change with the interval, so a window of them is continued a little before where it ended."""
+        newest = self.followed.newest.get(window)
+        if not self.followed.raw or newest is None:
+            return window.start
+        return max(window.start, int(newest) - back)
+
+
+class BatchQuery(NamedTuple):
+    """The datapoints of several data sessions in [start, end), which lies in one window of the grid."""
+
+    ids: tuple[str, ...]
+    start: int
+    end: int
+
+    @property
+    def params(self) -> Params:
+        """Short names and few of them: a server may repeat all this five times in a header."""
+        return (
+            *(("filter[id_data_session][in][]", one) for one in self.ids),
+            ("filter[timestamp_seconds][gte]", str(max(-LATEST_FILTER, min(self.start, LATEST_FILTER)))),
+            ("filter[timestamp_seconds][lt]", str(min(self.end, LATEST_FILTER))),
+            ("sort", "timestamp_seconds"),
+        )
+
+
+class Batch(NamedTuple):
+    """Data sessions, one a group, of which the same windows are due; `back` is how far samples are read again."""
+
+    members: tuple[Member, ...]
+    windows: tuple[Window, ...]
+    back: int = BACK
+
+    def query(self, window: Window) -> BatchQuery:
+        since = min(member.since(window, self.back) for member in self.members)
+        return BatchQuery(tuple(member.id for member in self.members), since, window.end)
+
+
+class Plan(NamedTuple):
+    """What is to be fetched: together, alone, and alone when there is room for it."""
+
+    batches: tuple[Batch, ...] = ()
+    singles: tuple[KnownSession, ...] = ()
+    checks: tuple[KnownSession, ...] = ()
+
+
+def plan(
+    sessions: Sequence[KnownSession],
+    known_well: Mapping[str, Followed],
+    *,
+    alone: Collection[str],
+    size: int,
+    rows: int,
+    checks: int,
+    now: float,
+    cloud_now: float,
+    interval: float,
+) -> Plan:
+    """Sorts the live sessions, those first that are due first, into batches and fetches of their own.
+
+    Those that are due only within the next `interval` seconds fill up the batches of those that are due now. At most
+    so many fetches are `checks`, of sessions that might be in a batch as well, and less where others are made. An
+    answer may have so many `rows`.
+    """
+    groups = Counter(one.group_id for one in known_well.values())
+    groups.update(one.session.group_id for one in sessions if one.session.id not in known_well)
+    singles: list[KnownSession] = []
+    together: list[Member] = []
+    for known in sessions:
+        one = known_well.get(known.session.id)
+        fits = one is not None and one.is_about(known) and not one.alone and known.session.id not in alone
+        if one is not None and fits and groups[one.group_id] == 1:
+            together.append(Member(known, one))
+        elif is_due(known, now):
+            singles.append(known)
+    if len(together) < LEAST_IDS:
+        return Plan(singles=(*singles, *(one.known for one in together if is_due(one.known, now))))
+    to_check = [
+        one
+        for one in together
+        if is_due(one.known, now) and one.followed.is_to_be_checked(one.known, cloud_now=cloud_now)
+    ][: max(0, checks - len(singles))]
+    together = [one for one in together if one not in to_check]
+    # By the clock, so that it is the same round for all.
+    late = int(now // interval) % LATE_EVERY == 0
+    return Plan(
+        tuple(_packed(together, size=size, rows=rows, late=late, now=now, cloud_now=cloud_now)),
+        tuple(singles),
+        tuple(one.known for one in to_check),
+    )
+
+
+def is_due(known: KnownSession, now: float) -> bool:
+    return known.fetch_at is not None and known.fetch_at <= now
+
+
+def _packed(
+    members: Sequence[Member], *, size: int, rows: int, late: bool, now: float, cloud_now: float
+) -> Iterator[Batch]:
+    alike: dict[tuple[tuple[Window, ...], bool, bool], list[Member]] = defaultdict(list)
+    for member in members:
+        windows = windows_due(member, cloud_now=cloud_now, over=late)
+        lately = all(member.since(window) >= cloud_now - LATELY for window in windows)
+        alike[windows, lately, late and member.followed.misses_something].append(member)
+    for (windows, _, further), candidates in alike.items():
+        for chunk in _chunks(candidates, size):
+            if not is_due(chunk[0].known, now):
+                break
+            yield Batch(chunk, windows, FURTHER_BACK if further else _back(chunk, rows))
+
+
+def _back(members: Sequence[Member], rows: int) -> int:
+    """How far samples are read again: as far as the rows fit, with some that are new."""
+    rate = sum(member.followed.rate for member in members)
+    return int(max(BACK, min(MOST_BACK, rows / rate - BACK))) if rate else BACK
+
+
+def _chunks(members: Sequence[Member], size: int) -> list[tuple[Member, ...]]:
+    chunks: list[list[Member]] = []
+    series = 0
+    for member in members:
+        more = len(member.followed.series)
+        if not chunks or len(chunks[-1]) >= min(size, MOST_IDS) or series + more > MOST_SERIES:
+            chunks.append([])
+            series = 0
+        chunks[-1].append(member)
+        series += more
+    return [tuple(chunk) for chunk in chunks]
+
+
+def windows_due(member: Member, *, cloud_now: float, over: bool) -> tuple[Window, ...]:
+    """The windows of the present, and those that are over but not settled, from time to time.
+
+    What lies further ahead is read for a device whose clock is ahead; else it waits for its time.
+    """
+    newest = member.known.newest_point_at
+    due = {window_at(cloud_now)}
+    if newest is not None and newest > cloud_now:
+        due |= {window_at(newest), window_at(newest + AHEAD)}
+    for window in member.followed.windows:
+        if window.start <= cloud_now < window.end + (SETTLING if over else OVER_FOR):
+            due.add(window)
+    return tuple(sorted(due))
+
+
+def attribute(rows: Sequence[Datapoint], members: Sequence[Member]) -> dict[str, list[Datapoint]] | None:
+    """Each data session's rows, by its id; None where one is of a group that was not asked for, or of none."""
+    shares: dict[str, list[Datapoint]] = {member.id: [] for member in members}
+    by_group = {member.followed.group_id: member.id for member in members}
+    for row in rows:
+        session_id = by_group.get(row.group_id or "")
+        if session_id is None:
+            return None
+        shares[session_id].append(row)
+    return shares
+
+
+def as_partial(changes: Changes, before: WindowState | None, *, whole: bool) -> Changes:
+    """The changes of one window as a batch may make them: it settles nothing, and a fetch of its own starts anew.
+
+    `whole` says that it was read from its start on: what came is there, but what did not come may be there, too.
+    """
+    (read,) = changes.windows
+    state = msgspec.structs.replace(read.state, settled=False, raw_until=before.raw_until if before else None)
+    if before is not None and whole:
+        state = msgspec.structs.replace(state, samples=max(state.samples, before.samples))
+    return msgspec.structs.replace(changes, windows=(msgspec.structs.replace(read, state=state),))

@@ -1,0 +1,169 @@
+"""The loop that fetches datapoints, with batches: how much it does at once, and how often it looks up what is due."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from bace_bridge.errors import CloudError
+from bace_bridge.polling.datapoint_loop import BATCHES_AT_ONCE, CHECKS_AT_ONCE, FETCHES_AT_ONCE, DatapointLoop
+from bace_bridge.polling.rules.batches import Batch, Plan
+from bace_bridge.polling.rules.seen import Urgency
+from bace_bridge.polling.rules.sessions import KnownSession
+from bace_bridge.store.journal import Journal
+from tests.integration.fleet import INTERVAL, Fleet, batches, check, fetches
+from tests.integration.polling_line import Clock, Watching, simulated, watching
+
+
+class CountingJournal(Journal):
+    looked_up = 0
+
+    async def due_fetches(self, now: float, limit: int, *, late: bool | None = None) -> list[KnownSession]:
+        self.looked_up += 1
+        return await super().due_fetches(now, limit, late=late)
+
+
+class Line:
+    """The loop over a simulated cloud. It counts what is under way, and holds it up while `gate` is closed."""
+
+    def __init__(self, watch: Watching, clock: Clock) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.most: dict[str, int] = {}
+        self.read: list[str] = []
+        self._running: dict[str, int] = {}
+        self._watch, self._clock = watch, clock
+        self._turn = asyncio.Event()
+        self.loop = DatapointLoop(
+            watch.journal,
+            self._fetch,
+            lambda known: watch.fetch(known).emit_end(),
+            watch.endpoint,
+            self,
+            interval=INTERVAL,
+            clock=clock,
+            monotonic=clock,
+            jitter=lambda: 0.0,
+            pause=self._pause,
+        )
+
+    async def plan(self, sessions: Sequence[KnownSession], *, checks: int) -> Plan:
+        return await self._watch.batches.plan(sessions, checks=checks)
+
+    async def read_batch(self, batch: Batch) -> CloudError | None:
+        self.read += [member.id for member in batch.members]
+        async with self._counted("batches"):
+            return await self._watch.batches.read_batch(batch)
+
+    async def _fetch(self, known: KnownSession, urgency: Urgency) -> CloudError | None:
+        self.read.append(known.session.id)
+        async with self._counted(urgency.name):
+            return await self._watch.batches.alone(self._watch.fetch(known))
+
+    @asynccontextmanager
+    async def _counted(self, kind: str) -> AsyncIterator[None]:
+        self._running[kind] = self._running.get(kind, 0) + 1
+        self.most[kind] = max(self.most.get(kind, 0), self._running[kind])
+        try:
+            await self.gate.wait()
+            yield
+        finally:
+            self._running[kind] -= 1
+
+    async def _pause(self, called: asyncio.Event, _: float) -> None:
+        either = [asyncio.ensure_future(called.wait()), asyncio.ensure_future(self._turn.wait())]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        for one in either:
+            one.cancel()
+        called.clear()
+        self._turn.clear()
+
+    @property
+    def under_way(self) -> int:
+        return sum(self._running.values())
+
+    async def all_is_read(self) -> None:
+        """Until nothing is due any more."""
+        self._turn.set()
+        async with asyncio.timeout(60):
+            while (await self._watch.journal.next_fetch_at(without=[]) or 0.0) <= self._clock() or self.under_way:
+                await asyncio.sleep(0.001)
+
+    async def is_full(self, count: int) -> None:
+        """Until so many are under way, and the loop has had time for more."""
+        async with asyncio.timeout(60):
+            while self.under_way < count:
+                await asyncio.sleep(0.001)
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@asynccontextmanager
+async def running(watch: Watching, clock: Clock) -> AsyncIterator[Line]:
+    line = Line(watch, clock)
+    run = asyncio.create_task(line.loop.run())
+    try:
+        yield line
+    finally:
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+
+
+async def test_a_fleet_is_looked_up_a_few_times_however_many_requests_it_takes(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 240, series=1)
+    async with watching(cloud, tmp_path / "b.db", clock, journal=CountingJournal) as watch:
+        await watch.poll.poll()
+        for session in fleet.sessions:
+            fleet.measure(session)
+        journal = watch.journal
+        assert isinstance(journal, CountingJournal)
+        async with running(watch, clock) as line:
+            await line.all_is_read()
+            assert len(fetches(watch)) >= 240
+            assert journal.looked_up <= 6
+            for _ in range(3):
+                clock.forward(INTERVAL)
+                for session in fleet.sessions:
+                    fleet.measure(session)
+                before = journal.looked_up, len(fetches(watch))
+                await line.all_is_read()
+                assert len(fetches(watch)) - before[1] < 100
+                assert journal.looked_up - before[0] <= 6
+        await check(watch, cloud, fleet.sessions)
+
+
+async def test_what_is_under_way_is_bounded_and_not_begun_again(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 130, series=1)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 10)
+        clock.forward(4300)  # the hour is to be settled, of all of them
+        late = [cloud.open_session(cloud.add_device(f"BaceGo-late-{one}").id_group) for one in range(6)]
+        new = [cloud.open_session(cloud.add_device(f"BaceGo-new-{one}").id_group) for one in range(2)]
+        for session in late:
+            cloud.end_session(session)
+            cloud.finish_ingestion(session)
+        clock.forward(INTERVAL)
+        await watch.poll.poll()
+        async with running(watch, clock) as line:
+            line.gate.clear()
+            await line.is_full(BATCHES_AT_ONCE + FETCHES_AT_ONCE)
+            assert line.under_way == BATCHES_AT_ONCE + FETCHES_AT_ONCE
+            assert line.most == {"batches": BATCHES_AT_ONCE, "LIVE": 2, "BACKLOG": CHECKS_AT_ONCE}
+            line.loop.poll_now()
+            await line.is_full(BATCHES_AT_ONCE + FETCHES_AT_ONCE)
+            assert line.under_way == BATCHES_AT_ONCE + FETCHES_AT_ONCE
+            assert len(line.read) == len({*line.read})
+            assert {*new} <= {*line.read}
+            line.gate.set()
+            await line.all_is_read()
+            assert len(line.read) == len({*line.read})
+        assert batches(watch)

@@ -1,0 +1,469 @@
+"""Which data sessions are fetched in one request, how much of them, and whose rows are whose."""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from bace_bridge.polling.rules.batch_size import FAILURE_COUNTS_FOR, FIRST_SIZE, GOOD_BEFORE_GROWTH, MOST_IDS, BatchSize
+from bace_bridge.polling.rules.batches import (
+    BACK,
+    FURTHER_BACK,
+    LATE_EVERY,
+    LEAST_IDS,
+    MOST_BACK,
+    MOST_SERIES,
+    Member,
+    Plan,
+    as_partial,
+    attribute,
+    plan,
+    windows_due,
+)
+from bace_bridge.polling.rules.changes import Changes, WindowRead
+from bace_bridge.polling.rules.datapoints import Datapoint, Emitted, EmittedPoint
+from bace_bridge.polling.rules.followed import (
+    FIRST_PATIENCE,
+    SILENT_ROUNDS,
+    Followed,
+    Shown,
+    after_batch,
+    conclude_batch,
+    follow,
+    remembered,
+)
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession
+from bace_bridge.polling.rules.windows import SETTLING, Window, WindowState, window_at
+
+NOON = 1_764_590_400
+HOUR = Window(NOON, NOON + 3600)
+BEFORE = Window(NOON - 3600, NOON)
+NOW = NOON + 1800.0
+INTERVAL = 15.0
+
+
+def session(number: int, *, group: str | None = None, fetch_at: float | None = NOW, **more: Any) -> KnownSession:
+    found = DataSession(f"s{number}", group or f"g{number}", NOON - 7200.0, datapoint_count=100)
+    return replace(KnownSession(session=found, fetch_at=fetch_at), **more)
+
+
+def well(known: KnownSession, *, series: int = 3, **more: Any) -> Followed:
+    made = Followed(
+        group_id=known.session.group_id,
+        reading=0,
+        series=frozenset(f"{known.session.id}-{one}" for one in range(series)),
+        rate=0.2,
+        raw=True,
+        windows={HOUR: WindowState(*HOUR, 0, samples=100)},
+        newest={HOUR: NOW - 10},
+        samples=0,
+        count=100,
+        at=NOW,
+    )
+    return replace(made, **more)
+
+
+def row(known: KnownSession, *, series: int = 0, at: float = NOW - 1, group: str | None = "its own") -> Datapoint:
+    name = known.session.group_id if group == "its own" else group
+    return Datapoint(f"{known.session.id}-{series}", "device", 6000, at, 1.0, 1.0, 1.0, 1, name)
+
+
+def planned(
+    sessions: Sequence[KnownSession],
+    followed: dict[str, Followed] | None = None,
+    *,
+    alone: Sequence[str] = (),
+    size: int = MOST_IDS,
+    rows: int = 1000,
+    checks: int = 0,
+    now: float = NOW,
+) -> Plan:
+    known_well = {one.session.id: well(one) for one in sessions} if followed is None else followed
+    return plan(
+        sessions,
+        known_well,
+        alone=alone,
+        size=size,
+        rows=rows,
+        checks=checks,
+        now=now,
+        cloud_now=now,
+        interval=INTERVAL,
+    )
+
+
+def members(found: Plan) -> list[list[str]]:
+    return [[member.id for member in batch.members] for batch in found.batches]
+
+
+def ids(sessions: Sequence[KnownSession]) -> list[str]:
+    return [one.session.id for one in sessions]
+
+
+def test_sessions_go_together_as_many_as_the_size_allows() -> None:
+    sessions = [session(one) for one in range(25)]
+    found = planned(sessions, size=10)
+    assert list(map(len, members(found))) == [10, 10, 5]
+    assert list(chain(*members(found))) == ids(sessions)
+    assert found.singles == found.checks == ()
+
+
+def test_no_batch_is_of_more_than_the_series_that_are_served() -> None:
+    sessions = [session(one) for one in range(40)]
+    found = planned(sessions, {one.session.id: well(one, series=25) for one in sessions})
+    assert {len(batch) for batch in members(found)} == {MOST_SERIES // 25} | {40 % (MOST_SERIES // 25) or 3}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"session": DataSession("s0", "g0", NOON, end=NOW)},
+        {"session": DataSession("s0", "moved", NOON)},
+        {"reading": 1},
+        {"csv_due": True},
+        {"unread": True},
+        {"removed": True},
+        {"failed_fetches": 1},
+    ],
+)
+def test_what_is_no_plain_active_session_is_fetched_alone(odd: dict[str, Any]) -> None:
+    sessions = [session(one) for one in range(10)]
+    followed = {one.session.id: well(one) for one in sessions}
+    sessions[0] = replace(sessions[0], **odd)
+    found = planned(sessions, followed)
+    assert ids(found.singles) == ["s0"]
+    assert members(found) == [ids(sessions[1:])]
+
+
+def test_what_is_not_known_well_is_fetched_alone() -> None:
+    sessions = [session(one) for one in range(10)]
+    followed = {one.session.id: well(one) for one in sessions}
+    del followed["s1"]
+    followed["s2"] = replace(followed["s2"], alone=True)
+    found = planned(sessions, followed, alone=["s3"])
+    assert ids(found.singles) == ["s1", "s2", "s3"]
+
+
+@pytest.mark.parametrize("both_known_well", [True, False])
+def test_two_sessions_of_a_group_are_fetched_alone(both_known_well: bool) -> None:
+    sessions = [session(one, group="shared" if one in {3, 7} else None) for one in range(12)]
+    followed = {one.session.id: well(one) for one in sessions}
+    if not both_known_well:
+        del followed["s7"]
+    assert ids(planned(sessions, followed).singles) == ["s3", "s7"]
+
+
+def test_one_that_is_not_due_counts_as_another_one_of_its_group() -> None:
+    sessions = [session(one, group="shared" if one in {3, 7} else None) for one in range(12)]
+    followed = {one.session.id: well(one) for one in sessions}
+    assert ids(planned(sessions[:7], followed).singles) == ["s3"]
+
+
+def test_few_sessions_are_fetched_alone() -> None:
+    sessions = [session(one) for one in range(LEAST_IDS)]
+    assert members(planned(sessions)) == [ids(sessions)]
+    few = planned(sessions[1:])
+    assert (few.batches, ids(few.singles)) == ((), ids(sessions[1:]))
+
+
+def test_what_is_due_soon_fills_up_the_batches_of_what_is_due() -> None:
+    sessions = [session(one, fetch_at=NOW + (0 if one < 11 else 5)) for one in range(30)]
+    assert list(map(len, members(planned(sessions, size=10)))) == [10, 10]
+    later = [session(one, fetch_at=NOW + 5) for one in range(30)]
+    assert planned(later) == Plan()
+
+
+def test_samples_are_read_on_from_a_little_before_they_ended() -> None:
+    sessions = [session(one) for one in range(6)]
+    followed = {one.session.id: well(one, newest={HOUR: NOW - 20 * number}) for number, one in enumerate(sessions)}
+    (batch,) = planned(sessions, followed, rows=10).batches
+    query = batch.query(HOUR)
+    assert (query.start, query.end) == (int(NOW) - 100 - BACK, HOUR.end)
+    assert query.params[-1] == ("sort", "timestamp_seconds")
+    assert [value for name, value in query.params if "[in]" in name] == ids(sessions)
+
+
+@pytest.mark.parametrize("unlike", [{"raw": False}, {"newest": {}}])
+def test_what_may_be_aggregates_is_read_as_a_whole(unlike: dict[str, Any]) -> None:
+    known = session(1)
+    assert Member(known, well(known, **unlike)).since(HOUR) == HOUR.start
+    assert Member(known, well(known)).since(HOUR) > HOUR.start
+
+
+def test_what_has_to_be_read_from_long_ago_is_in_batches_of_its_own() -> None:
+    sessions = [session(one) for one in range(12)]
+    followed = {one.session.id: well(one, raw=one.session.id not in {"s4", "s5"}) for one in sessions}
+    found = planned(sessions, followed)
+    assert sorted(map(sorted, members(found)))[1] == ["s4", "s5"]
+
+
+def test_samples_are_read_again_as_far_as_the_rows_fit() -> None:
+    sessions = [session(one) for one in range(6)]
+    backs = [planned(sessions, rows=rows).batches[0].back for rows in (1000, 240, 10)]
+    assert backs == [MOST_BACK, 200 - BACK, BACK]
+    (batch,) = planned(sessions, rows=240).batches
+    assert batch.query(HOUR).start == int(NOW) - 10 - 140
+    assert batch._replace(members=batch.members[:2]).query(HOUR).start == int(NOW) - 10 - 140
+
+
+def test_what_misses_something_is_read_further_back_in_every_fourth_round() -> None:
+    sessions = [session(one) for one in range(12)]
+    followed = {one.session.id: well(one, missing=int(one.session.id in {"s2", "s7"})) for one in sessions}
+    found = [planned(sessions, followed, rows=10, now=NOW + INTERVAL * one).batches for one in range(LATE_EVERY)]
+    further = [(ids_of, batch.back) for one in found for batch in one if (ids_of := [m.id for m in batch.members])]
+    assert ((["s2", "s7"], FURTHER_BACK)) in further
+    assert sorted(back for _, back in further) == [BACK] * LATE_EVERY + [FURTHER_BACK]
+
+
+def test_a_window_that_is_over_is_read_for_a_minute_then_now_and_then_and_never_for_the_last_time() -> None:
+    known = session(1, newest_point_at=NOON - 1.0)
+    member = Member(known, well(known, windows={BEFORE: WindowState(*BEFORE, 0), HOUR: WindowState(*HOUR, 0)}))
+
+    def due(after: float, *, over: bool) -> tuple[Window, ...]:
+        return windows_due(member, cloud_now=NOON + after, over=over)
+
+    assert due(30, over=False) == due(300, over=True) == due(SETTLING - 1, over=True) == (BEFORE, HOUR)
+    assert due(300, over=False) == due(SETTLING, over=True) == (HOUR,)
+
+
+def test_it_is_the_same_round_for_all_in_which_a_window_that_is_over_is_read() -> None:
+    sessions = [session(one, fetch_at=NOON) for one in range(6)]
+    windows = {BEFORE: WindowState(*BEFORE, 0), HOUR: WindowState(*HOUR, 0)}
+    followed = {one.session.id: well(one, windows=windows) for one in sessions}
+    times = [NOON + 300 + INTERVAL * one for one in range(LATE_EVERY)]
+    found = [len(planned(sessions, followed, now=now).batches[0].windows) for now in times]
+    assert sorted(found) == [1, 1, 1, 2]
+
+
+def test_the_windows_of_a_device_whose_clock_is_ahead_are_read() -> None:
+    known = session(1, newest_point_at=HOUR.end - 30.0)
+    assert windows_due(Member(known, well(known)), cloud_now=NOW, over=False) == (HOUR, window_at(HOUR.end))
+    behind = session(1, newest_point_at=NOW - 30.0)
+    assert windows_due(Member(behind, well(behind)), cloud_now=HOUR.end - 5.0, over=True) == (HOUR,)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"windows": {BEFORE: WindowState(*BEFORE, 0)}},
+        {"silent": SILENT_ROUNDS},
+        {"silent": 1, "count": 99},
+        {"lacking": 4, "patience": 4},
+    ],
+)
+def test_only_a_fetch_of_its_own_proves_that_there_is_no_more(odd: dict[str, Any]) -> None:
+    sessions = [session(one) for one in range(10)]
+    followed = {one.session.id: well(one) for one in sessions}
+    followed["s2"] = replace(followed["s2"], **odd)
+    found = planned(sessions, followed, checks=2)
+    assert ids(found.checks) == ["s2"]
+    assert members(found) == [[one for one in ids(sessions) if one != "s2"]]
+
+
+@pytest.mark.parametrize("fine", [{"silent": 1}, {"missing": 3, "owed": 2}, {"lacking": 3, "patience": 4}])
+def test_silence_of_a_round_or_a_count_that_never_fits_is_no_reason(fine: dict[str, Any]) -> None:
+    sessions = [session(one) for one in range(10)]
+    followed = {one.session.id: well(one, **fine) for one in sessions}
+    assert planned(sessions, followed, checks=5).checks == ()
+
+
+def test_what_finds_no_place_for_a_check_stays_in_its_batch() -> None:
+    sessions = [session(one) for one in range(10)]
+    followed = {one.session.id: well(one, silent=SILENT_ROUNDS) for one in sessions}
+    found = planned(sessions, followed, checks=2)
+    assert ids(found.checks) == ["s0", "s1"]
+    assert members(found) == [ids(sessions[2:])]
+    del followed["s9"], followed["s8"]
+    assert planned(sessions, followed, checks=2).checks == ()
+
+
+def test_rows_are_attributed_by_their_group() -> None:
+    one, other, quiet = (session(number) for number in range(3))
+    asked = [Member(known, well(known)) for known in (one, other, quiet)]
+    rows = [row(one), row(other, series=1), row(other)]
+    assert attribute(rows, asked) == {"s0": rows[:1], "s1": rows[1:], "s2": []}
+
+
+@pytest.mark.parametrize("group", ["another", None])
+def test_a_row_of_another_group_or_of_none_discards_the_answer(group: str | None) -> None:
+    one, other = session(0), session(1)
+    asked = [Member(known, well(known)) for known in (one, other)]
+    assert attribute([row(one), row(other, group=group)], asked) is None
+
+
+def shown(known: KnownSession, *rows: Datapoint, since: int = HOUR.start, own: bool = True) -> Shown:
+    return Shown().with_rows({HOUR: rows or (row(known),)}, since=since, own=own)
+
+
+def test_what_a_fetch_of_its_own_has_shown_is_what_batches_go_by() -> None:
+    known = session(1)
+    states = {
+        HOUR: WindowState(*HOUR, 0, samples=30),
+        BEFORE: WindowState(*BEFORE, 0, settled=True, samples=60),
+    }
+    rows = [row(known), row(known, at=NOW - 16), row(known, series=1)]
+    found = follow(known, states, shown(known, *rows), None, now=NOW)
+    assert found is not None
+    assert (found.windows, found.samples, found.owed) == ({HOUR: states[HOUR]}, 60, 10)
+    assert (found.series, found.newest, found.raw) == (frozenset({"s1-0", "s1-1"}), {HOUR: NOW - 1}, True)
+    later = follow(known, states, shown(known, row(known, series=2)), found, now=NOW)
+    assert later is not None
+    assert (later.series, later.raw) == (frozenset({"s1-0", "s1-1", "s1-2"}), True)
+
+
+def test_a_count_that_never_fits_is_looked_into_ever_more_rarely() -> None:
+    known = session(1)
+    found = follow(known, {HOUR: WindowState(*HOUR, 0, samples=90)}, shown(known), None, now=NOW)
+    patience = []
+    for samples in (80, 70, 60, 60):
+        found = follow(known, {HOUR: WindowState(*HOUR, 0, samples=samples)}, shown(known), found, now=NOW)
+        assert found is not None
+        patience.append(found.patience)
+    assert patience == [2 * FIRST_PATIENCE, 4 * FIRST_PATIENCE, 8 * FIRST_PATIENCE, FIRST_PATIENCE]
+
+
+def published(*stamps: float, series: str = "s1-0", count: int = 1) -> Emitted:
+    return {series: {stamp: EmittedPoint(1.0, 1.0, 1.0, count, 0) for stamp in stamps}}
+
+
+def test_what_the_store_tells_after_a_restart() -> None:
+    known = session(1, own_group="g1", newest_point_at=NOW - 1)
+    known = replace(known, session=replace(known.session, start=NOON + 700.0))
+    states = {HOUR: WindowState(*HOUR, 0, samples=2)}
+    rows = {HOUR: published(NOW - 1, NOW - 16)}
+    found = remembered(known, states, rows, now=NOW, cloud_now=NOW)
+    assert found is not None
+    assert (found.series, found.newest, found.raw, found.owed) == (frozenset({"s1-0"}), {HOUR: NOW - 1}, True, 98)
+    aggregates = remembered(known, states, {HOUR: published(NOW - 1, NOW - 16, count=2)}, now=NOW, cloud_now=NOW)
+    assert aggregates is not None
+    assert not aggregates.raw
+    assert remembered(known, states, {}, now=NOW, cloud_now=NOW) is None, "no series is known"
+    assert remembered(replace(known, own_group=None), states, rows, now=NOW, cloud_now=NOW) is None
+    assert remembered(replace(known, own_group="g2"), states, rows, now=NOW, cloud_now=NOW) is None
+    later = HOUR.end + 3700.0
+    assert remembered(known, states, rows, now=later, cloud_now=later) is None, "an hour between was never read"
+    assert remembered(known, states, rows, now=later - 3600, cloud_now=later - 3600) is not None
+
+
+@pytest.mark.parametrize(
+    ("groups", "own", "found"),
+    [
+        (["g1"], True, "g1"),
+        (["g1", "g2"], True, None),
+        ([None], True, None),
+        (["g1"], False, None),
+        ([], True, "before"),
+    ],
+)
+def test_the_group_that_is_kept_is_that_of_all_rows(groups: list[str | None], own: bool, found: str | None) -> None:
+    shown = Shown(series=frozenset((f"{one}", one) for one in groups), own=own)
+    assert shown.own_group(session(1, own_group="before")) == found
+
+
+def test_what_cannot_be_in_a_batch() -> None:
+    known, states = session(1), {HOUR: WindowState(*HOUR, 0)}
+    assert follow(known, states, Shown(), None, now=NOW) is None, "no row has shown its group"
+    assert follow(known, states, shown(known, row(known, group="another")), None, now=NOW) is None
+    assert follow(known, states, shown(known, row(known, group=None)), None, now=NOW) is None
+    assert follow(known, states, shown(known, own=False), None, now=NOW) is None
+    half = Window(NOON, NOON + 1800)
+    assert follow(known, {half: WindowState(*half, 0)}, shown(known), None, now=NOW) is None
+    outside = Shown().with_rows({HOUR: [row(known)], BEFORE: [row(known)]}, since=HOUR.start, own=True)
+    assert follow(known, states, outside, None, now=NOW) is None
+    assert follow(known, states, shown(known), None, now=NOW) is not None
+
+
+@pytest.mark.parametrize(
+    ("stamps", "since", "raw"),
+    [
+        ((1, 16), HOUR.start, True),
+        ((1, 61), HOUR.start, False),
+        ((1, 16), HOUR.start + 60, False),
+        ((0, 0), HOUR.start, True),
+    ],
+)
+def test_two_rows_in_a_minute_of_a_whole_hour_are_samples(stamps: Sequence[int], since: int, raw: bool) -> None:
+    known = session(1)
+    rows = [row(known, at=NOON + 120 + stamp + one / 10) for one, stamp in enumerate(stamps)]
+    assert shown(known, *rows, since=since).raw is raw
+    aggregate = replace(rows[0], count=2)
+    assert not shown(known, *rows, aggregate, since=since).raw
+
+
+def test_a_batch_settles_no_window_and_takes_no_samples_away() -> None:
+    state = WindowState(*HOUR, 0, settled=True, samples=7, raw_until=NOW)
+    changes = Changes(windows=(WindowRead("s1", state, None),))
+    before = WindowState(*HOUR, 0, samples=9)
+    (read,) = as_partial(changes, before, whole=True).windows
+    assert read.state == before
+    (read,) = as_partial(changes, before, whole=False).windows
+    assert read.state == WindowState(*HOUR, 0, samples=7)
+    (read,) = as_partial(changes, None, whole=True).windows
+    assert read.state == WindowState(*HOUR, 0, samples=7)
+
+
+def test_silence_is_counted_until_a_row_comes() -> None:
+    known = session(1)
+    once = after_batch(well(known), {}, Shown(), count=103, now=NOW)
+    twice = after_batch(once, {}, Shown(), count=106, now=NOW + 15)
+    assert (twice.silent, twice.lacking, twice.count, twice.missing) == (2, 2, 100, 6)
+    state = WindowState(*HOUR, 0, samples=106)
+    spoken = after_batch(twice, {HOUR: state}, shown(known), count=106, now=NOW + 30)
+    assert (spoken.silent, spoken.lacking, spoken.count, spoken.missing) == (0, 0, 106, 0)
+
+
+def test_a_session_is_due_again_after_a_batch() -> None:
+    known = session(1, newest_point_at=NOW - 100)
+    after = conclude_batch(known, well(known), newest=NOW - 5, interval=INTERVAL, now=NOW)
+    assert (after.fetch_at, after.fetched_at, after.newest_point_at) == (NOW + INTERVAL, NOW, NOW - 5)
+    assert (after.count_fetched, after.points_since_csv) == (100, True)
+    silent = conclude_batch(known, well(known, missing=1), newest=None, interval=INTERVAL, now=NOW)
+    assert (silent.newest_point_at, silent.count_fetched, silent.points_since_csv) == (NOW - 100, None, False)
+
+
+def test_a_long_silence_is_no_view() -> None:
+    known = session(1, fetched_at=NOW - 90)
+    silent = well(known, silent=SILENT_ROUNDS + 1)
+    assert conclude_batch(known, silent, newest=None, interval=INTERVAL, now=NOW).fetched_at == NOW - 90
+
+
+def test_one_that_ended_meanwhile_keeps_the_fetch_that_was_called_for() -> None:
+    known = session(1, fetch_at=NOW - 3)
+    over = replace(known, session=replace(known.session, end=NOW - 4))
+    after = conclude_batch(over, well(known), newest=NOW - 5, interval=INTERVAL, now=NOW)
+    assert after == replace(over, newest_point_at=NOW - 5, points_since_csv=True)
+
+
+def passes(size: BatchSize, times: int, *, now: float = NOW) -> BatchSize:
+    for _ in range(times):
+        size = size.after_success(size.ids, now=now)
+    return size
+
+
+def test_the_size_grows_by_one_after_some_full_batches() -> None:
+    assert passes(BatchSize(), GOOD_BEFORE_GROWTH - 1).ids == FIRST_SIZE
+    assert passes(BatchSize(), GOOD_BEFORE_GROWTH).ids == FIRST_SIZE + 1
+    assert passes(BatchSize(), 1000).ids == MOST_IDS
+    few = BatchSize()
+    for _ in range(100):
+        few = few.after_success(FIRST_SIZE - 1, now=NOW)
+    assert few.ids == FIRST_SIZE
+
+
+def test_the_size_goes_back_to_what_passed_and_not_up_to_what_failed() -> None:
+    eight = passes(BatchSize(), GOOD_BEFORE_GROWTH)
+    seven = eight.after_failure(8, now=NOW)
+    assert seven.ids == 7
+    assert passes(seven, 100, now=NOW + 1800).ids == 7
+    assert passes(seven, GOOD_BEFORE_GROWTH, now=NOW + FAILURE_COUNTS_FOR).ids == 8
+
+
+def test_what_never_passed_is_halved() -> None:
+    size = BatchSize().after_failure(7, now=NOW)
+    assert size.ids == 3
+    assert size.after_failure(3, now=NOW).ids == size.after_failure(1, now=NOW).ids == 1
+    passed_once = passes(size, 1)
+    assert passed_once.after_failure(3, now=NOW).ids == 1, "what passed before has failed now"
+    assert size.after_failure(7, now=NOW).ids == 3, "a second one that was under way"
