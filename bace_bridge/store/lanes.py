@@ -49,6 +49,7 @@ def append_events(connection: sqlite3.Connection, events: Iterable[Event]) -> No
         (name, msgspec.json.decode(wish, type=Filter))
         for name, wish in connection.execute("select name, wish from sinks where routed_through is null")
     ]
+    made = set[tuple[str, str]]()
     for one in events:
         added = connection.execute(
             """insert into events (id, type, session_id, device_id, time, observed_at, data)
@@ -57,9 +58,11 @@ def append_events(connection: sqlite3.Connection, events: Iterable[Event]) -> No
         )
         if added.rowcount:
             lane, seq = session_lane(one), added.lastrowid
+            sinks = [sink for sink, wish in filters if (sink, lane) not in made and wanted(one, wish)]
+            made.update((sink, lane) for sink in sinks)
             connection.executemany(
                 "insert into lanes (sink, lane, seq, version) values (?, ?, ?, ?) on conflict (sink, lane) do nothing",
-                [(sink, lane, seq, seq) for sink, wish in filters if wanted(one, wish)],
+                [(sink, lane, seq, seq) for sink in sinks],
             )
 
 

@@ -56,6 +56,7 @@ class Dispatcher(RuleBasedStateMachine):
         self.acknowledged: set[int] = set()
         self.given_up: set[int] = set()
         self.skipped: set[int] = set()
+        self.owed: set[int] = set()
         self.now = 0.0
         self.start()
 
@@ -110,6 +111,20 @@ class Dispatcher(RuleBasedStateMachine):
             self.flying[lane_key(attempt.logged), attempt.logged.seq] = attempt
         assert len(self.flying) == self.outbox.in_flight <= self.window
 
+    @precondition(lambda self: self.claimed is None and self.records is None and self.may_claim)
+    @rule()
+    def claim_and_send(self) -> None:
+        self.read_claim()
+        self.take_claim()
+        self.send()
+
+    @precondition(lambda self: self.flying)
+    @rule()
+    def all_arrive(self) -> None:
+        for _, attempt in sorted(self.flying.items()):
+            self.arrive(attempt)
+        self.flying.clear()
+
     def check(self, attempt: Attempt) -> None:
         seq, key = attempt.logged.seq, lane_key(attempt.logged)
         assert (key, seq) not in self.flying
@@ -131,6 +146,7 @@ class Dispatcher(RuleBasedStateMachine):
 
     def arrive(self, attempt: Attempt) -> None:
         self.acknowledged.add(attempt.logged.seq)
+        self.owed.discard(attempt.logged.seq)
         if self.lane_of[attempt.logged.seq] not in self.uncounted:
             self.acknowledged_since_start.add(attempt.logged.seq)
         self.outbox.delivered(attempt.logged)
@@ -150,6 +166,7 @@ class Dispatcher(RuleBasedStateMachine):
         letter = DeadLetter(seq, self.lane_of[seq], attempt.number, "rejected")
         if self.outbox.given_up(attempt.logged, letter):
             self.given_up.add(seq)
+            self.owed.discard(seq)
 
     def land(self, data: st.DataObject) -> Attempt:
         return self.flying.pop(data.draw(st.sampled_from(sorted(self.flying))))
@@ -208,6 +225,8 @@ class Dispatcher(RuleBasedStateMachine):
         first = max(1, len(self.lane_of) - back)
         self.store.execute("update events set observed_at = seq")
         lanes.replay(self.store, SINK, session=session, since=float(first))
+        of = {seq for seq, lane in self.lane_of.items() if session is None or lane == session}
+        self.owed |= {seq for seq in of if seq >= first}
         self.moved(*([session] if session is not None else ["a", "b", BRIDGE_LANE]))
 
     @rule(key=LANES)
@@ -225,6 +244,7 @@ class Dispatcher(RuleBasedStateMachine):
             query = "update lanes set seq = ?, attempts = 0, version = ? where lane = ?"
             self.store.execute(query, (left[0] + 1, version, key))
             self.skipped.add(left[0])
+            self.owed.discard(left[0])
             self.moved(key)
 
     @rule(key=LANES)
@@ -232,7 +252,9 @@ class Dispatcher(RuleBasedStateMachine):
         row = self.store.execute("select seq from lanes where lane = ?", (key,)).fetchone()
         if row is not None:
             self.store.execute("delete from lanes where lane = ?", (key,))
-            self.skipped |= {seq for seq, lane in self.lane_of.items() if lane == key and seq >= row[0]}
+            dropped = {seq for seq, lane in self.lane_of.items() if lane == key and seq >= row[0]}
+            self.skipped |= dropped
+            self.owed -= dropped
             self.moved(key)
 
     @rule()
@@ -267,9 +289,7 @@ class Dispatcher(RuleBasedStateMachine):
                 self.take_claim()
             self.time_passes(5.0)
             self.send()
-            for _, attempt in sorted(self.flying.items()):
-                self.arrive(attempt)
-            self.flying.clear()
+            self.all_arrive()
             if self.records is None:
                 self.prepare_record()
             if self.outcome is None:
@@ -282,6 +302,7 @@ class Dispatcher(RuleBasedStateMachine):
         assert not self.may_claim
         dead = {row[0] for row in self.store.execute("select seq from dead_letters")}
         assert self.acknowledged | dead | self.skipped == set(self.lane_of)
+        assert not self.owed, "a replay was asked for and did not come"
         self.store.close()
 
 
