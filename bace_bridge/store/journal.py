@@ -98,16 +98,17 @@ class Journal:
         return await self._file.read(lambda connection: _decoded(connection.execute(query, (session_id, limit))))
 
     async def device_labels(self) -> dict[str, str | None]:
-        """The newest labels, by id, of the devices whose data sessions are known."""
-        labels = """select group_id, json_extract(known, '$.device_label') as label, max(start) from sessions
-            where label is not null group by group_id"""
-
-        def work(connection: sqlite3.Connection) -> dict[str, str | None]:
-            ids = connection.execute("select distinct group_id from sessions")
-            unnamed: dict[str, str | None] = dict.fromkeys(row[0] for row in ids)
-            return unnamed | {row[0]: str(row[1]) for row in connection.execute(labels)}
-
-        return await self._file.read(work)
+        """The labels, by id, of the devices whose data sessions are known: each one's newest session has it."""
+        query = """
+            with recursive devices (device) as (
+              select min(group_id) from sessions
+              union all
+              select (select min(group_id) from sessions where group_id > device) from devices where device is not null
+            )
+            select device, (select json_extract(known, '$.device_label') from sessions
+              where group_id = device and removed = 0 order by active desc, start desc limit 1)
+            from devices where device is not null"""
+        return await self._file.read(lambda connection: dict(connection.execute(query).fetchall()))
 
     async def overdue_ends(self, seen_before: float) -> list[KnownSession]:
         """The sessions whose end was seen before a time and has not been emitted yet."""

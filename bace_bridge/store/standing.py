@@ -82,11 +82,12 @@ class Standing:
 
     async def stale(self) -> frozenset[str]:
         """The devices of which the datapoints of the active data session that is shown were read too long ago."""
-        query = "select known from sessions where unfinished and active order by start"
+        # Sorted here: by `start` SQLite would go through the index of all sessions.
+        query = "select known from sessions where unfinished and active"
 
         def work(connection: sqlite3.Connection) -> frozenset[str]:
             active = [msgspec.json.decode(row[0], type=KnownSession) for row in connection.execute(query)]
-            shown = {one.session.group_id: one for one in active}
+            shown = {one.session.group_id: one for one in sorted(active, key=lambda one: one.session.start)}
             return frozenset(group for group, one in shown.items() if not self._is_current(one))
 
         return await self._file.read(work)
@@ -102,14 +103,21 @@ class Standing:
 
 
 def _all_devices(connection: sqlite3.Connection) -> list[str]:
-    rows = connection.execute("select group_id from sessions union select device_id from latest")
+    """One step in an index a device, not one a data session."""
+    rows = connection.execute("""
+        with recursive devices (device) as (
+          select min(group_id) from sessions
+          union all
+          select (select min(group_id) from sessions where group_id > device) from devices where device is not null
+        )
+        select device from devices where device is not null union select device_id from latest""")
     return [str(row[0]) for row in rows]
 
 
 def _last_session(connection: sqlite3.Connection, device: str) -> KnownSession | None:
     """The newest active data session of a device, else the newest one."""
     row = connection.execute(
-        "select known from sessions where group_id = ? and not removed order by active desc, start desc limit 1",
+        "select known from sessions where group_id = ? and removed = 0 order by active desc, start desc limit 1",
         (device,),
     ).fetchone()
     return None if row is None else msgspec.json.decode(row[0], type=KnownSession)
