@@ -39,6 +39,7 @@ NOON = 1_764_590_400.0
 
 @dataclass
 class Store:
+    path: Path
     file: SqliteFile
     journal: Journal
     log: EventLog
@@ -69,7 +70,10 @@ async def sqlite(folder: Path) -> AsyncIterator[Store]:
     async with SqliteFile(folder / "b.db") as file:
         grown: list[int] = []
         standing = Standing(file, csv_url=lambda session: f"https://cloud.example/{session}.csv")
-        yield Store(file, Journal(file, grew=lambda: grown.append(1)), EventLog(file), Facts(file), standing, grown)
+        path = folder / "b.db"
+        yield Store(
+            path, file, Journal(file, grew=lambda: grown.append(1)), EventLog(file), Facts(file), standing, grown
+        )
 
 
 STORES = [sqlite]
@@ -453,6 +457,18 @@ async def test_a_row_that_was_deleted_and_made_again_is_another_one(store: Store
     assert await store.lanes("a") == {"s1": second}
 
 
+async def test_it_is_seen_when_another_process_has_written(opened: Opened) -> None:
+    async with opened() as store:
+        await store.open("a")
+        await store.log.changed_elsewhere()
+        await store.tell(event(1))
+        assert not await store.log.changed_elsewhere(), "it was the bridge itself"
+        async with SqliteFile(store.path, beside=True) as file:
+            await EventLog(file).replay("a", session="s1", since=None)
+        assert await store.log.changed_elsewhere()
+        assert not await store.log.changed_elsewhere()
+
+
 async def test_a_lane_that_has_got_more_meanwhile_stays(store: Store) -> None:
     await store.open("a")
     first, second = await store.tell(event(1), event(2))
@@ -460,6 +476,22 @@ async def test_a_lane_that_has_got_more_meanwhile_stays(store: Store) -> None:
     assert (recorded.more, await store.lanes("a")) == (True, {"s1": second})
     recorded = await deliver(store.file, "a", upto=second)
     assert (recorded.more, await store.lanes("a")) == (False, {})
+
+
+async def test_what_a_dispatcher_asks_is_found_by_an_index(store: Store) -> None:
+    await store.open("a")
+    await store.tell(*(event(number, session=f"s{number % 7}") for number in range(50)), event(90, session=None))
+    statements: list[str] = []
+    await store.file.read(lambda connection: connection.set_trace_callback(statements.append))
+    await claimed(store, "a", Filter())
+    await deliver(store.file, "a", upto=20)
+    await store.journal.commit(Changes(events=(event(91),)))
+    await store.file.read(lambda connection: connection.set_trace_callback(None))
+    asked = [one for one in statements if ("lanes" in one or "from events" in one) and "order by seq, lane" not in one]
+    assert len(asked) > 10
+    for one in asked:
+        plan = await store.file.read(lambda connection, one=one: list(connection.execute(f"explain query plan {one}")))  # type: ignore[misc]  # binds now; our own text
+        assert not [detail for *_, detail in plan if "SCAN" in detail or "TEMP B-TREE" in detail], (one, plan)
 
 
 async def test_replay_begins_at_each_session_s_first_event(store: Store) -> None:

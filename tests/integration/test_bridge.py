@@ -141,6 +141,20 @@ async def test_what_is_committed_while_the_log_is_read_is_delivered_without_a_fu
             await until(lambda: [one.session for one in hook.arrivals] == [session], within=SOON, what="the start")
 
 
+async def test_what_a_command_beside_the_bridge_asks_for_is_begun_without_a_further_event(tmp_path: Path) -> None:
+    cloud = SimulatedCloud()
+    device = cloud.add_device("BaceGo-1")
+    async with SimulatedServer(cloud) as server, receiver() as hook:
+        path = bridge_file(tmp_path, cloud_url=server.url, hooks={"hook": {"url": hook.url}})
+        async with whole_bridge(path):
+            await until(lambda: len(server.requests) > 4, within=SOON, what="the first polls")
+            session = cloud.open_session(device.id_group)
+            await until(lambda: len(hook.arrivals) == 1, within=SOON, what="the start")
+            async with SqliteFile(tmp_path / "bridge.db", beside=True) as file:
+                assert await EventLog(file).replay("hook", session=session, since=None) == 1
+            await until(lambda: len(hook.arrivals) == 2, within=SOON, what="the replay")
+
+
 async def test_a_sink_gets_only_what_is_of_its_groups(tmp_path: Path, broker: Broker) -> None:
     cloud = SimulatedCloud()
     foreign, own = cloud.add_device("BaceGo-1"), cloud.add_device("BaceGo-2")
