@@ -6,6 +6,7 @@ somebody else, what is held of that lane is forgotten.
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 
 from msgspec.structs import replace
 
@@ -26,6 +27,9 @@ from bace_bridge.domain.lanes import (
 FRESH = Share(lanes=400, events=1500, size=3 * 1024 * 1024)
 BEHIND = Share(lanes=50, events=500, size=1024 * 1024)
 """What is held of lanes that are behind: a long replay takes no room from the others."""
+
+LONG = 20
+"""Events of a lane that stay in memory where others find no room."""
 
 LOW = 5
 """Events left of a lane from which on more of it is read, while they are on their way."""
@@ -141,8 +145,15 @@ class Outbox:
             if self._more[behind] or any(one.reads_on for one in self._lanes.values() if one.lane.behind == behind):
                 room = self._room(behind=bool(behind))
                 if 2 * room.lanes >= share.lanes and 2 * room.events >= share.events and 2 * room.size >= share.size:
-                    return self.more or not self._more[behind]
+                    return True
         return False
+
+    def _set_aside(self, *, behind: bool) -> None:
+        """A slow lane with much to deliver must not take all the room: it is read again from its place in time."""
+        for held in self._lanes.values():
+            if held.lane.behind == behind and len(held.waiting) > LONG:
+                held.waiting = deque(islice(held.waiting, LONG))
+                held.through, held.complete, held.low = held.waiting[-1].seq, False, LOW
 
     def claim(self) -> Claim:
         """What there is room for."""
@@ -171,6 +182,9 @@ class Outbox:
                 found.through, found.complete = piece.through, piece.complete
                 found.low = max(LOW, len(piece.events) // 4)
                 self._changes(found)
+        for behind, more in enumerate(self._more):
+            if more and not self.wants_more():
+                self._set_aside(behind=bool(behind))
 
     def next_attempts(self) -> list[Attempt]:
         """The deliveries to be made now; they count as in flight from here on."""

@@ -29,8 +29,9 @@ from bace_bridge.store.facts import read_fact, write_fact
 COLUMNS = "seq, id, type, session_id, device_id, time, observed_at, data"
 
 LEAST = 20
-"""Events that are read of a lane at once, at least; of few lanes more."""
+"""Events that are read of a lane at once, at least; of few lanes more, up to `MOST`."""
 
+MOST = 500
 MOST_BYTES = 256 * 1024
 """What one reading of a lane holds at most, give or take one event."""
 
@@ -93,22 +94,23 @@ class _Room:
 
 def claim(connection: sqlite3.Connection, sink: str, wish: Filter, asked: Claim, *, now: float) -> Claimed:
     """The sink's lanes that are due, each with its next events. It writes nothing: the dispatcher knows what it has."""
-    rooms = {False: _Room(asked.fresh), True: _Room(asked.behind)}
-    read_on: list[Piece] = []
-    for lane, start in asked.read_on:
-        if not (room := rooms[lane.behind]).full:
-            limit = max(LEAST, room.events // len(asked.read_on))
-            read_on.append(room.take(_piece(connection, lane, start, wish, limit)))
     begun: list[Piece] = []
+    read_on: list[Piece] = []
     more: list[bool] = []
-    for behind, room in rooms.items():
+    for behind, share in ((False, asked.fresh), (True, asked.behind)):
+        room = _Room(share)
         due = _due(connection, sink, room.lanes + 1, behind=behind, held=asked.held, now=now)
-        limit, before = max(LEAST, room.events // max(1, len(due))), len(begun)
+        on = [(lane, start) for lane, start in asked.read_on if lane.behind == behind]
+        limit = min(MOST, max(LEAST, room.events // max(1, len(due) + len(on))))
+        taken = 0
         for lane in due[: room.lanes]:
-            if room.full:
-                break
-            begun.append(room.take(_piece(connection, lane, lane.seq, wish, limit)))
-        more.append(len(begun) - before < len(due))
+            if not room.full:
+                begun.append(room.take(_piece(connection, lane, lane.seq, wish, limit)))
+                taken += 1
+        more.append(taken < len(due))
+        for lane, start in on:
+            if not room.full:
+                read_on.append(room.take(_piece(connection, lane, start, wish, limit)))
     (next_due,) = connection.execute(
         "select min(due_at) from lanes where sink = ? and behind = 1 and due_at > ?", (sink, now)
     ).fetchone()

@@ -743,6 +743,20 @@ async def test_many_events_of_many_sessions_in_little_memory(tmp_path: Path, clo
     assert all(seqs == sorted(seqs) for seqs in taken.values())
 
 
+async def test_slow_sessions_with_thousands_of_events_hold_up_no_alarm(
+    tmp_path: Path, clock: Clock, receiver: Receiver
+) -> None:
+    gates = [receiver.closes_the_gate(number) for number in range(5)]
+    async with running(tmp_path / "b.db", clock, receiver.url) as line:
+        await line.tell(*(event(number, f"slow{number % 5}") for number in range(4000)))
+        await eventually(lambda: len(receiver.arrivals) == 5)
+        for number in range(4000, 4010):
+            await line.tell(event(number, f"s{number}"))
+            await receiver.has_taken(number)
+        for gate in gates:
+            gate.set()
+
+
 async def test_one_long_session_is_not_slowed_down_by_the_records(tmp_path: Path, clock: Clock) -> None:
     """It is read in pieces, and between two of them may lie a pause."""
     count, taken, reads = 6000, list[int](), list[str]()

@@ -251,6 +251,26 @@ def test_only_so_many_lanes_events_and_bytes_are_held(room: Share) -> None:
     assert box.wants_more()
 
 
+def test_a_slow_lane_with_much_to_deliver_leaves_room_for_others() -> None:
+    room = Share(lanes=10, events=100, size=10_000)
+    box = Outbox(window=10, pipelined=False, fresh=room, behind=ROOM)
+    slow = piece("slow", *range(1, 101))
+    box.begin(Claimed((slow,), (), more_fresh=False, more_behind=False, next_due=None))
+    assert sent(box) == [1]
+    assert box.claim().fresh.events == 0
+    box.begin(Claimed((), (), more_fresh=True, more_behind=False, next_due=None))
+    assert box.claim().fresh.events > 50, "what waits of it is read again later"
+    assert box.wants_more()
+    assert not box.claim().read_on
+    box.begin(Claimed((piece("other", 200),), (), more_fresh=False, more_behind=False, next_due=None))
+    assert sent(box) == [200]
+    for seq in range(1, 21):
+        box.delivered(logged(seq, "slow"))
+        assert sent(box) == [seq + 1]
+    assert recorded(box)["slow"].lane.seq == 21
+    assert [start for _, start in box.claim().read_on] == [22]
+
+
 def test_when_the_clock_is_set_what_rests_rests_as_long_as_before() -> None:
     box = outbox(piece("a", 1), piece("b", 2, due_at=3.0, behind=True))
     sent(box)
