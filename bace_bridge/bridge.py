@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, Literal
 
 import structlog
-from msgspec.structs import replace
 
 from bace_bridge import logs
 from bace_bridge.account import cloud_http, fingerprint
@@ -20,7 +19,6 @@ from bace_bridge.cloud.http import CloudHttp
 from bace_bridge.config.models import Config, MqttConfig, WebhookConfig
 from bace_bridge.dispatcher import Dispatcher
 from bace_bridge.domain.events import SINK_DISABLED, bridge_event
-from bace_bridge.domain.retry import plausible
 from bace_bridge.domain.routing import Filter
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.failpoints import Failpoint
@@ -233,8 +231,8 @@ class Bridge:
 
     @staticmethod
     async def _replay(event_log: EventLog, dispatchers: Mapping[str, Dispatcher], sink: str, **which: Any) -> int:
-        count = await event_log.ask_replay(sink, **which)
-        dispatchers[sink].look_at_asked()
+        count = await event_log.replay(sink, **which)
+        dispatchers[sink].log_grew()
         return count
 
     def _webhooks(self) -> Sequence[WebhookSink]:
@@ -252,12 +250,13 @@ class Bridge:
     ) -> None:
         """Gives the sink its place in the log before anything is watched, so that it misses nothing."""
         address = wish.url if isinstance(wish, MqttConfig) else wish.url.get_secret_value()
-        place = await event_log.open_sink(wish.name, target=fingerprint(address))
+        filter_ = Filter(events=tuple(wish.events), groups=tuple(wish.groups), sink=wish.name)
+        disabled = await event_log.open_sink(wish.name, target=fingerprint(address), wish=filter_)
         kind: Literal["mqtt", "webhook"] = "mqtt" if isinstance(wish, MqttConfig) else "webhook"
         watch = service.status.sinks[wish.name] = SinkWatch(kind, wish.name, clock=self._clock)
-        if place.disabled_reason is not None:
-            service.status.disabled[wish.name] = place.disabled_reason
-            log.warning("sink.is_disabled", sink=wish.name, reason=place.disabled_reason, until="its url changes")
+        if disabled is not None:
+            service.status.disabled[wish.name] = disabled
+            log.warning("sink.is_disabled", sink=wish.name, reason=disabled, until="its url changes")
             return
 
         async def on_disabled(name: str, reason: str) -> None:
@@ -265,16 +264,14 @@ class Bridge:
             service.status.disabled[name] = reason
             data = {"sink": name, "reason": reason, "observed_at": iso_utc(now)}
             told = bridge_event(SINK_DISABLED, at=now, facts=(name, now), data=data)
-            await event_log.disable(name, reason, told, now=now)
+            await event_log.disable(name, reason, told)
             log.error(SINK_DISABLED, sink=name, reason=reason)
             log_grew()
 
         dispatcher = Dispatcher(
             sink if self._failpoint is None else self._failpoint.around_sink(sink),
             event_log,
-            Filter(events=tuple(wish.events), groups=tuple(wish.groups), sink=wish.name),
-            cursor=place.cursor,
-            parked=tuple(replace(lane, at=plausible(lane.at, now=self._clock())) for lane in place.parked),
+            filter_,
             clock=self._clock,
             jitter=random.random,
             sleep=asyncio.sleep,

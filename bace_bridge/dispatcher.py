@@ -8,14 +8,22 @@ from functools import partial
 from typing import Protocol
 
 import structlog
-from msgspec.structs import replace
 
 from bace_bridge.domain import retry
 from bace_bridge.domain.dead_letters import dead_letter_told
-from bace_bridge.domain.delivery import Deliveries
-from bace_bridge.domain.events import Event, LoggedEvent
-from bace_bridge.domain.lanes import Attempt, FailedAttempt, Parked, Progress
-from bace_bridge.domain.routing import Filter, wanted
+from bace_bridge.domain.lanes import (
+    Attempt,
+    Claim,
+    Claimed,
+    DeadLetter,
+    FailedAttempt,
+    LaneRecord,
+    Progress,
+    Recorded,
+    session_lane,
+)
+from bace_bridge.domain.outbox import Outbox
+from bace_bridge.domain.routing import Filter
 from bace_bridge.errors import (
     DeliveryFailed,
     DeliveryRejected,
@@ -28,8 +36,6 @@ from bace_bridge.errors import (
 
 log = structlog.get_logger()
 
-READ_AT_ONCE = 1000
-LANE_AT_ONCE = 20
 LONGEST_REST = 30.0
 RECORD_PAUSE = 0.02
 """Seconds between two records of progress, so that many acknowledgements share one transaction."""
@@ -51,14 +57,12 @@ class Sink(Protocol):
 
 
 class Log(Protocol):
-    async def read(self, *, after: int, limit: int) -> list[LoggedEvent]: ...
-    async def read_lane(self, key: str, *, start: int, upto: int, limit: int) -> list[LoggedEvent]: ...
-    async def record(self, sink: str, progress: Progress, *, now: float) -> None: ...
-    async def asked(self, sink: str) -> list[Parked]: ...
+    async def claim(self, sink: str, wish: Filter, asked: Claim, *, now: float) -> Claimed: ...
+    async def record(self, sink: str, progress: Progress, *, now: float) -> Recorded: ...
 
 
 class Dispatcher:
-    """Delivers the log to one sink, from its place on, and never touches another's."""
+    """Delivers the lanes of one sink, and never touches another's."""
 
     def __init__(
         self,
@@ -66,8 +70,6 @@ class Dispatcher:
         event_log: Log,
         wish: Filter,
         *,
-        cursor: int,
-        parked: tuple[Parked, ...],
         clock: Callable[[], float],
         jitter: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]],
@@ -85,18 +87,16 @@ class Dispatcher:
         self._on_disabled = on_disabled
         self._on_told = on_told
         self._on_attempt = on_attempt
-        self._deliveries = Deliveries(cursor, parked, window=sink.window, pipelined=sink.pipelined)
+        self._outbox = Outbox(window=sink.window, pipelined=sink.pipelined)
         self._called = asyncio.Event()
-        self._returned: list[LoggedEvent] = []
         self._available = False
         self._disabled: str | None = None
+        # What is due: claimed when the log grew or rows were moved, when there are more of them, and at the next time.
         self._growths = 1
-        self._growths_read = 0
-        self._unrecorded: Progress | None = None
+        self._growths_claimed = 0
+        self._next_due: float | None = None
         self._failed: list[FailedAttempt] = []
-        self._told: list[Event] = []
-        self._asked = False
-        self._taken: list[Parked] = []
+        self._record_after = 0.0
         # While progress cannot be recorded nothing more is sent: a crash would send all of it again.
         self._recordable = True
         self._stopping = False
@@ -105,28 +105,18 @@ class Dispatcher:
         self.beat_at = monotonic()
 
     def log_grew(self) -> None:
+        """There are new events, or somebody has moved lanes."""
         self._growths += 1
         self._called.set()
 
-    def look_at_asked(self) -> None:
-        """Somebody asked for something that was delivered before, or given up."""
-        self._asked = True
-        self._called.set()
-
     def clock_stepped(self, seconds: float) -> None:
-        self._deliveries.clock_stepped(seconds)
-        self._called.set()
-
-    @property
-    def _log_may_have_more(self) -> bool:
-        """True until a reading has found nothing and the log has not grown since that reading began."""
-        return self._growths_read < self._growths
+        self._outbox.clock_stepped(seconds)
+        self.log_grew()
 
     @property
     def idle(self) -> bool:
-        """True when everything that was read is delivered or parked, and nothing more is known to be in the log."""
-        deliveries = self._deliveries
-        return deliveries.cursor == deliveries.read_upto and not self._log_may_have_more and not deliveries.in_flight
+        """True when everything that is due was delivered and recorded."""
+        return self._growths_claimed == self._growths and not self._outbox.more and self._outbox.empty
 
     async def run(self) -> None:
         """Until cancelled, or until the other side asks not to be called any more."""
@@ -136,11 +126,10 @@ class Dispatcher:
                 while not await self._on_the_store(self._record):
                     pass
                 await self._wait_for_sink()
-            await self._on_the_store(self._take_asked)
-            await self._on_the_store(self._read_log)
-            await self._on_the_store(self._resume_lanes)
+            await self._on_the_store(self._claim)
             self._send_more()
-            await self._on_the_store(self._record)
+            if self._may_record:
+                await self._on_the_store(self._record)
             await self._rest()
         self.beat_at = math.inf
         await self._on_the_store(self._record)
@@ -149,12 +138,15 @@ class Dispatcher:
             pass
 
     async def finish(self, grace: float) -> None:
-        """Delivers what is left for at most `grace` seconds."""
+        """Delivers what is left for at most `grace` seconds; what is behind waits for the next start."""
+        self._outbox.winding_up = True
         try:
             async with asyncio.timeout(grace):
                 while self._available and not self.idle:
-                    await self._on_the_store(self._read_log)
+                    await self._on_the_store(self._claim)
                     self._send_more()
+                    if self._may_record:
+                        await self._on_the_store(self._record)
                     if not self.idle:
                         await self._rest()
         except TimeoutError:
@@ -172,60 +164,40 @@ class Dispatcher:
         self.beat_at = math.inf
         await self._sink.ready()
         self.beat_at = self._monotonic()
-        self._deliveries.returned(self._returned)
-        self._returned = []
         self._available = True
 
-    async def _take_asked(self) -> None:
-        """Goes back to what was asked for; the request stands in the store until that is recorded."""
-        if self._asked:
-            lanes = await self._log.asked(self._sink.name)
-            self._asked = False
-            self._deliveries.replay(lanes)
-            self._taken += lanes
+    @property
+    def _may_claim(self) -> bool:
+        due = self._next_due is not None and self._next_due <= self._clock()
+        return due or self._growths_claimed < self._growths or self._outbox.wants_more()
 
-    async def _read_log(self) -> None:
-        if not self._log_may_have_more or not self._deliveries.room_to_read:
-            return
-        growths = self._growths
-        events = await self._log.read(after=self._deliveries.read_upto, limit=READ_AT_ONCE)
-        if not events:
-            self._growths_read = growths
-        else:
-            wanted_ones = [one for one in events if wanted(one.event, self._wish)]
-            self._deliveries.offer(wanted_ones, read_upto=events[-1].seq)
-
-    async def _resume_lanes(self) -> None:
-        for lane in self._deliveries.due_lanes(self._clock()):
-            start, complete = lane.seq, False
-            found: list[LoggedEvent] = []
-            while not found and not complete:
-                self.beat_at = self._monotonic()
-                upto = self._deliveries.read_upto
-                events = await self._log.read_lane(lane.key, start=start, upto=upto, limit=LANE_AT_ONCE)
-                found = [one for one in events if wanted(one.event, self._wish)]
-                complete = not events
-                start = events[-1].seq + 1 if events else start
-            self._deliveries.resume(lane, found, complete=complete)
+    async def _claim(self) -> None:
+        if self._may_claim:
+            growths = self._growths
+            claimed = await self._log.claim(self._sink.name, self._wish, self._outbox.claim(), now=self._clock())
+            self._growths_claimed, self._next_due = growths, claimed.next_due
+            self._outbox.begin(claimed)
 
     def _send_more(self) -> None:
         if not self._available or self._disabled is not None or self._stopping or not self._recordable:
             return
-        for attempt in self._deliveries.next_attempts():
+        for attempt in self._outbox.next_attempts():
             self._sink.send(attempt, partial(self._done, attempt, self._clock()))
 
     def _done(self, attempt: Attempt, sent_at: float, error: SinkError | None) -> None:
         if error is None:
             self._on_attempt(None)
-            self._deliveries.delivered(attempt.logged)
+            calls = not self._outbox.changed
+            self._outbox.delivered(attempt.logged)
             self._send_more()
-        elif isinstance(error, SinkUnavailable):
+            if calls or self._outbox.in_flight < self._sink.window:
+                self._called.set()
+            return
+        if isinstance(error, SinkUnavailable | SinkDisabled):
             self._available = False
-            self._returned.append(attempt.logged)
-        elif isinstance(error, SinkDisabled):
-            self._available = False
-            self._disabled = str(error)
-            self._returned.append(attempt.logged)
+            if isinstance(error, SinkDisabled):
+                self._disabled = str(error)
+            self._outbox.returned(attempt.logged)
         else:
             self._on_attempt(error)
             self._note_failure(attempt, sent_at, error)
@@ -241,45 +213,48 @@ class Dispatcher:
         if not isinstance(error, DeliveryRejected):
             decision = retry.decide(attempt.number, now=now, jitter=self._jitter(), retry_after=asked)
         if isinstance(decision, retry.TryAgain):
-            self._deliveries.failed(attempt.logged, attempts=attempt.number, at=decision.at, reason=str(error))
+            self._outbox.failed(attempt.logged, attempts=attempt.number, at=decision.at, reason=str(error))
             log.info("delivery.retry_scheduled", **about, reason=str(error), again_in=round(decision.at - now, 1))
         else:
             reason = f"{decision.reason}: {error}"
-            if self._deliveries.given_up(attempt.logged, attempts=attempt.number, reason=reason):
-                self._tell_dead_letter(event, attempt.number, reason)
+            told = dead_letter_told(self._sink.name, event, attempts=attempt.number, reason=reason, now=now)
+            letter = DeadLetter(attempt.logged.seq, session_lane(event), attempt.number, reason, told)
+            if self._outbox.given_up(attempt.logged, letter):
                 log.error("delivery.dead_letter", **about, reason=reason)
 
-    def _tell_dead_letter(self, event: Event, attempts: int, reason: str) -> None:
-        told = dead_letter_told(self._sink.name, event, attempts=attempts, reason=reason, now=self._clock())
-        if told is not None:
-            self._told.append(told)
+    @property
+    def _may_record(self) -> bool:
+        return asyncio.get_running_loop().time() >= self._record_after
 
     async def _record(self) -> None:
-        """Makes durable what an earlier attempt failed at or was cut off at, then what was acknowledged since."""
-        await self._write_unrecorded()
-        progress = self._deliveries.take_progress()
-        if progress is None and self._taken:
-            progress = Progress(self._deliveries.recorded_cursor)
-        if progress is not None:
-            rest = {"failed": tuple(self._failed), "told": tuple(self._told), "taken": tuple(self._taken)}
-            self._unrecorded = replace(progress, **rest)
-            self._failed, self._told, self._taken = [], [], []
-        await self._write_unrecorded()
+        """Makes durable what became of the lanes; where it is cut off it is done again."""
+        lanes, failed = self._outbox.progress(), len(self._failed)
+        if not lanes and not failed:
+            return
+        try:
+            recorded = await self._log.record(
+                self._sink.name, Progress(lanes, tuple(self._failed[:failed])), now=self._clock()
+            )
+        except StoreError:
+            self._recordable = False
+            raise
+        del self._failed[:failed]
+        self._outbox.recorded(lanes, recorded)
+        self._record_after = asyncio.get_running_loop().time() + RECORD_PAUSE
+        self._see_to(lanes, recorded)
 
-    async def _write_unrecorded(self) -> None:
-        if self._unrecorded is not None:
-            progress = self._unrecorded
-            try:
-                await self._log.record(self._sink.name, progress, now=self._clock())
-            except StoreError:
-                self._recordable = False
-                raise
-            self._unrecorded = None
-            if not self._recordable:
-                self._recordable = True
-                self._called.set()
-            if progress.told:
-                self._on_told()
+    def _see_to(self, lanes: tuple[LaneRecord, ...], recorded: Recorded) -> None:
+        """What follows from a record: rows that are due again, a time to wait for, events for the others."""
+        if recorded.more or recorded.moved:
+            self.log_grew()
+        waiting = [one.lane.due_at for one in lanes if one.lane.attempts and one.lane.due_at]
+        if waiting:
+            self._next_due = min([*waiting, *([] if self._next_due is None else [self._next_due])])
+        if not self._recordable:
+            self._recordable = True
+            self._called.set()
+        if any(letter.told is not None for one in lanes for letter in one.dead):
+            self._on_told()
 
     async def _on_the_store(self, step: Callable[[], Awaitable[None]]) -> bool:
         """Does a step that needs the store; where that fails, waits a little and says no. Nothing is skipped."""
@@ -295,15 +270,17 @@ class Dispatcher:
         return True
 
     async def _rest(self) -> None:
-        """Until something happens: an acknowledgement, a longer log, or a parked session's time."""
-        if self._deliveries.in_flight:
-            await self._sleep(RECORD_PAUSE)
-        if self._log_may_have_more and self._deliveries.room_to_read:
-            return
-        due = self._deliveries.next_due()
-        wait = LONGEST_REST if due is None else max(0.0, min(LONGEST_REST, due - self._clock()))
+        """Until something happens: an acknowledgement, a longer log, a lane's time, or that of the next record."""
+        if self._outbox.changed:
+            wait = self._record_after - asyncio.get_running_loop().time()
+        elif self._next_due is not None:
+            wait = self._next_due - self._clock()
+        else:
+            wait = LONGEST_REST
+        if self._may_claim:
+            wait = 0.0
         try:
-            async with asyncio.timeout(wait):
+            async with asyncio.timeout(max(0.0, min(LONGEST_REST, wait))):
                 await self._called.wait()
         except TimeoutError:
             pass

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar, cast
 
-from bace_bridge.domain.lanes import Attempt, Progress
+from bace_bridge.domain.lanes import Attempt, Progress, Recorded
 from bace_bridge.errors import ConfigError, Mistake, SinkError
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.seen import Page, SeenSession
@@ -41,7 +41,7 @@ class Commits(Protocol):
 
 
 class Records(Protocol):
-    async def record(self, sink: str, progress: Progress, *, now: float) -> None: ...
+    async def record(self, sink: str, progress: Progress, *, now: float) -> Recorded: ...
 
 
 class Sends(Protocol):
@@ -137,9 +137,10 @@ class _JournalUpTo(_UpTo):
 
 
 class _LogUpTo(_UpTo):
-    async def record(self, sink: str, progress: Progress, *, now: float) -> None:
-        await self._part.record(sink, progress, now=now)
+    async def record(self, sink: str, progress: Progress, *, now: float) -> Recorded:
+        recorded: Recorded = await self._part.record(sink, progress, now=now)
         self._passed(ADVANCED)
+        return recorded
 
 
 class _SinkUpTo(_UpTo):

@@ -1,6 +1,7 @@
 """Everything that runs, as one: the order of starting, the ticking, and the order of ending."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
@@ -13,6 +14,12 @@ from bace_bridge.status import Status
 log = structlog.get_logger()
 
 TICK = 10.0
+COMMANDS_TICK = 1.0
+"""Seconds until what a command beside the bridge has asked for is begun, at most."""
+
+COUNTING_SHARE = 50.0
+"""How many times longer than a count of the backlogs took nothing is counted."""
+
 UPKEEP_PAUSE = 5.0
 """Seconds to the next piece of the store's upkeep where the store failed at one."""
 
@@ -35,7 +42,7 @@ class Loop(Protocol):
 class Housekeeping(Protocol):
     async def backlogs(self) -> dict[str, int]: ...
     async def deliveries_waiting(self) -> dict[str, tuple[int, int]]: ...
-    async def asked_sinks(self) -> set[str]: ...
+    async def changed_elsewhere(self) -> bool: ...
 
 
 class Upkeep(Protocol):
@@ -77,6 +84,7 @@ class Service:
         self._stale: frozenset[str] = frozenset()
         self._sinks: list[tuple[RunningSink, Dispatcher]] = []
         self._view_was_current: bool | None = None
+        self._backlogs_after = 0.0
 
     def add(self, sink: RunningSink, dispatcher: Dispatcher) -> None:
         self._sinks.append((sink, dispatcher))
@@ -106,6 +114,7 @@ class Service:
                 self._sessions.run(),
                 self._datapoints.run(),
                 self._tick(notify, watchdog),
+                self._watch_commands(),
                 keep_store(self._upkeep, self._upkeep_due, clock=self._clock),
             ]
             tasks = [group.create_task(one) for one in watching]
@@ -128,9 +137,8 @@ class Service:
                 notify("WATCHDOG=1")
             await self._watch_clock()
             try:
-                self.status.backlogs = await self._log_keeper.backlogs()
+                await self._count_backlogs()
                 self.status.waiting = await self._log_keeper.deliveries_waiting()
-                self._pass_on(await self._log_keeper.asked_sinks())
                 self.status.oldest_view = await self._oldest_view()
                 self._refresh_stale(await self._stale_devices())
             except StoreUnusable:
@@ -142,11 +150,26 @@ class Service:
             self._refresh_bridge()
             await asyncio.sleep(TICK if watchdog is None else min(TICK, watchdog))
 
-    def _pass_on(self, asked: set[str]) -> None:
-        """Somebody has asked for deliveries by a command, which runs beside the bridge."""
-        for sink, dispatcher in self._sinks:
-            if sink.name in asked:
-                dispatcher.look_at_asked()
+    async def _count_backlogs(self) -> None:
+        """Of millions of events for many sinks this takes seconds, in which deliveries wait: then it is rarely done."""
+        begun = time.monotonic()
+        if begun >= self._backlogs_after:
+            self.status.backlogs = await self._log_keeper.backlogs()
+            now = time.monotonic()
+            self._backlogs_after = now + (now - begun) * COUNTING_SHARE
+
+    async def _watch_commands(self) -> None:
+        """A command, which runs beside the bridge, moves lanes."""
+        while True:
+            try:
+                if await self._log_keeper.changed_elsewhere():
+                    for _, dispatcher in self._sinks:
+                        dispatcher.log_grew()
+            except StoreUnusable:
+                raise
+            except StoreError as error:
+                log.debug("store.not_watched", reason=str(error))
+            await asyncio.sleep(COMMANDS_TICK)
 
     def _refresh_stale(self, stale: frozenset[str]) -> None:
         """A device becomes unavailable by nothing but time."""

@@ -37,17 +37,14 @@ class NoState:
 
 
 async def drained(sink: Sink, log: EventLog, count: int) -> float:
-    """Seconds until the sink has acknowledged the whole log and its cursor is durable."""
+    """Seconds until the sink has acknowledged the whole log and that is durable."""
 
     async def nothing(*_: object) -> None: ...
 
-    await log.open_sink(sink.name, target="")
     dispatcher = Dispatcher(
         sink,
         log,
         Filter(),
-        cursor=0,
-        parked=(),
         clock=time.time,
         jitter=random.random,
         sleep=asyncio.sleep,
@@ -71,7 +68,7 @@ async def mqtt_events(runs: int) -> list[Row]:
             events = machinery.session_events(EVENTS, sessions=200)
             payloads = [(f"bace/{event.device_id}/event", event.data) for event in events]
             bare.append(EVENTS / await peers.paho_on_the_loop(port, payloads))
-            async with machinery.filled_log(Path(name), events) as (log, _):
+            async with machinery.filled_log(Path(name), events, sink="home") as (log, _):
                 config = MqttConfig(name="home", url=f"mqtt://127.0.0.1:{port}")
                 sink = MqttSink(config, client_id="bench", source="x", state=NoState(), requests={}, version="0")
                 connection = asyncio.create_task(sink.run())
@@ -100,7 +97,7 @@ async def webhooks(runs: int) -> list[Row]:
             events = machinery.session_events(POSTS, sessions=500)
             url = f"http://127.0.0.1:{port}/hook"
             bare.append(POSTS / await peers.aiohttp_client(url, [event.data for event in events]))
-            async with machinery.filled_log(Path(name), events) as (log, _):
+            async with machinery.filled_log(Path(name), events, sink="hook") as (log, _):
                 config = msgspec.convert({"name": "hook", "url": url}, dict)
                 sink = WebhookSink(
                     WebhookConfig(**config, secret=("whsec_" + "A" * 32,)),  # type: ignore[arg-type]  # pydantic reads it

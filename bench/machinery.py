@@ -93,10 +93,12 @@ def session_events(count: int, *, sessions: int) -> list[Event]:
 
 @contextlib.asynccontextmanager
 async def filled_log(
-    folder: Path, events: list[Event], *, name: str = "log.db"
+    folder: Path, events: list[Event], *, name: str = "log.db", sink: str | None = None
 ) -> AsyncIterator[tuple[EventLog, Journal]]:
     async with SqliteFile(folder / name) as file:
         journal = Journal(file)
+        if sink is not None:
+            await EventLog(file).open_sink(sink, target="")
         for first in range(0, len(events), 1000):
             await journal.commit(Changes(events=tuple(events[first : first + 1000])))
         yield EventLog(file), journal

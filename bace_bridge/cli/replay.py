@@ -55,4 +55,4 @@ def replay(*, config: Path, sink: str, session: str | None, since: float | None)
 async def _ask(path: Path, sink: str, session: str | None, since: float | None) -> int:
     async with stored(path, to_ask=True) as file:
         await refuse_disabled(file, sink)
-        return await EventLog(file).ask_replay(sink, session=session, since=since)
+        return await EventLog(file).replay(sink, session=session, since=since)

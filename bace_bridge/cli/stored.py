@@ -53,7 +53,7 @@ async def refuse_disabled(file: SqliteFile, sink: str) -> None:
 def when_it_happens(path: Path) -> str:
     """When the bridge takes what was asked for, in words for people."""
     if is_held(path):
-        return "the running bridge begins within 10 s"
+        return "the running bridge begins at once"
     return "the bridge is not running: it begins when it is started"
 
 

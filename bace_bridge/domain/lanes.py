@@ -10,31 +10,82 @@ BRIDGE_LANE = ":bridge"
 LETTER_LANE = "letter:"
 """Before its place: the lane of a dead letter that is tried again. What followed it was delivered long ago."""
 
-UNDER_WAY = "under way"
-"""The reason of a lane that did not fail: others ran ahead of it, so its place is kept beside the cursor."""
 
+class Lane(msgspec.Struct, frozen=True):
+    """A lane that still has something to deliver: the place of its next event, the attempts at it, when to go on.
 
-class Parked(msgspec.Struct, frozen=True):
-    """A data session whose deliveries wait: its next event's place, the attempts at it, when to go on.
-
-    Up to `replay_upto` its deliveries are replays: somebody asked for them again.
+    Up to `replay_through` its deliveries are replays: somebody asked for them again. A lane that is `behind` (it failed
+    or was asked for) takes turns with the others. `version` is another one whenever anybody else has moved the lane.
     """
 
     key: str
     seq: int
-    attempts: int
-    at: float
+    attempts: int = 0
+    due_at: float = 0.0
     reason: str = ""
-    replay_upto: int = 0
+    replay_through: int = 0
+    behind: bool = False
+    version: int = 0
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """The next events of a lane that its sink wants. The log was read through `through`, to its end if `complete`."""
+
+    lane: Lane
+    events: tuple[LoggedEvent, ...]
+    through: int
+    complete: bool
+
+
+class Share(msgspec.Struct, frozen=True):
+    """How much more may be taken into memory."""
+
+    lanes: int
+    events: int
+    size: int
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """What a sink's dispatcher asks for: due lanes that it does not hold, and more of those that it has begun.
+
+    `read_on` holds lanes with the place from which on.
+    """
+
+    held: frozenset[str]
+    read_on: tuple[tuple[Lane, int], ...]
+    fresh: Share
+    behind: Share
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """`more_fresh` and `more_behind` where other lanes are due; `next_due` is the time of the first one that is not."""
+
+    begun: tuple[Piece, ...]
+    read_on: tuple[Piece, ...]
+    more_fresh: bool
+    more_behind: bool
+    next_due: float | None
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """A delivery that was given up."""
+    """A delivery that was given up; `told` is the event that says so to the other sinks."""
 
     seq: int
     key: str
     attempts: int
     reason: str
+    told: Event | None = None
+
+
+class LaneRecord(msgspec.Struct, frozen=True):
+    """What became of a lane: where it is now, and what was given up on the way.
+
+    The row vanishes when the lane is `drained` and the log has no more events of it.
+    """
+
+    lane: Lane
+    drained: bool = False
+    dead: tuple[DeadLetter, ...] = ()
 
 
 class FailedAttempt(msgspec.Struct, frozen=True):
@@ -50,19 +101,17 @@ class FailedAttempt(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """What is to be made durable, in one update: the cursor and what was parked, released or given up.
+    """What is to be made durable, in one transaction; `failed` are the attempts that failed since the last time."""
 
-    `failed` are the attempts that failed since the last update, `told` the events that say so, `taken` the lanes that
-    somebody asked for and that are seen to now.
-    """
-
-    cursor: int
-    parked: tuple[Parked, ...] = ()
-    released: tuple[str, ...] = ()
-    dead: tuple[DeadLetter, ...] = ()
+    lanes: tuple[LaneRecord, ...] = ()
     failed: tuple[FailedAttempt, ...] = ()
-    told: tuple[Event, ...] = ()
-    taken: tuple[Parked, ...] = ()
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """Lanes that somebody else has moved, so that their rows count; `more` where drained lanes have events again."""
+
+    moved: frozenset[str] = frozenset()
+    more: bool = False
 
 
 class Attempt(msgspec.Struct, frozen=True):

@@ -46,11 +46,6 @@ def decide(
     return TryAgain(now + wait * (1 + JITTER * jitter))
 
 
-def plausible(at: float, *, now: float) -> float:
-    """A time from the store; now where it is further ahead than any schedule allows: the clock was set back."""
-    return at if at <= now + LONGEST_WAIT else now
-
-
 def backoff(failures: int, *, jitter: float, first: float = 1.0, longest: float = 300.0) -> float:
     """Seconds to wait after so many failures in a row: doubling, bounded, with jitter in [0, 1) on top."""
     wait = min(longest, first * 2.0 ** min(failures - 1, 30)) if failures > 0 else 0.0

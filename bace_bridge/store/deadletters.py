@@ -6,8 +6,8 @@ from typing import Literal
 
 import msgspec
 
-from bace_bridge.domain.lanes import BRIDGE_LANE, LETTER_LANE, UNDER_WAY, FailedAttempt, Parked, letter_lane
-from bace_bridge.store.asked import ask
+from bace_bridge.domain.lanes import LETTER_LANE, FailedAttempt
+from bace_bridge.store.lanes import retry_letters
 from bace_bridge.store.sqlite import SqliteFile
 
 
@@ -39,7 +39,7 @@ class StoredDelivery(msgspec.Struct, frozen=True):
 
 
 class DeadLetters:
-    """Beside a running bridge: a dead letter is nobody's any more, and what is asked for waits in the store."""
+    """Also beside a running bridge, which takes the rows as it finds them."""
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
@@ -58,13 +58,11 @@ class DeadLetters:
 
     async def parked(self, which: Which, *, limit: int = -1) -> list[StoredDelivery]:
         """The deliveries that wait for their next attempt, the next one first."""
-        query = f"""select 'parked', d.sink, e.seq, e.id, e.type, e.session_id, e.device_id, d.attempts, d.at, d.reason,
-            case when d.key glob '{LETTER_LANE}*' then 0 else
+        query = f"""select 'parked', d.sink, e.seq, e.id, e.type, e.session_id, e.device_id, d.attempts, d.due_at,
+            d.reason, case when d.lane glob '{LETTER_LANE}*' then 0 else
             (select count(*) from events l where l.session_id is e.session_id and l.seq > e.seq) end
-            from parked d join events e on e.seq = case when d.key glob '{LETTER_LANE}*' then d.seq else
-            (select min(n.seq) from events n where n.seq >= d.seq
-            and n.session_id is case when d.key = '{BRIDGE_LANE}' then null else d.key end) end
-            where d.reason <> '{UNDER_WAY}' and {_MEANT} order by d.at, e.seq limit :limit"""  # noqa: S608  # fixed text
+            from lanes d join events e on e.seq = d.seq
+            where d.behind and d.attempts > 0 and {_MEANT} order by d.due_at, e.seq limit :limit"""  # noqa: S608  # fixed text
         return await self._file.read(lambda connection: _found(connection, query, which, limit))
 
     async def attempts(self, sink: str, seq: int) -> list[FailedAttempt]:
@@ -76,17 +74,16 @@ class DeadLetters:
         )
 
     async def retry(self, which: Which) -> int:
-        """Asks for dead letters once more, from the first attempt on; returns how many.
+        """Tries dead letters once more, from the first attempt on; returns how many.
 
         Those of a sink that is disabled or not configured any more stay: nobody would take them.
         """
 
         def work(connection: sqlite3.Connection) -> int:
-            query = "select name from sinks where disabled_at is null and not retired"
+            query = "select name from sinks where routed_through is null"
             called = {row[0] for row in connection.execute(query)}
             letters = [letter for letter in _letters(connection, which) if letter[0] in called]
-            for sink, seq in letters:
-                ask(connection, sink, [Parked(letter_lane(seq), seq, 0, 0.0)])
+            retry_letters(connection, letters)
             return _delete(connection, letters)
 
         return await self._file.write(work)

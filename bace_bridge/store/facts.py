@@ -6,7 +6,6 @@ import sqlite3
 import msgspec
 
 from bace_bridge.domain.tokens import Token
-from bace_bridge.store.journal import read_fact, write_fact
 from bace_bridge.store.sqlite import SqliteFile
 
 
@@ -33,3 +32,12 @@ class Facts:
             return found
 
         return await self._file.write(work, side="facts")
+
+
+def read_fact(connection: sqlite3.Connection, name: str) -> str | None:
+    row = connection.execute("select value from facts where name = ?", (name,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def write_fact(connection: sqlite3.Connection, name: str, value: str) -> None:
+    connection.execute("insert or replace into facts (name, value) values (?, ?)", (name, value))

@@ -6,12 +6,13 @@ from typing import Any
 
 import msgspec
 
-from bace_bridge.domain.events import Event
 from bace_bridge.polling.rules.changes import Changes, LatestSeen, PollState, WindowRead
 from bace_bridge.polling.rules.datapoints import Emitted
 from bace_bridge.polling.rules.outages import CloudOutage
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
+from bace_bridge.store.facts import read_fact, write_fact
+from bace_bridge.store.lanes import append_events
 from bace_bridge.store.sqlite import SqliteFile
 
 WATCH = "watch"
@@ -180,23 +181,6 @@ class Journal:
             return found
 
         return await self._file.read(work)
-
-
-def read_fact(connection: sqlite3.Connection, name: str) -> str | None:
-    row = connection.execute("select value from facts where name = ?", (name,)).fetchone()
-    return None if row is None else str(row[0])
-
-
-def write_fact(connection: sqlite3.Connection, name: str, value: str) -> None:
-    connection.execute("insert or replace into facts (name, value) values (?, ?)", (name, value))
-
-
-def append_events(connection: sqlite3.Connection, events: Iterable[Event]) -> None:
-    connection.executemany(
-        """insert into events (id, type, session_id, device_id, time, observed_at, data) values (?, ?, ?, ?, ?, ?, ?)
-        on conflict (id) do nothing""",
-        [(one.id, one.type, one.session_id, one.device_id, one.time, one.observed_at, one.data) for one in events],
-    )
 
 
 def _decoded(rows: Iterable[Any]) -> list[KnownSession]:

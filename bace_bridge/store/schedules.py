@@ -1,7 +1,8 @@
-"""The times of the watcher's schedule in the store, when the wall clock was set."""
+"""The times of schedules in the store, when the wall clock was set."""
 
 import sqlite3
 
+from bace_bridge.domain.retry import LONGEST_WAIT
 from bace_bridge.store.sqlite import SqliteFile
 
 
@@ -10,9 +11,9 @@ class Schedules:
         self._file = file
 
     async def move(self, seconds: float) -> None:
-        """Every fetch, the last one of an active session, and the time since which an end waits, so much later.
+        """Every schedule so much later; negative: earlier.
 
-        Negative: earlier.
+        That is every fetch, the last one of an active session, the time since which an end waits, and every retry.
         """
 
         def work(connection: sqlite3.Connection) -> None:
@@ -28,13 +29,16 @@ class Schedules:
                 where active and json_extract(known, '$.fetched_at') is not null""",
                 (seconds,),
             )
+            connection.execute("update lanes set due_at = due_at + ? where due_at > 0", (seconds,))
 
         await self._file.write(work)
 
     async def bound(self, *, now: float, furthest: float) -> int:
         """What no schedule allows (the clock was set back while nothing ran) is due now; returns how many sessions."""
-        return await self._file.write(
-            lambda connection: _set(
+
+        def work(connection: sqlite3.Connection) -> int:
+            connection.execute("update lanes set due_at = ? where due_at > ?", (now, now + LONGEST_WAIT))
+            return _set(
                 connection,
                 fetch="iif(fetch_at > :upto, :now, fetch_at)",
                 waits="min(end_waits_since, :now)",
@@ -42,7 +46,8 @@ class Schedules:
                 now=now,
                 upto=now + furthest,
             )
-        )
+
+        return await self._file.write(work)
 
 
 def _set(connection: sqlite3.Connection, *, fetch: str, waits: str, where: str, **given: float) -> int:

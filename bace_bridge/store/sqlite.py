@@ -59,6 +59,7 @@ class SqliteFile:
         self._lock_fd: int | None = None
         self._identity: tuple[Identity, Identity] | None = None
         self._database_bytes = 0
+        self._data_version = 0
         self.wal_bytes = 0
         self.trouble = StoreTrouble()
 
@@ -92,6 +93,16 @@ class SqliteFile:
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         return await self._run(lambda: self._translated(work), "reading")
+
+    async def changed_elsewhere(self) -> bool:
+        """True where another process has written since the last call."""
+
+        def work(connection: sqlite3.Connection) -> bool:
+            (version,) = connection.execute("pragma data_version").fetchone()
+            before, self._data_version = self._data_version, version
+            return bool(before != version)
+
+        return await self.read(work)
 
     async def checkpoint(self) -> bool:
         """Brings the WAL into the database and empties it; False where another process's reading keeps it."""

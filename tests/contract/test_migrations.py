@@ -15,6 +15,7 @@ from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile, migrate
+from tests.delivered import lanes_of
 
 SCRIPTS = sorted(one.name for one in (files("bace_bridge") / "store" / "schema").iterdir() if one.name.endswith(".sql"))
 KNOWN = KnownSession(session=DataSession("s1", "g1", 5.0))
@@ -179,6 +180,7 @@ KILLED_AT = """
 import os, signal, sqlite3, sys
 from pathlib import Path
 from bace_bridge.store.sqlite import migrate
+from tests.delivered import lanes_of
 left = int(sys.argv[2])
 def count(statement):
     global left
@@ -200,7 +202,7 @@ def store_of_schema_1(path: Path) -> None:
 
 def content(path: Path) -> dict[str, list[tuple[object, ...]]]:
     """What a store of schema 1 holds, in the columns that it has."""
-    tables = ("sessions", "windows", "latest", "events", "sinks", "parked", "dead_letters", "facts")
+    tables = ("sessions", "windows", "latest", "events", "dead_letters", "facts")
     old = sqlite3.connect(":memory:")
     old.executescript(SCHEMA_1.read_text("utf-8"))
     connection = sqlite3.connect(path)
@@ -238,9 +240,13 @@ async def test_a_store_of_schema_1_opens_with_everything_in_it(tmp_path: Path) -
     assert content(path) == before
     async with SqliteFile(path) as file:
         log = EventLog(file)
-        place = await log.open_sink("hook", target="t")
-        assert (place.cursor, [(one.key, one.seq, one.attempts) for one in place.parked]) == (3, [("s2", 2, 3)])
-        assert (await log.open_sink("gone", target="t")).disabled_reason == "HTTP 410"
+        assert await log.open_sink("hook", target="t") is None
+        lanes = {one.key: (one.seq, one.attempts, one.due_at, one.behind) for one in await lanes_of(file, "hook")}
+        assert lanes == {"s1": (4, 0, 0.0, False), "s2": (2, 3, 1764590400.0, True)}
+        assert await log.open_sink("gone", target="t") == "HTTP 410"
+        assert await lanes_of(file, "gone") == []
+        assert await log.open_sink("gone", target="another") is None
+        assert [one.seq for one in await lanes_of(file, "gone")] == [1, 2, 3]
         assert [one.seq for one in await log.read(after=3, limit=9)] == [4, 5, 6, 7, 8]
         known = await Journal(file).known(["s1", "s2", "s3"])
         assert {one.session.state for one in known.values()} == {"ingested"}
@@ -248,19 +254,93 @@ async def test_a_store_of_schema_1_opens_with_everything_in_it(tmp_path: Path) -
         assert len(await Journal(file).windows("s1")) == 1
 
 
-@pytest.mark.parametrize(("given", "step"), [("nothing", 3), ("schema 1", 1)])
+SCHEMA_3_HOLDS = """
+insert into sinks (name, cursor, target, retired, disabled_at, disabled_reason) values
+  ('hook', 6, 't', 0, null, null), ('off', 4, 't', 0, 1.0, 'HTTP 410'), ('left', 2, 't', 1, null, null);
+insert into events (id, type, session_id, device_id, time, observed_at, data)
+  select 'evt_' || value, 'session.updated', nullif('s' || (value % 4), 's0'), 'g1', 1.0, 2.0, cast('{}' as blob)
+  from json_each('[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]');
+insert into parked (sink, key, seq, attempts, at, reason, replay_upto) values
+  ('hook', 's1', 5, 2, 90.0, 'HTTP 500', 3), ('hook', 's2', 6, 0, 0.0, 'under way', 0),
+  ('hook', 's3', 7, 0, 50.0, 'HTTP 500', 0), ('hook', 'letter:3', 3, 1, 70.0, 'HTTP 500', 0),
+  ('off', 's2', 2, 1, 80.0, 'HTTP 500', 0);
+insert into dead_letters values ('hook', 2, 's2', 10, 'gave up', 60.0);
+insert into asked values ('hook', ':bridge', 4), ('hook', 's1', 1), ('hook', 's2', 10), ('hook', 'letter:1', 1),
+  ('hook', 's3', 11), ('new', 's2', 6);
+"""
+"""Ten events of three data sessions and the bridge itself, which are 4 and 8; deliveries of every kind."""
+
+IN_ROWS = {
+    "hook": {
+        # lane: (place, attempts, due, reason, replay through, behind)
+        ":bridge": (4, 0, 0.0, "asked for", 7, True),
+        "letter:1": (1, 0, 0.0, "asked for", 0, True),
+        "letter:3": (3, 1, 70.0, "HTTP 500", 0, True),
+        "s1": (1, 0, 0.0, "asked for", 4, True),
+        "s2": (6, 0, 0.0, "", 0, False),
+        "s3": (7, 0, 50.0, "HTTP 500", 0, True),
+    },
+    "off": {"s2": (2, 1, 80.0, "HTTP 500", 0, True)},
+    "left": {},
+    "new": {"s2": (6, 0, 0.0, "asked for", 10, True)},
+}
+
+
+def store_of_schema_3(path: Path) -> None:
+    folder = files("bace_bridge") / "store" / "schema"
+    with sqlite3.connect(path) as connection:
+        for name in SCRIPTS[:3]:
+            connection.executescript((folder / name).read_text("utf-8"))
+        connection.executescript(f"{SCHEMA_3_HOLDS}; pragma user_version = 3")
+    connection.close()
+
+
+async def in_rows(file: SqliteFile) -> dict[str, dict[str, tuple[object, ...]]]:
+    return {
+        sink: {
+            one.key: (one.seq, one.attempts, one.due_at, one.reason, one.replay_through, one.behind)
+            for one in await lanes_of(file, sink)
+        }
+        for sink in IN_ROWS
+    }
+
+
+async def test_deliveries_of_every_kind_become_rows(tmp_path: Path) -> None:
+    path = tmp_path / "b.db"
+    store_of_schema_3(path)
+    async with SqliteFile(path) as file:
+        assert await in_rows(file) == IN_ROWS
+        sinks = await file.read(
+            lambda one: one.execute("select name, routed_through, disabled_reason from sinks order by name").fetchall()
+        )
+        assert sinks == [("hook", None, None), ("left", 2, None), ("new", 10, None), ("off", 4, "HTTP 410")]
+        letters = await file.read(lambda one: one.execute("select * from dead_letters").fetchall())
+        assert letters == [("hook", 2, "s2", 10, "gave up", 60.0)]
+        log = EventLog(file)
+        await log.open_sink("left", target="t")
+        await log.open_sink("off", target="another")
+        assert {one.key: one.seq for one in await lanes_of(file, "left")} == {"s3": 3, ":bridge": 4, "s1": 5, "s2": 6}
+        assert {one.key: one.seq for one in await lanes_of(file, "off")} == {"s2": 2, "s1": 5, "s3": 7, ":bridge": 8}
+
+
+@pytest.mark.parametrize(("given", "step"), [("nothing", 3), ("schema 1", 1), ("schema 3", 1)])
 async def test_a_migration_that_was_killed_at_any_statement_goes_on(tmp_path: Path, given: str, step: int) -> None:
     killed = 0
     for statement in range(1, 400, step):
         path = tmp_path / f"{statement}.db"
         if given == "schema 1":
             store_of_schema_1(path)
+        elif given == "schema 3":
+            store_of_schema_3(path)
         ended = subprocess.run([sys.executable, "-c", KILLED_AT, str(path), str(statement)], check=False, timeout=60)
         killed += ended.returncode == -signal.SIGKILL
         await opened(path)
         assert version_of(path) == len(SCRIPTS)
         if given == "schema 1":
             assert len(content(path)["events"]) == 8
+        elif given == "schema 3":
+            async with SqliteFile(path) as file:
+                assert await in_rows(file) == IN_ROWS
         if ended.returncode == 0:
             break
     assert ended.returncode == 0

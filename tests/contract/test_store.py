@@ -16,7 +16,9 @@ from msgspec.structs import replace
 
 from bace_bridge.domain.dead_letters import dead_letter_told
 from bace_bridge.domain.events import Event
-from bace_bridge.domain.lanes import BRIDGE_LANE, DeadLetter, FailedAttempt, Parked, Progress, letter_lane
+from bace_bridge.domain.lanes import BRIDGE_LANE, DeadLetter, FailedAttempt, Lane, LaneRecord, Progress, letter_lane
+from bace_bridge.domain.outbox import Outbox
+from bace_bridge.domain.routing import Filter
 from bace_bridge.domain.tokens import Token
 from bace_bridge.polling.rules.changes import Changes, LatestSeen, PollState, WindowRead
 from bace_bridge.polling.rules.datapoints import Emitted, EmittedPoint
@@ -26,15 +28,18 @@ from bace_bridge.store.deadletters import DeadLetters, Which
 from bace_bridge.store.eventlog import ATTEMPTS_KEPT, EventLog
 from bace_bridge.store.facts import Facts
 from bace_bridge.store.journal import Journal
+from bace_bridge.store.lanes import read_lane
 from bace_bridge.store.schedules import Schedules
 from bace_bridge.store.sqlite import SqliteFile
 from bace_bridge.store.standing import Standing
+from tests.delivered import deliver, lanes_of
 
 NOON = 1_764_590_400.0
 
 
 @dataclass
 class Store:
+    path: Path
     file: SqliteFile
     journal: Journal
     log: EventLog
@@ -48,6 +53,14 @@ class Store:
         places = {one.event.id: one.seq for one in await self.log.search()}
         return [places[one.id] for one in events]
 
+    async def open(self, *sinks: str) -> None:
+        for sink in sinks:
+            await self.log.open_sink(sink, target="t")
+
+    async def lanes(self, sink: str = "a") -> dict[str, int]:
+        """Where the lanes stand that a sink has still to deliver."""
+        return {one.key: one.seq for one in await lanes_of(self.file, sink)}
+
     async def know(self, *known: KnownSession) -> None:
         await self.journal.commit(Changes(known=known))
 
@@ -57,7 +70,10 @@ async def sqlite(folder: Path) -> AsyncIterator[Store]:
     async with SqliteFile(folder / "b.db") as file:
         grown: list[int] = []
         standing = Standing(file, csv_url=lambda session: f"https://cloud.example/{session}.csv")
-        yield Store(file, Journal(file, grew=lambda: grown.append(1)), EventLog(file), Facts(file), standing, grown)
+        path = folder / "b.db"
+        yield Store(
+            path, file, Journal(file, grew=lambda: grown.append(1)), EventLog(file), Facts(file), standing, grown
+        )
 
 
 STORES = [sqlite]
@@ -258,7 +274,7 @@ async def test_the_same_fact_again_is_no_backlog(store: Store) -> None:
     (place,) = await store.tell(event(1))
     await store.tell(event(1))
     assert await store.log.backlogs() == {"a": 1}
-    await store.log.record("a", Progress(place), now=NOON)
+    await deliver(store.file, "a", upto=place)
     assert await store.log.backlogs() == {"a": 0}
 
 
@@ -279,54 +295,207 @@ async def test_a_lane_is_one_session_or_the_bridge_itself(store: Store) -> None:
         event(6),
     )
 
-    async def lane(key: str, start: int, upto: int, limit: int = 10) -> list[str]:
-        found = await store.log.read_lane(key, start=start, upto=upto, limit=limit)
-        return [one.event.id for one in found]
+    async def lane(key: str, start: int, limit: int = 10) -> tuple[list[str], bool]:
+        found, complete = await store.file.read(lambda connection: read_lane(connection, key, start, limit))
+        return [one.event.id for one in found], complete
 
-    assert await lane("s1", 0, places[-1]) == ["evt_1", "evt_4", "evt_6"]
-    assert await lane("s1", places[0], places[3]) == ["evt_1", "evt_4"]
-    assert await lane("s1", places[0] + 1, places[-1], limit=1) == ["evt_4"]
-    assert await lane(BRIDGE_LANE, 0, places[-1]) == ["evt_3", "evt_5"]
-    assert await lane("s9", 0, places[-1]) == []
+    assert await lane("s1", 0) == (["evt_1", "evt_4", "evt_6"], True)
+    assert await lane("s1", places[0] + 1, limit=1) == (["evt_4"], False)
+    assert await lane(BRIDGE_LANE, 0) == (["evt_3", "evt_5"], True)
+    assert await lane("s9", 0) == ([], True)
 
 
 async def test_a_new_sink_begins_at_the_end_of_the_log(store: Store) -> None:
-    await store.log.open_sink("first", target="t")
-    places = await store.tell(event(1), event(2))
-    assert (await store.log.open_sink("first", target="t")).cursor == 0
-    assert (await store.log.open_sink("second", target="t")).cursor == places[-1]
+    await store.open("first")
+    first, second = await store.tell(event(1), event(2, session=None))
+    await store.open("first", "second")
+    assert await store.lanes("first") == {"s1": first, BRIDGE_LANE: second}
+    assert await store.lanes("second") == {}
     assert await store.log.backlogs() == {"first": 2, "second": 0}
 
 
 async def test_a_sink_goes_on_where_it_was_after_a_restart(opened: Opened) -> None:
-    one, other = Parked("s1", 1, 3, NOON + 0.1, "500"), Parked("s2", 2, 1, NOON, "")
     async with opened() as store:
-        for name in ("a", "b"):
-            await store.log.open_sink(name, target="t")
-        await store.tell(event(1), event(2))
-        await store.log.record("a", Progress(2, parked=(one, other)), now=NOON)
-        await store.log.record("b", Progress(1, parked=(replace(one, attempts=9),)), now=NOON)
+        await store.open("a", "b")
+        first, second, third = await store.tell(event(1), event(2, session="s2"), event(3, session="s2"))
+        one, other = Lane("s1", first, 3, NOON + 0.1, "500", behind=True), Lane("s2", third)
+        await deliver(store.file, "a", waits={"s1": one, "s2": other})
+        await deliver(store.file, "b", waits={"s1": replace(one, attempts=9)}, upto=second)
     async with opened() as store:
-        place = await store.log.open_sink("a", target="t")
-        assert (place.cursor, set(place.parked), place.disabled_reason) == (2, {one, other}, None)
-        await store.log.record("a", Progress(2, parked=(replace(other, seq=3),), released=("s1",)), now=NOON)
-        assert (await store.log.open_sink("a", target="t")).parked == (replace(other, seq=3),)
-        assert (await store.log.open_sink("b", target="t")).parked == (replace(one, attempts=9),)
+        await store.open("a", "b")
+        assert await lanes_of(store.file, "a") == [replace(one, version=first), replace(other, version=second)]
+        assert [(lane.key, lane.seq, lane.attempts) for lane in await lanes_of(store.file, "b")] == [
+            ("s1", first, 9),
+            ("s2", third, 0),
+        ]
+        await deliver(store.file, "a")
+        assert await store.lanes("a") == {}
+        assert await store.log.backlogs() == {"a": 0, "b": 2}
+
+
+async def test_a_lane_is_kept_only_where_a_sink_wants_the_event(store: Store) -> None:
+    wishes = {
+        "ends": Filter(events=("session.ended",), sink="ends"),
+        "device": Filter(groups=("g2",), sink="device"),
+        "a": Filter(sink="a"),
+    }
+    for name, wish in wishes.items():
+        await store.log.open_sink(name, target="t", wish=wish)
+    about = replace(event(4, session=None, kind="sink.disabled"), data=b'{"sink":"a"}')
+    first, second, third, fourth = await store.tell(
+        event(1), event(2, kind="session.ended"), event(3, session="s2"), about
+    )
+    assert await store.lanes("ends") == {"s1": second}
+    assert await store.lanes("device") == {BRIDGE_LANE: fourth}
+    assert await store.lanes("a") == {"s1": first, "s2": third}, "it is not told of itself"
+
+
+@pytest.mark.parametrize("gone", ["disabled", "retired"])
+async def test_a_sink_that_comes_back_misses_nothing_that_is_still_recorded(opened: Opened, gone: str) -> None:
+    async with opened() as store:
+        await store.open("a", "b")
+        (first,) = await store.tell(event(1))
+        await deliver(store.file, "b")
+        if gone == "disabled":
+            await store.log.disable("a", "410", event(90, session=None))
+        else:
+            await store.log.retire_others(["b"])
+        places = await store.tell(event(2), event(3, session="s2"), event(4, session="s2"))
+        assert await store.lanes("a") == {"s1": first}, "what waited stays, and nothing is added"
+        assert await store.log.backlogs() == {"b": 3 + (gone == "disabled")}
+    async with opened() as store:
+        if gone == "disabled":
+            await store.log.open_sink("a", target="t")
+            assert await store.lanes("a") == {"s1": first}
+        assert await store.log.open_sink("a", target="other" if gone == "disabled" else "t") is None
+        found = await store.lanes("a")
+        assert {key: seq for key, seq in found.items() if key != BRIDGE_LANE} == {"s1": first, "s2": places[1]}
+        assert {one.replay_through for one in await lanes_of(store.file, "a")} == {0}, "none of it is a replay"
+        (new,) = await store.tell(event(5, session="s3"))
+        assert (await store.lanes("a"))["s3"] == new
+        await deliver(store.file, "a")
+    async with opened() as store:
+        await store.open("a")
+        assert await store.lanes("a") == {}, "only once"
 
 
 async def test_a_disabled_sink_stays_so_until_its_target_changes(opened: Opened) -> None:
     async with opened() as store:
         await store.log.open_sink("a", target="t1")
-        await store.tell(event(1))
-        await store.log.disable("a", "410 Gone", event(9, session=None), now=NOON)
+        (place,) = await store.tell(event(1))
+        await store.log.disable("a", "410 Gone", replace(event(9, session=None), type="cloud.recovered"))
     async with opened() as store:
-        assert (await store.log.open_sink("a", target="t1")).disabled_reason == "410 Gone"
-        place = await store.log.open_sink("a", target="t2")
-        assert (place.cursor, place.disabled_reason) == (0, None)
-        assert (await store.log.open_sink("a", target="t2")).disabled_reason is None
+        assert await store.log.open_sink("a", target="t1") == "410 Gone"
+        assert await store.log.open_sink("a", target="t2") is None
+        assert (await store.lanes("a"))["s1"] == place
+        assert await store.log.open_sink("a", target="t2") is None
+
+
+async def test_a_filter_that_is_narrowed_or_widened(opened: Opened) -> None:
+    """Narrowing counts for what waits, too; widening for what comes later."""
+    async with opened() as store:
+        await store.open("narrowed")
+        await store.log.open_sink("widened", target="t", wish=Filter(events=("session.ended",)))
+        await store.tell(event(1), event(2, session="s2", kind="session.ended"), event(3, session="s3"))
+    async with opened() as store:
+        ends = Filter(events=("session.ended",))
+        await store.log.open_sink("narrowed", target="t", wish=ends)
+        await store.log.open_sink("widened", target="t", wish=Filter())
+        found = await claimed(store, "narrowed", ends)
+        assert found == {"s1": [], "s2": ["evt_2"], "s3": []}
+        assert await claimed(store, "widened", Filter()) == {"s2": ["evt_2"]}
+        await store.tell(event(4, session="s4"))
+        assert await claimed(store, "widened", Filter()) == {"s2": ["evt_2"], "s4": ["evt_4"]}
+        assert await claimed(store, "narrowed", ends) == found
+
+
+async def claimed(store: Store, sink: str, wish: Filter) -> dict[str, list[str]]:
+    asked = Outbox(window=10, pipelined=True).claim()
+    found = await store.log.claim(sink, wish, asked, now=NOON)
+    return {piece.lane.key: [one.event.id for one in piece.events] for piece in found.begun}
+
+
+async def test_lanes_come_when_they_are_due_those_that_wait_longest_first(store: Store) -> None:
+    await store.open("a")
+    await store.tell(*(event(number, session=f"s{number}") for number in range(1, 6)))
+    rests = {"s1": NOON + 50, "s2": NOON - 5, "s3": NOON - 9}
+    waits = {key: Lane(key, int(key[1:]), 1, at, "500", behind=True) for key, at in rests.items()}
+    await deliver(store.file, "a", waits=waits, upto=0)
+    asked = Outbox(window=10, pipelined=True).claim()
+    found = await store.log.claim("a", Filter(), replace(asked, behind=replace(asked.behind, lanes=1)), now=NOON)
+    assert [piece.lane.key for piece in found.begun] == ["s4", "s5", "s3"]
+    assert (found.more_fresh, found.more_behind, found.next_due) == (False, True, NOON + 50)
+    found = await store.log.claim("a", Filter(), replace(asked, held=frozenset({"s3", "s4"})), now=NOON)
+    assert [piece.lane.key for piece in found.begun] == ["s5", "s2"]
+
+
+async def test_what_somebody_has_moved_is_recorded_by_nobody_else(store: Store) -> None:
+    await store.open("a")
+    first, second, _ = await store.tell(event(1), event(2), event(3, session="s2"))
+    before = {one.key: one for one in await lanes_of(store.file, "a")}
+    await store.log.replay("a", session="s1", since=None)
+    letter = DeadLetter(first, "s1", 1, "rejected", told=event(9, session=None))
+    records = (
+        LaneRecord(replace(before["s1"], seq=second + 1), drained=True, dead=(letter,)),
+        LaneRecord(replace(before["s2"], seq=9), drained=True),
+    )
+    recorded = await store.log.record("a", Progress(records), now=NOON)
+    assert recorded.moved == {"s1"}
+    assert await store.lanes("a") == {"s1": first}
+    assert await DeadLetters(store.file).dead(Which()) == [], "it comes again"
+    assert len(await store.log.search()) == 3
+
+
+async def test_a_row_that_was_deleted_and_made_again_is_another_one(store: Store) -> None:
+    await store.open("a")
+    await store.tell(event(1))
+    (before,) = await lanes_of(store.file, "a")
+    await deliver(store.file, "a")
+    (second,) = await store.tell(event(2))
+    record = LaneRecord(replace(before, seq=second + 1), drained=True)
+    assert (await store.log.record("a", Progress((record,)), now=NOON)).moved == {"s1"}
+    assert await store.lanes("a") == {"s1": second}
+
+
+async def test_it_is_seen_when_another_process_has_written(opened: Opened) -> None:
+    async with opened() as store:
+        await store.open("a")
+        await store.log.changed_elsewhere()
+        await store.tell(event(1))
+        assert not await store.log.changed_elsewhere(), "it was the bridge itself"
+        async with SqliteFile(store.path, beside=True) as file:
+            await EventLog(file).replay("a", session="s1", since=None)
+        assert await store.log.changed_elsewhere()
+        assert not await store.log.changed_elsewhere()
+
+
+async def test_a_lane_that_has_got_more_meanwhile_stays(store: Store) -> None:
+    await store.open("a")
+    first, second = await store.tell(event(1), event(2))
+    recorded = await deliver(store.file, "a", upto=first)
+    assert (recorded.more, await store.lanes("a")) == (True, {"s1": second})
+    recorded = await deliver(store.file, "a", upto=second)
+    assert (recorded.more, await store.lanes("a")) == (False, {})
+
+
+async def test_what_a_dispatcher_asks_is_found_by_an_index(store: Store) -> None:
+    await store.open("a")
+    await store.tell(*(event(number, session=f"s{number % 7}") for number in range(50)), event(90, session=None))
+    statements: list[str] = []
+    await store.file.read(lambda connection: connection.set_trace_callback(statements.append))
+    await claimed(store, "a", Filter())
+    await deliver(store.file, "a", upto=20)
+    await store.journal.commit(Changes(events=(event(91),)))
+    await store.file.read(lambda connection: connection.set_trace_callback(None))
+    asked = [one for one in statements if ("lanes" in one or "from events" in one) and "order by seq, lane" not in one]
+    assert len(asked) > 10
+    for one in asked:
+        plan = await store.file.read(lambda connection, one=one: list(connection.execute(f"explain query plan {one}")))  # type: ignore[misc]  # binds now; our own text
+        assert not [detail for *_, detail in plan if "SCAN" in detail or "TEMP B-TREE" in detail], (one, plan)
 
 
 async def test_replay_begins_at_each_session_s_first_event(store: Store) -> None:
+    await store.open("a")
     places = await store.tell(
         event(1, at=NOON),
         event(2, session="s2", at=NOON + 10),
@@ -335,15 +504,11 @@ async def test_replay_begins_at_each_session_s_first_event(store: Store) -> None
         event(5, at=NOON + 40),
     )
 
-    await store.log.open_sink("a", target="t")
-
     async def lanes(session: str | None, since: float | None) -> tuple[dict[str, int], int]:
-        count = await store.log.ask_replay("a", session=session, since=since)
-        found = await store.log.asked("a")
-        assert await store.log.asked("a") == found, "until what it led to is recorded"
-        await store.log.record("a", Progress(places[-1], taken=tuple(found)), now=NOON)
-        assert await store.log.asked("a") == []
-        return {one.key: one.seq for one in found}, count
+        await deliver(store.file, "a")
+        count = await store.log.replay("a", session=session, since=since)
+        assert {one.replay_through for one in await lanes_of(store.file, "a")} <= {places[-1]}
+        return await store.lanes("a"), count
 
     assert await lanes("s1", None) == ({"s1": places[0]}, 3)
     assert await lanes(None, NOON + 15) == ({"s1": places[2], BRIDGE_LANE: places[3]}, 3)
@@ -351,69 +516,54 @@ async def test_replay_begins_at_each_session_s_first_event(store: Store) -> None
     assert await lanes("s9", None) == ({}, 0)
 
 
-async def lanes_at_the_start(store: Store) -> list[Parked]:
-    return list((await store.log.open_sink("a", target="t")).parked)
-
-
 async def test_what_was_asked_for_goes_back_and_never_forward(opened: Opened) -> None:
     async with opened() as store:
-        await store.log.open_sink("a", target="t")
+        await store.open("a")
         places = await store.tell(*(event(number, at=NOON + number) for number in range(5)))
-        failing = Parked("s1", places[2], 3, NOON + 300, "HTTP 500", 0)
-        await store.log.record("a", Progress(places[-1], parked=(failing,)), now=NOON)
-        await store.log.ask_replay("a", session=None, since=NOON + 3)
+        failing = Lane("s1", places[2], 3, NOON + 300, "HTTP 500", behind=True)
+        await deliver(store.file, "a", waits={"s1": failing})
+        await store.log.replay("a", session=None, since=NOON + 3)
+        (lane,) = await lanes_of(store.file, "a")
+        assert replace(lane, version=0) == replace(failing, due_at=0.0), "it is tried at once"
+        await store.log.replay("a", session="s1", since=None)
+        await store.log.replay("a", session=None, since=NOON + 1)
     async with opened() as store:
-        assert await lanes_at_the_start(store) == [replace(failing, at=0.0)], "it is tried at once"
-        await store.log.ask_replay("a", session="s1", since=None)
-        await store.log.ask_replay("a", session=None, since=NOON + 1)
-        assert await store.log.asked_sinks() == {"a"}
-    async with opened() as store:
-        (lane,) = await lanes_at_the_start(store)
-        assert (lane.key, lane.seq, lane.attempts, lane.at) == ("s1", places[0], 0, 0.0)
-        assert lane.replay_upto == places[2] - 1, "what was never delivered is no replay"
-        assert await store.log.asked_sinks() == set()
+        (lane,) = await lanes_of(store.file, "a")
+        assert (lane.key, lane.seq, lane.attempts, lane.due_at) == ("s1", places[0], 0, 0.0)
+        assert lane.replay_through == places[2] - 1, "what was never delivered is no replay"
 
 
-async def test_a_replay_of_what_a_sink_has_not_come_to_leaves_nothing_out(opened: Opened) -> None:
-    async with opened() as store:
-        await store.log.open_sink("a", target="t")
-        places = await store.tell(*(event(number, at=NOON + number) for number in range(5)))
-        await store.log.record("a", Progress(places[1]), now=NOON)
-        await store.log.ask_replay("a", session=None, since=NOON + 3)
-    async with opened() as store:
-        assert await lanes_at_the_start(store) == [], "all of it comes anyway, and what is before it too"
-        assert await store.log.asked("a") == []
+async def test_a_replay_of_what_a_sink_has_not_come_to_leaves_nothing_out(store: Store) -> None:
+    await store.open("a")
+    places = await store.tell(*(event(number, at=NOON + number) for number in range(5)))
+    await deliver(store.file, "a", upto=places[1])
+    await store.log.replay("a", session=None, since=NOON + 3)
+    (lane,) = await lanes_of(store.file, "a")
+    assert (lane.seq, lane.replay_through) == (places[2], 0)
 
 
 async def test_a_replay_for_a_new_sink_is_there_at_its_first_start(opened: Opened) -> None:
     async with opened() as store:
         places = await store.tell(event(1), event(2))
-        await store.log.ask_replay("a", session="s1", since=None)
+        await store.log.replay("a", session="s1", since=None)
+        (third,) = await store.tell(event(3, session="s3"))
     async with opened() as store:
-        assert await lanes_at_the_start(store) == [Parked("s1", places[0], 0, 0.0, "asked for", places[-1])]
-
-
-async def test_what_is_asked_for_earlier_meanwhile_is_not_forgotten(store: Store) -> None:
-    await store.log.open_sink("a", target="t")
-    places = await store.tell(*(event(number, at=NOON + number) for number in range(3)))
-    await store.log.ask_replay("a", session=None, since=NOON + 2)
-    found = tuple(await store.log.asked("a"))
-    await store.log.ask_replay("a", session=None, since=NOON + 1)
-    await store.log.record("a", Progress(places[-1], taken=found), now=NOON)
-    assert [one.seq for one in await store.log.asked("a")] == [places[1]]
+        await store.open("a")
+        assert await store.lanes("a") == {"s1": places[0], "s3": third}
+        replayed = {one.key: one.replay_through for one in await lanes_of(store.file, "a")}
+        assert replayed == {"s1": places[1], "s3": 0}
 
 
 @pytest.mark.parametrize("gone", ["disabled", "retired"])
-async def test_what_was_asked_of_a_sink_that_is_not_called_holds_up_no_pruning(store: Store, gone: str) -> None:
-    for name in ("a", "b"):
-        await store.log.open_sink(name, target="t")
+async def test_what_waits_for_a_sink_that_is_not_called_holds_up_no_pruning(store: Store, gone: str) -> None:
+    await store.open("a", "b")
     places = await store.tell(*(event(number) for number in range(4)))
     for name in ("a", "b"):
-        await store.log.record(name, Progress(places[-1]), now=NOON)
-    await store.log.ask_replay("a", session="s1", since=None)
+        await deliver(store.file, name)
+    await store.log.replay("a", session="s1", since=None)
     assert await store.log.prune(observed_before=NOON + 9) == 0
     if gone == "disabled":
-        await store.log.disable("a", "410", event(9, session=None, at=NOON + 99), now=NOON)
+        await store.log.disable("a", "410", event(9, session=None, at=NOON + 99))
     else:
         await store.log.retire_others(["b"])
     assert await store.log.prune(observed_before=NOON + 9) == len(places)
@@ -421,13 +571,17 @@ async def test_what_was_asked_of_a_sink_that_is_not_called_holds_up_no_pruning(s
 
 async def test_a_dead_letter_is_tried_again_or_dropped(opened: Opened) -> None:
     async with opened() as store:
-        await store.log.open_sink("a", target="t")
+        await store.open("a")
         places = await store.tell(event(1), event(2, session="s2"), event(3))
         lost = tuple(DeadLetter(seq, key, 10, "gave up") for seq, key in zip(places, ("s1", "s2", "s1"), strict=True))
-        await store.log.record("a", Progress(places[-1], dead=lost), now=NOON)
+        await deliver(store.file, "a", dead=lost, now=NOON)
         assert await store.log.deliveries_waiting() == {"a": (0, 3)}
         letters = DeadLetters(store.file)
-        await store.log.record("gone", Progress(0, dead=lost[:1]), now=NOON - 1)
+        await store.file.write(
+            lambda one: one.execute(
+                "insert into dead_letters values ('gone', ?, 's1', 1, '', ?)", (places[0], NOON - 1)
+            )
+        )
         assert [one.sink for one in await letters.dead(Which())] == ["a", "a", "a", "gone"]
         assert await letters.retry(Which(sink="gone")) == 0, "nobody would take it"
         assert await letters.drop(Which(sink="gone")) == 1
@@ -440,16 +594,16 @@ async def test_a_dead_letter_is_tried_again_or_dropped(opened: Opened) -> None:
         await store.log.prune(observed_before=NOON + 9)
         assert [one.event.id for one in await store.log.search()] == ["evt_1", "evt_3"], "those two are still needed"
     async with opened() as store:
-        (lane,) = (await store.log.open_sink("a", target="t")).parked
-        assert lane == Parked(letter_lane(places[0]), places[0], 0, 0.0, "asked for")
-        (one,) = await store.log.read_lane(lane.key, start=lane.seq, upto=places[-1], limit=20)
-        assert (one.event.id, one.alone) == ("evt_1", True)
-        assert await store.log.read_lane(lane.key, start=lane.seq + 1, upto=places[-1], limit=20) == []
+        await store.open("a")
+        (lane,) = await lanes_of(store.file, "a")
+        assert (lane.key, lane.seq, lane.attempts, lane.replay_through) == (letter_lane(places[0]), places[0], 0, 0)
+        assert await claimed(store, "a", Filter()) == {lane.key: ["evt_1"]}
+        await deliver(store.file, "a", waits={lane.key: replace(lane, attempts=1, due_at=NOON, reason="500")})
         (waits,) = await DeadLetters(store.file).parked(Which())
         assert (waits.event_id, waits.behind) == ("evt_1", 0)
         await store.log.prune(observed_before=NOON + 9)
         assert [one.event.id for one in await store.log.search()] == ["evt_1", "evt_3"]
-        await store.log.record("a", Progress(places[-1], released=(lane.key,)), now=NOON)
+        await deliver(store.file, "a")
         await store.log.prune(observed_before=NOON + 9)
         assert [one.event.id for one in await store.log.search()] == ["evt_3"]
 
@@ -457,8 +611,11 @@ async def test_a_dead_letter_is_tried_again_or_dropped(opened: Opened) -> None:
 async def test_parked_deliveries_are_listed_with_what_waits_behind_them(store: Store) -> None:
     await store.log.open_sink("a", target="t")
     places = await store.tell(event(1), event(2, session=None), event(3), event(4), event(5, session=None))
-    lanes = (Parked("s1", places[1], 2, NOON + 9, "HTTP 500"), Parked(BRIDGE_LANE, places[1], 1, NOON + 5, "HTTP 502"))
-    await store.log.record("a", Progress(places[-1], parked=lanes), now=NOON)
+    waits = {
+        "s1": Lane("s1", places[2], 2, NOON + 9, "HTTP 500", behind=True),
+        BRIDGE_LANE: Lane(BRIDGE_LANE, places[1], 1, NOON + 5, "HTTP 502", behind=True),
+    }
+    await deliver(store.file, "a", waits=waits)
     found = [(one.event_id, one.attempts, one.behind) for one in await DeadLetters(store.file).parked(Which())]
     assert found == [("evt_2", 1, 1), ("evt_3", 2, 1)]
 
@@ -468,8 +625,8 @@ async def test_the_last_failed_attempts_are_kept_a_sink(store: Store) -> None:
         return FailedAttempt(1, number, NOON + number, 0.5, "HTTP 500: no", 500, "no")
 
     for first in range(0, ATTEMPTS_KEPT + 500, 500):
-        await store.log.record("a", Progress(0, failed=tuple(map(failed, range(first, first + 500)))), now=NOON)
-    await store.log.record("b", Progress(0, failed=(failed(7),)), now=NOON)
+        await store.log.record("a", Progress(failed=tuple(map(failed, range(first, first + 500)))), now=NOON)
+    await store.log.record("b", Progress(failed=(failed(7),)), now=NOON)
     kept = await DeadLetters(store.file).attempts("a", 1)
     assert kept == list(map(failed, range(500, ATTEMPTS_KEPT + 500)))
     assert await DeadLetters(store.file).attempts("b", 1) == [failed(7)]
@@ -480,29 +637,30 @@ async def test_a_dead_letter_and_the_event_that_tells_of_it_are_one_transaction(
     (place,) = await store.tell(event(1))
     told = dead_letter_told("a", event(1), attempts=10, reason="gave up", now=NOON)
     assert told is not None
-    await store.log.record("a", Progress(place, dead=(DeadLetter(place, "s1", 10, "gave up"),), told=(told,)), now=NOON)
+    await store.open("b")
+    await deliver(store.file, "a", dead=(DeadLetter(place, "s1", 10, "gave up", told),))
+    assert await store.lanes("b") == {BRIDGE_LANE: place + 1}
     assert [one.event.type for one in await store.log.read(after=place, limit=9)] == ["sink.dead_letter"]
 
 
 async def test_only_old_events_that_every_sink_is_past_are_pruned(store: Store) -> None:
-    for name in ("a", "b", "off"):
-        await store.log.open_sink(name, target="t")
+    await store.open("a", "b", "off")
     places = await store.tell(*(event(number, at=NOON + number) for number in range(6)))
-    await store.log.disable("off", "410", event(99, session=None, at=NOON + 99), now=NOON)
+    await store.log.disable("off", "410", event(99, session=None, at=NOON + 99))
 
-    async def left_after(**progress: Progress) -> list[str]:
-        for name, one in progress.items():
-            await store.log.record(name, one, now=NOON)
+    async def left() -> list[str]:
         await store.log.prune(observed_before=NOON + 5)
         left = [one.event.id.removeprefix("evt_") for one in await store.log.search()]
         return [one for one in left if one != "99"]
 
-    assert await left_after(a=Progress(places[-1])) == ["0", "1", "2", "3", "4", "5"]
-    assert await left_after(b=Progress(places[0])) == ["1", "2", "3", "4", "5"]
-    parked = Parked("s1", places[2], 1, NOON)
-    assert await left_after(b=Progress(places[-1], parked=(parked,))) == ["2", "3", "4", "5"]
-    await store.log.record("off", Progress(0, parked=(replace(parked, seq=places[0]),)), now=NOON)
-    assert await left_after(b=Progress(places[-1], released=("s1",))) == ["5"], "the last is too young"
+    await deliver(store.file, "a")
+    assert await left() == ["0", "1", "2", "3", "4", "5"]
+    await deliver(store.file, "b", upto=places[0])
+    assert await left() == ["1", "2", "3", "4", "5"]
+    await deliver(store.file, "b", waits={"s1": Lane("s1", places[2], 1, NOON, behind=True)})
+    assert await left() == ["2", "3", "4", "5"]
+    await deliver(store.file, "b")
+    assert await left() == ["5"], "the last is too young"
 
 
 async def test_a_dead_letter_keeps_its_event_and_no_other(store: Store) -> None:
@@ -510,7 +668,7 @@ async def test_a_dead_letter_keeps_its_event_and_no_other(store: Store) -> None:
     await store.log.open_sink("a", target="t")
     places = await store.tell(*(event(number) for number in range(4)))
     letter = DeadLetter(places[1], "s1", 10, "gave up")
-    await store.log.record("a", Progress(places[-1], dead=(letter,)), now=NOON)
+    await deliver(store.file, "a", dead=(letter,))
     assert await store.log.prune(observed_before=NOON + 1) == 3
     assert [one.seq for one in await store.log.search()] == [places[1]]
 
@@ -520,7 +678,8 @@ async def test_pruning_goes_in_small_steps_and_places_are_never_given_again(open
         places = await store.tell(*(event(number) for number in range(5)))
         assert [await store.log.prune(observed_before=NOON + 1, limit=2) for _ in range(4)] == [2, 2, 1, 0]
     async with opened() as store:
-        assert (await store.log.open_sink("new", target="t")).cursor == places[-1]
+        await store.open("new")
+        assert await store.lanes("new") == {}
         (place,) = await store.tell(event(9))
         assert place > places[-1]
         assert await store.log.backlogs() == {"new": 1}

@@ -65,8 +65,6 @@ async def ticking(folder: Path) -> AsyncIterator[tuple[Broker, Standing, Journal
             broker,
             EventLog(file),
             Filter(),
-            cursor=0,
-            parked=(),
             clock=clock,
             jitter=lambda: 0.0,
             sleep=lambda _: asyncio.sleep(0),

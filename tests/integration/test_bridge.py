@@ -15,7 +15,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from bace_bridge.domain.events import Event, LoggedEvent
+from bace_bridge.domain.events import Event
+from bace_bridge.domain.lanes import Claimed
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.server import SimulatedServer
@@ -96,8 +97,8 @@ async def test_a_webhook_is_degraded_from_its_second_failed_attempt_on(tmp_path:
             assert shown["webhook:hook"].startswith("2 failed attempts in a row: HTTP 503")
 
 
-class HoldsEmptyReadings:
-    """Stands where a failpoint does, around the log alone: a reading that found nothing ends only when `let_go`."""
+class HoldsEmptyClaims:
+    """Stands where a failpoint does, around the log alone: a claim that found nothing ends only when `let_go`."""
 
     def __init__(self) -> None:
         self.holds = asyncio.Event()
@@ -115,9 +116,9 @@ class HoldsEmptyReadings:
             def __getattr__(self, name: str) -> Any:
                 return getattr(log, name)
 
-            async def read(self, **given: int) -> list[LoggedEvent]:
-                found = await log.read(**given)
-                if not found:
+            async def claim(self, *given: Any, **named: Any) -> Claimed:
+                found = await log.claim(*given, **named)
+                if not found.begun:
                     held.holds.set()
                     await held.let_go.wait()
                 return found
@@ -126,7 +127,7 @@ class HoldsEmptyReadings:
 
 
 async def test_what_is_committed_while_the_log_is_read_is_delivered_without_a_further_event(tmp_path: Path) -> None:
-    cloud, holding = SimulatedCloud(), HoldsEmptyReadings()
+    cloud, holding = SimulatedCloud(), HoldsEmptyClaims()
     device = cloud.add_device("BaceGo-1")
     async with SimulatedServer(cloud) as server, receiver() as hook:
         path = bridge_file(tmp_path, cloud_url=server.url, hooks={"hook": {"url": hook.url}})
@@ -138,6 +139,20 @@ async def test_what_is_committed_while_the_log_is_read_is_delivered_without_a_fu
             await bridge.has_ticked(3)
             holding.let_go.set()
             await until(lambda: [one.session for one in hook.arrivals] == [session], within=SOON, what="the start")
+
+
+async def test_what_a_command_beside_the_bridge_asks_for_is_begun_without_a_further_event(tmp_path: Path) -> None:
+    cloud = SimulatedCloud()
+    device = cloud.add_device("BaceGo-1")
+    async with SimulatedServer(cloud) as server, receiver() as hook:
+        path = bridge_file(tmp_path, cloud_url=server.url, hooks={"hook": {"url": hook.url}})
+        async with whole_bridge(path):
+            await until(lambda: len(server.requests) > 4, within=SOON, what="the first polls")
+            session = cloud.open_session(device.id_group)
+            await until(lambda: len(hook.arrivals) == 1, within=SOON, what="the start")
+            async with SqliteFile(tmp_path / "bridge.db", beside=True) as file:
+                assert await EventLog(file).replay("hook", session=session, since=None) == 1
+            await until(lambda: len(hook.arrivals) == 2, within=SOON, what="the replay")
 
 
 async def test_a_sink_gets_only_what_is_of_its_groups(tmp_path: Path, broker: Broker) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from bace_bridge.domain.events import Event
-from bace_bridge.domain.lanes import DeadLetter, FailedAttempt, Parked, Progress
+from bace_bridge.domain.lanes import DeadLetter, FailedAttempt, Lane
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile
+from tests.delivered import deliver, lanes_of
 
 ROOT = Path(__file__).parents[2]
 NOON = 1_764_590_400.0
@@ -38,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def log(folder: Path) -> AsyncIterator[EventLog]:
+async def log(folder: Path) -> AsyncIterator[SqliteFile]:
     """Four events of two sessions; two of them are dead letters of `a`, and one waits for its next attempt at `b`."""
     async with SqliteFile(folder / "bridge.db") as file:
         event_log = EventLog(file)
@@ -53,9 +54,9 @@ async def log(folder: Path) -> AsyncIterator[EventLog]:
             FailedAttempt(1, number, NOON + number, 0.25, "HTTP 500: no\x1b[31m", 500, "no") for number in (1, 2)
         )
         dead = (DeadLetter(1, "s1", 10, "gave up: HTTP 500"), DeadLetter(2, "s2", 1, "rejected"))
-        await event_log.record("a", Progress(4, dead=dead, failed=failed), now=NOON + 60)
-        await event_log.record("b", Progress(4, parked=(Parked("s1", 3, 2, NOON + 90, "HTTP 502"),)), now=NOON)
-        yield event_log
+        await deliver(file, "a", dead=dead, failed=failed, now=NOON + 60)
+        await deliver(file, "b", waits={"s1": Lane("s1", 3, 2, NOON + 90, "HTTP 502", behind=True)})
+        yield file
 
 
 async def bridge(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -77,7 +78,7 @@ async def listed(folder: Path, *arguments: str) -> list[dict[str, Any]]:
     return rows
 
 
-async def test_dead_letters_are_listed_with_their_last_attempts(folder: Path, log: EventLog) -> None:
+async def test_dead_letters_are_listed_with_their_last_attempts(folder: Path, log: SqliteFile) -> None:
     del log
     second, first = await listed(folder)
     assert (first["event_id"], first["sink"], first["session_id"], first["attempts"]) == ("evt_1", "a", "s1", 10)
@@ -93,7 +94,7 @@ async def test_dead_letters_are_listed_with_their_last_attempts(folder: Path, lo
     assert await listed(folder, "--sink", "b") == []
 
 
-async def test_parked_deliveries_are_listed_apart(folder: Path, log: EventLog) -> None:
+async def test_parked_deliveries_are_listed_apart(folder: Path, log: SqliteFile) -> None:
     del log
     (parked,) = await listed(folder, "--parked")
     assert (parked["event_id"], parked["sink"], parked["attempts"], parked["behind"]) == ("evt_3", "b", 2, 1)
@@ -103,7 +104,7 @@ async def test_parked_deliveries_are_listed_apart(folder: Path, log: EventLog) -
     assert "HTTP 502" in table
 
 
-async def test_a_table_for_people_steers_no_terminal(folder: Path, log: EventLog) -> None:
+async def test_a_table_for_people_steers_no_terminal(folder: Path, log: SqliteFile) -> None:
     del log
     table = await told(folder, "dead-letters", "list")
     for shown in ("GIVEN UP", "evt_1", "evt_2", "gave up: HTTP 500"):
@@ -111,34 +112,34 @@ async def test_a_table_for_people_steers_no_terminal(folder: Path, log: EventLog
     assert "\x1b" not in table
 
 
-async def test_retry_asks_the_bridge_and_takes_the_letter_away(folder: Path, log: EventLog) -> None:
+async def test_retry_asks_the_bridge_and_takes_the_letter_away(folder: Path, log: SqliteFile) -> None:
     said = await told(folder, "dead-letters", "retry", "evt_1")
-    assert said == "1 dead letter tried again: the running bridge begins within 10 s\n"
+    assert said == "1 dead letter tried again: the running bridge begins at once\n"
     assert [one["event_id"] for one in await listed(folder)] == ["evt_2"]
-    assert [one.key for one in await log.asked("a")] == ["letter:1"]
+    assert [one.key for one in await lanes_of(log, "a")] == ["letter:1"]
     assert (await told(folder, "dead-letters", "retry")).startswith("1 dead letter tried")
     assert await told(folder, "dead-letters", "retry", "--all") == "0 dead letters tried again\n"
 
 
-async def test_drop_takes_only_what_is_named(folder: Path, log: EventLog) -> None:
+async def test_drop_takes_only_what_is_named(folder: Path, log: SqliteFile) -> None:
     assert (await bridge(folder, "dead-letters", "drop")).returncode == 2
     assert await told(folder, "dead-letters", "drop", "--session", "s1") == "1 dead letter dropped\n"
     assert [one["event_id"] for one in await listed(folder)] == ["evt_2"]
-    assert await log.asked("a") == []
+    assert await lanes_of(log, "a") == []
     assert await told(folder, "dead-letters", "drop", "--all") == "1 dead letter dropped\n"
     assert await told(folder, "dead-letters", "list") == "No dead letters.\n"
 
 
-async def test_replay_asks_for_what_is_recorded(folder: Path, log: EventLog) -> None:
+async def test_replay_asks_for_what_is_recorded(folder: Path, log: SqliteFile) -> None:
     said = await told(folder, "replay", "--sink", "a", "--session", "s1")
-    assert said == "3 events for a: the running bridge begins within 10 s\n"
-    assert [(one.key, one.seq) for one in await log.asked("a")] == [("s1", 1)]
-    assert [(one.key, one.seq) for one in await log.asked("b")] == []
+    assert said == "3 events for a: the running bridge begins at once\n"
+    assert [(one.key, one.seq, one.replay_through) for one in await lanes_of(log, "a")] == [("s1", 1, 4)]
+    assert [(one.key, one.seq) for one in await lanes_of(log, "b")] == [("s1", 3)]
     said = await told(folder, "replay", "--sink", "a", "--since", "2025-12-01T12:00:02Z")
     assert said.startswith("3 events for a")
 
 
-async def test_a_duration_goes_back_from_now(folder: Path, log: EventLog) -> None:
+async def test_a_duration_goes_back_from_now(folder: Path, log: SqliteFile) -> None:
     now, hour = time.time(), 3600
     async with SqliteFile(folder / "bridge.db", beside=True) as file:
         recent = [
@@ -146,8 +147,9 @@ async def test_a_duration_goes_back_from_now(folder: Path, log: EventLog) -> Non
             for ago in (5, 3, 1)
         ]
         await Journal(file).commit(Changes(events=tuple(recent)))
+        await deliver(file, "a")
     assert (await told(folder, "replay", "--sink", "a", "--since", "2h")).startswith("1 event for a")
-    assert [one.key for one in await log.asked("a")] == ["ago-1"]
+    assert [one.key for one in await lanes_of(log, "a")] == ["ago-1"]
     assert (await told(folder, "replay", "--sink", "b", "--since", "4h")).startswith("2 events for b")
 
 
@@ -156,11 +158,11 @@ async def test_without_a_running_bridge_it_says_when(folder: Path) -> None:
         await EventLog(file).open_sink("a", target="t")
         event = Event("evt_1", "session.updated", "s1", "g1", NOON, NOON, b"{}")
         await Journal(file).commit(Changes(events=(event,)))
-        await EventLog(file).record("a", Progress(1), now=NOON)
+        await deliver(file, "a")
     said = await told(folder, "replay", "--sink", "a", "--session", "s1")
     assert said == "1 event for a: the bridge is not running: it begins when it is started\n"
     async with SqliteFile(folder / "bridge.db") as file:
-        (lane,) = (await EventLog(file).open_sink("a", target="t")).parked
+        (lane,) = await lanes_of(file, "a")
     assert (lane.key, lane.seq) == ("s1", 1)
 
 
@@ -179,7 +181,7 @@ async def test_without_a_running_bridge_it_says_when(folder: Path) -> None:
     ],
 )
 async def test_what_cannot_be_done_is_said(
-    folder: Path, log: EventLog, arguments: tuple[str, ...], code: int, said: str
+    folder: Path, log: SqliteFile, arguments: tuple[str, ...], code: int, said: str
 ) -> None:
     del log
     done = await bridge(folder, *arguments)
@@ -203,9 +205,9 @@ async def test_help_and_version_work_everywhere(folder: Path, command: tuple[str
     assert (await told(folder, *command, "--version")).startswith("bace-bridge ")
 
 
-async def test_a_sink_that_is_disabled_is_asked_for_nothing(folder: Path, log: EventLog) -> None:
+async def test_a_sink_that_is_disabled_is_asked_for_nothing(folder: Path, log: SqliteFile) -> None:
     told_of_it = Event("evt_9", "sink.disabled", None, None, NOON, NOON, b'{"sink":"a"}')
-    await log.disable("a", "HTTP 410: the endpoint is gone", told_of_it, now=NOON)
+    await EventLog(log).disable("a", "HTTP 410: the endpoint is gone", told_of_it)
     for arguments in (("replay", "--sink", "a", "--session", "s1"), ("dead-letters", "retry", "--sink", "a")):
         done = await bridge(folder, *arguments)
         assert (done.returncode, "a is disabled (HTTP 410: the endpoint is gone)" in done.stderr) == (1, True)

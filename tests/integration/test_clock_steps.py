@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 from bace_bridge.bridge import Bridge
 from bace_bridge.clocks import ClockWatch, SteadyClock
 from bace_bridge.config.load import load
-from bace_bridge.domain.lanes import Parked
-from bace_bridge.domain.retry import LONGEST_WAIT, plausible
+from bace_bridge.domain.lanes import Lane
+from bace_bridge.domain.retry import LONGEST_WAIT
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.simulator.cloud import SimulatedCloud
@@ -23,6 +23,7 @@ from bace_bridge.store.journal import Journal
 from bace_bridge.store.schedules import Schedules
 from bace_bridge.store.sqlite import SqliteFile
 from tests.acceptance.line import configuration, until
+from tests.delivered import deliver, lanes_of
 from tests.integration.polling_line import NOON, Clock
 from tests.integration.test_cloud_client import client
 from tests.integration.test_dispatcher import Line, event, running, serving
@@ -52,6 +53,8 @@ async def schedules(tmp_path: Path) -> AsyncIterator[tuple[Journal, Schedules]]:
 async def watch_of(times: Times, moved: list[float], *lines: Line) -> ClockWatch:
     async def move(seconds: float) -> None:
         moved.append(seconds)
+        for line in lines:
+            await Schedules(line.file).move(seconds)
 
     watch = ClockWatch(times.steady, deciding=asyncio.Lock(), move_store=move)
     watch.followers += [line.dispatcher.clock_stepped for line in lines]
@@ -116,7 +119,7 @@ async def test_a_delivery_is_tried_again_neither_early_nor_days_later(tmp_path: 
             if looked.startswith("after"):
                 await (await watch_of(times, [], line)).look()
                 async with asyncio.timeout(60):
-                    while (await line.place()).parked[0].at != pytest.approx(NOON + 5 + step):
+                    while (await line.lanes())[0].due_at != pytest.approx(NOON + 5 + step):
                         pass
             for second in range(4):
                 times.forward(1)
@@ -176,10 +179,17 @@ async def test_what_lies_further_ahead_than_any_schedule_is_due_at_the_start(tmp
         assert [one.session.id for one in await journal.due_fetches(NOON, 9)] == ["far"]
 
 
-def test_a_parked_place_further_ahead_than_any_schedule_is_due() -> None:
-    assert plausible(NOON + LONGEST_WAIT + 1, now=NOON) == NOON
-    assert plausible(NOON + 86400.0, now=NOON) == NOON + 86400.0
-    assert plausible(Parked("s", 1, 0, 0.0).at, now=NOON) == 0.0
+async def test_a_lane_that_rests_longer_than_any_schedule_allows_is_due(tmp_path: Path) -> None:
+    async with SqliteFile(tmp_path / "b.db") as file:
+        await EventLog(file).open_sink("a", target="t")
+        await Journal(file).commit(Changes(events=tuple(event(number, f"s{number}") for number in range(3))))
+        rests = {
+            key: Lane(key, seq, 1, at, behind=True)
+            for seq, (key, at) in enumerate([("s0", NOON + LONGEST_WAIT + 1), ("s1", NOON + 86400.0)], start=1)
+        }
+        await deliver(file, "a", waits=rests)
+        await Schedules(file).bound(now=NOON, furthest=600)
+        assert [one.due_at for one in await lanes_of(file, "a")] == [NOON, NOON + 86400.0]
 
 
 @pytest.mark.parametrize("step", [DAYS, -DAYS])

@@ -57,10 +57,10 @@ async def test_an_event_on_which_mosquitto_closes_the_connection_is_retried_on_t
         async with line_running(tmp_path / "b.db", clock, sink) as line:
             await line.tell(*events(299, poison=50, size=30_000))
             parked = await line.parked(1)
-            assert (parked.key, parked.seq, parked.at) == ("s10", 50, clock.now + WEBHOOK_SCHEDULE[0])
+            assert (parked.key, parked.seq, parked.due_at) == ("s10", 50, clock.now + WEBHOOK_SCHEDULE[0])
             assert "closes the connection on a message of 30" in parked.reason
             assert parked.reason.endswith("on bace/g1/event")
-            await line.reaches(299)
+            await line.done()
             waiting = set(range(50, 300, LANES))
             await eventually(lambda: set(numbers(listener)) == set(range(1, 300)) - waiting)
             # With the connection Mosquitto loses acknowledgements, and how many is chance. Each end of it brings the
@@ -69,7 +69,7 @@ async def test_an_event_on_which_mosquitto_closes_the_connection_is_retried_on_t
             assert found_after <= 3 * 50 + 1
 
             line.forward(WEBHOOK_SCHEDULE[0])
-            assert (await line.parked(2)).at == clock.now + WEBHOOK_SCHEDULE[1]
+            assert (await line.parked(2)).due_at == clock.now + WEBHOOK_SCHEDULE[1]
             await eventually(lambda: len(named(logs, "mqtt.connected")) == found_after + 1)
             await dies(line, clock)
             await eventually(lambda: set(numbers(listener)) == set(range(1, 300)) - {50})
@@ -85,8 +85,8 @@ async def test_an_event_on_which_mosquitto_closes_the_connection_is_retried_on_t
 async def dies(line: Line, clock: Clock) -> None:
     for attempt in range(2, len(WEBHOOK_SCHEDULE) + 1):
         parked = await line.parked(attempt)
-        line.forward(parked.at - clock.now)
-    await line.reaches(299)
+        line.forward(parked.due_at - clock.now)
+    await line.done()
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
@@ -102,20 +102,20 @@ async def test_the_guilty_event_is_found_among_those_that_wait_for_the_broker_s_
             parked = await line.parked(1)
             assert parked.seq == 5
             script.acknowledges_after = 0.001
-            await line.reaches(400)
+            await line.done()
             assert len(broker.versions) == 5
             assert max(Counter(told_by(broker)).values()) <= 4
             assert broker.most_unacknowledged > 1
 
             broker.unacknowledged = broker.most_unacknowledged = 0
             await line.tell(*(one for one in events(600) if one.id not in {f"evt_{n}" for n in range(401)}))
-            await line.reaches(600)
+            await line.done()
             assert broker.most_unacknowledged > 20, "the window has its full size again"
 
             script.closes_on = b""
             line.forward(WEBHOOK_SCHEDULE[0])
             await eventually(lambda: set(told_by(broker)) == set(range(1, 601)))
-            while (await line.place()).parked:
+            while await line.lanes():
                 line.dispatcher.log_grew()
             assert not await line.dead_letters()
             assert len(broker.versions) == 5

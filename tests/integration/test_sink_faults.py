@@ -192,8 +192,8 @@ async def test_a_broker_over_its_quota_gets_the_event_later_and_one_that_forbids
             running(tmp_path / "b.db", clock, broker_sink(broker.port)) as line,
         ):
             await line.tell(of_device("full", 1), of_device("forbidden", 2), of_device("fine", 3))
-            await line.reaches(3)
-            assert [(one.key, one.attempts) for one in (await line.place()).parked] == [("full", 1)]
+            await line.done()
+            assert [(one.key, one.attempts) for one in await line.lanes()] == [("full", 1)]
             ((seq, _, attempts, reason),) = await line.dead_letters()
             assert (seq, attempts) == (2, 1)
             assert "not authorized (0x87)" in reason
@@ -214,7 +214,7 @@ async def test_a_broker_that_refuses_everything_is_said_once_and_shown(tmp_path:
             running(tmp_path / "b.db", clock, broker_sink(broker.port), wish=Filter()) as line,
         ):
             await line.tell(*(of_device(f"d{one}", one) for one in range(20)))
-            await line.reaches(20)
+            await line.done()
             assert "20 failed attempts in a row: the broker refused a message" in (line.watch.problem or "")
             script.answers.clear()
             line.forward(6)

@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bace_bridge.domain.events import Event
-from bace_bridge.domain.lanes import DeadLetter, Parked, Progress
+from bace_bridge.domain.lanes import DeadLetter, Lane
 from bace_bridge.errors import StoreAtCap
 from bace_bridge.polling.rules.changes import Changes, PollState, WindowRead
 from bace_bridge.polling.rules.datapoints import EmittedPoint
@@ -24,6 +24,7 @@ from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.housekeeping import CROWDED, EVERY, SESSIONS_A_PIECE, WINDOWS_A_PIECE, Cap, Upkeep
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import JOURNAL_SIZE_LIMIT, SqliteFile
+from tests.delivered import deliver
 from tests.integration.polling_line import NOON, Clock, points, simulated, types, watching
 
 CAP = 16 * 2**20
@@ -70,8 +71,8 @@ class Kept:
                     return
         raise AssertionError("it takes everything")
 
-    async def delivered(self, sink: str, upto: int, **more: tuple[object, ...]) -> None:
-        await self.log.record(sink, Progress(upto, **more), now=NOON)  # type: ignore[arg-type]  # parked, dead
+    async def delivered(self, sink: str, upto: int) -> None:
+        await deliver(self.file, sink, upto=upto)
 
     async def left(self) -> list[int]:
         query = "select seq from events order by seq"
@@ -174,9 +175,8 @@ async def test_what_waits_or_was_given_up_stays_also_at_the_cap(tmp_path: Path) 
         for name in ("a", "b"):
             await store.log.open_sink(name, target="t")
         await store.fill()
-        await store.delivered(
-            "a", store.told, parked=(Parked("s1", 40, 1, NOON),), dead=(DeadLetter(3, "s1", 10, "x"),)
-        )
+        waits = {"s1": Lane("s1", 40, 1, NOON, behind=True)}
+        await deliver(store.file, "a", waits=waits, dead=(DeadLetter(3, "s1", 10, "x"),))
         await store.delivered("b", store.told)
         await store.round()
         assert [seq for seq in await store.left() if seq <= 40] == [3, 40]

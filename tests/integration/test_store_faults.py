@@ -117,11 +117,11 @@ async def test_no_other_process_writes_between_what_a_transaction_reads_and_writ
         def work(connection: sqlite3.Connection) -> None:
             (count,) = connection.execute("select count(*) from sinks").fetchone()
             with pytest.raises(sqlite3.OperationalError, match="locked"):
-                other.execute("insert into sinks (name, cursor, target) values ('other', 0, 't')")
-            connection.execute("insert into sinks (name, cursor, target) values ('mine', ?, 't')", (count,))
+                other.execute("insert into sinks (name, target) values ('other', 't')")
+            connection.execute("insert into sinks (name, target) values ('mine', ?)", (count,))
 
         await (command if beside else service).write(work)
-        other.execute("insert into sinks (name, cursor, target) values ('other', 0, 't')")
+        other.execute("insert into sinks (name, target) values ('other', 't')")
         other.close()
         assert await EventLog(service).backlogs() == {"mine": 0, "other": 0}
 
@@ -196,20 +196,20 @@ async def test_while_progress_cannot_be_recorded_nothing_more_is_sent(tmp_path: 
     async with running(tmp_path / "b.db", Clock(), sink) as line:
         await line.tell(*(event(number) for number in range(1, 51)))
         await eventually(lambda: len(sink.flying) == sink.window)
-        await away(line.file, "sinks")
+        await away(line.file, "lanes")
         for number in (1, 2, 3):
             sink.answer(number)
         for rounds in range(5, 40):
             await eventually(lambda rounds=rounds: len(line.pauses) > rounds)  # type: ignore[misc]  # binds now
             acknowledge(sink)
         assert len(sink.sent) <= 3 * sink.window
-        await back(line.file, "sinks")
+        await back(line.file, "lanes")
         async with asyncio.timeout(60):
             while len(sink.sent) < 50 or sink.flying:
                 acknowledge(sink)
                 await asyncio.sleep(0)
         assert sink.sent == [f"evt_{number}" for number in range(1, 51)]
-        await line.reaches(50)
+        await line.done()
 
 
 async def test_a_token_that_cannot_be_saved_is_kept_and_saved_later(tmp_path: Path) -> None:

@@ -1,0 +1,280 @@
+"""The rows of lanes: made with the events, claimed, recorded, and moved by anybody. Functions within a transaction."""
+
+import sqlite3
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from bace_bridge.domain.events import Event, LoggedEvent
+from bace_bridge.domain.lanes import (
+    BRIDGE_LANE,
+    LETTER_LANE,
+    Claim,
+    Claimed,
+    DeadLetter,
+    Lane,
+    LaneRecord,
+    Piece,
+    Recorded,
+    Share,
+    letter_lane,
+    letter_place,
+    session_lane,
+)
+from bace_bridge.domain.routing import Filter, wanted
+from bace_bridge.store.facts import read_fact, write_fact
+
+COLUMNS = "seq, id, type, session_id, device_id, time, observed_at, data"
+
+LEAST = 20
+"""Events that are read of a lane at once, at least; of few lanes more, up to `MOST`."""
+
+MOST = 500
+MOST_BYTES = 256 * 1024
+"""What one reading of a lane holds at most, give or take one event."""
+
+ASKED_FOR = "asked for"
+
+_MOVES = "moves"
+_LANE = "lane, seq, attempts, due_at, reason, replay_through, behind, version"
+
+
+def append_events(connection: sqlite3.Connection, events: Iterable[Event]) -> None:
+    """Adds events to the log, and a row for each lane that a sink wants and that has none.
+
+    An event whose id is in the log already is the same fact. A row's version is the place of the event that made it.
+    """
+    filters = [
+        (name, msgspec.json.decode(wish, type=Filter))
+        for name, wish in connection.execute("select name, wish from sinks where routed_through is null")
+    ]
+    made = set[tuple[str, str]]()
+    for one in events:
+        added = connection.execute(
+            """insert into events (id, type, session_id, device_id, time, observed_at, data)
+            values (?, ?, ?, ?, ?, ?, ?) on conflict (id) do nothing""",
+            (one.id, one.type, one.session_id, one.device_id, one.time, one.observed_at, one.data),
+        )
+        if added.rowcount:
+            lane, seq = session_lane(one), added.lastrowid
+            sinks = [sink for sink, wish in filters if (sink, lane) not in made and wanted(one, wish)]
+            made.update((sink, lane) for sink in sinks)
+            connection.executemany(
+                "insert into lanes (sink, lane, seq, version) values (?, ?, ?, ?) on conflict (sink, lane) do nothing",
+                [(sink, lane, seq, seq) for sink in sinks],
+            )
+
+
+def last_seq(connection: sqlite3.Connection) -> int:
+    """The newest place ever given, also where its event was pruned."""
+    row = connection.execute("select seq from sqlite_sequence where name = 'events'").fetchone()
+    return 0 if row is None else int(row[0])
+
+
+# --- what a dispatcher does
+
+
+class _Room:
+    """What may still be taken of a share."""
+
+    def __init__(self, share: Share) -> None:
+        self.lanes, self.events, self.size = share.lanes, share.events, share.size
+
+    @property
+    def full(self) -> bool:
+        return self.events <= 0 or self.size <= 0
+
+    def take(self, piece: Piece) -> Piece:
+        self.events -= len(piece.events)
+        self.size -= sum(len(one.event.data) for one in piece.events)
+        return piece
+
+
+def claim(connection: sqlite3.Connection, sink: str, wish: Filter, asked: Claim, *, now: float) -> Claimed:
+    """The sink's lanes that are due, each with its next events. It writes nothing: the dispatcher knows what it has."""
+    begun: list[Piece] = []
+    read_on: list[Piece] = []
+    more: list[bool] = []
+    for behind, share in ((False, asked.fresh), (True, asked.behind)):
+        room = _Room(share)
+        due = _due(connection, sink, room.lanes + 1, behind=behind, held=asked.held, now=now)
+        on = [(lane, start) for lane, start in asked.read_on if lane.behind == behind]
+        limit = min(MOST, max(LEAST, room.events // max(1, len(due) + len(on))))
+        taken = 0
+        for lane in due[: room.lanes]:
+            if not room.full:
+                begun.append(room.take(_piece(connection, lane, lane.seq, wish, limit)))
+                taken += 1
+        more.append(taken < len(due))
+        for lane, start in on:
+            if not room.full:
+                read_on.append(room.take(_piece(connection, lane, start, wish, limit)))
+    (next_due,) = connection.execute(
+        "select min(due_at) from lanes where sink = ? and behind = 1 and due_at > ?", (sink, now)
+    ).fetchone()
+    return Claimed(tuple(begun), tuple(read_on), more[0], more[1], next_due)
+
+
+def _due(
+    connection: sqlite3.Connection, sink: str, limit: int, *, behind: bool, held: Collection[str], now: float
+) -> list[Lane]:
+    """Lanes of one kind that are not held, those that wait longest first."""
+    rows = connection.execute(
+        f"select {_LANE} from lanes where sink = ? and behind = ? and due_at <= ? order by due_at, seq limit ?",  # noqa: S608  # column names only
+        (sink, behind, now, len(held) + limit),
+    )
+    return [one for one in map(_lane, rows) if one.key not in held][:limit]
+
+
+def _piece(connection: sqlite3.Connection, lane: Lane, start: int, wish: Filter, limit: int) -> Piece:
+    """The lane's next events from `start` on, and of them those that the sink wants; these may be none."""
+    events, complete = read_lane(connection, lane.key, start, limit)
+    through = events[-1].seq if events else start - 1
+    return Piece(lane, tuple(one for one in events if wanted(one.event, wish)), through, complete)
+
+
+def read_lane(connection: sqlite3.Connection, key: str, start: int, limit: int) -> tuple[list[LoggedEvent], bool]:
+    """The events of a lane from a place on, fewer where they are large; and whether these are all of them."""
+    if (letter := letter_place(key)) is not None:
+        rows = connection.execute(f"select {COLUMNS} from events where seq = ?", (letter,))  # noqa: S608  # column names only
+        return [replace(one, alone=True) for one in logged(rows) if letter >= start], True
+    query = f"select {COLUMNS} from events where session_id is ? and seq >= ? order by seq limit ?"  # noqa: S608  # column names only
+    rows = connection.execute(query, (session_of(key), start, limit))
+    found, cut = as_far_as(rows, MOST_BYTES)
+    return found, not cut and len(found) < limit
+
+
+def as_far_as(rows: Iterable[Any], most_bytes: int) -> tuple[list[LoggedEvent], bool]:
+    """Events of so many bytes, give or take one event; and whether that is why they end."""
+    found: list[LoggedEvent] = []
+    for row in rows:
+        found.append(LoggedEvent(row[0], Event(*row[1:])))
+        most_bytes -= len(row[7])
+        if most_bytes <= 0:
+            return found, True
+    return found, False
+
+
+def record_lanes(connection: sqlite3.Connection, sink: str, records: Iterable[LaneRecord], *, now: float) -> Recorded:
+    """Moves lanes on. Where a row has another version it was moved by somebody else, and nothing happens to it."""
+    moved, more = set[str](), False
+    for record in records:
+        lane = record.lane
+        if record.drained and _vanishes(connection, sink, lane):
+            _give_up(connection, sink, record.dead, now=now)
+            continue
+        changed = connection.execute(
+            """update lanes set seq = ?, attempts = ?, due_at = ?, reason = ?, behind = ?
+            where sink = ? and lane = ? and version = ?""",
+            (lane.seq, lane.attempts, lane.due_at, lane.reason, lane.behind, sink, lane.key, lane.version),
+        ).rowcount
+        if changed:
+            more = more or record.drained
+            _give_up(connection, sink, record.dead, now=now)
+        else:
+            moved.add(lane.key)
+    return Recorded(frozenset(moved), more)
+
+
+def _vanishes(connection: sqlite3.Connection, sink: str, lane: Lane) -> bool:
+    """A letter is one event; a data session may have got more meanwhile."""
+    given = (sink, lane.key, lane.version)
+    query = "delete from lanes where sink = ? and lane = ? and version = ?"
+    if letter_place(lane.key) is not None:
+        return connection.execute(query, given).rowcount > 0
+    query += " and not exists (select 1 from events where session_id is ? and seq >= ?)"
+    return connection.execute(query, (*given, session_of(lane.key), lane.seq)).rowcount > 0
+
+
+def _give_up(connection: sqlite3.Connection, sink: str, letters: Collection[DeadLetter], *, now: float) -> None:
+    append_events(connection, [one.told for one in letters if one.told is not None])
+    connection.executemany(
+        "insert or replace into dead_letters (sink, seq, key, attempts, reason, at) values (?, ?, ?, ?, ?, ?)",
+        [(sink, one.seq, one.key, one.attempts, one.reason, now) for one in letters],
+    )
+
+
+# --- what anybody does
+
+
+def replay(connection: sqlite3.Connection, sink: str, *, session: str | None, since: float | None) -> int:
+    """Goes back to recorded events of a data session, or to those observed since a time; returns how many there are.
+
+    A lane that waits at that place or before it is tried at once. What was not delivered yet is no replay.
+    """
+    last = last_seq(connection)
+    connection.execute("insert or ignore into sinks (name, routed_through) values (?, ?)", (sink, last))
+    (routed,) = connection.execute("select routed_through from sinks where name = ?", (sink,)).fetchone()
+    given = {"session": session, "since": since}
+    where = "(:session is null or session_id = :session) and (:since is null or observed_at >= :since)"
+    _go_back(connection, sink, where, given, reason=ASKED_FOR, delivered=last if routed is None else min(last, routed))
+    (count,) = connection.execute(f"select count(*) from events where {where}", given).fetchone()  # noqa: S608  # our own text
+    return int(count)
+
+
+def catch_up(connection: sqlite3.Connection, sink: str, *, after: int) -> None:
+    """Makes rows for all that came while none were made for the sink."""
+    _go_back(connection, sink, "seq > :after", {"after": after}, reason="", delivered=after)
+
+
+def _go_back(
+    connection: sqlite3.Connection, sink: str, where: str, given: dict[str, Any], *, reason: str, delivered: int
+) -> None:
+    connection.execute(
+        f"""insert into lanes (sink, lane, seq, reason, replay_through, behind, version)
+        select :sink, coalesce(session_id, '{BRIDGE_LANE}'), min(seq), :reason,
+        iif(min(seq) <= :delivered, :delivered, 0), 1, :version from events where {where} group by session_id
+        on conflict (sink, lane) do update set
+          due_at = 0,
+          behind = 1,
+          version = excluded.version,
+          attempts = iif(excluded.seq < seq, 0, attempts),
+          reason = iif(excluded.seq < seq, excluded.reason, reason),
+          replay_through = iif(excluded.seq < seq and :reason <> '', max(replay_through, seq - 1), replay_through),
+          seq = min(seq, excluded.seq)""",  # noqa: S608  # our own text
+        {**given, "sink": sink, "reason": reason, "delivered": delivered, "version": next_version(connection)},
+    )
+
+
+def retry_letters(connection: sqlite3.Connection, letters: Collection[tuple[str, int]]) -> None:
+    """Each becomes a lane of its own with one event."""
+    version = next_version(connection)
+    connection.executemany(
+        """insert into lanes (sink, lane, seq, reason, behind, version) values (?, ?, ?, ?, 1, ?)
+        on conflict (sink, lane) do update set due_at = 0, version = excluded.version""",
+        [(sink, letter_lane(seq), seq, ASKED_FOR, version) for sink, seq in letters],
+    )
+
+
+def next_version(connection: sqlite3.Connection) -> int:
+    """Never given before, and no place of an event."""
+    last = int(read_fact(connection, _MOVES) or 0) + 1
+    write_fact(connection, _MOVES, str(last))
+    return -last
+
+
+# --- what is still needed
+
+
+def first_needed(connection: sqlite3.Connection) -> int | None:
+    """The first place that a sink has still to come to; letters hold only their own event."""
+    (needed,) = connection.execute(
+        """select min(seq) from lanes where lane not glob ?
+        and sink in (select name from sinks where routed_through is null)""",
+        (f"{LETTER_LANE}*",),
+    ).fetchone()
+    return None if needed is None else int(needed)
+
+
+def session_of(key: str) -> str | None:
+    return None if key == BRIDGE_LANE else key
+
+
+def logged(rows: Iterable[Any]) -> list[LoggedEvent]:
+    return [LoggedEvent(row[0], Event(*row[1:])) for row in rows]
+
+
+def _lane(row: Any) -> Lane:
+    return Lane(row[0], row[1], row[2], row[3], row[4], row[5], bool(row[6]), row[7])
