@@ -13,6 +13,7 @@ from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
 from bace_bridge.store.facts import read_fact, write_fact
 from bace_bridge.store.lanes import append_events
+from bace_bridge.store.slices import read_emitted, write_emitted
 from bace_bridge.store.sqlite import SqliteFile
 
 WATCH = "watch"
@@ -157,30 +158,13 @@ class Journal:
 
     async def emitted(self, session_id: str, windows: Collection[Window]) -> dict[Window, Emitted]:
         """What was emitted of these windows; empty for those that were never read."""
-        query = 'select told from windows where session_id = ? and start = ? and "end" = ?'
-
-        def work(connection: sqlite3.Connection) -> dict[Window, Emitted]:
-            found: dict[Window, Emitted] = {}
-            for window in windows:
-                row = connection.execute(query, (session_id, window.start, window.end)).fetchone()
-                found[window] = msgspec.msgpack.decode(row[0], type=Emitted) if row and row[0] else {}
-            return found
-
-        return await self._file.read(work)
+        return await self._file.read(
+            lambda connection: {one: read_emitted(connection, one, [session_id])[session_id] for one in windows}
+        )
 
     async def emitted_of(self, window: Window, session_ids: Collection[str]) -> dict[str, Emitted]:
         """What was emitted of this window, by data session; empty for those of which it was never read."""
-        marks = ",".join("?" * len(session_ids))
-        query = f'select session_id, told from windows where session_id in ({marks}) and start = ? and "end" = ?'  # noqa: S608  # marks only
-
-        def work(connection: sqlite3.Connection) -> dict[str, Emitted]:
-            found: dict[str, Emitted] = {one: {} for one in session_ids}
-            for session_id, told in connection.execute(query, (*session_ids, window.start, window.end)):
-                if told:
-                    found[session_id] = msgspec.msgpack.decode(told, type=Emitted)
-            return found
-
-        return await self._file.read(work)
+        return await self._file.read(lambda connection: read_emitted(connection, window, session_ids))
 
 
 def _decoded(rows: Iterable[Any]) -> list[KnownSession]:
@@ -188,45 +172,45 @@ def _decoded(rows: Iterable[Any]) -> list[KnownSession]:
 
 
 def _write_sessions(connection: sqlite3.Connection, known: Iterable[KnownSession]) -> None:
-    connection.executemany(
-        """insert or replace into sessions
-        (id, group_id, start, updated_at, active, unfinished, removed, over_when_found, fetch_at,
-        end_waits_since, known) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-        [
-            (
-                one.session.id,
-                one.session.group_id,
-                one.session.start,
-                one.session.updated_at,
-                one.session.state == "active" and not one.removed,
-                one.unfinished,
-                one.removed,
-                one.over_when_found,
-                one.fetch_at,
-                one.end_seen_at if one.end_emitted is None and not one.removed else None,
-                msgspec.json.encode(one).decode(),
+    """Most often only what is known changes, and when to fetch next: then all other indexes stay as they are."""
+    for one in known:
+        session = one.session
+        indexed = (
+            session.group_id,
+            session.start,
+            session.updated_at,
+            session.state == "active" and not one.removed,
+            one.unfinished,
+            one.removed,
+            one.over_when_found,
+            one.end_seen_at if one.end_emitted is None and not one.removed else None,
+        )
+        changing = (one.fetch_at, msgspec.json.encode(one).decode())
+        updated = connection.execute(
+            """update sessions set fetch_at = ?, known = ? where id = ?
+            and (group_id, start, updated_at, active, unfinished, removed, over_when_found, end_waits_since)
+            is (?, ?, ?, ?, ?, ?, ?, ?)""",
+            (*changing, session.id, *indexed),
+        )
+        if not updated.rowcount:
+            connection.execute(
+                """insert or replace into sessions
+                (fetch_at, known, id, group_id, start, updated_at, active, unfinished, removed, over_when_found,
+                end_waits_since) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+                (*changing, session.id, *indexed),
             )
-            for one in known
-        ],
-    )
 
 
 def _write_windows(connection: sqlite3.Connection, windows: Iterable[WindowRead]) -> None:
-    connection.executemany(
-        """insert into windows (session_id, start, "end", state, told) values (?, ?, ?, ?, ?)
-        on conflict (session_id, start, "end") do update
-        set state = excluded.state, told = coalesce(excluded.told, told)""",
-        [
-            (
-                one.session_id,
-                one.state.start,
-                one.state.end,
-                msgspec.json.encode(one.state).decode(),
-                None if one.emitted is None else msgspec.msgpack.encode(one.emitted),
-            )
-            for one in windows
-        ],
-    )
+    for one in windows:
+        connection.execute(
+            """insert into windows (session_id, start, "end", state) values (?, ?, ?, ?)
+            on conflict (session_id, start, "end") do update
+            set state = excluded.state where state <> excluded.state""",
+            (one.session_id, one.state.start, one.state.end, msgspec.json.encode(one.state).decode()),
+        )
+        if one.emitted is not None:
+            write_emitted(connection, one.session_id, one.state.window, one.emitted)
 
 
 def _write_latest(connection: sqlite3.Connection, latest: Iterable[LatestSeen]) -> None:

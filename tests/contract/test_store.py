@@ -147,7 +147,7 @@ async def test_what_is_known_comes_back_as_it_was_also_after_a_restart(opened: O
         joined={"g2": 1.5},
     )
     window = WindowState(0, 3600, 2, settled=True, samples=3, raw_until=NOON + 0.1)
-    told: Emitted = {"x": {NOON + 0.1: EmittedPoint(1.5, None, 1.25, 2, 7)}, "y": {}}
+    told: Emitted = {"x": {NOON + 0.1: EmittedPoint(1.5, None, 1.25, 2, 7)}}
     async with opened() as store:
         reads = (WindowRead("s1", window, told),)
         await store.journal.commit(Changes(known=(one,), windows=reads, watch=state))
