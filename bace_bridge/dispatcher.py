@@ -247,7 +247,8 @@ class Dispatcher:
         """What follows from a record: rows that are due again, a time to wait for, events for the others."""
         if recorded.more or recorded.moved:
             self.log_grew()
-        waiting = [one.lane.due_at for one in lanes if one.lane.attempts and one.lane.due_at]
+        # One that waits behind a failure, because its delivery was cut off, has no attempts.
+        waiting = [one.lane.due_at for one in lanes if one.lane.due_at and (one.lane.attempts or one.lane.reason)]
         if waiting:
             self._next_due = min([*waiting, *([] if self._next_due is None else [self._next_due])])
         if not self._recordable:

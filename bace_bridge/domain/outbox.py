@@ -5,7 +5,7 @@ somebody else, what is held of that lane is forgotten.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from msgspec.structs import replace
@@ -140,13 +140,24 @@ class Outbox:
         return self._more[0] or (self._more[1] and not self.winding_up)
 
     def wants_more(self) -> bool:
-        """There is room, and something is known to be read. Lanes are claimed when half of the room is free."""
+        """There is room, and something is known to be read.
+
+        Lanes are claimed when half of the room is free, but one of which nothing is left goes on where there is any.
+        """
         for behind, share in enumerate(self._shares):
-            if self._more[behind] or any(one.reads_on for one in self._lanes.values() if one.lane.behind == behind):
+            if self._more[behind] or any(self._reading(behind=bool(behind))):
                 room = self._room(behind=bool(behind))
                 if 2 * room.lanes >= share.lanes and 2 * room.events >= share.events and 2 * room.size >= share.size:
                     return True
+                if room.events > 0 and room.size > 0 and self._runs_out(behind=bool(behind)):
+                    return True
         return False
+
+    def _reading(self, *, behind: bool) -> Iterator[_Held]:
+        return (one for one in self._lanes.values() if one.lane.behind == behind and one.reads_on)
+
+    def _runs_out(self, *, behind: bool) -> bool:
+        return any(not one.events for one in self._reading(behind=behind))
 
     def _set_aside(self, *, behind: bool) -> None:
         """A slow lane with much to deliver must not take all the room: it is read again from its place in time."""
@@ -183,7 +194,7 @@ class Outbox:
                 found.low = max(LOW, len(piece.events) // 4)
                 self._changes(found)
         for behind, more in enumerate(self._more):
-            if more and not self.wants_more():
+            if (more or self._runs_out(behind=bool(behind))) and not self.wants_more():
                 self._set_aside(behind=bool(behind))
 
     def next_attempts(self) -> list[Attempt]:

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Collection, Iterable
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
@@ -120,12 +121,18 @@ def claim(connection: sqlite3.Connection, sink: str, wish: Filter, asked: Claim,
 def _due(
     connection: sqlite3.Connection, sink: str, limit: int, *, behind: bool, held: Collection[str], now: float
 ) -> list[Lane]:
-    """Lanes of one kind that are not held, those that wait longest first."""
-    rows = connection.execute(
-        f"select {_LANE} from lanes where sink = ? and behind = ? and due_at <= ? order by due_at, seq limit ?",  # noqa: S608  # column names only
-        (sink, behind, now, len(held) + limit),
-    )
-    return [one for one in map(_lane, rows) if one.key not in held][:limit]
+    """Lanes of one kind that are not held, those that wait longest first.
+
+    What was asked for is due at 0: it takes turns with what has failed, or a retry would wait for a whole replay.
+    """
+    found: list[list[Lane]] = []
+    for when in ("due_at > 0 and due_at <= ?", "due_at <= min(0, ?)"):
+        rows = connection.execute(
+            f"select {_LANE} from lanes where sink = ? and behind = ? and {when} order by due_at, seq limit ?",  # noqa: S608  # our own text
+            (sink, behind, now, len(held) + limit),
+        )
+        found.append([one for one in map(_lane, rows) if one.key not in held])
+    return [one for pair in zip_longest(*found) for one in pair if one is not None][:limit]
 
 
 def _piece(connection: sqlite3.Connection, lane: Lane, start: int, wish: Filter, limit: int) -> Piece:

@@ -190,7 +190,8 @@ class SqliteFile:
                 uri = f"{self._path.resolve().as_uri()}?mode=ro"
                 connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
                 connection.execute("pragma query_only = on")
-                _refuse_newer(connection, self._path)
+                if _refuse_newer(connection, self._path):
+                    _refuse_other(connection, self._path)
                 return connection
             connection = sqlite3.connect(
                 self._path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT

@@ -323,6 +323,16 @@ async def test_deliveries_of_every_kind_become_rows(tmp_path: Path) -> None:
         assert {one.key: one.seq for one in await lanes_of(file, "off")} == {"s2": 2, "s1": 5, "s3": 7, ":bridge": 8}
 
 
+async def test_a_reader_beside_an_older_store_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "b.db"
+    store_of_schema_3(path)
+    with pytest.raises(StoreUnusable, match=r"older bace-bridge \(schema 3.*start this version's service once"):
+        await opened(path, read_only=True)
+    assert version_of(path) == 3
+    await opened(path)
+    assert await opened(path, read_only=True) == 0
+
+
 @pytest.mark.parametrize(("given", "step"), [("nothing", 3), ("schema 1", 1), ("schema 3", 1)])
 async def test_a_migration_that_was_killed_at_any_statement_goes_on(tmp_path: Path, given: str, step: int) -> None:
     killed = 0

@@ -16,7 +16,17 @@ from msgspec.structs import replace
 
 from bace_bridge.domain.dead_letters import dead_letter_told
 from bace_bridge.domain.events import Event
-from bace_bridge.domain.lanes import BRIDGE_LANE, DeadLetter, FailedAttempt, Lane, LaneRecord, Progress, letter_lane
+from bace_bridge.domain.lanes import (
+    BRIDGE_LANE,
+    Claim,
+    DeadLetter,
+    FailedAttempt,
+    Lane,
+    LaneRecord,
+    Progress,
+    Share,
+    letter_lane,
+)
 from bace_bridge.domain.outbox import Outbox
 from bace_bridge.domain.routing import Filter
 from bace_bridge.domain.tokens import Token
@@ -820,3 +830,19 @@ async def test_people_list_the_sessions_newest_first(store: Store) -> None:
     assert ids(await standing.sessions(state="active", limit=2)) == ["c", "a"]
     assert ids(await standing.sessions(state="ended", limit=9)) == ["b"]
     assert ids(await standing.sessions(state="ingested", limit=9)) == []
+
+
+async def test_a_retry_does_not_wait_for_a_whole_replay(tmp_path: Path) -> None:
+    async with SqliteFile(tmp_path / "b.db") as file:
+        log = EventLog(file)
+        await log.open_sink("hook", target="t")
+        events = tuple(Event(f"evt_{one}", "t", f"s{one}", "g", 1.0, float(one), b"{}") for one in range(9))
+        await Journal(file).commit(Changes(events=events))
+        (failed, *_) = await lanes_of(file, "hook")
+        await deliver(file, "hook", waits={"s0": replace(failed, attempts=1, due_at=5.0, reason="x", behind=True)})
+        assert await log.replay("hook", session=None, since=1.0) == 8
+        asked = Claim(frozenset(), (), Share(3, 99, 9999), Share(3, 99, 9999))
+        claimed = await log.claim("hook", Filter(), asked, now=5.0)
+        assert [one.lane.key for one in claimed.begun] == ["s0", "s1", "s2"]
+        claimed = await log.claim("hook", Filter(), asked, now=4.0)
+        assert [one.lane.key for one in claimed.begun] == ["s1", "s2", "s3"]

@@ -20,7 +20,7 @@ from bace_bridge.domain.lanes import Attempt, Lane
 from bace_bridge.domain.outbox import BEHIND
 from bace_bridge.domain.retry import WEBHOOK_SCHEDULE
 from bace_bridge.domain.routing import Filter
-from bace_bridge.errors import DeliveryRejected, SinkDisabled, SinkError, SinkUnavailable
+from bace_bridge.errors import DeliveryFailed, DeliveryRejected, SinkDisabled, SinkError, SinkUnavailable
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.sink_watch import SinkWatch
 from bace_bridge.sinks.mqtt.sink import MqttSink
@@ -814,3 +814,20 @@ async def test_many_parked_sessions_come_back_a_few_at_a_time(tmp_path: Path, cl
                 await asyncio.sleep(0)
     assert max(held) <= BEHIND.lanes
     assert sorted(receiver.taken) == sorted(one.id for one in told)
+
+
+async def test_a_lane_whose_first_delivery_was_cut_off_goes_on_in_its_time(tmp_path: Path, clock: Clock) -> None:
+    sink = ScriptedSink()
+    async with running(tmp_path / "b.db", clock, sink) as line:
+        await line.tell(event(1), event(2))
+        await eventually(lambda: len(sink.flying) == 2)
+        sink.answer(2, DeliveryFailed("quota"))
+        sink.lose()
+        async with asyncio.timeout(SOON):
+            while not any(lane.due_at for lane in await line.lanes()):
+                await asyncio.sleep(0.001)
+        sink.connected.set()
+        await eventually(lambda: line.dispatcher.idle)
+        clock.forward(WEBHOOK_SCHEDULE[0])
+        line.dispatcher._called.set()
+        await eventually(lambda: sink.sent[2:] == ["evt_1", "evt_2"])

@@ -299,3 +299,21 @@ def test_while_it_winds_up_what_is_behind_waits_for_the_next_start() -> None:
     assert not box.wants_more()
     assert not box.more
     assert box.claim().behind.lanes == 0
+
+
+def test_a_lane_of_which_nothing_is_left_goes_on_beside_slow_ones_that_take_most_of_the_room() -> None:
+    box = outbox(piece("slow", *range(1, 71)), piece("a", 101, complete=False))
+    sent(box)
+    assert not box.wants_more(), "some of it is on its way"
+    box.delivered(logged(101))
+    assert box.wants_more()
+
+
+def test_slow_lanes_that_take_all_the_room_are_cut_where_another_has_nothing_left() -> None:
+    box = outbox(piece("slow", *range(1, 71)), piece("a", 101, complete=False))
+    sent(box)
+    box.delivered(logged(101))
+    box.begin(Claimed((piece("b", *range(201, 240)),), (), more_fresh=False, more_behind=False, next_due=None))
+    assert box.wants_more()
+    assert ("a", 102) in [(lane.key, start) for lane, start in box.claim().read_on]
+    assert box.claim().fresh.events > 0
