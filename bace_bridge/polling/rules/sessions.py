@@ -1,4 +1,4 @@
-"""Data sessions: what they are, what is known of each, and what a look at one of them changes."""
+"""Data sessions: what they are, what is known of each, and what another answer about one of them changes."""
 
 from typing import Any, Literal
 
@@ -65,16 +65,16 @@ class DeviceView(msgspec.Struct, frozen=True):
 
 
 class KnownSession(msgspec.Struct, frozen=True, kw_only=True):
-    """What the bridge knows of a data session that it has told of.
+    """What the bridge knows of a data session that it has reported.
 
-    `updates`, `removals` and `reopenings` count those that were told: what comes true again has an id of its own, also
+    `updates`, `removals` and `reopenings` count those reported: what comes true again has an id of its own, also
     where the row looks the same as the last time.
-    `end_emitted` is the `end` of the last `session.ended`; `end_seen_at` is when an end was seen that is not told yet.
+    `end_emitted` is the `end` of the last `session.ended`; `end_seen_at` is when an end was seen that is not emitted.
     `reading` numbers the readings of all windows; one is complete when every window was read in it.
-    `csv_revision` is the revision that the last `session.csv_ready` told and `csv_facts` what it spoke of.
+    `csv_revision` is the revision of the last `session.csv_ready` and `csv_facts` what it said.
     `fetched_at` is when everything due was read last, or it was first seen; None where its datapoints cannot be had.
     `failed_fetches` counts those that failed at this session while the cloud answered others. `unread` says that its
-    CSV was told without datapoints that could not be had: they are tried again, rarely, and told when they can be.
+    CSV was reported without datapoints that could not be had: they are tried again, rarely, and published then.
     `short_reads` counts the readings before its CSV in which less came than its row says that there is.
     `own_group` is the group of all the rows that its last fetch showed, where that is its own.
     `probed` holds, per day (epoch days), the samples that the last probe found there; `searched` in which reading it
@@ -116,7 +116,7 @@ class KnownSession(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Observation(msgspec.Struct, frozen=True):
-    """What a look at one data session changed."""
+    """What an answer about one data session changed."""
 
     known: KnownSession
     events: tuple[Event, ...] = ()
@@ -184,7 +184,7 @@ def observe(
 
     A known `updated_at` from the far future, by the cloud's time, makes no other row an older one.
 
-    `session.ended` and `session.csv_ready` are not told here but by `datapoints`' visit, after the points before them.
+    `session.ended` and `session.csv_ready` are not emitted here but by a fetch, after the points before them.
     """
     if known is None:
         return None if is_history(seen, start_from) else _started(seen, device_label, now)
@@ -196,18 +196,18 @@ def observe(
     label = device_label if device_label is not None or moved else known.device_label
     over = known.over_when_found and seen.end is not None
     after = msgspec.structs.replace(known, session=seen, device_label=label, over_when_found=over)
-    told: list[Event] = []
+    emitted: list[Event] = []
     if changed := [name for name in ("label", "person_id", "group_id") if getattr(before, name) != getattr(seen, name)]:
         after = msgspec.structs.replace(after, updates=known.updates + 1)
-        told.append(_updated(after, changed, now))
+        emitted.append(_updated(after, changed, now))
     if seen.end is None and (known.end_emitted is not None or known.removed):
         after = msgspec.structs.replace(
             after, reopenings=known.reopenings + 1, end_emitted=None, end_seen_at=None, csv_due=False
         )
-        told.append(_reopened(after, now))
+        emitted.append(_reopened(after, now))
     after = msgspec.structs.replace(after, removed=False)
-    after = _with_visit(known, after, now)
-    return Observation(after, tuple(told)) if told or after != known else None
+    after = _with_fetch(known, after, now)
+    return Observation(after, tuple(emitted)) if emitted or after != known else None
 
 
 def contradicts(known: KnownSession, seen: DataSession) -> bool:
@@ -273,8 +273,8 @@ def _reopened(after: KnownSession, now: float) -> Event:
     )
 
 
-def _with_visit(before: KnownSession, after: KnownSession, now: float) -> KnownSession:
-    """Calls for a visit at once where the row says that there is something to read or to tell."""
+def _with_fetch(before: KnownSession, after: KnownSession, now: float) -> KnownSession:
+    """Has it fetched at once where the row says that there is something to read or to emit."""
     was, seen = before.session, after.session
     changes: dict[str, Any] = {}
     if seen.end is None:
