@@ -14,6 +14,7 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from bace_bridge.config.models import MqttConfig, TlsConfig
+from bace_bridge.sinks.mqtt.buffered import BufferedSocket
 from bace_bridge.sinks.mqtt.properties import user_property
 from bace_bridge.sinks.mqtt.pubrec import heed_refusals
 from bace_bridge.sinks.mqtt.versions import Version
@@ -72,6 +73,8 @@ async def reach(client: paho.Client, config: MqttConfig, *, version: str) -> Non
         _send_at_once(client)
         if config.websocket:
             _send_whole_frames(client)
+        inside: Any = client
+        inside._sock = BufferedSocket(client.socket())  # noqa: SLF001  # paho takes no socket of ours
 
     try:
         async with asyncio.timeout(CONNECT_WITHIN + 1):
