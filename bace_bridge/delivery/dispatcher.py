@@ -37,9 +37,6 @@ from bace_bridge.errors import (
 log = structlog.get_logger()
 
 LONGEST_REST = 30.0
-RECORD_PAUSE = 0.02
-"""Seconds between two records of progress, so that many acknowledgements share one transaction."""
-
 STORE_PAUSE = 2.0
 
 
@@ -58,7 +55,7 @@ class Sink(Protocol):
 
 class Log(Protocol):
     async def claim(self, sink: str, wish: Filter, asked: Claim, *, now: float) -> Claimed: ...
-    async def record(self, sink: str, progress: Progress, *, now: float) -> Recorded: ...
+    async def record(self, sink: str, progress: Callable[[], Progress], *, now: float) -> tuple[Progress, Recorded]: ...
 
 
 class Dispatcher:
@@ -89,6 +86,7 @@ class Dispatcher:
         self._on_attempt = on_attempt
         self._outbox = Outbox(window=sink.window, pipelined=sink.pipelined)
         self._called = asyncio.Event()
+        self._progressed = asyncio.Event()
         self._available = False
         self._disabled: str | None = None
         # What is due: claimed when the log grew or rows were moved, when there are more of them, and at the next time.
@@ -96,7 +94,6 @@ class Dispatcher:
         self._growths_claimed = 0
         self._next_due: float | None = None
         self._failed: list[FailedAttempt] = []
-        self._record_after = 0.0
         # While progress cannot be recorded nothing more is sent: a crash would send all of it again.
         self._recordable = True
         self._stopping = False
@@ -120,20 +117,10 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Until cancelled, or until the other side asks not to be called any more."""
-        while self._disabled is None:
-            self.beat_at = self._monotonic()
-            if not self._available:
-                while not await self._on_the_store(self._record):
-                    pass
-                await self._wait_for_sink()
-            await self._on_the_store(self._claim)
-            self._send_more()
-            if self._may_record:
-                await self._on_the_store(self._record)
-            await self._rest()
+        await self._deliver(lambda: self._disabled is None)
         self.beat_at = math.inf
         await self._on_the_store(self._record)
-        reason = self._disabled
+        reason = self._disabled or ""
         while not await self._on_the_store(lambda: self._on_disabled(self._sink.name, reason)):
             pass
 
@@ -142,16 +129,31 @@ class Dispatcher:
         self._outbox.winding_up = True
         try:
             async with asyncio.timeout(grace):
-                while self._available and not self.idle:
-                    await self._on_the_store(self._claim)
-                    self._send_more()
-                    if self._may_record:
-                        await self._on_the_store(self._record)
-                    if not self.idle:
-                        await self._rest()
+                await self._deliver(lambda: self._available and not self.idle)
         except TimeoutError:
             pass
         self._stopping = True
+
+    async def _deliver(self, going: Callable[[], bool]) -> None:
+        """Claims and sends; how far that came is recorded beside it, so neither waits for the other."""
+        async with asyncio.TaskGroup() as group:
+            recording = group.create_task(self._keep_recording())
+            while going():
+                self.beat_at = self._monotonic()
+                if not self._available:
+                    await self._wait_for_sink()
+                await self._on_the_store(self._claim)
+                self._send_more()
+                if going():
+                    await self._rest()
+            recording.cancel()
+
+    async def _keep_recording(self) -> None:
+        while True:
+            while self._unrecorded:
+                await self._on_the_store(self._record)
+            self._progressed.clear()
+            await self._progressed.wait()
 
     async def settle(self) -> None:
         """Makes durable what was acknowledged last, in one attempt: the end must not wait for a full disk."""
@@ -177,6 +179,7 @@ class Dispatcher:
             claimed = await self._log.claim(self._sink.name, self._wish, self._outbox.claim(), now=self._clock())
             self._growths_claimed, self._next_due = growths, claimed.next_due
             self._outbox.begin(claimed)
+            self._progressed.set()
 
     def _send_more(self) -> None:
         if not self._available or self._disabled is not None or self._stopping or not self._recordable:
@@ -187,10 +190,10 @@ class Dispatcher:
     def _done(self, attempt: Attempt, sent_at: float, error: SinkError | None) -> None:
         if error is None:
             self._on_attempt(None)
-            calls = not self._outbox.changed
             self._outbox.delivered(attempt.logged)
             self._send_more()
-            if calls or self._outbox.in_flight < self._sink.window:
+            self._progressed.set()
+            if self._outbox.in_flight < self._sink.window and self._may_claim:
                 self._called.set()
             return
         if isinstance(error, SinkUnavailable | SinkDisabled):
@@ -202,6 +205,7 @@ class Dispatcher:
             self._on_attempt(error)
             self._note_failure(attempt, sent_at, error)
             self._send_more()
+        self._progressed.set()
         self._called.set()
 
     def _note_failure(self, attempt: Attempt, sent_at: float, error: SinkError) -> None:
@@ -223,25 +227,26 @@ class Dispatcher:
                 log.error("delivery.dead_letter", **about, reason=reason)
 
     @property
-    def _may_record(self) -> bool:
-        return asyncio.get_running_loop().time() >= self._record_after
+    def _unrecorded(self) -> bool:
+        return self._outbox.changed or bool(self._failed)
+
+    def _progress(self) -> Progress:
+        return Progress(self._outbox.progress(), tuple(self._failed))
 
     async def _record(self) -> None:
         """Makes durable what became of the lanes; where it is cut off it is done again."""
-        lanes, failed = self._outbox.progress(), len(self._failed)
-        if not lanes and not failed:
+        if not self._unrecorded:
             return
         try:
-            recorded = await self._log.record(
-                self._sink.name, Progress(lanes, tuple(self._failed[:failed])), now=self._clock()
-            )
+            progress, recorded = await self._log.record(self._sink.name, self._progress, now=self._clock())
         except StoreError:
             self._recordable = False
             raise
-        del self._failed[:failed]
-        self._outbox.recorded(lanes, recorded)
-        self._record_after = asyncio.get_running_loop().time() + RECORD_PAUSE
-        self._see_to(lanes, recorded)
+        self._recordable = True
+        del self._failed[: len(progress.failed)]
+        self._outbox.recorded(progress.lanes, recorded)
+        self._see_to(progress.lanes, recorded)
+        self._called.set()
 
     def _see_to(self, lanes: tuple[LaneRecord, ...], recorded: Recorded) -> None:
         """What follows from a record: rows that are due again, a time to wait for, events for the others."""
@@ -251,9 +256,6 @@ class Dispatcher:
         waiting = [one.lane.due_at for one in lanes if one.lane.due_at and (one.lane.attempts or one.lane.reason)]
         if waiting:
             self._next_due = min([*waiting, *([] if self._next_due is None else [self._next_due])])
-        if not self._recordable:
-            self._recordable = True
-            self._called.set()
         if any(letter.told is not None for one in lanes for letter in one.dead):
             self._on_told()
 
@@ -271,13 +273,8 @@ class Dispatcher:
         return True
 
     async def _rest(self) -> None:
-        """Until something happens: an acknowledgement, a longer log, a lane's time, or that of the next record."""
-        if self._outbox.changed:
-            wait = self._record_after - asyncio.get_running_loop().time()
-        elif self._next_due is not None:
-            wait = self._next_due - self._clock()
-        else:
-            wait = LONGEST_REST
+        """Until something happens: there is room for more, the log has grown, or a lane's time has come."""
+        wait = LONGEST_REST if self._next_due is None else self._next_due - self._clock()
         if self._may_claim:
             wait = 0.0
         try:

@@ -120,6 +120,7 @@ class Outbox:
         self._behind_next = False
         self._changed: set[str] = set()
         self._more = [False, False]
+        self._let_go_of_some = False
         self.in_flight = 0
         self.winding_up = False
 
@@ -168,6 +169,7 @@ class Outbox:
 
     def claim(self) -> Claim:
         """What there is room for."""
+        self._let_go_of_some = False
         read_on = tuple((held.lane, held.through + 1) for held in self._lanes.values() if held.reads_on)
         return Claim(frozenset(self._lanes), read_on, self._room(behind=False), self._room(behind=True))
 
@@ -182,7 +184,8 @@ class Outbox:
 
     def begin(self, claimed: Claimed) -> None:
         """Takes what was claimed; of lanes that have failed or moved since, it is read again later."""
-        self._more = [claimed.more_fresh, claimed.more_behind]
+        # What was held when this was asked for, and is not any more, was left out.
+        self._more = [claimed.more_fresh or self._let_go_of_some, claimed.more_behind or self._let_go_of_some]
         for piece in claimed.begun:
             held = self._lanes[piece.lane.key] = _Held(piece, pipelined=self._pipelined)
             self._changes(held)
@@ -193,7 +196,7 @@ class Outbox:
                 found.through, found.complete = piece.through, piece.complete
                 found.low = max(LOW, len(piece.events) // 4)
                 self._changes(found)
-        for behind, more in enumerate(self._more):
+        for behind, more in enumerate((claimed.more_fresh, claimed.more_behind)):
             if (more or self._runs_out(behind=bool(behind))) and not self.wants_more():
                 self._set_aside(behind=bool(behind))
 
@@ -274,6 +277,7 @@ class Outbox:
     def _let_go(self, held: _Held) -> None:
         del self._lanes[held.key]
         self._changed.discard(held.key)
+        self._let_go_of_some = True
 
     def clock_stepped(self, seconds: float) -> None:
         """The clock was set forward (or back) by so much: what waits for a time waits as long as before."""

@@ -317,3 +317,16 @@ def test_slow_lanes_that_take_all_the_room_are_cut_where_another_has_nothing_lef
     assert box.wants_more()
     assert ("a", 102) in [(lane.key, start) for lane, start in box.claim().read_on]
     assert box.claim().fresh.events > 0
+
+
+def test_a_lane_that_was_let_go_of_while_a_claim_was_on_its_way_is_asked_for_again() -> None:
+    box = outbox(piece("a", 1))
+    sent(box)
+    box.delivered(logged(1))
+    assert box.claim().held == {"a"}, "so it is left out, and it may have another row by now"
+    recorded(box)
+    goes_on(box)
+    assert box.wants_more()
+    assert not box.claim().held
+    goes_on(box)
+    assert not box.wants_more()
