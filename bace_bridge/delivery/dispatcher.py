@@ -193,7 +193,8 @@ class Dispatcher:
             self._outbox.delivered(attempt.logged)
             self._send_more()
             self._progressed.set()
-            if self._outbox.in_flight < self._sink.window and self._may_claim:
+            idle = self._outbox.in_flight < self._sink.window
+            if idle and not self._called.is_set() and self._may_claim:
                 self._called.set()
             return
         if isinstance(error, SinkUnavailable | SinkDisabled):

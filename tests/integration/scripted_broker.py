@@ -29,6 +29,8 @@ class Script:
     connack_properties: bytes = b""
     suback: int = 1
     answers: dict[str, int] = field(default_factory=dict)
+    properties: bytes = b"\x00"
+    """What follows the reason code of an acknowledgement."""
     holds_acknowledgements: bool = False
     acknowledges_after: float = 0.001
     """Seconds; what the broker has not acknowledged when it ends the connection, it does not acknowledge any more."""
@@ -118,7 +120,7 @@ class ScriptedBroker:
     def _acknowledge(self, writer: asyncio.StreamWriter, topic: str, mid: bytes, qos: int) -> None:
         self.unacknowledged -= 1
         code = self.script.answers.get(topic)
-        tail = bytes([code, 0]) if code is not None else b""
+        tail = bytes([code]) + self.script.properties if code is not None else b""
         writer.write(bytes([(PUBACK if qos == 1 else PUBREC) << 4, 2 + len(tail)]) + mid + tail)
 
 
