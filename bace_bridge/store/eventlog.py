@@ -86,9 +86,10 @@ class EventLog:
         """
         query = "select name from sinks where routed_through is null"
         names = await self._file.read(lambda connection: [row[0] for row in connection.execute(query)])
-        return {name: await self._backlog(name) for name in names}
+        return {name: await self.backlog(name) for name in names}
 
-    async def _backlog(self, sink: str) -> int:
+    async def backlog(self, sink: str) -> int:
+        """The events that wait for one sink, counted as by `backlogs`."""
         query = """select coalesce(sum(iif(lane glob ?, 1, (select count(*) from events where seq >= lanes.seq
             and session_id is iif(lane = ?, null, lane)))), 0) from lanes where sink = ?"""
         given = (f"{LETTER_LANE}*", BRIDGE_LANE, sink)
@@ -105,12 +106,11 @@ class EventLog:
         """
         return await self._file.write(lambda connection: lanes.replay(connection, sink, session=session, since=since))
 
-    async def deliveries_waiting(self) -> dict[str, tuple[int, int]]:
-        """Per sink the numbers of its parked lanes, and of its dead letters, if any."""
-        query = """select sink, sum(parked), sum(dead) from (
-            select sink, 1 as parked, 0 as dead from lanes where behind = 1 and attempts > 0
-            union all select sink, 0, 1 from dead_letters) group by sink"""
-        return await self._file.read(lambda connection: {row[0]: (row[1], row[2]) for row in connection.execute(query)})
+    async def waiting(self, sink: str) -> tuple[int, int]:
+        """The numbers of a sink's parked lanes and of its dead letters."""
+        query = """select (select count(*) from lanes where sink = ?1 and behind = 1 and attempts > 0),
+            (select count(*) from dead_letters where sink = ?1)"""
+        return await self._file.read(lambda connection: tuple(connection.execute(query, (sink,)).fetchone()))
 
     async def prune(self, *, observed_before: float, limit: int = 200, most_bytes: float = math.inf) -> int:
         """Deletes the oldest events that every sink is past, of at most so many bytes; returns how many.
