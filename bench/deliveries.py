@@ -43,7 +43,7 @@ class Delivered:
         self._left = count
         self._complete = asyncio.Event()
 
-    def attempted(self, error: Exception | None) -> None:
+    def attempted(self, error: Exception | None, _then: str) -> None:
         assert error is None, error
         self._left -= 1
         if self._left == 0:

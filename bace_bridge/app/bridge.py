@@ -109,7 +109,7 @@ class _Home:
             devices,
             installation,
             poll_now,
-            grew,
+            signals,
             failpoint=failpoint,
             clocks=clocks,
             version=version,

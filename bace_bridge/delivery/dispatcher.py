@@ -10,7 +10,8 @@ from typing import Protocol
 import structlog
 
 from bace_bridge.domain import retry
-from bace_bridge.domain.dead_letters import dead_letter_told
+from bace_bridge.domain.dead_letters import dead_letter_told, is_told
+from bace_bridge.domain.events import Event
 from bace_bridge.domain.lanes import (
     Attempt,
     Claim,
@@ -41,7 +42,10 @@ STORE_PAUSE = 2.0
 
 
 class Sink(Protocol):
-    """The other side. `send` never blocks and calls `done` exactly once: None, or why it was not delivered."""
+    """The other side. `send` never blocks and calls `done` exactly once: None, or why it was not delivered.
+
+    Where one event cannot be delivered, others of the same `where` (a topic) can probably not either.
+    """
 
     @property
     def name(self) -> str: ...
@@ -50,6 +54,7 @@ class Sink(Protocol):
     @property
     def pipelined(self) -> bool: ...
     async def ready(self) -> None: ...
+    def where(self, event: Event) -> str: ...
     def send(self, attempt: Attempt, done: Callable[[SinkError | None], None]) -> None: ...
 
 
@@ -72,7 +77,8 @@ class Dispatcher:
         sleep: Callable[[float], Awaitable[None]],
         on_disabled: Callable[[str, str], Awaitable[None]],
         on_told: Callable[[], None] = lambda: None,
-        on_attempt: Callable[[SinkError | None], None] = lambda _: None,
+        on_attempt: Callable[[SinkError | None, str], None] = lambda *_: None,
+        on_emptied: Callable[[], None] = lambda: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sink = sink
@@ -84,6 +90,7 @@ class Dispatcher:
         self._on_disabled = on_disabled
         self._on_told = on_told
         self._on_attempt = on_attempt
+        self._on_emptied = on_emptied
         self._outbox = Outbox(window=sink.window, pipelined=sink.pipelined)
         self._called = asyncio.Event()
         self._progressed = asyncio.Event()
@@ -94,6 +101,8 @@ class Dispatcher:
         self._growths_claimed = 0
         self._next_due: float | None = None
         self._failed: list[FailedAttempt] = []
+        # Where deliveries are given up, which was said and is not over.
+        self._giving_up: set[str] = set()
         # While progress cannot be recorded nothing more is sent: a crash would send all of it again.
         self._recordable = True
         self._stopping = False
@@ -180,6 +189,7 @@ class Dispatcher:
             self._growths_claimed, self._next_due = growths, claimed.next_due
             self._outbox.begin(claimed)
             self._progressed.set()
+            self._note_emptied()
 
     def _send_more(self) -> None:
         if not self._available or self._disabled is not None or self._stopping or not self._recordable:
@@ -189,7 +199,9 @@ class Dispatcher:
 
     def _done(self, attempt: Attempt, sent_at: float, error: SinkError | None) -> None:
         if error is None:
-            self._on_attempt(None)
+            self._on_attempt(None, "")
+            if self._giving_up:
+                self._giving_up.discard(self._sink.where(attempt.logged.event))
             self._outbox.delivered(attempt.logged)
             self._send_more()
             self._progressed.set()
@@ -203,7 +215,6 @@ class Dispatcher:
                 self._disabled = str(error)
             self._outbox.returned(attempt.logged)
         else:
-            self._on_attempt(error)
             self._note_failure(attempt, sent_at, error)
             self._send_more()
         self._progressed.set()
@@ -217,15 +228,25 @@ class Dispatcher:
         decision: retry.TryAgain | retry.GiveUp = retry.GiveUp("rejected")
         if not isinstance(error, DeliveryRejected):
             decision = retry.decide(attempt.number, now=now, jitter=self._jitter(), retry_after=asked)
+        self._on_attempt(error, retry.what_follows(decision, attempt.number, now=now))
         if isinstance(decision, retry.TryAgain):
             self._outbox.failed(attempt.logged, attempts=attempt.number, at=decision.at, reason=str(error))
             log.info("delivery.retry_scheduled", **about, reason=str(error), again_in=round(decision.at - now, 1))
         else:
-            reason = f"{decision.reason}: {error}"
-            told = dead_letter_told(self._sink.name, event, attempts=attempt.number, reason=reason, now=now)
-            letter = DeadLetter(attempt.logged.seq, session_lane(event), attempt.number, reason, told)
-            if self._outbox.given_up(attempt.logged, letter):
-                log.error("delivery.dead_letter", **about, reason=reason)
+            self._give_up(attempt, f"{decision.reason}: {error}", now=now)
+
+    def _give_up(self, attempt: Attempt, reason: str, *, now: float) -> None:
+        """The others are told once, until a delivery to the same place succeeds or the process ends."""
+        event, where, number = attempt.logged.event, self._sink.where(attempt.logged.event), attempt.number
+        told = None
+        if is_told(event) and where not in self._giving_up:
+            told = partial(dead_letter_told, sink=self._sink.name, event=event, attempts=number, reason=reason, now=now)
+        letter = DeadLetter(attempt.logged.seq, session_lane(event), number, reason, told)
+        if self._outbox.given_up(attempt.logged, letter):
+            about = {"sink": self._sink.name, "event_id": event.id, "type": event.type, "attempt": number}
+            log.error("delivery.dead_letter", **about, reason=reason)
+            if told is not None:
+                self._giving_up.add(where)
 
     @property
     def _unrecorded(self) -> bool:
@@ -247,6 +268,7 @@ class Dispatcher:
         del self._failed[: len(progress.failed)]
         self._outbox.recorded(progress.lanes, recorded)
         self._see_to(progress.lanes, recorded)
+        self._note_emptied()
         self._called.set()
 
     def _see_to(self, lanes: tuple[LaneRecord, ...], recorded: Recorded) -> None:
@@ -257,8 +279,15 @@ class Dispatcher:
         waiting = [one.lane.due_at for one in lanes if one.lane.due_at and (one.lane.attempts or one.lane.reason)]
         if waiting:
             self._next_due = min([*waiting, *([] if self._next_due is None else [self._next_due])])
-        if any(letter.told is not None for one in lanes for letter in one.dead):
+        told = [one.lane.key for one in lanes for letter in one.dead if letter.told is not None]
+        if told:
             self._on_told()
+        if recorded.moved.intersection(told):  # they are tried again instead
+            self._giving_up.clear()
+
+    def _note_emptied(self) -> None:
+        if self.idle and self._next_due is None:
+            self._on_emptied()
 
     async def _on_the_store(self, step: Callable[[], Awaitable[None]]) -> bool:
         """Does a step that needs the store; where that fails, waits a little and says no. Nothing is skipped."""
