@@ -25,7 +25,7 @@ class EventLog:
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
 
-    async def open_sink(self, name: str, *, target: str, wish: Filter | None = None) -> str | None:
+    async def open_sink(self, name: str, *, target: str, filter_: Filter | None = None) -> str | None:
         """Has what the sink wants kept for it from now on; returns why it is disabled, if it is.
 
         A new one starts at the log's end; a changed target takes a disabled one up again. One that comes back gets what
@@ -33,12 +33,12 @@ class EventLog:
         """
 
         def work(connection: sqlite3.Connection) -> str | None:
-            wanted = msgspec.json.encode(wish or Filter(sink=name)).decode()
+            wanted = msgspec.json.encode(filter_ or Filter(sink=name)).decode()
             connection.execute("insert or ignore into sinks (name, target) values (?, ?)", (name, target))
             before, routed_through, reason = connection.execute(
                 "select target, routed_through, disabled_reason from sinks where name = ?", (name,)
             ).fetchone()
-            connection.execute("update sinks set target = ?, wish = ? where name = ?", (target, wanted, name))
+            connection.execute("update sinks set target = ?, filter = ? where name = ?", (target, wanted, name))
             if reason is not None and before == target:
                 return str(reason)
             if routed_through is not None:
@@ -56,9 +56,9 @@ class EventLog:
             lambda connection: lanes.as_far_as(connection.execute(query, (after, limit)), most_bytes)[0]
         )
 
-    async def claim(self, sink: str, wish: Filter, asked: Claim, *, now: float) -> Claimed:
+    async def claim(self, sink: str, filter_: Filter, asked: Claim, *, now: float) -> Claimed:
         """The sink's lanes that are due, with their next events."""
-        return await self._file.read(lambda connection: lanes.claim(connection, sink, wish, asked, now=now))
+        return await self._file.read(lambda connection: lanes.claim(connection, sink, filter_, asked, now=now))
 
     async def record(self, sink: str, progress: Progress, *, now: float) -> Recorded:
         """What became of a sink's lanes, in one transaction."""
@@ -70,13 +70,13 @@ class EventLog:
 
         return await self._file.write(work)
 
-    async def disable(self, sink: str, reason: str, told: Event) -> None:
-        """The sink is not called any more; `told` says so to the others, in the same transaction."""
+    async def disable(self, sink: str, reason: str, announcement: Event) -> None:
+        """The sink is not called any more; `announcement` says so to the others, in the same transaction."""
 
         def work(connection: sqlite3.Connection) -> None:
             query = "update sinks set routed_through = coalesce(routed_through, ?), disabled_reason = ? where name = ?"
             connection.execute(query, (lanes.last_seq(connection), reason, sink))
-            lanes.append_events(connection, (told,))
+            lanes.append_events(connection, (announcement,))
 
         await self._file.write(work)
 

@@ -48,8 +48,8 @@ def append_events(connection: sqlite3.Connection, events: Iterable[Event]) -> No
     An event whose id is in the log already is the same fact. A row's version is the place of the event that made it.
     """
     filters = [
-        (name, msgspec.json.decode(wish, type=Filter))
-        for name, wish in connection.execute("select name, wish from sinks where routed_through is null")
+        (name, msgspec.json.decode(filter_, type=Filter))
+        for name, filter_ in connection.execute("select name, filter from sinks where routed_through is null")
     ]
     made = set[tuple[str, str]]()
     for one in events:
@@ -60,7 +60,7 @@ def append_events(connection: sqlite3.Connection, events: Iterable[Event]) -> No
         )
         if added.rowcount:
             lane, seq = session_lane(one), added.lastrowid
-            sinks = [sink for sink, wish in filters if (sink, lane) not in made and wanted(one, wish)]
+            sinks = [sink for sink, filter_ in filters if (sink, lane) not in made and wanted(one, filter_)]
             made.update((sink, lane) for sink in sinks)
             connection.executemany(
                 "insert into lanes (sink, lane, seq, version) values (?, ?, ?, ?) on conflict (sink, lane) do nothing",
@@ -93,7 +93,7 @@ class _Room:
         return piece
 
 
-def claim(connection: sqlite3.Connection, sink: str, wish: Filter, asked: Claim, *, now: float) -> Claimed:
+def claim(connection: sqlite3.Connection, sink: str, filter_: Filter, asked: Claim, *, now: float) -> Claimed:
     """The sink's lanes that are due, each with its next events. It writes nothing: the dispatcher knows what it has."""
     begun: list[Piece] = []
     read_on: list[Piece] = []
@@ -106,12 +106,12 @@ def claim(connection: sqlite3.Connection, sink: str, wish: Filter, asked: Claim,
         taken = 0
         for lane in due[: room.lanes]:
             if not room.full:
-                begun.append(room.take(_piece(connection, lane, lane.seq, wish, limit)))
+                begun.append(room.take(_piece(connection, lane, lane.seq, filter_, limit)))
                 taken += 1
         more.append(taken < len(due))
         for lane, start in on:
             if not room.full:
-                read_on.append(room.take(_piece(connection, lane, start, wish, limit)))
+                read_on.append(room.take(_piece(connection, lane, start, filter_, limit)))
     (next_due,) = connection.execute(
         "select min(due_at) from lanes where sink = ? and behind = 1 and due_at > ?", (sink, now)
     ).fetchone()
@@ -135,11 +135,11 @@ def _due(
     return [one for pair in zip_longest(*found) for one in pair if one is not None][:limit]
 
 
-def _piece(connection: sqlite3.Connection, lane: Lane, start: int, wish: Filter, limit: int) -> Piece:
+def _piece(connection: sqlite3.Connection, lane: Lane, start: int, filter_: Filter, limit: int) -> Piece:
     """The lane's next events from `start` on, and of them those that the sink wants; these may be none."""
     events, complete = read_lane(connection, lane.key, start, limit)
     through = events[-1].seq if events else start - 1
-    return Piece(lane, tuple(one for one in events if wanted(one.event, wish)), through, complete)
+    return Piece(lane, tuple(one for one in events if wanted(one.event, filter_)), through, complete)
 
 
 def read_lane(connection: sqlite3.Connection, key: str, start: int, limit: int) -> tuple[list[LoggedEvent], bool]:

@@ -32,7 +32,7 @@ from bace_bridge.domain.lanes import (
 from bace_bridge.domain.outbox import Outbox
 from bace_bridge.domain.routing import Filter
 from bace_bridge.store import lanes
-from bace_bridge.store.sqlite import migrate
+from bace_bridge.store.migrations import migrate
 from tests.models import examples
 
 SINK = "hook"
