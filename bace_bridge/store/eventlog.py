@@ -7,13 +7,16 @@ from collections.abc import Collection, Iterable, Sequence
 import msgspec
 
 from bace_bridge.domain.events import Event, LoggedEvent
-from bace_bridge.domain.lanes import BRIDGE_LANE, LETTER_LANE, Claim, Claimed, FailedAttempt, Progress, Recorded
+from bace_bridge.domain.lanes import Claim, Claimed, FailedAttempt, Progress, Recorded
 from bace_bridge.domain.routing import Filter
 from bace_bridge.store import lanes
 from bace_bridge.store.sqlite import SqliteFile
 
 MOST_BYTES = 2 * 1024 * 1024
 """What one reading of the log holds in memory at most, give or take one event."""
+
+SESSIONS_AT_ONCE = 200
+"""Data sessions that are gone back to in one transaction."""
 
 ATTEMPTS_KEPT = 1000
 """Failed attempts that are kept, a sink."""
@@ -89,17 +92,20 @@ class EventLog:
     async def backlogs(self) -> dict[str, int]:
         """The events that wait for each sink; where it does not want all of a lane, those are counted too.
 
-        A transaction for each sink: of many events this takes a while, and deliveries wait behind it.
+        In pieces, since many events take a while: deliveries go on in between.
         """
         query = "select name from sinks where routed_through is null"
         names = await self._file.read(lambda connection: [row[0] for row in connection.execute(query)])
         return {name: await self._backlog(name) for name in names}
 
     async def _backlog(self, sink: str) -> int:
-        query = """select coalesce(sum(iif(lane glob ?, 1, (select count(*) from events where seq >= lanes.seq
-            and session_id is iif(lane = ?, null, lane)))), 0) from lanes where sink = ?"""
-        given = (f"{LETTER_LANE}*", BRIDGE_LANE, sink)
-        return await self._file.read(lambda connection: int(connection.execute(query, given).fetchone()[0]))
+        waiting, after = 0, ""
+        while True:
+            count, last = await self._file.read(lambda one, after=after: lanes.count_waiting(one, sink, after))  # type: ignore[misc]  # binds now
+            waiting += count
+            if last is None:
+                return waiting
+            after = last
 
     async def changed_elsewhere(self) -> bool:
         """True where another process has written to the store since the last call."""
@@ -108,15 +114,27 @@ class EventLog:
     async def replay(self, sink: str, *, session: str | None, since: float | None) -> int:
         """Goes back to recorded events of a data session, or to those observed since a time (epoch seconds).
 
-        Returns how many there are. A sink that has never run gets them when it does.
+        Returns how many there are. A sink that has never run gets them when it does. All data sessions are gone back to
+        in several transactions.
         """
-        return await self._file.write(lambda connection: lanes.replay(connection, sink, session=session, since=since))
+        if session is not None:
+            return await self._file.write(lambda connection: lanes.replay(connection, sink, [session], since=since))
+
+        def some(connection: sqlite3.Connection, after: str) -> tuple[int, str | None]:
+            sessions: list[str | None] = [*lanes.sessions_after(connection, after, SESSIONS_AT_ONCE)]
+            last = sessions[-1] if len(sessions) == SESSIONS_AT_ONCE else None
+            return lanes.replay(connection, sink, sessions if after else [None, *sessions], since=since), last
+
+        count, last = await self._file.write(lambda connection: some(connection, ""))
+        while last is not None:
+            more, last = await self._file.write(lambda connection, after=last: some(connection, after))  # type: ignore[misc]  # binds now
+            count += more
+        return count
 
     async def deliveries_waiting(self) -> dict[str, tuple[int, int]]:
         """Per sink the numbers of its parked lanes, and of its dead letters, if any."""
-        query = """select sink, sum(parked), sum(dead) from (
-            select sink, 1 as parked, 0 as dead from lanes where behind = 1 and attempts > 0
-            union all select sink, 0, 1 from dead_letters) group by sink"""
+        query = """select name, (select count(*) from lanes where sink = name and attempts > 0) as parked,
+            (select count(*) from dead_letters where sink = name) as dead from sinks where parked or dead"""
         return await self._file.read(lambda connection: {row[0]: (row[1], row[2]) for row in connection.execute(query)})
 
     async def prune(self, *, observed_before: float, limit: int = 200, most_bytes: float = math.inf) -> int:
@@ -129,14 +147,7 @@ class EventLog:
 
         def work(connection: sqlite3.Connection) -> int:
             changes = connection.total_changes
-            needed = lanes.first_needed(connection)
-            upto = needed if needed is not None else lanes.last_seq(connection) + 1
-            oldest = connection.execute(
-                """select seq, observed_at, length(data) from events where seq < ?
-                and seq not in (select seq from dead_letters union all select seq from lanes where lane glob ?)
-                order by seq limit ?""",
-                (upto, f"{LETTER_LANE}*", limit),
-            ).fetchall()
+            oldest = lanes.oldest_delivered(connection, limit)
             connection.executemany("delete from events where seq = ?", _to_prune(oldest, observed_before, most_bytes))
             return connection.total_changes - changes
 
