@@ -11,7 +11,7 @@ from bace_bridge.polling.rules.datapoints import Emitted
 from bace_bridge.polling.rules.outages import CloudOutage
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
-from bace_bridge.store.devices import DEVICES
+from bace_bridge.store.devices import WITH_DEVICES
 from bace_bridge.store.facts import read_fact, write_fact
 from bace_bridge.store.lanes import append_events
 from bace_bridge.store.slices import read_emitted, write_emitted
@@ -101,7 +101,7 @@ class Journal:
 
     async def device_labels(self) -> dict[str, str | None]:
         """The labels, by id, of the devices whose data sessions are known: each one's newest session has it."""
-        query = f"""{DEVICES}
+        query = f"""{WITH_DEVICES}
             select device, (select json_extract(known, '$.device_label') from sessions
               where group_id = device and removed = 0 order by active desc, start desc limit 1)
             from devices where device is not null"""  # noqa: S608  # our own text

@@ -19,7 +19,7 @@ def read_emitted(connection: sqlite3.Connection, window: Window, session_ids: Co
     found: dict[str, Emitted] = {one: {} for one in session_ids}
     for table, points, place in (("windows", "emitted", "start"), ("slices", "points", "minute")):
         query = f"""select session_id, {points} from {table} where session_id in ({marks}) and start = ? and "end" = ?
-            order by {place}"""  # noqa: S608  # our own names, and marks
+            order by session_id, {place}"""  # noqa: S608  # our own names, and marks
         for session_id, blob in connection.execute(query, (*session_ids, window.start, window.end)):
             for series, stamps in msgspec.msgpack.decode(blob, type=Emitted).items() if blob else ():
                 found[session_id].setdefault(series, {}).update(stamps)
