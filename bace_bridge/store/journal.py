@@ -124,10 +124,14 @@ class Journal:
 
     async def next_fetch_at(self, *, without: Collection[str]) -> float | None:
         """When the next fetch is due, but of the sessions in `without`."""
-        marks = ",".join("?" * len(without))
-        query = f"select min(fetch_at) from sessions where fetch_at is not null and id not in ({marks})"  # noqa: S608  # marks only
-        row = await self._file.read(lambda connection: connection.execute(query, tuple(without)).fetchone())
-        return None if row[0] is None else float(row[0])
+        first = f"""select fetch_at from sessions where over_when_found = ? and fetch_at is not null
+            and id not in ({",".join("?" * len(without))}) order by fetch_at limit 1"""  # noqa: S608  # marks only
+
+        def work(connection: sqlite3.Connection) -> float | None:
+            rows = (connection.execute(first, (late, *without)).fetchone() for late in (0, 1))
+            return min((float(row[0]) for row in rows if row is not None), default=None)
+
+        return await self._file.read(work)
 
     async def windows(self, session_id: str) -> dict[Window, WindowState]:
         query = "select state from windows where session_id = ?"
