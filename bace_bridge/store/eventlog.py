@@ -133,9 +133,11 @@ class EventLog:
 
     async def deliveries_waiting(self) -> dict[str, tuple[int, int]]:
         """Per sink the numbers of its parked lanes, and of its dead letters, if any."""
-        query = """select name, (select count(*) from lanes where sink = name and attempts > 0) as parked,
-            (select count(*) from dead_letters where sink = name) as dead from sinks where parked or dead"""
-        return await self._file.read(lambda connection: {row[0]: (row[1], row[2]) for row in connection.execute(query)})
+        query = """select name,
+            (select count(*) from lanes indexed by lanes_failed where sink = name and attempts > 0),
+            (select count(*) from dead_letters where sink = name) from sinks"""
+        rows = await self._file.read(lambda connection: connection.execute(query).fetchall())
+        return {name: (parked, dead) for name, parked, dead in rows if parked or dead}
 
     async def prune(self, *, observed_before: float, limit: int = 200, most_bytes: float = math.inf) -> int:
         """Deletes the oldest events that every sink is past, of at most so many bytes; returns how many.
