@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from functools import partial
 
 from bace_bridge.app.account import Account, AccountBuilder, AccountConfig
@@ -25,6 +26,7 @@ from bace_bridge.store.journal import Journal
 from bace_bridge.store.schedules import Schedules
 from bace_bridge.store.sqlite import SqliteFile
 from bace_bridge.store.standing import Standing
+from bace_bridge.systemd import long_start
 from bace_bridge.web.health import HealthServer
 
 
@@ -49,9 +51,12 @@ class Bridge:
 
     async def run(self, stop: asyncio.Event, *, notify: Callable[[str], None], watchdog: float | None) -> None:
         config, clock = self._config, self._clocks.steady
-        async with SqliteFile(config.store.path) as file, task_group() as group:
-            furthest = max(SLOWEST_FETCH, config.watch.datapoint_interval)
-            await bring_back(Schedules(file), now=clock(), furthest=furthest)
+        async with AsyncExitStack() as stack:
+            async with long_start(notify):
+                file = await stack.enter_async_context(SqliteFile(config.store.path))
+                furthest = max(SLOWEST_FETCH, config.watch.datapoint_interval)
+                await bring_back(Schedules(file), now=clock(), furthest=furthest)
+            group = await stack.enter_async_context(task_group())
             home = _Home(
                 config,
                 file,

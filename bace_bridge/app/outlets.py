@@ -66,7 +66,7 @@ class OutletBuilder:
         sink = config.sink
         url = sink.url if isinstance(sink, MqttConfig) else sink.url.get_secret_value()
         filter_ = Filter(events=tuple(sink.events), groups=tuple(sink.groups), sink=sink.name)
-        disabled = await self._log.open_sink(sink.name, target=fingerprint(url), wish=filter_)
+        disabled = await self._log.open_sink(sink.name, target=fingerprint(url), filter_=filter_)
         if disabled is not None:
             log.warning("sink.is_disabled", sink=sink.name, reason=disabled, until="its url changes")
         build = partial(
