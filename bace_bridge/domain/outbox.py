@@ -28,6 +28,10 @@ FRESH = Share(lanes=400, events=1500, size=3 * 1024 * 1024)
 BEHIND = Share(lanes=50, events=500, size=1024 * 1024)
 """What is held of lanes that are behind: a long replay takes no room from the others."""
 
+LARGE_WINDOW = 50
+LEAST_PART = 0.2
+"""Of both, for a sink with a small window: there may be many webhooks, and each needs only what it soon sends."""
+
 LONG = 20
 """Events of a lane that stay in memory where others find no room."""
 
@@ -111,10 +115,12 @@ class Outbox:
     events of a lane need not wait for one another.
     """
 
-    def __init__(self, *, window: int, pipelined: bool, fresh: Share = FRESH, behind: Share = BEHIND) -> None:
+    def __init__(
+        self, *, window: int, pipelined: bool, fresh: Share | None = None, behind: Share | None = None
+    ) -> None:
         self._window = window
         self._pipelined = pipelined
-        self._shares = (fresh, behind)
+        self._shares = (fresh or _part(FRESH, window), behind or _part(BEHIND, window))
         self._lanes: dict[str, _Held] = {}
         self._turns: tuple[deque[_Held], deque[_Held]] = (deque(), deque())
         self._behind_next = False
@@ -307,3 +313,8 @@ class Outbox:
                     self._let_go(held)
                     continue
             self._changes(held)
+
+
+def _part(share: Share, window: int) -> Share:
+    part = max(LEAST_PART, min(1.0, window / LARGE_WINDOW))
+    return Share(round(part * share.lanes), round(part * share.events), round(part * share.size))
