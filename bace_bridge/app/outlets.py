@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
@@ -25,10 +26,29 @@ log = structlog.get_logger()
 
 
 class OutletConfig(NamedTuple):
-    """What an outlet is made from; while it stays the same, so does the outlet. `source` is CloudEvents' own word."""
+    """What an outlet is made from; while it stays the same, so does the outlet. `source` is CloudEvents' own word.
+
+    `files` are those that the sink reads itself, with the time of their last change.
+    """
 
     sink: MqttConfig | WebhookConfig
     source: str
+    files: tuple[tuple[Path, int], ...] = ()
+
+
+def outlet_config(sink: MqttConfig | WebhookConfig, source: str) -> OutletConfig:
+    """A certificate that was renewed in its place is a change."""
+    tls = sink.tls if isinstance(sink, MqttConfig) else None
+    paths = [] if tls is None else [tls.ca_file, tls.cert_file, tls.key_file]
+    return OutletConfig(sink, source, tuple((path, _changed_at(path)) for path in paths if path is not None))
+
+
+def _changed_at(path: Path) -> int:
+    """In nanoseconds; 0 for a file that is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 class OutletBuilder:
@@ -45,8 +65,8 @@ class OutletBuilder:
         installation: str,
         poll_now: Callable[[], None],
         grew: Callable[[], None],
-        *,
         failpoint: Failpoint | Untouched,
+        *,
         clocks: Clocks,
         version: str,
     ) -> None:
@@ -65,7 +85,7 @@ class OutletBuilder:
         sink = config.sink
         url = sink.url if isinstance(sink, MqttConfig) else sink.url.get_secret_value()
         filter_ = Filter(events=tuple(sink.events), groups=tuple(sink.groups), sink=sink.name)
-        disabled = await self._log.open_sink(sink.name, target=fingerprint(url), wish=filter_)
+        disabled = await self._log.open_sink(sink.name, target=fingerprint(url), filter_=filter_)
         if disabled is not None:
             log.warning("sink.is_disabled", sink=sink.name, reason=disabled, until="its url changes")
         build = partial(

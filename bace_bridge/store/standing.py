@@ -9,6 +9,7 @@ import msgspec
 from bace_bridge.domain.state import DeviceState, KnownDevice, LatestPoint
 from bace_bridge.polling.rules.fetches import is_current
 from bace_bridge.polling.rules.sessions import KnownSession, view
+from bace_bridge.store.devices import ALL_DEVICES
 from bace_bridge.store.sqlite import SqliteFile
 
 
@@ -25,7 +26,7 @@ class Standing:
     ) -> None:
         self._file = file
         self._csv_url = csv_url
-        self._fetch_interval = fetch_interval
+        self.fetch_interval = fetch_interval
         self._clock = clock
 
     async def devices(self, ids: Collection[str] | None, *, available: bool) -> list[DeviceState]:
@@ -93,7 +94,7 @@ class Standing:
         return await self._file.read(work)
 
     def _is_current(self, known: KnownSession) -> bool:
-        return is_current(known, interval=self._fetch_interval, now=self._clock())
+        return is_current(known, interval=self.fetch_interval, now=self._clock())
 
     def _session(self, known: KnownSession) -> bytes:
         shown = msgspec.to_builtins(view(known.session))
@@ -103,15 +104,7 @@ class Standing:
 
 
 def _all_devices(connection: sqlite3.Connection) -> list[str]:
-    """One step in an index a device, not one a data session."""
-    rows = connection.execute("""
-        with recursive devices (device) as (
-          select min(group_id) from sessions
-          union all
-          select (select min(group_id) from sessions where group_id > device) from devices where device is not null
-        )
-        select device from devices where device is not null union select device_id from latest""")
-    return [str(row[0]) for row in rows]
+    return [str(row[0]) for row in connection.execute(ALL_DEVICES)]
 
 
 def _last_session(connection: sqlite3.Connection, device: str) -> KnownSession | None:
