@@ -65,6 +65,11 @@ class Account:
             for loop in loops:
                 loop.cancel()
 
+    @property
+    def usable(self) -> bool:
+        """False while the cloud is away or refuses the login."""
+        return self._cloud_problem is None
+
     def poll_now(self) -> None:
         self._sessions.poll_now()
 
@@ -139,8 +144,8 @@ class AccountBuilder:
         tokens: TokenStore,
         deciding: asyncio.Lock,
         polled: Callable[[], None],
-        *,
         failpoint: Failpoint | Untouched,
+        *,
         clocks: Clocks,
         version: str,
     ) -> None:

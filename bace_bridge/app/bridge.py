@@ -4,34 +4,34 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from functools import partial
+
+import structlog
 
 from bace_bridge.app.account import Account, AccountBuilder, AccountConfig
 from bace_bridge.app.clocks import Clocks, ClockWatch, SteadyClock, bring_back
 from bace_bridge.app.devices import Devices
-from bace_bridge.app.outlets import OutletBuilder, OutletConfig
+from bace_bridge.app.outlets import OutletBuilder, OutletConfig, outlet_config
+from bace_bridge.app.reloads import Reloads
 from bace_bridge.app.running import Running, task_group
 from bace_bridge.app.service import Service
 from bace_bridge.app.signals import Signals
-from bace_bridge.cloud.api import csv_url
+from bace_bridge.app.storage import Storage
 from bace_bridge.config.models import Config, HttpConfig, MqttConfig, WebhookConfig
 from bace_bridge.delivery.outlet import Outlet
 from bace_bridge.failpoints import Failpoint, Untouched
 from bace_bridge.polling.rules.fetches import SLOWEST_FETCH
 from bace_bridge.status import Status
-from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.facts import Facts
-from bace_bridge.store.housekeeping import Cap, Upkeep
-from bace_bridge.store.journal import Journal
 from bace_bridge.store.schedules import Schedules
 from bace_bridge.store.sqlite import SqliteFile
-from bace_bridge.store.standing import Standing
 from bace_bridge.systemd import long_start
 from bace_bridge.web.health import HealthServer
 
+log = structlog.get_logger()
+
 
 class Bridge:
-    """One configuration, running. `run` returns after `stop`; raises StoreLocked, StoreUnusable or ConfigError."""
+    """A configuration, running. `run` returns after `stop`; raises StoreLocked, StoreUnusable or ConfigError."""
 
     def __init__(
         self,
@@ -43,33 +43,37 @@ class Bridge:
         config_problem: Callable[[], str | None] = lambda: None,
         failpoint: Failpoint | None = None,
     ) -> None:
-        self._config = config
+        self.reloads = Reloads(config)
         self._clocks = Clocks(clock, SteadyClock(clock, monotonic), monotonic)
         self._config_problem = config_problem
         self._failpoint = failpoint or Untouched()
         self._version = version
 
     async def run(self, stop: asyncio.Event, *, notify: Callable[[str], None], watchdog: float | None) -> None:
-        config, clock = self._config, self._clocks.steady
+        config = self.reloads.config
         async with AsyncExitStack() as stack:
             async with long_start(notify):
                 file = await stack.enter_async_context(SqliteFile(config.store.path))
                 furthest = max(SLOWEST_FETCH, config.watch.datapoint_interval)
-                await bring_back(Schedules(file), now=clock(), furthest=furthest)
-            group = await stack.enter_async_context(task_group())
-            home = _Home(
-                config,
-                file,
-                group,
-                await Facts(file).installation(),
-                config_problem=self._config_problem,
-                failpoint=self._failpoint,
-                clocks=self._clocks,
-                version=self._version,
-            )
-            await home.become(config)
-            await home.service.run(stop, notify=notify, watchdog=watchdog)
+                await bring_back(Schedules(file), now=self._clocks.steady(), furthest=furthest)
+                home = _Home(
+                    config,
+                    file,
+                    await stack.enter_async_context(task_group()),
+                    await Facts(file).installation(),
+                    self._failpoint,
+                    config_problem=self._config_problem,
+                    clocks=self._clocks,
+                    version=self._version,
+                )
+                await home.become(config)
+            await home.service.run(stop, self.reloads.serve(home.become), notify=notify, watchdog=watchdog)
             await home.servers.end()
+
+    def may_become(self, config: Config) -> bool:
+        """False where a new Bridge is needed: events and device states are those of one cloud, in one store."""
+        present = self.reloads.config
+        return (config.store.url, config.cloud.url) == (present.store.url, present.cloud.url)
 
 
 class _Home:
@@ -81,48 +85,31 @@ class _Home:
         file: SqliteFile,
         group: asyncio.TaskGroup,
         installation: str,
+        failpoint: Failpoint | Untouched,
         *,
         config_problem: Callable[[], str | None],
-        failpoint: Failpoint | Untouched,
         clocks: Clocks,
         version: str,
     ) -> None:
-        clock, store = clocks.steady, config.store
-        signals, deciding, upkeep_due = Signals(), asyncio.Lock(), asyncio.Event()
+        signals, deciding, clock = Signals(), asyncio.Lock(), clocks.steady
         self.accounts = accounts = Running[AccountConfig, Account](group)
         self.outlets = outlets = Running[OutletConfig, Outlet](group)
         self.servers = Running[HttpConfig, HealthServer](group)
 
-        self.event_log = event_log = failpoint.around_log(EventLog(file))
-        cap = Cap(file, store.max_size, crowded=upkeep_due.set)
-        upkeep = Upkeep(file, event_log, cap, retention=store.retention, session_retention=store.session_retention)
-        grew, changed = signals.log_grew, signals.devices_changed
-        journal = failpoint.around_journal(Journal(file, grew=grew, changed=changed, ensure_room=cap.ensure_room))
-        url, interval = partial(csv_url, config.cloud.url), config.watch.datapoint_interval
-        devices = Devices(Standing(file, csv_url=url, fetch_interval=interval, clock=clock), accounts, changed=changed)
-
+        self.store = store = Storage(file, config, signals, failpoint, clock=clock)
+        devices = Devices(store.standing, accounts, changed=signals.devices_changed)
         self.status = status = Status(
-            accounts, outlets, upkeep, devices, config_problem=config_problem, clock=clock, version=version
+            accounts, outlets, store.upkeep, devices, config_problem=config_problem, clock=clock, version=version
         )
         self.account_builder = AccountBuilder(
-            journal, Facts(file), deciding, signals.list_polled, failpoint=failpoint, clocks=clocks, version=version
+            store.journal, store.facts, deciding, signals.list_polled, failpoint, clocks=clocks, version=version
         )
         poll_now = accounts.each(Account.poll_now)
         self.outlet_builder = OutletBuilder(
-            event_log,
-            status,
-            devices,
-            installation,
-            poll_now,
-            signals,
-            failpoint=failpoint,
-            clocks=clocks,
-            version=version,
+            store.event_log, status, devices, installation, poll_now, signals, failpoint, clocks=clocks, version=version
         )
-        watch = ClockWatch(clock, deciding=deciding, move_store=Schedules(file).move, stepped=signals.clock_stepped)
-        self.service = Service(
-            accounts, outlets, status, devices, event_log, upkeep, upkeep_due, watch, signals, clock=clock
-        )
+        watch = ClockWatch(clock, deciding=deciding, move_store=store.schedules.move, stepped=signals.clock_stepped)
+        self.service = Service(accounts, outlets, status, devices, store, watch, signals, clock=clock)
 
         signals.log_grew.listen(outlets.each(Outlet.log_grew))
         signals.devices_changed.listen(outlets.each(Outlet.refresh_devices))
@@ -139,11 +126,13 @@ class _Home:
             server = HealthServer(http, alive=status.alive, ready=status.ready, degraded=status.degraded)
             await server.open()
             self.servers.start(http, server)
+        self.store.adjust(config)
         sinks: list[MqttConfig | WebhookConfig] = [*config.mqtt, *config.webhooks]
-        new = await self.outlets.keep([OutletConfig(sink, config.cloud.url) for sink in sinks])
-        await self.event_log.retire_others([sink.name for sink in sinks])
+        new = await self.outlets.keep([outlet_config(sink, config.cloud.url) for sink in sinks])
+        await self.store.event_log.retire_others([sink.name for sink in sinks])
         # Each sink has its place in the log before anything is polled, so that it misses nothing.
         for one in new:
             self.outlets.start(one, await self.outlet_builder.open(one))
         for account in await self.accounts.keep([AccountConfig(config.cloud, config.watch, config.datatypes)]):
             self.accounts.start(account, self.account_builder.build(account))
+        log.info("bridge.running", sinks=sum(one.disabled is None for one in self.outlets), started=len(new))

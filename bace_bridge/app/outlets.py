@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
@@ -26,10 +27,29 @@ log = structlog.get_logger()
 
 
 class OutletConfig(NamedTuple):
-    """What an outlet is made from; while it stays the same, so does the outlet. `source` is CloudEvents' own word."""
+    """What an outlet is made from; while it stays the same, so does the outlet. `source` is CloudEvents' own word.
+
+    `files` are those that the sink reads itself, with the time of their last change.
+    """
 
     sink: MqttConfig | WebhookConfig
     source: str
+    files: tuple[tuple[Path, int], ...] = ()
+
+
+def outlet_config(sink: MqttConfig | WebhookConfig, source: str) -> OutletConfig:
+    """A certificate that was renewed in its place is a change."""
+    tls = sink.tls if isinstance(sink, MqttConfig) else None
+    paths = [] if tls is None else [tls.ca_file, tls.cert_file, tls.key_file]
+    return OutletConfig(sink, source, tuple((path, _changed_at(path)) for path in paths if path is not None))
+
+
+def _changed_at(path: Path) -> int:
+    """In nanoseconds; 0 for a file that is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 class OutletBuilder:
@@ -46,8 +66,8 @@ class OutletBuilder:
         installation: str,
         poll_now: Callable[[], None],
         signals: Signals,
-        *,
         failpoint: Failpoint | Untouched,
+        *,
         clocks: Clocks,
         version: str,
     ) -> None:

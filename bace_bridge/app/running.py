@@ -9,6 +9,10 @@ P = ParamSpec("P")
 
 
 class Part(Protocol):
+    @property
+    def usable(self) -> bool:
+        """False where to begin anew could help: it has no connection that would be lost."""
+
     async def run(self, stop: asyncio.Event) -> None:
         """Returns when it has ended in order after `stop`; what it raises ends everything."""
 
@@ -53,8 +57,11 @@ class Running(Generic[ConfigT, PartT]):
         self._running = (*self._running, _One(config, part, stop, task))
 
     async def keep(self, wanted: Collection[ConfigT]) -> list[ConfigT]:
-        """Ends the parts whose configuration is not wanted; returns the wanted ones of which no part runs."""
-        leaving = [one for one in self._running if one.config not in wanted]
+        """Ends the parts whose configuration is not wanted, and those that are not usable.
+
+        Returns the wanted ones of which no part runs.
+        """
+        leaving = [one for one in self._running if one.config not in wanted or not one.part.usable]
         await asyncio.gather(*(one.end() for one in leaving))
         self._running = tuple(one for one in self._running if one not in leaving)
         kept = [one.config for one in self._running]

@@ -24,8 +24,6 @@ UPKEEP_PAUSE = 5.0
 
 
 class Outlet(Protocol):
-    @property
-    def disabled(self) -> str | None: ...
     async def count_backlog(self) -> None: ...
     async def count_waiting(self) -> None: ...
 
@@ -61,6 +59,15 @@ class Upkeep(Protocol):
     async def piece(self, now: float) -> float: ...
 
 
+class Store(Protocol):
+    @property
+    def event_log(self) -> Commands: ...
+    @property
+    def upkeep(self) -> Upkeep: ...
+    @property
+    def upkeep_due(self) -> asyncio.Event: ...
+
+
 class Service:
     """Ticks, keeps the store small and watches for commands, until it is stopped; then everything ends in order.
 
@@ -74,9 +81,7 @@ class Service:
         outlets: Outlets,
         loops: Loops,
         devices: Devices,
-        commands: Commands,
-        upkeep: Upkeep,
-        upkeep_due: asyncio.Event,
+        store: Store,
         clock_watch: ClockWatch,
         signals: Signals,
         *,
@@ -86,30 +91,37 @@ class Service:
         self._outlets = outlets
         self._loops = loops
         self._devices = devices
-        self._commands = commands
-        self._upkeep = upkeep
-        self._upkeep_due = upkeep_due
+        self._store = store
         self._clock_watch = clock_watch
         self._signals = signals
         self._clock = clock
         self._backlogs_after = 0.0
 
-    async def run(self, stop: asyncio.Event, *, notify: Callable[[str], None], watchdog: float | None) -> None:
+    async def run(
+        self,
+        stop: asyncio.Event,
+        reloading: Coroutine[Any, Any, None],
+        *,
+        notify: Callable[[str], None],
+        watchdog: float | None,
+    ) -> None:
+        """`reloading` runs until `stop`, too."""
         async with asyncio.TaskGroup() as group:
-            beside: list[Coroutine[Any, Any, None]] = [
+            beside = [
+                reloading,
                 self._tick(notify, watchdog),
                 self._watch_commands(),
-                keep_store(self._upkeep, self._upkeep_due, clock=self._clock),
+                keep_store(self._store.upkeep, self._store.upkeep_due, clock=self._clock),
             ]
             tasks = [group.create_task(one) for one in beside]
-            log.info("bridge.running", sinks=sum(one.disabled is None for one in self._outlets))
             notify("READY=1\nSTATUS=watching")
             await stop.wait()
             notify("STOPPING=1")
             log.info("bridge.stopping")
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(self._accounts.end(), *tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._accounts.end()
             await self._outlets.end()
         log.info("bridge.stopped")
 
@@ -125,8 +137,8 @@ class Service:
                 raise
             except StoreError as error:
                 log.debug("store.not_counted", reason=str(error))
-            if self._upkeep.is_due:
-                self._upkeep_due.set()
+            if self._store.upkeep.is_due:
+                self._store.upkeep_due.set()
             self._signals.status_changed()
             await asyncio.sleep(TICK if watchdog is None else min(TICK, watchdog))
 
@@ -145,7 +157,7 @@ class Service:
         """A command, which runs beside the bridge, moves lanes."""
         while True:
             try:
-                if await self._commands.changed_elsewhere():
+                if await self._store.event_log.changed_elsewhere():
                     self._signals.log_grew()
             except StoreUnusable:
                 raise

@@ -108,6 +108,11 @@ class Outlet:
             await self._dispatcher.settle()
             await _cancel(sink)
 
+    @property
+    def usable(self) -> bool:
+        """False while its broker is away or refuses the login."""
+        return self._broker is None or self._broker.problem is None
+
     def log_grew(self) -> None:
         self._dispatcher.log_grew()
 

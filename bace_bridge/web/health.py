@@ -40,6 +40,8 @@ class HealthServer:
         app.router.add_route("*", "/{path:.*}", _unknown)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
 
+    usable = True
+
     @property
     def address(self) -> str | None:
         """`host:port` where it listens; the port is the real one where the configuration says 0."""

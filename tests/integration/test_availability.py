@@ -5,20 +5,22 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from bace_bridge.app.account import Account
 from bace_bridge.app.clocks import ClockWatch, SteadyClock
 from bace_bridge.app.devices import Devices
 from bace_bridge.app.running import Running
 from bace_bridge.app.service import Service
 from bace_bridge.app.signals import Signals
+from bace_bridge.app.storage import Storage
+from bace_bridge.config.models import CloudConfig, Config, WatchConfig
 from bace_bridge.delivery.outlet import Outlet
 from bace_bridge.domain.routing import Filter
+from bace_bridge.failpoints import Untouched
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
-from bace_bridge.store.eventlog import EventLog
-from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal
-from bace_bridge.store.schedules import Schedules
 from bace_bridge.store.sqlite import SqliteFile
 from bace_bridge.store.standing import Standing
 from tests.integration.polling_line import NOON, Clock
@@ -26,6 +28,7 @@ from tests.integration.test_cloud_faults import staged
 from tests.integration.test_dispatcher import ScriptedSink, eventually
 
 INTERVAL = 15.0
+CONFIG = Config(cloud=CloudConfig(access_token=SecretStr("a-token")), watch=WatchConfig(datapoint_interval=INTERVAL))
 
 
 class Broker(ScriptedSink):
@@ -46,12 +49,13 @@ class Broker(ScriptedSink):
 @asynccontextmanager
 async def ticking(folder: Path) -> AsyncIterator[tuple[Broker, Standing, Journal, Clock]]:
     async with staged(folder) as (_, watched), SqliteFile(folder / "state.db") as file, asyncio.TaskGroup() as group:
-        clock, broker, signals, log = Clock(), Broker(), Signals(), EventLog(file)
-        await log.open_sink(broker.name, target="t")
+        clock, broker, signals = Clock(), Broker(), Signals()
+        store = Storage(file, CONFIG, signals, Untouched(), clock=clock)
+        await store.event_log.open_sink(broker.name, target="t")
         outlet = Outlet(
             "mqtt",
             broker,
-            log,
+            store.event_log,
             Filter(),
             broker=broker,
             grew=signals.log_grew,
@@ -62,27 +66,14 @@ async def ticking(folder: Path) -> AsyncIterator[tuple[Broker, Standing, Journal
         )
         accounts, outlets = Running[str, Account](group), Running[str, Outlet](group)
         outlets.start("home", outlet)
-        standing = Standing(file, csv_url=str, fetch_interval=INTERVAL, clock=clock)
-        devices = Devices(standing, accounts, changed=outlets.each(Outlet.refresh_devices))
+        devices = Devices(store.standing, accounts, changed=outlets.each(Outlet.refresh_devices))
         clock_watch = ClockWatch(
-            SteadyClock(), deciding=asyncio.Lock(), move_store=Schedules(file).move, stepped=signals.clock_stepped
+            SteadyClock(), deciding=asyncio.Lock(), move_store=store.schedules.move, stepped=signals.clock_stepped
         )
-        upkeep = Upkeep(file, log, Cap(file, 2**30), retention=60, session_retention=60)
-        service = Service(
-            accounts,
-            outlets,
-            watched.status,
-            devices,
-            log,
-            upkeep,
-            asyncio.Event(),
-            clock_watch,
-            signals,
-            clock=clock,
-        )
+        service = Service(accounts, outlets, watched.status, devices, store, clock_watch, signals, clock=clock)
         stop = asyncio.Event()
-        run = group.create_task(service.run(stop, notify=lambda _: None, watchdog=0.01))
-        yield broker, standing, Journal(file), clock
+        run = group.create_task(service.run(stop, asyncio.sleep(0), notify=lambda _: None, watchdog=0.01))
+        yield broker, store.standing, Journal(file), clock
         stop.set()
         await run
 
