@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 from bace_bridge.domain.lanes import FailedAttempt, Progress, Recorded
@@ -23,12 +24,6 @@ class _Asked(NamedTuple):
     progress: Callable[[], Progress]
     now: float
     outcome: asyncio.Future[Outcome]
-
-
-class _Taken(NamedTuple):
-    sink: str
-    progress: Progress
-    now: float
 
 
 class Records:
@@ -54,10 +49,10 @@ class Records:
         clock = asyncio.get_running_loop().time
         while self._waiting:
             await asyncio.sleep(self._after - clock())
-            asked = [one for one in self._waiting if not one.outcome.done()]
-            self._waiting = []
+            asked, self._waiting = [one for one in self._waiting if not one.outcome.done()], []
             try:
-                outcomes = await self._write([_Taken(one.sink, one.progress(), one.now) for one in asked])
+                taken = [(one, one.progress()) for one in asked]
+                outcomes = await self._file.write(partial(_record, taken))
             except Exception as error:  # noqa: BLE001  # whoever asked raises it
                 for one in asked:
                     if not one.outcome.done():
@@ -68,17 +63,14 @@ class Records:
                         one.outcome.set_result(outcome)
             self._after = clock() + PAUSE
 
-    async def _write(self, taken: list[_Taken]) -> list[Outcome]:
-        def work(connection: sqlite3.Connection) -> list[Outcome]:
-            return [(one.progress, _record(connection, one)) for one in taken]
 
-        return await self._file.write(work)
-
-
-def _record(connection: sqlite3.Connection, taken: _Taken) -> Recorded:
-    if taken.progress.failed:
-        _keep_attempts(connection, taken.sink, taken.progress.failed)
-    return lanes.record_lanes(connection, taken.sink, taken.progress.lanes, now=taken.now)
+def _record(taken: Iterable[tuple[_Asked, Progress]], connection: sqlite3.Connection) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    for (sink, _, now, _), progress in taken:
+        if progress.failed:
+            _keep_attempts(connection, sink, progress.failed)
+        outcomes.append((progress, lanes.record_lanes(connection, sink, progress.lanes, now=now)))
+    return outcomes
 
 
 def _keep_attempts(connection: sqlite3.Connection, sink: str, failed: Iterable[FailedAttempt]) -> None:
