@@ -861,12 +861,22 @@ async def test_the_older_version_where_the_broker_refuses_the_newer(script: Scri
 
 
 @pytest.mark.parametrize("version", ["5", "3.1.1"])
-@pytest.mark.parametrize("garbage", [b"\x40\x01\x00", b"\x40\x01\x01", b"\x40\x03\x00\x01\x05"])
+@pytest.mark.parametrize("garbage", [b"\x40\x01\x00", b"\x40\x03\x00\x01\x05"])
 async def test_a_broker_that_talks_nonsense_is_left_and_tried_again(garbage: bytes, version: str) -> None:
     script = Script(garbage=garbage, refuses_5=version != "5")
     async with scripted(script) as broker, running(new_sink(broker.port), ready=False) as sink:
         await eventually(lambda: len(broker.versions) >= 3)
         script.garbage = b""
+        async with asyncio.timeout(60):
+            await sink.ready()
+
+
+async def test_half_an_acknowledgement_is_none() -> None:
+    script = Script(cuts_acknowledgements=True)
+    async with scripted(script) as broker, running(new_sink(broker.port), ready=False) as sink:
+        await eventually(lambda: len(broker.versions) >= 3)
+        assert not sink.connected
+        script.cuts_acknowledgements = False
         async with asyncio.timeout(60):
             await sink.ready()
 
