@@ -568,8 +568,9 @@ async def test_a_replay_for_a_new_sink_is_there_at_its_first_start(opened: Opene
 async def test_what_waits_for_a_sink_that_is_not_called_holds_up_no_pruning(store: Store, gone: str) -> None:
     await store.open("a", "b")
     places = await store.tell(*(event(number) for number in range(4)))
-    for name in ("a", "b"):
-        await deliver(store.file, name)
+    await deliver(store.file, "a", dead=(DeadLetter(places[1], "s1", 10, "gave up"),))
+    await deliver(store.file, "b")
+    assert await DeadLetters(store.file).retry(Which()) == 1
     await store.log.replay("a", session="s1", since=None)
     assert await store.log.prune(observed_before=NOON + 9) == 0
     if gone == "disabled":
