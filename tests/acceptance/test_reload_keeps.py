@@ -15,7 +15,7 @@ from bace_bridge.simulator.facts import Device
 from bace_bridge.simulator.server import SimulatedServer
 from tests.acceptance.line import SECRET, Process, Receiver, configuration, receiver, running, until
 from tests.acceptance.test_reload import ready
-from tests.integration.brokers import Mosquitto, free_port
+from tests.integration.brokers import Listener, Mosquitto, free_port, listening
 
 SOON = 60.0
 
@@ -26,10 +26,17 @@ class Homes:
     """A running process with two brokers' sinks, `home` and `office`, and a webhook."""
 
     def __init__(
-        self, path: Path, bridge: Process, cloud: SimulatedCloud, device: Device, broker: Mosquitto, hook: Receiver
+        self,
+        path: Path,
+        bridge: Process,
+        cloud: SimulatedCloud,
+        device: Device,
+        broker: Mosquitto,
+        hook: Receiver,
+        listener: Listener,
     ) -> None:
         self.path, self.bridge, self.cloud, self.device = path, bridge, cloud, device
-        self.broker, self.hook = broker, hook
+        self.broker, self.hook, self.listener = broker, hook, listener
 
     def change(self, change: Callable[[dict[str, Any]], None]) -> None:
         settings = json.loads(self.path.read_text())
@@ -48,9 +55,25 @@ class Homes:
     def ended(self) -> bool:
         return any("bace-bridge-" in line and "disconnected" in line for line in self.broker.log().splitlines())
 
+    def said_offline(self) -> list[str]:
+        """Where the bridge or a device was said to be offline."""
+        return [one.topic for one in self.listener.heard if one.payload == b"offline"]
+
+    async def shown(self) -> None:
+        """Until the state of the device at `home` is that of the last data session."""
+        session = self.hook.arrivals[-1].session or ""
+        shown = f"home/{self.device.id_group}/session"
+        await until(
+            lambda: any(one.topic == shown and session.encode() in one.payload for one in self.listener.heard),
+            within=SOON,
+            what="the retained state",
+        )
+
     async def delivers(self) -> None:
         """A new data session reaches the webhook, once."""
         before = len(self.hook.arrivals)
+        if self.hook.arrivals:
+            self.cloud.end_session(self.hook.arrivals[-1].session or "")
         session = self.cloud.open_session(self.device.id_group)
         await until(lambda: len(self.hook.arrivals) > before, within=SOON, what="the new session")
         assert [one.session for one in self.hook.arrivals[before:]] == [session]
@@ -69,11 +92,12 @@ async def homes(folder: Path, broker: Mosquitto) -> AsyncIterator[Homes]:
         settings["http"]["listen"] = f"127.0.0.1:{(port := free_port())}"
         path.write_text(json.dumps(settings))
         async with running(path) as bridge, aiohttp.ClientSession() as http:
-            one = Homes(path, bridge, cloud, device, broker, hook)
             await until(lambda: "bridge.running" in bridge.log, within=SOON, what="it runs")
             await ready(bridge, http, port)
-            await one.delivers()
-            yield one
+            with listening(broker.port, "home/#") as listener:
+                one = Homes(path, bridge, cloud, device, broker, hook, listener)
+                await one.delivers()
+                yield one
             assert await bridge.stop() == 0
             assert "Traceback" not in bridge.log
 
@@ -110,8 +134,10 @@ async def test_no_broker_notices_that_something_else_has_changed(
         one.change(change)
         await one.reload()
         await one.delivers()
+        await one.shown()
         assert one.connections() == {"home": 1, "office": 1}
         assert not one.ended()
+        assert not one.said_offline()
 
 
 async def test_a_sink_that_has_changed_begins_anew_alone(tmp_path: Path, new_mosquitto: Start) -> None:
