@@ -26,7 +26,7 @@ from bace_bridge.polling.updates import NotHonoured, Updates
 
 log = structlog.get_logger()
 
-SAVED_EVERY = 60.0
+SAVED_EVERY = 120.0
 """Seconds between two writes of a watermark that moves while nothing else does."""
 
 TRY_DELTA_AGAIN = 3600.0
@@ -159,7 +159,7 @@ class ListPoll:
         return replace(state, catching_up=first or state.catching_up)
 
     async def _save(self, state: PollState) -> None:
-        """A watermark that is a little behind costs nothing, so it alone is written once a minute."""
+        """A watermark that is a little behind costs nothing, so it alone is rarely written."""
         saved, now = self._saved, self._clock()
         if state == saved:
             self._state = state
