@@ -23,8 +23,8 @@ from bace_bridge.domain.state import KnownDevice
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.domain.tokens import Token
 from bace_bridge.errors import CloudError, CloudRefused
+from bace_bridge.polling.devices import ListedDevices, listed_devices
 from bace_bridge.polling.rules.selection import is_selected, nearest, unmatched
-from bace_bridge.polling.selection_check import ListedDevices, listed_devices
 from bace_bridge.store.facts import Facts
 from bace_bridge.store.standing import Standing
 

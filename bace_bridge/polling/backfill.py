@@ -40,38 +40,37 @@ class Backfill:
         clock: Callable[[], float],
     ) -> None:
         self._recorder = recorder
-        self.interval = interval
+        self._interval = interval
         self._seconds_a_request = 60.0 / requests_per_minute
         self._clock = clock
-        self._lost = False
-        self._at_once_from = 0.0
+        self._timed_out: int | None = None
 
     async def step(
         self, state: PollState, reader: Reader, *, only_way: bool = False, steady: bool = False
     ) -> PollState:
         """The state after the pages that are due.
 
-        `only_way` says that nothing else finds new sessions, `steady` that a pass is to follow the one before.
+        `only_way` says that nothing else finds new sessions, `steady` that a pass is to follow the one before. A pass
+        is repeated earlier while a record cannot be read.
         """
-        at_once = only_way or state.catching_up
-        due_at = self._at_once_from if at_once else state.backfill_at
-        if 0 < due_at - self._clock() <= max(self.interval, LONGEST_WAIT):
+        if 0 < state.backfill_at - self._clock() <= max(self._interval, LONGEST_WAIT):
             return state
+        at_once = only_way or state.catching_up
         before, ended = reader.requests, False
         for _ in range(PAGES_AT_ONCE if at_once else 1):
             page = await self._read(state, reader, only_way=only_way)
             if page is None:
-                self._at_once_from = self._clock() + RETRY_UNREADABLE
-                return replace(state, backfill_at=self._at_once_from)
+                return replace(state, backfill_at=self._clock() + RETRY_UNREADABLE)
             ended = is_last(page, state.backfill_page)
-            state = replace(state, backfill_page=state.backfill_page + 1)
+            state = replace(state, backfill_page=1 if ended else state.backfill_page + 1)
             if ended or page.lost:
                 break
-        paid = (reader.requests - before) * self._seconds_a_request
-        self._at_once_from = self._clock() + paid / SHARE_AT_ONCE
+        wait = (reader.requests - before) * self._seconds_a_request / (SHARE_AT_ONCE if at_once else SHARE)
         if ended:
-            return self._after_pass(state, steady=steady, paid=paid / SHARE)
-        return replace(state, backfill_at=self._clock() + paid / SHARE)
+            pause = min(self._interval, RETRY_UNREADABLE) if self._recorder.unreadable.names else self._interval
+            state = replace(state, catching_up=False)
+            wait = max(wait, 0.0 if steady else pause)
+        return replace(state, backfill_at=self._clock() + wait)
 
     async def _read(self, state: PollState, reader: Reader, *, only_way: bool) -> Page[SeenSession] | None:
         """The next page, after it was recorded; None where it times out."""
@@ -82,16 +81,11 @@ class Backfill:
         except CloudUnavailable as error:
             if only_way or error.retry_after:
                 raise
-            self._recorder.unreadable.failed(place, str(error))
+            if self._timed_out == state.backfill_page:  # once may be a hiccup
+                self._recorder.unreadable.failed(place, str(error))
+            self._timed_out = state.backfill_page
             return None
         self._recorder.unreadable.name_rows(page.lost, place)
-        self._lost = self._lost or bool(page.lost)
         if page.page in {None, state.backfill_page}:
-            await self._recorder.record(page, state)
+            await self._recorder.record(page, state, reader)
         return page
-
-    def _after_pass(self, state: PollState, *, steady: bool, paid: float) -> PollState:
-        """A pass in which a record could not be read is repeated earlier, but not before `paid` seconds."""
-        wait = 0.0 if steady else min(self.interval, RETRY_UNREADABLE) if self._lost else self.interval
-        self._lost = False
-        return replace(state, backfill_page=1, backfill_at=self._clock() + max(wait, paid), catching_up=False)

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from bace_bridge.errors import CloudRefused
-from bace_bridge.polling.reading import BREAKS, Reader
+from bace_bridge.polling.needs import SessionCloud
+from bace_bridge.polling.reading import BREAKS
 from bace_bridge.polling.rules import session_list
-from bace_bridge.polling.rules.ranges import NOBODY
+from bace_bridge.polling.rules.ranges import NOBODY, is_recent
 from bace_bridge.polling.rules.selection import are_ids
 
 log = structlog.get_logger()
@@ -20,35 +21,32 @@ MOST_GROUPS = 10
 
 
 class GroupFilter:
-    """`filter[id_group]` for `cloud.groups`, if these are ids. A label may become another device's at any time.
+    """`filter[id_group]` for `cloud.groups`, if these are ids. A label may become another device's at any time."""
 
-    The list must show rows with the filter, all of them of these devices, and none for a device that does not exist.
-    Else everything is asked for, and what is not watched is left out here.
-    """
-
-    def __init__(self, groups: Sequence[str], *, clock: Callable[[], float]) -> None:
+    def __init__(self, cloud: SessionCloud, groups: Sequence[str], *, clock: Callable[[], float]) -> None:
+        self._cloud = cloud
         self._groups = tuple(sorted(groups))
         self._possible = 0 < len(groups) <= MOST_GROUPS and are_ids(groups)
         self._clock = clock
         self._checked_at: float | None = None
         self._honoured = False
 
-    @property
-    def params(self) -> session_list.Params:
+    async def params(self) -> session_list.Params:
+        """The filter: believed where it shows rows, all of these devices, and none for a device that does not exist.
+
+        Raises CloudErrors that are about the cloud as a whole.
+        """
+        if self._possible and not is_recent(self._checked_at, self._clock(), CHECK_EVERY):
+            try:
+                shown = await self._shown(self._groups)
+                self._honoured = bool(shown) and shown <= {*self._groups} and not await self._shown([NOBODY])
+            except (CloudRefused, *BREAKS):
+                self._honoured = False
+            self._checked_at = self._clock()
+            log.debug("cloud.group_filter", honoured=self._honoured)
         return session_list.of_groups(self._groups) if self._honoured else ()
 
-    async def check_due(self, reader: Reader) -> None:
-        """Raises CloudErrors that are about the cloud as a whole."""
-        if not self._possible or (self._checked_at is not None and 0 <= self._clock() - self._checked_at < CHECK_EVERY):
-            return
-        try:
-            shown = await self._groups_shown(reader, self._groups)
-            self._honoured = bool(shown) and shown <= {*self._groups} and not await self._groups_shown(reader, [NOBODY])
-        except (CloudRefused, *BREAKS):
-            self._honoured = False
-        self._checked_at = self._clock()
-        log.debug("cloud.group_filter", honoured=self._honoured)
-
-    async def _groups_shown(self, reader: Reader, groups: Sequence[str]) -> set[str]:
-        page = await reader.single_row((*session_list.NEWEST_FIRST, *session_list.of_groups(groups)))
+    async def _shown(self, groups: Sequence[str]) -> set[str]:
+        params = (*session_list.NEWEST_FIRST, *session_list.of_groups(groups))
+        page = await self._cloud.session_page(params, 1, per_page=1, expand=False)
         return {row.session.group_id for row in page.items}

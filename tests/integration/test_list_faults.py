@@ -540,24 +540,6 @@ async def test_a_head_that_was_read_in_part_is_read_to_its_end(clock: Clock, tmp
         assert started(await watch.all_events()) == sessions
 
 
-async def test_an_id_in_place_of_its_label_adds_no_device(clock: Clock, tmp_path: Path) -> None:
-    """What happened while the bridge was down is reported as if nothing had been changed."""
-    cloud = simulated(clock)
-    device = cloud.add_device("BaceGo-1")
-    async with watching(cloud, tmp_path / "b.db", clock, groups=["BaceGo-1"]) as watch:
-        await watch.look()
-        clock.forward(100)
-        first = cloud.open_session(device.id_group)
-        assert started(await watch.look()) == {first}
-    clock.forward(600)
-    second = cloud.open_session(device.id_group)
-    clock.forward(600)
-    cloud.end_session(second)
-    clock.forward(600)
-    async with watching(cloud, tmp_path / "b.db", clock, groups=[device.id_group]) as watch:
-        assert started(await watch.look()) == {second}
-
-
 async def test_devices_are_added_by_the_clouds_clock_also_right_after_a_restart(clock: Clock, tmp_path: Path) -> None:
     """Ours is an hour ahead; a session that began and ended after the device was added is no history."""
     cloud = simulated(clock)

@@ -6,12 +6,11 @@ from bace_bridge.polling.rules.seen import LostRow, Page, SeenSession
 from bace_bridge.polling.rules.session_list import (
     bound_of,
     by_ids,
-    ids_ascend,
     newest_come_first,
     newest_update,
     updated_since,
     updates_descend,
-    updates_held,
+    what_was_ignored,
     with_watermark,
 )
 from bace_bridge.polling.rules.sessions import DataSession
@@ -60,24 +59,30 @@ def test_without_a_watermark_everything_is_asked_for(quiet_for: float) -> None:
     assert bound_of(PollState(start_from=-1.0, watermark=-1.0), quiet_for=quiet_for) <= 0
 
 
+UPDATED_FILTER, BY_ID = "filter[updated_at]", "sort=id_data_session"
+
+
 @pytest.mark.parametrize(
-    ("stamps", "bound", "held"),
+    ("stamps", "bound", "ignored"),
     [
-        ([], NOON, True),
-        ([NOON, NOON + 5], NOON, True),
-        ([NOON], NOON + 0.9, True),
-        ([NOON - 1], NOON, False),
-        ([NOON, None], NOON, False),
-        ([None, 0.0], 0.0, True),
+        ([], NOON, None),
+        ([NOON, NOON + 5], NOON, None),
+        ([NOON], NOON + 0.9, None),
+        ([NOON - 1], NOON, UPDATED_FILTER),
+        ([NOON, None], NOON, UPDATED_FILTER),
+        ([None, 0.0], 0.0, None),
     ],
 )
-def test_a_filter_that_was_ignored_is_seen_on_the_rows(stamps: list[float | None], bound: float, held: bool) -> None:
-    assert updates_held(page(*stamps), bound) is held
+def test_a_filter_that_was_ignored_is_seen_on_the_rows(
+    stamps: list[float | None], bound: float, ignored: str | None
+) -> None:
+    assert what_was_ignored(page(*stamps), bound) == ignored
 
 
 def test_an_odd_row_shows_that_a_filter_was_ignored() -> None:
-    assert not updates_held(replace(page(NOON), lost=(LostRow("odd", updated_at=NOON - 1),)), NOON)
-    assert updates_held(replace(page(NOON), lost=(LostRow("odd"),)), NOON)
+    odd = replace(page(NOON), lost=(LostRow("odd", updated_at=NOON - 1),))
+    assert what_was_ignored(odd, NOON) == UPDATED_FILTER
+    assert what_was_ignored(replace(page(NOON), lost=(LostRow("odd"),)), NOON) is None
 
 
 @pytest.mark.parametrize(
@@ -85,7 +90,9 @@ def test_an_odd_row_shows_that_a_filter_was_ignored() -> None:
     [([], True), (["a", "b"], True), (["a", "a"], True), (["b", "a"], False), (["A", "b", "C"], True)],
 )
 def test_ids_ascend_whatever_their_case(ids: list[str], ascend: bool) -> None:
-    assert ids_ascend([row(one) for one in ids]) is ascend
+    rows = tuple(SeenSession(row(one)) for one in ids)
+    assert what_was_ignored(Page(rows, len(rows), 1, 2, 200), NOON) == (None if ascend else BY_ID)
+    assert what_was_ignored(Page(rows, len(rows), 1, 1, len(rows)), NOON) is None, "the only page, in any order"
 
 
 @pytest.mark.parametrize(

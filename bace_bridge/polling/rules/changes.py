@@ -62,8 +62,7 @@ class PollState(msgspec.Struct, frozen=True, kw_only=True):
     `start_from` is the time (epoch seconds) from which sessions are reported, and `joined` that of devices that were
     added to `groups`, the selection of the last poll, later. `watermark` is the newest `updated_at` of a list that was
     read to its end. `active_found` says whether the sessions that were active at the first start have been found,
-    `active_tried_at` when that was tried last. `unstamped` says that there are rows without an `updated_at`, which no
-    list of updates shows.
+    and `unstamped` that there are rows without an `updated_at`, which no list of updates shows.
     `backfill_page` is the next page of the backfill, `backfill_at` when that goes on, and `catching_up`
     says that it does not wait: at a first start, or for devices that were added.
     `rechecked_at` is when known sessions were last asked for by id, `recheck_after` and `recheck_finished_after` the
@@ -75,7 +74,6 @@ class PollState(msgspec.Struct, frozen=True, kw_only=True):
     joined: dict[str, float] = {}
     groups: tuple[str, ...] | None = None
     active_found: bool = False
-    active_tried_at: float = 0.0
     unstamped: bool = False
     backfill_page: int = 1
     backfill_at: float = 0.0

@@ -1,5 +1,6 @@
 """Data sessions: what they are, what is known of each, and what another answer about one of them changes."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -13,9 +14,12 @@ State = Literal["active", "ended", "ingested"]
 END_PATIENCE = 30.0
 """Seconds that `session.ended` waits for the datapoints before it, so that a slow cloud cannot hold an alarm."""
 
-
 BELIEVABLE_AHEAD = 600.0
 """Seconds by which an `updated_at` may lie in the cloud's future: clocks differ, but one of next year says nothing."""
+
+DENIALS = 3
+DENIED_FOR = 300.0
+"""How often, and for how many seconds, the cloud denies to have a session before it is taken for removed."""
 
 
 class DataSession(msgspec.Struct, frozen=True):
@@ -222,13 +226,22 @@ def contradicts(known: KnownSession, seen: DataSession) -> bool:
     return reopened or seen.updated_at == before.updated_at
 
 
-def agree(one: DataSession, other: DataSession) -> bool:
-    """True where two rows of a session say the same, but for counters."""
-    return one.updated_at == other.updated_at and _emitted_facts(one) == _emitted_facts(other)
+def is_doubtful(known: KnownSession | None, seen: Sequence[DataSession]) -> bool:
+    """True where rows of one session differ, but for counters, or where one of them contradicts what is known."""
+    said = {(one.updated_at, _emitted_facts(one)) for one in seen}
+    return len(said) > 1 or (known is not None and any(contradicts(known, one) for one in seen))
 
 
 def _emitted_facts(session: DataSession) -> tuple[object, ...]:
     return (session.state, session.end, session.label, session.person_id, session.group_id)
+
+
+def is_removed(denied_at: Sequence[float]) -> bool:
+    """True when the cloud denied a session (404 or 410) at so many times (s, ascending), in a row and by its id.
+
+    During maintenance a cloud may deny what it has, for a while; and that a list lacks a session says nothing.
+    """
+    return len(denied_at) >= DENIALS and denied_at[-1] - denied_at[0] >= DENIED_FOR
 
 
 def observe_absence(known: KnownSession, *, now: float) -> Observation | None:

@@ -1,0 +1,165 @@
+"""The devices of the account: their labels, and whether every entry of `cloud.groups` is one of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+
+import msgspec
+import structlog
+
+from bace_bridge.errors import CloudError, CloudFault, CloudLoginFailed, CloudRefused, UnexpectedReply
+from bace_bridge.polling.needs import SessionCloud, SessionJournal
+from bace_bridge.polling.reading import pages
+from bace_bridge.polling.rules.seen import SeenSession
+from bace_bridge.polling.rules.selection import decides_by_label, nearest, unmatched
+from bace_bridge.polling.rules.sessions import KnownSession
+
+log = structlog.get_logger()
+
+LIST_AGAIN = 3600.0
+SOON = 600.0
+"""Seconds after which the devices are listed again; sooner where that failed, or an entry matches none of them."""
+
+MOST_PAGES = 1000
+
+
+class ListedDevices(msgspec.Struct, frozen=True):
+    """The devices that the account sees: labels by id. Where it is not `complete` there may be others."""
+
+    labels: dict[str, str | None]
+    complete: bool
+
+
+async def listed_devices(cloud: SessionCloud) -> ListedDevices:
+    """All pages of the devices. Raises CloudErrors."""
+    labels: dict[str, str | None] = {}
+    total, unreadable = 0, False
+    async for page in pages(cloud.group_page, most=MOST_PAGES):
+        labels.update(page.items)
+        total, unreadable = page.total or 0, unreadable or bool(page.unreadable)
+    return ListedDevices(labels, complete=not unreadable and len(labels) >= total)
+
+
+class Devices:
+    """Labels come with the sessions, else from the list of all devices; one that cannot be had is None.
+
+    That is no reason not to report a session. Nor is an entry of `groups` without a device an error: it may come later.
+    """
+
+    def __init__(
+        self, cloud: SessionCloud, journal: SessionJournal, groups: Sequence[str], *, clock: Callable[[], float]
+    ) -> None:
+        self._cloud = cloud
+        self._journal = journal
+        self._groups = groups
+        self._clock = clock
+        self._labels: dict[str, str | None] = {}
+        self._fresh_until: dict[str, float] = {}
+        self._refusal: str | None = None
+        self._check_at = 0.0
+        self._unmatched: list[str] = []
+
+    @property
+    def expand(self) -> bool:
+        """True where sessions are to bring their labels along: one is missing or old, or devices cannot be listed."""
+        return self._refusal is not None or not self._labels or any(self._is_stale(one) for one in self._labels)
+
+    @property
+    def problem(self) -> str | None:
+        """The entries of `groups` that match no device, and what to do about them."""
+        if not self._unmatched:
+            return None
+        return f"cloud.groups: {', '.join(map(repr, self._unmatched[:3]))}: {self._reason()}"
+
+    async def labels_of(
+        self, rows: Sequence[SeenSession], known: Mapping[str, KnownSession]
+    ) -> Mapping[str, str | None]:
+        """Labels by group, those of the rows among them.
+
+        Raises CloudErrors where the cloud is away and only a label that is unknown decides whether a row is watched:
+        a row that is passed over is not shown again for long.
+        """
+        for row in rows:
+            group, before = row.session.group_id, known.get(row.session.id)
+            if row.device_label is not None:
+                self._note(group, row.device_label)
+            elif group not in self._labels and before is not None and before.device_label is not None:
+                self._note(group, before.device_label)
+        stale = [row for row in rows if self._is_stale(row.session.group_id)]
+        if not stale:
+            return self._labels
+        try:
+            await self._list()
+        except CloudError as error:
+            log.debug("cloud.devices_not_listed", reason=str(error))
+            new = {row.session.group_id for row in stale if row.session.id not in known}
+            away = not isinstance(error, CloudFault | UnexpectedReply)
+            if away and any(self._labels.get(one) is None and decides_by_label(self._groups, one) for one in new):
+                raise
+        for row in stale:
+            group = row.session.group_id
+            if self._refusal is not None and group not in self._labels:
+                with suppress(CloudError):  # a session by its id brings its label along
+                    self._note(group, (await self._cloud.session(row.session.id)).device_label)
+            if self._is_stale(group):
+                self._note(group, self._labels.get(group), SOON)
+        return self._labels
+
+    async def check_due(self) -> None:
+        """Does every entry of `groups` match a device? Raises no CloudErrors: that is nobody else's trouble."""
+        if not self._groups or 0 < self._check_at - self._clock() <= LIST_AGAIN:
+            return
+        self._check_at = self._clock() + SOON
+        try:
+            complete = await self._list()
+        except CloudError as error:
+            log.debug("cloud.devices_not_listed", reason=str(error))
+            return
+        seen = await self._journal.device_labels() | self._labels
+        missing = unmatched(self._groups, seen)
+        if not missing:
+            self._check_at = self._clock() + LIST_AGAIN
+        elif not complete:
+            return
+        self._report(missing, seen)
+        self._unmatched = missing
+
+    async def _list(self) -> bool:
+        """Notes the labels of all devices, or why the account may not list them; False where there may be others."""
+        try:
+            listed = await listed_devices(self._cloud)
+        except (CloudRefused, CloudLoginFailed) as refusal:
+            # The session list has just been answered, so it is this endpoint that the account may not use.
+            self._refusal = str(refusal)
+            return True
+        self._refusal = None
+        for group, label in listed.labels.items():
+            self._note(group, label)
+        return listed.complete
+
+    def _report(self, missing: Sequence[str], seen: Mapping[str, str | None]) -> None:
+        """Each entry once, and once more when it matches a device."""
+        for group in missing:
+            if group not in self._unmatched:
+                log.warning(
+                    "cloud.group_matches_nothing",
+                    group=group,
+                    reason=self._reason(),
+                    nearest=nearest(group, seen),
+                    then="it is watched as soon as there is one",
+                )
+        for group in self._unmatched:
+            if group not in missing:
+                log.info("cloud.group_matches_now", group=group)
+
+    def _reason(self) -> str:
+        if self._refusal is None:
+            return "no device that the account sees has this id or label; bace-bridge devices --cloud lists them"
+        if self._labels and not any(self._labels.values()):
+            return f"labels cannot be read ({self._refusal}): name the device by its id_group"
+        return f"no device seen so far has this id or label, and the others cannot be listed ({self._refusal})"
+
+    def _note(self, group: str, label: str | None, fresh_for: float = LIST_AGAIN) -> None:
+        self._labels[group], self._fresh_until[group] = label, self._clock() + fresh_for
+
+    def _is_stale(self, group: str) -> bool:
+        return not 0 < self._fresh_until.get(group, 0.0) - self._clock() <= LIST_AGAIN
