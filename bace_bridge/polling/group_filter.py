@@ -1,15 +1,16 @@
 """Asks for the data sessions of the watched devices alone, where the server honours that."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import structlog
+from msgspec.structs import replace
 
 from bace_bridge.errors import CloudRefused
-from bace_bridge.polling.needs import SessionCloud
-from bace_bridge.polling.reading import BREAKS
-from bace_bridge.polling.rules import session_list
+from bace_bridge.polling.reading import Reader, Unreadable
+from bace_bridge.polling.rules.changes import PollState
 from bace_bridge.polling.rules.ranges import NOBODY, is_recent
 from bace_bridge.polling.rules.selection import are_ids
+from bace_bridge.polling.rules.session_list import NEWEST_FIRST, of_groups
 
 log = structlog.get_logger()
 
@@ -20,33 +21,25 @@ MOST_GROUPS = 10
 """Groups in a filter: the answer's `Link` header repeats their ids three to five times."""
 
 
-class GroupFilter:
-    """`filter[id_group]` for `cloud.groups`, if these are ids. A label may become another device's at any time."""
+async def with_group_filter(state: PollState, reader: Reader, groups: Sequence[str], *, now: float) -> PollState:
+    """Sets `reader.of_groups`, if the groups are ids: a label may become another device's at any time.
 
-    def __init__(self, cloud: SessionCloud, groups: Sequence[str], *, clock: Callable[[], float]) -> None:
-        self._cloud = cloud
-        self._groups = tuple(sorted(groups))
-        self._possible = 0 < len(groups) <= MOST_GROUPS and are_ids(groups)
-        self._clock = clock
-        self._checked_at: float | None = None
-        self._honoured = False
+    The filter is believed where it shows rows, all of these devices, and none for a device that does not exist.
+    """
+    if not 0 < len(groups) <= MOST_GROUPS or not are_ids(groups):
+        return state
+    if not is_recent(state.groups_checked_at, now, CHECK_EVERY):
+        try:
+            shown = await _groups_shown(reader, groups)
+            honoured = bool(shown) and shown <= {*groups} and not await _groups_shown(reader, [NOBODY])
+        except (CloudRefused, Unreadable):
+            honoured = False
+        log.debug("cloud.group_filter", honoured=honoured)
+        state = replace(state, groups_checked_at=now, groups_honoured=honoured)
+    reader.of_groups = of_groups(groups) if state.groups_honoured else ()
+    return state
 
-    async def params(self) -> session_list.Params:
-        """The filter: believed where it shows rows, all of these devices, and none for a device that does not exist.
 
-        Raises CloudErrors that are about the cloud as a whole.
-        """
-        if self._possible and not is_recent(self._checked_at, self._clock(), CHECK_EVERY):
-            try:
-                shown = await self._shown(self._groups)
-                self._honoured = bool(shown) and shown <= {*self._groups} and not await self._shown([NOBODY])
-            except (CloudRefused, *BREAKS):
-                self._honoured = False
-            self._checked_at = self._clock()
-            log.debug("cloud.group_filter", honoured=self._honoured)
-        return session_list.of_groups(self._groups) if self._honoured else ()
-
-    async def _shown(self, groups: Sequence[str]) -> set[str]:
-        params = (*session_list.NEWEST_FIRST, *session_list.of_groups(groups))
-        page = await self._cloud.session_page(params, 1, per_page=1, expand=False)
-        return {row.session.group_id for row in page.items}
+async def _groups_shown(reader: Reader, groups: Sequence[str]) -> set[str]:
+    page = await reader.plain_page((*NEWEST_FIRST, *of_groups(groups)), 1, 1)
+    return {row.session.group_id for row in page.items}

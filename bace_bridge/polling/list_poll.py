@@ -7,8 +7,8 @@ import structlog
 from msgspec.structs import replace
 
 from bace_bridge.errors import UnexpectedReply
-from bace_bridge.polling.backfill import Backfill
-from bace_bridge.polling.group_filter import GroupFilter
+from bace_bridge.polling.backfill import backfill
+from bace_bridge.polling.group_filter import with_group_filter
 from bace_bridge.polling.needs import SessionCloud, SessionJournal
 from bace_bridge.polling.reading import Reader
 from bace_bridge.polling.recording import SessionRecorder
@@ -17,8 +17,8 @@ from bace_bridge.polling.rules.changes import Changes, PollState
 from bace_bridge.polling.rules.first_start import FirstStart, newest_stamp
 from bace_bridge.polling.rules.ranges import is_recent
 from bace_bridge.polling.rules.selection import with_selection
-from bace_bridge.polling.session_lists import NEWEST, UPDATED, SessionLists
-from bace_bridge.polling.sessions_by_id import MOST_CHECKS, SessionsById
+from bace_bridge.polling.session_lists import NEWEST, UPDATED, active, newest, updated
+from bace_bridge.polling.sessions_by_id import MOST_CHECKS, recheck, some_active
 
 log = structlog.get_logger()
 
@@ -44,7 +44,7 @@ class ListPoll:
 
     By *delta* it asks for what was updated since the watermark. Where the server ignores that filter, it makes a
     *full scan*: it polls the newest sessions, asks for active ones by id, and reads everything by and by.
-    What is known is committed as soon as it is.
+    Each step takes the state and returns what it is then, which is committed at once.
     """
 
     def __init__(
@@ -62,22 +62,10 @@ class ListPoll:
         self._settings = settings
         self._clock = clock
         self._state: PollState | None = None
-        self._ignored_at: float | None = None
-        share = int(settings.requests_per_minute * settings.session_interval / 60 * CHECKS_SHARE)
-        self._checks = min(max(2, share), MOST_CHECKS)
-        self._groups = GroupFilter(cloud, recorder.groups, clock=clock)
-        self._lists = SessionLists(recorder, clock=clock, cloud_now=self._cloud_now)
-        self._by_id = SessionsById(cloud, journal, recorder, interval=settings.recheck_interval, clock=clock)
-        self._backfill = Backfill(
-            recorder,
-            interval=settings.backfill_interval,
-            requests_per_minute=settings.requests_per_minute,
-            clock=clock,
-        )
 
     @property
     def strategy(self) -> str:
-        return "full scan" if is_recent(self._ignored_at, self._clock(), TRY_DELTA_AGAIN) else "delta"
+        return "delta" if self._state is None or self._delta_works(self._state) else "full scan"
 
     @property
     def unreadable(self) -> list[str]:
@@ -90,56 +78,68 @@ class ListPoll:
         return self._recorder.devices.problem
 
     async def poll(self) -> None:
-        reader = Reader(self._cloud, expand=self._recorder.devices.expand)
+        reader, recorder, settings = Reader(self._cloud), self._recorder, self._settings
+        reader.expand = recorder.devices.expand
         state = self._state or await self._journal.poll_state() or await self._first_state(reader)
         state = await self._save(await self._with_selection(state, reader))
-        reader.of_groups = await self._groups.params()
+        state = await self._save(await with_group_filter(state, reader, recorder.groups, now=self._clock()))
         state = await self._save(await self._poll_lists(state, reader))
-        state = await self._save(await self._by_id.recheck(state, reader))
-        steady = self.strategy == "full scan"
-        state = await self._backfill.step(
-            state, reader, only_way=steady and not self._lists.newest_first, steady=steady
+        state = await self._save(
+            await recheck(state, reader, recorder, self._journal, interval=settings.recheck_interval)
+        )
+        state = await backfill(
+            state,
+            reader,
+            recorder,
+            interval=settings.backfill_interval,
+            requests_per_minute=settings.requests_per_minute,
+            full_scan=not self._delta_works(state),
         )
         await self._save(replace(state, unstamped=state.unstamped or reader.saw_unstamped))
         await self._ensure_rows_can_be_read(reader)
-        await self._recorder.devices.check_due()
+        await recorder.devices.check_due()
 
     async def _poll_lists(self, state: PollState, reader: Reader) -> PollState:
         """Delta, or what takes its place while the list of updates is not honoured, or rests."""
-        unreadable = self._recorder.unreadable
-        by_update = self.strategy == "delta" and not unreadable.rests(UPDATED)
+        recorder = self._recorder
+        by_update = self._delta_works(state) and not recorder.unreadable.rests(UPDATED)
         if by_update:
-            state, ignored = await self._lists.updated(state, reader)
+            state, ignored = await updated(state, reader, recorder)
             if ignored is not None:
                 by_update, state = False, self._without_delta(state, ignored)
             await self._save(state)
+        if not by_update or state.unstamped:
+            state, seen = await newest(state, reader, recorder)
+        elif not recorder.unreadable.rests(UPDATED):
+            recorder.unreadable.forget(NEWEST)
         if not by_update:
-            seen = await self._lists.newest(state, reader)
-            await self._by_id.some_active(state, reader, most=self._checks, but=seen)
-        elif state.unstamped:
-            await self._lists.newest(state, reader)
-        elif not unreadable.rests(UPDATED):
-            unreadable.forget(NEWEST)
-        if self.strategy == "full scan":
+            share = int(self._settings.requests_per_minute * self._settings.session_interval / 60 * CHECKS_SHARE)
+            most = min(max(2, share), MOST_CHECKS)
+            state = await some_active(state, reader, recorder, self._journal, most=most, but=seen)
+        if not self._delta_works(state):
             return replace(state, active_found=True)
-        return await self._lists.active(state, reader)
+        return await active(state, reader, recorder)
+
+    def _delta_works(self, state: PollState) -> bool:
+        return not is_recent(state.ignored_at, self._clock(), TRY_DELTA_AGAIN)
 
     def _without_delta(self, state: PollState, ignored: str) -> PollState:
         """Another strategy from now on, for a while; the first time the full list is read without waiting."""
-        first = self._ignored_at is None
+        first = state.ignored_at is None
         say = log.warning if first else log.debug
         say("cloud.filter_not_honoured", reason=ignored, then="scanning the full list instead")
-        self._ignored_at = self._clock()
         self._recorder.unreadable.forget(UPDATED)
+        state = replace(state, ignored_at=self._clock())
         return session_list.backfilled_at_once(state) if first else state
 
     async def _first_state(self, reader: Reader) -> PollState:
-        start_from = await self._start_from(reader)
+        start_from, now = await self._start_from(reader), self._clock()
         return PollState(
             start_from=start_from,
             watermark=start_from,
+            news_at=now,
             groups=tuple(sorted(self._recorder.groups)),
-            backfill_at=self._clock() + self._settings.backfill_interval,
+            backfill_at=now + self._settings.backfill_interval,
         )
 
     async def _with_selection(self, state: PollState, reader: Reader) -> PollState:
@@ -156,7 +156,7 @@ class ListPoll:
         start_from = self._settings.first_start.start_from(
             newest_stamp(rows) if all_seen else None,
             now=self._clock(),
-            cloud_now=self._cloud_now(),
+            cloud_now=self._recorder.cloud_now(),
             empty=not page.count and not page.total and not page.lost,
         )
         log.info("poll.first_start", reports_from=start_from, sessions_in_cloud=page.total)
@@ -175,6 +175,3 @@ class ListPoll:
             await self._journal.commit(Changes(watch=state))
             self._state = state
         return state
-
-    def _cloud_now(self) -> float:
-        return self._clock() + self._cloud.clock_ahead

@@ -147,7 +147,7 @@ class Reader:
     async def page(self, params: Params, number: int) -> Page[SeenSession]:
         """A page, whatever it takes: `lost` holds the rows that could not be read."""
         try:
-            return await self._page(params, number)
+            return await self.plain_page(params, number)
         except Unreadable as fault:
             size = 0
             while size != self._size:  # the server may turn out to serve smaller pages than are asked for
@@ -176,15 +176,21 @@ class Reader:
         if fault is not None and broken == number:
             await self._ask_canaries(fault)
 
-    async def _page(self, params: Params, number: int, size: int = MOST_ROWS) -> Page[SeenSession]:
+    async def plain_page(
+        self, params: Params, number: int, size: int = MOST_ROWS, *, long: bool = False
+    ) -> Page[SeenSession]:
+        """A page as it comes. Raises Unreadable where the cloud breaks on it."""
+
+        def request(params: Params) -> Awaitable[Page[SeenSession]]:
+            return self._cloud.session_page(params, number, per_page=size, expand=self.expand)
+
         try:
-            page = await self.ask(lambda: self._cloud.session_page(params, number, per_page=size, expand=self.expand))
+            page = await self.ask(lambda: request(params), long=long)
         except CloudRefused as refusal:
             if refusal.status not in NOT_SUPPORTED or not params or params[0][0] != "sort":
                 raise
             # A sort that is refused is one that is ignored: whether it held is seen on the rows.
-            rest = params[1:]
-            page = await self.ask(lambda: self._cloud.session_page(rest, number, per_page=size, expand=self.expand))
+            page = await self.ask(lambda: request(params[1:]))
         if page.per_page is not None and page.per_page < size:
             self._size = page.per_page
         self.rows_read += len(page.items)
@@ -199,7 +205,7 @@ class Reader:
         read_parts: dict[int, Page[SeenSession]] = {}
 
         async def read(part: PageRange) -> None:
-            served = await self._page(params, part.number, part.size)
+            served = await self.plain_page(params, part.number, part.size)
             if served.per_page is not None and served.per_page < part.size:
                 self._size = served.per_page
                 raise Unreadable(UnexpectedReply("the server serves smaller pages"))
@@ -227,7 +233,7 @@ class Reader:
         """
         for probe in range(MOST_PROBES):
             try:
-                return (await self._page(params, 2**probe, 1)).total
+                return (await self.plain_page(params, 2**probe, 1)).total
             except Unreadable:
                 continue
         return None

@@ -53,7 +53,7 @@ class SessionRecorder:
         self._cloud = cloud
         self._journal = journal
         self._deciding = deciding
-        self._clock = clock
+        self.clock = clock
         self._denied_at: dict[str, list[float]] = {}
         self._asked_at: dict[tuple[DataSession, ...], float] = {}
         self._named: set[tuple[str, str]] = set()
@@ -62,6 +62,10 @@ class SessionRecorder:
     def suspects(self) -> list[str]:
         """The ids of the sessions that the cloud has denied to have, but not for long enough to believe it."""
         return list(self._denied_at)
+
+    def cloud_now(self) -> float:
+        """Epoch seconds by the cloud's clock, as far as its answers tell."""
+        return self.clock() + self._cloud.clock_ahead
 
     async def record(self, page: Page[SeenSession], state: PollState, reader: Reader) -> list[Observation]:
         """What is new on a page, after it was committed. What cannot be read on it is named in the log.
@@ -74,7 +78,7 @@ class SessionRecorder:
             self._was_seen(row.session.id)
             rows.setdefault(row.session.id, []).append(row)
         known = await self._journal.known(rows)
-        now = self._clock()
+        now = self.clock()
         sure: list[SeenSession] = []
         asked: dict[tuple[DataSession, ...], float] = {}
         for session_id, seen in rows.items():
@@ -115,7 +119,7 @@ class SessionRecorder:
         labels = await self.devices.labels_of(rows, await self._journal.known(ids))
         async with self._deciding:
             known = await self._journal.known(ids)
-            now = self._clock()
+            now, cloud_now = self.clock(), self.cloud_now()
             found: list[Observation] = []
             left: list[str] = []
             for row in sorted(rows, key=lambda row: row.session.start):
@@ -129,7 +133,7 @@ class SessionRecorder:
                     device_label=label,
                     start_from=starts_from(state, session.group_id, label),
                     now=now,
-                    cloud_now=now + self._cloud.clock_ahead,
+                    cloud_now=cloud_now,
                 )
                 if one is not None:
                     known[session.id] = one.known
@@ -140,7 +144,7 @@ class SessionRecorder:
 
     async def _note_absence(self, session_id: str, answer: str) -> None:
         """A session is removed when the cloud has denied it often and for long enough, by its id."""
-        now = self._clock()
+        now = self.clock()
         denied_at = self._denied_at.setdefault(session_id, [])
         denied_at[:] = [*(at for at in denied_at if at <= now), now]  # a clock that was set back begins anew
         if not is_removed(denied_at):

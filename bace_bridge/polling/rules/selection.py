@@ -47,16 +47,15 @@ def starts_from(state: PollState, group_id: str, label: str | None) -> float:
 def with_selection(state: PollState, groups: Sequence[str], *, start_from: float) -> PollState:
     """The state with another selection. Devices that it adds are reported from `start_from`, and asked for at once."""
     now, before = tuple(sorted(groups)), state.groups
+    state = replace(state, groups=now, groups_checked_at=None)
     if not before or before == now:
-        return replace(state, groups=now)
-    if not now:
+        return state
+    if now:
+        added = dict.fromkeys(set(now) - set(before), start_from)
+        state = replace(state, joined={name: since for name, since in state.joined.items() if name in now} | added)
+        if not added:
+            return state
+    else:
         joined = {name: state.joined.get(name, state.start_from) for name in before}
-        return _looked_up(replace(state, groups=now, start_from=start_from, joined=joined))
-    added = dict.fromkeys(set(now) - set(before), start_from)
-    kept = {name: since for name, since in state.joined.items() if name in now}
-    after = replace(state, groups=now, joined=kept | added)
-    return _looked_up(after) if added else after
-
-
-def _looked_up(state: PollState) -> PollState:
+        state = replace(state, start_from=start_from, joined=joined)
     return replace(backfilled_at_once(state), active_found=False)

@@ -43,10 +43,9 @@ def of_groups(ids: Sequence[str]) -> Params:
     return tuple(("filter[id_group][in][]", one) for one in ids)
 
 
-def bound_of(state: PollState, *, quiet_for: float) -> float:
-    """Where the next list of updates begins; `quiet_for` is how long the lists have shown nothing new (s)."""
-    quiet = quiet_for >= OVERLAP
-    return state.watermark + 1 if quiet and state.watermark > 0 else state.watermark - OVERLAP
+def bound_of(state: PollState) -> float:
+    """Where the next list of updates begins."""
+    return state.watermark + 1 if state.settled and state.watermark > 0 else state.watermark - OVERLAP
 
 
 def what_was_ignored(page: Page[SeenSession], bound: float) -> str | None:
@@ -86,11 +85,16 @@ def newest_update(page: Page[SeenSession], before: float | None) -> float | None
     return max((stamp for stamp in (before, *stamps, *lost) if stamp is not None), default=None)
 
 
-def with_watermark(state: PollState, newest: float | None, *, cloud_now: float) -> PollState:
-    """The state after a list was read. A row from the future cannot push the watermark past what is to come."""
-    if newest is None or min(newest, cloud_now) <= state.watermark:
-        return state
-    return replace(state, watermark=min(newest, cloud_now))
+def after_updates(state: PollState, newest: float | None, *, new: bool, now: float, cloud_now: float) -> PollState:
+    """The state after a list of updates was read; `new` says that it showed anything new.
+
+    A row from the future cannot push the watermark past what is to come. Only what a list showed counts, so time in
+    which none was read, in an outage or a rest, settles nothing.
+    """
+    watermark = state.watermark if newest is None else max(state.watermark, min(newest, cloud_now))
+    if new or watermark > state.watermark:
+        return replace(state, watermark=watermark, news_at=now, settled=False)
+    return replace(state, settled=state.settled or now - state.news_at >= OVERLAP)
 
 
 def backfilled_at_once(state: PollState) -> PollState:
