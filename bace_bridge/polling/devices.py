@@ -53,15 +53,14 @@ class Devices:
         self._groups = groups
         self._clock = clock
         self._labels: dict[str, str | None] = {}
-        self._fresh_until: dict[str, float] = {}
+        self._list_at = 0.0
         self._refusal: str | None = None
-        self._check_at = 0.0
         self._unmatched: list[str] = []
 
     @property
     def expand(self) -> bool:
-        """True where sessions are to bring their labels along: one is missing or old, or devices cannot be listed."""
-        return self._refusal is not None or not self._labels or any(self._is_stale(one) for one in self._labels)
+        """True where sessions are to bring their labels along: these are old, or devices cannot be listed."""
+        return self._refusal is not None or self._is_due
 
     @property
     def problem(self) -> str | None:
@@ -79,62 +78,57 @@ class Devices:
         a row that is passed over is not shown again for long.
         """
         for row in rows:
-            group, before = row.session.group_id, known.get(row.session.id)
+            before = known.get(row.session.id)
             if row.device_label is not None:
-                self._note(group, row.device_label)
-            elif group not in self._labels and before is not None and before.device_label is not None:
-                self._note(group, before.device_label)
-        stale = [row for row in rows if self._is_stale(row.session.group_id)]
-        if not stale:
-            return self._labels
-        try:
-            await self._list()
-        except CloudError as error:
-            log.debug("cloud.devices_not_listed", reason=str(error))
-            new = {row.session.group_id for row in stale if row.session.id not in known}
-            away = not isinstance(error, CloudFault | UnexpectedReply)
-            if away and any(self._labels.get(one) is None and decides_by_label(self._groups, one) for one in new):
-                raise
-        for row in stale:
-            group = row.session.group_id
-            if self._refusal is not None and group not in self._labels:
+                self._labels[row.session.group_id] = row.device_label
+            elif before is not None and before.device_label is not None:
+                self._labels.setdefault(row.session.group_id, before.device_label)
+        unknown = {row.session.group_id: row for row in rows if row.session.group_id not in self._labels}
+        if unknown or (rows and self._is_due):
+            try:
+                await self._list()
+            except CloudError as error:
+                away = not isinstance(error, CloudFault | UnexpectedReply)
+                new = [group for group, row in unknown.items() if row.session.id not in known]
+                if away and any(decides_by_label(self._groups, group) for group in new):
+                    raise
+        for group, row in unknown.items():
+            if self._refusal is not None:
                 with suppress(CloudError):  # a session by its id brings its label along
-                    self._note(group, (await self._cloud.session(row.session.id)).device_label)
-            if self._is_stale(group):
-                self._note(group, self._labels.get(group), SOON)
+                    self._labels[group] = (await self._cloud.session(row.session.id)).device_label
+            self._labels.setdefault(group, None)
         return self._labels
 
     async def check_due(self) -> None:
         """Does every entry of `groups` match a device? Raises no CloudErrors: that is nobody else's trouble."""
-        if not self._groups or 0 < self._check_at - self._clock() <= LIST_AGAIN:
-            return
-        self._check_at = self._clock() + SOON
-        try:
-            complete = await self._list()
-        except CloudError as error:
-            log.debug("cloud.devices_not_listed", reason=str(error))
-            return
-        seen = await self._journal.device_labels() | self._labels
-        missing = unmatched(self._groups, seen)
-        if not missing:
-            self._check_at = self._clock() + LIST_AGAIN
-        elif not complete:
-            return
-        self._report(missing, seen)
-        self._unmatched = missing
+        if self._groups and self._is_due:
+            with suppress(CloudError):
+                await self._list()
 
-    async def _list(self) -> bool:
-        """Notes the labels of all devices, or why the account may not list them; False where there may be others."""
+    @property
+    def _is_due(self) -> bool:
+        return not 0 < self._list_at - self._clock() <= LIST_AGAIN
+
+    async def _list(self) -> None:
+        """Notes the labels of all devices, or why the account may not list them, and which entries match none."""
+        self._list_at = self._clock() + SOON
         try:
             listed = await listed_devices(self._cloud)
+            self._refusal = None
         except (CloudRefused, CloudLoginFailed) as refusal:
             # The session list has just been answered, so it is this endpoint that the account may not use.
-            self._refusal = str(refusal)
-            return True
-        self._refusal = None
-        for group, label in listed.labels.items():
-            self._note(group, label)
-        return listed.complete
+            listed, self._refusal = ListedDevices({}, complete=True), str(refusal)
+        except CloudError as error:
+            log.debug("cloud.devices_not_listed", reason=str(error))
+            raise
+        self._labels.update(listed.labels)
+        seen = await self._journal.device_labels() | self._labels if self._groups else {}
+        missing = unmatched(self._groups, seen)
+        if not missing:
+            self._list_at = self._clock() + LIST_AGAIN
+        if not missing or listed.complete:
+            self._report(missing, seen)
+            self._unmatched = missing
 
     def _report(self, missing: Sequence[str], seen: Mapping[str, str | None]) -> None:
         """Each entry once, and once more when it matches a device."""
@@ -157,9 +151,3 @@ class Devices:
         if self._labels and not any(self._labels.values()):
             return f"labels cannot be read ({self._refusal}): name the device by its id_group"
         return f"no device seen so far has this id or label, and the others cannot be listed ({self._refusal})"
-
-    def _note(self, group: str, label: str | None, fresh_for: float = LIST_AGAIN) -> None:
-        self._labels[group], self._fresh_until[group] = label, self._clock() + fresh_for
-
-    def _is_stale(self, group: str) -> bool:
-        return not 0 < self._fresh_until.get(group, 0.0) - self._clock() <= LIST_AGAIN

@@ -7,8 +7,6 @@ import structlog
 from msgspec.structs import replace
 
 from bace_bridge.errors import UnexpectedReply
-from bace_bridge.polling.backfill import backfill
-from bace_bridge.polling.group_filter import with_group_filter
 from bace_bridge.polling.needs import SessionCloud, SessionJournal
 from bace_bridge.polling.reading import Reader
 from bace_bridge.polling.recording import SessionRecorder
@@ -17,7 +15,7 @@ from bace_bridge.polling.rules.changes import Changes, PollState
 from bace_bridge.polling.rules.first_start import FirstStart, newest_stamp
 from bace_bridge.polling.rules.ranges import is_recent
 from bace_bridge.polling.rules.selection import with_selection
-from bace_bridge.polling.session_lists import NEWEST, UPDATED, active, newest, updated
+from bace_bridge.polling.session_lists import NEWEST, UPDATED, active, backfill, newest, updated, with_group_filter
 from bace_bridge.polling.sessions_by_id import MOST_CHECKS, recheck, some_active
 
 log = structlog.get_logger()

@@ -1,18 +1,21 @@
-"""The lists that a poll reads: the data sessions that were updated, the newest ones, and the active ones.
+"""The lists that a poll reads: the data sessions that were updated, the newest, the active, and slowly all of them.
 
 Each is recorded page by page. One that holds an unreadable record rests for a while (`unreadable.rests`).
 """
 
+from collections.abc import Sequence
+
 import structlog
 from msgspec.structs import replace
 
-from bace_bridge.errors import CloudError, CloudRefused
-from bace_bridge.polling.reading import MOST_NARROWING, NOT_SUPPORTED, Reader
+from bace_bridge.errors import CloudError, CloudRefused, CloudUnavailable
+from bace_bridge.polling.reading import MOST_NARROWING, MOST_ROWS, NOT_SUPPORTED, Reader, Unreadable, is_last
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules import session_list
 from bace_bridge.polling.rules.changes import PollState
-from bace_bridge.polling.rules.ranges import RETRY_UNREADABLE
+from bace_bridge.polling.rules.ranges import NOBODY, RETRY_UNREADABLE, is_recent
 from bace_bridge.polling.rules.seen import LostRow
+from bace_bridge.polling.rules.selection import are_ids
 
 log = structlog.get_logger()
 
@@ -26,6 +29,22 @@ MOST_HEAD_PAGES = 5
 MOST_SINGLE_ROWS = 20
 MOST_BROKEN_ROWS = 5
 """Rows that are read one by one at a head that holds an unreadable record, and how many of them may break."""
+
+CHECK_EVERY = 3600.0
+"""Seconds after which it is checked again whether the filter is honoured."""
+
+MOST_GROUPS = 10
+"""Groups in a filter: the answer's `Link` header repeats their ids three to five times."""
+
+SHARE = 0.05
+SHARE_AT_ONCE = 0.5
+"""The part of the request budget that the backfill takes at most; the second where it does not wait."""
+
+LONGEST_WAIT = 3600.0
+"""Seconds: a longer wait is that of a clock which was set back."""
+
+PAGES_AT_ONCE = 5
+"""Pages in one poll where the backfill does not wait."""
 
 
 async def updated(state: PollState, reader: Reader, recorder: SessionRecorder) -> tuple[PollState, str | None]:
@@ -111,3 +130,77 @@ async def active(state: PollState, reader: Reader, recorder: SessionRecorder) ->
         return session_list.backfilled_at_once(replace(state, active_found=True))
     recorder.unreadable.name_rows(lost, ACTIVE)
     return replace(state, active_found=not lost)
+
+
+async def backfill(
+    state: PollState,
+    reader: Reader,
+    recorder: SessionRecorder,
+    *,
+    interval: float,
+    requests_per_minute: int,
+    full_scan: bool,
+) -> PollState:
+    """Reads all, a page now and then, since some rows are shown by no filter; the state after the pages that are due.
+
+    By id, since ids stay where they are while rows change; a pass every `interval` seconds, in a full scan one after
+    the other. After a first start and for devices that were added it does not wait, nor where new sessions may be on
+    any page.
+
+    A page is read down to the last row, whatever that takes: what is left out here is found by nothing else. One that
+    times out, as a large OFFSET may, fails no poll, unless nothing else finds new sessions.
+    """
+    if 0 < state.backfill_at - recorder.clock() <= max(interval, LONGEST_WAIT):
+        return state
+    only_way = full_scan and not state.newest_first
+    at_once = only_way or state.catching_up
+    before, ended = reader.requests, False
+    for _ in range(PAGES_AT_ONCE if at_once else 1):
+        number = state.backfill_page
+        place = f"data sessions, page {number}"
+        reader.most_breaks = reader.breaks + 2 * MOST_ROWS
+        try:
+            page = await reader.page(session_list.BY_ID, number)
+        except CloudUnavailable as error:
+            if only_way or error.retry_after:
+                raise
+            if state.timed_out == number:  # once may be a hiccup
+                recorder.unreadable.failed(place, str(error))
+            return replace(state, backfill_at=recorder.clock() + RETRY_UNREADABLE, timed_out=number)
+        recorder.unreadable.name_rows(page.lost, place)
+        if page.page in {None, number}:
+            await recorder.record(page, state, reader)
+        ended = is_last(page, number)
+        state = replace(state, backfill_page=1 if ended else number + 1, timed_out=None)
+        if ended or page.lost:
+            break
+    wait = (reader.requests - before) * 60 / requests_per_minute / (SHARE_AT_ONCE if at_once else SHARE)
+    if ended:
+        state = replace(state, catching_up=False)
+        if not full_scan:  # sooner while a record cannot be read
+            wait = max(wait, min(interval, RETRY_UNREADABLE) if recorder.unreadable.names else interval)
+    return replace(state, backfill_at=recorder.clock() + wait)
+
+
+async def with_group_filter(state: PollState, reader: Reader, groups: Sequence[str], *, now: float) -> PollState:
+    """Sets `reader.of_groups`, if the groups are ids: a label may become another device's at any time.
+
+    The filter is believed where it shows rows, all of these devices, and none for a device that does not exist.
+    """
+    if not 0 < len(groups) <= MOST_GROUPS or not are_ids(groups):
+        return state
+    if not is_recent(state.groups_checked_at, now, CHECK_EVERY):
+        try:
+            shown = await _groups_shown(reader, groups)
+            honoured = bool(shown) and shown <= {*groups} and not await _groups_shown(reader, [NOBODY])
+        except (CloudRefused, Unreadable):
+            honoured = False
+        log.debug("cloud.group_filter", honoured=honoured)
+        state = replace(state, groups_checked_at=now, groups_honoured=honoured)
+    reader.of_groups = session_list.of_groups(groups) if state.groups_honoured else ()
+    return state
+
+
+async def _groups_shown(reader: Reader, groups: Sequence[str]) -> set[str]:
+    page = await reader.plain_page((*session_list.NEWEST_FIRST, *session_list.of_groups(groups)), 1, 1)
+    return {row.session.group_id for row in page.items}

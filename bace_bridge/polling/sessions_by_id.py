@@ -113,8 +113,11 @@ async def _ask_together(
 
 
 async def _next(after: Callable[[str, int], Awaitable[list[KnownSession]]], cursor: str, most: int) -> list[str]:
-    """The ids of the next sessions behind the cursor; the first ones where the last have had their turn."""
-    return [one.session.id for one in await after(cursor, most) or (await after("", most) if cursor else [])]
+    """The ids of the next sessions behind the cursor, and behind the last one those of the first."""
+    ids = [one.session.id for one in await after(cursor, most)]
+    if cursor and len(ids) < most:
+        ids += [one.session.id for one in await after("", most - len(ids))]
+    return [*dict.fromkeys(ids)]
 
 
 def _last(ids: Sequence[str], done: Collection[str], before: str) -> str:

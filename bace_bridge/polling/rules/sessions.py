@@ -203,12 +203,14 @@ def observe(
     emitted: list[Event] = []
     if changed := [name for name in ("label", "person_id", "group_id") if getattr(before, name) != getattr(seen, name)]:
         after = msgspec.structs.replace(after, updates=known.updates + 1)
-        emitted.append(_updated(after, changed, now))
+        names = [{"person_id": "person", "group_id": "group"}.get(name, name) for name in changed]
+        facts = (seen.updated_at, [[name, getattr(seen, name)] for name in changed], after.updates)
+        emitted.append(_changed(events.SESSION_UPDATED, after, now=now, facts=facts, changed=names))
     if seen.end is None and (known.end_emitted is not None or known.removed):
         after = msgspec.structs.replace(
             after, reopenings=known.reopenings + 1, end_emitted=None, end_seen_at=None, csv_due=False
         )
-        emitted.append(_reopened(after, now))
+        emitted.append(_changed(events.SESSION_REOPENED, after, now=now, facts=(seen.start, after.reopenings)))
     after = msgspec.structs.replace(after, removed=False)
     after = _with_fetch(known, after, now)
     return Observation(after, tuple(emitted)) if emitted or after != known else None
@@ -249,9 +251,8 @@ def observe_absence(known: KnownSession, *, now: float) -> Observation | None:
     if known.removed:
         return None
     after = msgspec.structs.replace(known, removed=True, removals=known.removals + 1, fetch_at=None, csv_due=False)
-    time = known.session.updated_at if known.session.updated_at is not None else now
     facts = (known.session.updated_at, after.removals)
-    return Observation(after, (session_event(events.SESSION_REMOVED, after, time=time, now=now, facts=facts),))
+    return Observation(after, (_changed(events.SESSION_REMOVED, after, now=now, facts=facts),))
 
 
 def _started(seen: DataSession, device_label: str | None, now: float) -> Observation:
@@ -271,19 +272,10 @@ def _started(seen: DataSession, device_label: str | None, now: float) -> Observa
     )
 
 
-def _updated(after: KnownSession, changed: list[str], now: float) -> Event:
-    names = [{"person_id": "person", "group_id": "group"}.get(name, name) for name in changed]
-    session = after.session
-    time = session.updated_at if session.updated_at is not None else now
-    facts = (session.updated_at, [[name, getattr(session, name)] for name in changed], after.updates)
-    return session_event(events.SESSION_UPDATED, after, time=time, now=now, facts=facts, changed=names)
-
-
-def _reopened(after: KnownSession, now: float) -> Event:
+def _changed(event_type: str, after: KnownSession, *, now: float, facts: tuple[object, ...], **data: Any) -> Event:
+    """An event about a change of which the cloud tells no other time than the row's."""
     time = after.session.updated_at if after.session.updated_at is not None else now
-    return session_event(
-        events.SESSION_REOPENED, after, time=time, now=now, facts=(after.session.start, after.reopenings)
-    )
+    return session_event(event_type, after, time=time, now=now, facts=facts, **data)
 
 
 def _with_fetch(before: KnownSession, after: KnownSession, now: float) -> KnownSession:
