@@ -27,7 +27,7 @@ from bace_bridge.failpoints import Failpoint
 from bace_bridge.polling.batch_fetch import BatchFetch
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
 from bace_bridge.polling.datapoint_loop import DatapointLoop
-from bace_bridge.polling.list_poll import ListPoll, PollSettings
+from bace_bridge.polling.list_poll import ListPoll
 from bace_bridge.polling.loops import SessionLoop
 from bace_bridge.polling.points import PointEndpoint
 from bace_bridge.polling.recording import SessionRecorder
@@ -36,6 +36,7 @@ from bace_bridge.polling.rules.fetches import SLOWEST_FETCH
 from bace_bridge.polling.rules.first_start import FirstStart
 from bace_bridge.polling.rules.seen import Urgency
 from bace_bridge.polling.rules.sessions import KnownSession
+from bace_bridge.polling.session_lists import PollSettings
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from bace_bridge.sinks.webhook.sink import WebhookSink
 from bace_bridge.status import StateForTopics, Status
@@ -121,12 +122,13 @@ class Bridge:
         poll = self._list_poll(cloud, journal, deciding)
         endpoint = PointEndpoint(cloud, clock=clock)
         sessions = SessionLoop(
-            poll,
+            poll.poll,
             journal,
             interval=config.watch.session_interval,
             clock=clock,
             monotonic=self._monotonic,
             jitter=random.random,
+            outage=await journal.outage(),
             after_poll=lambda: service.after_poll(),  # noqa: PLW0108  # the service is made below
         )
         datapoints = self._datapoint_loop(cloud, endpoint, journal, deciding)
@@ -286,11 +288,10 @@ class Bridge:
         service.add(sink, dispatcher)
 
     def _list_poll(self, cloud: BaceCloud, journal: Journal, deciding: asyncio.Lock) -> ListPoll:
-        watch, clock = self._config.watch, self._clock
+        watch, groups = self._config.watch, self._config.cloud.groups
         return ListPoll(
             cloud,
-            journal,
-            SessionRecorder(cloud, journal, groups=self._config.cloud.groups, deciding=deciding, clock=clock),
+            SessionRecorder(cloud, journal, groups=groups, deciding=deciding, clock=self._clock),
             PollSettings(
                 first_start=FirstStart(watch.start_from.kind, watch.start_from.seconds),
                 session_interval=watch.session_interval,
@@ -298,7 +299,6 @@ class Bridge:
                 backfill_interval=watch.backfill_interval,
                 requests_per_minute=self._config.cloud.requests_per_minute,
             ),
-            clock=clock,
         )
 
     def _csv_url(self, session_id: str) -> str:

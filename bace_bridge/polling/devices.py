@@ -10,7 +10,7 @@ from bace_bridge.errors import CloudError, CloudFault, CloudLoginFailed, CloudRe
 from bace_bridge.polling.needs import SessionCloud, SessionJournal
 from bace_bridge.polling.reading import pages
 from bace_bridge.polling.rules.seen import SeenSession
-from bace_bridge.polling.rules.selection import decides_by_label, nearest, unmatched
+from bace_bridge.polling.rules.selection import decides_by_label, unmatched
 from bace_bridge.polling.rules.sessions import KnownSession
 
 log = structlog.get_logger()
@@ -127,20 +127,15 @@ class Devices:
         if not missing:
             self._list_at = self._clock() + LIST_AGAIN
         if not missing or listed.complete:
-            self._report(missing, seen)
+            self._report(missing)
             self._unmatched = missing
 
-    def _report(self, missing: Sequence[str], seen: Mapping[str, str | None]) -> None:
+    def _report(self, missing: Sequence[str]) -> None:
         """Each entry once, and once more when it matches a device."""
         for group in missing:
             if group not in self._unmatched:
-                log.warning(
-                    "cloud.group_matches_nothing",
-                    group=group,
-                    reason=self._reason(),
-                    nearest=nearest(group, seen),
-                    then="it is watched as soon as there is one",
-                )
+                then = "it is watched as soon as there is one"
+                log.warning("cloud.group_matches_nothing", group=group, reason=self._reason(), then=then)
         for group in self._unmatched:
             if group not in missing:
                 log.info("cloud.group_matches_now", group=group)

@@ -1,21 +1,27 @@
 """One poll of the list of data sessions, by the strategy that the server is seen to honour."""
 
-from collections.abc import Callable
-
-import msgspec
 import structlog
 from msgspec.structs import replace
 
 from bace_bridge.errors import UnexpectedReply
-from bace_bridge.polling.needs import SessionCloud, SessionJournal
+from bace_bridge.polling.needs import SessionCloud
 from bace_bridge.polling.reading import Reader
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules import session_list
 from bace_bridge.polling.rules.changes import Changes, PollState
-from bace_bridge.polling.rules.first_start import FirstStart, newest_stamp
+from bace_bridge.polling.rules.first_start import newest_stamp
 from bace_bridge.polling.rules.ranges import is_recent
 from bace_bridge.polling.rules.selection import with_selection
-from bace_bridge.polling.session_lists import NEWEST, UPDATED, active, backfill, newest, updated, with_group_filter
+from bace_bridge.polling.session_lists import (
+    NEWEST,
+    UPDATED,
+    PollSettings,
+    active,
+    backfill,
+    newest,
+    updated,
+    with_group_filter,
+)
 from bace_bridge.polling.sessions_by_id import MOST_CHECKS, recheck, some_active
 
 log = structlog.get_logger()
@@ -27,16 +33,6 @@ CHECKS_SHARE = 0.5
 """The part of the request budget that asking for single sessions takes at most in a full scan."""
 
 
-class PollSettings(msgspec.Struct, frozen=True):
-    """What the list is polled with. Intervals are in seconds."""
-
-    first_start: FirstStart
-    session_interval: float
-    recheck_interval: float
-    backfill_interval: float
-    requests_per_minute: int
-
-
 class ListPoll:
     """Polls the session list. `poll` raises CloudErrors and StoreErrors; then it is simply made again.
 
@@ -45,20 +41,10 @@ class ListPoll:
     Each step takes the state and returns what it is then, which is committed at once.
     """
 
-    def __init__(
-        self,
-        cloud: SessionCloud,
-        journal: SessionJournal,
-        recorder: SessionRecorder,
-        settings: PollSettings,
-        *,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, cloud: SessionCloud, recorder: SessionRecorder, settings: PollSettings) -> None:
         self._cloud = cloud
-        self._journal = journal
         self._recorder = recorder
         self._settings = settings
-        self._clock = clock
         self._state: PollState | None = None
 
     @property
@@ -76,23 +62,14 @@ class ListPoll:
         return self._recorder.devices.problem
 
     async def poll(self) -> None:
-        reader, recorder, settings = Reader(self._cloud), self._recorder, self._settings
-        reader.expand = recorder.devices.expand
-        state = self._state or await self._journal.poll_state() or await self._first_state(reader)
+        recorder, settings = self._recorder, self._settings
+        reader = Reader(self._cloud, expand=recorder.devices.expand)
+        state = self._state or await recorder.journal.poll_state() or await self._first_state(reader)
         state = await self._save(await self._with_selection(state, reader))
-        state = await self._save(await with_group_filter(state, reader, recorder.groups, now=self._clock()))
+        state = await self._save(await with_group_filter(state, reader, recorder))
         state = await self._save(await self._poll_lists(state, reader))
-        state = await self._save(
-            await recheck(state, reader, recorder, self._journal, interval=settings.recheck_interval)
-        )
-        state = await backfill(
-            state,
-            reader,
-            recorder,
-            interval=settings.backfill_interval,
-            requests_per_minute=settings.requests_per_minute,
-            full_scan=not self._delta_works(state),
-        )
+        state = await self._save(await recheck(state, reader, recorder, interval=settings.recheck_interval))
+        state = await backfill(state, reader, recorder, settings, full_scan=not self._delta_works(state))
         await self._save(replace(state, unstamped=state.unstamped or reader.saw_unstamped))
         await self._ensure_rows_can_be_read(reader)
         await recorder.devices.check_due()
@@ -103,23 +80,23 @@ class ListPoll:
         by_update = self._delta_works(state) and not recorder.unreadable.rests(UPDATED)
         if by_update:
             state, ignored = await updated(state, reader, recorder)
-            if ignored is not None:
-                by_update, state = False, self._without_delta(state, ignored)
+            by_update = ignored is None
+            state = replace(state, ignored_at=None) if ignored is None else self._without_delta(state, ignored)
             await self._save(state)
         if not by_update or state.unstamped:
             state, seen = await newest(state, reader, recorder)
         elif not recorder.unreadable.rests(UPDATED):
             recorder.unreadable.forget(NEWEST)
         if not by_update:
-            share = int(self._settings.requests_per_minute * self._settings.session_interval / 60 * CHECKS_SHARE)
-            most = min(max(2, share), MOST_CHECKS)
-            state = await some_active(state, reader, recorder, self._journal, most=most, but=seen)
+            share = self._settings.requests_per_minute * self._settings.session_interval / 60 * CHECKS_SHARE
+            most = min(max(2, int(share)), MOST_CHECKS)
+            state = await some_active(state, reader, recorder, most=most, but=seen)
         if not self._delta_works(state):
             return replace(state, active_found=True)
         return await active(state, reader, recorder)
 
     def _delta_works(self, state: PollState) -> bool:
-        return not is_recent(state.ignored_at, self._clock(), TRY_DELTA_AGAIN)
+        return not is_recent(state.ignored_at, self._recorder.clock(), TRY_DELTA_AGAIN)
 
     def _without_delta(self, state: PollState, ignored: str) -> PollState:
         """Another strategy from now on, for a while; the first time the full list is read without waiting."""
@@ -127,11 +104,11 @@ class ListPoll:
         say = log.warning if first else log.debug
         say("cloud.filter_not_honoured", reason=ignored, then="scanning the full list instead")
         self._recorder.unreadable.forget(UPDATED)
-        state = replace(state, ignored_at=self._clock())
+        state = replace(state, ignored_at=self._recorder.clock())
         return session_list.backfilled_at_once(state) if first else state
 
     async def _first_state(self, reader: Reader) -> PollState:
-        start_from, now = await self._start_from(reader), self._clock()
+        start_from, now = await self._start_from(reader), self._recorder.clock()
         return PollState(
             start_from=start_from,
             watermark=start_from,
@@ -153,7 +130,7 @@ class ListPoll:
         all_seen = not page.lost and ((page.page_count or 1) <= 1 or session_list.updates_descend(rows))
         start_from = self._settings.first_start.start_from(
             newest_stamp(rows) if all_seen else None,
-            now=self._clock(),
+            now=self._recorder.clock(),
             cloud_now=self._recorder.cloud_now(),
             empty=not page.count and not page.total and not page.lost,
         )
@@ -170,6 +147,6 @@ class ListPoll:
 
     async def _save(self, state: PollState) -> PollState:
         if state != self._state:
-            await self._journal.commit(Changes(watch=state))
+            await self._recorder.journal.commit(Changes(watch=state))
             self._state = state
         return state

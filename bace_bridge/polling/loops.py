@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
 
 import msgspec
 import structlog
@@ -41,16 +40,15 @@ def pause_after(error: CloudError, failures: int, *, jitter: float, longest: flo
     return max(asked, backoff(failures, jitter=jitter, longest=longest))
 
 
-class Poller(Protocol):
-    async def poll(self) -> None: ...
-
-
 class SessionLoop:
-    """Polls the session list for ever; an outage of the cloud is an event once, and in the log once a process."""
+    """Polls the session list for ever; an outage of the cloud is an event once, and in the log once a process.
+
+    `outage` is what an earlier process reported and is not over: this one reports that it is, once.
+    """
 
     def __init__(
         self,
-        poller: Poller,
+        poll: Callable[[], Awaitable[None]],
         journal: SessionJournal,
         *,
         interval: float,
@@ -58,9 +56,10 @@ class SessionLoop:
         monotonic: Callable[[], float],
         jitter: Callable[[], float],
         after_poll: Callable[[], None],
+        outage: CloudOutage | None = None,
         pause: Pause = pause_until,
     ) -> None:
-        self._poller = poller
+        self._poll_once = poll
         self._journal = journal
         self._interval = interval
         self._clock = clock
@@ -69,8 +68,7 @@ class SessionLoop:
         self._after_poll = after_poll
         self._pause = pause
         self._called = asyncio.Event()
-        self.outage = CloudOutage()
-        self._outage_loaded = False
+        self.outage = outage or CloudOutage()
         self._logged: set[Kind] = set()
         self.store_problem: str | None = None
         self.last_success_at: float | None = None
@@ -102,9 +100,8 @@ class SessionLoop:
     async def _poll(self) -> float:
         """One poll; returns the seconds from its beginning to the next one."""
         try:
-            await self._load_outage()
             self._journal.ensure_room()
-            await self._poller.poll()
+            await self._poll_once()
             await self._note_success()
         except StoreUnusable:
             raise
@@ -115,12 +112,6 @@ class SessionLoop:
         except CloudError as error:
             return await self._note_failure(error)
         return self._interval
-
-    async def _load_outage(self) -> None:
-        """An outage that an earlier process reported: this one reports that it is over, once."""
-        if not self._outage_loaded:
-            self.outage = await self._journal.outage()
-            self._outage_loaded = True
 
     async def _note_success(self) -> None:
         reported = self.outage.reported

@@ -28,9 +28,6 @@ log = structlog.get_logger()
 MOST_ASKED_AGAIN = 20
 """Sessions of one page that are asked for once more; the others wait for the next poll."""
 
-MOST_NAMED = 1000
-"""Odd rows and fields that are named in the log, so that remembering which were has a bound."""
-
 
 class SessionRecorder:
     """Compares what was seen with what is known and commits what is new, page by page.
@@ -51,12 +48,12 @@ class SessionRecorder:
         self.unreadable = UnreadableRecords(clock=clock)
         self.devices = Devices(cloud, journal, groups, clock=clock)
         self._cloud = cloud
-        self._journal = journal
+        self.journal = journal
         self._deciding = deciding
         self.clock = clock
         self._denied_at: dict[str, list[float]] = {}
         self._asked_at: dict[tuple[DataSession, ...], float] = {}
-        self._named: set[tuple[str, str]] = set()
+        self._named: set[str] = set()
 
     @property
     def suspects(self) -> list[str]:
@@ -68,7 +65,7 @@ class SessionRecorder:
         return self.clock() + self._cloud.clock_ahead
 
     async def record(self, page: Page[SeenSession], state: PollState, reader: Reader) -> list[Observation]:
-        """What is new on a page, after it was committed. What cannot be read on it is named in the log.
+        """What is new on a page, after it was committed.
 
         Where rows of a session are equally new and differ, or differ from what is known, its own address decides.
         """
@@ -77,7 +74,7 @@ class SessionRecorder:
         for row in page.items:
             self._was_seen(row.session.id)
             rows.setdefault(row.session.id, []).append(row)
-        known = await self._journal.known(rows)
+        known = await self.journal.known(rows)
         now = self.clock()
         sure: list[SeenSession] = []
         asked: dict[tuple[DataSession, ...], float] = {}
@@ -116,9 +113,9 @@ class SessionRecorder:
 
     async def _commit(self, rows: Sequence[SeenSession], state: PollState) -> list[Observation]:
         ids = [row.session.id for row in rows]
-        labels = await self.devices.labels_of(rows, await self._journal.known(ids))
+        labels = await self.devices.labels_of(rows, await self.journal.known(ids))
         async with self._deciding:
-            known = await self._journal.known(ids)
+            known = await self.journal.known(ids)
             now, cloud_now = self.clock(), self.cloud_now()
             found: list[Observation] = []
             left: list[str] = []
@@ -151,7 +148,7 @@ class SessionRecorder:
             return
         log.info("session.gone", session=session_id, answer=answer)
         async with self._deciding:
-            known = (await self._journal.known([session_id])).get(session_id)
+            known = (await self.journal.known([session_id])).get(session_id)
             one = observe_absence(known, now=now) if known is not None else None
             await self._write([one] if one is not None else [])
         del self._denied_at[session_id]
@@ -166,15 +163,13 @@ class SessionRecorder:
             return
         last = {one.known.session.id: one.known for one in found}
         events = tuple(event for one in found for event in one.events)
-        await self._journal.commit(Changes(known=tuple(last.values()), events=events, left=tuple(left)))
+        await self.journal.commit(Changes(known=tuple(last.values()), events=events, left=tuple(left)))
         for event in events:
             log.info(event.type, session=event.session_id, device=event.device_id, id=event.id)
 
     def _name_odd(self, page: Page[SeenSession]) -> None:
-        """Each odd field once, and each row that cannot be read once."""
-        odd = [("cloud.field_not_understood", field, reason) for field, reason in page.odd]
-        lost = [("cloud.session_unreadable", row.id or "without a readable id", row.reason) for row in page.lost]
-        for event, what, reason in (*odd, *lost):
-            if (event, what) not in self._named and len(self._named) < MOST_NAMED:
-                self._named.add((event, what))
-                log.warning(event, what=what, reason=reason)
+        """Each odd field once."""
+        for field, reason in page.odd:
+            if field not in self._named:
+                self._named.add(field)
+                log.warning("cloud.field_not_understood", what=field, reason=reason)

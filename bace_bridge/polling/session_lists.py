@@ -5,6 +5,7 @@ Each is recorded page by page. One that holds an unreadable record rests for a w
 
 from collections.abc import Sequence
 
+import msgspec
 import structlog
 from msgspec.structs import replace
 
@@ -13,6 +14,7 @@ from bace_bridge.polling.reading import MOST_NARROWING, MOST_ROWS, NOT_SUPPORTED
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules import session_list
 from bace_bridge.polling.rules.changes import PollState
+from bace_bridge.polling.rules.first_start import FirstStart
 from bace_bridge.polling.rules.ranges import NOBODY, RETRY_UNREADABLE, is_recent
 from bace_bridge.polling.rules.seen import LostRow
 from bace_bridge.polling.rules.selection import are_ids
@@ -45,6 +47,16 @@ LONGEST_WAIT = 3600.0
 
 PAGES_AT_ONCE = 5
 """Pages in one poll where the backfill does not wait."""
+
+
+class PollSettings(msgspec.Struct, frozen=True):
+    """What the list is polled with. Intervals are in seconds."""
+
+    first_start: FirstStart
+    session_interval: float
+    recheck_interval: float
+    backfill_interval: float
+    requests_per_minute: int
 
 
 async def updated(state: PollState, reader: Reader, recorder: SessionRecorder) -> tuple[PollState, str | None]:
@@ -133,24 +145,18 @@ async def active(state: PollState, reader: Reader, recorder: SessionRecorder) ->
 
 
 async def backfill(
-    state: PollState,
-    reader: Reader,
-    recorder: SessionRecorder,
-    *,
-    interval: float,
-    requests_per_minute: int,
-    full_scan: bool,
+    state: PollState, reader: Reader, recorder: SessionRecorder, settings: PollSettings, *, full_scan: bool
 ) -> PollState:
     """Reads all, a page now and then, since some rows are shown by no filter; the state after the pages that are due.
 
-    By id, since ids stay where they are while rows change; a pass every `interval` seconds, in a full scan one after
+    By id, since ids stay where they are while rows change; a pass every `backfill_interval`, in a full scan one after
     the other. After a first start and for devices that were added it does not wait, nor where new sessions may be on
     any page.
 
     A page is read down to the last row, whatever that takes: what is left out here is found by nothing else. One that
     times out, as a large OFFSET may, fails no poll, unless nothing else finds new sessions.
     """
-    if 0 < state.backfill_at - recorder.clock() <= max(interval, LONGEST_WAIT):
+    if 0 < state.backfill_at - recorder.clock() <= max(settings.backfill_interval, LONGEST_WAIT):
         return state
     only_way = full_scan and not state.newest_first
     at_once = only_way or state.catching_up
@@ -174,19 +180,21 @@ async def backfill(
         state = replace(state, backfill_page=1 if ended else number + 1, timed_out=None)
         if ended or page.lost:
             break
-    wait = (reader.requests - before) * 60 / requests_per_minute / (SHARE_AT_ONCE if at_once else SHARE)
+    wait = (reader.requests - before) * 60 / settings.requests_per_minute / (SHARE_AT_ONCE if at_once else SHARE)
     if ended:
         state = replace(state, catching_up=False)
         if not full_scan:  # sooner while a record cannot be read
-            wait = max(wait, min(interval, RETRY_UNREADABLE) if recorder.unreadable.names else interval)
+            soon = RETRY_UNREADABLE if recorder.unreadable.names else settings.backfill_interval
+            wait = max(wait, min(settings.backfill_interval, soon))
     return replace(state, backfill_at=recorder.clock() + wait)
 
 
-async def with_group_filter(state: PollState, reader: Reader, groups: Sequence[str], *, now: float) -> PollState:
+async def with_group_filter(state: PollState, reader: Reader, recorder: SessionRecorder) -> PollState:
     """Sets `reader.of_groups`, if the groups are ids: a label may become another device's at any time.
 
     The filter is believed where it shows rows, all of these devices, and none for a device that does not exist.
     """
+    groups, now = recorder.groups, recorder.clock()
     if not 0 < len(groups) <= MOST_GROUPS or not are_ids(groups):
         return state
     if not is_recent(state.groups_checked_at, now, CHECK_EVERY):

@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from msgspec.structs import replace
 
 from bace_bridge.errors import CloudRefused
-from bace_bridge.polling.needs import SessionJournal
 from bace_bridge.polling.reading import Reader, Unreadable, pages
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules.changes import PollState
@@ -31,18 +30,17 @@ RARELY = 10
 """With no unfinished session, only every so many-th round is made."""
 
 
-async def recheck(
-    state: PollState, reader: Reader, recorder: SessionRecorder, journal: SessionJournal, *, interval: float
-) -> PollState:
+async def recheck(state: PollState, reader: Reader, recorder: SessionRecorder, *, interval: float) -> PollState:
     """The state after a round over the known sessions, where it is time for one."""
     now = recorder.clock()
     if is_recent(state.rechecked_at, now, interval):
         return state
     suspects = recorder.suspects[:MOST_CHECKS]
-    unfinished = await _next(journal.unfinished_after, state.recheck_after, MOST_UNFINISHED)
+    unfinished = await _next(recorder.journal.unfinished_after, state.recheck_after, MOST_UNFINISHED)
     if not (unfinished or suspects) and is_recent(state.rechecked_at, now, RARELY * interval):
         return state
-    finished = await _next(journal.finished_after, state.recheck_finished_after, MOST_RECHECKED - len(unfinished))
+    places = MOST_RECHECKED - len(unfinished)
+    finished = await _next(recorder.journal.finished_after, state.recheck_finished_after, places)
     ids = dict.fromkeys([*suspects, *unfinished, *finished])
     state, done = await _ask_for([*ids], state, reader, recorder)
     return replace(
@@ -54,16 +52,10 @@ async def recheck(
 
 
 async def some_active(
-    state: PollState,
-    reader: Reader,
-    recorder: SessionRecorder,
-    journal: SessionJournal,
-    *,
-    most: int,
-    but: Collection[str],
+    state: PollState, reader: Reader, recorder: SessionRecorder, *, most: int, but: Collection[str]
 ) -> PollState:
     """Asks for the next active sessions, in turn, `but` those that were just seen: an end is not to wait."""
-    ids = await _next(journal.active_after, state.active_after, most)
+    ids = await _next(recorder.journal.active_after, state.active_after, most)
     state, done = await _ask_for([one for one in ids if one not in but], state, reader, recorder)
     return replace(state, active_after=_last(ids, {*done, *but}, state.active_after))
 

@@ -52,9 +52,6 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
         """False where it is only about the bridge itself."""
         return bool(self.known or self.windows or self.latest or any(one.session_id for one in self.events))
 
-    def __bool__(self) -> bool:
-        return bool(self.known or self.windows or self.latest or self.events or self.watch)
-
 
 class PollState(msgspec.Struct, frozen=True, kw_only=True):
     """Where the polling of the session list stands. Times of rows are the cloud's, those of attempts ours (epoch s).

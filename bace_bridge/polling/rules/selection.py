@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from difflib import get_close_matches
 
 from msgspec.structs import replace
 
@@ -30,11 +29,6 @@ def unmatched(groups: Collection[str], devices: Mapping[str, str | None]) -> lis
     """The entries that are neither the id nor the label of one of these devices (labels by id)."""
     labels = set(devices.values())
     return [one for one in groups if one not in devices and one not in labels]
-
-
-def nearest(group: str, devices: Mapping[str, str | None]) -> str | None:
-    """The label that was perhaps meant; None where none is alike."""
-    return next(iter(get_close_matches(group, [one for one in devices.values() if one is not None], 1)), None)
 
 
 def starts_from(state: PollState, group_id: str, label: str | None) -> float:
