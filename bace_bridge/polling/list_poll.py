@@ -26,6 +26,9 @@ from bace_bridge.polling.sessions_by_id import MOST_CHECKS, recheck, some_active
 
 log = structlog.get_logger()
 
+SAVED_EVERY = 60.0
+"""Seconds between two writes of what moves at every poll."""
+
 TRY_DELTA_AGAIN = 3600.0
 """Seconds after which the strategy that costs least is tried again: a refusal may have passed."""
 
@@ -46,6 +49,8 @@ class ListPoll:
         self._recorder = recorder
         self._settings = settings
         self._state: PollState | None = None
+        self._saved: PollState | None = None
+        self._saved_at: float | None = None
 
     @property
     def strategy(self) -> str:
@@ -146,7 +151,10 @@ class ListPoll:
             raise UnexpectedReply(f"no data session can be read: {page.lost[0].reason}")
 
     async def _save(self, state: PollState) -> PollState:
-        if state != self._state:
+        now = self._recorder.clock()
+        lately = self._saved if is_recent(self._saved_at, now, SAVED_EVERY) else None
+        if state != self._saved and (lately is None or state.without_what_moves != lately.without_what_moves):
             await self._recorder.journal.commit(Changes(watch=state))
-            self._state = state
+            self._saved, self._saved_at = state, now
+        self._state = state
         return state

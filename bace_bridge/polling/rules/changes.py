@@ -96,3 +96,8 @@ class PollState(msgspec.Struct, frozen=True, kw_only=True):
     recheck_finished_after: str = ""
     active_after: str = ""
     alone_since: float | None = None
+
+    @property
+    def without_what_moves(self) -> "PollState":
+        """All but what moves at every poll: that it is a little behind in the store costs a few rows read again."""
+        return msgspec.structs.replace(self, watermark=0.0, news_at=0.0, settled=False, head_start=0.0, active_after="")
