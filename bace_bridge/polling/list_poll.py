@@ -26,7 +26,7 @@ from bace_bridge.polling.sessions_by_id import MOST_CHECKS, recheck, some_active
 
 log = structlog.get_logger()
 
-SAVED_EVERY = 60.0
+SAVED_EVERY = 120.0
 """Seconds between two writes of what moves at every poll."""
 
 TRY_DELTA_AGAIN = 3600.0
