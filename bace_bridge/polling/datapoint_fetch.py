@@ -16,7 +16,7 @@ from bace_bridge.polling.reading import MOST_NARROWING, Unreadable
 from bace_bridge.polling.rules.changes import Changes, WindowRead
 from bace_bridge.polling.rules.datapoints import Datapoint, Datatype
 from bace_bridge.polling.rules.fetches import MOST_FAILURES, Outcome, conclude, judge
-from bace_bridge.polling.rules.followed import Followed, Shown, follow
+from bace_bridge.polling.rules.followed import Groups
 from bace_bridge.polling.rules.readings import absorb, by_window, left_out, split
 from bace_bridge.polling.rules.seen import Urgency
 from bace_bridge.polling.rules.sessions import KnownSession
@@ -81,8 +81,7 @@ class DatapointFetch:
         self._probe = Probe(self._points, known.session.id)
         self._states: dict[Window, WindowState] = {}
         self._breaks = 0
-        self._shown = Shown()
-        self._outcome: Outcome | None = None
+        self._groups = Groups()
 
     async def make(self) -> CloudError | None:
         """Raises StoreError only; what the cloud does ends up in the session's next fetch.
@@ -112,12 +111,6 @@ class DatapointFetch:
                 log.info("datapoints.read_again", session=session_id)
         await self._commit(NOTHING, outcome, retry_after=retry_after)
         return away
-
-    def followed(self, before: Followed | None) -> Followed | None:
-        """What the next batch has to know of the data session; None where it cannot be in one after this fetch."""
-        if self._outcome != "read":
-            return None
-        return follow(self._known, self._states, self._shown, before, now=self._clock())
 
     async def emit_end(self) -> None:
         """Emits the end without waiting for the datapoints before it."""
@@ -157,7 +150,7 @@ class DatapointFetch:
         if self._known.csv_due:
             return lacks
         lately = self._known.searched == self._searched
-        return (not found and count != self._known.count_fetched) or (lacks and self._shown.own and not lately)
+        return (not found and count != self._known.count_fetched) or (lacks and self._groups.own and not lately)
 
     @property
     def _searched(self) -> tuple[int, int]:
@@ -187,7 +180,7 @@ class DatapointFetch:
         try:
             read = await self._points.read(since, window.end)
             served = by_window(read.points, window, self._states)
-            self._shown = self._shown.with_rows(served, since=since, own=read.own)
+            self._groups = self._groups.with_rows(served, own=read.own)
             as_served = self._settings.resolution == "as_served" or not parts or len(served) > 1
             if as_served or await self._points.are_samples(read.points):
                 await self._absorb(served, in_part=window if since > window.start else None, pages=read.pages)
@@ -247,7 +240,7 @@ class DatapointFetch:
                 fresh = replace(fresh, newest_point_at=newest, points_since_csv=True)
             left_out = bool(left_out_windows(self._states))
             if outcome == "read":
-                own_group = self._shown.own_group(fresh)
+                own_group = self._groups.own_group(fresh)
                 fresh = replace(fresh, count_fetched=self._seen.datapoint_count, own_group=own_group)
                 if self._probe.samples is not None:
                     fresh = replace(fresh, probed=per_day(self._probe.samples), searched=self._searched)
@@ -261,7 +254,6 @@ class DatapointFetch:
             self._known = replace(concluded.known, reading=self._known.reading)
             events = found.events + concluded.events
             await self._journal.commit(replace(found, known=(concluded.known,), events=events))
-        self._outcome = outcome
         for event in concluded.events:
             log.info(event.type, session=event.session_id, device=event.device_id, id=event.id)
 
