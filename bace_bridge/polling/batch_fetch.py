@@ -67,7 +67,7 @@ class BatchFetch:
     async def plan(self, sessions: Sequence[KnownSession], *, checks: int) -> Plan:
         """How these live sessions, those first that are due first, are fetched."""
         now = self._clock()
-        if not self._points.is_usable or self._endpoint.rest > 0:
+        if self._points.is_refused or self._endpoint.rest > 0:
             return Plan(singles=tuple(one for one in sessions if is_due(one, now)))
         self._alone = {one: until for one, until in self._alone.items() if 0 < until - now <= ALONE_FOR}
         forgotten = max(FORGOTTEN_AFTER, 4 * self._settings.interval)
@@ -104,8 +104,6 @@ class BatchFetch:
         """Makes a fetch of one data session, after which the store tells whether it can be in a batch."""
         before = self._followed.pop(fetch.session_id, None)
         away = await fetch.make()
-        if away is None:
-            self._points.note_answered(1)
         known = await self._journal.known([fetch.session_id])
         await self._follow([*known.values()], before)
         return away
@@ -128,10 +126,8 @@ class BatchFetch:
             for member in members:
                 self._followed.pop(member.id, None)
         except CloudError as error:
-            self._points.note_unanswered(len(members))
             return error
         else:
-            self._points.note_answered(len(members))
             for these, reason in broken:
                 for member in these:
                     log.info("datapoints.fetched_alone", session=member.id, reason=reason)

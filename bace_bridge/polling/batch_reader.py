@@ -5,9 +5,16 @@ from collections.abc import Callable
 
 import structlog
 
-from bace_bridge.errors import CloudBadGateway, CloudRefused, CloudRequestTooLarge, UnexpectedReply
+from bace_bridge.errors import (
+    CloudBadGateway,
+    CloudError,
+    CloudRefused,
+    CloudRequestTooLarge,
+    CloudUnavailable,
+    UnexpectedReply,
+)
 from bace_bridge.polling.needs import PointCloud
-from bace_bridge.polling.points import MOST_PAGES, MOST_SERIES, TRIES, PointEndpoint
+from bace_bridge.polling.points import MOST_PAGES, MOST_POINTS, MOST_SERIES, TRIES, PointEndpoint
 from bace_bridge.polling.reading import PagesBroken, Reader, Unreadable, pages
 from bace_bridge.polling.rules.batch_size import BatchSize
 from bace_bridge.polling.rules.batches import BatchQuery
@@ -24,8 +31,8 @@ PROOF_LASTS = 3600.0
 ROWS_OF_A_PAGE = 500
 """Where the cloud does not say: BACE's own default."""
 
-MOST_UNANSWERED = 2
-"""Batches in a row that the cloud did not answer, after which a fetch of one session finds out whether it is away."""
+TOO_SLOW = {None, 504}
+"""HTTP statuses of what takes the cloud, or a proxy, too long; None where no answer came."""
 
 
 class NotHonoured(Exception):  # control flow: every data session is fetched on its own
@@ -42,33 +49,13 @@ class BatchReader:
         self._proving = asyncio.Lock()
         self._proven_at: float | None = None
         self._refused_at: float | None = None
-        self._unanswered = 0
-        self._unanswered_ids = 0
-        self._suspected = False
         self.size = BatchSize()
         self.page_size = ROWS_OF_A_PAGE
 
     @property
-    def is_usable(self) -> bool:
-        """False while the cloud is known not to honour batches, and until it is known whether it is away."""
-        return not self._is_refused and self._unanswered < MOST_UNANSWERED
-
-    @property
-    def _is_refused(self) -> bool:
+    def is_refused(self) -> bool:
+        """True while the cloud is known not to honour batches."""
         return self._refused_at is not None and 0 <= self._clock() - self._refused_at < PROOF_LASTS
-
-    def note_unanswered(self, ids: int) -> None:
-        """One that takes the cloud too long seems to be an outage, which smaller ones show to be none."""
-        self._unanswered, self._unanswered_ids = self._unanswered + 1, ids
-        if self._suspected:
-            self.size = self.size.after_failure(ids, now=self._clock())
-            self.note_answered(ids)
-
-    def note_answered(self, ids: int) -> None:
-        if ids >= self._unanswered_ids:
-            self._unanswered, self._unanswered_ids, self._suspected = 0, 0, False
-        elif self._unanswered:
-            self._unanswered, self._suspected = 0, True
 
     def note_passed(self, ids: int) -> None:
         """All that was asked for with so many ids was answered."""
@@ -95,14 +82,16 @@ class BatchReader:
     async def _all_pages(self, query: BatchQuery, requests: Reader) -> list[Page[Datapoint]]:
         """None where another page came than was asked for."""
         found: list[Page[Datapoint]] = []
+        rows = 0
         try:
             async for page in pages(lambda number: self._page(query, number, requests)):
                 found.append(page)
                 self.page_size = page.per_page or ROWS_OF_A_PAGE
                 if page.unreadable:
                     raise Unreadable(UnexpectedReply(page.unreadable[0]))
-                if max(page.page_count or 0, len(found)) > MOST_PAGES:
-                    raise Unreadable(UnexpectedReply(f"more than {MOST_PAGES} pages"))
+                rows += page.count
+                if max(page.page_count or 0, len(found)) > MOST_PAGES or max(page.total or 0, rows) > MOST_POINTS:
+                    raise Unreadable(UnexpectedReply(f"more than {MOST_POINTS} datapoints, or {MOST_PAGES} pages"))
         except PagesBroken:
             return []
         return found
@@ -110,7 +99,7 @@ class BatchReader:
     async def prove(self, query: BatchQuery, requests: Reader, *, doubt: bool = False) -> None:
         """The same query for no data session must show nothing: asked once an hour, and where there is a doubt."""
         async with self._proving:
-            if self._is_refused:
+            if self.is_refused:
                 raise NotHonoured
             if self._proven_at is not None and 0 <= self._clock() - self._proven_at < PROOF_LASTS and not doubt:
                 return
@@ -132,18 +121,25 @@ class BatchReader:
         raise NotHonoured
 
     async def _page(self, query: BatchQuery, number: int, requests: Reader) -> Page[Datapoint]:
+        fault: CloudError
         try:
             return await requests.ask(lambda: self._ask(query, number), long=True)
-        except Unreadable as fault:
-            if isinstance(fault.cause, CloudRequestTooLarge | CloudBadGateway):
-                self.size = self.size.after_failure(len(query.ids), now=self._clock())
-            raise
+        except Unreadable as broken:
+            if not isinstance(broken.cause, CloudRequestTooLarge | CloudBadGateway):
+                raise
+            fault = broken.cause
+        except CloudUnavailable as away:
+            if away.status not in TOO_SLOW:
+                raise
+            await self._endpoint.check()
+            fault = away
         except CloudRefused as refusal:
             if refusal.status not in {400, 422}:
                 await self._endpoint.check()
             await self.prove(query, requests, doubt=True)
-            self.size = self.size.after_failure(len(query.ids), now=self._clock())
-            raise Unreadable(refusal) from None
+            fault = refusal
+        self.size = self.size.after_failure(len(query.ids), now=self._clock())
+        raise Unreadable(fault)
 
     async def _ask(self, query: BatchQuery, number: int) -> Page[Datapoint]:
         return await self._cloud.point_page(query.params, number, urgency=Urgency.LIVE)
