@@ -26,7 +26,6 @@ from bace_bridge.polling.rules.batches import (
 )
 from bace_bridge.polling.rules.datapoints import Datapoint, Emitted, EmittedPoint
 from bace_bridge.polling.rules.followed import (
-    FIRST_PATIENCE,
     SILENT_ROUNDS,
     Followed,
     Groups,
@@ -56,9 +55,8 @@ def well(known: KnownSession, *, series: int = 3, **more: Any) -> Followed:
         reading=0,
         series=frozenset(f"{known.session.id}-{one}" for one in range(series)),
         raw=True,
-        windows={HOUR: WindowState(*HOUR, 0, samples=358)},
+        windows={HOUR: WindowState(*HOUR, 0, samples=100)},
         newest={HOUR: NOW - 10},
-        samples=0,
         count=100,
         at=NOW,
     )
@@ -178,11 +176,11 @@ def test_what_is_due_soon_fills_up_the_batches_of_what_is_due() -> None:
 def test_samples_are_read_on_from_a_little_before_they_ended() -> None:
     sessions = [session(one) for one in range(6)]
     followed = {one.session.id: well(one, newest={HOUR: NOW - 20 * number}) for number, one in enumerate(sessions)}
-    (batch,) = planned(sessions, followed, rows=10).batches
+    batch = planned(sessions, followed, size=5, rows=1).batches[0]
     query = batch.query(HOUR)
-    assert (query.start, query.end) == (int(NOW) - 100 - BACK, HOUR.end)
+    assert (query.start, query.end) == (int(NOW) - 80 - BACK, HOUR.end)
     assert query.params[-1] == ("sort", "timestamp_seconds")
-    assert [value for name, value in query.params if "[in]" in name] == ids(sessions)
+    assert [value for name, value in query.params if "[in]" in name] == ids(sessions)[:5]
 
 
 @pytest.mark.parametrize("unlike", [{"raw": False}, {"newest": {}}])
@@ -199,23 +197,25 @@ def test_what_has_to_be_read_from_long_ago_is_in_batches_of_its_own() -> None:
     assert sorted(map(sorted, members(found)))[1] == ["s4", "s5"]
 
 
+def test_what_misses_something_is_read_further_back_in_one_round_of_some() -> None:
+    sessions = [session(one) for one in range(12)]
+    followed = {one.session.id: well(one, lacking=int(one.session.id in {"s2", "s7"})) for one in sessions}
+    found = [
+        planned(sessions, followed, size=10, rows=1, now=NOW + INTERVAL * one).batches for one in range(LATE_EVERY)
+    ]
+    backs = sorted((batch.back, len(batch.members)) for batches in found for batch in batches)
+    assert backs[-1] == (FURTHER_BACK, 2)
+    assert {back for back, _ in backs[:-1]} == {BACK}
+
+
 def test_samples_are_read_again_as_far_as_the_rows_fit() -> None:
     sessions = [session(one) for one in range(6)]
-    followed = {one.session.id: well(one) for one in sessions}
+    followed = {one.session.id: well(one, windows={HOUR: WindowState(*HOUR, 0, samples=358)}) for one in sessions}
     backs = [planned(sessions, followed, rows=rows).batches[0].back for rows in (1000, 240, 10)]
     assert backs == [MOST_BACK, 200 - BACK, BACK]
-    (batch,) = planned(sessions, rows=240).batches
+    (batch,) = planned(sessions, followed, rows=240).batches
     assert batch.query(HOUR).start == int(NOW) - 10 - 140
     assert batch._replace(members=batch.members[:2]).query(HOUR).start == int(NOW) - 10 - 140
-
-
-def test_what_misses_something_is_read_further_back_in_every_fourth_round() -> None:
-    sessions = [session(one) for one in range(12)]
-    followed = {one.session.id: well(one, missing=int(one.session.id in {"s2", "s7"})) for one in sessions}
-    found = [planned(sessions, followed, rows=10, now=NOW + INTERVAL * one).batches for one in range(LATE_EVERY)]
-    further = [(ids_of, batch.back) for one in found for batch in one if (ids_of := [m.id for m in batch.members])]
-    assert ((["s2", "s7"], FURTHER_BACK)) in further
-    assert sorted(back for _, back in further) == [BACK] * LATE_EVERY + [FURTHER_BACK]
 
 
 def test_a_window_that_is_over_is_read_for_a_minute_then_now_and_then_and_never_for_the_last_time() -> None:
@@ -234,8 +234,8 @@ def test_it_is_the_same_round_for_all_in_which_a_window_that_is_over_is_read() -
     windows = {BEFORE: WindowState(*BEFORE, 0), HOUR: WindowState(*HOUR, 0)}
     followed = {one.session.id: well(one, windows=windows) for one in sessions}
     times = [NOON + 300 + INTERVAL * one for one in range(LATE_EVERY)]
-    found = [len(planned(sessions, followed, now=now).batches[0].windows) for now in times]
-    assert sorted(found) == [1, 1, 1, 2]
+    found = [len(planned(sessions, followed, size=5, now=now).batches[0].windows) for now in times]
+    assert sorted(found) == [1] * (LATE_EVERY - 1) + [2]
 
 
 def test_the_windows_of_a_device_whose_clock_is_ahead_are_read() -> None:
@@ -263,9 +263,7 @@ def test_only_a_fetch_of_its_own_proves_that_there_is_no_more(odd: dict[str, Any
     assert members(found) == [[one for one in ids(sessions) if one != "s2"]]
 
 
-@pytest.mark.parametrize(
-    "fine", [{"silent": 1}, {"missing": 3, "owed": 2}, {"lacking": 3, "patience": 4, "missing": 1}]
-)
+@pytest.mark.parametrize("fine", [{"silent": 1}, {"lacking": 3, "patience": 4}])
 def test_silence_of_a_round_or_a_count_that_never_fits_is_no_reason(fine: dict[str, Any]) -> None:
     sessions = [session(one) for one in range(10)]
     followed = {one.session.id: well(one, **fine) for one in sessions}
@@ -326,7 +324,7 @@ def test_what_was_published_of_a_session_is_what_batches_go_by() -> None:
     states = {**STATES, BEFORE: WindowState(*BEFORE, 0, settled=True, samples=60)}
     found = follow(fetched(), states, ROWS, None, now=NOW, cloud_now=NOW)
     assert found is not None
-    assert (found.windows, found.samples, found.owed, found.proven) == (STATES, 60, 10, True)
+    assert (found.windows, found.elsewhere, found.proven) == (STATES, 70, True)
     assert (found.series, found.newest, found.raw) == (frozenset({"s1-0"}), {HOUR: NOW - 1}, True)
     aggregates = known_well(fetched(), {HOUR: published(NOW - 1, NOW - 16, count=2)})
     assert aggregates is not None
@@ -343,12 +341,12 @@ def test_hours_that_were_never_read_are_fetched_alone_while_batches_go_on() -> N
 
 def test_a_count_that_never_fits_is_looked_into_ever_more_rarely() -> None:
     found, patience = known_well(fetched()), []
-    for samples in (20, 10, 0, 0):
-        states = {HOUR: WindowState(*HOUR, 0, samples=samples)}
-        found = follow(fetched(), states, ROWS, found, now=NOW, cloud_now=NOW)
+    for samples, lacking in ((20, 8), (10, 15), (10, 16), (0, 32), (100, 64)):
         assert found is not None
-        patience.append(found.patience)
-    assert patience == [2 * FIRST_PATIENCE, 4 * FIRST_PATIENCE, 8 * FIRST_PATIENCE, FIRST_PATIENCE]
+        states = {HOUR: WindowState(*HOUR, 0, samples=samples)}
+        found = follow(fetched(), states, ROWS, replace(found, lacking=lacking), now=NOW, cloud_now=NOW)
+        patience.append(found and found.patience)
+    assert patience == [16, 16, 32, 64, 8]
 
 
 @pytest.mark.parametrize("odd", [{"own_group": None}, {"own_group": "g2"}, {"unread": True}, {"failed_fetches": 1}])
@@ -427,11 +425,11 @@ def test_a_batch_settles_no_window_and_takes_no_samples_away() -> None:
 
 def test_silence_is_counted_until_a_row_comes() -> None:
     known = session(1)
-    once = after(well(known, owed=1), samples=100, count=103)
+    once = after(well(known, elsewhere=1), samples=100, count=103)
     twice = after(once, samples=100, count=106)
-    assert (twice.silent, twice.lacking, twice.count, twice.missing) == (2, 2, 100, 5)
+    assert (twice.silent, twice.lacking, twice.count) == (2, 2, 100)
     spoken = after(twice, row(known), samples=105, count=106)
-    assert (spoken.silent, spoken.lacking, spoken.count, spoken.missing) == (0, 0, 106, 0)
+    assert (spoken.silent, spoken.lacking, spoken.count) == (0, 0, 106)
 
 
 def test_a_session_is_due_again_after_a_batch() -> None:
@@ -439,7 +437,7 @@ def test_a_session_is_due_again_after_a_batch() -> None:
     after = conclude_batch(known, well(known), newest=NOW - 5, interval=INTERVAL, now=NOW)
     assert (after.fetch_at, after.fetched_at, after.newest_point_at) == (NOW + INTERVAL, NOW, NOW - 5)
     assert (after.count_fetched, after.points_since_csv) == (100, True)
-    silent = conclude_batch(known, well(known, missing=1), newest=None, interval=INTERVAL, now=NOW)
+    silent = conclude_batch(known, well(known, lacking=1), newest=None, interval=INTERVAL, now=NOW)
     assert (silent.newest_point_at, silent.count_fetched, silent.points_since_csv) == (NOW - 100, None, False)
 
 

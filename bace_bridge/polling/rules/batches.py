@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from bace_bridge.polling.rules.batch_size import FIRST_SIZE, MOST_IDS
+from bace_bridge.polling.rules.batch_size import MOST_IDS
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.datapoints import Datapoint, Datatype, Emitted
 from bace_bridge.polling.rules.followed import Followed, Read, after_batch
@@ -25,20 +25,19 @@ from bace_bridge.polling.rules.windows import FINEST_SPAN, SETTLING, Window, Win
 LEAST_IDS = 5
 """Fewer sessions are fetched one by one: that costs little, and each time all of their windows are read as a whole."""
 
-MOST_SERIES = 95
-"""Known series in one request: BACE serves 100, and there may be new ones."""
+MOST_SERIES, USUAL_SERIES = 95, 13
+"""Known series in one request (BACE serves 100, and there may be new ones), and of a session where no other one tells:
+so many pass with the first batches."""
 
-BACK = FINEST_SPAN
-MOST_BACK = 300
+BACK, MOST_BACK = FINEST_SPAN, 300
 """Seconds before its newest sample from which a window is read on, at least and at most: some samples come late."""
 
-FURTHER_BACK = 360
-"""Seconds before it in every fourth round for the data sessions of which something is missing."""
+FURTHER_BACK, FURTHER_PARTS, LATE_EVERY = 360, 3, 4
+"""In every fourth round those of which something is missing are read from so many seconds before it, in smaller
+batches: these are about as many requests as pages, and an answer of several pages has longer headers."""
 
 OVER_FOR = 60.0
 """Seconds after its end from which a window is read in every fourth round only: what comes now is late anyway."""
-
-LATE_EVERY = 4
 
 AHEAD = 120.0
 """Seconds past its newest point that are read of a device whose clock is ahead of ours."""
@@ -130,44 +129,31 @@ def plan(
     """Sorts the live sessions, those first that are due first, into batches and fetches of their own.
 
     Those that are due only within the next `interval` seconds fill up the batches of those that are due now. At most
-    so many fetches are `checks`, of sessions that might be in a batch as well. An answer may have so many `rows`.
+    so many fetches are `checks`, of sessions that might be in a batch as well. A page of an answer has so many `rows`.
     """
     groups = Counter(one.group_id for one in followed.values())
     groups.update(one.session.group_id for one in sessions if one.session.id not in followed)
-    together: list[Member] = []
+    together: dict[str, Member] = {}
     for known in sessions:
         one = followed.get(known.session.id)
-        fits = one is not None and one.is_about(known) and not one.alone and known.session.id not in alone
-        if one is not None and fits and groups[one.group_id] == 1:
-            together.append(Member(known, one))
+        if one is not None and one.fits(known) and known.session.id not in alone and groups[one.group_id] == 1:
+            together[known.session.id] = Member(known, one)
     if len(together) < LEAST_IDS:
-        together = []
-    ids = {member.id for member in together}
+        together = {}
+    singles = tuple(one for one in sessions if one.session.id not in together and is_due(one, now))
     to_check = [
         one
-        for one in together
+        for one in together.values()
         if is_due(one.known, now) and one.followed.is_to_be_checked(one.known, cloud_now=cloud_now)
     ]
     # Those first that have waited longest: others may have to be checked again before it is their turn.
     to_check.sort(key=lambda one: (one.followed.over_since(cloud_now), -one.followed.silent))
-    to_check = to_check[:checks]
+    for member in to_check[:checks]:
+        del together[member.id]
     # By the clock, so that it is the same round for all.
     late = int(now // interval) % LATE_EVERY == 0
-    usual = [len(one.series) for one in followed.values() if one.series] or [MOST_SERIES // FIRST_SIZE]
-    packed = _packed(
-        [one for one in together if one not in to_check],
-        size=size,
-        rows=rows,
-        late=late,
-        series=median_high(usual),
-        now=now,
-        cloud_now=cloud_now,
-    )
-    return Plan(
-        tuple(packed),
-        tuple(one for one in sessions if one.session.id not in ids and is_due(one, now)),
-        tuple(one.known for one in to_check),
-    )
+    packed = _packed([*together.values()], size=size, rows=rows, late=late, now=now, cloud_now=cloud_now)
+    return Plan(tuple(packed), singles, tuple(one.known for one in to_check[:checks]))
 
 
 def is_due(known: KnownSession, now: float) -> bool:
@@ -175,38 +161,33 @@ def is_due(known: KnownSession, now: float) -> bool:
 
 
 def _packed(
-    members: Sequence[Member], *, size: int, rows: int, late: bool, series: int, now: float, cloud_now: float
+    members: Sequence[Member], *, size: int, rows: int, late: bool, now: float, cloud_now: float
 ) -> Iterator[Batch]:
-    """`series` is how many a session has of which that is not known."""
-    alike: dict[tuple[tuple[Window, ...], bool, bool], list[Member]] = defaultdict(list)
+    """Batches of sessions of which the same windows are due, and about as much of them."""
+    usual = median_high([len(one.followed.series) for one in members if one.followed.series] or [USUAL_SERIES])
+    alike: dict[tuple[tuple[Window, ...], bool, bool], list[list[Member]]] = defaultdict(list)
+    left: dict[tuple[tuple[Window, ...], bool, bool], int] = {}
     for member in members:
         windows = windows_due(member, cloud_now=cloud_now, over=late or not member.followed.proven)
         lately = all(member.since(window) >= cloud_now - LATELY for window in windows)
-        alike[windows, lately, late and member.followed.missing > 0].append(member)
-    for (windows, _, further), candidates in alike.items():
-        for chunk in _chunks(candidates, size, series):
-            if not is_due(chunk[0].known, now):
-                break
-            yield Batch(chunk, windows, FURTHER_BACK if further else _back(chunk, rows))
+        further = late and member.followed.lacking > 0
+        key, series = (windows, lately, further), len(member.followed.series) or usual
+        most = min(size, MOST_IDS) // (FURTHER_PARTS if further else 1)
+        if not alike[key] or len(alike[key][-1]) >= most or series > left[key]:
+            alike[key].append([])
+            left[key] = MOST_SERIES
+        alike[key][-1].append(member)
+        left[key] -= series
+    for (windows, _, further), chunks in alike.items():
+        for chunk in chunks:
+            if is_due(chunk[0].known, now):
+                yield Batch(tuple(chunk), windows, FURTHER_BACK if further else _back(chunk, rows))
 
 
 def _back(members: Sequence[Member], rows: int) -> int:
-    """How far samples are read again: as far as the rows fit, with some that are new."""
+    """How far samples are read again: as far as the rows fit into a page, with some that are new."""
     rate = sum(member.rate for member in members)
     return int(max(BACK, min(MOST_BACK, rows / rate - BACK))) if rate else BACK
-
-
-def _chunks(members: Sequence[Member], size: int, series: int) -> list[tuple[Member, ...]]:
-    chunks: list[list[Member]] = [[]]
-    left = MOST_SERIES
-    for member in members:
-        more = len(member.followed.series) or series
-        if len(chunks[-1]) >= min(size, MOST_IDS) or (more > left and chunks[-1]):
-            chunks.append([])
-            left = MOST_SERIES
-        chunks[-1].append(member)
-        left -= more
-    return [tuple(chunk) for chunk in chunks]
 
 
 def windows_due(member: Member, *, cloud_now: float, over: bool) -> tuple[Window, ...]:

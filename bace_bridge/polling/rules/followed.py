@@ -38,11 +38,11 @@ class Groups(msgspec.Struct, frozen=True):
 class Followed(msgspec.Struct, frozen=True):
     """What the store told of an active data session after its last fetch of its own, and the batches since then.
 
-    `windows` are those that are not settled, `newest` the time of their newest points, `samples` counts those of the
-    others. `raw` says that an hour came as samples. `count` is the row's `datapoint_count` when a row of it came last;
-    by as much as `owed` it exceeded all samples at first, and by as much as `missing` more it does now. `silent` counts
-    the batches in a row that showed nothing of it, `lacking` those after which something was missing; after so many as
-    its `patience` it is fetched on its own. It is `alone` where only such a fetch tells whose its rows are.
+    `windows` are those that are not settled, and `newest` is the time of their newest points. `raw` says that an hour
+    came as samples. `count` is the row's `datapoint_count` when a row of it came last, `elsewhere` by how much that
+    exceeded the samples of the `windows` at first. `silent` counts the batches in a row that showed nothing of it,
+    `lacking` those after which it has more than was seen; after so many as its `patience` it is fetched on its own.
+    It is `alone` where only such a fetch tells whose its rows are.
 
     One that is not `proven` was never fetched: whether all of its rows are of its group is still to be seen.
     """
@@ -53,11 +53,9 @@ class Followed(msgspec.Struct, frozen=True):
     raw: bool
     windows: dict[Window, WindowState]
     newest: dict[Window, float]
-    samples: int
     count: int | None
     at: float
-    owed: int = 0
-    missing: int = 0
+    elsewhere: int = 0
     silent: int = 0
     lacking: int = 0
     patience: int = FIRST_PATIENCE
@@ -69,9 +67,14 @@ class Followed(msgspec.Struct, frozen=True):
         same = known.session.group_id == self.group_id and known.reading == self.reading
         return same and is_plain(known)
 
-    def lacks(self, count: int | None) -> int:
-        """How many samples there are, by this `datapoint_count`, that were not seen."""
-        return max(0, (count or 0) - self.samples - sum(state.samples for state in self.windows.values()))
+    def fits(self, known: KnownSession) -> bool:
+        """Whether it can be in a batch."""
+        return self.is_about(known) and not self.alone
+
+    @property
+    def seen(self) -> int:
+        """The samples in its windows."""
+        return sum(state.samples for state in self.windows.values())
 
     def is_to_be_checked(self, known: KnownSession, *, cloud_now: float) -> bool:
         """True where only a fetch of its own can tell what is true: a batch proves no silence and settles no window."""
@@ -118,7 +121,6 @@ def follow(
         raw=any(are_samples(_rows(points)) for points in emitted.values()),
         windows=windows,
         newest={one: max(row.timestamp for row in rows) for one, points in emitted.items() if (rows := _rows(points))},
-        samples=sum(state.samples for state in states.values() if state.settled),
         count=session.datapoint_count,
         at=now,
         proven=known.own_group == session.group_id,
@@ -129,10 +131,12 @@ def follow(
         changed = known.updates or known.reopenings or known.own_group is not None
         is_young = session.datapoint_count and not states and made.over_since(cloud_now) == inf
         return made if is_young and not changed else None
-    owed = made.lacks(session.datapoint_count)
-    vain = before is not None and before.is_about(known) and owed > before.owed
-    patience = min(MOST_PATIENCE, 2 * before.patience) if before is not None and vain else FIRST_PATIENCE
-    return msgspec.structs.replace(made, owed=owed, patience=patience)
+    settled = sum(state.samples for state in states.values() if state.settled)
+    elsewhere = max(settled, (session.datapoint_count or 0) - made.seen)
+    patience = FIRST_PATIENCE
+    if before is not None and elsewhere > settled:
+        patience = min(MOST_PATIENCE, before.patience * (2 if before.lacking >= before.patience else 1))
+    return msgspec.structs.replace(made, elsewhere=elsewhere, patience=patience)
 
 
 def _rows(published: Emitted) -> list[Datapoint]:
@@ -165,8 +169,8 @@ def after_batch(followed: Followed, reads: Sequence[Read], *, count: int | None,
         at=now,
         proven=True,
     )
-    missing = max(0, after.lacks(count) - followed.owed)
-    return msgspec.structs.replace(after, missing=missing, lacking=followed.lacking + 1 if missing else 0)
+    lacks = (count or 0) > after.elsewhere + after.seen
+    return msgspec.structs.replace(after, lacking=followed.lacking + 1 if lacks else 0)
 
 
 def conclude_batch(
@@ -188,5 +192,5 @@ def conclude_batch(
         own_group=after.group_id,
         fetch_at=now + interval,
         fetched_at=now if after.silent <= SILENT_ROUNDS else fresh.fetched_at,
-        count_fetched=fresh.count_fetched if after.missing else after.count,
+        count_fetched=fresh.count_fetched if after.lacking else after.count,
     )
