@@ -26,9 +26,9 @@ from bace_bridge.polling.rules.batches import (
 )
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.datapoints import Datapoint, are_raw
+from bace_bridge.polling.rules.fetches import absorb
 from bace_bridge.polling.rules.followed import Followed, Shown, after_batch, conclude_batch, remembered
 from bace_bridge.polling.rules.ranges import halves_of
-from bace_bridge.polling.rules.readings import absorb
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import Window
 
@@ -189,12 +189,12 @@ class BatchFetch:
             whole = query.start == window.start
             changes = absorb(
                 one.member.known,
-                well.windows,
-                {window: rows},
-                {window: emitted[session_id]},
-                self._settings.datatypes,
-                in_part=None if whole else window,
-                pages=1,
+                window,
+                rows,
+                before=well.windows.get(window),
+                emitted=emitted[session_id],
+                datatypes=self._settings.datatypes,
+                in_part=not whole,
                 now=self._clock(),
                 cloud_now=self._cloud_now(),
             )
