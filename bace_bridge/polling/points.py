@@ -29,6 +29,9 @@ log = structlog.get_logger()
 ASKED_AGAIN = 600.0
 """Seconds after which it is asked again what was forbidden, or which sessions' rows come."""
 
+SURE_FOR = 10.0
+"""Seconds for which it is sure that only a data session's own rows come, although there are some of another group."""
+
 MOST_NAMED = 1000
 """Rows that are named in the log, so that remembering which were has a bound."""
 
@@ -116,10 +119,7 @@ class PointEndpoint:
     @property
     def rest(self) -> float:
         """Seconds for which datapoints are not asked for, because the account may not read them."""
-        return self._lasts(self._forbidden[1]) if self._forbidden is not None else 0.0
-
-    def _lasts(self, since: float) -> float:
-        waited = self._clock() - since
+        waited = self._clock() - self._forbidden[1] if self._forbidden is not None else -1.0
         return ASKED_AGAIN - waited if 0 <= waited < ASKED_AGAIN else 0.0
 
     async def ensure_allowed(self) -> None:
@@ -136,7 +136,7 @@ class PointEndpoint:
         if self._forbidden is not None and self.rest > 0:
             raise PointsForbidden(self._forbidden[0])
         try:
-            await self._cloud.point_page(PointQuery(NOBODY, 0, 60).params, 1, urgency=Urgency.LIVE)
+            await self._ask_nobody(PointQuery(NOBODY, 0, 60))
         except CloudRefused as refusal:
             try:
                 await self._cloud.session_page((), 1, per_page=1)
@@ -150,26 +150,27 @@ class PointEndpoint:
             log.info("datapoints.allowed_again")
         self._forbidden = None
 
-    async def keeps_to_sessions(self, query: PointQuery, requests: Reader, *, doubt: bool, urgency: Urgency) -> bool:
+    async def keeps_to_sessions(self, query: PointQuery, requests: Reader, *, doubt: bool) -> bool:
         """Whether rows that came for `query` are its data session's; `doubt` where some are of another group.
 
         The same query for no data session must show nothing. That is asked once, and again where there is a doubt:
         Unreadable where it is not answered.
         """
-        if self._kept is not None:
-            kept, asked_at = self._kept
-            if self._lasts(asked_at) if not kept else not doubt:
-                return kept
-        nobodys = query._replace(session_id=NOBODY).params
+        before, asked_at = self._kept or (None, 0.0)
+        waited = self._clock() - asked_at
+        if (before and not doubt) or (before is not None and 0 <= waited < (SURE_FOR if before else ASKED_AGAIN)):
+            return before
         try:
-            page = await requests.ask(lambda: self._cloud.point_page(nobodys, 1, urgency=urgency))
-            kept = not page.count
+            kept = not (await requests.ask(partial(self._ask_nobody, query))).count
         except CloudRefused:
             kept = True
-        if not kept and (self._kept is None or self._kept[0]):
+        if not kept and before is not False:
             log.error("cloud.session_filter_not_honoured", then="only the device's own datapoints are published")
         self._kept = (kept, self._clock())
         return kept
+
+    async def _ask_nobody(self, query: PointQuery) -> Page[Datapoint]:
+        return await self._cloud.point_page(query._replace(session_id=NOBODY).params, 1, urgency=Urgency.LIVE)
 
     def name_unreadable(self, session_id: str, rows: tuple[str, ...]) -> None:
         """Names each row that cannot be read once."""
@@ -192,7 +193,6 @@ class PointReader:
         self._session = session
         self._urgency = urgency
         self._requests = Reader(cloud, canaries=[endpoint.check])
-        self._made_sure = False
         self._same_by_day: bool | None = None
         self.hours: dict[int, int] | None = None
 
@@ -208,12 +208,8 @@ class PointReader:
         served = as_set(row for page in found for row in page.items)
         rows = tuple(row for row in served if start <= row.timestamp < end)
         foreign = any(row.group_id not in {None, self._session.group_id} for row in rows)  # or it was moved
-        doubt, self._made_sure = foreign and not self._made_sure, self._made_sure or foreign
-        own = not rows or await self._endpoint.keeps_to_sessions(
-            query, self._requests, doubt=doubt, urgency=self._urgency
-        )
-        if not own:
-            rows = within(rows, self._session)
+        own = not rows or await self._endpoint.keeps_to_sessions(query, self._requests, doubt=foreign)
+        rows = rows if own else within(rows, self._session)
         if end - start <= SPAN and any(map(is_sample, rows)):
             self._endpoint.shows_samples = True
         return PointsRead(rows, len(found), own=own and len(rows) == len(served))
