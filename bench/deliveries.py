@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from bace_bridge.config.models import MqttConfig, WebhookConfig
-from bace_bridge.dispatcher import Dispatcher, Sink
+from bace_bridge.delivery.dispatcher import Dispatcher, Sink
 from bace_bridge.domain.routing import Filter
 from bace_bridge.domain.state import DeviceState
 from bace_bridge.sinks.mqtt.sink import MqttSink

@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from bace_bridge import logs
-from bace_bridge.account import cloud_http
+from bace_bridge.app.account import cloud_http
 from bace_bridge.cli.options import config_option
 from bace_bridge.cli.stored import NoStoreYet, local_time, printable, stored
 from bace_bridge.cloud.api import BaceCloud

@@ -13,7 +13,7 @@ import click
 import structlog
 
 from bace_bridge import logs
-from bace_bridge.bridge import Bridge
+from bace_bridge.app.bridge import Bridge
 from bace_bridge.cli.options import config_option
 from bace_bridge.config.load import load
 from bace_bridge.config.models import Config

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from bace_bridge.bridge import Bridge
+from bace_bridge.app.bridge import Bridge
 from bace_bridge.config.load import load
 from bace_bridge.config.models import Config
 from bace_bridge.demo.arrivals import BASE_TOPIC

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 import structlog
 from msgspec.structs import replace
 
-from bace_bridge.errors import CloudError, UnexpectedReply
+from bace_bridge.errors import CloudError
 from bace_bridge.polling.batch_reader import BatchReader, NotHonoured
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
 from bace_bridge.polling.needs import PointCloud, PointJournal
-from bace_bridge.polling.points import PointEndpoint, PointsForbidden
-from bace_bridge.polling.reading import Reader, Unreadable
+from bace_bridge.polling.points import PointEndpoint, PointsForbidden, TooMuch
+from bace_bridge.polling.reading import Reader
 from bace_bridge.polling.rules.batch_size import BatchSize
 from bace_bridge.polling.rules.batches import (
     FORGOTTEN_AFTER,
@@ -144,7 +144,7 @@ class BatchFetch:
             shares = attribute(await self._points.rows(query, requests), batch.members)
             if shares is None:
                 await self._points.prove(query, requests, doubt=True)
-                raise Unreadable(UnexpectedReply("rows of a group that was not asked for"))
+                raise TooMuch("rows of a group that was not asked for")
             since[window] = query.start
             for one, rows in shares.items():
                 reads[one][window] = rows

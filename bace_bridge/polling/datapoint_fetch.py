@@ -1,7 +1,7 @@
 """A fetch of the datapoints of one data session: read its windows, emit what is new, then its end and its CSV."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -11,13 +11,11 @@ from msgspec.structs import replace
 from bace_bridge.errors import CloudError, CloudRefused, CloudUnavailable
 from bace_bridge.polling.needs import PointCloud, PointJournal
 from bace_bridge.polling.points import PointEndpoint, PointReader, PointsForbidden, TooMuch
-from bace_bridge.polling.probe import Probe
 from bace_bridge.polling.reading import MOST_NARROWING, Unreadable
-from bace_bridge.polling.rules.changes import Changes, WindowRead
+from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.datapoints import Datapoint, Datatype
-from bace_bridge.polling.rules.fetches import MOST_FAILURES, Outcome, conclude, judge
-from bace_bridge.polling.rules.followed import Groups
-from bace_bridge.polling.rules.readings import absorb, by_window, left_out, split
+from bace_bridge.polling.rules.fetches import MOST_FAILURES, Outcome, absorb, conclude, judge, left_out, split
+from bace_bridge.polling.rules.followed import own_group
 from bace_bridge.polling.rules.seen import Urgency
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import (
@@ -78,10 +76,10 @@ class DatapointFetch:
         self._clock = clock
         self._began = clock()
         self._points = PointReader(cloud, endpoint, known.session, urgency)
-        self._probe = Probe(self._points, known.session.id)
         self._states: dict[Window, WindowState] = {}
         self._breaks = 0
-        self._groups = Groups()
+        self._groups: set[str | None] = set()
+        self._own = True
 
     async def make(self) -> CloudError | None:
         """Raises StoreError only; what the cloud does ends up in the session's next fetch.
@@ -121,18 +119,17 @@ class DatapointFetch:
         samples = self._samples()
         due = windows_due(self._known, self._states, now=self._cloud_now())
         if len(due) > DIRECT_WINDOWS:
-            hours = await self._probe.hours()
+            hours = await self._points.probe()
             if hours is None:
                 await self._read_all(due)
                 return "more" if any(one in self._states and self._states[one].settled for one in due) else "read"
             due = windows_due(self._known, self._states, now=self._cloud_now(), hours=hours)
         await self._read_all(due)
         for window in left_out_windows(self._states) if self._known.unread else ():
-            failures = self._states[window].failures
             await self._read(window)
-            if self._states[window].failures > failures:
+            if window in left_out_windows(self._states):
                 break  # one that still breaks is enough
-        if self._something_may_be_missing(found=self._samples() > samples) and (hours := await self._probe.hours()):
+        if self._something_may_be_missing(found=self._samples() > samples) and (hours := await self._points.probe()):
             for span in (SPAN, DAY):
                 for window in windows_with_more(hours, self._known, self._states, span=span):
                     await self._read(window)
@@ -144,13 +141,13 @@ class DatapointFetch:
         Where new ones are found all the time, or its count never fits, it is searched once an hour.
         """
         count = self._seen.datapoint_count
-        if self._probe.samples is not None or count is None:
-            return self._probe.samples is not None
+        if self._points.hours is not None or count is None:
+            return self._points.hours is not None
         lacks = self._samples() < count
         if self._known.csv_due:
             return lacks
         lately = self._known.searched == self._searched
-        return (not found and count != self._known.count_fetched) or (lacks and self._groups.own and not lately)
+        return (not found and count != self._known.count_fetched) or (lacks and self._own and not lately)
 
     @property
     def _searched(self) -> tuple[int, int]:
@@ -162,10 +159,10 @@ class DatapointFetch:
 
     async def _read_all(self, due: Iterable[Window]) -> None:
         for day, windows in days_of(due).items():
-            shown = await self._probe.read_day(day, windows)
+            shown = await self._points.read_day(day, windows)
             for window in windows:
                 if window in shown:
-                    await self._absorb({window: shown[window]})
+                    await self._absorb(window, shown[window])
                 else:
                     await self._read(window)
 
@@ -179,11 +176,11 @@ class DatapointFetch:
         parts = halves(window)
         try:
             read = await self._points.read(since, window.end)
-            served = by_window(read.points, window, self._states)
-            self._groups = self._groups.with_rows(served, own=read.own)
-            as_served = self._settings.resolution == "as_served" or not parts or len(served) > 1
+            self._groups |= {row.group_id for row in read.points}
+            self._own = self._own and read.own
+            as_served = self._settings.resolution == "as_served" or not parts or not read.own
             if as_served or await self._points.are_samples(read.points):
-                await self._absorb(served, in_part=window if since > window.start else None, pages=read.pages)
+                await self._absorb(window, read.points, in_part=since > window.start, pages=read.pages)
                 return
         except Unreadable as fault:
             breaks = breaks or await self._breaks_for_good(window, fault)
@@ -193,8 +190,8 @@ class DatapointFetch:
                 await self._leave_out(window, str(fault))
                 return
             self._breaks += 1
-        emitted = await self._journal.emitted(self._known.session.id, [window])
-        await self._commit(Changes(windows=split(self._known, window, emitted[window])))
+        emitted = await self._journal.emitted(self.session_id, [window])
+        await self._commit(split(self._known, window, emitted[window]))
         for part in parts:
             await self._read(part, breaks=breaks)
 
@@ -209,21 +206,29 @@ class DatapointFetch:
         return True
 
     async def _leave_out(self, window: Window, reason: str) -> None:
-        state = left_out(self._known, self._states.get(window), window)
-        if state.failures == 1:
-            place = {"session": self._known.session.id, "start": window.start, "end": window.end}
+        before = self._states.get(window)
+        if before is None or not before.failures:
+            place = {"session": self.session_id, "start": window.start, "end": window.end}
             log.error("datapoints.window_left_out", **place, reason=reason)
-        await self._commit(Changes(windows=(WindowRead(self._known.session.id, state, None),)))
+        await self._commit(left_out(self._known, before, window))
 
     async def _absorb(
-        self, served: Mapping[Window, list[Datapoint]], *, pages: int = 1, in_part: Window | None = None
+        self, window: Window, points: Sequence[Datapoint], *, in_part: bool = False, pages: int = 1
     ) -> None:
-        emitted = await self._journal.emitted(self._known.session.id, served)
-        clocks = {"now": self._clock(), "cloud_now": self._cloud_now()}
-        known, datatypes = self._known, self._settings.datatypes
-        await self._commit(
-            absorb(known, self._states, served, emitted, datatypes, in_part=in_part, pages=pages, **clocks)
+        emitted = await self._journal.emitted(self.session_id, [window])
+        changes = absorb(
+            self._known,
+            window,
+            points,
+            before=self._states.get(window),
+            emitted=emitted[window],
+            datatypes=self._settings.datatypes,
+            in_part=in_part,
+            pages=pages,
+            now=self._clock(),
+            cloud_now=self._cloud_now(),
         )
+        await self._commit(changes)
 
     async def _commit(
         self, found: Changes = NOTHING, outcome: Outcome | None = None, *, retry_after: float = 0.0
@@ -231,25 +236,25 @@ class DatapointFetch:
         """Makes durable what was found and, with an outcome, what follows from the fetch."""
         self._states.update({read.state.window: read.state for read in found.windows})
         async with self._deciding:
-            fresh = (await self._journal.known([self._known.session.id])).get(self._known.session.id)
+            fresh = (await self._journal.known([self.session_id])).get(self.session_id)
             if fresh is None:
                 return
             if found.events:
                 newest = max(event.time for event in found.events)
                 newest = newest if fresh.newest_point_at is None else max(newest, fresh.newest_point_at)
                 fresh = replace(fresh, newest_point_at=newest, points_since_csv=True)
-            left_out = bool(left_out_windows(self._states))
+            incomplete = bool(left_out_windows(self._states))
             if outcome == "read":
-                own_group = self._groups.own_group(fresh)
-                fresh = replace(fresh, count_fetched=self._seen.datapoint_count, own_group=own_group)
-                if self._probe.samples is not None:
-                    fresh = replace(fresh, probed=per_day(self._probe.samples), searched=self._searched)
-                found_samples = None if left_out else self._samples()
+                of_group = own_group(fresh, self._groups, own=self._own)
+                fresh = replace(fresh, count_fetched=self._seen.datapoint_count, own_group=of_group)
+                if self._points.hours is not None:
+                    fresh = replace(fresh, probed=per_day(self._points.hours), searched=self._searched)
+                found_samples = None if incomplete else self._samples()
                 reading, cloud_now = self._known.reading, self._cloud_now()
                 outcome = judge(fresh, self._seen, reading=reading, samples=found_samples, cloud_now=cloud_now)
-            url, interval, now = self._settings.csv_url(fresh.session.id), self._settings.interval, self._clock()
+            url, interval, now = self._settings.csv_url(self.session_id), self._settings.interval, self._clock()
             concluded = conclude(
-                fresh, outcome, csv_url=url, interval=interval, now=now, left_out=left_out, retry_after=retry_after
+                fresh, outcome, csv_url=url, interval=interval, now=now, left_out=incomplete, retry_after=retry_after
             )
             self._known = replace(concluded.known, reading=self._known.reading)
             events = found.events + concluded.events

@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from bace_bridge.dispatcher import Dispatcher
+from bace_bridge.app.service import Service
+from bace_bridge.delivery.dispatcher import Dispatcher
 from bace_bridge.domain.routing import Filter
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
-from bace_bridge.service import Service
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal

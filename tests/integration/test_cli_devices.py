@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bace_bridge.account import fingerprint
+from bace_bridge.app.account import fingerprint
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
 from bace_bridge.cloud.tokens import Credentials, Tokens

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from bace_bridge.bridge import Bridge
-from bace_bridge.clocks import ClockWatch, SteadyClock
+from bace_bridge.app.bridge import Bridge
+from bace_bridge.app.clocks import ClockWatch, SteadyClock
 from bace_bridge.config.load import load
 from bace_bridge.domain.lanes import Lane
 from bace_bridge.domain.retry import LONGEST_WAIT

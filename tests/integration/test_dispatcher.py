@@ -14,7 +14,8 @@ import pytest
 from aiohttp import web
 
 from bace_bridge.config.models import WebhookConfig
-from bace_bridge.dispatcher import Dispatcher
+from bace_bridge.delivery.dispatcher import Dispatcher
+from bace_bridge.delivery.sink_watch import SinkWatch
 from bace_bridge.domain.events import Event, LoggedEvent
 from bace_bridge.domain.lanes import Attempt, Lane
 from bace_bridge.domain.outbox import BEHIND
@@ -22,7 +23,6 @@ from bace_bridge.domain.retry import WEBHOOK_SCHEDULE
 from bace_bridge.domain.routing import Filter
 from bace_bridge.errors import DeliveryFailed, DeliveryRejected, SinkDisabled, SinkError, SinkUnavailable
 from bace_bridge.polling.rules.changes import Changes
-from bace_bridge.sink_watch import SinkWatch
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from bace_bridge.sinks.webhook.sink import WebhookSink
 from bace_bridge.store.deadletters import DeadLetters, Which

@@ -16,7 +16,7 @@ from aiohttp import web
 from msgspec.structs import replace
 from structlog.testing import capture_logs
 
-from bace_bridge.bridge import Bridge
+from bace_bridge.app.bridge import Bridge
 from bace_bridge.config.load import load
 from bace_bridge.config.models import MqttConfig
 from bace_bridge.domain.routing import Filter

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from bace_bridge.dispatcher import LONGEST_REST, Dispatcher
+from bace_bridge.app.service import Service
+from bace_bridge.delivery.dispatcher import LONGEST_REST, Dispatcher
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.routing import Filter
 from bace_bridge.errors import SinkDisabled
 from bace_bridge.polling.rules.changes import Changes
-from bace_bridge.service import Service
 from bace_bridge.status import SLOWEST_PROGRESS
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.housekeeping import Cap, Upkeep

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from bace_bridge.app.service import keep_store
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.lanes import DeadLetter, Lane
 from bace_bridge.errors import StoreAtCap
@@ -19,7 +20,6 @@ from bace_bridge.polling.rules.changes import Changes, PollState, WindowRead
 from bace_bridge.polling.rules.datapoints import EmittedPoint
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.polling.rules.windows import WindowState
-from bace_bridge.service import keep_store
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.housekeeping import CROWDED, EVERY, SESSIONS_A_PIECE, WINDOWS_A_PIECE, Cap, Upkeep
 from bace_bridge.store.journal import Journal

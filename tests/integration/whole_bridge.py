@@ -10,7 +10,7 @@ from typing import Any
 
 from structlog.testing import capture_logs
 
-from bace_bridge.bridge import Bridge
+from bace_bridge.app.bridge import Bridge
 from bace_bridge.config.load import load
 from tests.acceptance.line import SECRET, configuration, until
 

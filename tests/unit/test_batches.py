@@ -28,11 +28,11 @@ from bace_bridge.polling.rules.datapoints import Datapoint, Emitted, EmittedPoin
 from bace_bridge.polling.rules.followed import (
     SILENT_ROUNDS,
     Followed,
-    Groups,
     Read,
     after_batch,
     conclude_batch,
     follow,
+    own_group,
 )
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.polling.rules.windows import SETTLING, Window, WindowState, window_at
@@ -390,12 +390,7 @@ def test_one_that_was_never_fetched_begins_in_a_batch_where_that_can_show_everyt
     ],
 )
 def test_the_group_that_is_kept_is_that_of_all_rows(groups: list[str | None], own: bool, found: str | None) -> None:
-    known = session(1, own_group="before")
-    shown = Groups()
-    for group in groups:
-        shown = shown.with_rows({HOUR: [row(known, group=group)]}, own=own)
-    assert shown.own_group(known) == found
-    assert shown.with_rows({HOUR: [row(known)], BEFORE: [row(known)]}, own=True).own_group(known) is None
+    assert own_group(session(1, own_group="before"), groups, own=own) == found
 
 
 def after(before: Followed, *rows: Datapoint, samples: int = 0, whole: bool = True, count: int = 100) -> Followed:

@@ -17,7 +17,7 @@ from bace_bridge.polling.rules.windows import (
     days_of,
     halves,
     is_settled,
-    leaf_at,
+    leaves,
     read_from,
     window_at,
     windows_due,
@@ -80,16 +80,14 @@ def test_halves_share_out_a_window_on_whole_minutes(hour: int, depth: int) -> No
         window = second
 
 
-def test_a_point_belongs_to_the_smallest_window_that_was_split_out() -> None:
+def test_a_window_is_read_in_the_parts_that_were_split_out() -> None:
     first, second = halves(HOUR)
-    quarter = halves(first)[0]
+    quarter, next_quarter = halves(first)
     known = states(state(HOUR, split=True), state(first, split=True), state(second))
-    assert leaf_at(NOON + 1, known) == quarter
-    assert leaf_at(first.end - 0.5, known) == Window(quarter.end, first.end)
-    assert leaf_at(first.end, known) == second
-    assert leaf_at(HOUR.end, known) == hours(1)[0]
+    assert list(leaves(HOUR, known)) == [quarter, next_quarter, second]
+    assert list(leaves(hours(1)[0], known)) == hours(1)
     minute = Window(NOON, NOON + FINEST_SPAN)
-    assert leaf_at(NOON + 1, {**known, quarter: state(quarter, split=False), minute: state(minute)}) == quarter
+    assert list(leaves(HOUR, {**known, minute: state(minute)})) == [quarter, next_quarter, second]
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ import msgspec
 from bace_bridge.polling.rules.batch_size import MOST_IDS
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.datapoints import Datapoint, Datatype, Emitted
+from bace_bridge.polling.rules.fetches import absorb
 from bace_bridge.polling.rules.followed import Followed, Read, after_batch
 from bace_bridge.polling.rules.point_pages import Params
 from bace_bridge.polling.rules.ranges import LATEST_FILTER
-from bace_bridge.polling.rules.readings import absorb
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import FINEST_SPAN, SETTLING, Window, WindowState, window_at
 
@@ -249,12 +249,12 @@ def absorb_batch(
         whole, before = since[window] == window.start, followed.windows.get(window)
         found = absorb(
             member.known,
-            followed.windows,
-            {window: rows},
-            {window: emitted[window]},
-            datatypes,
-            in_part=None if whole else window,
-            pages=1,
+            window,
+            rows,
+            before=before,
+            emitted=emitted[window],
+            datatypes=datatypes,
+            in_part=not whole,
             now=now,
             cloud_now=cloud_now,
         )

@@ -1,6 +1,6 @@
 """What is known of an active data session that may be fetched together with others, and what a batch makes of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -15,24 +15,6 @@ SILENT_ROUNDS = 5
 
 FIRST_PATIENCE, MOST_PATIENCE = 8, 256
 """Batches after which a session is fetched on its own because something is missing that they looked for."""
-
-
-class Groups(msgspec.Struct, frozen=True):
-    """Whose rows a fetch of its own has shown of a data session: their groups, and whether the cloud kept to it."""
-
-    shown: frozenset[str | None] = frozenset()
-    own: bool = True
-
-    def with_rows(self, served: Mapping[Window, Sequence[Datapoint]], *, own: bool) -> "Groups":
-        """And these rows, all of one window where the cloud kept to the time."""
-        groups = {row.group_id for rows in served.values() for row in rows}
-        return Groups(self.shown | groups, self.own and own and len(served) == 1)
-
-    def own_group(self, known: KnownSession) -> str | None:
-        """The group of the data session, where it is that of all its rows; without rows what it was before."""
-        if not self.shown:
-            return known.own_group
-        return known.session.group_id if self.own and self.shown == {known.session.group_id} else None
 
 
 class Followed(msgspec.Struct, frozen=True):
@@ -88,6 +70,16 @@ class Followed(msgspec.Struct, frozen=True):
     def over_since(self, cloud_now: float) -> float:
         """The end of the oldest window that is to be settled."""
         return min((window.end for window in self.windows if cloud_now >= window.end + SETTLING), default=inf)
+
+
+def own_group(known: KnownSession, shown: Collection[str | None], *, own: bool) -> str | None:
+    """The group of the data session, where all rows are of it that a fetch of its own has shown; else None.
+
+    `own` says that the cloud kept to session and time in it. Without rows it is what it was before.
+    """
+    if not shown:
+        return known.own_group
+    return known.session.group_id if own and {*shown} == {known.session.group_id} else None
 
 
 def is_plain(known: KnownSession) -> bool:

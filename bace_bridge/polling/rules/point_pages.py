@@ -1,6 +1,6 @@
 """How datapoints are asked for, and what the pages of an answer hold."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -8,6 +8,7 @@ from bace_bridge.polling.rules.datapoints import Datapoint
 from bace_bridge.polling.rules.ranges import LATEST_FILTER
 from bace_bridge.polling.rules.seen import Page
 from bace_bridge.polling.rules.sessions import DataSession
+from bace_bridge.polling.rules.windows import Window
 
 Params = tuple[tuple[str, str], ...]
 
@@ -24,6 +25,10 @@ class PointQuery(NamedTuple):
     @property
     def of_one_series(self) -> bool:
         return len(self.datatypes) == 1 and self.source_device is not None
+
+    def divided(self, at: int) -> list["PointQuery"]:
+        """The same for some of the datatypes each: those from the one `at` a place on, and those before it."""
+        return [self._replace(datatypes=some) for some in (self.datatypes[at:], self.datatypes[:at])]
 
     @property
     def params(self) -> Params:
@@ -81,3 +86,15 @@ def within(rows: Iterable[Datapoint], session: DataSession) -> tuple[Datapoint, 
     """The rows that can only be the session's, of a cloud that serves those of all sessions."""
     end = float("inf") if session.end is None else session.end
     return tuple(row for row in rows if row.group_id == session.group_id and session.start <= row.timestamp <= end)
+
+
+def shown_by_day(
+    points: Sequence[Datapoint], windows: Iterable[Window], probe: Mapping[int, int]
+) -> dict[Window, tuple[Datapoint, ...]]:
+    """What an answer for a day surely shows of windows: lone samples, as many as a probe found there."""
+    shown: dict[Window, tuple[Datapoint, ...]] = {}
+    for window in windows:
+        rows = tuple(one for one in points if window.start <= one.timestamp < window.end)
+        if all(one.count == 1 for one in rows) and len(rows) >= max(1, probe.get(window.start, 1)):
+            shown[window] = rows
+    return shown

@@ -88,11 +88,6 @@ def leaves(window: Window, states: States) -> Iterator[Window]:
         yield window
 
 
-def leaf_at(timestamp: float, states: States) -> Window:
-    """The window in which a point is read."""
-    return next(one for one in leaves(window_at(timestamp), states) if timestamp < one.end)
-
-
 def windows_due(known: KnownSession, states: States, *, now: float, hours: Iterable[int] | None = None) -> list[Window]:
     """The windows of a data session that are to be read now, oldest first.
 

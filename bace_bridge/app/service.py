@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from bace_bridge.dispatcher import Dispatcher
+from bace_bridge.delivery.dispatcher import Dispatcher
 from bace_bridge.errors import StoreError, StoreUnusable
 from bace_bridge.status import Status
 

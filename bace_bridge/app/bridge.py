@@ -11,13 +11,15 @@ from typing import Any, Literal
 import structlog
 
 from bace_bridge import logs
-from bace_bridge.account import cloud_http, fingerprint
 from bace_bridge.answers import request_handlers
-from bace_bridge.clocks import ClockWatch, SteadyClock
+from bace_bridge.app.account import cloud_http, fingerprint
+from bace_bridge.app.clocks import ClockWatch, SteadyClock
+from bace_bridge.app.service import Service
 from bace_bridge.cloud.api import BaceCloud, csv_url
 from bace_bridge.cloud.http import CloudHttp
 from bace_bridge.config.models import Config, MqttConfig, WebhookConfig
-from bace_bridge.dispatcher import Dispatcher
+from bace_bridge.delivery.dispatcher import Dispatcher
+from bace_bridge.delivery.sink_watch import SinkWatch
 from bace_bridge.domain.events import SINK_DISABLED, bridge_event
 from bace_bridge.domain.routing import Filter
 from bace_bridge.domain.timestamps import iso_utc
@@ -34,8 +36,6 @@ from bace_bridge.polling.rules.fetches import SLOWEST_FETCH
 from bace_bridge.polling.rules.first_start import FirstStart
 from bace_bridge.polling.rules.seen import Urgency
 from bace_bridge.polling.rules.sessions import KnownSession
-from bace_bridge.service import Service
-from bace_bridge.sink_watch import SinkWatch
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from bace_bridge.sinks.webhook.sink import WebhookSink
 from bace_bridge.status import StateForTopics, Status
