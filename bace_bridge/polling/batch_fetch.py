@@ -15,6 +15,7 @@ from bace_bridge.polling.reading import Reader
 from bace_bridge.polling.rules.batch_size import BatchSize
 from bace_bridge.polling.rules.batches import (
     FORGOTTEN_AFTER,
+    LEAST_IDS,
     Batch,
     Member,
     Plan,
@@ -72,7 +73,9 @@ class BatchFetch:
         self._alone = {one: until for one, until in self._alone.items() if 0 < until - now <= ALONE_FOR}
         forgotten = max(FORGOTTEN_AFTER, 4 * self._settings.interval)
         self._followed = {one: it for one, it in self._followed.items() if 0 <= now - it.at < forgotten}
-        await self._follow([one for one in sessions if one.session.id not in self._followed])
+        new = [one for one in sessions if one.session.id not in self._followed]
+        if len(self._followed) + len(new) >= LEAST_IDS:
+            await self._follow(new)
         return plan(
             sessions,
             self._followed,
@@ -104,8 +107,9 @@ class BatchFetch:
         """Makes a fetch of one data session, after which the store tells whether it can be in a batch."""
         before = self._followed.pop(fetch.session_id, None)
         away = await fetch.make()
-        known = await self._journal.known([fetch.session_id])
-        await self._follow([*known.values()], before)
+        if before is not None:
+            known = await self._journal.known([fetch.session_id])
+            await self._follow([*known.values()], before)
         return away
 
     async def read_batch(self, batch: Batch) -> CloudError | None:
@@ -123,8 +127,7 @@ class BatchFetch:
             await self._endpoint.ensure_allowed()
             broken = await requests.bisect(members, read, halves_of)
         except (NotHonoured, PointsForbidden):
-            for member in members:
-                self._followed.pop(member.id, None)
+            log.debug("datapoints.batch_given_up", sessions=len(members))
         except CloudError as error:
             return error
         else:

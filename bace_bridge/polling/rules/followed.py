@@ -104,15 +104,16 @@ def follow(
     from before its last fetch: where a count never fits, it is fetched ever more rarely for that.
     """
     session, due = known.session, windows_due(known, states, now=cloud_now)
+    rows = {window: found for window, points in emitted.items() if (found := _rows(points))}
     windows = {window: WindowState(*window, known.reading) for window in due}
     windows |= {window: state for window, state in states.items() if not state.settled}
     made = Followed(
         group_id=session.group_id,
         reading=known.reading,
         series=frozenset(series for points in emitted.values() for series in points),
-        raw=any(are_samples(_rows(points)) for points in emitted.values()),
+        raw=any(map(are_samples, rows.values())),
         windows=windows,
-        newest={one: max(row.timestamp for row in rows) for one, points in emitted.items() if (rows := _rows(points))},
+        newest={window: max(row.timestamp for row in found) for window, found in rows.items()},
         count=session.datapoint_count,
         at=now,
         proven=known.own_group == session.group_id,
