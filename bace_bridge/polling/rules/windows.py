@@ -115,26 +115,21 @@ def windows_with_more(probe: Mapping[int, int], known: KnownSession, states: Sta
     A cloud's buckets need not begin where ours do, so the hour or the day after one is read, too. Where the sums never
     agree, a day counts again only when its sum has changed since the last probe. Before a CSV everything was just read.
     """
-    days = per_day(probe)
-    wanted: Counter[int] = Counter()
-    found: Counter[int] = Counter()
-    for hour, samples in probe.items():
-        if days[hour // DAY] != known.probed.get(hour // DAY):
-            wanted[hour // span] += samples
-    for state in states.values():
-        found[state.start // span] += state.samples
+    days = summed(probe.items(), DAY)
+    changed = ((hour, many) for hour, many in probe.items() if days[hour // DAY] != known.probed.get(hour // DAY))
+    wanted, found = summed(changed, span), summed(((one.start, one.samples) for one in states.values()), span)
     short = [one * span for one in wanted if wanted[one] > found[one]]
     hours = sorted({hour for start in short for hour in range(start, start + 2 * span, SPAN)})
     windows = [window for hour in hours for window in _leaves_at(hour, states)]
     return [one for one in windows if not known.csv_due or one not in states or states[one].reading < known.reading]
 
 
-def per_day(probe: Mapping[int, int]) -> dict[int, int]:
-    """The samples of a probe by epoch day."""
-    days: Counter[int] = Counter()
-    for hour, samples in probe.items():
-        days[hour // DAY] += samples
-    return dict(days)
+def summed(samples: Iterable[tuple[float, int]], span: int) -> Counter[int]:
+    """Numbers of samples at their times, by the number of the span (in seconds, from the epoch) that they are in."""
+    sums: Counter[int] = Counter()
+    for at, many in samples:
+        sums[int(at // span)] += many
+    return sums
 
 
 def days_of(windows: Iterable[Window]) -> dict[Window, list[Window]]:
