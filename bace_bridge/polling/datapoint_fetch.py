@@ -15,7 +15,7 @@ from bace_bridge.polling.reading import MOST_NARROWING, Unreadable
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.datapoints import Datapoint, Datatype
 from bace_bridge.polling.rules.fetches import MOST_FAILURES, Outcome, absorb, conclude, judge, left_out, split
-from bace_bridge.polling.rules.followed import Followed, Shown, follow
+from bace_bridge.polling.rules.followed import own_group
 from bace_bridge.polling.rules.seen import Urgency
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import (
@@ -79,8 +79,8 @@ class DatapointFetch:
         self._points = PointReader(cloud, endpoint, known.session, urgency)
         self._states: dict[Window, WindowState] = {}
         self._breaks = 0
-        self._shown = Shown()
-        self._outcome: Outcome | None = None
+        self._groups: set[str | None] = set()
+        self._own = True
 
     async def make(self) -> CloudError | None:
         """Raises StoreError only; what the cloud does ends up in the session's next fetch.
@@ -110,12 +110,6 @@ class DatapointFetch:
                 log.info("datapoints.read_again", session=self.session_id)
         await self._commit(NOTHING, outcome, retry_after=retry_after)
         return away
-
-    def followed(self, before: Followed | None) -> Followed | None:
-        """What the next batch has to know of the data session; None where it cannot be in one after this fetch."""
-        if self._outcome != "read":
-            return None
-        return follow(self._known, self._states, self._shown, before, now=self._clock())
 
     async def emit_end(self) -> None:
         """Emits the end without waiting for the datapoints before it."""
@@ -154,7 +148,7 @@ class DatapointFetch:
         if self._known.csv_due:
             return lacks
         lately = self._known.searched == self._searched
-        return (not found and count != self._known.count_fetched) or (lacks and self._shown.own and not lately)
+        return (not found and count != self._known.count_fetched) or (lacks and self._own and not lately)
 
     def _samples(self) -> int:
         return sum(state.samples for state in self._states.values())
@@ -178,7 +172,8 @@ class DatapointFetch:
         parts = halves(window)
         try:
             read = await self._points.read(since, window.end)
-            self._shown = self._shown.with_rows({window: read.points}, since=since, own=read.own)
+            self._groups |= {row.group_id for row in read.points}
+            self._own = self._own and read.own
             as_served = self._settings.resolution == "as_served" or not parts or not read.own
             if as_served or await self._points.are_samples(read.points):
                 await self._absorb(window, read.points, in_part=since > window.start, pages=read.pages)
@@ -245,8 +240,8 @@ class DatapointFetch:
                 fresh = replace(fresh, newest_point_at=newest, points_since_csv=True)
             incomplete = bool(left_out_windows(self._states))
             if outcome == "read":
-                own_group = self._shown.own_group(fresh)
-                fresh = replace(fresh, count_fetched=self._seen.datapoint_count, own_group=own_group)
+                of_group = own_group(fresh, self._groups, own=self._own)
+                fresh = replace(fresh, count_fetched=self._seen.datapoint_count, own_group=of_group)
                 if (hours := self._points.hours) is not None:
                     fresh = replace(fresh, probed=dict(summed(hours.items(), DAY)), searched=self._searched)
                 found_samples = None if incomplete else self._samples()
@@ -257,7 +252,6 @@ class DatapointFetch:
             self._known = replace(concluded.known, reading=self._known.reading)
             events = found.events + concluded.events
             await self._journal.commit(replace(found, known=(concluded.known,), events=events))
-        self._outcome = outcome
         for event in concluded.events:
             log.info(event.type, session=event.session_id, device=event.device_id, id=event.id)
 
