@@ -133,8 +133,10 @@ class PointEndpoint:
         An outage seems to be a broken data session: a 500, a hotel's HTML with 200, a 401 by a login service that is
         away. Where also the session list is refused it is one; where it is not, the account lacks the permission.
         """
-        if self._forbidden is not None and self.rest > 0:
-            raise PointsForbidden(self._forbidden[0])
+        if self._forbidden is not None:
+            if self.rest > 0:
+                raise PointsForbidden(self._forbidden[0])
+            self._forbidden = (self._forbidden[0], self._clock())  # so that one fetch asks, while the others rest
         try:
             await self._ask_nobody(PointQuery(NOBODY, 0, 60))
         except CloudRefused as refusal:
