@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Literal
 
 import msgspec
@@ -26,7 +27,6 @@ from bace_bridge.polling.rules.windows import (
     SPAN,
     Window,
     WindowState,
-    days_of,
     halves,
     left_out_windows,
     read_from,
@@ -154,9 +154,11 @@ class DatapointFetch:
         return sum(state.samples for state in self._states.values())
 
     async def _read_all(self, due: Iterable[Window]) -> None:
-        for day, windows in days_of(due).items():
-            shown = await self._points.read_day(day, windows)
-            for window in windows:
+        """Reads these windows, which are in order."""
+        for day, windows in groupby(due, key=lambda window: window.start // DAY * DAY):
+            of_day = [*windows]
+            shown = await self._points.read_day(Window(day, day + DAY), of_day)
+            for window in of_day:
                 if window in shown:
                     await self._absorb(window, shown[window])
                 else:

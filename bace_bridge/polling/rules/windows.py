@@ -79,7 +79,9 @@ def halves(window: Window) -> tuple[Window, ...]:
 
 
 def leaves(window: Window, states: States) -> Iterator[Window]:
-    """The windows in which it is read: itself or, where it was split, its parts."""
+    """The windows in which it is read: itself or, where it was split, its parts; none beyond what a filter may hold."""
+    if not EARLIEST_WINDOW <= window.start < LATEST_FILTER:
+        return
     state = states.get(window)
     parts = halves(window) if state is not None and state.split else ()
     for part in parts:
@@ -99,7 +101,7 @@ def windows_due(known: KnownSession, states: States, *, now: float, hours: Itera
         ahead = LATEST_FILTER
     due: set[Window] = set()
     for start in _starts(known, states, now=now) if hours is None else hours:
-        for window in _leaves_at(start, states):
+        for window in leaves(window_at(start), states):
             state = states.get(window)
             unread = state is None or state.reading < known.reading or not state.settled
             if unread and window.start <= ahead:
@@ -120,7 +122,7 @@ def windows_with_more(probe: Mapping[int, int], known: KnownSession, states: Sta
     wanted, found = summed(changed, span), summed(((one.start, one.samples) for one in states.values()), span)
     short = [one * span for one in wanted if wanted[one] > found[one]]
     hours = sorted({hour for start in short for hour in range(start, start + 2 * span, SPAN)})
-    windows = [window for hour in hours for window in _leaves_at(hour, states)]
+    windows = [window for hour in hours for window in leaves(window_at(hour), states)]
     return [one for one in windows if not known.csv_due or one not in states or states[one].reading < known.reading]
 
 
@@ -130,20 +132,6 @@ def summed(samples: Iterable[tuple[float, int]], span: int) -> Counter[int]:
     for at, many in samples:
         sums[int(at // span)] += many
     return sums
-
-
-def days_of(windows: Iterable[Window]) -> dict[Window, list[Window]]:
-    """The windows by the day that they are part of, in their order."""
-    days: dict[Window, list[Window]] = {}
-    for window in windows:
-        start = window.start // DAY * DAY
-        days.setdefault(Window(start, start + DAY), []).append(window)
-    return days
-
-
-def _leaves_at(start: int, states: States) -> Iterator[Window]:
-    if EARLIEST_WINDOW <= start < LATEST_FILTER:
-        yield from leaves(Window(start, start + SPAN), states)
 
 
 def _starts(known: KnownSession, states: States, *, now: float) -> Iterator[int]:
