@@ -28,7 +28,9 @@ from bace_bridge.polling.rules.windows import (
     Window,
     WindowState,
     halves,
+    is_late_round,
     left_out_windows,
+    likely_news,
     read_from,
     summed,
     window_at,
@@ -119,6 +121,8 @@ class DatapointFetch:
         """Reads the windows; a probe only saves requests, so where it cannot be had they are read without it."""
         samples = self._samples()
         due = windows_due(self._known, self._states, now=self._cloud_now())
+        if self._known.session.end is None and not is_late_round(self._clock(), self._settings.interval):
+            due = likely_news(due, self._known, self._states, now=self._cloud_now())
         if len(due) > DIRECT_WINDOWS:
             hours = await self._points.probe()
             if hours is None:

@@ -172,7 +172,7 @@ class PointEndpoint:
         return kept
 
     async def _ask_nobody(self, query: PointQuery) -> Page[Datapoint]:
-        return await self._cloud.point_page(query._replace(session_id=NOBODY).params, 1, urgency=Urgency.LIVE)
+        return await self._cloud.point_page(query.of_nobody.params, 1, urgency=Urgency.LIVE)
 
     def name_unreadable(self, session_id: str, rows: tuple[str, ...]) -> None:
         """Names each row that cannot be read once."""
@@ -285,7 +285,7 @@ class PointReader:
         """By datatypes, and what is still too much by source device: the time stays, and so does the resolution."""
         try:
             datatypes, devices = await self._requests.ask(
-                lambda: self._cloud.series_axes(query.session_id, urgency=self._urgency)
+                lambda: self._cloud.series_axes(self._session.id, urgency=self._urgency)
             )
         except CloudRefused:
             raise reason from None

@@ -12,7 +12,6 @@ from bace_bridge.polling.rules.batch_size import FAILURE_COUNTS_FOR, FIRST_SIZE,
 from bace_bridge.polling.rules.batches import (
     BACK,
     FURTHER_BACK,
-    LATE_EVERY,
     LEAST_IDS,
     MOST_BACK,
     MOST_SERIES,
@@ -35,7 +34,7 @@ from bace_bridge.polling.rules.followed import (
     own_group,
 )
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
-from bace_bridge.polling.rules.windows import SETTLING, Window, WindowState, window_at
+from bace_bridge.polling.rules.windows import LATE_EVERY, SETTLING, Window, WindowState, window_at
 
 NOON = 1_764_590_400
 HOUR = Window(NOON, NOON + 3600)

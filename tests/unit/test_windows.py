@@ -10,13 +10,16 @@ from bace_bridge.polling.rules.windows import (
     DAY,
     DIRECT_WINDOWS,
     FINEST_SPAN,
+    LATE_EVERY,
     SETTLING,
     SPAN,
     Window,
     WindowState,
     halves,
+    is_late_round,
     is_settled,
     leaves,
+    likely_news,
     read_from,
     window_at,
     windows_due,
@@ -50,6 +53,38 @@ def hours(*numbers: int) -> list[Window]:
 
 def due(known: KnownSession, *given: WindowState, now: float, **more: Any) -> list[Window]:
     return windows_due(known, states(*given), now=now, **more)
+
+
+@pytest.mark.parametrize(
+    ("after", "newest", "found"),
+    [
+        (0.0, 0.0, (0, 1)),
+        (50.0, 45.0, (0, 1)),
+        (90.0, 85.0, (1,)),
+        (90.0, -30.0, (0, 1)),
+        (599.0, 590.0, (1,)),
+        (600.0, 590.0, (0, 1)),
+        (3000.0, 2990.0, (0, 1)),
+        (3000.0, 3490.0, (0, 1, 2)),
+    ],
+    ids=str,
+)
+def test_most_fetches_of_an_active_session_read_the_present_and_what_is_to_be_settled(
+    after: float, newest: float, found: tuple[int, ...]
+) -> None:
+    """Of the hour from noon, the next one, and the one after it, so many seconds after the first one's end."""
+    given = [state(one, settled=False) for one in hours(0, 1, 2)]
+    known = replace(KNOWN, newest_point_at=HOUR.end + newest)
+    assert likely_news(hours(0, 1, 2), known, states(*given), now=HOUR.end + after) == hours(*found)
+    unread = replace(known, reading=1)
+    assert likely_news(hours(0, 1, 2), unread, states(*given), now=HOUR.end + after) == hours(0, 1, 2)
+    assert likely_news(hours(0, 1, 2), known, {}, now=HOUR.end + after) == hours(0, 1, 2)
+
+
+def test_every_fourth_round_reads_what_is_late_too() -> None:
+    rounds = [is_late_round(NOON + 15.0 * one, 15.0) for one in range(4 * LATE_EVERY)]
+    assert rounds.count(True) == 4
+    assert rounds[:LATE_EVERY] * 4 == rounds
 
 
 def with_more(probe: dict[int, int], known: KnownSession, *given: WindowState, span: int = DAY) -> list[Window]:

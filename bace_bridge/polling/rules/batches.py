@@ -17,10 +17,18 @@ from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.datapoints import Datapoint, Datatype, Emitted
 from bace_bridge.polling.rules.fetches import absorb
 from bace_bridge.polling.rules.followed import Followed, Read, after_batch
-from bace_bridge.polling.rules.point_pages import Params
-from bace_bridge.polling.rules.ranges import LATEST_FILTER
+from bace_bridge.polling.rules.point_pages import PointQuery
 from bace_bridge.polling.rules.sessions import KnownSession
-from bace_bridge.polling.rules.windows import FINEST_SPAN, SETTLING, Window, WindowState, window_at
+from bace_bridge.polling.rules.windows import (
+    AHEAD,
+    FINEST_SPAN,
+    OVER_FOR,
+    SETTLING,
+    Window,
+    WindowState,
+    is_late_round,
+    window_at,
+)
 
 LEAST_IDS = 5
 """Fewer sessions are fetched one by one: that costs little, and each time all of their windows are read as a whole."""
@@ -32,15 +40,9 @@ so many pass with the first batches."""
 BACK, MOST_BACK = FINEST_SPAN, 300
 """Seconds before its newest sample from which a window is read on, at least and at most: some samples come late."""
 
-FURTHER_BACK, FURTHER_PARTS, LATE_EVERY = 360, 3, 4
+FURTHER_BACK, FURTHER_PARTS = 360, 3
 """In every fourth round those of which something is missing are read from so many seconds before it, in smaller
 batches: these are about as many requests as pages, and an answer of several pages has longer headers."""
-
-OVER_FOR = 60.0
-"""Seconds after its end from which a window is read in every fourth round only: what comes now is late anyway."""
-
-AHEAD = 120.0
-"""Seconds past its newest point that are read of a device whose clock is ahead of ours."""
 
 LATELY = 300.0
 """Seconds: what is to be read from before is in batches of its own, so that the others' answers stay small."""
@@ -76,24 +78,6 @@ class Member(NamedTuple):
         return self.followed.windows[window].samples / max(newest - begun, 1.0)
 
 
-class BatchQuery(NamedTuple):
-    """The datapoints of several data sessions in [start, end), which lies in one window of the grid."""
-
-    ids: tuple[str, ...]
-    start: int
-    end: int
-
-    @property
-    def params(self) -> Params:
-        """Short names and few of them: a server may repeat all this five times in a header."""
-        return (
-            *(("filter[id_data_session][in][]", one) for one in self.ids),
-            ("filter[timestamp_seconds][gte]", str(max(-LATEST_FILTER, min(self.start, LATEST_FILTER)))),
-            ("filter[timestamp_seconds][lt]", str(min(self.end, LATEST_FILTER))),
-            ("sort", "timestamp_seconds"),
-        )
-
-
 class Batch(NamedTuple):
     """Data sessions, one a group, of which the same windows are due; `back` is how far samples are read again."""
 
@@ -101,9 +85,9 @@ class Batch(NamedTuple):
     windows: tuple[Window, ...]
     back: int = BACK
 
-    def query(self, window: Window) -> BatchQuery:
+    def query(self, window: Window) -> PointQuery:
         since = min(member.since(window, self.back) for member in self.members)
-        return BatchQuery(tuple(member.id for member in self.members), since, window.end)
+        return PointQuery(tuple(member.id for member in self.members), since, window.end)
 
 
 class Plan(NamedTuple):
@@ -150,8 +134,7 @@ def plan(
     to_check.sort(key=lambda one: (one.followed.over_since(cloud_now), -one.followed.silent))
     for member in to_check[:checks]:
         del together[member.id]
-    # By the clock, so that it is the same round for all.
-    late = int(now // interval) % LATE_EVERY == 0
+    late = is_late_round(now, interval)
     packed = _packed([*together.values()], size=size, rows=rows, late=late, now=now, cloud_now=cloud_now)
     return Plan(tuple(packed), singles, tuple(one.known for one in to_check[:checks]))
 

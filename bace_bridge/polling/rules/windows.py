@@ -25,6 +25,10 @@ SETTLING = 600.0
 MARGIN = 600.0
 """Seconds around a data session's time, and ahead of ours, in which points may lie: clocks differ."""
 
+OVER_FOR, AHEAD, LATE_EVERY = 60.0, 120.0, 4
+"""Seconds after its end from which a window is read in every fourth round only, for what comes now is late anyway; and
+those past its newest point that are read of a device whose clock is ahead of ours."""
+
 DIRECT_WINDOWS = 24
 """With more windows than this, a probe first tells in which of them there is anything to read."""
 
@@ -64,6 +68,11 @@ class WindowState(msgspec.Struct, frozen=True):
 
 
 States = Mapping[Window, WindowState]
+
+
+def is_late_round(now: float, interval: float) -> bool:
+    """By the clock, so that it is the same round for all data sessions."""
+    return int(now // interval) % LATE_EVERY == 0
 
 
 def window_at(timestamp: float) -> Window:
@@ -109,6 +118,23 @@ def windows_due(known: KnownSession, states: States, *, now: float, hours: Itera
         if hours is None and len(due) > DIRECT_WINDOWS:
             break
     return sorted(due)
+
+
+def likely_news(windows: Iterable[Window], known: KnownSession, states: States, *, now: float) -> list[Window]:
+    """Those windows of an active session that were not read yet, are to be settled, or hold the present.
+
+    The present is now, and by the device's clock the time of its newest point.
+    """
+    newest = known.newest_point_at if known.newest_point_at is not None else now
+    first, last = min(now, newest) - OVER_FOR, max(now, newest) + AHEAD
+    return [
+        one
+        for one in windows
+        if one not in states
+        or states[one].reading < known.reading
+        or one.end + SETTLING <= now
+        or (first < one.end and one.start <= last)
+    ]
 
 
 def windows_with_more(probe: Mapping[int, int], known: KnownSession, states: States, *, span: int) -> list[Window]:
