@@ -17,10 +17,8 @@ from bace_bridge.polling.needs import PointCloud
 from bace_bridge.polling.points import PointEndpoint, TooMuch, whole_answer
 from bace_bridge.polling.reading import Reader, Unreadable
 from bace_bridge.polling.rules.batch_size import BatchSize
-from bace_bridge.polling.rules.batches import BatchQuery
 from bace_bridge.polling.rules.datapoints import Datapoint
-from bace_bridge.polling.rules.point_pages import as_set
-from bace_bridge.polling.rules.ranges import NOBODY
+from bace_bridge.polling.rules.point_pages import PointQuery, as_set
 from bace_bridge.polling.rules.seen import Page, Urgency
 
 log = structlog.get_logger()
@@ -66,7 +64,7 @@ class BatchReader:
         """All that was asked for with so many ids was answered."""
         self.size = self.size.after_success(ids, now=self._clock())
 
-    async def rows(self, query: BatchQuery, requests: Reader) -> tuple[Datapoint, ...]:
+    async def rows(self, query: PointQuery, requests: Reader) -> tuple[Datapoint, ...]:
         """Every row. Raises Unreadable where less has to be asked for at once, and NotHonoured."""
         await self.prove(query, requests)
         found = await whole_answer(lambda number: self._page(query, number, requests))
@@ -80,7 +78,7 @@ class BatchReader:
             self._refuse("its rows name no group")
         return rows
 
-    async def prove(self, query: BatchQuery, requests: Reader, *, doubt: bool = False) -> None:
+    async def prove(self, query: PointQuery, requests: Reader, *, doubt: bool = False) -> None:
         """The same query for no data session must show nothing: asked once an hour, and where there is a doubt."""
         async with self._proving:
             if self.is_refused:
@@ -88,7 +86,7 @@ class BatchReader:
             if self._known and not doubt:
                 return
             try:
-                page = await requests.ask(lambda: self._ask(query._replace(ids=(NOBODY,)), 1))
+                page = await requests.ask(lambda: self._ask(query.of_nobody, 1))
             except (CloudRefused, Unreadable) as refusal:
                 self._refuse(str(refusal))
             if page.count:
@@ -103,7 +101,7 @@ class BatchReader:
         self._honoured = False, self._clock()
         raise NotHonoured
 
-    async def _page(self, query: BatchQuery, number: int, requests: Reader) -> Page[Datapoint]:
+    async def _page(self, query: PointQuery, number: int, requests: Reader) -> Page[Datapoint]:
         fault: CloudError
         try:
             return await requests.ask(lambda: self._ask(query, number), long=True)
@@ -121,8 +119,8 @@ class BatchReader:
                 await self._endpoint.check()
             await self.prove(query, requests, doubt=True)
             fault = refusal
-        self.size = self.size.after_failure(len(query.ids), now=self._clock())
+        self.size = self.size.after_failure(len(query.sessions), now=self._clock())
         raise Unreadable(fault)
 
-    async def _ask(self, query: BatchQuery, number: int) -> Page[Datapoint]:
+    async def _ask(self, query: PointQuery, number: int) -> Page[Datapoint]:
         return await self._cloud.point_page(query.params, number, urgency=Urgency.LIVE)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Literal
 
 import msgspec
@@ -26,13 +27,12 @@ from bace_bridge.polling.rules.windows import (
     SPAN,
     Window,
     WindowState,
-    days_of,
     halves,
     is_late_round,
     left_out_windows,
     likely_news,
-    per_day,
     read_from,
+    summed,
     window_at,
     windows_due,
     windows_with_more,
@@ -76,7 +76,8 @@ class DatapointFetch:
         self._settings = settings
         self._deciding = deciding
         self._clock = clock
-        self._began = clock()
+        # The reading, and up to where a probe that is made in this fetch shows all that there is.
+        self._searched = (known.reading, window_at(clock() + cloud.clock_ahead - SETTLING).start)
         self._points = PointReader(cloud, endpoint, known.session, urgency)
         self._states: dict[Window, WindowState] = {}
         self._breaks = 0
@@ -91,24 +92,24 @@ class DatapointFetch:
         outcome: Outcome
         retry_after = 0.0
         away: CloudError | None = None
-        session_id, failures = self._known.session.id, self._known.failed_fetches
+        failures = self._known.failed_fetches
         try:
             await self._endpoint.ensure_allowed()
-            self._states = await self._journal.windows(session_id)
+            self._states = await self._journal.windows(self.session_id)
             outcome = await self._read_everything_due()
         except Unreadable as fault:
             outcome = "failed"
             say = log.debug if failures else log.warning
-            say("datapoints.not_read", session=session_id, reason=str(fault), attempt=failures + 1)
+            say("datapoints.not_read", session=self.session_id, reason=str(fault), attempt=failures + 1)
         except PointsForbidden:
             outcome, retry_after = "forbidden", self._endpoint.rest
         except CloudError as error:
             outcome, away = "unavailable", error
             retry_after = error.retry_after if isinstance(error, CloudUnavailable) else 0.0
-            log.debug("datapoints.put_off", session=session_id, reason=str(error))
+            log.debug("datapoints.put_off", session=self.session_id, reason=str(error))
         else:
             if failures:
-                log.info("datapoints.read_again", session=session_id)
+                log.info("datapoints.read_again", session=self.session_id)
         await self._commit(NOTHING, outcome, retry_after=retry_after)
         return away
 
@@ -153,18 +154,15 @@ class DatapointFetch:
         lately = self._known.searched == self._searched
         return (not found and count != self._known.count_fetched) or (lacks and self._own and not lately)
 
-    @property
-    def _searched(self) -> tuple[int, int]:
-        """The reading, and up to where a probe that is made in this fetch shows all that there is."""
-        return (self._known.reading, window_at(self._began + self._cloud.clock_ahead - SETTLING).start)
-
     def _samples(self) -> int:
         return sum(state.samples for state in self._states.values())
 
     async def _read_all(self, due: Iterable[Window]) -> None:
-        for day, windows in days_of(due).items():
-            shown = await self._points.read_day(day, windows)
-            for window in windows:
+        """Reads these windows, which are in order."""
+        for day, windows in groupby(due, key=lambda window: window.start // DAY * DAY):
+            of_day = [*windows]
+            shown = await self._points.read_day(Window(day, day + DAY), of_day)
+            for window in of_day:
                 if window in shown:
                     await self._absorb(window, shown[window])
                 else:
@@ -203,18 +201,17 @@ class DatapointFetch:
         """False where it may be a hiccup. Raises where the whole data session is broken, not one record of it."""
         if isinstance(fault, TooMuch):
             return True
-        tried = window in self._states and self._states[window].failures > 0
-        if isinstance(fault.cause, CloudRefused) or not (tried or self._known.failed_fetches + 1 >= MOST_FAILURES):
+        often = self._known.failed_fetches + 1 >= MOST_FAILURES or window in left_out_windows(self._states)
+        if isinstance(fault.cause, CloudRefused) or not often:
             return False
         await self._points.read(0, FINEST_SPAN)
         return True
 
     async def _leave_out(self, window: Window, reason: str) -> None:
-        before = self._states.get(window)
-        if before is None or not before.failures:
+        if window not in left_out_windows(self._states):
             place = {"session": self.session_id, "start": window.start, "end": window.end}
             log.error("datapoints.window_left_out", **place, reason=reason)
-        await self._commit(left_out(self._known, before, window))
+        await self._commit(left_out(self._known, self._states.get(window), window))
 
     async def _absorb(
         self, window: Window, points: Sequence[Datapoint], *, in_part: bool = False, pages: int = 1
@@ -251,15 +248,13 @@ class DatapointFetch:
             if outcome == "read":
                 of_group = own_group(fresh, self._groups, own=self._own)
                 fresh = replace(fresh, count_fetched=self._seen.datapoint_count, own_group=of_group)
-                if self._points.hours is not None:
-                    fresh = replace(fresh, probed=per_day(self._points.hours), searched=self._searched)
+                if (hours := self._points.hours) is not None:
+                    fresh = replace(fresh, probed=dict(summed(hours.items(), DAY)), searched=self._searched)
                 found_samples = None if incomplete else self._samples()
                 reading, cloud_now = self._known.reading, self._cloud_now()
                 outcome = judge(fresh, self._seen, reading=reading, samples=found_samples, cloud_now=cloud_now)
-            url, interval, now = self._settings.csv_url(self.session_id), self._settings.interval, self._clock()
-            concluded = conclude(
-                fresh, outcome, csv_url=url, interval=interval, now=now, left_out=incomplete, retry_after=retry_after
-            )
+            url, interval = self._settings.csv_url(self.session_id), max(self._settings.interval, retry_after)
+            concluded = conclude(fresh, outcome, csv_url=url, interval=interval, now=self._clock(), left_out=incomplete)
             self._known = replace(concluded.known, reading=self._known.reading)
             events = found.events + concluded.events
             await self._journal.commit(replace(found, known=(concluded.known,), events=events))

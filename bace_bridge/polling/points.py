@@ -133,8 +133,10 @@ class PointEndpoint:
         An outage seems to be a broken data session: a 500, a hotel's HTML with 200, a 401 by a login service that is
         away. Where also the session list is refused it is one; where it is not, the account lacks the permission.
         """
-        if self._forbidden is not None and self.rest > 0:
-            raise PointsForbidden(self._forbidden[0])
+        if self._forbidden is not None:
+            if self.rest > 0:
+                raise PointsForbidden(self._forbidden[0])
+            self._forbidden = (self._forbidden[0], self._clock())  # so that one fetch asks, while the others rest
         try:
             await self._ask_nobody(PointQuery(NOBODY, 0, 60))
         except CloudRefused as refusal:
@@ -170,7 +172,7 @@ class PointEndpoint:
         return kept
 
     async def _ask_nobody(self, query: PointQuery) -> Page[Datapoint]:
-        return await self._cloud.point_page(query._replace(session_id=NOBODY).params, 1, urgency=Urgency.LIVE)
+        return await self._cloud.point_page(query.of_nobody.params, 1, urgency=Urgency.LIVE)
 
     def name_unreadable(self, session_id: str, rows: tuple[str, ...]) -> None:
         """Names each row that cannot be read once."""
@@ -283,7 +285,7 @@ class PointReader:
         """By datatypes, and what is still too much by source device: the time stays, and so does the resolution."""
         try:
             datatypes, devices = await self._requests.ask(
-                lambda: self._cloud.series_axes(query.session_id, urgency=self._urgency)
+                lambda: self._cloud.series_axes(self._session.id, urgency=self._urgency)
             )
         except CloudRefused:
             raise reason from None

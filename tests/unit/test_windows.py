@@ -15,7 +15,6 @@ from bace_bridge.polling.rules.windows import (
     SPAN,
     Window,
     WindowState,
-    days_of,
     halves,
     is_late_round,
     is_settled,
@@ -253,15 +252,6 @@ def test_what_a_probe_has_found_empty_is_not_due_in_that_reading() -> None:
     assert due(years, now=NOON + 60) == hours(-1, 0)
     assert due(years, state(hours(-9)[0], settled=False), now=NOON + 60) == hours(-9, -1, 0)
     assert len(due(replace(years, reading=1), now=NOON + 60)) > DIRECT_WINDOWS
-
-
-def test_windows_are_read_by_the_day() -> None:
-    today = Window(NOON - 12 * SPAN, NOON + 12 * SPAN)
-    assert days_of(hours(-13, 0, 1, 12)) == {
-        Window(today.start - DAY, today.start): hours(-13),
-        today: hours(0, 1),
-        Window(today.end, today.end + DAY): hours(12),
-    }
 
 
 @pytest.mark.parametrize(

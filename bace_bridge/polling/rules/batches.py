@@ -17,8 +17,7 @@ from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.datapoints import Datapoint, Datatype, Emitted
 from bace_bridge.polling.rules.fetches import absorb
 from bace_bridge.polling.rules.followed import Followed, Read, after_batch
-from bace_bridge.polling.rules.point_pages import Params
-from bace_bridge.polling.rules.ranges import LATEST_FILTER
+from bace_bridge.polling.rules.point_pages import PointQuery
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import (
     AHEAD,
@@ -79,24 +78,6 @@ class Member(NamedTuple):
         return self.followed.windows[window].samples / max(newest - begun, 1.0)
 
 
-class BatchQuery(NamedTuple):
-    """The datapoints of several data sessions in [start, end), which lies in one window of the grid."""
-
-    ids: tuple[str, ...]
-    start: int
-    end: int
-
-    @property
-    def params(self) -> Params:
-        """Short names and few of them: a server may repeat all this five times in a header."""
-        return (
-            *(("filter[id_data_session][in][]", one) for one in self.ids),
-            ("filter[timestamp_seconds][gte]", str(max(-LATEST_FILTER, min(self.start, LATEST_FILTER)))),
-            ("filter[timestamp_seconds][lt]", str(min(self.end, LATEST_FILTER))),
-            ("sort", "timestamp_seconds"),
-        )
-
-
 class Batch(NamedTuple):
     """Data sessions, one a group, of which the same windows are due; `back` is how far samples are read again."""
 
@@ -104,9 +85,9 @@ class Batch(NamedTuple):
     windows: tuple[Window, ...]
     back: int = BACK
 
-    def query(self, window: Window) -> BatchQuery:
+    def query(self, window: Window) -> PointQuery:
         since = min(member.since(window, self.back) for member in self.members)
-        return BatchQuery(tuple(member.id for member in self.members), since, window.end)
+        return PointQuery(tuple(member.id for member in self.members), since, window.end)
 
 
 class Plan(NamedTuple):

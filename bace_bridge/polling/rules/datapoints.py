@@ -9,7 +9,7 @@ from bace_bridge.domain import events
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.polling.rules.sessions import KnownSession, session_event
-from bace_bridge.polling.rules.windows import window_at
+from bace_bridge.polling.rules.windows import SPAN, summed
 
 POINTS_PER_EVENT = 200
 BYTES_PER_EVENT = 60 * 1024
@@ -99,7 +99,7 @@ def is_sample(point: Datapoint) -> bool:
 
 def are_raw(points: Sequence[Datapoint]) -> bool:
     """False where the points may be aggregates: also a bucket of one sample counts 1, at the time that it begins."""
-    return not points or (all(one.count == 1 for one in points) and any(one.timestamp % 60 for one in points))
+    return not points or (all(one.count == 1 for one in points) and any(map(is_sample, points)))
 
 
 def are_samples(points: Sequence[Datapoint]) -> bool:
@@ -110,10 +110,8 @@ def are_samples(points: Sequence[Datapoint]) -> bool:
 
 def samples_per_hour(points: Iterable[Datapoint]) -> dict[int, int]:
     """By the beginning of the hour."""
-    hours: Counter[int] = Counter()
-    for point in points:
-        hours[window_at(point.timestamp).start] += point.count
-    return dict(hours)
+    hours = summed(((point.timestamp, point.count) for point in points), SPAN)
+    return {hour * SPAN: many for hour, many in hours.items()}
 
 
 def datapoint_events(

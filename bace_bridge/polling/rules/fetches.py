@@ -138,12 +138,10 @@ def conclude(
     interval: float,
     now: float,
     left_out: bool = False,
-    retry_after: float = 0.0,
 ) -> Observation:
-    """What follows from a fetch; `outcome` is None in the middle of one. `interval` is in seconds.
+    """What follows from a fetch; `outcome` is None in the middle of one. `interval` is in seconds, up to the next one.
 
-    `left_out` says that the cloud broke on some windows so often that the others go on without them; `retry_after`
-    for how many seconds it is to be left alone.
+    `left_out` says that the cloud broke on some windows so often that the others go on without them.
     """
     emitted: list[Event] = []
     failed = outcome in {"failed", "forbidden"}
@@ -162,7 +160,7 @@ def conclude(
         still_unread = known.unread and outcome in {"failed", "unavailable"}
         unread = ingested and (gave_up or still_unread or (outcome == "read" and left_out))
         known = msgspec.structs.replace(known, unread=unread, **_counted(known, outcome, now))
-        known = msgspec.structs.replace(known, fetch_at=_next_fetch(known, outcome, max(interval, retry_after), now))
+        known = msgspec.structs.replace(known, fetch_at=_next_fetch(known, outcome, interval, now))
     return Observation(known, tuple(emitted))
 
 
@@ -208,8 +206,8 @@ def _next_fetch(known: KnownSession, outcome: Outcome, interval: float, now: flo
         return now + max(interval, backoff(known.failed_fetches, jitter=0.0))
     if outcome in {"unavailable", "short"} or session.end is None:
         return now + interval
+    changed = max(session.start, session.end, session.created_at or 0.0, session.updated_at or 0.0)
     if known.unread:
-        changed = max(session.start, session.end, session.created_at or 0.0, session.updated_at or 0.0)
         return now + min(max(SLOWEST_LATE_FETCH, (now - changed) / 20), SLOWEST_FETCH)
     wait = min(max(interval, (now - session.end) / 20), SLOWEST_LATE_FETCH)
     return now + wait if session.state == "ended" else None

@@ -88,7 +88,9 @@ def halves(window: Window) -> tuple[Window, ...]:
 
 
 def leaves(window: Window, states: States) -> Iterator[Window]:
-    """The windows in which it is read: itself or, where it was split, its parts."""
+    """The windows in which it is read: itself or, where it was split, its parts; none beyond what a filter may hold."""
+    if not EARLIEST_WINDOW <= window.start < LATEST_FILTER:
+        return
     state = states.get(window)
     parts = halves(window) if state is not None and state.split else ()
     for part in parts:
@@ -108,7 +110,7 @@ def windows_due(known: KnownSession, states: States, *, now: float, hours: Itera
         ahead = LATEST_FILTER
     due: set[Window] = set()
     for start in _starts(known, states, now=now) if hours is None else hours:
-        for window in _leaves_at(start, states):
+        for window in leaves(window_at(start), states):
             state = states.get(window)
             unread = state is None or state.reading < known.reading or not state.settled
             if unread and window.start <= ahead:
@@ -141,40 +143,21 @@ def windows_with_more(probe: Mapping[int, int], known: KnownSession, states: Sta
     A cloud's buckets need not begin where ours do, so the hour or the day after one is read, too. Where the sums never
     agree, a day counts again only when its sum has changed since the last probe. Before a CSV everything was just read.
     """
-    days = per_day(probe)
-    wanted: Counter[int] = Counter()
-    found: Counter[int] = Counter()
-    for hour, samples in probe.items():
-        if days[hour // DAY] != known.probed.get(hour // DAY):
-            wanted[hour // span] += samples
-    for state in states.values():
-        found[state.start // span] += state.samples
+    days = summed(probe.items(), DAY)
+    changed = ((hour, many) for hour, many in probe.items() if days[hour // DAY] != known.probed.get(hour // DAY))
+    wanted, found = summed(changed, span), summed(((one.start, one.samples) for one in states.values()), span)
     short = [one * span for one in wanted if wanted[one] > found[one]]
     hours = sorted({hour for start in short for hour in range(start, start + 2 * span, SPAN)})
-    windows = [window for hour in hours for window in _leaves_at(hour, states)]
+    windows = [window for hour in hours for window in leaves(window_at(hour), states)]
     return [one for one in windows if not known.csv_due or one not in states or states[one].reading < known.reading]
 
 
-def per_day(probe: Mapping[int, int]) -> dict[int, int]:
-    """The samples of a probe by epoch day."""
-    days: Counter[int] = Counter()
-    for hour, samples in probe.items():
-        days[hour // DAY] += samples
-    return dict(days)
-
-
-def days_of(windows: Iterable[Window]) -> dict[Window, list[Window]]:
-    """The windows by the day that they are part of, in their order."""
-    days: dict[Window, list[Window]] = {}
-    for window in windows:
-        start = window.start // DAY * DAY
-        days.setdefault(Window(start, start + DAY), []).append(window)
-    return days
-
-
-def _leaves_at(start: int, states: States) -> Iterator[Window]:
-    if EARLIEST_WINDOW <= start < LATEST_FILTER:
-        yield from leaves(Window(start, start + SPAN), states)
+def summed(samples: Iterable[tuple[float, int]], span: int) -> Counter[int]:
+    """Numbers of samples at their times, by the number of the span (in seconds, from the epoch) that they are in."""
+    sums: Counter[int] = Counter()
+    for at, many in samples:
+        sums[int(at // span)] += many
+    return sums
 
 
 def _starts(known: KnownSession, states: States, *, now: float) -> Iterator[int]:
