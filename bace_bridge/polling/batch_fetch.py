@@ -122,12 +122,14 @@ class BatchFetch:
         async def read(members: Sequence[Member]) -> None:
             await self._read(batch._replace(members=tuple(members)), requests)
 
-        members: Sequence[Member] = batch.members
+        broken: list[tuple[Sequence[Member], str]] = []
+        most = self.size.ids  # less, perhaps, than when this was planned
         try:
             await self._endpoint.ensure_allowed()
-            broken = await requests.bisect(members, read, halves_of)
+            for first in range(0, len(batch.members), most):
+                broken += await requests.bisect(batch.members[first : first + most], read, halves_of)
         except (NotHonoured, PointsForbidden):
-            log.debug("datapoints.batch_given_up", sessions=len(members))
+            log.debug("datapoints.batch_given_up", sessions=len(batch.members))
         except CloudError as error:
             return error
         else:

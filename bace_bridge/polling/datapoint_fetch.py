@@ -83,6 +83,8 @@ class DatapointFetch:
         self._breaks = 0
         self._groups: set[str | None] = set()
         self._own = True
+        # What was read last: it is made durable before the cloud is asked for more, or with the outcome.
+        self._found = NOTHING
 
     async def make(self) -> CloudError | None:
         """Raises StoreError only; what the cloud does ends up in the session's next fetch.
@@ -161,6 +163,7 @@ class DatapointFetch:
         """Reads these windows, which are in order."""
         for day, windows in groupby(due, key=lambda window: window.start // DAY * DAY):
             of_day = [*windows]
+            await self._keep()
             shown = await self._points.read_day(Window(day, day + DAY), of_day)
             for window in of_day:
                 if window in shown:
@@ -173,6 +176,7 @@ class DatapointFetch:
 
         What `breaks`, again and again, and cannot be halved any more is left out, so that everything else goes on.
         """
+        await self._keep()
         self._journal.ensure_room()
         since = read_from(window, self._states.get(window), self._known, now=self._cloud_now())
         parts = halves(window)
@@ -216,8 +220,9 @@ class DatapointFetch:
     async def _absorb(
         self, window: Window, points: Sequence[Datapoint], *, in_part: bool = False, pages: int = 1
     ) -> None:
+        await self._keep()
         emitted = await self._journal.emitted(self.session_id, [window])
-        changes = absorb(
+        self._found = absorb(
             self._known,
             window,
             points,
@@ -229,12 +234,17 @@ class DatapointFetch:
             now=self._clock(),
             cloud_now=self._cloud_now(),
         )
-        await self._commit(changes)
+        self._states.update({read.state.window: read.state for read in self._found.windows})
+
+    async def _keep(self) -> None:
+        if self._found != NOTHING:
+            await self._commit()
 
     async def _commit(
         self, found: Changes = NOTHING, outcome: Outcome | None = None, *, retry_after: float = 0.0
     ) -> None:
         """Makes durable what was found and, with an outcome, what follows from the fetch."""
+        found = self._found if found == NOTHING else found
         self._states.update({read.state.window: read.state for read in found.windows})
         async with self._deciding:
             fresh = (await self._journal.known([self.session_id])).get(self.session_id)
@@ -258,6 +268,7 @@ class DatapointFetch:
             self._known = replace(concluded.known, reading=self._known.reading)
             events = found.events + concluded.events
             await self._journal.commit(replace(found, known=(concluded.known,), events=events))
+            self._found = NOTHING
         for event in concluded.events:
             log.info(event.type, session=event.session_id, device=event.device_id, id=event.id)
 

@@ -477,5 +477,5 @@ def test_what_never_passed_is_halved() -> None:
     assert size.ids == 3
     assert size.after_failure(3, now=NOW).ids == size.after_failure(1, now=NOW).ids == 1
     passed_once = passes(size, 1)
-    assert passed_once.after_failure(3, now=NOW).ids == 1, "what passed before has failed now"
+    assert passed_once.after_failure(3, now=NOW).ids == 2, "what passed before has failed now"
     assert size.after_failure(7, now=NOW).ids == 3, "a second one that was under way"
