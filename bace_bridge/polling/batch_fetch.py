@@ -26,11 +26,10 @@ from bace_bridge.polling.rules.batches import (
     plan,
 )
 from bace_bridge.polling.rules.changes import Changes
-from bace_bridge.polling.rules.datapoints import Datapoint, are_raw
-from bace_bridge.polling.rules.followed import Followed, conclude_batch, follow, is_plain
+from bace_bridge.polling.rules.datapoints import are_raw
+from bace_bridge.polling.rules.followed import Followed, Read, conclude_batch, follow, is_plain
 from bace_bridge.polling.rules.ranges import halves_of
 from bace_bridge.polling.rules.sessions import KnownSession
-from bace_bridge.polling.rules.windows import Window
 
 log = structlog.get_logger()
 
@@ -142,62 +141,43 @@ class BatchFetch:
     async def _read(self, batch: Batch, requests: Reader) -> None:
         """Raises Unreadable where less has to be asked for at once."""
         self._journal.ensure_room()
-        reads: dict[str, dict[Window, Sequence[Datapoint]]] = {member.id: {} for member in batch.members}
-        since: dict[Window, int] = {}
+        reads: dict[str, list[Read]] = {member.id: [] for member in batch.members}
         for window in batch.windows:
             query = batch.query(window)
             shares = attribute(await self._points.rows(query, requests), batch.members)
             if shares is None:
                 await self._points.prove(query, requests, doubt=True)
                 raise TooMuch("rows of a group that was not asked for")
-            since[window] = query.start
             for one, rows in shares.items():
-                reads[one][window] = rows
+                reads[one].append(Read(window, rows, query.start == window.start))
         self._points.note_passed(len(batch.members))
-        shown = {one: [row for rows in each.values() for row in rows] for one, each in reads.items()}
-        if hidden := not_proven(batch.members, shown):
-            self._fetch_alone_next(hidden)
-            others = tuple(member for member in batch.members if member not in hidden)
-            if others:
-                await self._read(batch._replace(members=others), requests)
-            return
-        await self._absorb(batch, reads, since)
+        if hidden := not_proven(batch.members, reads):
+            self._fetch_alone_next(hidden)  # and the others again, for they are still due
+        else:
+            await self._absorb(batch, reads)
 
-    async def _absorb(
-        self, batch: Batch, reads: Mapping[str, Mapping[Window, Sequence[Datapoint]]], since: Mapping[Window, int]
-    ) -> None:
+    async def _absorb(self, batch: Batch, reads: Mapping[str, Sequence[Read]]) -> None:
         """Commits what is new, but of sessions that have to be fetched on their own."""
-        emitted = {window: await self._journal.emitted_of(window, list(reads)) for window in since}
+        settings, times = self._settings, {"now": self._clock(), "cloud_now": self._cloud_now()}
+        emitted = {window: await self._journal.emitted_of(window, list(reads)) for window in batch.windows}
         found: dict[str, tuple[Changes, Followed]] = {}
         for member in batch.members:
-            one, settings = member.id, self._settings
-            aggregated = settings.resolution == "finest" and not all(are_raw(rows) for rows in reads[one].values())
-            published = {window: each[one] for window, each in emitted.items()}
-            times = {"now": self._clock(), "cloud_now": self._cloud_now()}
-            made = absorb_batch(member, reads[one], since, published, settings.datatypes, **times)
-            if aggregated or made is None:
+            published = {window: each[member.id] for window, each in emitted.items()}
+            made = absorb_batch(member, reads[member.id], published, settings.datatypes, **times)
+            coarse = settings.resolution == "finest" and not all(are_raw(read.rows) for read in reads[member.id])
+            if made is None or coarse:
                 self._fetch_alone_next([member])
             else:
-                found[one] = made
-        await self._commit(found)
-
-    async def _commit(self, found: Mapping[str, tuple[Changes, Followed]]) -> None:
+                found[member.id] = made
         async with self._deciding:
             known = await self._journal.known(list(found))
-            now, interval = self._clock(), self._settings.interval
-            kept = {one: found[one] for one in known}
-            for one, (changes, after) in kept.items():
+            for one, (changes, after) in ((one, found[one]) for one in known):
                 newest = max((event.time for event in changes.events), default=None)
-                known[one] = conclude_batch(known[one], after, newest=newest, interval=interval, now=now)
-            await self._journal.commit(
-                Changes(
-                    known=tuple(known.values()),
-                    windows=tuple(read for changes, _ in kept.values() for read in changes.windows),
-                    latest=tuple(point for changes, _ in kept.values() for point in changes.latest),
-                    events=tuple(event for changes, _ in kept.values() for event in changes.events),
+                known[one] = conclude_batch(
+                    known[one], after, newest=newest, interval=settings.interval, now=self._clock()
                 )
-            )
-        self._followed.update({one: after for one, (_, after) in kept.items()})
+            await self._journal.commit(Changes.of_points((found[one][0] for one in known), known.values()))
+        self._followed.update({one: found[one][1] for one in known})
 
     def _fetch_alone_next(self, members: Sequence[Member]) -> None:
         """Only a fetch of its own tells whether such rows are the session's."""

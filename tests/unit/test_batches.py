@@ -298,7 +298,8 @@ def test_of_sessions_that_were_never_fetched_the_batch_has_to_show_all_that_they
     members[3] = Member(members[3].known, well(members[3].known))
     bucket = replace(row(members[0].known), count=100)
     shown = {"s0": [bucket], "s1": [replace(bucket, count=99)], "s2": [], "s3": []}
-    assert [one.id for one in not_proven(members, shown)] == ["s1", "s2"]
+    reads = {one: [Read(HOUR, rows, True)] for one, rows in shown.items()}
+    assert [one.id for one in not_proven(members, reads)] == ["s1", "s2"]
 
 
 def published(*stamps: float, series: str = "s1-0", count: int = 1) -> Emitted:
@@ -394,7 +395,7 @@ def test_the_group_that_is_kept_is_that_of_all_rows(groups: list[str | None], ow
 
 def after(before: Followed, *rows: Datapoint, samples: int = 0, whole: bool = True, count: int = 100) -> Followed:
     state = WindowState(*HOUR, 0, samples=samples)
-    return after_batch(before, [Read(state, rows, whole)], count=count, now=NOW + 15)
+    return after_batch(before, [Read(HOUR, rows, whole)], [state], count=count, now=NOW + 15)
 
 
 @pytest.mark.parametrize(

@@ -200,38 +200,37 @@ def attribute(rows: Sequence[Datapoint], members: Sequence[Member]) -> dict[str,
     return shares
 
 
-def not_proven(members: Sequence[Member], shown: Mapping[str, Sequence[Datapoint]]) -> list[Member]:
-    """The sessions that were never fetched of which fewer rows came than theirs counts.
+def not_proven(members: Sequence[Member], reads: Mapping[str, Sequence[Read]]) -> list[Member]:
+    """The sessions that were never fetched of which fewer samples came than theirs counts.
 
     The others may be of another group: of a session that was moved, and then they seem to be those of another one.
     """
+    samples = {one: sum(row.count for read in each for row in read.rows) for one, each in reads.items()}
     new = [one for one in members if not one.followed.proven]
-    return [one for one in new if sum(row.count for row in shown[one.id]) < (one.known.session.datapoint_count or 1)]
+    return [one for one in new if samples[one.id] < (one.known.session.datapoint_count or 1)]
 
 
 def absorb_batch(
     member: Member,
-    reads: Mapping[Window, Sequence[Datapoint]],
-    since: Mapping[Window, int],
+    reads: Sequence[Read],
     emitted: Mapping[Window, Emitted],
     datatypes: Mapping[int, Datatype],
     *,
     now: float,
     cloud_now: float,
 ) -> tuple[Changes, Followed] | None:
-    """What a batch has shown of a session in its windows, each asked for from a time on.
+    """What a batch has shown of a session. It settles no window, and a fetch of its own starts anew.
 
-    None where there is a row of a series that no fetch of its own has shown: only such a fetch tells whose it is.
-    It settles no window, and a fetch of its own starts anew.
+    None where there is a row of a series that was not published before: only such a fetch tells whose it is.
     """
-    followed = member.followed
-    if followed.proven and any(row.series_id not in followed.series for rows in reads.values() for row in rows):
+    followed, known = member.followed, member.known
+    if followed.proven and any(row.series_id not in followed.series for read in reads for row in read.rows):
         return None
-    changes, shown = Changes(), []
-    for window, rows in reads.items():
-        whole, before = since[window] == window.start, followed.windows.get(window)
+    parts: list[Changes] = []
+    for window, rows, whole in reads:
+        before = followed.windows.get(window)
         found = absorb(
-            member.known,
+            known,
             window,
             rows,
             before=before,
@@ -241,14 +240,13 @@ def absorb_batch(
             now=now,
             cloud_now=cloud_now,
         )
-        state = as_partial(found.windows[0].state, before, whole=whole)
-        shown.append(Read(state, rows, whole))
-        changes = Changes(
-            windows=(*changes.windows, msgspec.structs.replace(found.windows[0], state=state)),
-            latest=changes.latest + found.latest,
-            events=changes.events + found.events,
-        )
-    return changes, after_batch(followed, shown, count=member.known.session.datapoint_count, now=now)
+        windows = [
+            msgspec.structs.replace(read, state=as_partial(read.state, before, whole=whole)) for read in found.windows
+        ]
+        parts.append(msgspec.structs.replace(found, windows=tuple(windows)))
+    changes = Changes.of_points(parts)
+    states_after = [read.state for read in changes.windows]
+    return changes, after_batch(followed, reads, states_after, count=known.session.datapoint_count, now=now)
 
 
 def as_partial(state: WindowState, before: WindowState | None, *, whole: bool) -> WindowState:

@@ -1,6 +1,6 @@
 """What is known of an active data session that may be fetched together with others, and what a batch makes of it."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -143,19 +143,21 @@ def _rows(published: Emitted) -> list[Datapoint]:
 class Read(NamedTuple):
     """What a batch has shown of a window of one session, from its start on where it is `whole`."""
 
-    state: WindowState
+    window: Window
     rows: Sequence[Datapoint]
     whole: bool
 
 
-def after_batch(followed: Followed, reads: Sequence[Read], *, count: int | None, now: float) -> Followed:
+def after_batch(
+    followed: Followed, reads: Sequence[Read], states: Iterable[WindowState], *, count: int | None, now: float
+) -> Followed:
     """What is known of a session after a batch; `count` is its row's `datapoint_count` from before it."""
-    newest = {read.state.window: max(row.timestamp for row in read.rows) for read in reads if read.rows}
+    newest = {read.window: max(row.timestamp for row in read.rows) for read in reads if read.rows}
     after = msgspec.structs.replace(
         followed,
         series=followed.series | {row.series_id for read in reads for row in read.rows},
         raw=followed.raw or any(read.whole and are_samples(read.rows) for read in reads),
-        windows={**followed.windows, **{read.state.window: read.state for read in reads}},
+        windows={**followed.windows, **{state.window: state for state in states}},
         newest={**followed.newest, **newest},
         count=count if newest else followed.count,
         silent=0 if newest else followed.silent + 1,
