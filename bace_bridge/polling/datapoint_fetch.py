@@ -112,7 +112,7 @@ class DatapointFetch:
         else:
             if failures:
                 log.info("datapoints.read_again", session=self.session_id)
-        await self._commit(NOTHING, outcome, retry_after=retry_after)
+        await self._commit(outcome, retry_after=retry_after)
         return away
 
     async def emit_end(self) -> None:
@@ -162,8 +162,8 @@ class DatapointFetch:
     async def _read_all(self, due: Iterable[Window]) -> None:
         """Reads these windows, which are in order."""
         for day, windows in groupby(due, key=lambda window: window.start // DAY * DAY):
-            of_day = [*windows]
             await self._keep()
+            of_day = [*windows]
             shown = await self._points.read_day(Window(day, day + DAY), of_day)
             for window in of_day:
                 if window in shown:
@@ -193,11 +193,11 @@ class DatapointFetch:
             if not breaks:
                 raise
             if not parts or self._breaks >= MOST_NARROWING:
-                await self._leave_out(window, str(fault))
+                self._leave_out(window, str(fault))
                 return
             self._breaks += 1
         emitted = await self._journal.emitted(self.session_id, [window])
-        await self._commit(split(self._known, window, emitted[window]))
+        self._add(split(self._known, window, emitted[window]))
         for part in parts:
             await self._read(part, breaks=breaks)
 
@@ -211,18 +211,18 @@ class DatapointFetch:
         await self._points.read(0, FINEST_SPAN)
         return True
 
-    async def _leave_out(self, window: Window, reason: str) -> None:
+    def _leave_out(self, window: Window, reason: str) -> None:
         if window not in left_out_windows(self._states):
             place = {"session": self.session_id, "start": window.start, "end": window.end}
             log.error("datapoints.window_left_out", **place, reason=reason)
-        await self._commit(left_out(self._known, self._states.get(window), window))
+        self._add(left_out(self._known, self._states.get(window), window))
 
     async def _absorb(
         self, window: Window, points: Sequence[Datapoint], *, in_part: bool = False, pages: int = 1
     ) -> None:
         await self._keep()
         emitted = await self._journal.emitted(self.session_id, [window])
-        self._found = absorb(
+        changes = absorb(
             self._known,
             window,
             points,
@@ -234,18 +234,19 @@ class DatapointFetch:
             now=self._clock(),
             cloud_now=self._cloud_now(),
         )
-        self._states.update({read.state.window: read.state for read in self._found.windows})
+        self._add(changes)
+
+    def _add(self, found: Changes) -> None:
+        self._found = found
+        self._states.update({read.state.window: read.state for read in found.windows})
 
     async def _keep(self) -> None:
-        if self._found != NOTHING:
+        if self._found:
             await self._commit()
 
-    async def _commit(
-        self, found: Changes = NOTHING, outcome: Outcome | None = None, *, retry_after: float = 0.0
-    ) -> None:
+    async def _commit(self, outcome: Outcome | None = None, *, retry_after: float = 0.0) -> None:
         """Makes durable what was found and, with an outcome, what follows from the fetch."""
-        found = self._found if found == NOTHING else found
-        self._states.update({read.state.window: read.state for read in found.windows})
+        found = self._found
         async with self._deciding:
             fresh = (await self._journal.known([self.session_id])).get(self.session_id)
             if fresh is None:
