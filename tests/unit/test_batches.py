@@ -196,15 +196,16 @@ def test_what_has_to_be_read_from_long_ago_is_in_batches_of_its_own() -> None:
     assert sorted(map(sorted, members(found)))[1] == ["s4", "s5"]
 
 
-def test_what_misses_something_is_read_further_back_in_one_round_of_some() -> None:
+def test_what_misses_something_is_read_further_back_at_once_and_in_every_fourth_round() -> None:
     sessions = [session(one) for one in range(12)]
-    followed = {one.session.id: well(one, lacking=int(one.session.id in {"s2", "s7"})) for one in sessions}
-    found = [
-        planned(sessions, followed, size=10, rows=1, now=NOW + INTERVAL * one).batches for one in range(LATE_EVERY)
-    ]
-    backs = sorted((batch.back, len(batch.members)) for batches in found for batch in batches)
-    assert backs[-1] == (FURTHER_BACK, 2)
-    assert {back for back, _ in backs[:-1]} == {BACK}
+    for lacking in range(1, 10):
+        followed = {
+            one.session.id: well(one, lacking=lacking if one.session.id in {"s2", "s7"} else 0) for one in sessions
+        }
+        found = planned(sessions, followed, rows=1).batches
+        backs = sorted((batch.back, len(batch.members)) for batch in found)
+        further = lacking in {1, 5, 9}
+        assert backs == ([(BACK, 10), (FURTHER_BACK, 2)] if further else [(BACK, 12)])
 
 
 def test_samples_are_read_again_as_far_as_the_rows_fit() -> None:
@@ -312,7 +313,7 @@ STATES = {HOUR: WindowState(*HOUR, 0, samples=30)}
 
 def fetched(**more: Any) -> KnownSession:
     """One that began in this hour and has shown rows in a fetch of its own."""
-    known = session(1, own_group="g1", newest_point_at=NOW - 1)
+    known = session(1, own_group="g1", newest_point_at=NOW - 1, count_fetched=100)
     return replace(known, session=replace(known.session, start=NOON + 700.0), **more)
 
 
@@ -395,7 +396,8 @@ def test_the_group_that_is_kept_is_that_of_all_rows(groups: list[str | None], ow
 
 def after(before: Followed, *rows: Datapoint, samples: int = 0, whole: bool = True, count: int = 100) -> Followed:
     state = WindowState(*HOUR, 0, samples=samples)
-    return after_batch(before, [Read(HOUR, rows, whole)], [state], count=count, now=NOW + 15)
+    row_of_it = DataSession("s1", "g1", NOON, datapoint_count=count, updated_at=NOW)
+    return after_batch(before, [Read(HOUR, rows, whole)], [state], session=row_of_it, now=NOW + 15)
 
 
 @pytest.mark.parametrize(
@@ -425,6 +427,8 @@ def test_silence_is_counted_until_a_row_comes() -> None:
     assert (twice.silent, twice.lacking, twice.count) == (2, 2, 100)
     spoken = after(twice, row(known), samples=105, count=106)
     assert (spoken.silent, spoken.lacking, spoken.count) == (0, 0, 106)
+    newer = after(spoken, row(known), row(known, at=NOW + 5), samples=106, count=107)
+    assert newer.lacking == 1, "the sample after its row's last update is none that the row counts"
 
 
 def test_a_session_is_due_again_after_a_batch() -> None:

@@ -22,6 +22,7 @@ from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import (
     AHEAD,
     FINEST_SPAN,
+    LATE_EVERY,
     OVER_FOR,
     SETTLING,
     Window,
@@ -41,8 +42,8 @@ BACK, MOST_BACK = FINEST_SPAN, 300
 """Seconds before its newest sample from which a window is read on, at least and at most: some samples come late."""
 
 FURTHER_BACK, FURTHER_PARTS = 360, 3
-"""In every fourth round those of which something is missing are read from so many seconds before it, in smaller
-batches: these are about as many requests as pages, and an answer of several pages has longer headers."""
+"""Those of which something is missing are read from so many seconds before it, at once and in every fourth round, in
+smaller batches: these are about as many requests as pages, and an answer of several pages has longer headers."""
 
 LATELY = 300.0
 """Seconds: what is to be read from before is in batches of its own, so that the others' answers stay small."""
@@ -153,7 +154,7 @@ def _packed(
     for member in members:
         windows = windows_due(member, cloud_now=cloud_now, over=late or not member.followed.proven)
         lately = all(member.since(window) >= cloud_now - LATELY for window in windows)
-        further = late and member.followed.lacking > 0
+        further = member.followed.lacking % LATE_EVERY == 1
         key, series = (windows, lately, further), len(member.followed.series) or usual
         most = min(size, MOST_IDS) // (FURTHER_PARTS if further else 1)
         if not alike[key] or len(alike[key][-1]) >= most or series > left[key]:
@@ -246,7 +247,7 @@ def absorb_batch(
         parts.append(msgspec.structs.replace(found, windows=tuple(windows)))
     changes = Changes.of_points(parts)
     states_after = [read.state for read in changes.windows]
-    return changes, after_batch(followed, reads, states_after, count=known.session.datapoint_count, now=now)
+    return changes, after_batch(followed, reads, states_after, session=known.session, now=now)
 
 
 def as_partial(state: WindowState, before: WindowState | None, *, whole: bool) -> WindowState:

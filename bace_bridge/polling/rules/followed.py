@@ -7,7 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from bace_bridge.polling.rules.datapoints import Datapoint, Emitted, are_samples
-from bace_bridge.polling.rules.sessions import KnownSession
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.polling.rules.windows import SETTLING, SPAN, States, Window, WindowState, windows_due
 
 SILENT_ROUNDS = 5
@@ -125,7 +125,7 @@ def follow(
         is_young = session.datapoint_count and not states and made.over_since(cloud_now) == inf
         return made if is_young and not changed else None
     settled = sum(state.samples for state in states.values() if state.settled)
-    elsewhere = max(settled, (session.datapoint_count or 0) - made.seen)
+    elsewhere = max(settled, (known.count_fetched or 0) - made.seen)
     patience = FIRST_PATIENCE
     if before is not None and elsewhere > settled:
         patience = min(MOST_PATIENCE, before.patience * (2 if before.lacking >= before.patience else 1))
@@ -149,13 +149,15 @@ class Read(NamedTuple):
 
 
 def after_batch(
-    followed: Followed, reads: Sequence[Read], states: Iterable[WindowState], *, count: int | None, now: float
+    followed: Followed, reads: Sequence[Read], states: Iterable[WindowState], *, session: DataSession, now: float
 ) -> Followed:
-    """What is known of a session after a batch; `count` is its row's `datapoint_count` from before it."""
+    """What is known of a session after a batch; `session` is its row from before it, which counts no newer samples."""
+    count, counted_at = session.datapoint_count, session.updated_at or now
+    rows = [row for read in reads for row in read.rows]
     newest = {read.window: max(row.timestamp for row in read.rows) for read in reads if read.rows}
     after = msgspec.structs.replace(
         followed,
-        series=followed.series | {row.series_id for read in reads for row in read.rows},
+        series=followed.series | {row.series_id for row in rows},
         raw=followed.raw or any(read.whole and are_samples(read.rows) for read in reads),
         windows={**followed.windows, **{state.window: state for state in states}},
         newest={**followed.newest, **newest},
@@ -164,7 +166,8 @@ def after_batch(
         at=now,
         proven=True,
     )
-    lacks = (count or 0) > after.elsewhere + after.seen
+    newer = sum(row.count for row in rows if row.timestamp > counted_at + 1)
+    lacks = (count or 0) > after.elsewhere + after.seen - newer
     return msgspec.structs.replace(after, lacking=followed.lacking + 1 if lacks else 0)
 
 
