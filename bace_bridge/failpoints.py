@@ -1,6 +1,6 @@
 """Ends the process at a chosen step of the line, so that a test can kill it where it hurts.
 
-The parts are wrapped in `app/bridge.py`, and only where `BACE_BRIDGE_FAILPOINT` is set: none of them knows of this.
+The parts are wrapped in `app`, and only where `BACE_BRIDGE_FAILPOINT` is set: none of them knows of this.
 """
 
 import os
