@@ -32,7 +32,7 @@ class Kind(Enum):
     LATE = auto()
 
 
-AT_ONCE = {Kind.BATCH: 4, Kind.LIVE: 4, Kind.CHECK: 2, Kind.LATE: 2}
+AT_ONCE = {Kind.BATCH: 8, Kind.LIVE: 4, Kind.CHECK: 2, Kind.LATE: 2}
 """Each kind has places of its own, so that none waits for another one to end; whose request is next the budget says."""
 
 
