@@ -83,7 +83,7 @@ class DatapointFetch:
         self._breaks = 0
         self._groups: set[str | None] = set()
         self._own = True
-        # What was read last: it is made durable before the cloud is asked for more, or with the outcome.
+        # What was read and is not durable yet: it becomes so with the outcome, events before the cloud is asked again.
         self._found = NOTHING
 
     async def make(self) -> CloudError | None:
@@ -198,6 +198,7 @@ class DatapointFetch:
             self._breaks += 1
         emitted = await self._journal.emitted(self.session_id, [window])
         self._add(split(self._known, window, emitted[window]))
+        await self._commit()  # the parts' own rows are read from the store
         for part in parts:
             await self._read(part, breaks=breaks)
 
@@ -237,11 +238,11 @@ class DatapointFetch:
         self._add(changes)
 
     def _add(self, found: Changes) -> None:
-        self._found = found
+        self._found = Changes.of_points([self._found, found])
         self._states.update({read.state.window: read.state for read in found.windows})
 
     async def _keep(self) -> None:
-        if self._found:
+        if self._found.events:
             await self._commit()
 
     async def _commit(self, outcome: Outcome | None = None, *, retry_after: float = 0.0) -> None:
