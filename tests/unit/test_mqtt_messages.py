@@ -29,7 +29,7 @@ from bace_bridge.sinks.mqtt.outage import Outage
 from bace_bridge.sinks.mqtt.properties import CloudEventAttributes, correlation, user_property
 from bace_bridge.sinks.mqtt.retained import changes, device_topics
 from bace_bridge.sinks.mqtt.suspicion import Suspicion
-from bace_bridge.sinks.mqtt.topics import Topics, level
+from bace_bridge.sinks.mqtt.topics import Topics
 from bace_bridge.sinks.mqtt.versions import Versions
 
 TOPICS = Topics("bace")
@@ -149,13 +149,6 @@ def test_long_and_other_properties_are_encoded_as_paho_does() -> None:
         theirs: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         setattr(theirs, name, value)
         assert ours.pack() == theirs.pack()
-
-
-def test_what_has_a_meaning_in_topics_is_no_part_of_a_name() -> None:
-    assert level("a/b+c#d\x00e") == "a_b_c_d_e"
-    assert level("") == "_"
-    assert TOPICS.latest("g/1", "sensor #2", 6000) == "bace/g_1/latest/sensor _2/6000"
-    assert TOPICS.request_name("bace/bridge/request/poll") == "poll"
 
 
 def test_the_retained_topics_of_a_device() -> None:
