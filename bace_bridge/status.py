@@ -40,6 +40,8 @@ class Broker(Protocol):
     def name(self) -> str: ...
     @property
     def problem(self) -> str | None: ...
+    @property
+    def state_problem(self) -> str | None: ...
 
 
 class StoreLine(Protocol):
@@ -72,6 +74,7 @@ class Status:
         *,
         brokers: Sequence[Broker],
         version: str,
+        installation: str,
         strategy: Callable[[], str],
         unread: Callable[[], Sequence[str]] = lambda: (),
         selection_problem: Callable[[], str | None] = lambda: None,
@@ -86,6 +89,7 @@ class Status:
         self._store = store
         self._brokers = brokers
         self._version = version
+        self._installation = installation
         self._strategy = strategy
         self._unread = unread
         self._selection_problem = selection_problem
@@ -126,6 +130,7 @@ class Status:
             "groups": self._selection_problem(),
             "datapoints": self._datapoints.problem if self.cloud_problem is None else None,
             "config": f"the file on disk is not what runs: {config}" if config else None,
+            **{f"retained:{one.name}": one.state_problem for one in self._brokers if one.problem is None},
             **{sink.name: sink.problem for sink in self.sinks.values()},
             **{self.sinks[name].name: f"disabled: {why}" for name, why in self.disabled.items()},
         }
@@ -148,6 +153,7 @@ class Status:
     def info(self) -> dict[str, Any]:
         return {
             "version": self._version,
+            "installation": self._installation,
             "started_at": iso_utc(self._started_at),
             "strategy": self._strategy(),
         }
@@ -184,6 +190,9 @@ class StateForTopics:
 
     async def devices(self, ids: Any) -> Any:
         return await self._devices(ids, available=self._status.view_is_current)
+
+    def is_current(self) -> bool:
+        return self._status.view_is_current
 
     def info(self) -> bytes:
         return msgspec.json.encode(self._status.info())

@@ -14,6 +14,7 @@ from bace_bridge import logs
 from bace_bridge.answers import request_handlers
 from bace_bridge.app.account import cloud_http, fingerprint
 from bace_bridge.app.clocks import ClockWatch, SteadyClock
+from bace_bridge.app.installation import installation_name
 from bace_bridge.app.service import Service
 from bace_bridge.cloud.api import BaceCloud, csv_url
 from bace_bridge.cloud.http import CloudHttp
@@ -43,6 +44,7 @@ from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.facts import Facts
 from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal
+from bace_bridge.store.ledger import RetainedLedger
 from bace_bridge.store.schedules import Schedules
 from bace_bridge.store.sqlite import SqliteFile
 from bace_bridge.store.standing import Standing
@@ -129,6 +131,7 @@ class Bridge:
         )
         datapoints = self._datapoint_loop(cloud, endpoint, journal, deciding)
         upkeep = Upkeep(file, event_log, cap, retention=store.retention, session_retention=store.session_retention)
+        installation = await Facts(file).installation(installation_name(config))
         status = Status(
             sessions,
             datapoints,
@@ -136,6 +139,7 @@ class Bridge:
             upkeep,
             brokers=brokers,
             version=self._version,
+            installation=installation,
             strategy=lambda: poll.strategy,
             unread=lambda: poll.unreadable,
             selection_problem=lambda: poll.selection_problem,
@@ -147,7 +151,11 @@ class Bridge:
         clock_watch = await self._clock_watch(file, deciding)
         clock_watch.followers += [sessions.clock_stepped, http.clock_stepped]
         devices = Standing(
-            file, csv_url=self._csv_url, fetch_interval=config.watch.datapoint_interval, clock=self._clock
+            file,
+            csv_url=self._csv_url,
+            groups=config.cloud.groups,
+            fetch_interval=config.watch.datapoint_interval,
+            clock=self._clock,
         )
         service = Service(
             sessions,
@@ -161,7 +169,8 @@ class Bridge:
             oldest_view=devices.oldest_view,
         )
         standing = StateForTopics(status, devices.devices)
-        brokers += await self._brokers(service, standing, Facts(file), partial(self._replay, event_log, dispatchers))
+        replay = partial(self._replay, event_log, dispatchers)
+        brokers += [self._broker(mqtt, service, standing, file, installation, replay) for mqtt in config.mqtt]
         sinks: list[tuple[Wish, AnySink]] = [
             *zip(config.mqtt, brokers, strict=True),
             *zip(config.webhooks, self._webhooks(), strict=True),
@@ -201,26 +210,33 @@ class Bridge:
             jitter=random.random,
         )
 
-    async def _brokers(
-        self, service: Service, standing: StateForTopics, facts: Facts, replay: Callable[..., Awaitable[int]]
-    ) -> list[MqttSink]:
-        installation = await facts.installation()
-        return [
-            MqttSink(
-                mqtt,
-                client_id=mqtt.client_id or f"bace-bridge-{installation}-{mqtt.name}",
-                source=self._config.cloud.url,
-                state=standing,
-                requests=request_handlers(
-                    poll_now=service.poll_now,
-                    info=service.status.info,
-                    set_level=logs.set_level,
-                    replay=partial(replay, mqtt.name),
-                ),
-                version=self._version,
-            )
-            for mqtt in self._config.mqtt
-        ]
+    def _broker(
+        self,
+        mqtt: MqttConfig,
+        service: Service,
+        standing: StateForTopics,
+        file: SqliteFile,
+        installation: str,
+        replay: Callable[..., Awaitable[int]],
+    ) -> MqttSink:
+        there = [one for one in self._config.mqtt if one is not mqtt and (one.host, one.port) == (mqtt.host, mqtt.port)]
+        names = [one.name for one in self._config.mqtt]
+        return MqttSink(
+            mqtt,
+            client_id=mqtt.client_id or f"bace-bridge-{installation}-{mqtt.name}",
+            source=self._config.cloud.url,
+            state=standing,
+            ledger=RetainedLedger(file, sink=mqtt.name, broker=f"{mqtt.host}:{mqtt.port}", configured=names),
+            installation=installation,
+            elsewhere=[one.groups for one in there if one.base_topic == mqtt.base_topic],
+            requests=request_handlers(
+                poll_now=service.poll_now,
+                info=service.status.info,
+                set_level=logs.set_level,
+                replay=partial(replay, mqtt.name),
+            ),
+            version=self._version,
+        )
 
     async def _clock_watch(self, file: SqliteFile, deciding: asyncio.Lock) -> ClockWatch:
         schedules = Schedules(file)

@@ -128,6 +128,7 @@ class Watched:
             Upkeep(file, self.log, Cap(file, 2**30), retention=60, session_retention=60),
             brokers=(),
             version="t",
+            installation="here",
             strategy=lambda: poll.strategy,
             interval=10,
             clock=self.clock,

@@ -83,6 +83,7 @@ def absorb(
             one.point.datatype,
             one.point.timestamp,
             msgspec.json.encode(view(one, datatypes)),
+            known.session.id,
         )
         for one in last
     )
