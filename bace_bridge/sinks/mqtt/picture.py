@@ -97,7 +97,7 @@ class Picture:
     def mean_devices(self, meant: Mapping[str, Mapping[str, bytes]], *, asked: Collection[str] | None) -> None:
         """The topics of each device; of all there are, where none were `asked` for."""
         scope = self._kept.scope
-        for device in asked if asked is not None else {*meant, *self._of_device}:
+        for device in asked if asked is not None else dict.fromkeys((*meant, *self._of_device)):
             of_device = meant.get(device, {})
             if scope.shows(device):
                 for topic in self._of_device.get(device, ()):
