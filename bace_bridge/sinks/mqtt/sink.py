@@ -34,7 +34,7 @@ from bace_bridge.sinks.mqtt.versions import Version
 from bace_bridge.sinks.mqtt.window import Done, Message
 
 _IN_FLIGHT_WITHIN = 3.0
-_LAST_WORDS_WITHIN = 2.0
+_LAST_WORDS_WITHIN = 3.0
 _GOODBYE_WITHIN = 1.0
 
 _SHARED = (
