@@ -12,7 +12,8 @@ _NONCHARACTERS = "\ufdd0-\ufdef" + "".join(chr(plane << 16 | last) for plane in 
 _SURROGATES = "\ud800-\udfff"
 
 _NOT_IN_A_LEVEL = re.compile(f"^\\$|[+#/%{_CONTROLS}{_NONCHARACTERS}{_SURROGATES}]")
-_NOT_IN_A_TEXT = re.compile(f"[{_CONTROLS}{_NONCHARACTERS}{_SURROGATES}]")
+# paho, as a subscriber, takes no U+FEFF in a property.
+_NOT_IN_A_TEXT = re.compile(f"[{_CONTROLS}{_NONCHARACTERS}{_SURROGATES}\ufeff]")
 _WITH_A_MEANING = {"bridge", ".", ".."}
 _DATATYPE = re.compile(r"-?\d+")
 

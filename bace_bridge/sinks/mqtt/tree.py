@@ -101,13 +101,14 @@ class Tree:
             once += [f"{base}/bridge/info", f"{base}/bridge/guest/+"]
         reading = self._reading = _Reading(self._topics, picture)
         try:
+            self._endings += 1
             # These two stay subscribed to: others may write there at any time.
             watched = await connection.subscribe((self._topics.bridge_state, self._topics.bridge_info), qos=1)
             shown = await connection.subscribe(once, qos=0)
+            if not connection.end.done():
+                self._endings = 0
             if watched is None or shown is None:
-                self._endings += connection.end.done()
                 return (), "it does not answer when the bridge subscribes"
-            self._endings = 0
             is_complete = await reading.completed(self._sleep)
         finally:
             self._reading = None
