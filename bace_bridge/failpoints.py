@@ -1,6 +1,6 @@
 """Ends the process at a chosen step of the line, so that a test can kill it where it hurts.
 
-The parts are wrapped in `app/bridge.py`, and only where `BACE_BRIDGE_FAILPOINT` is set: none of them knows of this.
+The parts are wrapped in `app`, and only where `BACE_BRIDGE_FAILPOINT` is set: none of them knows of this.
 """
 
 import os
@@ -99,6 +99,22 @@ class Failpoint:
         self._left -= 1
         if self._left == 0:
             self._end()
+
+
+class Untouched:
+    """In place of a Failpoint where none is asked for."""
+
+    def around_cloud(self, cloud: CloudT) -> CloudT:
+        return cloud
+
+    def around_journal(self, journal: CommitsT) -> CommitsT:
+        return journal
+
+    def around_log(self, log: RecordsT) -> RecordsT:
+        return log
+
+    def around_sink(self, sink: SendsT) -> SendsT:
+        return sink
 
 
 class _UpTo:

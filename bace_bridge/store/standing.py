@@ -31,8 +31,8 @@ class Standing:
     ) -> None:
         self._file = file
         self._csv_url = csv_url
-        self._groups = frozenset(groups)
-        self._fetch_interval = fetch_interval
+        self.groups = frozenset(groups)
+        self.fetch_interval = fetch_interval
         self._clock = clock
 
     async def devices(self, ids: Collection[str] | None, *, available: bool) -> list[DeviceState]:
@@ -79,10 +79,10 @@ class Standing:
 
     def _watched(self, connection: sqlite3.Connection, device: str) -> bool:
         """True also where only a label could tell and none is known: then it was recorded because it was watched."""
-        if not decides_by_label(self._groups, device):
-            return is_selected(self._groups, device, None)
+        if not decides_by_label(self.groups, device):
+            return is_selected(self.groups, device, None)
         label = _label(connection, device)
-        return label is None or is_selected(self._groups, device, label)
+        return label is None or is_selected(self.groups, device, label)
 
     async def oldest_view(self) -> float:
         """Seconds since the datapoints of the active data session that waits longest were read; 0 where none is active.
@@ -106,7 +106,7 @@ class Standing:
         return await self._file.read(work)
 
     def _is_current(self, known: KnownSession) -> bool:
-        return is_current(known, interval=self._fetch_interval, now=self._clock())
+        return is_current(known, interval=self.fetch_interval, now=self._clock())
 
     def _session(self, known: KnownSession) -> bytes:
         shown = msgspec.to_builtins(view(known.session))
