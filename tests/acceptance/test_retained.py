@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,27 @@ async def test_a_device_that_is_not_wanted_any_more_leaves_nothing_behind(
     config = configured(tmp_path, server, port, watched=of_cloud, groups=of_sink)
     async with shown(config, port, BRIDGE | full(one.one)):
         pass
+
+
+@pytest.mark.parametrize("whose", ["sink", "cloud", "base topic"])
+async def test_a_reload_clears_what_is_not_wanted_any_more(
+    new_mosquitto: NewMosquitto, tmp_path: Path, home: tuple[Home, SimulatedServer], whose: str
+) -> None:
+    one, server = home
+    port = new_mosquitto().port
+    groups = [one.one.id_group]
+    async with shown(configured(tmp_path, server, port), port, one.everything) as bridge:
+        wanted = BRIDGE | full(one.one)
+        match whose:
+            case "sink":
+                configured(tmp_path, server, port, groups=groups)
+            case "cloud":
+                configured(tmp_path, server, port, watched=groups)
+            case _:
+                configured(tmp_path, server, port, base_topic="bed")
+                wanted = {topic.replace("bace/", "bed/") for topic in one.everything}
+        bridge.process.send_signal(signal.SIGHUP)
+        await keeps(port, lambda found: found.keys() == wanted, f"the topics {sorted(wanted)}")
 
 
 async def test_a_topic_that_was_published_just_before_the_kill_is_known(
@@ -287,6 +309,22 @@ async def test_state_that_was_refused_is_published_when_the_access_rules_allow_i
             await until(lambda: degraded(listener) == "", within=60, what="nothing is degraded any more")
             assert await bridge.stop() == 0
         assert bridge.log.count('"mqtt.state_refused"') == 2
+
+
+async def test_a_source_device_that_is_no_topic_stops_nothing(
+    new_mosquitto: NewMosquitto, tmp_path: Path, home: tuple[Home, SimulatedServer]
+) -> None:
+    one, server = home
+    for name, series in list(one.cloud.series.items()):
+        if series.id_group == one.one.id_group:
+            one.cloud.series[name] = replace(series, source_device="dev\uffff")
+    port = new_mosquitto().port
+    odd = f"bace/{one.one.id_group}/latest/dev%EF%BF%BF/6000"
+    expected = {topic for topic in one.everything if not topic.startswith(f"bace/{one.one.id_group}/latest")} | {odd}
+    async with shown(configured(tmp_path, server, port), port, expected) as bridge:
+        found = await retained(port)
+        assert json.loads(found[odd])["source_device"] == "dev\uffff"
+    assert bridge.log.count("mqtt.connected") == 1
 
 
 async def test_a_foreign_offline_is_answered_and_not_too_often(
