@@ -352,13 +352,13 @@ async def test_a_foreign_offline_is_answered_and_not_too_often(
 async def test_a_bridge_far_from_its_broker_is_offline_after_an_orderly_stop(
     new_mosquitto: NewMosquitto, tmp_path: Path, protocol: str, answers: bool
 ) -> None:
-    """110 devices; each piece takes half a second either way, or does not come through any more."""
+    """110 devices, ten messages in flight; each piece takes half a second, or longer than the bridge waits."""
     cloud = SimulatedCloud()
     for number in range(110):
         cloud.open_session(cloud.add_device(f"BaceGo-{number}").id_group)
     port = new_mosquitto().port
     async with SimulatedServer(cloud) as server, proxy_to(port) as proxy:
-        config = configured(tmp_path, server, proxy.port, protocol=protocol)
+        config = configured(tmp_path, server, proxy.port, protocol=protocol, max_in_flight=10)
         async with running(config) as bridge:
             await keeps(port, lambda found: sum("session" in one for one in found) == 110, "all devices")
             proxy.switch(Fault.DELAY, delay=0.5 if answers else 3.0)

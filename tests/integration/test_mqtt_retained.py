@@ -1,5 +1,6 @@
 """The retained picture at brokers: what is refused, what closes the connection, what is not known any more."""
 
+import asyncio
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from bace_bridge.domain.lanes import Attempt
 from bace_bridge.domain.state import DeviceState, LatestPoint
 from bace_bridge.sinks.mqtt.refusals import FIRST_AFTER_CLOSING
 from bace_bridge.sinks.mqtt.sink import MqttSink
-from tests.integration.brokers import Listener, eventually
+from tests.integration.brokers import Listener, eventually, listening
 from tests.integration.scripted_broker import Script, ScriptedBroker, scripted
 from tests.integration.test_mqtt_sink import (
     Home,
@@ -299,3 +300,34 @@ async def test_a_clearing_that_is_refused_is_tried_again(new_mosquitto: NewMosqu
         sink.refresh_bridge()
         await eventually(lambda: "bace/g2/session" not in ledger.held)
         await eventually(lambda: sink.state_problem is None)
+
+
+async def test_what_a_3_1_1_broker_acknowledges_and_forbids_is_published_when_it_is_allowed(
+    new_mosquitto: NewMosquitto, tmp_path: Path
+) -> None:
+    acl = tmp_path / "acl"
+    acl.write_text("topic readwrite bace/#\ntopic deny bace/+/session\nuser reader\ntopic readwrite #\n")
+    mosquitto = new_mosquitto(f"acl_file {acl}")
+    with capture_logs() as logs, listening(mosquitto.port, username="reader") as listener:
+        listener.publish("bace/g1/session", b'{"state":"active"}', retain=True)
+        async with connected(mosquitto.port, Home(bed()), protocol="3.1.1") as sink:
+            await eventually(lambda: "bace/g1/session" in str(sink.state_problem))
+            acl.write_text("topic readwrite bace/#\nuser reader\ntopic readwrite #\n")
+            mosquitto.reload()
+            await eventually(lambda: listener.payloads("bace/g1/session")[-1] == b'{"id":"s1"}')
+            await eventually(lambda: sink.state_problem is None)
+    assert len(named(logs, "mqtt.state_not_kept")) == 1
+
+
+async def test_what_changes_while_the_broker_is_read_is_not_taken_for_lost(new_mosquitto: NewMosquitto) -> None:
+    port, state = new_mosquitto().port, Home(bed())
+    with capture_logs() as logs, heard_on(port) as listener:
+        async with connected(port, state) as sink:
+            avg = 0
+            while not listener.on("bace/bridge/info"):
+                avg += 1
+                state.known["g1"] = bed(avg=avg)
+                sink.refresh_devices(["g1"])
+                await asyncio.sleep(0.01)
+            assert sink.state_problem is None
+    assert not named(logs, "mqtt.state_not_kept")

@@ -95,6 +95,14 @@ class Mirror:
     def look_at_bridge(self) -> None:
         self._news.set()
 
+    async def publish_again(self, topics: Iterable[str]) -> None:
+        """Returns when that was done."""
+        for topic in topics:
+            self.picture.again(topic)
+        self.settled.clear()
+        self._news.set()
+        await self.settled.wait()
+
     async def keep(self) -> None:
         """Never returns. `complete` is set when the broker has all but what is suspected; `settled` after that."""
         self._kept.refusals.begin()

@@ -13,6 +13,7 @@ from structlog.typing import FilteringBoundLogger
 
 from bace_bridge.config.models import MqttConfig
 from bace_bridge.domain.lanes import Attempt
+from bace_bridge.domain.retry import backoff
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
 from bace_bridge.sinks.mqtt.broker import Will
@@ -36,6 +37,9 @@ from bace_bridge.sinks.mqtt.window import Done, Message
 _IN_FLIGHT_WITHIN = 3.0
 _LAST_WORDS_WITHIN = 3.0
 _GOODBYE_WITHIN = 1.0
+
+_LOST_AGAIN, _LOST_AT_LAST = 15.0, 3600.0
+"""Seconds until what the broker has acknowledged and does not keep is published again."""
 
 _SHARED = (
     "give each bridge a base_topic of its own; nothing of the other's is cleared. Where the other is gone for good, "
@@ -246,7 +250,16 @@ class MqttSink:
 
     async def _compare(self, connection: Connection, mirror: Mirror) -> None:
         await mirror.settled.wait()
-        await self._tree.read(connection, mirror)
+        lost = await self._tree.read(connection, mirror)
+        self._warn_of_others()
+        attempts = 0
+        while lost:
+            attempts += 1
+            await self._sleep(backoff(attempts, jitter=self._jitter(), first=_LOST_AGAIN, longest=_LOST_AT_LAST))
+            await mirror.publish_again(lost)
+            lost = await self._tree.read(connection, mirror)
+
+    def _warn_of_others(self) -> None:
         others = self._kept.neighbours.others(self._topics.base)
         if others:
             self._warn_once("mqtt.base_topic_shared", base_topic=self._topics.base, installations=others, hint=_SHARED)

@@ -1,8 +1,8 @@
 """Reads once what the broker keeps below the base topic, bounded."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import NamedTuple, Protocol
 
 from paho.mqtt.client import MQTTMessage
 from structlog.typing import FilteringBoundLogger
@@ -57,19 +57,22 @@ class Tree:
         self._reading: _Reading | None = None
         self.problem: str | None = None
 
-    async def read(self, connection: Connection, mirror: _Mirror) -> None:
-        """After everything that is meant was published, so that what is ours shows whether reading is allowed."""
-        found: Collection[str] = ()
-        problem = None
+    async def read(self, connection: Connection, mirror: _Mirror) -> Collection[str]:
+        """After everything that is meant was published, so that what is ours shows whether reading is allowed.
+
+        Returns the topics that the broker has acknowledged and does not keep: with 3.1.1 it cannot say no.
+        """
+        shown, problem = _Shown(), None
         if connection.limits.retain and self._may_subscribe():
-            found, problem = await self._read(connection, mirror.picture)
+            shown, problem = await self._read(connection, mirror.picture)
             if connection.end.done():
-                return
+                return ()
         elif connection.limits.retain:
             problem = "it ends the connection when the bridge subscribes"
-        self._say(problem)
-        mirror.picture.read_tree(found)
+        self._say(problem, sorted(shown.lost))
+        mirror.picture.read_tree(shown.unknown)
         mirror.look_at_bridge()
+        return shown.lost
 
     def heard(self, topic: str, message: MQTTMessage, mirror: _Mirror) -> None:
         if self._reading is not None:
@@ -94,8 +97,8 @@ class Tree:
             self._endings, self._rests_until = 0, now + _REST
         return now >= self._rests_until
 
-    async def _read(self, connection: Connection, picture: Picture) -> tuple[Collection[str], str | None]:
-        """What is unknown here, and why not everything can be seen."""
+    async def _read(self, connection: Connection, picture: Picture) -> tuple["_Shown", str | None]:
+        """What was shown, and why that is not everything."""
         once = [*self._topics.states_of_devices, self._topics.guests]
         for base in picture.bases:
             once += [f"{base}/bridge/info", f"{base}/bridge/guest/+"]
@@ -108,22 +111,35 @@ class Tree:
             if not connection.end.done():
                 self._endings = 0
             if watched is None or shown is None:
-                return (), "it does not answer when the bridge subscribes"
+                return _Shown(), "it does not answer when the bridge subscribes"
             is_complete = await reading.completed(self._sleep)
         finally:
             self._reading = None
         connection.unsubscribe(once)
         if not (watched and shown and reading.shows_own):
-            return reading.found, f"it does not let the bridge read {self._topics.base}/#"
-        return reading.found, None if is_complete else "there is more than is read at a time"
+            return _Shown(reading.unknown), f"it does not let the bridge read {self._topics.base}/#"
+        if not is_complete:
+            return _Shown(reading.unknown), "there is more than is read at a time"
+        return _Shown(reading.unknown, reading.lost), None
 
-    def _say(self, problem: str | None) -> None:
+    def _say(self, problem: str | None, lost: Sequence[str]) -> None:
         told = None
         if problem is not None:
             told = f"retained topics that this store does not know are not found at the broker: {problem}"
-        if told is not None and told != self.problem:
-            self._log.warning("mqtt.tree_not_read", problem=told, hint="give it the right to read there")
+            if told != self.problem:
+                self._log.warning("mqtt.tree_not_read", problem=told, hint="give it the right to read there")
+        elif lost:
+            told = f"the broker acknowledges {len(lost)} retained topics and does not keep them: {', '.join(lost[:3])}"
+            if self.problem is None:
+                self._log.warning("mqtt.state_not_kept", problem=told, then="tried again later")
         self.problem = told
+
+
+class _Shown(NamedTuple):
+    """What is `unknown` here, and what of ours is not there."""
+
+    unknown: Collection[str] = ()
+    lost: Collection[str] = ()
 
 
 class _Reading:
@@ -136,7 +152,8 @@ class _Reading:
         self._loop = asyncio.get_running_loop()
         self._messages = self._bytes = 0
         self._last = 0.0
-        self.found: set[str] = set()
+        self._kept: set[str] = set()
+        self.unknown: set[str] = set()
         self.shows_own = False
 
     @property
@@ -144,15 +161,23 @@ class _Reading:
         return self._messages >= MOST_MESSAGES or self._bytes >= MOST_BYTES
 
     def take(self, topic: str, message: MQTTMessage) -> None:
-        self._last = self._loop.time()
+        if message.retain:  # it was kept; what is published meanwhile may never end
+            self._last = self._loop.time()
         if self._is_full:
             return
         self._messages += 1
         self._bytes += len(topic) + len(message.payload)
         if topic in self._own or (not self._own and topic == self._topics.bridge_state):
             self.shows_own = True
+            # What comes while it is read was accepted just now.
+            if not message.retain or message.payload == self._picture.acknowledged.get(topic):
+                self._kept.add(topic)
         elif message.payload and topic not in self._picture.noted and self._topics.kind(topic) is not None:
-            self.found.add(topic)
+            self.unknown.add(topic)
+
+    @property
+    def lost(self) -> set[str]:
+        return {topic for topic in self._own - self._kept if self._picture.acknowledged.get(topic)}
 
     async def completed(self, sleep: Callable[[float], Awaitable[None]]) -> bool:
         """Returns when nothing comes any more; False where a bound ended it."""
