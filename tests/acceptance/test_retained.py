@@ -59,7 +59,7 @@ async def keeps(port: int, condition: Callable[[Retained], bool], what: str) -> 
         try:
             await until(lambda: condition(shown()), within=60, what=what)
         except AssertionError as error:
-            raise AssertionError(f"{error}; kept are {sorted(shown())}") from None
+            raise AssertionError(f"{error}; kept are {sorted(shown())[:50]}") from None
     return await retained(port)
 
 
@@ -348,11 +348,10 @@ async def test_a_foreign_offline_is_answered_and_not_too_often(
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
-@pytest.mark.parametrize("answers", [True, False])
 async def test_a_bridge_far_from_its_broker_is_offline_after_an_orderly_stop(
-    new_mosquitto: NewMosquitto, tmp_path: Path, protocol: str, answers: bool
+    new_mosquitto: NewMosquitto, tmp_path: Path, protocol: str
 ) -> None:
-    """110 devices, ten messages in flight; each piece takes half a second, or longer than the bridge waits."""
+    """110 devices, ten messages in flight, and each piece takes half a second."""
     cloud = SimulatedCloud()
     for number in range(110):
         cloud.open_session(cloud.add_device(f"BaceGo-{number}").id_group)
@@ -361,7 +360,7 @@ async def test_a_bridge_far_from_its_broker_is_offline_after_an_orderly_stop(
         config = configured(tmp_path, server, proxy.port, protocol=protocol, max_in_flight=10)
         async with running(config) as bridge:
             await keeps(port, lambda found: sum("session" in one for one in found) == 110, "all devices")
-            proxy.switch(Fault.DELAY, delay=0.5 if answers else 3.0)
+            proxy.switch(Fault.DELAY, delay=0.5)
             assert await bridge.stop() == 0
             assert "Traceback" not in bridge.log
         await keeps(port, is_offline, "it is offline")
