@@ -1,12 +1,11 @@
 """What every sink's configuration holds: a name, and which events it wants."""
 
 import re
-from difflib import get_close_matches
 from typing import Annotated
 
 from pydantic import AfterValidator
 
-from bace_bridge.config.values import FormerNames, WholeNumber, mistake
+from bace_bridge.config.values import FormerNames, WholeNumber, closest, mistake
 from bace_bridge.domain.events import EVENT_TYPES
 from bace_bridge.domain.routing import matches
 
@@ -28,8 +27,8 @@ def _event_globs(globs: tuple[str, ...]) -> tuple[str, ...]:
 
 def _event_glob(glob: str) -> str:
     if not any(matches(known, (glob,)) for known in (*EVENT_TYPES, *_TYPES_TO_COME)):
-        close = get_close_matches(glob, (*EVENT_TYPES, "session.*", "cloud.*", "sink.*"), n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(EVENT_TYPES)}"
+        close = closest(glob, (*EVENT_TYPES, "session.*", "cloud.*", "sink.*"))
+        hint = f"did you mean {close}?" if close else f"known: {', '.join(EVENT_TYPES)}"
         raise mistake(f"{glob!r} matches no event type", hint)
     return glob
 

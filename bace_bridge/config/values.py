@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -29,6 +30,13 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kKMGT]B|[KMGT]iB|B)?")
 def mistake(problem: str, hint: str = "") -> PydanticCustomError:
     """A refusal in words for people. It must not hold the value: that may be a secret."""
     return PydanticCustomError("mistake", "{problem}", {"problem": problem, "hint": hint})
+
+
+def closest(written: str, known: Collection[str]) -> str | None:
+    """The known name that was probably meant."""
+    from difflib import get_close_matches  # noqa: PLC0415  # only a mistake needs it, and the service keeps its memory
+
+    return next(iter(get_close_matches(written, known, n=1)), None)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,11 @@
 """Pydantic's findings in words for people. The value itself is never shown: it may be a secret."""
 
-from difflib import get_close_matches
-
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from bace_bridge.config.files import is_from_file
 from bace_bridge.config.paths import Place, as_written, model_at, spell
-from bace_bridge.config.values import FormerNames
+from bace_bridge.config.values import FormerNames, closest
 from bace_bridge.errors import Mistake
 
 _WHOLE_NUMBER = ("must be a whole number", "")
@@ -58,8 +56,8 @@ def _unknown_key(place: Place, section: type[BaseModel]) -> Mistake:
     written, now_called = str(place[-1]), _former_names(section)
     if written in now_called:
         return Mistake(spell(place), f"is now called {now_called[written]}")
-    close = get_close_matches(written, [*known, *now_called], n=1)
-    hint = f"did you mean {now_called.get(close[0], close[0])}?" if close else f"known here: {', '.join(sorted(known))}"
+    close = closest(written, [*known, *now_called])
+    hint = f"did you mean {now_called.get(close, close)}?" if close else f"known here: {', '.join(sorted(known))}"
     return Mistake(spell(place), "is not a key that bace-bridge knows", hint)
 
 

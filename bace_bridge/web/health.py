@@ -51,9 +51,7 @@ class HealthServer:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def open(self) -> None:
-        """Begins to listen, unless the configuration turns it off. Raises ConfigError where that is not possible."""
-        if not self._config.enabled:
-            return
+        """Begins to listen. Raises ConfigError where that is not possible."""
         await self._runner.setup()
         try:
             await web.TCPSite(self._runner, self._config.host, self._config.port).start()

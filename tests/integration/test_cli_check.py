@@ -160,18 +160,37 @@ def test_without_a_stderr_the_exit_code_is_right_all_the_same(tmp_path: Path) ->
     assert in_shell("bace-bridge run 2>&-", tmp_path).returncode == 70
 
 
-def test_loading_a_configuration_imports_no_more_than_it_needs(tmp_path: Path) -> None:
-    unwanted = "{'aiohttp', 'rich', 'click', 'paho', 'structlog'}"
-    code = f"import sys, bace_bridge.config.load; print({unwanted} & {{*sys.modules}})"
+def imported_by(module: str, folder: Path) -> set[str]:
+    """What a Python that imports the module has imported, by full names."""
+    code = f"import sys, {module}; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=True,
-        cwd=tmp_path,
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert done.stdout.strip() == "set()"
+    return set(done.stdout.split())
+
+
+def test_loading_a_configuration_imports_no_more_than_it_needs(tmp_path: Path) -> None:
+    unwanted = {"aiohttp", "rich", "click", "paho", "structlog"}
+    assert not unwanted & imported_by("bace_bridge.config.load", tmp_path)
+
+
+def test_the_service_imports_no_more_than_it_needs(tmp_path: Path) -> None:
+    """Each of these is memory that it would keep for good."""
+    imported = imported_by("bace_bridge.__main__, bace_bridge.cli.run", tmp_path)
+    unwanted = {"amqtt", "rich", "aiohttp.web", "difflib", "statistics"}
+    ours = {
+        "bace_bridge.demo",
+        "bace_bridge.simulator",
+        "bace_bridge.config.cautions",
+        "bace_bridge.config.json_schema",
+    }
+    assert not (unwanted | ours) & imported
+    assert "bace_bridge.sinks.mqtt.sink" in imported
 
 
 @pytest.mark.parametrize(

@@ -130,11 +130,6 @@ async def test_an_address_of_another_machine_is_a_mistake_too() -> None:
         await HealthServer(elsewhere, alive=nothing, ready=nothing).__aenter__()
 
 
-async def test_turned_off_it_listens_nowhere() -> None:
-    async with HealthServer(HttpConfig(listen=""), alive=nothing, ready=nothing) as server:
-        assert server.address is None
-
-
 async def test_closed_it_listens_no_more() -> None:
     async with HealthServer(ANY_PORT, alive=nothing, ready=nothing) as server:
         host, port = str(server.address).split(":")

@@ -7,7 +7,6 @@ row counts. What a batch does not show is no proof of anything.
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from statistics import median_high
 from typing import NamedTuple
 
 import msgspec
@@ -148,7 +147,8 @@ def _packed(
     members: Sequence[Member], *, size: int, rows: int, late: bool, now: float, cloud_now: float
 ) -> Iterator[Batch]:
     """Batches of sessions of which the same windows are due, and about as much of them."""
-    usual = median_high([len(one.followed.series) for one in members if one.followed.series] or [USUAL_SERIES])
+    known = sorted(len(one.followed.series) for one in members if one.followed.series) or [USUAL_SERIES]
+    usual = known[len(known) // 2]
     alike: dict[tuple[tuple[Window, ...], bool, bool], list[list[Member]]] = defaultdict(list)
     left: dict[tuple[tuple[Window, ...], bool, bool], int] = {}
     for member in members:
