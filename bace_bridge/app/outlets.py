@@ -19,8 +19,6 @@ from bace_bridge.config.models import MqttConfig, WebhookConfig
 from bace_bridge.delivery.outlet import Outlet
 from bace_bridge.domain.routing import Filter
 from bace_bridge.failpoints import Failpoint, Untouched
-from bace_bridge.sinks.mqtt.sink import MqttSink
-from bace_bridge.sinks.webhook.sink import WebhookSink
 from bace_bridge.status import StateForTopics, Status
 
 log = structlog.get_logger()
@@ -111,13 +109,21 @@ class OutletBuilder:
             jitter=random.random,
         )
         if isinstance(sink, WebhookConfig):
-            webhook = WebhookSink(sink, source=config.source, version=self._version, clock=self._clocks.wall)
-            return build("webhook", self._failpoint.around_sink(webhook))
-        broker = self._mqtt_sink(sink, config)
-        return build("mqtt", self._failpoint.around_sink(broker), broker=broker)
+            return self._webhook(sink, config, build)
+        return self._mqtt(sink, config, build)
 
-    def _mqtt_sink(self, mqtt: MqttConfig, config: OutletConfig) -> MqttSink:
-        return MqttSink(
+    # Only the kinds that are configured are imported: MQTT is 1.5 MB, and a webhook loads all of HTML's entities.
+
+    def _webhook(self, webhook: WebhookConfig, config: OutletConfig, build: Callable[..., Outlet]) -> Outlet:
+        from bace_bridge.sinks.webhook.sink import WebhookSink  # noqa: PLC0415  # see above
+
+        sink = WebhookSink(webhook, source=config.source, version=self._version, clock=self._clocks.wall)
+        return build("webhook", self._failpoint.around_sink(sink))
+
+    def _mqtt(self, mqtt: MqttConfig, config: OutletConfig, build: Callable[..., Outlet]) -> Outlet:
+        from bace_bridge.sinks.mqtt.sink import MqttSink  # noqa: PLC0415  # see above
+
+        broker = MqttSink(
             mqtt,
             client_id=mqtt.client_id or f"bace-bridge-{self._installation}-{mqtt.name}",
             source=config.source,
@@ -128,6 +134,7 @@ class OutletBuilder:
             requests=self._requests(mqtt.name),
             version=self._version,
         )
+        return build("mqtt", self._failpoint.around_sink(broker), broker=broker)
 
     def _requests(self, sink: str) -> Mapping[str, Handler]:
         return request_handlers(

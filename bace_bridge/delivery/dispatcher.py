@@ -10,7 +10,7 @@ from typing import Protocol
 import structlog
 
 from bace_bridge.domain import retry
-from bace_bridge.domain.dead_letters import dead_letter_told, is_told
+from bace_bridge.domain.dead_letters import dead_letter_event, is_reported
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.lanes import (
     Attempt,
@@ -76,7 +76,7 @@ class Dispatcher:
         jitter: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]],
         on_disabled: Callable[[str, str], Awaitable[None]],
-        on_told: Callable[[], None] = lambda: None,
+        on_emitted: Callable[[], None] = lambda: None,
         on_attempt: Callable[[SinkError | None, str], None] = lambda *_: None,
         on_emptied: Callable[[], None] = lambda: None,
         monotonic: Callable[[], float] = time.monotonic,
@@ -88,7 +88,7 @@ class Dispatcher:
         self._jitter = jitter
         self._sleep = sleep
         self._on_disabled = on_disabled
-        self._on_told = on_told
+        self._on_emitted = on_emitted
         self._on_attempt = on_attempt
         self._on_emptied = on_emptied
         self._outbox = Outbox(window=sink.window, pipelined=sink.pipelined)
@@ -236,16 +236,17 @@ class Dispatcher:
             self._give_up(attempt, f"{decision.reason}: {error}", now=now)
 
     def _give_up(self, attempt: Attempt, reason: str, *, now: float) -> None:
-        """The others are told once, until a delivery to the same place succeeds or the process ends."""
-        event, where, number = attempt.logged.event, self._sink.where(attempt.logged.event), attempt.number
-        told = None
-        if is_told(event) and where not in self._giving_up:
-            told = partial(dead_letter_told, sink=self._sink.name, event=event, attempts=number, reason=reason, now=now)
-        letter = DeadLetter(attempt.logged.seq, session_lane(event), number, reason, told)
+        """It is reported once, until a delivery to the same place succeeds or the process ends."""
+        sink, event, number = self._sink.name, attempt.logged.event, attempt.number
+        where = self._sink.where(event)
+        report = None
+        if is_reported(event) and where not in self._giving_up:
+            report = partial(dead_letter_event, sink=sink, event=event, attempts=number, reason=reason, now=now)
+        letter = DeadLetter(attempt.logged.seq, session_lane(event), number, reason, report)
         if self._outbox.given_up(attempt.logged, letter):
-            about = {"sink": self._sink.name, "event_id": event.id, "type": event.type, "attempt": number}
+            about = {"sink": sink, "event_id": event.id, "type": event.type, "attempt": number}
             log.error("delivery.dead_letter", **about, reason=reason)
-            if told is not None:
+            if report is not None:
                 self._giving_up.add(where)
 
     @property
@@ -279,10 +280,10 @@ class Dispatcher:
         waiting = [one.lane.due_at for one in lanes if one.lane.due_at and (one.lane.attempts or one.lane.reason)]
         if waiting:
             self._next_due = min([*waiting, *([] if self._next_due is None else [self._next_due])])
-        told = [one.lane.key for one in lanes for letter in one.dead if letter.told is not None]
-        if told:
-            self._on_told()
-        if recorded.moved.intersection(told):  # they are tried again instead
+        reported = [one.lane.key for one in lanes for letter in one.dead if letter.report is not None]
+        if reported:
+            self._on_emitted()
+        if recorded.moved.intersection(reported):  # they are tried again instead
             self._giving_up.clear()
 
     def _note_emptied(self) -> None:

@@ -86,7 +86,7 @@ class Outlet:
             jitter=jitter,
             sleep=sleep,
             on_disabled=self._disable,
-            on_told=grew,
+            on_emitted=grew,
             on_attempt=self._watch.attempted,
             on_emptied=self._emptied,
             monotonic=monotonic,
@@ -169,8 +169,8 @@ class Outlet:
         now = self._clock()
         self.disabled = reason
         data = {"sink": name, "reason": reason, "observed_at": iso_utc(now)}
-        told = bridge_event(SINK_DISABLED, at=now, facts=(name, now), data=data)
-        await self._log.disable(name, reason, told)
+        announcement = bridge_event(SINK_DISABLED, at=now, facts=(name, now), data=data)
+        await self._log.disable(name, reason, announcement)
         log.error(SINK_DISABLED, sink=name, reason=reason)
         self._grew()
 

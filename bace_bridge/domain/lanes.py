@@ -70,13 +70,13 @@ class Claimed(msgspec.Struct, frozen=True):
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """A delivery that was given up; `told` makes the event that says so to the other sinks, of how many there are."""
+    """A delivery that was given up; `report` makes the event about it for the other sinks, of how many there are."""
 
     seq: int
     key: str
     attempts: int
     reason: str
-    told: Callable[[int], Event] | None = None
+    report: Callable[[int], Event] | None = None
 
 
 class LaneRecord(msgspec.Struct, frozen=True):

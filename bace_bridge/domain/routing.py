@@ -23,7 +23,7 @@ class _AboutASink(msgspec.Struct):
 def wanted(event: Event, filter_: Filter) -> bool:
     """Events about the bridge itself belong to no device, so a filter on devices lets them through.
 
-    What is wrong with a sink is told to the others: itself would be the last to hear it.
+    What is wrong with a sink is reported to the others: itself would be the last to get it.
     """
     if filter_.groups and event.device_id is not None and event.device_id not in filter_.groups:
         return False

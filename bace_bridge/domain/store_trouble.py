@@ -1,4 +1,4 @@
-"""The store's troubles: which side of it fails and why, so that each trouble is told once and not at each attempt."""
+"""The store's troubles: which side of it fails and why, so that each is reported once and not at each attempt."""
 
 from typing import Literal
 

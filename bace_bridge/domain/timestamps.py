@@ -11,6 +11,6 @@ def iso_utc(seconds: float) -> str:
 
     Whole seconds have no fraction; others have milliseconds, or microseconds where milliseconds would lose digits.
     """
-    # msgspec writes a time in a tenth of the time that isoformat takes, and each event is told with one.
+    # msgspec writes a time in a tenth of the time that isoformat takes, and each delivery has one.
     text = msgspec.json.encode(datetime.fromtimestamp(seconds, UTC))[1:-1].decode()
     return f"{text[:-4]}Z" if "." in text and text.endswith("000Z") else text

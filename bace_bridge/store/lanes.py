@@ -206,9 +206,9 @@ def _give_up(connection: sqlite3.Connection, sink: str, letters: Collection[Dead
         "insert or replace into dead_letters (sink, seq, key, attempts, reason, at) values (?, ?, ?, ?, ?, ?)",
         [(sink, one.seq, one.key, one.attempts, one.reason, now) for one in letters],
     )
-    if told := [one.told for one in letters if one.told is not None]:
+    if reports := [one.report for one in letters if one.report is not None]:
         (count,) = connection.execute("select count(*) from dead_letters where sink = ?", (sink,)).fetchone()
-        append_events(connection, [make(count) for make in told])
+        append_events(connection, [report(count) for report in reports])
 
 
 # --- what anybody does

@@ -18,8 +18,8 @@ Reasons = Callable[[], dict[str, str | None]]
 class HealthServer:
     """Serves from `open` to `close`, or as long as its context is open.
 
-    `alive` tells of the loops, `ready` of the cloud, the store and the brokers; `degraded` of what does not work while
-    all of these do, which is told beside them and makes nothing unready.
+    `alive` is about the loops, `ready` of the cloud, the store and the brokers; `degraded` of what does not work while
+    all of these do, which is shown beside them and makes nothing unready.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from bace_bridge.domain.dead_letters import dead_letter_told
+from bace_bridge.domain.dead_letters import dead_letter_event
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.lanes import (
     BRIDGE_LANE,
@@ -447,7 +447,7 @@ async def test_what_somebody_has_moved_is_recorded_by_nobody_else(store: Store) 
     first, second, _ = await store.tell(event(1), event(2), event(3, session="s2"))
     before = {one.key: one for one in await lanes_of(store.file, "a")}
     await store.log.replay("a", session="s1", since=None)
-    letter = DeadLetter(first, "s1", 1, "rejected", told=lambda _: event(9, session=None))
+    letter = DeadLetter(first, "s1", 1, "rejected", report=lambda _: event(9, session=None))
     records = (
         LaneRecord(replace(before["s1"], seq=second + 1), drained=True, dead=(letter,)),
         LaneRecord(replace(before["s2"], seq=9), drained=True),
@@ -650,9 +650,9 @@ async def test_the_last_failed_attempts_are_kept_a_sink(store: Store) -> None:
 async def test_a_dead_letter_and_the_event_that_tells_of_it_are_one_transaction(store: Store) -> None:
     await store.log.open_sink("a", target="t")
     (place,) = await store.tell(event(1))
-    told = partial(dead_letter_told, sink="a", event=event(1), attempts=10, reason="gave up", now=NOON)
+    report = partial(dead_letter_event, sink="a", event=event(1), attempts=10, reason="gave up", now=NOON)
     await store.open("b")
-    await deliver(store.file, "a", dead=(DeadLetter(place, "s1", 10, "gave up", told),))
+    await deliver(store.file, "a", dead=(DeadLetter(place, "s1", 10, "gave up", report),))
     assert await store.lanes("b") == {BRIDGE_LANE: place + 1}
     (said,) = await store.log.read(after=place, limit=9)
     assert (said.event.type, msgspec.json.decode(said.event.data)["count"]) == ("sink.dead_letter", 1)

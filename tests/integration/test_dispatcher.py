@@ -178,7 +178,7 @@ class Line:
         self.journal = Journal(file, grew=lambda: self.dispatcher.log_grew())  # noqa: PLW0108  # made below
         self.disabled: list[tuple[str, str]] = []
         self.pauses: list[float] = []
-        self.told: list[int] = []
+        self.emitted: list[int] = []
         self.emptied: list[int] = []
         self.watch = SinkWatch("webhook", sink.name, clock=clock)
         self.dispatcher = Dispatcher(
@@ -189,7 +189,7 @@ class Line:
             jitter=lambda: 0.0,
             sleep=self._sleep,
             on_disabled=self._on_disabled,
-            on_told=lambda: self.told.append(1),
+            on_emitted=lambda: self.emitted.append(1),
             on_emptied=lambda: self.emptied.append(1),
             on_attempt=self.watch.attempted,
         )
@@ -566,7 +566,7 @@ async def given_up(line: Line, receiver: Receiver, session: str) -> None:
     receiver.recovers(session)
 
 
-async def test_a_dead_letter_is_told_to_the_other_sinks_and_not_to_its_own(
+async def test_a_dead_letter_is_reported_to_the_other_sinks_and_not_to_its_own(
     tmp_path: Path, clock: Clock, receiver: Receiver
 ) -> None:
     sink = ScriptedSink()
@@ -577,20 +577,20 @@ async def test_a_dead_letter_is_told_to_the_other_sinks_and_not_to_its_own(
         task = asyncio.create_task(other.dispatcher.run())
         await line.tell(event(1))
         await given_up(line, receiver, "s1")
-        await eventually(lambda: line.told == [1])
+        await eventually(lambda: line.emitted == [1])
         other.dispatcher.log_grew()
         await eventually(lambda: len(sink.flying) == 1)
         await line.tell(event(2))
         await receiver.has_taken(2)
         task.cancel()
-        (told,) = [one.event for one in await line.log.search(type_glob="sink.*")]
-    data = msgspec.json.decode(told.data)
-    assert (told.type, data["sink"], data["attempts"]) == ("sink.dead_letter", "alerts", len(WEBHOOK_SCHEDULE) + 1)
+        (report,) = [one.event for one in await line.log.search(type_glob="sink.*")]
+    data = msgspec.json.decode(report.data)
+    assert (report.type, data["sink"], data["attempts"]) == ("sink.dead_letter", "alerts", len(WEBHOOK_SCHEDULE) + 1)
     assert (data["event"]["id"], data["event"]["session_id"]) == ("evt_1", "s1")
-    assert {one.session for one in receiver.arrivals} == {"s1"}, "itself is not told"
+    assert {one.session for one in receiver.arrivals} == {"s1"}, "not about itself"
 
 
-async def test_many_dead_letters_of_one_topic_are_told_once_an_outage(tmp_path: Path, clock: Clock) -> None:
+async def test_many_dead_letters_of_one_topic_are_reported_once_an_outage(tmp_path: Path, clock: Clock) -> None:
     """A session stands for a topic here."""
     sink = ScriptedSink()
 

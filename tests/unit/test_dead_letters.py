@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 
-from bace_bridge.domain.dead_letters import dead_letter_told, is_told
+from bace_bridge.domain.dead_letters import dead_letter_event, is_reported
 from bace_bridge.domain.events import SINK_DEAD_LETTER, SINK_DISABLED, Event
 
 NOW = 1_769_817_600.0
@@ -9,7 +9,7 @@ EVENT = Event("evt_1", "session.ended", "s1", "g1", NOW - 60, NOW - 50, b"{}")
 
 
 def told(event: Event = EVENT, *, sink: str = "a", now: float = NOW) -> Event:
-    return dead_letter_told(3, sink=sink, event=event, attempts=10, reason="gave up", now=now)
+    return dead_letter_event(3, sink=sink, event=event, attempts=10, reason="gave up", now=now)
 
 
 def test_a_dead_letter_names_the_sink_and_the_event() -> None:
@@ -40,5 +40,5 @@ def test_each_end_of_a_delivery_has_an_id_of_its_own() -> None:
 
 @pytest.mark.parametrize("kind", [SINK_DEAD_LETTER, SINK_DISABLED])
 def test_what_is_about_a_sink_is_not_answered_by_more_of_the_kind(kind: str) -> None:
-    assert not is_told(Event("evt_1", kind, None, None, NOW, NOW, b'{"sink":"b"}'))
-    assert is_told(EVENT)
+    assert not is_reported(Event("evt_1", kind, None, None, NOW, NOW, b'{"sink":"b"}'))
+    assert is_reported(EVENT)
