@@ -35,7 +35,6 @@ TRY_DELTA_AGAIN = 3600.0
 CHECKS_SHARE = 0.5
 """The part of the request budget that asking for single sessions takes at most in a full scan."""
 
-
 FULL_SCAN = "scanning the full list instead"
 
 
@@ -81,8 +80,7 @@ class ListPoll:
             # It may be the filter for the groups that is refused, where one of them was deleted: it is checked again.
             await self._save(replace(self._state or state, groups_checked_at=None))
             raise
-        if reader.breaks and not reader.rows_read:
-            # Or it breaks.
+        if reader.breaks and not reader.rows_read:  # or that breaks
             state = replace(state, groups_checked_at=None)
         if recorder.devices.matched_anew:
             state, recorder.devices.matched_anew = session_list.backfilled_at_once(state), False

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ async def polls(watch: Watching, clock: Clock, seconds: float) -> list[LoggedEve
     return await watch.all_events()
 
 
-async def test_nofig_start(clock: Clock, tmp_path: Path) -> None:
+async def test_a_first_start_without_figures_reports_no_history(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock, "sort-ignored")
     cloud.add_device("BaceGo-1")
     cloud.add_history(301, first_start=clock.now - 400_000, spacing=1000, duration=600)
@@ -61,7 +62,9 @@ async def test_nofig_start(clock: Clock, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("meta", ["none", "zero", "null", "total", "list", "text"])
-async def test_nofig_backfill(clock: Clock, tmp_path: Path, meta: str) -> None:
+async def test_the_backfill_reads_behind_the_first_page_whatever_the_figures_say(
+    clock: Clock, tmp_path: Path, meta: str
+) -> None:
     cloud = simulated(clock)
     device = cloud.add_device("BaceGo-1")
     cloud.add_history(250, first_start=clock.now - 400_000, spacing=1000, duration=600)
@@ -94,7 +97,7 @@ async def test_nofig_backfill(clock: Clock, tmp_path: Path, meta: str) -> None:
         assert started(found) == late
 
 
-async def test_nofig_broken(clock: Clock, tmp_path: Path) -> None:
+async def test_a_broken_row_on_a_page_without_figures_costs_itself_alone(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     device = cloud.add_device("BaceGo-1")
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
@@ -102,14 +105,12 @@ async def test_nofig_broken(clock: Clock, tmp_path: Path) -> None:
         await watch.look()
         clock.forward(10)
         sessions = [cloud.open_session(device.id_group) for _ in range(10)]
-        from dataclasses import replace
-
         cloud.quirks = replace(cloud.quirks, broken_rows=(sessions[4],))
         found = await watch.look_for(60, every=10)
         assert started(found) == set(sessions) - {sessions[4]}
 
 
-async def test_numeric_ids(clock: Clock, tmp_path: Path) -> None:
+async def test_ids_that_are_numbers_are_in_order(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     device = cloud.add_device("BaceGo-1")
     numbers: dict[str, int] = {}
@@ -133,7 +134,9 @@ async def test_numeric_ids(clock: Clock, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("status", [404, 410])
 @pytest.mark.parametrize("quirk", ["", "in-filter-ignored", "no-in-filter"])
-async def test_view_denies_all(clock: Clock, tmp_path: Path, status: int, quirk: str) -> None:
+async def test_an_endpoint_that_denies_every_session_removes_none(
+    clock: Clock, tmp_path: Path, status: int, quirk: str
+) -> None:
     cloud = simulated(clock, *([quirk] if quirk else []))
     device = cloud.add_device("BaceGo-1")
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
@@ -148,7 +151,9 @@ async def test_view_denies_all(clock: Clock, tmp_path: Path, status: int, quirk:
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410, 500, 503, 504])
-async def test_no_stamps_and_view_fails(clock: Clock, tmp_path: Path, status: int) -> None:
+async def test_a_change_without_a_stamp_is_believed_where_nobody_else_can_be_asked(
+    clock: Clock, tmp_path: Path, status: int
+) -> None:
     cloud = simulated(clock, "no-updated-at")
     device = cloud.add_device("BaceGo-1")
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
@@ -170,7 +175,9 @@ async def test_no_stamps_and_view_fails(clock: Clock, tmp_path: Path, status: in
 
 @pytest.mark.parametrize("status", [503, 504, 502])
 @pytest.mark.parametrize("quirk", ["", "in-filter-ignored"])
-async def test_one_session_503(clock: Clock, tmp_path: Path, status: int, quirk: str) -> None:
+async def test_a_session_that_times_out_holds_up_no_other(
+    clock: Clock, tmp_path: Path, status: int, quirk: str
+) -> None:
     cloud = simulated(clock, *([quirk] if quirk else []))
     device = cloud.add_device("BaceGo-1")
     bad = ""
@@ -204,7 +211,9 @@ async def test_one_session_503(clock: Clock, tmp_path: Path, status: int, quirk:
 
 @pytest.mark.parametrize("status", [401, 403, 404, 500, 503, 504])
 @pytest.mark.parametrize("expand", [True, False])
-async def test_groups_by_label_list_fails(clock: Clock, tmp_path: Path, status: int, expand: bool) -> None:
+async def test_a_device_list_that_never_works_hides_no_session_and_is_no_secret(
+    clock: Clock, tmp_path: Path, status: int, expand: bool
+) -> None:
     cloud = simulated(clock, *([] if expand else ["no-expand"]))
     device = cloud.add_device("BaceGo-1")
     other = cloud.add_device("BaceGo-2")
@@ -230,10 +239,12 @@ async def test_groups_by_label_list_fails(clock: Clock, tmp_path: Path, status: 
             assert fails or watch.poll.selection_problem
 
 
-async def test_renamed_to_watched(clock: Clock, tmp_path: Path) -> None:
+async def test_a_device_that_takes_a_watched_label_is_found_with_its_active_session(
+    clock: Clock, tmp_path: Path
+) -> None:
     cloud = simulated(clock)
     device = cloud.add_device("Old")
-    async with altered(cloud, tmp_path / "b.db", clock, groups=["BaceGo-1"]) as (between, watch):
+    async with altered(cloud, tmp_path / "b.db", clock, groups=["BaceGo-1"]) as (_, watch):
         await watch.look()
         clock.forward(10)
         s = cloud.open_session(device.id_group)
@@ -243,11 +254,11 @@ async def test_renamed_to_watched(clock: Clock, tmp_path: Path) -> None:
         assert started(found) == {s}
 
 
-async def test_cloud_clock_set_back(clock: Clock, tmp_path: Path) -> None:
+async def test_a_cloud_whose_clock_is_set_back_is_read_from_there(clock: Clock, tmp_path: Path) -> None:
     theirs = Clock(clock.now + 3600)
     cloud = simulated(theirs)
     device = cloud.add_device("BaceGo-1")
-    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+    async with altered(cloud, tmp_path / "b.db", clock) as (_, watch):
         await watch.look()
         clock.forward(10)
         theirs.forward(10)
@@ -268,7 +279,9 @@ async def test_cloud_clock_set_back(clock: Clock, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("status", [400, 422, 403, 500])
 @pytest.mark.parametrize("quirk", ["", "updated-filter-ignored"])
-async def test_group_filter_refused_later(clock: Clock, tmp_path: Path, status: int, quirk: str) -> None:
+async def test_a_filter_for_groups_that_works_no_more_is_given_up_at_once(
+    clock: Clock, tmp_path: Path, status: int, quirk: str
+) -> None:
     cloud = simulated(clock, *([quirk] if quirk else []))
     device = cloud.add_device("BaceGo-1")
     gone = cloud.add_device("BaceGo-2")
@@ -294,7 +307,7 @@ async def test_another_data_session_is_no_answer(clock: Clock, tmp_path: Path) -
             await watch.api.session(asked)
 
 
-async def test_restart_logs(clock: Clock, tmp_path: Path) -> None:
+async def test_each_process_logs_that_a_filter_is_not_honoured(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock, "updated-filter-ignored")
     cloud.add_device("BaceGo-1")
     cloud.add_history(3, first_start=clock.now - 40_000, spacing=1000, duration=600)
@@ -303,11 +316,11 @@ async def test_restart_logs(clock: Clock, tmp_path: Path) -> None:
             async with watching(cloud, tmp_path / "b.db", clock) as watch:
                 await watch.look()
                 await watch.look_for(100)
-        assert [l["event"] for l in logs].count("cloud.filter_not_honoured") >= 1
+        assert [one["event"] for one in logs].count("cloud.filter_not_honoured") >= 1
         clock.forward(60)
 
 
-async def test_backfill_page_blocks(clock: Clock, tmp_path: Path) -> None:
+async def test_a_page_that_times_out_hides_none_behind_it(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     device = cloud.add_device("BaceGo-1")
     cloud.add_history(350, first_start=clock.now - 800_000, spacing=1000, duration=600)
@@ -328,4 +341,5 @@ async def test_backfill_page_blocks(clock: Clock, tmp_path: Path) -> None:
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         between.alter = alter
         found = await polls(watch, clock, 3 * 3700)
-        assert started(found) == late & shown and len(shown) > 200
+        assert started(found) == late & shown
+        assert len(shown) > 200

@@ -567,7 +567,8 @@ def test_an_integer_that_the_store_cannot_hold_is_named(name: str, value: Any) -
 
 @pytest.mark.parametrize("name", ["totalCount", "pageCount", "currentPage", "perPage"])
 def test_absurd_figures_of_a_page_are_none_and_cost_no_row(name: str) -> None:
-    for value in (2**63, -1, "many", [], {}, True):
+    values: list[Any] = [2**63, -1, "many", [], {}, True]
+    for value in values:
         found = parse_sessions(page(SESSION, meta={name: value}), {})
         assert (len(found.items), found.page, found.page_count, found.total) == (1, None, None, None)
     assert parse_sessions(page(SESSION, meta=[]), {}).page_count is None
