@@ -90,8 +90,8 @@ class SessionRecorder:
                 answer = await self._ask(session_id, reader)
                 if isinstance(answer, SeenSession):
                     sure.append(answer)
-                elif len(set(said)) == 1:  # there is nobody else to ask
-                    sure += seen
+                elif len(set(said)) == 1 and (not isinstance(answer, CloudGone) or await reader.denies_all()):
+                    sure += seen  # there is nobody else to ask
         found = await self._commit(sure, state)
         # Only now: where the poll fails before the commit, the session has to be asked for again.
         self._asked_at = asked | {
