@@ -6,12 +6,14 @@ import fcntl
 import os
 import sqlite3
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+import msgspec
 import structlog
 
 from bace_bridge.domain.store_trouble import Side, StoreTrouble, after_failure, after_success
@@ -167,6 +169,8 @@ class SqliteFile:
             return work(self._connection)
         except sqlite3.Error as error:
             raise faults.of_sqlite(error, self._path) from error
+        except (zlib.error, msgspec.DecodeError) as error:
+            raise faults.of_content(error, self._path) from error
 
     def _make_sure_it_is_there(self) -> None:
         """SQLite would go on with a file that has no name any more, and a restart would find nothing of it."""

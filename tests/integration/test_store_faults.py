@@ -3,10 +3,12 @@
 import asyncio
 import random
 import sqlite3
-from collections.abc import Awaitable
+import threading
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from bace_bridge.cloud.token_reply import TokenReply
@@ -24,6 +26,7 @@ from bace_bridge.errors import (
 )
 from bace_bridge.polling.loops import SessionLoop
 from bace_bridge.polling.rules.changes import Changes
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.facts import Facts
 from bace_bridge.store.journal import Journal
@@ -37,6 +40,10 @@ def events(first: int, count: int, *, size: int = 2) -> Changes:
     numbers = range(first, first + count)
     data = random.Random(size).randbytes(size)
     return Changes(events=tuple(Event(f"evt_{one}", "x", "s1", "g1", 1.0, 1.0, data) for one in numbers))
+
+
+def known(identifier: str) -> KnownSession:
+    return KnownSession(session=DataSession(identifier, "g1", 1.0))
 
 
 async def away(file: SqliteFile, table: str) -> None:
@@ -151,6 +158,47 @@ async def test_pages_that_break_while_it_runs_are_named(tmp_path: Path) -> None:
             await EventLog(file).read(after=0, limit=1000, most_bytes=10**9)
         assert [(one["event"], one["error"]) for one in logs] == [("store.unusable", "StoreCorrupt")]
         assert file.trouble.reason is not None
+
+
+Asks = Callable[[SqliteFile], Awaitable[object]]
+
+
+@pytest.mark.parametrize(
+    ("damage", "asks"),
+    [
+        ("update events set data = substr(data, 1, 20)", lambda file: EventLog(file).read(after=0, limit=9)),
+        ("update sessions set known = substr(known, 1, 20)", lambda file: Journal(file).known(["s1"])),
+        ("insert into facts values ('watch', '{')", lambda file: Journal(file).poll_state()),
+        ("insert into facts values ('trouble', '{')", lambda file: Journal(file).outage()),
+        ("insert into facts values ('token:a', '{')", lambda file: Facts(file).load_token("a")),
+    ],
+    ids=["a compressed event", "a session", "the poll's state", "an outage", "a token"],
+)
+async def test_a_row_that_cannot_be_read_is_named(tmp_path: Path, damage: str, asks: Asks) -> None:
+    async with SqliteFile(tmp_path / "b.db") as file:
+        await Journal(file).commit(replace(events(1, 1, size=5000), known=(known("s1"),)))
+        await file.write(lambda connection: connection.execute(damage))
+        with capture_logs() as logs, pytest.raises(StoreCorrupt, match="a row is damaged"):
+            await asks(file)
+        assert [one["event"] for one in logs] == ["store.unusable"]
+
+
+async def test_a_commit_whose_caller_is_cut_off_is_announced(tmp_path: Path) -> None:
+    """As by a reload: what the store's thread has begun it ends, and nothing would deliver it before the next event."""
+    grew, changed, begun = list[bool](), list[str](), threading.Event()
+    async with SqliteFile(tmp_path / "b.db") as file:
+        journal = Journal(file, grew=lambda: grew.append(True), changed=changed.extend)
+        other = sqlite3.connect(tmp_path / "b.db", isolation_level=None)
+        other.execute("begin immediate")
+        await file.read(lambda connection: connection.set_trace_callback(lambda _: begun.set()))
+        committing = asyncio.create_task(journal.commit(replace(events(1, 1), known=(known("s1"),))))
+        assert await asyncio.to_thread(begun.wait, 60)
+        committing.cancel()
+        await asyncio.wait((committing,))
+        other.close()
+        assert committing.cancelled()
+        assert len(await EventLog(file).read(after=0, limit=9)) == 1
+        assert (grew, changed) == ([True], ["g1"])
 
 
 @pytest.mark.parametrize("what", ["b.db", "b.db-wal"])
