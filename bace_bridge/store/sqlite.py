@@ -50,8 +50,8 @@ class SqliteFile:
         max_pages: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._path = path
-        self._wal = Path(f"{path}-wal")
+        self._path = real_path(path)
+        self._wal = Path(f"{self._path}-wal")
         self._read_only = read_only
         self._beside = beside
         self._max_pages = max_pages
@@ -222,10 +222,15 @@ class SqliteFile:
             self._lock_fd = None
 
 
+def real_path(path: Path) -> Path:
+    """SQLite puts its WAL beside the file that a link leads to; the lock and the copies belong there as well."""
+    return Path(os.path.realpath(path))
+
+
 def is_held(path: Path) -> bool:
     """True while a running instance holds the store."""
     try:
-        fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(f"{real_path(path)}.lock", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return False
     try:

@@ -21,6 +21,7 @@ from bace_bridge.errors import (
     StoreError,
     StoreFull,
     StoreGone,
+    StoreLocked,
     StoreReadOnly,
     StoreUnusable,
 )
@@ -30,7 +31,7 @@ from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.facts import Facts
 from bace_bridge.store.journal import Journal
-from bace_bridge.store.sqlite import BUSY_TIMEOUT, SqliteFile
+from bace_bridge.store.sqlite import BUSY_TIMEOUT, SqliteFile, is_held
 from tests.integration.disks import fill_up, make_read_only, small_disk
 from tests.integration.polling_line import Clock
 from tests.integration.test_dispatcher import ScriptedSink, event, eventually, running
@@ -199,6 +200,24 @@ async def test_a_commit_whose_caller_is_cut_off_is_announced(tmp_path: Path) -> 
         assert committing.cancelled()
         assert len(await EventLog(file).read(after=0, limit=9)) == 1
         assert (grew, changed) == ([True], ["g1"])
+
+
+async def test_a_link_to_a_store_is_that_store(tmp_path: Path) -> None:
+    link, real = tmp_path / "link.db", tmp_path / "real" / "b.db"
+    real.parent.mkdir()
+    link.symlink_to(real)
+    async with SqliteFile(link) as file:
+        await Journal(file).commit(events(1, 100, size=1000))
+        assert file.wal_bytes == Path(f"{real}-wal").stat().st_size > 0
+        assert is_held(link)
+        assert is_held(real)
+        with pytest.raises(StoreLocked):
+            async with SqliteFile(real):
+                pass
+        Path(f"{real}-wal").rename(tmp_path / "moved")
+        with pytest.raises(StoreGone):
+            await Journal(file).commit(events(200, 1))
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["link.db", "moved", "real"]
 
 
 @pytest.mark.parametrize("what", ["b.db", "b.db-wal"])
