@@ -46,6 +46,8 @@ def break_file(path: Path, way: str, other_port: int) -> None:
             config["store"]["url"] = f"sqlite:///{broken}"
         case "port in use":
             config["http"]["listen"] = f"127.0.0.1:{other_port}"
+        case "port at no host":
+            config["http"]["listen"] = f"127.0.0..1:{other_port}"
     path.write_text(json.dumps(config))
 
 
@@ -57,6 +59,7 @@ WAYS = {
     "store in no folder": "/proc/nowhere",
     "store is no database": "not a usable database",
     "port in use": "cannot listen on",
+    "port at no host": "that is no host name",
 }
 
 
