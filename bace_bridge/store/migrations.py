@@ -47,9 +47,12 @@ def refuse_newer(connection: sqlite3.Connection, path: Path) -> int:
 
 
 def refuse_other(connection: sqlite3.Connection, path: Path) -> None:
-    """Migrations belong to the service: what stands beside it takes the store as this very version left it."""
+    """Migrations belong to the service: what stands beside it takes the store as this very version left it.
+
+    A file in which nothing has been made yet (version 0) is of no other version.
+    """
     version, newest = refuse_newer(connection, path), _steps()[-1][0]
-    if version < newest:
+    if 0 < version < newest:
         raise StoreUnusable(
             f"{path} was written by an older bace-bridge (schema {version}, this one knows {newest}): "
             "start this version's service once"

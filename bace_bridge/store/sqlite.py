@@ -19,7 +19,7 @@ import structlog
 from bace_bridge.domain.store_trouble import Side, StoreTrouble, after_failure, after_success
 from bace_bridge.errors import StoreError, StoreGone, StoreLocked, StoreUnusable
 from bace_bridge.store import faults
-from bace_bridge.store.migrations import migrate, refuse_newer, refuse_other
+from bace_bridge.store.migrations import migrate, refuse_other
 
 log = structlog.get_logger()
 
@@ -194,8 +194,7 @@ class SqliteFile:
                 uri = f"{self._path.resolve().as_uri()}?mode=ro"
                 connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
                 connection.execute("pragma query_only = on")
-                if refuse_newer(connection, self._path):
-                    refuse_other(connection, self._path)
+                refuse_other(connection, self._path)
                 return connection
             connection = sqlite3.connect(
                 self._path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT
