@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 CONNECT, CONNACK, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP = 1, 2, 3, 4, 5, 6, 7
-SUBSCRIBE, SUBACK, PINGREQ, PINGRESP, DISCONNECT = 8, 9, 12, 13, 14
+SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK, PINGREQ, PINGRESP, DISCONNECT = 8, 9, 10, 11, 12, 13, 14
 
 
 @dataclass
@@ -29,12 +29,20 @@ class Script:
     connack_properties: bytes = b""
     suback: int = 1
     answers: dict[str, int] = field(default_factory=dict)
+    properties: bytes = b"\x00"
+    """What follows the reason code of an acknowledgement."""
     holds_acknowledgements: bool = False
     acknowledges_after: float = 0.001
     """Seconds; what the broker has not acknowledged when it ends the connection, it does not acknowledge any more."""
     garbage: bytes = b""
+    cuts_acknowledgements: bool = False
+    """Half of the message's id is missing."""
     closes_on: bytes = b""
     """Text in a payload that makes the broker end the connection."""
+    closes_on_topic: str = ""
+    """The same in a topic."""
+    closes_on_subscribing: str = ""
+    """A filter that makes the broker end the connection."""
 
 
 class ScriptedBroker:
@@ -44,6 +52,9 @@ class ScriptedBroker:
         self.versions: list[int] = []
         self.published: list[Published] = []
         self.subscribed_qos: list[int] = []
+        self.subscribed: list[list[str]] = []
+        self.unsubscribed: list[list[str]] = []
+        self.goodbyes: list[bytes] = []
         self.largest_packet = 0
         self.connections: list[asyncio.StreamWriter] = []
         self.unacknowledged = 0
@@ -86,9 +97,18 @@ class ScriptedBroker:
             case 6:
                 writer.write(bytes([PUBCOMP << 4, 2]) + body[:2])
             case 8:
+                filters = _filters(body[3:] if version == 5 else body[2:])
                 self.subscribed_qos.append(body[-1] & 3)
-                tail = (b"\x00" if version == 5 else b"") + bytes([self.script.suback])
+                self.subscribed.append(filters)
+                if self.script.closes_on_subscribing and self.script.closes_on_subscribing in filters:
+                    writer.transport.abort()
+                    raise ConnectionAbortedError
+                tail = (b"\x00" if version == 5 else b"") + bytes([self.script.suback]) * len(filters)
                 writer.write(bytes([SUBACK << 4, 2 + len(tail)]) + body[:2] + tail)
+            case 10:
+                self.unsubscribed.append(_filters(body[3:] if version == 5 else body[2:], options=0))
+            case 14:
+                self.goodbyes.append(body)
             case 12:
                 writer.write(bytes([PINGRESP << 4, 0]))
 
@@ -102,7 +122,10 @@ class ScriptedBroker:
         if version == 5:
             properties, used = _variable_integer(rest)
             rest = rest[used + properties :]
-        if self.script.closes_on and self.script.closes_on in rest:
+        script = self.script
+        if (script.closes_on and script.closes_on in rest) or (
+            script.closes_on_topic and script.closes_on_topic in topic
+        ):
             writer.transport.abort()
             raise ConnectionAbortedError
         self.published.append(Published(topic, rest, qos, bool(first & 1)))
@@ -117,8 +140,11 @@ class ScriptedBroker:
 
     def _acknowledge(self, writer: asyncio.StreamWriter, topic: str, mid: bytes, qos: int) -> None:
         self.unacknowledged -= 1
+        if self.script.cuts_acknowledgements:
+            writer.write(bytes([PUBACK << 4, 1]) + mid[1:])
+            return
         code = self.script.answers.get(topic)
-        tail = bytes([code, 0]) if code is not None else b""
+        tail = bytes([code]) + self.script.properties if code is not None else b""
         writer.write(bytes([(PUBACK if qos == 1 else PUBREC) << 4, 2 + len(tail)]) + mid + tail)
 
 
@@ -145,6 +171,15 @@ async def packet(reader: asyncio.StreamReader) -> tuple[int, bytes]:
         shift += 7
         if not byte & 0x80:
             return first, await reader.readexactly(length)
+
+
+def _filters(body: bytes, options: int = 1) -> list[str]:
+    found = []
+    while body:
+        length = int.from_bytes(body[:2], "big")
+        found.append(body[2 : 2 + length].decode())
+        body = body[2 + length + options :]
+    return found
 
 
 def _variable_integer(data: bytes) -> tuple[int, int]:

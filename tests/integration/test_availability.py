@@ -34,7 +34,7 @@ CONFIG = Config(cloud=CloudConfig(access_token=SecretStr("a-token")), watch=Watc
 class Broker(ScriptedSink):
     """A sink that shows devices."""
 
-    problem = None
+    problem = state_problem = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,6 +59,7 @@ async def ticking(folder: Path) -> AsyncIterator[tuple[Broker, Standing, Journal
             Filter(),
             broker=broker,
             grew=signals.log_grew,
+            changed=lambda: None,
             clock=clock,
             monotonic=clock,
             jitter=lambda: 0.0,

@@ -14,7 +14,9 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from bace_bridge.config.models import MqttConfig, TlsConfig
+from bace_bridge.sinks.mqtt.buffered import BufferedSocket
 from bace_bridge.sinks.mqtt.properties import user_property
+from bace_bridge.sinks.mqtt.puback import read_consent
 from bace_bridge.sinks.mqtt.pubrec import heed_refusals
 from bace_bridge.sinks.mqtt.versions import Version
 
@@ -50,6 +52,7 @@ def new_client(config: MqttConfig, *, client_id: str, protocol: Version, will: W
         client.username_pw_set(config.username, password)
     if config.websocket:
         client.ws_set_options(path=config.path)
+    read_consent(client)
     if config.qos == _EXACTLY_ONCE:
         heed_refusals(client)
     # Any callback here keeps paho from writing to the socket before the event loop drives it.
@@ -72,6 +75,8 @@ async def reach(client: paho.Client, config: MqttConfig, *, version: str) -> Non
         _send_at_once(client)
         if config.websocket:
             _send_whole_frames(client)
+        inside: Any = client
+        inside._sock = BufferedSocket(client.socket())  # noqa: SLF001  # paho takes no socket of ours
 
     try:
         async with asyncio.timeout(CONNECT_WITHIN + 1):

@@ -1,11 +1,12 @@
 """One connection to the broker, from CONNECT to its end."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
@@ -14,10 +15,12 @@ from bace_bridge.sinks.mqtt.broker import CONNECT_WITHIN
 from bace_bridge.sinks.mqtt.driving import Driver
 from bace_bridge.sinks.mqtt.endings import Ending, ended, may_be_about_a_message, refused
 from bace_bridge.sinks.mqtt.limits import Limits, announced
-from bace_bridge.sinks.mqtt.suspicion import Suspicion
+from bace_bridge.sinks.mqtt.suspicion import Suspicion, TopicSuspicion
 from bace_bridge.sinks.mqtt.window import Done, Message, Window
 
 _ACKNOWLEDGED_WITHIN = 60.0
+_WITH_WILL = 0x04
+"""The reason code of a DISCONNECT that has the broker publish the last will."""
 
 
 class Connection:
@@ -30,6 +33,7 @@ class Connection:
         broker: str,
         window: int,
         suspicion: Suspicion,
+        of_topics: TopicSuspicion,
         on_message: Callable[[MQTTMessage], None],
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -37,9 +41,9 @@ class Connection:
         self._speaks_5 = client.protocol == MQTTProtocolVersion.MQTTv5
         self._broker = broker
         self._on_message = on_message
-        self._window = Window(client, size=window, suspicion=suspicion)
+        self._window = Window(client, size=window, suspicion=suspicion, of_topics=of_topics)
         self._accepted: asyncio.Future[Limits] = loop.create_future()
-        self._subscribed: asyncio.Future[bool] = loop.create_future()
+        self._subscribing: dict[int, asyncio.Future[list[bool]]] = {}
         self.end: asyncio.Future[Ending] = loop.create_future()
         self.limits = Limits()
         client.on_connect = self._guarded(self._connack)
@@ -60,13 +64,25 @@ class Connection:
         self._window.obey(self.limits)
         return True
 
-    async def subscribe(self, topic: str) -> bool:
-        """False when the broker refuses the subscription or does not answer."""
+    async def subscribe(self, filters: Sequence[str], *, qos: int, keeps_retain: bool = False) -> bool | None:
+        """True when the broker takes all of the filters, None where it does not answer.
+
+        With `keeps_retain` a message says whether it was published as retained, and not whether it was kept; MQTT 5
+        only.
+        """
         if self._speaks_5:
-            self._client.subscribe(topic, options=SubscribeOptions(qos=1, retainAsPublished=True))
+            options = SubscribeOptions(qos=qos, retainAsPublished=keeps_retain)
+            _, mid = self._client.subscribe([(one, options) for one in filters])
         else:
-            self._client.subscribe(topic, qos=1)
-        return await self._first_of(self._subscribed, within=CONNECT_WITHIN) and self._subscribed.result()
+            _, mid = self._client.subscribe([(one, qos) for one in filters])
+        if mid is None:
+            return None
+        answered = self._subscribing[mid] = asyncio.get_running_loop().create_future()
+        return all(answered.result()) if await self._first_of(answered, within=CONNECT_WITHIN) else None
+
+    def unsubscribe(self, filters: Sequence[str]) -> None:
+        if not self.end.done():
+            self._client.unsubscribe(list(filters))
 
     def publish(self, message: Message, done: Done) -> None:
         self._window.publish(message, done)
@@ -84,11 +100,15 @@ class Connection:
         else:
             work.cancel()
 
-    async def disconnect(self, *, within: float) -> None:
-        """Says goodbye, so that the broker does not publish the last will."""
-        if not self.end.done():
-            self._client.disconnect()
-            await asyncio.wait((self.end,), timeout=within)
+    async def disconnect(self, *, within: float, with_will: bool = False) -> None:
+        """Says goodbye, so that the broker does not publish the last will; or so that it does."""
+        if self.end.done():
+            return
+        if with_will and not self._speaks_5:
+            return  # the broker publishes it when the connection ends without a word
+        code = ReasonCode(PacketTypes.DISCONNECT, identifier=_WITH_WILL) if with_will else None
+        self._client.disconnect(reasoncode=code)
+        await asyncio.wait((self.end,), timeout=within)
 
     def release(self, problem: str) -> None:
         """Closes the socket and gives back what the broker has not acknowledged."""
@@ -137,9 +157,10 @@ class Connection:
             )
         )
 
-    def _suback(self, _mid: int, reasons: list[ReasonCode], _properties: Properties) -> None:
-        if not self._subscribed.done():
-            self._subscribed.set_result(not any(reason.is_failure for reason in reasons))
+    def _suback(self, mid: int, reasons: list[ReasonCode], _properties: Properties) -> None:
+        answered = self._subscribing.pop(mid, None)
+        if answered is not None and not answered.done():
+            answered.set_result([not reason.is_failure for reason in reasons])
 
     def _message(self, message: MQTTMessage) -> None:
         self._on_message(message)

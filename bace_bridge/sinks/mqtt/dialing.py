@@ -10,7 +10,7 @@ from bace_bridge.config.models import MqttConfig
 from bace_bridge.sinks.mqtt.broker import Unreachable, Will, new_client, reach
 from bace_bridge.sinks.mqtt.connection import Connection
 from bace_bridge.sinks.mqtt.endings import NO_RETAIN, QOS_TOO_HIGH, Ending, not_reached
-from bace_bridge.sinks.mqtt.suspicion import Suspicion
+from bace_bridge.sinks.mqtt.suspicion import Suspicion, TopicSuspicion
 from bace_bridge.sinks.mqtt.versions import Version, Versions
 
 
@@ -23,6 +23,7 @@ class Dialer:
         version: str,
         will: Will,
         suspicion: Suspicion,
+        of_topics: TopicSuspicion,
         log: FilteringBoundLogger,
     ) -> None:
         self.broker = f"{config.host}:{config.port}"
@@ -31,6 +32,7 @@ class Dialer:
         self._version = version
         self._will = will
         self._suspicion = suspicion
+        self._of_topics = of_topics
         self._log = log
         self._versions = Versions(config.protocol)
 
@@ -50,6 +52,7 @@ class Dialer:
             broker=self.broker,
             window=self._config.max_in_flight,
             suspicion=self._suspicion,
+            of_topics=self._of_topics,
             on_message=on_message,
         )
         opened = False

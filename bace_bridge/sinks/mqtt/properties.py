@@ -4,6 +4,7 @@ They are encoded here and not with paho's `Properties`, which takes longer than 
 """
 
 from bace_bridge.domain.lanes import Attempt
+from bace_bridge.sinks.mqtt.topics import text
 
 _CONTENT_TYPE = b"\x03"
 _CORRELATION_DATA = b"\x09"
@@ -47,7 +48,7 @@ class CloudEventAttributes:
         """`time` is the event's, as text."""
         logged = attempt.logged
         event = logged.event
-        subject = b"" if event.session_id is None else self._subject + _text(event.session_id)
+        subject = b"" if event.session_id is None else self._subject + _text(text(event.session_id))
         parts = (
             self._same_for_all,
             self._type_of(event.type),
