@@ -1,5 +1,6 @@
 """What polling keeps: known data sessions, windows, newest points, and the events that it emits."""
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -61,12 +62,17 @@ class Journal:
 
         try:
             await self._file.write(work, side="known")
-        finally:
-            # Also where this is cut off (a reload): the store's thread goes on with it, and nobody else would say so.
-            if changes.events:
-                self._grew()
-            if devices := changes.devices:
-                self._changed(devices)
+        except asyncio.CancelledError:
+            # As by a reload: the store's thread goes on with what it has begun, and nobody else would say so.
+            self._announce(changes)
+            raise
+        self._announce(changes)
+
+    def _announce(self, changes: Changes) -> None:
+        if changes.events:
+            self._grew()
+        if devices := changes.devices:
+            self._changed(devices)
 
     async def poll_state(self) -> PollState | None:
         def work(connection: sqlite3.Connection) -> PollState | None:
