@@ -214,7 +214,7 @@ class MqttSink:
                 try:
                     await asyncio.wait((connection.end,))
                 except asyncio.CancelledError:
-                    self._leave("the bridge is stopping")
+                    self._leave("the bridge leaves this broker")
                     await self._say_goodbye(connection, mirror, working[0])
                     raise
                 finally:
