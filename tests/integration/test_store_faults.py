@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from bace_bridge.cloud.token_reply import TokenReply
 from bace_bridge.cloud.tokens import Credentials, Tokens
 from bace_bridge.domain.events import Event
+from bace_bridge.domain.lanes import FailedAttempt, Progress
 from bace_bridge.errors import (
     CloudUnavailable,
     StoreBusy,
@@ -28,6 +29,7 @@ from bace_bridge.errors import (
 from bace_bridge.polling.loops import SessionLoop
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
+from bace_bridge.store.deadletters import DeadLetters
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.facts import Facts
 from bace_bridge.store.journal import Journal
@@ -200,6 +202,24 @@ async def test_a_commit_whose_caller_is_cut_off_is_announced(tmp_path: Path) -> 
         assert committing.cancelled()
         assert len(await EventLog(file).read(after=0, limit=9)) == 1
         assert (grew, changed) == ([True], ["g1"])
+
+
+async def test_a_record_that_was_cut_off_and_made_again_keeps_each_attempt_once(tmp_path: Path) -> None:
+    begun, failed = (
+        threading.Event(),
+        tuple(FailedAttempt(1, number, 1.0, 0.1, "HTTP 500", 500, "") for number in (1, 2)),
+    )
+    async with SqliteFile(tmp_path / "b.db") as file:
+        other = sqlite3.connect(tmp_path / "b.db", isolation_level=None)
+        other.execute("begin immediate")
+        await file.read(lambda connection: connection.set_trace_callback(lambda _: begun.set()))
+        recording = asyncio.create_task(EventLog(file).record("a", lambda: Progress((), failed), now=2.0))
+        assert await asyncio.to_thread(begun.wait, 60)
+        recording.cancel()
+        await asyncio.wait((recording,))
+        other.close()
+        await EventLog(file).record("a", lambda: Progress((), failed), now=2.0)
+        assert await DeadLetters(file).attempts("a", 1) == list(failed)
 
 
 async def test_a_link_to_a_store_is_that_store(tmp_path: Path) -> None:
