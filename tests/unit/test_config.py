@@ -1,4 +1,5 @@
 import os
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -251,7 +252,8 @@ def test_a_file_of_the_greatest_size_is_read_through_a_link(tmp_path: Path) -> N
 
 
 def test_files_of_tls_are_read_beside_the_configuration(tmp_path: Path) -> None:
-    (tmp_path / "ca.pem").write_text("-", encoding="utf-8")
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=a -out ca.pem"
+    subprocess.run([*make.split(), "-keyout", "ca.key"], cwd=tmp_path, check=True, capture_output=True)
     config = load_text(tmp_path, TOKEN + 'mqtt: [{name: m, url: "mqtts://h", tls: {ca_file: ca.pem}}]')
     assert config.mqtt[0].tls.ca_file == tmp_path / "ca.pem"
 

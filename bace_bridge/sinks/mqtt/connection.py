@@ -1,19 +1,21 @@
 """One connection to the broker, from CONNECT to its end."""
 
 import asyncio
+import ssl
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
-from paho.mqtt.enums import MQTTProtocolVersion
+from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from bace_bridge.sinks.mqtt.broker import CONNECT_WITHIN
+from bace_bridge.sinks.mqtt.client import BadPacket, bound_what_is_read
 from bace_bridge.sinks.mqtt.driving import Driver
-from bace_bridge.sinks.mqtt.endings import Ending, ended, may_be_about_a_message, refused
-from bace_bridge.sinks.mqtt.limits import Limits, announced
+from bace_bridge.sinks.mqtt.endings import During, Ending, ended, may_be_about_a_message, refused
+from bace_bridge.sinks.mqtt.manners import Limits, Manner, announced
+from bace_bridge.sinks.mqtt.sockets import CONNECT_WITHIN, reason
 from bace_bridge.sinks.mqtt.suspicion import Suspicion
 from bace_bridge.sinks.mqtt.window import Done, Message, Window
 
@@ -28,6 +30,8 @@ class Connection:
         client: Client,
         *,
         broker: str,
+        manner: Manner,
+        shows_certificate: bool,
         window: int,
         suspicion: Suspicion,
         on_message: Callable[[MQTTMessage], None],
@@ -36,37 +40,53 @@ class Connection:
         self._client = client
         self._speaks_5 = client.protocol == MQTTProtocolVersion.MQTTv5
         self._broker = broker
+        self._manner = manner
+        self._shows_certificate = shows_certificate
+        self._during: During = "connect"
+        self._socket_error = ""
         self._on_message = on_message
         self._window = Window(client, size=window, suspicion=suspicion)
         self._accepted: asyncio.Future[Limits] = loop.create_future()
-        self._subscribed: asyncio.Future[bool] = loop.create_future()
+        self._answers: dict[int, asyncio.Future[bool]] = {}
         self.end: asyncio.Future[Ending] = loop.create_future()
         self.limits = Limits()
         client.on_connect = self._guarded(self._connack)
         client.on_disconnect = self._guarded(self._disconnected)
         client.on_subscribe = self._guarded(self._suback)
+        client.on_unsubscribe = self._guarded(self._suback)
         client.on_message = self._guarded(self._message)
         client.on_publish = self._guarded(self._puback)
+        bound_what_is_read(client, failed=self._socket_failed)
         self._driver = Driver(client, failed=self._unreadable, tick=self._check_acknowledgements)
 
     async def accepted(self) -> bool:
         """False when the broker did not accept the connection; `end` says why."""
-        # Soon enough to try 3.1.1 where the broker is at a loss with version 5.
-        within = CONNECT_WITHIN / 2 if self._speaks_5 else CONNECT_WITHIN
-        if not await self._first_of(self._accepted, within=within):
+        if not await self._first_of(self._accepted, within=CONNECT_WITHIN):
             self._finish(Ending("mute", f"the broker at {self._broker} does not answer"))
             return False
-        self.limits = self._accepted.result()
+        self.limits = self._accepted.result().within(self._manner)
         self._window.obey(self.limits)
+        self._during = "use"
         return True
+
+    async def takes(self, message: Message, topic: str) -> bool:
+        """Whether the broker keeps the connection when it is sent this message; its answer comes after it.
+
+        UNSUBSCRIBE, of a topic that is not subscribed to, has an answer also where the message has none.
+        """
+        self._during = "probe"
+        self._window.publish(message, lambda _: None)
+        await self._answered(self._client.unsubscribe(topic), "use")
+        return not self.end.done()
 
     async def subscribe(self, topic: str) -> bool:
         """False when the broker refuses the subscription or does not answer."""
+        self._during = "subscribe"
         if self._speaks_5:
-            self._client.subscribe(topic, options=SubscribeOptions(qos=1, retainAsPublished=True))
+            asked = self._client.subscribe(topic, options=SubscribeOptions(qos=1, retainAsPublished=True))
         else:
-            self._client.subscribe(topic, qos=1)
-        return await self._first_of(self._subscribed, within=CONNECT_WITHIN) and self._subscribed.result()
+            asked = self._client.subscribe(topic, qos=min(1, self._manner.qos))
+        return await self._answered(asked, "use")
 
     def publish(self, message: Message, done: Done) -> None:
         self._window.publish(message, done)
@@ -100,6 +120,19 @@ class Connection:
         end = self.end
         return not end.cancelled() and end.exception() is None and may_be_about_a_message(end.result())
 
+    async def _answered(self, asked: tuple[MQTTErrorCode, int | None], then: During) -> bool:
+        """Waits for SUBACK or UNSUBACK; False where it is no, does not come, or the connection ends."""
+        if asked[1] is None:
+            return False
+        answer = self._answers[asked[1]] = asyncio.get_running_loop().create_future()
+        try:
+            came = await self._first_of(answer, within=CONNECT_WITHIN)
+        finally:
+            self._answers.pop(asked[1], None)
+        if not self.end.done():
+            self._during = then
+        return came and answer.result()
+
     async def _first_of(self, awaited: asyncio.Future[Any], *, within: float) -> bool:
         await asyncio.wait((awaited, self.end), timeout=within, return_when=asyncio.FIRST_COMPLETED)
         return awaited.done() and not self.end.done()
@@ -132,14 +165,16 @@ class Connection:
                 self._broker,
                 reason.value,
                 str(reason),
-                told_by_broker=flags.is_disconnect_packet_from_server,
-                accepted=self._accepted.done(),
+                said_by_broker=flags.is_disconnect_packet_from_server,
+                during=self._during,
+                socket_error=self._socket_error,
             )
         )
 
-    def _suback(self, _mid: int, reasons: list[ReasonCode], _properties: Properties) -> None:
-        if not self._subscribed.done():
-            self._subscribed.set_result(not any(reason.is_failure for reason in reasons))
+    def _suback(self, mid: int, reasons: list[ReasonCode], _properties: Properties) -> None:
+        answer = self._answers.get(mid)
+        if answer is not None and not answer.done():
+            answer.set_result(not any(reason.is_failure for reason in reasons))
 
     def _message(self, message: MQTTMessage) -> None:
         self._on_message(message)
@@ -147,11 +182,16 @@ class Connection:
     def _puback(self, mid: int, reason: ReasonCode, _properties: Properties) -> None:
         self._window.acknowledged(mid, reason)
 
+    def _socket_failed(self, error: Exception) -> None:
+        """Only TLS says why; that a connection was cut or reset says no more than its end does."""
+        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+            self._socket_error = reason(error, certificate=self._shows_certificate)
+
     def _unreadable(self, error: Exception) -> None:
-        what = type(error).__name__
-        self._finish(Ending("lost", f"the broker at {self._broker} sent what cannot be read ({what})"))
+        what = str(error) if isinstance(error, BadPacket) else f"what cannot be read ({type(error).__name__})"
+        self._finish(Ending("lost", f"the broker at {self._broker} sent {what}", during=self._during))
 
     def _check_acknowledgements(self, now: float) -> None:
         if self._window.oldest_waits_for(now) > _ACKNOWLEDGED_WITHIN:
             problem = f"the broker at {self._broker} does not acknowledge what it is sent"
-            self._finish(Ending("lost", problem))
+            self._finish(Ending("lost", problem, during="use"))

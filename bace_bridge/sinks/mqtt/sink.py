@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 
@@ -10,10 +11,11 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from bace_bridge.config.models import MqttConfig
+from bace_bridge.config.mqtt import Version
 from bace_bridge.domain.lanes import Attempt
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
-from bace_bridge.sinks.mqtt.broker import Will
+from bace_bridge.sinks.mqtt.client import UNSENDABLE
 from bace_bridge.sinks.mqtt.connection import Connection
 from bace_bridge.sinks.mqtt.dialing import Dialer
 from bace_bridge.sinks.mqtt.endings import Ending
@@ -24,12 +26,12 @@ from bace_bridge.sinks.mqtt.properties import CloudEventAttributes
 from bace_bridge.sinks.mqtt.requests import Answer, Requests
 from bace_bridge.sinks.mqtt.suspicion import Suspicion
 from bace_bridge.sinks.mqtt.topics import Topics
-from bace_bridge.sinks.mqtt.versions import Version
 from bace_bridge.sinks.mqtt.window import Done, Message
 
 _IN_FLIGHT_WITHIN = 3.0
 _LAST_WORDS_WITHIN = 2.0
 _GOODBYE_WITHIN = 1.0
+_AGAIN_LOOKED_AT_EVERY = 1.0
 
 
 class MqttSink:
@@ -51,6 +53,7 @@ class MqttSink:
         version: str,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = config.name
         self.window = config.max_in_flight
@@ -61,15 +64,16 @@ class MqttSink:
         self._log: FilteringBoundLogger = structlog.get_logger().bind(sink=config.name)
         self._topics = Topics(config.base_topic)
         self._attributes = CloudEventAttributes(source)
-        self._requests = Requests(requests, self._topics, self._log)
+        self._requests = Requests(requests, self._topics, self._log, clock=clock)
         self._outage = Outage(self._log)
-        will = Will(self._topics.bridge_state, OFFLINE)
         self._dialer = Dialer(
             config,
+            self._topics,
             client_id=client_id,
             version=version,
-            will=will,
+            will=OFFLINE,
             suspicion=Suspicion(self._log, explained=self._outage.explained),
+            clock=clock,
             log=self._log,
         )
         self._warned: set[str] = set()
@@ -104,13 +108,13 @@ class MqttSink:
             _tell_soon(done, SinkUnavailable(self._problem or "not connected"))
             return
         event = attempt.logged.event
-        time = iso_utc(event.time)
         try:
-            topic, payload = topic_and_payload(event, self._topics, time=time, replay=attempt.replay)
-        except msgspec.MsgspecError as error:
-            _tell_soon(done, DeliveryRejected(f"the event {event.id} cannot be told: {error}"))
+            at = iso_utc(event.time)
+            topic, payload = topic_and_payload(event, self._topics, time=at, replay=attempt.replay)
+            properties = self._attributes.of(attempt, time=at) if self._dialer.protocol == "5" else None
+        except (msgspec.MsgspecError, *UNSENDABLE) as error:
+            _tell_soon(done, DeliveryRejected(f"the event {event.id} cannot be sent: {error}"))
             return
-        properties = self._attributes.of(attempt, time=time) if self._dialer.protocol == "5" else None
         connection.publish(Message(topic, payload, self._config.qos, properties=properties, event=event.id), done)
         if event.device_id is not None:
             mirror.touch(event.device_id)
@@ -149,17 +153,18 @@ class MqttSink:
             since = clock()
             ending = connection if isinstance(connection, Ending) else await self._use(connection)
             self._problem = ending.problem
-            if self._dialer.learn(ending):
+            if ending.kind == "given_up" or self._dialer.learn(ending):
                 continue
             lasted = 0.0 if isinstance(connection, Ending) else clock() - since
             await self._sleep(self._outage.goes_on(ending, lasted=lasted, jitter=self._jitter()))
 
     async def _use(self, connection: Connection) -> Ending:
         """Uses the connection until its end."""
-        self._outage.over(broker=self._dialer.broker, protocol=self._dialer.protocol)
         mirror = self._mirror = self._new_mirror(connection)
         try:
             await self._listen_to_requests(connection)
+            if not connection.end.done():
+                self._outage.over(broker=self._dialer.broker, protocol=self._dialer.protocol)
             async with asyncio.TaskGroup() as tasks:
                 working = [
                     tasks.create_task(mirror.keep()),
@@ -167,7 +172,7 @@ class MqttSink:
                     tasks.create_task(self._become_ready(connection, mirror)),
                 ]
                 try:
-                    await asyncio.wait((connection.end,))
+                    ended = await self._until_the_end_of(connection)
                 except asyncio.CancelledError:
                     self._leave("the bridge is stopping")
                     await self._say_goodbye(connection, mirror, working[0])
@@ -175,12 +180,30 @@ class MqttSink:
                 finally:
                     for task in working:
                         task.cancel()
+            if not ended:
+                return await self._begin_again(connection)
             ending = connection.end.result()
             self._leave(ending.problem)
             return ending
         finally:
             self._leave(self._problem or "the connection has ended")
             connection.release(self._problem or "the connection has ended")
+
+    async def _until_the_end_of(self, connection: Connection) -> bool:
+        """False where it lacks something, and the time has come to try again whether the broker takes it now."""
+        while not connection.end.done():
+            again_in = self._dialer.again_in()
+            if again_in == 0:
+                return False
+            await asyncio.wait((connection.end,), timeout=again_in and min(again_in, _AGAIN_LOOKED_AT_EVERY))
+        return True
+
+    async def _begin_again(self, connection: Connection) -> Ending:
+        self._leave("another manner is tried")
+        self._dialer.begin_again()
+        await connection.while_it_lasts(connection.emptied(), within=_IN_FLIGHT_WITHIN)
+        await connection.disconnect(within=_GOODBYE_WITHIN)
+        return Ending("given_up", "another manner is tried")
 
     def _new_mirror(self, connection: Connection) -> Mirror:
         return Mirror(
@@ -196,7 +219,7 @@ class MqttSink:
     async def _listen_to_requests(self, connection: Connection) -> None:
         if not connection.limits.retain:
             self._warn_once("mqtt.no_retained_messages", hint="the broker keeps no state for late subscribers")
-        if not await connection.subscribe(self._topics.requests) and not connection.end.done():
+        if not await self._dialer.listen(connection):
             self._warn_once("mqtt.requests_refused", topic=self._topics.requests)
 
     async def _become_ready(self, connection: Connection, mirror: Mirror) -> None:
@@ -228,7 +251,7 @@ class MqttSink:
 
     def _responded(self, topic: str, error: SinkError | None) -> None:
         if error is not None:
-            self._log.warning("mqtt.response_not_delivered", topic=topic, problem=str(error))
+            self._requests.not_delivered(topic, str(error))
 
 
 def _tell_soon(done: Done, error: SinkError) -> None:

@@ -18,6 +18,10 @@ class Topics:
     def request_name(self, topic: str) -> str:
         return topic.removeprefix(self.requests[:-1])
 
+    def is_own(self, topic: str) -> bool:
+        """True below the base topic, where the bridge alone publishes."""
+        return topic == self._base or topic.startswith(f"{self._base}/")
+
     def response(self, name: str) -> str:
         return f"{self._base}/bridge/response/{name}"
 
