@@ -46,6 +46,7 @@ from bace_bridge.store.journal import Journal
 from bace_bridge.store.schedules import Schedules
 from bace_bridge.store.sqlite import SqliteFile
 from bace_bridge.store.standing import Standing
+from bace_bridge.systemd import long_start
 from bace_bridge.web.health import HealthServer
 
 log = structlog.get_logger()
@@ -77,12 +78,13 @@ class Bridge:
 
     async def run(self, stop: asyncio.Event, *, notify: Callable[[str], None], watchdog: float | None) -> None:
         async with AsyncExitStack() as stack:
-            file = await stack.enter_async_context(SqliteFile(self._config.store.path))
-            login = cloud_http(
-                self._config.cloud, Facts(file), version=self._version, clock=self._clock, monotonic=self._monotonic
-            )
-            http = await stack.enter_async_context(login)
-            service = await self._assemble(file, http)
+            async with long_start(notify):
+                file = await stack.enter_async_context(SqliteFile(self._config.store.path))
+                login = cloud_http(
+                    self._config.cloud, Facts(file), version=self._version, clock=self._clock, monotonic=self._monotonic
+                )
+                http = await stack.enter_async_context(login)
+                service = await self._assemble(file, http)
             if self._config.http.enabled:
                 status = service.status
                 health = HealthServer(
@@ -251,7 +253,7 @@ class Bridge:
         """Gives the sink its place in the log before anything is watched, so that it misses nothing."""
         address = wish.url if isinstance(wish, MqttConfig) else wish.url.get_secret_value()
         filter_ = Filter(events=tuple(wish.events), groups=tuple(wish.groups), sink=wish.name)
-        disabled = await event_log.open_sink(wish.name, target=fingerprint(address), wish=filter_)
+        disabled = await event_log.open_sink(wish.name, target=fingerprint(address), filter_=filter_)
         kind: Literal["mqtt", "webhook"] = "mqtt" if isinstance(wish, MqttConfig) else "webhook"
         watch = service.status.sinks[wish.name] = SinkWatch(kind, wish.name, clock=self._clock)
         if disabled is not None:

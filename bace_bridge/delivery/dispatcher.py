@@ -57,7 +57,7 @@ class Sink(Protocol):
 
 
 class Log(Protocol):
-    async def claim(self, sink: str, wish: Filter, asked: Claim, *, now: float) -> Claimed: ...
+    async def claim(self, sink: str, filter_: Filter, asked: Claim, *, now: float) -> Claimed: ...
     async def record(self, sink: str, progress: Progress, *, now: float) -> Recorded: ...
 
 
@@ -68,7 +68,7 @@ class Dispatcher:
         self,
         sink: Sink,
         event_log: Log,
-        wish: Filter,
+        filter_: Filter,
         *,
         clock: Callable[[], float],
         jitter: Callable[[], float],
@@ -80,7 +80,7 @@ class Dispatcher:
     ) -> None:
         self._sink = sink
         self._log = event_log
-        self._wish = wish
+        self._filter = filter_
         self._clock = clock
         self._jitter = jitter
         self._sleep = sleep
@@ -174,7 +174,7 @@ class Dispatcher:
     async def _claim(self) -> None:
         if self._may_claim:
             growths = self._growths
-            claimed = await self._log.claim(self._sink.name, self._wish, self._outbox.claim(), now=self._clock())
+            claimed = await self._log.claim(self._sink.name, self._filter, self._outbox.claim(), now=self._clock())
             self._growths_claimed, self._next_due = growths, claimed.next_due
             self._outbox.begin(claimed)
 

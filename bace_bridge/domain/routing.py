@@ -20,14 +20,14 @@ class _AboutASink(msgspec.Struct):
     sink: str
 
 
-def wanted(event: Event, wish: Filter) -> bool:
+def wanted(event: Event, filter_: Filter) -> bool:
     """Events about the bridge itself belong to no device, so a filter on devices lets them through.
 
     What is wrong with a sink is told to the others: itself would be the last to hear it.
     """
-    if wish.groups and event.device_id is not None and event.device_id not in wish.groups:
+    if filter_.groups and event.device_id is not None and event.device_id not in filter_.groups:
         return False
-    return matches(event.type, wish.events) and not (is_about_a_sink(event) and _sink_of(event) == wish.sink)
+    return matches(event.type, filter_.events) and not (is_about_a_sink(event) and _sink_of(event) == filter_.sink)
 
 
 def is_about_a_sink(event: Event) -> bool:

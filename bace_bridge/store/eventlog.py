@@ -7,13 +7,16 @@ from collections.abc import Collection, Iterable, Sequence
 import msgspec
 
 from bace_bridge.domain.events import Event, LoggedEvent
-from bace_bridge.domain.lanes import BRIDGE_LANE, LETTER_LANE, Claim, Claimed, FailedAttempt, Progress, Recorded
+from bace_bridge.domain.lanes import Claim, Claimed, FailedAttempt, Progress, Recorded
 from bace_bridge.domain.routing import Filter
 from bace_bridge.store import lanes
 from bace_bridge.store.sqlite import SqliteFile
 
 MOST_BYTES = 2 * 1024 * 1024
 """What one reading of the log holds in memory at most, give or take one event."""
+
+SESSIONS_AT_ONCE = 200
+"""Data sessions that are gone back to in one transaction."""
 
 ATTEMPTS_KEPT = 1000
 """Failed attempts that are kept, a sink."""
@@ -25,7 +28,7 @@ class EventLog:
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
 
-    async def open_sink(self, name: str, *, target: str, wish: Filter | None = None) -> str | None:
+    async def open_sink(self, name: str, *, target: str, filter_: Filter | None = None) -> str | None:
         """Has what the sink wants kept for it from now on; returns why it is disabled, if it is.
 
         A new one starts at the log's end; a changed target takes a disabled one up again. One that comes back gets what
@@ -33,12 +36,12 @@ class EventLog:
         """
 
         def work(connection: sqlite3.Connection) -> str | None:
-            wanted = msgspec.json.encode(wish or Filter(sink=name)).decode()
+            wanted = msgspec.json.encode(filter_ or Filter(sink=name)).decode()
             connection.execute("insert or ignore into sinks (name, target) values (?, ?)", (name, target))
             before, routed_through, reason = connection.execute(
                 "select target, routed_through, disabled_reason from sinks where name = ?", (name,)
             ).fetchone()
-            connection.execute("update sinks set target = ?, wish = ? where name = ?", (target, wanted, name))
+            connection.execute("update sinks set target = ?, filter = ? where name = ?", (target, wanted, name))
             if reason is not None and before == target:
                 return str(reason)
             if routed_through is not None:
@@ -56,9 +59,9 @@ class EventLog:
             lambda connection: lanes.as_far_as(connection.execute(query, (after, limit)), most_bytes)[0]
         )
 
-    async def claim(self, sink: str, wish: Filter, asked: Claim, *, now: float) -> Claimed:
+    async def claim(self, sink: str, filter_: Filter, asked: Claim, *, now: float) -> Claimed:
         """The sink's lanes that are due, with their next events."""
-        return await self._file.read(lambda connection: lanes.claim(connection, sink, wish, asked, now=now))
+        return await self._file.read(lambda connection: lanes.claim(connection, sink, filter_, asked, now=now))
 
     async def record(self, sink: str, progress: Progress, *, now: float) -> Recorded:
         """What became of a sink's lanes, in one transaction."""
@@ -70,13 +73,13 @@ class EventLog:
 
         return await self._file.write(work)
 
-    async def disable(self, sink: str, reason: str, told: Event) -> None:
-        """The sink is not called any more; `told` says so to the others, in the same transaction."""
+    async def disable(self, sink: str, reason: str, announcement: Event) -> None:
+        """The sink is not called any more; `announcement` says so to the others, in the same transaction."""
 
         def work(connection: sqlite3.Connection) -> None:
             query = "update sinks set routed_through = coalesce(routed_through, ?), disabled_reason = ? where name = ?"
             connection.execute(query, (lanes.last_seq(connection), reason, sink))
-            lanes.append_events(connection, (told,))
+            lanes.append_events(connection, (announcement,))
 
         await self._file.write(work)
 
@@ -89,17 +92,20 @@ class EventLog:
     async def backlogs(self) -> dict[str, int]:
         """The events that wait for each sink; where it does not want all of a lane, those are counted too.
 
-        A transaction for each sink: of many events this takes a while, and deliveries wait behind it.
+        In pieces, since many events take a while: deliveries go on in between.
         """
         query = "select name from sinks where routed_through is null"
         names = await self._file.read(lambda connection: [row[0] for row in connection.execute(query)])
         return {name: await self._backlog(name) for name in names}
 
     async def _backlog(self, sink: str) -> int:
-        query = """select coalesce(sum(iif(lane glob ?, 1, (select count(*) from events where seq >= lanes.seq
-            and session_id is iif(lane = ?, null, lane)))), 0) from lanes where sink = ?"""
-        given = (f"{LETTER_LANE}*", BRIDGE_LANE, sink)
-        return await self._file.read(lambda connection: int(connection.execute(query, given).fetchone()[0]))
+        waiting, after = 0, ""
+        while True:
+            count, last = await self._file.read(lambda one, after=after: lanes.count_waiting(one, sink, after))  # type: ignore[misc]  # binds now
+            waiting += count
+            if last is None:
+                return waiting
+            after = last
 
     async def changed_elsewhere(self) -> bool:
         """True where another process has written to the store since the last call."""
@@ -108,16 +114,30 @@ class EventLog:
     async def replay(self, sink: str, *, session: str | None, since: float | None) -> int:
         """Goes back to recorded events of a data session, or to those observed since a time (epoch seconds).
 
-        Returns how many there are. A sink that has never run gets them when it does.
+        Returns how many there are. A sink that has never run gets them when it does. All data sessions are gone back to
+        in several transactions.
         """
-        return await self._file.write(lambda connection: lanes.replay(connection, sink, session=session, since=since))
+        if session is not None:
+            return await self._file.write(lambda connection: lanes.replay(connection, sink, [session], since=since))
+
+        def some(connection: sqlite3.Connection, after: str) -> tuple[int, str | None]:
+            sessions: list[str | None] = [*lanes.sessions_after(connection, after, SESSIONS_AT_ONCE)]
+            last = sessions[-1] if len(sessions) == SESSIONS_AT_ONCE else None
+            return lanes.replay(connection, sink, sessions if after else [None, *sessions], since=since), last
+
+        count, last = await self._file.write(lambda connection: some(connection, ""))
+        while last is not None:
+            more, last = await self._file.write(lambda connection, after=last: some(connection, after))  # type: ignore[misc]  # binds now
+            count += more
+        return count
 
     async def deliveries_waiting(self) -> dict[str, tuple[int, int]]:
         """Per sink the numbers of its parked lanes, and of its dead letters, if any."""
-        query = """select sink, sum(parked), sum(dead) from (
-            select sink, 1 as parked, 0 as dead from lanes where behind = 1 and attempts > 0
-            union all select sink, 0, 1 from dead_letters) group by sink"""
-        return await self._file.read(lambda connection: {row[0]: (row[1], row[2]) for row in connection.execute(query)})
+        query = """select name,
+            (select count(*) from lanes indexed by lanes_failed where sink = name and attempts > 0),
+            (select count(*) from dead_letters where sink = name) from sinks"""
+        rows = await self._file.read(lambda connection: connection.execute(query).fetchall())
+        return {name: (parked, dead) for name, parked, dead in rows if parked or dead}
 
     async def prune(self, *, observed_before: float, limit: int = 200, most_bytes: float = math.inf) -> int:
         """Deletes the oldest events that every sink is past, of at most so many bytes; returns how many.
@@ -129,14 +149,7 @@ class EventLog:
 
         def work(connection: sqlite3.Connection) -> int:
             changes = connection.total_changes
-            needed = lanes.first_needed(connection)
-            upto = needed if needed is not None else lanes.last_seq(connection) + 1
-            oldest = connection.execute(
-                """select seq, observed_at, length(data) from events where seq < ?
-                and seq not in (select seq from dead_letters union all select seq from lanes where lane glob ?)
-                order by seq limit ?""",
-                (upto, f"{LETTER_LANE}*", limit),
-            ).fetchall()
+            oldest = lanes.oldest_delivered(connection, limit)
             connection.executemany("delete from events where seq = ?", _to_prune(oldest, observed_before, most_bytes))
             return connection.total_changes - changes
 

@@ -91,8 +91,8 @@ class Upkeep:
         self._retention = retention
         self._session_retention = session_retention
         self._forgotten_upto = ""
-        self._pruned_untold = 0
-        self._forgotten_untold = 0
+        self._pruned_unlogged = 0
+        self._forgotten_unlogged = 0
         self._early_upto = BEFORE_ALL
         self._wal_is_held = False
         self.pruned_early = 0
@@ -125,7 +125,7 @@ class Upkeep:
         """Does one piece; returns the seconds to the next one. Raises StoreError."""
         if self._cap.look().surplus:
             return await self._make_room(now)
-        self._tell_pruned()
+        self._log_pruned()
         if await self._log.prune(observed_before=now - self._retention) or not await self._forget(now):
             return AGAIN
         await self._file.checkpoint()
@@ -142,18 +142,18 @@ class Upkeep:
         if surplus := self._cap.look().surplus:
             pruned = await self._log.prune(observed_before=math.inf, most_bytes=surplus)
             self.pruned_early += pruned
-            self._pruned_untold += pruned
+            self._pruned_unlogged += pruned
             forgotten = 0 if pruned else await self._forget_early(now)
             if not pruned and not forgotten:
-                self._tell_pruned()
+                self._log_pruned()
                 return CROWDED
         return AGAIN
 
-    def _tell_pruned(self) -> None:
-        if self._pruned_untold or self._forgotten_untold:
-            told = {"events": self._pruned_untold, "windows": self._forgotten_untold}
-            log.warning("store.pruned_early", **told, because="store.max_size")
-            self._pruned_untold = self._forgotten_untold = 0
+    def _log_pruned(self) -> None:
+        if self._pruned_unlogged or self._forgotten_unlogged:
+            pruned = {"events": self._pruned_unlogged, "windows": self._forgotten_unlogged}
+            log.warning("store.pruned_early", **pruned, because="store.max_size")
+            self._pruned_unlogged = self._forgotten_unlogged = 0
 
     async def _forget_early(self, now: float) -> int:
         """Or what is remembered of sessions that are over would stop the watching of those that are not."""
@@ -161,7 +161,7 @@ class Upkeep:
         self._early_upto, forgotten = await self._file.write(
             lambda connection: forget_oldest(connection, after=after, unchanged_since=unchanged_since), side="upkeep"
         )
-        self._forgotten_untold += forgotten
+        self._forgotten_unlogged += forgotten
         self.forgotten_early += forgotten
         return forgotten
 

@@ -11,6 +11,7 @@ from bace_bridge.polling.rules.datapoints import Emitted
 from bace_bridge.polling.rules.outages import CloudOutage
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
+from bace_bridge.store.devices import WITH_DEVICES
 from bace_bridge.store.facts import read_fact, write_fact
 from bace_bridge.store.lanes import append_events
 from bace_bridge.store.slices import read_emitted, write_emitted
@@ -100,15 +101,10 @@ class Journal:
 
     async def device_labels(self) -> dict[str, str | None]:
         """The labels, by id, of the devices whose data sessions are known: each one's newest session has it."""
-        query = """
-            with recursive devices (device) as (
-              select min(group_id) from sessions
-              union all
-              select (select min(group_id) from sessions where group_id > device) from devices where device is not null
-            )
+        query = f"""{WITH_DEVICES}
             select device, (select json_extract(known, '$.device_label') from sessions
               where group_id = device and removed = 0 order by active desc, start desc limit 1)
-            from devices where device is not null"""
+            from devices where device is not null"""  # noqa: S608  # our own text
         return await self._file.read(lambda connection: dict(connection.execute(query).fetchall()))
 
     async def overdue_ends(self, seen_before: float) -> list[KnownSession]:
@@ -128,10 +124,14 @@ class Journal:
 
     async def next_fetch_at(self, *, without: Collection[str]) -> float | None:
         """When the next fetch is due, but of the sessions in `without`."""
-        marks = ",".join("?" * len(without))
-        query = f"select min(fetch_at) from sessions where fetch_at is not null and id not in ({marks})"  # noqa: S608  # marks only
-        row = await self._file.read(lambda connection: connection.execute(query, tuple(without)).fetchone())
-        return None if row[0] is None else float(row[0])
+        first = f"""select fetch_at from sessions where over_when_found = ? and fetch_at is not null
+            and id not in ({",".join("?" * len(without))}) order by fetch_at limit 1"""  # noqa: S608  # marks only
+
+        def work(connection: sqlite3.Connection) -> float | None:
+            rows = (connection.execute(first, (late, *without)).fetchone() for late in (0, 1))
+            return min((float(row[0]) for row in rows if row is not None), default=None)
+
+        return await self._file.read(work)
 
     async def windows(self, session_id: str) -> dict[Window, WindowState]:
         query = "select state from windows where session_id = ?"

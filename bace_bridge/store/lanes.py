@@ -36,6 +36,9 @@ MOST = 500
 MOST_BYTES = 256 * 1024
 """What one reading of a lane holds at most, give or take one event."""
 
+LANES_COUNTED = 1000
+"""Lanes whose waiting events are counted at once."""
+
 ASKED_FOR = "asked for"
 
 _MOVES = "moves"
@@ -48,8 +51,8 @@ def append_events(connection: sqlite3.Connection, events: Iterable[Event]) -> No
     An event whose id is in the log already is the same fact. A row's version is the place of the event that made it.
     """
     filters = [
-        (name, msgspec.json.decode(wish, type=Filter))
-        for name, wish in connection.execute("select name, wish from sinks where routed_through is null")
+        (name, msgspec.json.decode(filter_, type=Filter))
+        for name, filter_ in connection.execute("select name, filter from sinks where routed_through is null")
     ]
     made = set[tuple[str, str]]()
     for one in events:
@@ -60,7 +63,7 @@ def append_events(connection: sqlite3.Connection, events: Iterable[Event]) -> No
         )
         if added.rowcount:
             lane, seq = session_lane(one), added.lastrowid
-            sinks = [sink for sink, wish in filters if (sink, lane) not in made and wanted(one, wish)]
+            sinks = [sink for sink, filter_ in filters if (sink, lane) not in made and wanted(one, filter_)]
             made.update((sink, lane) for sink in sinks)
             connection.executemany(
                 "insert into lanes (sink, lane, seq, version) values (?, ?, ?, ?) on conflict (sink, lane) do nothing",
@@ -93,7 +96,7 @@ class _Room:
         return piece
 
 
-def claim(connection: sqlite3.Connection, sink: str, wish: Filter, asked: Claim, *, now: float) -> Claimed:
+def claim(connection: sqlite3.Connection, sink: str, filter_: Filter, asked: Claim, *, now: float) -> Claimed:
     """The sink's lanes that are due, each with its next events. It writes nothing: the dispatcher knows what it has."""
     begun: list[Piece] = []
     read_on: list[Piece] = []
@@ -106,12 +109,12 @@ def claim(connection: sqlite3.Connection, sink: str, wish: Filter, asked: Claim,
         taken = 0
         for lane in due[: room.lanes]:
             if not room.full:
-                begun.append(room.take(_piece(connection, lane, lane.seq, wish, limit)))
+                begun.append(room.take(_piece(connection, lane, lane.seq, filter_, limit)))
                 taken += 1
         more.append(taken < len(due))
         for lane, start in on:
             if not room.full:
-                read_on.append(room.take(_piece(connection, lane, start, wish, limit)))
+                read_on.append(room.take(_piece(connection, lane, start, filter_, limit)))
     (next_due,) = connection.execute(
         "select min(due_at) from lanes where sink = ? and behind = 1 and due_at > ?", (sink, now)
     ).fetchone()
@@ -135,11 +138,11 @@ def _due(
     return [one for pair in zip_longest(*found) for one in pair if one is not None][:limit]
 
 
-def _piece(connection: sqlite3.Connection, lane: Lane, start: int, wish: Filter, limit: int) -> Piece:
+def _piece(connection: sqlite3.Connection, lane: Lane, start: int, filter_: Filter, limit: int) -> Piece:
     """The lane's next events from `start` on, and of them those that the sink wants; these may be none."""
     events, complete = read_lane(connection, lane.key, start, limit)
     through = events[-1].seq if events else start - 1
-    return Piece(lane, tuple(one for one in events if wanted(one.event, wish)), through, complete)
+    return Piece(lane, tuple(one for one in events if wanted(one.event, filter_)), through, complete)
 
 
 def read_lane(connection: sqlite3.Connection, key: str, start: int, limit: int) -> tuple[list[LoggedEvent], bool]:
@@ -206,43 +209,63 @@ def _give_up(connection: sqlite3.Connection, sink: str, letters: Collection[Dead
 # --- what anybody does
 
 
-def replay(connection: sqlite3.Connection, sink: str, *, session: str | None, since: float | None) -> int:
-    """Goes back to recorded events of a data session, or to those observed since a time; returns how many there are.
+def replay(connection: sqlite3.Connection, sink: str, sessions: Iterable[str | None], *, since: float | None) -> int:
+    """Goes back to recorded events of these data sessions, or to those observed since a time; returns how many.
 
-    A lane that waits at that place or before it is tried at once. What was not delivered yet is no replay.
+    None is the bridge itself. A lane that waits at that place or before it is tried at once. What was not delivered yet
+    is no replay.
     """
     last = last_seq(connection)
     connection.execute("insert or ignore into sinks (name, routed_through) values (?, ?)", (sink, last))
     (routed,) = connection.execute("select routed_through from sinks where name = ?", (sink,)).fetchone()
-    given = {"session": session, "since": since}
-    where = "(:session is null or session_id = :session) and (:since is null or observed_at >= :since)"
-    _go_back(connection, sink, where, given, reason=ASKED_FOR, delivered=last if routed is None else min(last, routed))
-    (count,) = connection.execute(f"select count(*) from events where {where}", given).fetchone()  # noqa: S608  # our own text
-    return int(count)
+    given = {
+        "sink": sink,
+        "reason": ASKED_FOR,
+        "delivered": last if routed is None else min(last, routed),
+        "version": next_version(connection),
+        "since": since,
+    }
+    where = "session_id is :session" + ("" if since is None else " and observed_at >= :since")
+    count = 0
+    for session in sessions:
+        found = {**given, "session": session}
+        (events,) = connection.execute(f"select count(*) from events where {where}", found).fetchone()  # noqa: S608  # our own text
+        if events:
+            connection.execute(_GO_BACK.format(where=where), found)
+            count += events
+    return count
+
+
+def sessions_after(connection: sqlite3.Connection, session: str, limit: int) -> list[str]:
+    """The next data sessions of which events are recorded: one step in an index each."""
+    rows = connection.execute(
+        """with recursive next (id) as (
+          select min(session_id) from events where session_id > ?
+          union all select (select min(session_id) from events where session_id > next.id) from next
+          where next.id is not null limit ?)
+        select id from next where id is not null""",
+        (session, limit),
+    )
+    return [row[0] for row in rows]
 
 
 def catch_up(connection: sqlite3.Connection, sink: str, *, after: int) -> None:
     """Makes rows for all that came while none were made for the sink."""
-    _go_back(connection, sink, "seq > :after", {"after": after}, reason="", delivered=after)
+    given = {"sink": sink, "reason": "", "delivered": after, "version": next_version(connection)}
+    connection.execute(_GO_BACK.format(where="seq > :delivered"), given)
 
 
-def _go_back(
-    connection: sqlite3.Connection, sink: str, where: str, given: dict[str, Any], *, reason: str, delivered: int
-) -> None:
-    connection.execute(
-        f"""insert into lanes (sink, lane, seq, reason, replay_through, behind, version)
-        select :sink, coalesce(session_id, '{BRIDGE_LANE}'), min(seq), :reason,
-        iif(min(seq) <= :delivered, :delivered, 0), 1, :version from events where {where} group by session_id
-        on conflict (sink, lane) do update set
-          due_at = 0,
-          behind = 1,
-          version = excluded.version,
-          attempts = iif(excluded.seq < seq, 0, attempts),
-          reason = iif(excluded.seq < seq, excluded.reason, reason),
-          replay_through = iif(excluded.seq < seq and :reason <> '', max(replay_through, seq - 1), replay_through),
-          seq = min(seq, excluded.seq)""",  # noqa: S608  # our own text
-        {**given, "sink": sink, "reason": reason, "delivered": delivered, "version": next_version(connection)},
-    )
+_GO_BACK = f"""insert into lanes (sink, lane, seq, reason, replay_through, behind, version)
+    select :sink, coalesce(session_id, '{BRIDGE_LANE}'), min(seq), :reason,
+    iif(min(seq) <= :delivered, :delivered, 0), 1, :version from events where {{where}} group by session_id
+    on conflict (sink, lane) do update set
+      due_at = 0,
+      behind = 1,
+      version = excluded.version,
+      attempts = iif(excluded.seq < seq, 0, attempts),
+      reason = iif(excluded.seq < seq, excluded.reason, reason),
+      replay_through = iif(excluded.seq < seq and :reason <> '', max(replay_through, seq - 1), replay_through),
+      seq = min(seq, excluded.seq)"""  # noqa: S608  # our own text
 
 
 def retry_letters(connection: sqlite3.Connection, letters: Collection[tuple[str, int]]) -> None:
@@ -268,11 +291,41 @@ def next_version(connection: sqlite3.Connection) -> int:
 def first_needed(connection: sqlite3.Connection) -> int | None:
     """The first place that a sink has still to come to; letters hold only their own event."""
     (needed,) = connection.execute(
-        """select min(seq) from lanes where lane not glob ?
-        and sink in (select name from sinks where routed_through is null)""",
+        """select min(needed) from (
+          select (select seq from lanes where sink = name and behind = 0 and due_at = 0 order by seq limit 1) as needed
+          from sinks where routed_through is null
+          union all
+          select (select min(seq) from lanes where sink = name and behind = 0 and due_at > 0)
+          from sinks where routed_through is null
+          union all
+          select (select seq from lanes where sink = name and behind = 1 and lane not glob ? order by seq limit 1)
+          from sinks where routed_through is null)""",
         (f"{LETTER_LANE}*",),
     ).fetchone()
     return None if needed is None else int(needed)
+
+
+def oldest_delivered(connection: sqlite3.Connection, limit: int) -> list[tuple[int, float, int]]:
+    """The place, time and size of the oldest events that no sink needs any more, those of dead letters left out."""
+    needed = first_needed(connection)
+    return connection.execute(
+        """select seq, observed_at, length(data) from events where seq < ?
+        and not exists (select 1 from sinks cross join dead_letters on sink = name and dead_letters.seq = events.seq)
+        and not exists (select 1 from sinks cross join lanes on sink = name and lane = ? || events.seq
+          where routed_through is null)
+        order by seq limit ?""",
+        (last_seq(connection) + 1 if needed is None else needed, LETTER_LANE, limit),
+    ).fetchall()
+
+
+def count_waiting(connection: sqlite3.Connection, sink: str, after: str) -> tuple[int, str | None]:
+    """The events that wait on the sink's next lanes, by name; and the lane to go on after, None at the end."""
+    rows = connection.execute(
+        """select lane, iif(lane glob ?, 1, (select count(*) from events where seq >= lanes.seq
+        and session_id is nullif(lane, ?))) from lanes where sink = ? and lane > ? order by lane limit ?""",
+        (f"{LETTER_LANE}*", BRIDGE_LANE, sink, after, LANES_COUNTED),
+    ).fetchall()
+    return sum(row[1] for row in rows), rows[-1][0] if len(rows) == LANES_COUNTED else None
 
 
 def session_of(key: str) -> str | None:

@@ -17,9 +17,9 @@ def read_emitted(connection: sqlite3.Connection, window: Window, session_ids: Co
     """What was emitted of this window, by data session; empty for those of which it was never read."""
     marks = ",".join("?" * len(session_ids))
     found: dict[str, Emitted] = {one: {} for one in session_ids}
-    for table, points, place in (("windows", "told", "start"), ("slices", "points", "minute")):
+    for table, points, place in (("windows", "emitted", "start"), ("slices", "points", "minute")):
         query = f"""select session_id, {points} from {table} where session_id in ({marks}) and start = ? and "end" = ?
-            order by {place}"""  # noqa: S608  # our own names, and marks
+            order by session_id, {place}"""  # noqa: S608  # our own names, and marks
         for session_id, blob in connection.execute(query, (*session_ids, window.start, window.end)):
             for series, stamps in msgspec.msgpack.decode(blob, type=Emitted).items() if blob else ():
                 found[session_id].setdefault(series, {}).update(stamps)
@@ -32,7 +32,7 @@ def write_emitted(connection: sqlite3.Connection, session_id: str, window: Windo
     where = 'session_id = ? and start = ? and "end" = ?'
     stored = dict(connection.execute(f"select minute, points from slices where {where}", place))  # noqa: S608  # our own text
     after = {minute: msgspec.msgpack.encode(points) for minute, points in _sliced(emitted).items()}
-    connection.execute(f"update windows set told = null where {where} and told is not null", place)  # noqa: S608  # our own text
+    connection.execute(f"update windows set emitted = null where {where} and emitted is not null", place)  # noqa: S608  # our own text
     connection.executemany(
         'delete from slices where session_id = ? and start = ? and "end" = ? and minute = ?',
         [(*place, minute) for minute in stored.keys() - after.keys()],

@@ -1,4 +1,4 @@
-"""The SQLite file: one connection in one thread, one instance a file, numbered migrations."""
+"""The SQLite file: one connection in one thread, one instance a file."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,6 @@ import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -16,8 +15,9 @@ from typing import Self, TypeVar
 import structlog
 
 from bace_bridge.domain.store_trouble import Side, StoreTrouble, after_failure, after_success
-from bace_bridge.errors import StoreError, StoreGone, StoreLocked, StoreNewer, StoreUnusable
+from bace_bridge.errors import StoreError, StoreGone, StoreLocked, StoreUnusable
 from bace_bridge.store import faults
+from bace_bridge.store.migrations import migrate, refuse_newer, refuse_other
 
 log = structlog.get_logger()
 
@@ -190,8 +190,8 @@ class SqliteFile:
                 uri = f"{self._path.resolve().as_uri()}?mode=ro"
                 connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
                 connection.execute("pragma query_only = on")
-                if _refuse_newer(connection, self._path):
-                    _refuse_other(connection, self._path)
+                if refuse_newer(connection, self._path):
+                    refuse_other(connection, self._path)
                 return connection
             connection = sqlite3.connect(
                 self._path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT
@@ -202,7 +202,7 @@ class SqliteFile:
             if self._max_pages is not None:
                 connection.execute(f"pragma max_page_count = {self._max_pages}")
             if self._beside:
-                _refuse_other(connection, self._path)
+                refuse_other(connection, self._path)
                 return connection
             migrate(connection, self._path)
             self._identity = self._identities()
@@ -218,35 +218,6 @@ class SqliteFile:
             self._lock_fd = None
 
 
-def migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Brings the schema to this version: each numbered step in a transaction of its own."""
-    version = _refuse_newer(connection, path)
-    for number, script in _migrations():
-        if number > version:
-            connection.executescript(f"begin immediate;\n{script}\npragma user_version = {number};\ncommit;")
-            log.debug("store.migrated", version=number)
-
-
-def _refuse_newer(connection: sqlite3.Connection, path: Path) -> int:
-    (version,) = connection.execute("pragma user_version").fetchone()
-    newest = max(number for number, _ in _migrations())
-    if version > newest:
-        raise StoreNewer(
-            f"{path} was written by a newer bace-bridge (schema {version}, this one knows {newest}): run that version"
-        )
-    return int(version)
-
-
-def _refuse_other(connection: sqlite3.Connection, path: Path) -> None:
-    """Migrations belong to the service: what stands beside it takes the store as this very version left it."""
-    version, newest = _refuse_newer(connection, path), max(number for number, _ in _migrations())
-    if version < newest:
-        raise StoreUnusable(
-            f"{path} was written by an older bace-bridge (schema {version}, this one knows {newest}): "
-            "start this version's service once"
-        )
-
-
 def is_held(path: Path) -> bool:
     """True while a running instance holds the store."""
     try:
@@ -260,11 +231,6 @@ def is_held(path: Path) -> bool:
     finally:
         os.close(fd)
     return False
-
-
-def _migrations() -> list[tuple[int, str]]:
-    scripts = sorted((one for one in (files("bace_bridge") / "store" / "schema").iterdir()), key=lambda one: one.name)
-    return [(int(one.name[:4]), one.read_text("utf-8")) for one in scripts if one.name.endswith(".sql")]
 
 
 def _identity(path: Path) -> Identity:

@@ -9,6 +9,7 @@ import msgspec
 from bace_bridge.domain.state import DeviceState, KnownDevice, LatestPoint
 from bace_bridge.polling.rules.fetches import is_current
 from bace_bridge.polling.rules.sessions import KnownSession, view
+from bace_bridge.store.devices import ALL_DEVICES
 from bace_bridge.store.sqlite import SqliteFile
 
 
@@ -103,15 +104,7 @@ class Standing:
 
 
 def _all_devices(connection: sqlite3.Connection) -> list[str]:
-    """One step in an index a device, not one a data session."""
-    rows = connection.execute("""
-        with recursive devices (device) as (
-          select min(group_id) from sessions
-          union all
-          select (select min(group_id) from sessions where group_id > device) from devices where device is not null
-        )
-        select device from devices where device is not null union select device_id from latest""")
-    return [str(row[0]) for row in rows]
+    return [str(row[0]) for row in connection.execute(ALL_DEVICES)]
 
 
 def _last_session(connection: sqlite3.Connection, device: str) -> KnownSession | None:

@@ -14,7 +14,8 @@ from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.journal import Journal
-from bace_bridge.store.sqlite import SqliteFile, migrate
+from bace_bridge.store.migrations import migrate
+from bace_bridge.store.sqlite import SqliteFile
 from tests.delivered import lanes_of
 
 SCRIPTS = sorted(one.name for one in (files("bace_bridge") / "store" / "schema").iterdir() if one.name.endswith(".sql"))
@@ -179,7 +180,7 @@ SCHEMA_1 = Path(__file__).with_name("schema1.sql")
 KILLED_AT = """
 import os, signal, sqlite3, sys
 from pathlib import Path
-from bace_bridge.store.sqlite import migrate
+from bace_bridge.store.migrations import migrate
 from tests.delivered import lanes_of
 left = int(sys.argv[2])
 def count(statement):
@@ -351,6 +352,7 @@ async def test_a_migration_that_was_killed_at_any_statement_goes_on(tmp_path: Pa
         elif given == "schema 3":
             async with SqliteFile(path) as file:
                 assert await in_rows(file) == IN_ROWS
+            assert version_of(path.with_name(f"{path.name}.before-v{len(SCRIPTS)}")) == 3
         if ended.returncode == 0:
             break
     assert ended.returncode == 0

@@ -344,13 +344,13 @@ async def test_a_sink_goes_on_where_it_was_after_a_restart(opened: Opened) -> No
 
 
 async def test_a_lane_is_kept_only_where_a_sink_wants_the_event(store: Store) -> None:
-    wishes = {
+    filters = {
         "ends": Filter(events=("session.ended",), sink="ends"),
         "device": Filter(groups=("g2",), sink="device"),
         "a": Filter(sink="a"),
     }
-    for name, wish in wishes.items():
-        await store.log.open_sink(name, target="t", wish=wish)
+    for name, filter_ in filters.items():
+        await store.log.open_sink(name, target="t", filter_=filter_)
     about = replace(event(4, session=None, kind="sink.disabled"), data=b'{"sink":"a"}')
     first, second, third, fourth = await store.tell(
         event(1), event(2, kind="session.ended"), event(3, session="s2"), about
@@ -405,12 +405,12 @@ async def test_a_filter_that_is_narrowed_or_widened(opened: Opened) -> None:
     """Narrowing counts for what waits, too; widening for what comes later."""
     async with opened() as store:
         await store.open("narrowed")
-        await store.log.open_sink("widened", target="t", wish=Filter(events=("session.ended",)))
+        await store.log.open_sink("widened", target="t", filter_=Filter(events=("session.ended",)))
         await store.tell(event(1), event(2, session="s2", kind="session.ended"), event(3, session="s3"))
     async with opened() as store:
         ends = Filter(events=("session.ended",))
-        await store.log.open_sink("narrowed", target="t", wish=ends)
-        await store.log.open_sink("widened", target="t", wish=Filter())
+        await store.log.open_sink("narrowed", target="t", filter_=ends)
+        await store.log.open_sink("widened", target="t", filter_=Filter())
         found = await claimed(store, "narrowed", ends)
         assert found == {"s1": [], "s2": ["evt_2"], "s3": []}
         assert await claimed(store, "widened", Filter()) == {"s2": ["evt_2"]}
@@ -419,9 +419,9 @@ async def test_a_filter_that_is_narrowed_or_widened(opened: Opened) -> None:
         assert await claimed(store, "narrowed", ends) == found
 
 
-async def claimed(store: Store, sink: str, wish: Filter) -> dict[str, list[str]]:
+async def claimed(store: Store, sink: str, filter_: Filter) -> dict[str, list[str]]:
     asked = Outbox(window=10, pipelined=True).claim()
-    found = await store.log.claim(sink, wish, asked, now=NOON)
+    found = await store.log.claim(sink, filter_, asked, now=NOON)
     return {piece.lane.key: [one.event.id for one in piece.events] for piece in found.begun}
 
 

@@ -169,7 +169,7 @@ AnySink = WebhookSink | MqttSink | ScriptedSink
 class Line:
     """The store, one sink and its dispatcher, as the bridge puts them together."""
 
-    def __init__(self, file: SqliteFile, sink: AnySink, clock: Clock, wish: Filter) -> None:
+    def __init__(self, file: SqliteFile, sink: AnySink, clock: Clock, filter_: Filter) -> None:
         self.file, self.sink, self.clock = file, sink, clock
         self.log = EventLog(file)
         self.journal = Journal(file, grew=lambda: self.dispatcher.log_grew())  # noqa: PLW0108  # made below
@@ -180,7 +180,7 @@ class Line:
         self.dispatcher = Dispatcher(
             sink,
             self.log,
-            wish,
+            filter_,
             clock=clock,
             jitter=lambda: 0.0,
             sleep=self._sleep,
@@ -260,16 +260,22 @@ class Line:
 
 @asynccontextmanager
 async def running(
-    store: Path, clock: Clock, sink: AnySink | str, *, wish: Filter | None = None, kill: bool = False, **config: object
+    store: Path,
+    clock: Clock,
+    sink: AnySink | str,
+    *,
+    filter_: Filter | None = None,
+    kill: bool = False,
+    **config: object,
 ) -> AsyncIterator[Line]:
     """With `kill`, everything ends as a process does that is killed; else in the order of the service."""
     if isinstance(sink, str):
         settings = WebhookConfig.model_validate({"name": "alerts", "url": sink, "secret": SECRET, **config})
         sink = WebhookSink(settings, source="https://cloud.example", version="1", clock=clock, grace=1.0)
-    wish = wish or Filter(sink=sink.name)
+    filter_ = filter_ or Filter(sink=sink.name)
     async with SqliteFile(store) as file:
-        await EventLog(file).open_sink(sink.name, target="t", wish=wish)
-        line = Line(file, sink, clock, wish)
+        await EventLog(file).open_sink(sink.name, target="t", filter_=filter_)
+        line = Line(file, sink, clock, filter_)
         tasks = [asyncio.create_task(sink.run()), asyncio.create_task(line.dispatcher.run())]
         try:
             yield line
@@ -453,9 +459,9 @@ async def test_what_is_never_taken_is_not_tried_again(tmp_path: Path, clock: Clo
 async def test_only_what_a_sink_wants_arrives_and_the_rest_is_passed(
     tmp_path: Path, clock: Clock, receiver: Receiver
 ) -> None:
-    wish = Filter(events=("session.ended",))
+    filter_ = Filter(events=("session.ended",))
     receiver.fails("s1")
-    async with running(tmp_path / "b.db", clock, receiver.url, wish=wish) as line:
+    async with running(tmp_path / "b.db", clock, receiver.url, filter_=filter_) as line:
         await line.tell(event(1), event(2, kind="session.ended"), *(event(number) for number in range(3, 40)))
         await line.parked(1)
         receiver.recovers("s1")
@@ -557,10 +563,10 @@ async def test_a_dead_letter_is_told_to_the_other_sinks_and_not_to_its_own(
     tmp_path: Path, clock: Clock, receiver: Receiver
 ) -> None:
     sink = ScriptedSink()
-    async with running(tmp_path / "b.db", clock, receiver.url, wish=Filter(sink="alerts")) as line:
-        wish = Filter(events=("sink.*",), sink=sink.name)
-        await line.log.open_sink(sink.name, target="t", wish=wish)
-        other = Line(line.file, sink, clock, wish)
+    async with running(tmp_path / "b.db", clock, receiver.url, filter_=Filter(sink="alerts")) as line:
+        filter_ = Filter(events=("sink.*",), sink=sink.name)
+        await line.log.open_sink(sink.name, target="t", filter_=filter_)
+        other = Line(line.file, sink, clock, filter_)
         task = asyncio.create_task(other.dispatcher.run())
         await line.tell(event(1))
         await given_up(line, receiver, "s1")
@@ -580,7 +586,7 @@ async def test_a_dead_letter_is_told_to_the_other_sinks_and_not_to_its_own(
 async def test_a_dead_letter_about_a_sink_tells_nothing_more(tmp_path: Path, clock: Clock) -> None:
     sink = ScriptedSink()
     about_another = msgspec.structs.replace(event(1, None, "sink.dead_letter"), data=b'{"sink":"other"}')
-    async with running(tmp_path / "b.db", clock, sink, wish=Filter(sink=sink.name)) as line:
+    async with running(tmp_path / "b.db", clock, sink, filter_=Filter(sink=sink.name)) as line:
         await line.tell(about_another)
         await eventually(lambda: len(sink.flying) == 1)
         sink.answer(1, DeliveryRejected("not authorised"))
@@ -590,7 +596,7 @@ async def test_a_dead_letter_about_a_sink_tells_nothing_more(tmp_path: Path, clo
 
 
 async def test_a_dead_letter_that_is_tried_again_comes_alone(tmp_path: Path, clock: Clock, receiver: Receiver) -> None:
-    async with running(tmp_path / "b.db", clock, receiver.url, wish=Filter(sink="alerts")) as line:
+    async with running(tmp_path / "b.db", clock, receiver.url, filter_=Filter(sink="alerts")) as line:
         await line.tell(event(1))
         await given_up(line, receiver, "s1")
         await line.tell(event(2), event(3))
@@ -638,7 +644,7 @@ async def test_an_endpoint_that_wants_no_more_is_disabled_and_another_goes_on(
     sink = ScriptedSink()
     receiver.fails("s1", status, **headers)
     async with running(tmp_path / "b.db", clock, receiver.url) as line:
-        await line.log.open_sink(sink.name, target="t", wish=Filter())
+        await line.log.open_sink(sink.name, target="t", filter_=Filter())
         other = Line(line.file, sink, clock, Filter())
         task = asyncio.create_task(other.dispatcher.run())
         await line.tell(event(1), event(2))
@@ -735,7 +741,7 @@ async def test_many_events_of_many_sessions_in_little_memory(tmp_path: Path, clo
         asyncio.get_running_loop().call_soon(done, None)
 
     sink.send = take  # type: ignore[method-assign]
-    async with running(tmp_path / "b.db", clock, sink, wish=Filter(sink=sink.name)) as line:
+    async with running(tmp_path / "b.db", clock, sink, filter_=Filter(sink=sink.name)) as line:
         await line.tell(*(event(number, f"s{number % 7}") for number in range(count)))
         await line.done()
         await eventually(lambda: line.dispatcher.idle)
@@ -785,7 +791,7 @@ async def test_large_events_that_nobody_wants_do_not_hide_a_parked_session_s_las
         msgspec.structs.replace(event(number, kind="session.datapoints"), data=large) for number in range(2, 12)
     ]
     receiver.fails("s1")
-    async with running(tmp_path / "b.db", clock, receiver.url, wish=Filter(("session.updated",))) as line:
+    async with running(tmp_path / "b.db", clock, receiver.url, filter_=Filter(("session.updated",))) as line:
         await line.tell(event(1), *unwanted, event(12))
         await line.parked(1)
         receiver.recovers("s1")

@@ -61,13 +61,13 @@ async def test_what_an_earlier_version_kept_is_read_and_becomes_slices(file: Sql
     await Journal(file).commit(read(emitted()))
 
     def as_before(connection: sqlite3.Connection) -> None:
-        connection.execute("update windows set told = ?", (msgspec.msgpack.encode(emitted(3600.0, 3700.0)),))
+        connection.execute("update windows set emitted = ?", (msgspec.msgpack.encode(emitted(3600.0, 3700.0)),))
 
     await file.write(as_before)
     assert await Journal(file).emitted("s", [HOUR]) == {HOUR: emitted(3600.0, 3700.0)}
     await Journal(file).commit(read(emitted(3600.0, 3700.0, 3800.0)))
     assert await Journal(file).emitted("s", [HOUR]) == {HOUR: emitted(3600.0, 3700.0, 3800.0)}
-    told = await file.read(lambda connection: connection.execute("select told from windows").fetchall())
+    told = await file.read(lambda connection: connection.execute("select emitted from windows").fetchall())
     assert told == [(None,)]
 
 

@@ -1,3 +1,4 @@
+import asyncio
 import os
 import socket
 from collections.abc import Iterator
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from bace_bridge.systemd import notify, watchdog_interval
+from bace_bridge.systemd import long_start, notify, watchdog_interval
 
 
 @pytest.fixture
@@ -71,3 +72,27 @@ def test_a_manager_that_does_not_read_blocks_nobody(manager: socket.socket, tmp_
 )
 def test_the_watchdog_is_told_twice_as_often_as_it_must(env: dict[str, str], seconds: float | None) -> None:
     assert watchdog_interval(env) == seconds
+
+
+async def test_a_long_start_asks_for_more_time_until_it_is_over() -> None:
+    sent: list[str] = []
+    passed: asyncio.Queue[float] = asyncio.Queue()
+
+    async def sleep(_: float) -> None:
+        await passed.get()
+
+    async with long_start(sent.append, sleep=sleep):
+        for _ in range(3):
+            passed.put_nowait(10.0)
+        while len(sent) < 3:
+            await asyncio.sleep(0)
+    passed.put_nowait(10.0)
+    await asyncio.sleep(0)
+    assert sent == ["EXTEND_TIMEOUT_USEC=60000000\nSTATUS=opening the store"] * 3
+
+
+async def test_a_short_start_asks_for_nothing() -> None:
+    sent: list[str] = []
+    async with long_start(sent.append):
+        pass
+    assert sent == []

@@ -12,8 +12,8 @@ from bace_bridge.polling.rules.sessions import DataSession, is_history
 NOW = 1_764_590_400.0
 
 
-def row(updated_at: float | None, created_at: float | None = None) -> DataSession:
-    return DataSession("s1", "g1", 0.0, end=1.0, updated_at=updated_at, created_at=created_at)
+def row(updated_at: float | None, created_at: float | None = None, *, end: float | None = None) -> DataSession:
+    return DataSession("s1", "g1", 0.0, end=end, updated_at=updated_at, created_at=created_at)
 
 
 def begin(kind: StartKind, seconds: float, rows: list[DataSession], *, now: float = NOW) -> float:
@@ -31,6 +31,7 @@ def begin(kind: StartKind, seconds: float, rows: list[DataSession], *, now: floa
         ("now", 0.0, [row(NOW - 9), row(NOW - 5)], NOW - 5),
         ("now", 0.0, [row(None, NOW - 7), row(NOW - 9, NOW - 8)], NOW - 7),
         ("now", 0.0, [row(None)], NOW),
+        ("now", 0.0, [row(None, NOW - 900, end=NOW - 60)], NOW - 60),
         ("now", 0.0, [row(NOW + PLAUSIBLE_AHEAD)], NOW + PLAUSIBLE_AHEAD),
         ("now", 0.0, [row(NOW + PLAUSIBLE_AHEAD + 1)], NOW),
         ("now", 0.0, [row(NOW + 9 * 60.0)], NOW + 9 * 60.0),
@@ -45,6 +46,7 @@ def begin(kind: StartKind, seconds: float, rows: list[DataSession], *, now: floa
         "its newest update",
         "its newest record",
         "rows without times",
+        "an end of which updated_at says nothing",
         "a difference between the clocks",
         "a row from the future",
         "nine minutes ahead",
@@ -58,7 +60,7 @@ def test_from_when_on_a_first_start_reports(
 
 
 def test_now_makes_history_of_all_that_is_over() -> None:
-    rows = [row(NOW - 5, NOW - 50), row(NOW - 50, NOW - 60)]
+    rows = [row(NOW - 5, NOW - 50, end=NOW - 5), row(NOW - 50, NOW - 60, end=NOW - 50)]
     assert all(is_history(one, begin("now", 0.0, rows, now=NOW - 500)) for one in rows)
 
 

@@ -32,7 +32,7 @@ from bace_bridge.domain.lanes import (
 from bace_bridge.domain.outbox import Outbox
 from bace_bridge.domain.routing import Filter
 from bace_bridge.store import lanes
-from bace_bridge.store.sqlite import migrate
+from bace_bridge.store.migrations import migrate
 from tests.models import examples
 
 SINK = "hook"
@@ -224,7 +224,8 @@ class Dispatcher(RuleBasedStateMachine):
     def replay(self, session: str | None, back: int) -> None:
         first = max(1, len(self.lane_of) - back)
         self.store.execute("update events set observed_at = seq")
-        lanes.replay(self.store, SINK, session=session, since=float(first))
+        sessions = lanes.sessions_after(self.store, "", 9)
+        lanes.replay(self.store, SINK, [None, *sessions] if session is None else [session], since=float(first))
         of = {seq for seq, lane in self.lane_of.items() if session is None or lane == session}
         self.owed |= {seq for seq in of if seq >= first}
         self.moved(*([session] if session is not None else ["a", "b", BRIDGE_LANE]))

@@ -37,5 +37,6 @@ class FirstStart(msgspec.Struct, frozen=True):
 
 
 def newest_stamp(rows: Sequence[DataSession]) -> float | None:
-    stamps = [stamp for row in rows for stamp in (row.updated_at, row.created_at) if stamp is not None]
+    """The time of the latest change that the rows show; their ends count where `updated_at` is null."""
+    stamps = [stamp for row in rows for stamp in (row.updated_at, row.created_at, row.end) if stamp is not None]
     return max(stamps, default=None)

@@ -1,0 +1,133 @@
+"""The numbered steps that bring a store of an earlier version to this one, and the copy that is made before them."""
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import time
+from importlib.resources import files
+from pathlib import Path
+
+import structlog
+
+from bace_bridge.errors import StoreNewer, StoreUnusable
+
+log = structlog.get_logger()
+
+PAGES_AT_ONCE = 10_000
+"""Pages that are copied in one step."""
+
+
+def migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Brings the schema to this version: each numbered step in a transaction of its own."""
+    version, steps = refuse_newer(connection, path), _steps()
+    newest = steps[-1][0]
+    if version == newest:
+        return
+    started = time.monotonic()
+    if version > 0:
+        log.info("store.migrating", path=str(path), schema=version, to=newest)
+        _copy(connection, path, version, newest)
+    for number, script in steps:
+        if number > version:
+            connection.executescript(f"begin immediate;\n{script}\npragma user_version = {number};\ncommit;")
+            log.debug("store.migrated", schema=number)
+    if version > 0:
+        log.info("store.migrated", schema=newest, seconds=round(time.monotonic() - started, 1))
+
+
+def refuse_newer(connection: sqlite3.Connection, path: Path) -> int:
+    """The store's version. Raises StoreNewer where this bace-bridge does not know it."""
+    version, newest = _version(connection), _steps()[-1][0]
+    if version > newest:
+        raise StoreNewer(
+            f"{path} was written by a newer bace-bridge (schema {version}, this one knows {newest}): run that version"
+        )
+    return version
+
+
+def refuse_other(connection: sqlite3.Connection, path: Path) -> None:
+    """Migrations belong to the service: what stands beside it takes the store as this very version left it."""
+    version, newest = refuse_newer(connection, path), _steps()[-1][0]
+    if version < newest:
+        raise StoreUnusable(
+            f"{path} was written by an older bace-bridge (schema {version}, this one knows {newest}): "
+            "start this version's service once"
+        )
+
+
+def _steps() -> list[tuple[int, str]]:
+    scripts = sorted((one for one in (files("bace_bridge") / "store" / "schema").iterdir()), key=lambda one: one.name)
+    return [(int(one.name[:4]), one.read_text("utf-8")) for one in scripts if one.name.endswith(".sql")]
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("pragma user_version").fetchone()[0])
+
+
+# --- the copy
+
+
+def copy_of(path: Path, newest: int) -> Path:
+    """Where the store is kept as it was before the migration to a version."""
+    return path.with_name(f"{path.name}.before-v{newest}")
+
+
+def _copy(connection: sqlite3.Connection, path: Path, version: int, newest: int) -> None:
+    """Copies the store where there is room; where there is none, or it fails, the migration goes on without.
+
+    A migration that was killed has left the copy already. Of a copy and the store the older one is kept: that is what
+    its people may want back. Copies before earlier migrations go.
+    """
+    copy = copy_of(path, newest)
+    part = copy.with_name(f"{copy.name}.part")
+    if _version_of(copy) in range(1, version):
+        return
+    (pages,) = connection.execute("pragma page_count").fetchone()
+    (page_size,) = connection.execute("pragma page_size").fetchone()
+    try:
+        free = shutil.disk_usage(path.parent).free
+        if free < 2 * pages * page_size:  # the migration needs room as well
+            log.warning("store.not_copied", reason="there is not enough room", free=free, store=pages * page_size)
+            return
+        _write_copy(connection, part)
+        part.replace(copy)
+        _sync(path.parent)
+    except (OSError, sqlite3.Error) as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        log.warning("store.not_copied", reason=str(error))
+        return
+    log.info("store.copied", to=str(copy), then="it may be deleted when this version is known to work")
+    for other in range(1, newest):
+        copy_of(path, other).unlink(missing_ok=True)
+
+
+def _write_copy(connection: sqlite3.Connection, part: Path) -> None:
+    """By SQLite, so that what is in the WAL is in it; readable by its owner alone, as the store is."""
+    part.unlink(missing_ok=True)
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    with contextlib.closing(sqlite3.connect(part)) as target:
+        target.execute("pragma journal_mode = off")
+        target.execute("pragma synchronous = off")
+        connection.backup(target, pages=PAGES_AT_ONCE, sleep=0)
+    _sync(part)
+
+
+def _version_of(copy: Path) -> int | None:
+    """The version of a copy, or None where there is none that can be read."""
+    if not copy.exists():
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(f"{copy.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as one:
+            return _version(one)
+    except sqlite3.Error:
+        return None
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
