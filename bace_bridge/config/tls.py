@@ -65,7 +65,7 @@ def _show_certificate(context: ssl.SSLContext, cert_file: Path, key_file: Path |
         hint = "decrypt it with openssl pkey, and keep it readable by the service alone"
         raise TlsFileProblem(key, f"{path} is encrypted, and the service cannot ask for a pass phrase", hint) from None
     except ssl.SSLError as error:
-        if error.reason in {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"}:
+        if error.reason in {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"}:
             raise TlsFileProblem(key, f"{path} is not the key of the certificate in {cert_file}") from None
         if error.reason in {"EE_KEY_TOO_SMALL", "CA_MD_TOO_WEAK"}:
             raise TlsFileProblem("cert_file", f"{cert_file} is too weak for this machine's OpenSSL") from None

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 CONNECT, CONNACK, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP = 1, 2, 3, 4, 5, 6, 7
-SUBSCRIBE, SUBACK, PINGREQ, PINGRESP, DISCONNECT = 8, 9, 12, 13, 14
+SUBSCRIBE, SUBACK, UNSUBACK, PINGREQ, PINGRESP, DISCONNECT = 8, 9, 11, 12, 13, 14
 
 
 @dataclass
@@ -35,6 +35,10 @@ class Script:
     garbage: bytes = b""
     closes_on: bytes = b""
     """Text in a payload that makes the broker end the connection."""
+    closes_on_subscribe: bool = False
+    closes_on_retained: bool = False
+    connack_after: float = 0.0
+    """Seconds."""
 
 
 class ScriptedBroker:
@@ -71,6 +75,7 @@ class ScriptedBroker:
         code = self.script.connect_codes.pop(0) if self.script.connect_codes else 0
         properties = self.script.connack_properties
         tail = bytes([len(properties)]) + properties if version == 5 else b""
+        await asyncio.sleep(self.script.connack_after)
         writer.write(bytes([CONNACK << 4, 2 + len(tail), 0, code]) + tail)
         if code:
             return
@@ -86,9 +91,15 @@ class ScriptedBroker:
             case 6:
                 writer.write(bytes([PUBCOMP << 4, 2]) + body[:2])
             case 8:
+                if self.script.closes_on_subscribe:
+                    writer.transport.abort()
+                    raise ConnectionAbortedError
                 self.subscribed_qos.append(body[-1] & 3)
                 tail = (b"\x00" if version == 5 else b"") + bytes([self.script.suback])
                 writer.write(bytes([SUBACK << 4, 2 + len(tail)]) + body[:2] + tail)
+            case 10:
+                tail = b"\x00\x00" if version == 5 else b""
+                writer.write(bytes([UNSUBACK << 4, 2 + len(tail)]) + body[:2] + tail)
             case 12:
                 writer.write(bytes([PINGRESP << 4, 0]))
 
@@ -102,6 +113,9 @@ class ScriptedBroker:
         if version == 5:
             properties, used = _variable_integer(rest)
             rest = rest[used + properties :]
+        if first & 1 and self.script.closes_on_retained:
+            writer.transport.abort()
+            raise ConnectionAbortedError
         if self.script.closes_on and self.script.closes_on in rest:
             writer.transport.abort()
             raise ConnectionAbortedError

@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -96,6 +97,7 @@ def new_sink(
     state: Home | None = None,
     requests: Mapping[str, Answer] | None = None,
     client_id: str = "bace-bridge-1",
+    clock: Callable[[], float] = time.monotonic,
     **settings: Any,
 ) -> MqttSink:
     settings = {"name": "home", "url": f"mqtt://127.0.0.1:{port}"} | settings
@@ -108,6 +110,7 @@ def new_sink(
         version="1.2.3",
         sleep=nap,
         jitter=lambda: 0.0,
+        clock=clock,
     )
 
 

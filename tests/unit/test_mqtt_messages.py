@@ -260,6 +260,7 @@ def test_refusals_of_connect(code: int, kind: Kind) -> None:
         (0x8E, True, "use", "", ("taken_over", "took it over")),
         (0x8E, False, "use", "", ("lost", "was lost: reason")),
         (0x80, False, "connect", "", ("silent", "without a word")),
+        (0x8D, False, "connect", "", ("mute", "does not answer")),
         (0x80, False, "connect", "it wants a client certificate", ("unreachable", "it wants a client certificate")),
         (0x80, False, "use", "TLS failed (x)", ("lost", "was lost: TLS failed (x)")),
         (0x80, False, "use", "", ("lost", "was lost")),

@@ -13,7 +13,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from bace_bridge.sinks.mqtt.client import BadPacket, bound_what_is_read
 from bace_bridge.sinks.mqtt.driving import Driver
-from bace_bridge.sinks.mqtt.endings import During, Ending, ended, may_be_about_a_message, refused
+from bace_bridge.sinks.mqtt.endings import During, Ending, ended, may_be_about_a_message, mute, refused
 from bace_bridge.sinks.mqtt.manners import Limits, Manner, announced
 from bace_bridge.sinks.mqtt.sockets import CONNECT_WITHIN, reason
 from bace_bridge.sinks.mqtt.suspicion import Suspicion
@@ -62,7 +62,7 @@ class Connection:
     async def accepted(self) -> bool:
         """False when the broker did not accept the connection; `end` says why."""
         if not await self._first_of(self._accepted, within=CONNECT_WITHIN):
-            self._finish(Ending("mute", f"the broker at {self._broker} does not answer"))
+            self._finish(mute(self._broker))
             return False
         self.limits = self._accepted.result().within(self._manner)
         self._window.obey(self.limits)
@@ -75,7 +75,7 @@ class Connection:
         UNSUBSCRIBE, of a topic that is not subscribed to, has an answer also where the message has none.
         """
         self._during = "probe"
-        self._window.publish(message, lambda _: None)
+        self._client.publish(message.topic, message.payload, message.qos, message.retain)
         await self._answered(self._client.unsubscribe(topic), "use")
         return not self.end.done()
 

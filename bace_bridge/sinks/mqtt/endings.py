@@ -14,6 +14,7 @@ UNSUPPORTED_VERSION = 0x84
 NO_RETAIN = 0x9A
 QOS_TOO_HIGH = 0x9B
 TAKEN_OVER = 0x8E
+_KEEP_ALIVE = 0x8D
 
 _LOGIN_REFUSALS = {0x85, 0x86, 0x87, 0x8A, 0x8C}
 _NEVER_TAKEN = {0x87, 0x90, 0x95, 0x99}
@@ -38,6 +39,11 @@ class Ending(msgspec.Struct, frozen=True):
 def not_reached(broker: str, why: str) -> Ending:
     """For an attempt that did not get as far as MQTT: DNS, TCP, TLS or WebSocket."""
     return Ending("unreachable", f"the broker at {broker} cannot be reached: {why}")
+
+
+def mute(broker: str) -> Ending:
+    """For CONNECT without an answer in time."""
+    return Ending("mute", f"the broker at {broker} does not answer")
 
 
 def refused(broker: str, code: int, reason: str) -> Ending:
@@ -67,6 +73,8 @@ def ended(broker: str, code: int, reason: str, *, said_by_broker: bool, during: 
     if during == "connect":
         if socket_error:
             return not_reached(broker, socket_error)
+        if code == _KEEP_ALIVE and not said_by_broker:
+            return mute(broker)
         return Ending("silent", f"the broker at {broker} closed the connection without a word")
     why = socket_error if code == _UNSPECIFIED else reason.lower()
     return Ending("lost", f"the connection to the broker at {broker} was lost" + (why and f": {why}"), code, during)

@@ -17,6 +17,10 @@ _LAST_AGAIN = 86_400.0
 _CLOSED_ON_SUBSCRIBE = 3
 """Endings in a row while the subscription waited for its answer, before the bridge does without it."""
 
+_EXACTLY_ONCE = 2
+_IN_FLIGHT_AT_QOS_2 = 20
+"""With 3.1.1, which has no word for it: Mosquitto 2.0 acknowledges more than its limit, which is 20, and loses it."""
+
 
 class Manner(msgspec.Struct, frozen=True):
     """`qos` and `retain` bound what is sent, the last will too; without `requests` nothing is subscribed to."""
@@ -36,7 +40,13 @@ class Limits(msgspec.Struct, frozen=True):
     retain: bool = True
 
     def within(self, manner: Manner) -> "Limits":
-        return replace(self, qos=min(self.qos, manner.qos), retain=self.retain and manner.retain)
+        window = _IN_FLIGHT_AT_QOS_2 if manner.protocol == "3.1.1" and manner.qos == _EXACTLY_ONCE else self.in_flight
+        return replace(
+            self,
+            in_flight=min(self.in_flight, window),
+            qos=min(self.qos, manner.qos),
+            retain=self.retain and manner.retain,
+        )
 
 
 def announced(connack_properties: object) -> Limits:

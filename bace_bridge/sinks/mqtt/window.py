@@ -69,6 +69,8 @@ class Window:
             self._hand_over(message, done)
 
     def acknowledged(self, mid: int, reason: ReasonCode) -> None:
+        if mid not in self._in_flight:
+            return
         message, done = self._in_flight.pop(mid)
         self._closed_for_others = False
         if message.event is not None:
