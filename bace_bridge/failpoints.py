@@ -101,6 +101,22 @@ class Failpoint:
             self._end()
 
 
+class Untouched:
+    """In place of a Failpoint where none is asked for."""
+
+    def around_cloud(self, cloud: CloudT) -> CloudT:
+        return cloud
+
+    def around_journal(self, journal: CommitsT) -> CommitsT:
+        return journal
+
+    def around_log(self, log: RecordsT) -> RecordsT:
+        return log
+
+    def around_sink(self, sink: SendsT) -> SendsT:
+        return sink
+
+
 class _UpTo:
     """All that is not written out below is the part's own; whatever is given goes on to it as it is."""
 

@@ -101,7 +101,7 @@ def questions(file: SqliteFile, sessions: int) -> dict[str, Work]:
         "claim of 400 lanes of 100,000": lambda: log.claim(
             "hook", Filter(), Claim(frozenset(), (), near, nothing), now=NOON
         ),
-        "deliveries_waiting": log.deliveries_waiting,
+        "waiting": lambda: log.waiting("hook"),
         "known": lambda: journal.known([first]),
         "unfinished_after": lambda: journal.unfinished_after("", 40),
         "active_after": lambda: journal.active_after("", 20),

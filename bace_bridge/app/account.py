@@ -1,13 +1,229 @@
-"""The login of one BACE account: the HTTP session with its cloud, and where its tokens come from and go."""
+"""One BACE account: the login, its HTTP and its request budget, the polling of what it sees, and how that goes."""
 
+import asyncio
 import hashlib
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
 
+from bace_bridge.app.clocks import Clocks
+from bace_bridge.app.signals import Signal
+from bace_bridge.cloud.api import BaceCloud, csv_url
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp, TokenSource
-from bace_bridge.cloud.tokens import Credentials, FixedToken, Tokens, TokenStore
-from bace_bridge.config.models import CloudConfig
+from bace_bridge.cloud.tokens import Ask, Credentials, FixedToken, Tokens, TokenStore
+from bace_bridge.config.models import CloudConfig, DatatypeConfig, WatchConfig
+from bace_bridge.failpoints import Failpoint, Untouched
+from bace_bridge.polling.batch_fetch import BatchFetch
+from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
+from bace_bridge.polling.datapoint_loop import DatapointLoop
+from bace_bridge.polling.list_poll import ListPoll, PollSettings
+from bace_bridge.polling.loops import SessionLoop
+from bace_bridge.polling.points import PointEndpoint
+from bace_bridge.polling.recording import SessionRecorder
+from bace_bridge.polling.rules.datapoints import Datatype
+from bace_bridge.polling.rules.first_start import FirstStart
+from bace_bridge.polling.rules.seen import Urgency
+from bace_bridge.polling.rules.sessions import KnownSession
+from bace_bridge.store.journal import Journal
+
+
+class AccountConfig(NamedTuple):
+    """What the configuration says of an account; while it stays the same, so does the account."""
+
+    cloud: CloudConfig
+    watch: WatchConfig
+    datatypes: Mapping[int, DatatypeConfig]
+
+
+class Account:
+    """Polls until it is stopped, and answers for it. `interval` is the session list's, in seconds."""
+
+    def __init__(
+        self,
+        http: CloudHttp,
+        poll: ListPoll,
+        sessions: SessionLoop,
+        datapoints: DatapointLoop,
+        *,
+        interval: float,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.interval = interval
+        self._http = http
+        self._poll = poll
+        self._sessions = sessions
+        self._datapoints = datapoints
+        self._monotonic = monotonic
+
+    async def run(self, stop: asyncio.Event) -> None:
+        async with self._http, asyncio.TaskGroup() as group:
+            loops = [group.create_task(self._sessions.run()), group.create_task(self._datapoints.run())]
+            await stop.wait()
+            for loop in loops:
+                loop.cancel()
+
+    @property
+    def usable(self) -> bool:
+        """False while the cloud is away or refuses the login."""
+        return self._cloud_problem is None
+
+    def poll_now(self) -> None:
+        self._sessions.poll_now()
+
+    def clock_stepped(self, seconds: float) -> None:
+        self._sessions.clock_stepped(seconds)
+        self._http.clock_stepped(seconds)
+
+    def silent_for(self) -> dict[str, float]:
+        """Seconds since each loop made progress; negative while there need not be any."""
+        now, answered = self._monotonic(), self._http.active_at
+        return {
+            "sessions": now - max(self._sessions.beat_at, self._sessions.next_beat_at, answered),
+            "datapoints": now - max(self._datapoints.beat_at, answered),
+        }
+
+    def ready(self) -> dict[str, str | None]:
+        """Why the cloud cannot be used; None where it can."""
+        return {"cloud": self._cloud_problem}
+
+    def degraded(self) -> dict[str, str | None]:
+        """What does not work while the account as a whole does."""
+        unread = self._poll.unreadable
+        return {
+            "sessions": f"{len(unread)} places cannot be read: {'; '.join(unread[:3])}" if unread else None,
+            "groups": self._poll.selection_problem,
+            "datapoints": self._datapoints.problem if self._cloud_problem is None else None,
+        }
+
+    @property
+    def store_problem(self) -> str | None:
+        """Why the last poll could not be kept."""
+        return self._sessions.store_problem
+
+    @property
+    def view_is_current(self) -> bool:
+        """True while the last poll of the session list went well; a device's datapoints may be old all the same."""
+        return self._cloud_problem is None and self._sessions.store_problem is None
+
+    @property
+    def strategy(self) -> str:
+        return self._poll.strategy
+
+    @property
+    def last_success_at(self) -> float | None:
+        return self._sessions.last_success_at
+
+    @property
+    def next_poll_at(self) -> float | None:
+        return self._sessions.next_poll_at
+
+    @property
+    def clock_ahead(self) -> float:
+        """Seconds that the cloud's clock is ahead of ours."""
+        return self._http.clock_ahead
+
+    @property
+    def _cloud_problem(self) -> str | None:
+        if self._sessions.outage.failures:
+            return self._sessions.outage.reason
+        return None if self._sessions.last_success_at is not None else "not asked yet"
+
+
+class AccountBuilder:
+    """Builds accounts over one store.
+
+    `deciding` is held from reading what is known to the commit; `polled` is called after each poll of a session list.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        tokens: TokenStore,
+        deciding: asyncio.Lock,
+        polled: Callable[[], None],
+        failpoint: Failpoint | Untouched,
+        *,
+        clocks: Clocks,
+        version: str,
+    ) -> None:
+        self._journal = journal
+        self._tokens = tokens
+        self._deciding = deciding
+        self._polled = polled
+        self._failpoint = failpoint
+        self._clock = clocks.steady
+        self._monotonic = clocks.monotonic
+        self._version = version
+
+    def build(self, config: AccountConfig) -> Account:
+        http = cloud_http(
+            config.cloud, self._tokens, version=self._version, clock=self._clock, monotonic=self._monotonic
+        )
+        cloud = self._failpoint.around_cloud(BaceCloud(http))
+        poll = self._list_poll(config, cloud)
+        datapoints = self._datapoint_loop(config, cloud)
+        polled: Signal[[]] = Signal()
+        polled.listen(datapoints.poll_now)
+        polled.listen(self._polled)
+        sessions = SessionLoop(
+            poll,
+            self._journal,
+            interval=config.watch.session_interval,
+            clock=self._clock,
+            monotonic=self._monotonic,
+            jitter=random.random,
+            after_poll=polled,
+        )
+        return Account(
+            http, poll, sessions, datapoints, interval=config.watch.session_interval, monotonic=self._monotonic
+        )
+
+    def _list_poll(self, config: AccountConfig, cloud: BaceCloud) -> ListPoll:
+        watch, groups = config.watch, config.cloud.groups
+        return ListPoll(
+            cloud,
+            self._journal,
+            SessionRecorder(cloud, self._journal, groups=groups, deciding=self._deciding, clock=self._clock),
+            PollSettings(
+                first_start=FirstStart(watch.start_from.kind, watch.start_from.seconds),
+                session_interval=watch.session_interval,
+                recheck_interval=watch.recheck_interval,
+                backfill_interval=watch.backfill_interval,
+                requests_per_minute=config.cloud.requests_per_minute,
+            ),
+            clock=self._clock,
+        )
+
+    def _datapoint_loop(self, config: AccountConfig, cloud: BaceCloud) -> DatapointLoop:
+        journal, deciding, clock = self._journal, self._deciding, self._clock
+        endpoint = PointEndpoint(cloud, clock=clock)
+        settings = FetchSettings(
+            interval=config.watch.datapoint_interval,
+            resolution=config.watch.resolution,
+            datatypes={number: Datatype(one.name, one.unit) for number, one in config.datatypes.items()},
+            csv_url=partial(csv_url, config.cloud.url),
+        )
+        batches = BatchFetch(cloud, endpoint, journal, settings, deciding=deciding, clock=clock)
+
+        def of(known: KnownSession, urgency: Urgency = Urgency.LIVE) -> DatapointFetch:
+            return DatapointFetch(
+                known, cloud, endpoint, journal, settings, urgency=urgency, deciding=deciding, clock=clock
+            )
+
+        return DatapointLoop(
+            journal,
+            lambda known, urgency: batches.alone(of(known, urgency)),
+            lambda known: of(known).emit_end(),
+            endpoint,
+            batches,
+            interval=config.watch.datapoint_interval,
+            clock=clock,
+            monotonic=self._monotonic,
+            jitter=random.random,
+        )
 
 
 def cloud_http(
@@ -18,34 +234,29 @@ def cloud_http(
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> CloudHttp:
+    """The HTTP of an account, with its tokens and its budget; `store` is where its tokens come from and go."""
+
+    def tokens(ask: Ask) -> TokenSource:
+        if cloud.access_token is not None:
+            return FixedToken(cloud.access_token.get_secret_value())
+        given = _credentials(cloud)
+        name = fingerprint(cloud.url, given.client_id, given.username)
+        return Tokens(name, given, store, ask, clock=clock, monotonic=monotonic)
+
     budget = RequestBudget(cloud.requests_per_minute, clock=monotonic)
-    http = CloudHttp(cloud.url, budget, timeout=cloud.timeout, version=version, clock=clock, monotonic=monotonic)
-    http.use_tokens(_tokens(cloud, store, http, clock=clock, monotonic=monotonic))
-    return http
+    return CloudHttp(
+        cloud.url, budget, tokens, timeout=cloud.timeout, version=version, clock=clock, monotonic=monotonic
+    )
 
 
-def _tokens(
-    cloud: CloudConfig,
-    store: TokenStore,
-    http: CloudHttp,
-    *,
-    clock: Callable[[], float],
-    monotonic: Callable[[], float],
-) -> TokenSource:
-    if cloud.access_token is not None:
-        return FixedToken(cloud.access_token.get_secret_value())
+def _credentials(cloud: CloudConfig) -> Credentials:
     assert cloud.client_id is not None
     assert cloud.client_secret is not None
     assert cloud.username is not None
     assert cloud.password is not None
-    given = Credentials(
-        cloud.client_id,
-        cloud.client_secret.get_secret_value(),
-        cloud.username,
-        cloud.password.get_secret_value(),
+    return Credentials(
+        cloud.client_id, cloud.client_secret.get_secret_value(), cloud.username, cloud.password.get_secret_value()
     )
-    name = fingerprint(cloud.url, given.client_id, given.username)
-    return Tokens(name, given, store, http.ask_token, clock=clock, monotonic=monotonic)
 
 
 def fingerprint(*parts: str) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple, Protocol
 
 import structlog
 
@@ -36,20 +37,33 @@ class SteadyClock:
         self._offset += seconds
 
 
+class Clocks(NamedTuple):
+    """In seconds: what others compare with theirs, what schedules go by, and what waits are measured with."""
+
+    wall: Seconds
+    steady: SteadyClock
+    monotonic: Seconds
+
+
 class ClockWatch:
     """Notices that the wall clock was set, and moves what is scheduled along with it.
 
     Between the step and `look` every schedule goes on by the steady clock, so nothing fires early or waits for days.
-    `move_store` moves what is kept in the store; `followers` are told of the seconds after that.
+    `move_store` moves what is kept in the store, `stepped` what is in memory, by so many seconds.
     """
 
     def __init__(
-        self, clock: SteadyClock, *, deciding: asyncio.Lock, move_store: Callable[[float], Awaitable[None]]
+        self,
+        clock: SteadyClock,
+        *,
+        deciding: asyncio.Lock,
+        move_store: Callable[[float], Awaitable[None]],
+        stepped: Callable[[float], None],
     ) -> None:
         self._clock = clock
         self._deciding = deciding
         self._move_store = move_store
-        self.followers: list[Callable[[float], None]] = []
+        self._stepped = stepped
 
     async def look(self) -> None:
         if abs(self._clock.behind) < SMALLEST_STEP:
@@ -65,6 +79,15 @@ class ClockWatch:
                 log.debug("clock.step_not_recorded", reason=str(error))
                 return
             self._clock.follow(seconds)
-            for follower in self.followers:
-                follower(seconds)
+            self._stepped(seconds)
         log.warning("clock.stepped", seconds=round(seconds, 1), then="what is scheduled moves along")
+
+
+class Schedules(Protocol):
+    async def bound(self, *, now: float, furthest: float) -> int: ...
+
+
+async def bring_back(schedules: Schedules, *, now: float, furthest: float) -> None:
+    """At the start: the clock may have been set back while nothing ran. Raises StoreError."""
+    if sessions := await schedules.bound(now=now, furthest=furthest):
+        log.warning("clock.was_behind", sessions=sessions, then="what lay too far ahead is due now")

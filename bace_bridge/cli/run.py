@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ import structlog
 
 from bace_bridge import logs
 from bace_bridge.app.bridge import Bridge
+from bace_bridge.app.running import task_group
 from bace_bridge.cli.options import config_option
 from bace_bridge.config.load import load
 from bace_bridge.config.models import Config
@@ -50,7 +52,8 @@ class _Signals:
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
-        self.reload: Config | None = None
+        self.reloads: asyncio.Queue[Config] = asyncio.Queue()
+        self.successor: Config | None = None
         self.not_reloaded: str | None = None
         self.ended = False
 
@@ -67,14 +70,14 @@ class _Signals:
 
         def read_again() -> None:
             try:
-                self.reload = load(path, os.environ)
+                config = load(path, os.environ)
             except ConfigError as error:
                 mistakes = [str(one) for one in error.mistakes]
                 self.refused(mistakes, then="the old one stays")
                 return
             self.not_reloaded = None
             log.info("config.reloading")
-            self.stop.set()
+            self.reloads.put_nowait(config)
 
         self._listen(end, read_again)
 
@@ -112,20 +115,20 @@ async def _serve_each(
     log_level: str,
     failpoint: Failpoint | None,
 ) -> None:
-    """Runs one configuration after the other. One that cannot be started gives way to the one before it."""
+    """Runs one bridge after the other. One that cannot be started gives way to the one before it."""
     version = metadata.version("bace-bridge")
     before: Config | None = None
     while True:
         logs.configure(fmt=log_format, level=log_level, secrets=secrets_of(config))
         log.info("bridge.starting", version=version, cloud=config.cloud.url, store=str(config.store.path))
+        bridge = Bridge(config, version=version, config_problem=lambda: signals.not_reloaded, failpoint=failpoint)
         started = asyncio.Event()
+        tell = partial(_notify, signals=signals, started=started)
         try:
-            bridge = Bridge(config, version=version, config_problem=lambda: signals.not_reloaded, failpoint=failpoint)
-            await bridge.run(
-                signals.stop,
-                notify=lambda state, started=started: _tell(state, signals, started),  # type: ignore[misc]  # binds now
-                watchdog=watchdog_interval(os.environ),
-            )
+            async with task_group() as group:
+                reloading = group.create_task(_reload_each(bridge, signals, tell, log_format, log_level))
+                await bridge.run(signals.stop, notify=tell, watchdog=watchdog_interval(os.environ))
+                reloading.cancel()
         except asyncio.CancelledError:
             if signals.ended:
                 return
@@ -136,16 +139,38 @@ async def _serve_each(
             signals.refused([str(error)], then="the old one goes on")
             config, before = before, None
             continue
-        if signals.ended or signals.reload is None:
+        if signals.ended or signals.successor is None:
             return
-        before, config, signals.reload = config, signals.reload, None
+        before, config, signals.successor = bridge.reloads.config, signals.successor, None
         signals.stop.clear()
 
 
-def _tell(state: str, signals: _Signals, started: asyncio.Event) -> None:
+async def _reload_each(
+    bridge: Bridge, signals: _Signals, tell: Callable[[str], None], log_format: Format | None, log_level: str
+) -> None:
+    """Until a configuration comes that takes another bridge: then this one ends for it."""
+    while bridge.may_become(config := await signals.reloads.get()):
+        tell(_reloading())
+        secrets = secrets_of(config) | secrets_of(bridge.reloads.config)
+        logs.configure(fmt=log_format, level=log_level, secrets=secrets)
+        try:
+            await bridge.reloads.ask(config)
+        except ConfigError as error:
+            signals.refused([str(error)], then="the old one goes on")
+        logs.configure(fmt=log_format, level=log_level, secrets=secrets_of(bridge.reloads.config))
+        tell("READY=1\nSTATUS=watching")
+    signals.successor = config
+    signals.stop.set()
+
+
+def _notify(state: str, *, signals: _Signals, started: asyncio.Event) -> None:
     """Tells the service manager; a stop for a reload must not look like the end, or it would kill the service."""
     if state.startswith("READY"):
         started.set()
     if state.startswith("STOPPING") and not signals.ended:
-        state = f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
+        state = _reloading()
     notify(state, address=os.environ.get("NOTIFY_SOCKET"))
+
+
+def _reloading() -> str:
+    return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"

@@ -19,6 +19,7 @@ from bace_bridge.cloud.failures import (
     of_token_answer,
 )
 from bace_bridge.cloud.token_reply import TokenReply, parse_token
+from bace_bridge.cloud.tokens import Ask
 from bace_bridge.domain.retry import backoff
 from bace_bridge.domain.retry_after import RateLimit, http_date, rate_limit
 from bace_bridge.errors import CloudError, CloudRefused, CloudRequestTooLarge, CloudUnavailable, UnexpectedReply
@@ -67,13 +68,14 @@ class CloudHttp:
     """GETs from BACE's API. Raises the CloudErrors of `bace_bridge.errors` and nothing else.
 
     URLs are built from the configured base alone: `_links` may name internal hosts, and a redirect may lead the token
-    elsewhere, so neither is followed.
+    elsewhere, so neither is followed. `tokens` makes the source of its tokens, which asks for them over this session.
     """
 
     def __init__(
         self,
         base_url: str,
         budget: RequestBudget,
+        tokens: Callable[[Ask], TokenSource],
         *,
         timeout: float,
         version: str,
@@ -89,7 +91,7 @@ class CloudHttp:
         self._timeout = timeout
         self._agent = f"bace-bridge/{version}"
         self._session: aiohttp.ClientSession | None = None
-        self._tokens: TokenSource | None = None
+        self._tokens = tokens(self.ask_token)
         self._forbidden: dict[str, _Forbidden] = {}
         self._good_token = ""
         self.requests_made = 0
@@ -114,9 +116,6 @@ class CloudHttp:
         if self._ahead is not None:
             self._ahead -= seconds
 
-    def use_tokens(self, tokens: TokenSource) -> None:
-        self._tokens = tokens
-
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=self._timeout),
@@ -137,7 +136,6 @@ class CloudHttp:
         Then that path causes no renewal for a while: two such paths would take turns at renewing each other's token.
         A token that has never been taken may also be why a server calls the request bad, or its headers too large.
         """
-        assert self._tokens is not None
         token = await self._tokens.current()
         forbidden = self._forbidden.get(path, _Forbidden())
         try:

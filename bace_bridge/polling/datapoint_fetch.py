@@ -83,6 +83,8 @@ class DatapointFetch:
         self._breaks = 0
         self._shown = Shown()
         self._outcome: Outcome | None = None
+        # What was read last: it is made durable before the cloud is asked for more, or with the outcome.
+        self._found = NOTHING
 
     async def make(self) -> CloudError | None:
         """Raises StoreError only; what the cloud does ends up in the session's next fetch.
@@ -169,6 +171,7 @@ class DatapointFetch:
 
     async def _read_all(self, due: Iterable[Window]) -> None:
         for day, windows in days_of(due).items():
+            await self._keep()
             shown = await self._probe.read_day(day, windows)
             for window in windows:
                 if window in shown:
@@ -181,6 +184,7 @@ class DatapointFetch:
 
         What `breaks`, again and again, and cannot be halved any more is left out, so that everything else goes on.
         """
+        await self._keep()
         self._journal.ensure_room()
         since = read_from(window, self._states.get(window), self._known, now=self._cloud_now())
         parts = halves(window)
@@ -225,17 +229,22 @@ class DatapointFetch:
     async def _absorb(
         self, served: Mapping[Window, list[Datapoint]], *, pages: int = 1, in_part: Window | None = None
     ) -> None:
+        await self._keep()
         emitted = await self._journal.emitted(self._known.session.id, served)
         clocks = {"now": self._clock(), "cloud_now": self._cloud_now()}
         known, datatypes = self._known, self._settings.datatypes
-        await self._commit(
-            absorb(known, self._states, served, emitted, datatypes, in_part=in_part, pages=pages, **clocks)
-        )
+        self._found = absorb(known, self._states, served, emitted, datatypes, in_part=in_part, pages=pages, **clocks)
+        self._states.update({read.state.window: read.state for read in self._found.windows})
+
+    async def _keep(self) -> None:
+        if self._found != NOTHING:
+            await self._commit()
 
     async def _commit(
         self, found: Changes = NOTHING, outcome: Outcome | None = None, *, retry_after: float = 0.0
     ) -> None:
         """Makes durable what was found and, with an outcome, what follows from the fetch."""
+        found = self._found if found == NOTHING else found
         self._states.update({read.state.window: read.state for read in found.windows})
         async with self._deciding:
             fresh = (await self._journal.known([self._known.session.id])).get(self._known.session.id)
@@ -261,6 +270,7 @@ class DatapointFetch:
             self._known = replace(concluded.known, reading=self._known.reading)
             events = found.events + concluded.events
             await self._journal.commit(replace(found, known=(concluded.known,), events=events))
+            self._found = NOTHING
         self._outcome = outcome
         for event in concluded.events:
             log.info(event.type, session=event.session_id, device=event.device_id, id=event.id)

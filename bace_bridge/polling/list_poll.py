@@ -26,6 +26,9 @@ from bace_bridge.polling.updates import NotHonoured, Updates
 
 log = structlog.get_logger()
 
+SAVED_EVERY = 60.0
+"""Seconds between two writes of a watermark that moves while nothing else does."""
+
 TRY_DELTA_AGAIN = 3600.0
 """Seconds after which the strategy that costs least is tried again: a refusal may have passed."""
 
@@ -68,6 +71,8 @@ class ListPoll:
         self._first_start = settings.first_start
         self._clock = clock
         self._state: PollState | None = None
+        self._saved: PollState | None = None
+        self._saved_at = 0.0
         self._updates_work = True
         self._updates_broke_at = 0.0
         self._page_size = MOST_ROWS
@@ -154,9 +159,16 @@ class ListPoll:
         return replace(state, catching_up=first or state.catching_up)
 
     async def _save(self, state: PollState) -> None:
-        if state != self._state:
-            await self._journal.commit(Changes(watch=state))
+        """A watermark that is a little behind costs nothing, so it alone is written once a minute."""
+        saved, now = self._saved, self._clock()
+        if state == saved:
             self._state = state
+            return
+        lately = saved is not None and 0 <= now - self._saved_at < SAVED_EVERY
+        if not (lately and saved is not None and replace(state, watermark=saved.watermark) == saved):
+            await self._journal.commit(Changes(watch=state))
+            self._saved, self._saved_at = state, now
+        self._state = state
 
     def _cloud_now(self) -> float:
         return self._clock() + self._cloud.clock_ahead

@@ -96,9 +96,10 @@ class EventLog:
         """
         query = "select name from sinks where routed_through is null"
         names = await self._file.read(lambda connection: [row[0] for row in connection.execute(query)])
-        return {name: await self._backlog(name) for name in names}
+        return {name: await self.backlog(name) for name in names}
 
-    async def _backlog(self, sink: str) -> int:
+    async def backlog(self, sink: str) -> int:
+        """The events that wait for one sink, counted as by `backlogs`."""
         waiting, after = 0, ""
         while True:
             count, last = await self._file.read(lambda one, after=after: lanes.count_waiting(one, sink, after))  # type: ignore[misc]  # binds now
@@ -131,13 +132,11 @@ class EventLog:
             count += more
         return count
 
-    async def deliveries_waiting(self) -> dict[str, tuple[int, int]]:
-        """Per sink the numbers of its parked lanes, and of its dead letters, if any."""
-        query = """select name,
-            (select count(*) from lanes indexed by lanes_failed where sink = name and attempts > 0),
-            (select count(*) from dead_letters where sink = name) from sinks"""
-        rows = await self._file.read(lambda connection: connection.execute(query).fetchall())
-        return {name: (parked, dead) for name, parked, dead in rows if parked or dead}
+    async def waiting(self, sink: str) -> tuple[int, int]:
+        """The numbers of a sink's parked lanes and of its dead letters."""
+        query = """select (select count(*) from lanes indexed by lanes_failed where sink = ?1 and attempts > 0),
+            (select count(*) from dead_letters where sink = ?1)"""
+        return await self._file.read(lambda connection: tuple(connection.execute(query, (sink,)).fetchone()))
 
     async def prune(self, *, observed_before: float, limit: int = 200, most_bytes: float = math.inf) -> int:
         """Deletes the oldest events that every sink is past, of at most so many bytes; returns how many.

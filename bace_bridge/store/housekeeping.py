@@ -88,8 +88,8 @@ class Upkeep:
         self._file = file
         self._log = event_log
         self._cap = cap
-        self._retention = retention
-        self._session_retention = session_retention
+        self.retention = retention
+        self.session_retention = session_retention
         self._forgotten_upto = ""
         self._pruned_unlogged = 0
         self._forgotten_unlogged = 0
@@ -126,7 +126,7 @@ class Upkeep:
         if self._cap.look().surplus:
             return await self._make_room(now)
         self._log_pruned()
-        if await self._log.prune(observed_before=now - self._retention) or not await self._forget(now):
+        if await self._log.prune(observed_before=now - self.retention) or not await self._forget(now):
             return AGAIN
         await self._file.checkpoint()
         return EVERY
@@ -157,7 +157,7 @@ class Upkeep:
 
     async def _forget_early(self, now: float) -> int:
         """Or what is remembered of sessions that are over would stop the watching of those that are not."""
-        after, unchanged_since = self._early_upto, now - min(self._session_retention, FORGOTTEN_AT_CAP)
+        after, unchanged_since = self._early_upto, now - min(self.session_retention, FORGOTTEN_AT_CAP)
         self._early_upto, forgotten = await self._file.write(
             lambda connection: forget_oldest(connection, after=after, unchanged_since=unchanged_since), side="upkeep"
         )
@@ -167,7 +167,7 @@ class Upkeep:
 
     async def _forget(self, now: float) -> bool:
         """Goes on with the walk through the sessions that have windows; True at the end of it."""
-        after, unchanged_since = self._forgotten_upto, now - self._session_retention
+        after, unchanged_since = self._forgotten_upto, now - self.session_retention
         upto = await self._file.write(
             lambda connection: forget_windows(connection, after=after, unchanged_since=unchanged_since), side="upkeep"
         )

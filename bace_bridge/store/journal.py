@@ -172,33 +172,36 @@ def _decoded(rows: Iterable[Any]) -> list[KnownSession]:
 
 
 def _write_sessions(connection: sqlite3.Connection, known: Iterable[KnownSession]) -> None:
-    """Most often only what is known changes, and when to fetch next: then all other indexes stay as they are."""
+    """Most often what is known changes, when to fetch next, and when it was updated: other indexes stay as they are."""
     for one in known:
         session = one.session
-        indexed = (
+        changing = (one.fetch_at, msgspec.json.encode(one).decode())
+        where = (
+            session.id,
             session.group_id,
             session.start,
-            session.updated_at,
             session.state == "active" and not one.removed,
             one.unfinished,
             one.removed,
             one.over_when_found,
             one.end_seen_at if one.end_emitted is None and not one.removed else None,
         )
-        changing = (one.fetch_at, msgspec.json.encode(one).decode())
-        updated = connection.execute(
-            """update sessions set fetch_at = ?, known = ? where id = ?
-            and (group_id, start, updated_at, active, unfinished, removed, over_when_found, end_waits_since)
-            is (?, ?, ?, ?, ?, ?, ?, ?)""",
-            (*changing, session.id, *indexed),
-        )
-        if not updated.rowcount:
-            connection.execute(
-                """insert or replace into sessions
-                (fetch_at, known, id, group_id, start, updated_at, active, unfinished, removed, over_when_found,
-                end_waits_since) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-                (*changing, session.id, *indexed),
-            )
+        for query, given in (
+            (_SAME_UPDATE, (*changing, *where, session.updated_at)),
+            (_NEW_UPDATE, (*changing, session.updated_at, *where)),
+            (_REPLACE, (*changing, session.updated_at, *where)),
+        ):
+            if connection.execute(query, given).rowcount:
+                break
+
+
+_SAME = """where id = ? and (group_id, start, active, unfinished, removed, over_when_found, end_waits_since)
+    is (?, ?, ?, ?, ?, ?, ?)"""
+_SAME_UPDATE = f"update sessions set fetch_at = ?, known = ? {_SAME} and updated_at is ?"  # noqa: S608  # our own text
+_NEW_UPDATE = f"update sessions set fetch_at = ?, known = ?, updated_at = ? {_SAME}"  # noqa: S608  # our own text
+_REPLACE = """insert or replace into sessions (fetch_at, known, updated_at, id,
+    group_id, start, active, unfinished, removed, over_when_found, end_waits_since)
+    values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 
 
 def _write_windows(connection: sqlite3.Connection, windows: Iterable[WindowRead]) -> None:

@@ -26,6 +26,7 @@ from bace_bridge.domain.lanes import (
 )
 from bace_bridge.domain.routing import Filter, wanted
 from bace_bridge.store.facts import read_fact, write_fact
+from bace_bridge.store.packing import pack, unpack
 
 COLUMNS = "seq, id, type, session_id, device_id, time, observed_at, data"
 
@@ -59,7 +60,7 @@ def append_events(connection: sqlite3.Connection, events: Iterable[Event]) -> No
         added = connection.execute(
             """insert into events (id, type, session_id, device_id, time, observed_at, data)
             values (?, ?, ?, ?, ?, ?, ?) on conflict (id) do nothing""",
-            (one.id, one.type, one.session_id, one.device_id, one.time, one.observed_at, one.data),
+            (one.id, one.type, one.session_id, one.device_id, one.time, one.observed_at, pack(one.data)),
         )
         if added.rowcount:
             lane, seq = session_lane(one), added.lastrowid
@@ -159,9 +160,9 @@ def read_lane(connection: sqlite3.Connection, key: str, start: int, limit: int) 
 def as_far_as(rows: Iterable[Any], most_bytes: int) -> tuple[list[LoggedEvent], bool]:
     """Events of so many bytes, give or take one event; and whether that is why they end."""
     found: list[LoggedEvent] = []
-    for row in rows:
-        found.append(LoggedEvent(row[0], Event(*row[1:])))
-        most_bytes -= len(row[7])
+    for one in map(_logged, rows):
+        found.append(one)
+        most_bytes -= len(one.event.data)
         if most_bytes <= 0:
             return found, True
     return found, False
@@ -333,7 +334,12 @@ def session_of(key: str) -> str | None:
 
 
 def logged(rows: Iterable[Any]) -> list[LoggedEvent]:
-    return [LoggedEvent(row[0], Event(*row[1:])) for row in rows]
+    return [_logged(row) for row in rows]
+
+
+def _logged(row: Any) -> LoggedEvent:
+    seq, id_, type_, session_id, device_id, time, observed_at, data = row
+    return LoggedEvent(seq, Event(id_, type_, session_id, device_id, time, observed_at, unpack(data)))
 
 
 def _lane(row: Any) -> Lane:

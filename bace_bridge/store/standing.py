@@ -26,7 +26,7 @@ class Standing:
     ) -> None:
         self._file = file
         self._csv_url = csv_url
-        self._fetch_interval = fetch_interval
+        self.fetch_interval = fetch_interval
         self._clock = clock
 
     async def devices(self, ids: Collection[str] | None, *, available: bool) -> list[DeviceState]:
@@ -94,7 +94,7 @@ class Standing:
         return await self._file.read(work)
 
     def _is_current(self, known: KnownSession) -> bool:
-        return is_current(known, interval=self._fetch_interval, now=self._clock())
+        return is_current(known, interval=self.fetch_interval, now=self._clock())
 
     def _session(self, known: KnownSession) -> bytes:
         shown = msgspec.to_builtins(view(known.session))

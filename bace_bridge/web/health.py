@@ -1,5 +1,6 @@
 """The health server: whether the loops make progress, and whether everything that they need is usable."""
 
+import asyncio
 import os
 from collections.abc import Callable
 from http import HTTPStatus
@@ -15,7 +16,7 @@ Reasons = Callable[[], dict[str, str | None]]
 
 
 class HealthServer:
-    """Serves while its context is open, unless the configuration turns it off.
+    """Serves from `open` to `close`, or as long as its context is open.
 
     `alive` tells of the loops, `ready` of the cloud, the store and the brokers; `degraded` of what does not work while
     all of these do, which is told beside them and makes nothing unready.
@@ -39,6 +40,8 @@ class HealthServer:
         app.router.add_route("*", "/{path:.*}", _unknown)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
 
+    usable = True
+
     @property
     def address(self) -> str | None:
         """`host:port` where it listens; the port is the real one where the configuration says 0."""
@@ -47,19 +50,33 @@ class HealthServer:
         host, port, *_ = self._runner.addresses[0]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> None:
+        """Begins to listen, unless the configuration turns it off. Raises ConfigError where that is not possible."""
         if not self._config.enabled:
-            return self
+            return
         await self._runner.setup()
         try:
             await web.TCPSite(self._runner, self._config.host, self._config.port).start()
         except OSError as error:
-            await self._runner.cleanup()
+            await self.close()
             raise _cannot_listen(self._config.listen, error) from error
+
+    async def close(self) -> None:
+        await self._runner.cleanup()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Once it is open: answers until `stop`."""
+        try:
+            await stop.wait()
+        finally:
+            await self.close()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._runner.cleanup()
+        await self.close()
 
     async def _healthz(self, _: web.Request) -> web.Response:
         return _report(self._alive(), well="ok", unwell="stalled")

@@ -11,7 +11,7 @@ import msgspec
 from bace_bridge.cloud.api import BaceCloud, csv_url
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
-from bace_bridge.cloud.tokens import Credentials, Tokens
+from bace_bridge.cloud.tokens import Ask, Credentials, Tokens
 from bace_bridge.domain.events import LoggedEvent
 from bace_bridge.polling.batch_fetch import BatchFetch
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
@@ -160,10 +160,13 @@ async def watching(
 ) -> AsyncIterator[Watching]:
     async with SimulatedServer(cloud) as server, SqliteFile(store) as file:
         budget = RequestBudget(6_000_000, clock=clock)
-        http = CloudHttp(server.url, budget, timeout=60.0, version="test", clock=clock, monotonic=clock)
         given = cloud.credentials
         credentials = Credentials(given.client_id, given.client_secret, given.username, given.password)
-        http.use_tokens(Tokens("test", credentials, Facts(file), http.ask_token, clock=clock, monotonic=clock))
+
+        def tokens(ask: Ask) -> Tokens:
+            return Tokens("test", credentials, Facts(file), ask, clock=clock, monotonic=clock)
+
+        http = CloudHttp(server.url, budget, tokens, timeout=60.0, version="test", clock=clock, monotonic=clock)
         async with http:
             yield Watching(
                 server,

@@ -5,13 +5,21 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from pydantic import SecretStr
+
+from bace_bridge.app.account import Account
+from bace_bridge.app.clocks import ClockWatch, SteadyClock
+from bace_bridge.app.devices import Devices
+from bace_bridge.app.running import Running
 from bace_bridge.app.service import Service
-from bace_bridge.delivery.dispatcher import Dispatcher
+from bace_bridge.app.signals import Signals
+from bace_bridge.app.storage import Storage
+from bace_bridge.config.models import CloudConfig, Config, WatchConfig
+from bace_bridge.delivery.outlet import Outlet
 from bace_bridge.domain.routing import Filter
+from bace_bridge.failpoints import Untouched
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
-from bace_bridge.store.eventlog import EventLog
-from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile
 from bace_bridge.store.standing import Standing
@@ -20,63 +28,53 @@ from tests.integration.test_cloud_faults import staged
 from tests.integration.test_dispatcher import ScriptedSink, eventually
 
 INTERVAL = 15.0
-
-
-async def disabled(name: str, reason: str) -> None: ...
-
-
-class Idle:
-    async def run(self) -> None:
-        await asyncio.Event().wait()
-
-    def poll_now(self) -> None: ...
+CONFIG = Config(cloud=CloudConfig(access_token=SecretStr("a-token")), watch=WatchConfig(datapoint_interval=INTERVAL))
 
 
 class Broker(ScriptedSink):
     """A sink that shows devices."""
 
+    problem = None
+
     def __init__(self) -> None:
         super().__init__()
         self.refreshed: list[Collection[str] | None] = []
 
-    def refresh_devices(self, devices: Collection[str] | None) -> None:
-        self.refreshed.append(devices)
+    def refresh_devices(self, ids: Collection[str] | None) -> None:
+        self.refreshed.append(ids)
+
+    def refresh_bridge(self) -> None: ...
 
 
 @asynccontextmanager
 async def ticking(folder: Path) -> AsyncIterator[tuple[Broker, Standing, Journal, Clock]]:
-    async with staged(folder) as (_, watched), SqliteFile(folder / "state.db") as file:
-        clock, broker = Clock(), Broker()
-        upkeep = Upkeep(file, EventLog(file), Cap(file, 2**30), retention=60, session_retention=60)
-        standing = Standing(file, csv_url=str, fetch_interval=INTERVAL, clock=clock)
-        service = Service(
-            Idle(),
-            Idle(),
-            watched.status,
-            EventLog(file),
-            upkeep,
-            clock=clock,
-            watch_clock=lambda: asyncio.sleep(0),
-            stale_devices=standing.stale,
-            oldest_view=standing.oldest_view,
-        )
-        await EventLog(file).open_sink(broker.name, target="t")
-        dispatcher = Dispatcher(
+    async with staged(folder) as (_, watched), SqliteFile(folder / "state.db") as file, asyncio.TaskGroup() as group:
+        clock, broker, signals = Clock(), Broker(), Signals()
+        store = Storage(file, CONFIG, signals, Untouched(), clock=clock)
+        await store.event_log.open_sink(broker.name, target="t")
+        outlet = Outlet(
+            "mqtt",
             broker,
-            EventLog(file),
+            store.event_log,
             Filter(),
+            broker=broker,
+            grew=signals.log_grew,
             clock=clock,
+            monotonic=clock,
             jitter=lambda: 0.0,
-            sleep=lambda _: asyncio.sleep(0),
-            on_disabled=disabled,
         )
-        service.add(broker, dispatcher)
-        run = asyncio.create_task(service.run(asyncio.Event(), notify=lambda _: None, watchdog=0.01))
-        try:
-            yield broker, standing, Journal(file), clock
-        finally:
-            run.cancel()
-            await asyncio.gather(run, return_exceptions=True)
+        accounts, outlets = Running[str, Account](group), Running[str, Outlet](group)
+        outlets.start("home", outlet)
+        devices = Devices(store.standing, accounts, changed=outlets.each(Outlet.refresh_devices))
+        clock_watch = ClockWatch(
+            SteadyClock(), deciding=asyncio.Lock(), move_store=store.schedules.move, stepped=signals.clock_stepped
+        )
+        service = Service(accounts, outlets, watched.status, devices, store, clock_watch, signals, clock=clock)
+        stop = asyncio.Event()
+        run = group.create_task(service.run(stop, asyncio.sleep(0), notify=lambda _: None, watchdog=0.01))
+        yield broker, store.standing, Journal(file), clock
+        stop.set()
+        await run
 
 
 async def test_a_device_is_shown_anew_when_its_view_is_no_longer_current(tmp_path: Path) -> None:

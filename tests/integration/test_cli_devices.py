@@ -14,7 +14,7 @@ import pytest
 from bace_bridge.app.account import fingerprint
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
-from bace_bridge.cloud.tokens import Credentials, Tokens
+from bace_bridge.cloud.tokens import Ask, Credentials, Tokens
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.domain.tokens import Token
 from bace_bridge.polling.rules.changes import Changes, LatestSeen
@@ -155,8 +155,14 @@ class _Bridge:
         self.name = fingerprint(server.url, given.client_id, given.username)
         self.facts = Facts(file)
         budget = RequestBudget(6000, clock=time.monotonic)
-        self.http = CloudHttp(server.url, budget, timeout=10.0, version="test", clock=lambda: NOON)
-        self.tokens = Tokens(self.name, account, self.facts, self.http.ask_token, clock=lambda: NOON)
+        kept: list[Tokens] = []
+
+        def tokens(ask: Ask) -> Tokens:
+            kept.append(Tokens(self.name, account, self.facts, ask, clock=lambda: NOON))
+            return kept[0]
+
+        self.http = CloudHttp(server.url, budget, tokens, timeout=10.0, version="test", clock=lambda: NOON)
+        (self.tokens,) = kept
 
     async def token(self) -> Token:
         found = await self.facts.load_token(self.name)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from bace_bridge.app.bridge import Bridge
 from bace_bridge.app.clocks import ClockWatch, SteadyClock
+from bace_bridge.app.signals import Signal
 from bace_bridge.config.load import load
 from bace_bridge.domain.lanes import Lane
 from bace_bridge.domain.retry import LONGEST_WAIT
@@ -50,15 +51,18 @@ async def schedules(tmp_path: Path) -> AsyncIterator[tuple[Journal, Schedules]]:
         yield Journal(file), Schedules(file)
 
 
-async def watch_of(times: Times, moved: list[float], *lines: Line) -> ClockWatch:
+async def watch_of(
+    times: Times, moved: list[float], *lines: Line, listeners: Sequence[Callable[[float], None]] = ()
+) -> ClockWatch:
     async def move(seconds: float) -> None:
         moved.append(seconds)
         for line in lines:
             await Schedules(line.file).move(seconds)
 
-    watch = ClockWatch(times.steady, deciding=asyncio.Lock(), move_store=move)
-    watch.followers += [line.dispatcher.clock_stepped for line in lines]
-    return watch
+    stepped: Signal[[float]] = Signal()
+    for listener in (*listeners, *(line.dispatcher.clock_stepped for line in lines)):
+        stepped.listen(listener)
+    return ClockWatch(times.steady, deciding=asyncio.Lock(), move_store=move, stepped=stepped)
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -83,7 +87,7 @@ async def test_a_step_is_followed_between_two_decisions_and_not_within_one() -> 
     async def move(seconds: float) -> None:
         moved.append(seconds)
 
-    watch = ClockWatch(times.steady, deciding=deciding, move_store=move)
+    watch = ClockWatch(times.steady, deciding=deciding, move_store=move, stepped=moved.append)
     times.wall.forward(DAYS)
     async with deciding:
         following = asyncio.create_task(watch.look())
@@ -91,7 +95,7 @@ async def test_a_step_is_followed_between_two_decisions_and_not_within_one() -> 
             await asyncio.sleep(0)
         assert (moved, times.steady()) == ([], NOON)
     await following
-    assert (moved, times.steady()) == ([DAYS], NOON + DAYS)
+    assert (moved, times.steady()) == ([DAYS, DAYS], NOON + DAYS), "in the store, and in memory"
 
 
 async def test_a_clock_that_is_slewed_is_followed_in_silence() -> None:
@@ -140,8 +144,7 @@ async def test_the_clouds_time_stays_what_it_is_when_ours_is_set(tmp_path: Path,
     async with client(SimulatedCloud(clock=theirs), times.steady, tmp_path / "b.db") as (api, _, http):  # type: ignore[arg-type]  # a clock
         await api.session_page((), 1)
         assert times.steady() + api.clock_ahead == theirs.now
-        watch = await watch_of(times, [])
-        watch.followers.append(http.clock_stepped)
+        watch = await watch_of(times, [], listeners=[http.clock_stepped])
         times.wall.forward(step)
         await watch.look()
         assert times.steady() == NOON + step

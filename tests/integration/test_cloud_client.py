@@ -36,18 +36,18 @@ async def client(
     cloud: SimulatedCloud, clock: Clock, store: Path, *, password: str | None = None, timeout: float = 60.0
 ) -> AsyncIterator[tuple[BaceCloud, SimulatedServer, CloudHttp]]:
     async with SimulatedServer(cloud) as server, SqliteFile(store) as file:
+        given = cloud.credentials
+        credentials = Credentials(given.client_id, given.client_secret, given.username, password or given.password)
         http = CloudHttp(
             server.url,
             RequestBudget(6_000_000, clock=clock),
+            lambda ask: Tokens("account", credentials, Facts(file), ask, clock=clock, monotonic=clock),
             timeout=timeout,
             version="test",
             clock=clock,
             monotonic=clock,
             jitter=lambda: 0,
         )
-        given = cloud.credentials
-        credentials = Credentials(given.client_id, given.client_secret, given.username, password or given.password)
-        http.use_tokens(Tokens("account", credentials, Facts(file), http.ask_token, clock=clock, monotonic=clock))
         async with http:
             yield BaceCloud(http), server, http
 
@@ -282,10 +282,16 @@ async def test_a_refresh_token_that_no_answer_replaces_is_used_on(clock: Clock, 
 
 async def test_a_refused_fixed_token_says_where_to_put_another(clock: Clock) -> None:
     async with SimulatedServer(simulated(clock)) as server:
+        budget = RequestBudget(6000, clock=clock)
         http = CloudHttp(
-            server.url, RequestBudget(6000, clock=clock), timeout=60, version="test", clock=clock, monotonic=clock
+            server.url,
+            budget,
+            lambda _: FixedToken("not-valid"),
+            timeout=60,
+            version="test",
+            clock=clock,
+            monotonic=clock,
         )
-        http.use_tokens(FixedToken("not-valid"))
         async with http:
             with pytest.raises(CloudLoginFailed, match=r"cloud\.access_token"):
                 await BaceCloud(http).session_page((), 1)

@@ -15,11 +15,13 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
+from bace_bridge.app.account import Account
 from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.failures import DEFAULT_SILENCE
 from bace_bridge.cloud.http import CloudHttp
 from bace_bridge.cloud.tokens import FixedToken
+from bace_bridge.delivery.outlet import Outlet
 from bace_bridge.errors import (
     CloudBadGateway,
     CloudError,
@@ -82,6 +84,10 @@ async def resets(request: web.Request) -> web.StreamResponse:
     return response
 
 
+class FreshViews:
+    oldest_view = 0.0
+
+
 class Watched:
     """The session loop over a cloud that does what a test says, one look at a time."""
 
@@ -89,9 +95,15 @@ class Watched:
         self.clock = Clock()
         self.silence = RequestBudget(6_000_000, clock=self.clock)
         self.http = CloudHttp(
-            url, self.silence, timeout=timeout, version="t", clock=self.clock, monotonic=self.clock, jitter=lambda: 0
+            url,
+            self.silence,
+            lambda _: FixedToken("a-token"),
+            timeout=timeout,
+            version="t",
+            clock=self.clock,
+            monotonic=self.clock,
+            jitter=lambda: 0,
         )
-        self.http.use_tokens(FixedToken("a-token"))
         self.api, self.log, journal = BaceCloud(self.http), EventLog(file), Journal(file)
         recorder = SessionRecorder(self.api, journal, groups=(), deciding=asyncio.Lock(), clock=self.clock)
         settings = PollSettings(FirstStart("since", NOON), 10.0, 60.0, 3600.0, 120)
@@ -121,18 +133,12 @@ class Watched:
             monotonic=self.clock,
             jitter=lambda: 0,
         )
-        self.status = Status(
-            self.loop,
-            points,
-            self.http,
-            Upkeep(file, self.log, Cap(file, 2**30), retention=60, session_retention=60),
-            brokers=(),
-            version="t",
-            strategy=lambda: poll.strategy,
-            interval=10,
-            clock=self.clock,
-            monotonic=self.clock,
-        )
+        self.account = Account(self.http, poll, self.loop, points, interval=10, monotonic=self.clock)
+        self.upkeep = Upkeep(file, self.log, Cap(file, 2**30), retention=60, session_retention=60)
+        self.status = self.status_of()
+
+    def status_of(self, *outlets: Outlet) -> Status:
+        return Status([self.account], outlets, self.upkeep, FreshViews(), version="t", clock=self.clock)
 
     async def _pause(self, _: asyncio.Event, seconds: float) -> None:
         self.waits.append(seconds)

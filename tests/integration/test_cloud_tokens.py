@@ -11,8 +11,8 @@ from aiohttp import web
 
 from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.cloud.budget import RequestBudget
-from bace_bridge.cloud.http import CloudHttp
-from bace_bridge.cloud.tokens import Credentials, FixedToken, Tokens
+from bace_bridge.cloud.http import CloudHttp, TokenSource
+from bace_bridge.cloud.tokens import Ask, Credentials, FixedToken, Tokens
 from bace_bridge.domain.tokens import Token
 from bace_bridge.errors import CloudLoginFailed, CloudRefused, CloudRequestTooLarge, CloudUnavailable
 from bace_bridge.store.facts import Facts
@@ -63,13 +63,17 @@ class Line:
     async def bridge(self, *, fixed: str | None = None) -> AsyncIterator[BaceCloud]:
         """A process of the bridge: another one begins with what the store holds."""
         budget = RequestBudget(6_000_000, clock=self.clock)
-        http = CloudHttp(self.url, budget, timeout=5, version="t", clock=self.clock, monotonic=self.clock)
-        async with SqliteFile(self.store) as file, http:
-            self.facts = Facts(file)
-            login = Credentials("id", "secret", "user", "password")
-            renewed = Tokens("a", login, self.facts, http.ask_token, clock=self.clock, monotonic=self.clock)
-            http.use_tokens(renewed if fixed is None else FixedToken(fixed))
-            yield BaceCloud(http)
+        async with SqliteFile(self.store) as file:
+            facts = self.facts = Facts(file)
+
+            def tokens(ask: Ask) -> TokenSource:
+                login = Credentials("id", "secret", "user", "password")
+                renewed = Tokens("a", login, facts, ask, clock=self.clock, monotonic=self.clock)
+                return renewed if fixed is None else FixedToken(fixed)
+
+            http = CloudHttp(self.url, budget, tokens, timeout=5, version="t", clock=self.clock, monotonic=self.clock)
+            async with http:
+                yield BaceCloud(http)
 
     async def kept(self) -> Token | None:
         """What the store of the running bridge holds."""

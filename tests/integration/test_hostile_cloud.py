@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
-from bace_bridge.cloud.tokens import FixedToken
+from bace_bridge.cloud.tokens import Ask, FixedToken
 from bace_bridge.errors import (
     CloudError,
     CloudRefused,
@@ -34,6 +34,10 @@ SESSION = {"id_data_session": ID, "id_group": "g", "start": 1_764_590_000}
 POINT = {"id_container_data_latest": "s", "datatype": 6000, "timestamp_seconds": 1_764_590_000, "count_val": 1}
 
 Answer = Callable[[web.Request], web.Response]
+
+
+def a_token(_: Ask) -> FixedToken:
+    return FixedToken("a-token")
 
 
 class Server:
@@ -81,8 +85,7 @@ async def hostile() -> AsyncIterator[tuple[Server, BaceCloud, CloudHttp]]:
     await site.start()
     budget = RequestBudget(6_000_000, clock=clock)
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    http = CloudHttp(url, budget, timeout=60, version="t", clock=clock, monotonic=clock, jitter=lambda: 0)
-    http.use_tokens(FixedToken("a-token"))
+    http = CloudHttp(url, budget, a_token, timeout=60, version="t", clock=clock, monotonic=clock, jitter=lambda: 0)
     try:
         async with http:
             yield server, BaceCloud(http), http
@@ -276,8 +279,7 @@ async def on_the_wire(*, secure: bool = False) -> AsyncIterator[tuple[Wire, Bace
     server = await asyncio.start_server(wire.serve, "127.0.0.1", 0)
     url = f"http{'s' if secure else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     budget = RequestBudget(6_000_000, clock=clock)
-    http = CloudHttp(url, budget, timeout=2, version="t", clock=clock, monotonic=clock, jitter=lambda: 0)
-    http.use_tokens(FixedToken("a-token"))
+    http = CloudHttp(url, budget, a_token, timeout=2, version="t", clock=clock, monotonic=clock, jitter=lambda: 0)
     async with http, server:
         yield wire, BaceCloud(http), http
 
@@ -387,8 +389,9 @@ URLS = [
 @pytest.mark.parametrize("url", URLS, ids=[str(number) for number in range(len(URLS))])
 async def test_an_odd_address_is_a_cloud_error(url: str) -> None:
     clock = Clock()
-    http = CloudHttp(url, RequestBudget(600, clock=clock), timeout=2, version="t", clock=clock, monotonic=clock)
-    http.use_tokens(FixedToken("a-token"))
+    http = CloudHttp(
+        url, RequestBudget(600, clock=clock), a_token, timeout=2, version="t", clock=clock, monotonic=clock
+    )
     async with http:
         with pytest.raises(CloudUnavailable):
             await BaceCloud(http).session_page((), 1)

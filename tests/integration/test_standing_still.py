@@ -6,81 +6,62 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from bace_bridge.app.service import Service
-from bace_bridge.delivery.dispatcher import LONGEST_REST, Dispatcher
+from bace_bridge.app.signals import Signal
+from bace_bridge.delivery.dispatcher import LONGEST_REST
+from bace_bridge.delivery.outlet import Outlet
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.routing import Filter
 from bace_bridge.errors import SinkDisabled
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.status import SLOWEST_PROGRESS
 from bace_bridge.store.eventlog import EventLog
-from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile
-from bace_bridge.store.standing import Standing
-from tests.integration.polling_line import Clock
-from tests.integration.test_cloud_faults import staged
+from tests.integration.test_cloud_faults import Watched, staged
 from tests.integration.test_dispatcher import ScriptedSink, event, eventually
 
 HOUR = 3600.0
 
 
 class Line:
-    """A dispatcher over a store of its own, in a service, by one clock."""
+    """An outlet over a store of its own, as the health answer sees it, by one clock."""
 
-    def __init__(self, service: Service, file: SqliteFile, clock: Clock) -> None:
-        self.clock, self.file, self.sink = clock, file, ScriptedSink()
-        self.disabled = asyncio.Event()
-        self._status = service.status
-        self.dispatcher = Dispatcher(
+    def __init__(self, watched: Watched, file: SqliteFile) -> None:
+        self.clock, self.file, self.sink = watched.clock, file, ScriptedSink()
+        self.log_grew: Signal[[]] = Signal()
+        self.outlet = Outlet(
+            "webhook",
             self.sink,
             EventLog(file),
             Filter(events=("session.updated",)),
-            clock=clock,
+            grew=self.log_grew,
+            clock=self.clock,
+            monotonic=self.clock,
             jitter=lambda: 0.0,
             sleep=lambda _: asyncio.sleep(0),
-            on_disabled=self._on_disabled,
-            monotonic=clock,
         )
-        service.add(self.sink, self.dispatcher)
-
-    async def _on_disabled(self, name: str, reason: str) -> None:
-        told = Event(f"evt_{name}", "sink.disabled", None, None, 1.0, 1.0, b'{"sink":"scripted"}')
-        await EventLog(self.file).disable(name, reason, told)
-        self.disabled.set()
+        self.log_grew.listen(self.outlet.log_grew)
+        self._status = watched.status_of(self.outlet)
 
     def reason(self) -> str | None:
-        return self._status.alive()["deliveries:scripted"]
+        return self._status.alive().get("deliveries:scripted")
 
     def stands_still_in_time(self) -> bool:
         self.clock.forward(1.0)
         return self.reason() is not None
 
     async def tell(self, *events: Event) -> None:
-        await Journal(self.file, grew=self.dispatcher.log_grew).commit(Changes(events=events))
+        await Journal(self.file, grew=self.log_grew).commit(Changes(events=events))
 
 
 @asynccontextmanager
 async def running(folder: Path, *, before: Sequence[Event] = ()) -> AsyncIterator[Line]:
     """`before` waits for the sink when it starts."""
     async with staged(folder) as (_, watched), SqliteFile(folder / "deliveries.db") as file:
-        upkeep = Upkeep(file, EventLog(file), Cap(file, 2**30), retention=60, session_retention=60)
-        loop, clock = watched.loop, watched.clock
-        service = Service(
-            loop,
-            loop,
-            watched.status,
-            EventLog(file),
-            upkeep,
-            clock=clock,
-            watch_clock=lambda: asyncio.sleep(0),
-            stale_devices=Standing(file, csv_url=str).stale,
-            oldest_view=Standing(file, csv_url=str).oldest_view,
-        )
-        line = Line(service, file, clock)
+        line = Line(watched, file)
         await EventLog(file).open_sink(line.sink.name, target="t")
         await line.tell(*before)
-        run = asyncio.create_task(line.dispatcher.run())
+        run = asyncio.create_task(line.outlet.run(asyncio.Event()))
         try:
             yield line
         finally:
@@ -106,7 +87,7 @@ async def test_one_that_stands_still_is_seen_until_it_goes_on(tmp_path: Path) ->
         await eventually(lambda: line.sink.sent == ["evt_1"])
         assert line.reason() is None
         async with store_that_hangs(line.file):
-            line.dispatcher.log_grew()
+            line.log_grew()
             await eventually(line.stands_still_in_time)
             assert line.reason() == f"no progress for {SLOWEST_PROGRESS:.0f} s"
         await eventually(lambda: line.reason() is None)
@@ -129,7 +110,7 @@ async def test_one_that_has_ended_with_its_sink_does_not_stand_still(tmp_path: P
         await line.tell(event(1))
         await eventually(lambda: line.sink.sent == ["evt_1"])
         line.sink.answer(1, SinkDisabled("410 Gone"))
-        await eventually(line.disabled.is_set)
+        await eventually(lambda: line.outlet.disabled is not None)
         line.clock.forward(HOUR)
         assert line.reason() is None
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -56,7 +57,10 @@ class Kept:
 
     async def tell(self, *, size: int = 20_000, at: float = NOON, count: int = AT_ONCE) -> None:
         numbers = range(self.told + 1, self.told + 1 + count)
-        told = (Event(f"evt_{one}", "session.updated", "s1", "g1", at, at, b"x" * size) for one in numbers)
+        told = (
+            Event(f"evt_{one}", "session.updated", "s1", "g1", at, at, random.Random(one).randbytes(size))
+            for one in numbers
+        )
         await self.journal.commit(Changes(events=tuple(told)))
         self.told += count
 

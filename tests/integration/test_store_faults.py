@@ -35,7 +35,8 @@ from tests.integration.test_dispatcher import ScriptedSink, event, eventually, r
 
 def events(first: int, count: int, *, size: int = 2) -> Changes:
     numbers = range(first, first + count)
-    return Changes(events=tuple(Event(f"evt_{one}", "x", "s1", "g1", 1.0, 1.0, b"x" * size) for one in numbers))
+    data = random.Random(size).randbytes(size)
+    return Changes(events=tuple(Event(f"evt_{one}", "x", "s1", "g1", 1.0, 1.0, data) for one in numbers))
 
 
 async def away(file: SqliteFile, table: str) -> None:

@@ -1,0 +1,128 @@
+"""Builds outlets from their configuration."""
+
+import random
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import structlog
+
+from bace_bridge import logs
+from bace_bridge.answers import Handler, request_handlers
+from bace_bridge.app.account import fingerprint
+from bace_bridge.app.clocks import Clocks
+from bace_bridge.app.devices import Devices
+from bace_bridge.config.models import MqttConfig, WebhookConfig
+from bace_bridge.delivery.outlet import Outlet
+from bace_bridge.domain.routing import Filter
+from bace_bridge.failpoints import Failpoint, Untouched
+from bace_bridge.sinks.mqtt.sink import MqttSink
+from bace_bridge.sinks.webhook.sink import WebhookSink
+from bace_bridge.status import StateForTopics, Status
+from bace_bridge.store.eventlog import EventLog
+
+log = structlog.get_logger()
+
+
+class OutletConfig(NamedTuple):
+    """What an outlet is made from; while it stays the same, so does the outlet. `source` is CloudEvents' own word.
+
+    `files` are those that the sink reads itself, with the time of their last change.
+    """
+
+    sink: MqttConfig | WebhookConfig
+    source: str
+    files: tuple[tuple[Path, int], ...] = ()
+
+
+def outlet_config(sink: MqttConfig | WebhookConfig, source: str) -> OutletConfig:
+    """A certificate that was renewed in its place is a change."""
+    tls = sink.tls if isinstance(sink, MqttConfig) else None
+    paths = [] if tls is None else [tls.ca_file, tls.cert_file, tls.key_file]
+    return OutletConfig(sink, source, tuple((path, _changed_at(path)) for path in paths if path is not None))
+
+
+def _changed_at(path: Path) -> int:
+    """In nanoseconds; 0 for a file that is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+class OutletBuilder:
+    """Builds outlets over one event log. `grew` is called after it has become longer or lanes were moved.
+
+    `installation` keeps MQTT client ids of two bridges apart.
+    """
+
+    def __init__(
+        self,
+        event_log: EventLog,
+        status: Status,
+        devices: Devices,
+        installation: str,
+        poll_now: Callable[[], None],
+        grew: Callable[[], None],
+        failpoint: Failpoint | Untouched,
+        *,
+        clocks: Clocks,
+        version: str,
+    ) -> None:
+        self._log = event_log
+        self._status = status
+        self._state = StateForTopics(status, devices.states)
+        self._installation = installation
+        self._poll_now = poll_now
+        self._grew = grew
+        self._failpoint = failpoint
+        self._clocks = clocks
+        self._version = version
+
+    async def open(self, config: OutletConfig) -> Outlet:
+        """From its first time on what the sink wants is kept for it. Raises StoreError."""
+        sink = config.sink
+        url = sink.url if isinstance(sink, MqttConfig) else sink.url.get_secret_value()
+        filter_ = Filter(events=tuple(sink.events), groups=tuple(sink.groups), sink=sink.name)
+        disabled = await self._log.open_sink(sink.name, target=fingerprint(url), filter_=filter_)
+        if disabled is not None:
+            log.warning("sink.is_disabled", sink=sink.name, reason=disabled, until="its url changes")
+        build = partial(
+            Outlet,
+            event_log=self._log,
+            filter_=filter_,
+            disabled=disabled,
+            grew=self._grew,
+            clock=self._clocks.steady,
+            monotonic=self._clocks.monotonic,
+            jitter=random.random,
+        )
+        if isinstance(sink, WebhookConfig):
+            webhook = WebhookSink(sink, source=config.source, version=self._version, clock=self._clocks.wall)
+            return build("webhook", self._failpoint.around_sink(webhook))
+        broker = self._mqtt_sink(sink, config.source)
+        return build("mqtt", self._failpoint.around_sink(broker), broker=broker)
+
+    def _mqtt_sink(self, config: MqttConfig, source: str) -> MqttSink:
+        return MqttSink(
+            config,
+            client_id=config.client_id or f"bace-bridge-{self._installation}-{config.name}",
+            source=source,
+            state=self._state,
+            requests=self._requests(config.name),
+            version=self._version,
+        )
+
+    def _requests(self, sink: str) -> Mapping[str, Handler]:
+        return request_handlers(
+            poll_now=self._poll_now,
+            info=self._status.info,
+            set_level=logs.set_level,
+            replay=partial(self._replay, sink),
+        )
+
+    async def _replay(self, sink: str, **which: Any) -> int:
+        count = await self._log.replay(sink, **which)
+        self._grew()
+        return count

@@ -1,0 +1,166 @@
+"""A sink, the dispatcher that delivers to it, and how that goes."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, Literal, Protocol
+
+import structlog
+
+from bace_bridge.delivery import dispatcher
+from bace_bridge.delivery.dispatcher import Dispatcher
+from bace_bridge.delivery.sink_watch import SinkWatch
+from bace_bridge.domain.events import SINK_DISABLED, Event, bridge_event
+from bace_bridge.domain.routing import Filter
+from bace_bridge.domain.timestamps import iso_utc
+
+log = structlog.get_logger()
+
+Kind = Literal["mqtt", "webhook"]
+
+GRACE = 5.0
+"""Seconds that the end may take to deliver what is left in the log."""
+
+
+class Sink(dispatcher.Sink, Protocol):
+    async def run(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+class Broker(Protocol):
+    """What a sink is beside deliveries where it keeps a connection and shows retained state on it."""
+
+    @property
+    def problem(self) -> str | None: ...
+    def refresh_devices(self, ids: Collection[str] | None) -> None: ...
+    def refresh_bridge(self) -> None: ...
+
+
+class Log(dispatcher.Log, Protocol):
+    async def disable(self, sink: str, reason: str, told: Event) -> None: ...
+    async def backlog(self, sink: str) -> int: ...
+    async def waiting(self, sink: str) -> tuple[int, int]: ...
+
+
+class Outlet:
+    """Delivers to one sink until it is stopped, and answers for it.
+
+    `disabled` is why the sink must not be called, by what is known at the start; `grew` is called after the outlet
+    itself has added to the log.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        sink: Sink,
+        event_log: Log,
+        filter_: Filter,
+        *,
+        broker: Broker | None = None,
+        disabled: str | None = None,
+        grew: Callable[[], None],
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+        jitter: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.name = sink.name
+        self.disabled = disabled
+        self.backlog: int | None = None
+        self.parked = self.dead_letters = 0
+        self._sink = sink
+        self._log = event_log
+        self._broker = broker
+        self._grew = grew
+        self._clock = clock
+        self._monotonic = monotonic
+        self._watch = SinkWatch(kind, sink.name, clock=clock)
+        self._dispatcher = Dispatcher(
+            sink,
+            event_log,
+            filter_,
+            clock=clock,
+            jitter=jitter,
+            sleep=sleep,
+            on_disabled=self._disable,
+            on_told=grew,
+            on_attempt=self._watch.attempted,
+            monotonic=monotonic,
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Delivers until `stop`; then what is left for a short while, makes that durable, and says goodbye.
+
+        Being cut off anywhere loses nothing; it only repeats deliveries.
+        """
+        if self.disabled is not None:
+            await stop.wait()
+            return
+        async with asyncio.TaskGroup() as group:
+            sink = group.create_task(self._sink.run())
+            delivering = group.create_task(self._dispatcher.run())
+            await stop.wait()
+            await _cancel(delivering)
+            await self._dispatcher.finish(GRACE)
+            await self._sink.close()
+            await self._dispatcher.settle()
+            await _cancel(sink)
+
+    @property
+    def usable(self) -> bool:
+        """False while its broker is away or refuses the login."""
+        return self._broker is None or self._broker.problem is None
+
+    def log_grew(self) -> None:
+        self._dispatcher.log_grew()
+
+    def clock_stepped(self, seconds: float) -> None:
+        self._dispatcher.clock_stepped(seconds)
+
+    def refresh_devices(self, ids: Collection[str] | None) -> None:
+        """The state of these devices may have changed; None: of all of them."""
+        if self._broker is not None:
+            self._broker.refresh_devices(ids)
+
+    def refresh_bridge(self) -> None:
+        """The bridge's info or health may have changed."""
+        if self._broker is not None:
+            self._broker.refresh_bridge()
+
+    async def count_backlog(self) -> None:
+        """Raises StoreError. Of millions of events this takes seconds."""
+        self.backlog = await self._log.backlog(self.name) if self.disabled is None else None
+
+    async def count_waiting(self) -> None:
+        """Raises StoreError."""
+        self.parked, self.dead_letters = await self._log.waiting(self.name)
+
+    def silent_for(self) -> dict[str, float]:
+        """Seconds since its loop made progress; negative while it may stand still."""
+        silent = self._monotonic() - self._dispatcher.beat_at
+        return {} if self.disabled is not None else {f"deliveries:{self.name}": silent}
+
+    def ready(self) -> dict[str, str | None]:
+        """Why its broker cannot be used; None where it can. A webhook shows that at a delivery only."""
+        return {} if self._broker is None else {self._watch.name: self._broker.problem}
+
+    def degraded(self) -> dict[str, str | None]:
+        """What is wrong while the bridge as a whole works."""
+        return {self._watch.name: self._watch.problem if self.disabled is None else f"disabled: {self.disabled}"}
+
+    def state(self) -> dict[str, Any]:
+        """What became of the last attempts."""
+        return self._watch.state()
+
+    async def _disable(self, name: str, reason: str) -> None:
+        now = self._clock()
+        self.disabled = reason
+        data = {"sink": name, "reason": reason, "observed_at": iso_utc(now)}
+        told = bridge_event(SINK_DISABLED, at=now, facts=(name, now), data=data)
+        await self._log.disable(name, reason, told)
+        log.error(SINK_DISABLED, sink=name, reason=reason)
+        self._grew()
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
