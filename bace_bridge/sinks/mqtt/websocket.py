@@ -18,6 +18,7 @@ _LARGEST_IN_7_BITS = 125
 _IN_TWO_BYTES, _IN_EIGHT_BYTES = 126, 127
 _BINARY, _CLOSE, _PING, _PONG = 2, 8, 9, 10
 _DATA = (0, 1, _BINARY)
+_KNOWN = (*_DATA, _CLOSE, _PING, _PONG)
 _SWITCHING_PROTOCOLS = 101
 
 
@@ -128,7 +129,7 @@ class WebSocket:
         if not self._filled(2):
             return None
         opcode, length = self._head[0] & 0x0F, self._head[1] & 0x7F
-        if self._head[1] & _MASKED or (opcode not in _DATA and (opcode < _CLOSE or length > _LARGEST_IN_7_BITS)):
+        if self._head[1] & _MASKED or opcode not in _KNOWN or (opcode >= _CLOSE and length > _LARGEST_IN_7_BITS):
             raise ConnectionAbortedError("the broker sends what is no WebSocket frame")
         size = {_IN_TWO_BYTES: 2, _IN_EIGHT_BYTES: 8}.get(length, 0)
         if not self._filled(2 + size):
