@@ -128,6 +128,8 @@ async def test_5_is_tried_again_after_an_hour() -> None:
         assert sink.protocol_in_use == "3.1.1"
         clock.now += 3600
         await eventually(lambda: broker.versions == [5, 4, 5, 4])
+        async with asyncio.timeout(60):
+            await sink.ready()
         script.refuses_5 = False
         clock.now += 7200
         await eventually(lambda: sink.protocol_in_use == "5")
