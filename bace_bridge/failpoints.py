@@ -1,6 +1,6 @@
 """Ends the process at a chosen step of the line, so that a test can kill it where it hurts.
 
-The parts are wrapped in `app/bridge.py`, and only where `BACE_BRIDGE_FAILPOINT` is set: none of them knows of this.
+The parts are wrapped in `app`, and only where `BACE_BRIDGE_FAILPOINT` is set: none of them knows of this.
 """
 
 import os
@@ -135,8 +135,8 @@ class _CloudUpTo(_UpTo):
     async def session(self, *given: Any, **named: Any) -> Any:
         return self._fetched(await self._part.session(*given, **named))
 
-    async def group_labels(self, *given: Any, **named: Any) -> Any:
-        return self._fetched(await self._part.group_labels(*given, **named))
+    async def group_page(self, *given: Any, **named: Any) -> Any:
+        return self._fetched(await self._part.group_page(*given, **named))
 
     async def point_page(self, *given: Any, **named: Any) -> Any:
         return self._fetched(await self._part.point_page(*given, **named))

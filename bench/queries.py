@@ -91,13 +91,13 @@ def questions(file: SqliteFile, sessions: int) -> dict[str, Work]:
         await log.record("hook", Progress((LaneRecord(moved),)), now=NOON)
 
     return {
+        "claim, nothing due": lambda: log.claim(
+            "home", Filter(), Claim(frozenset(), (), near, Share(50, 500, 2**20)), now=NOON
+        ),
         "commit of a session and an event": lambda: journal.commit(
             Changes(known=(one,), events=(event(time.perf_counter_ns() % 10**12 + 10**7, sessions),))
         ),
         "claim of one lane, and its record": record,
-        "claim, nothing due": lambda: log.claim(
-            "home", Filter(), Claim(frozenset(), (), near, Share(50, 500, 2**20)), now=NOON
-        ),
         "claim of 400 lanes of 100,000": lambda: log.claim(
             "hook", Filter(), Claim(frozenset(), (), near, nothing), now=NOON
         ),

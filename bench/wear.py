@@ -8,9 +8,11 @@ counted, and bytes by file.
 
 import argparse
 import asyncio
+import contextlib
 import math
 import re
 import shutil
+import sqlite3
 import tempfile
 import time
 from collections import Counter
@@ -78,6 +80,12 @@ async def traced(pid: int, seconds: float, folder: Path) -> tuple[Counter[str], 
     return syncs, written
 
 
+def settled(path: Path) -> None:
+    """What was written until now goes into the database file here, and does not count."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("pragma wal_checkpoint(truncate)").fetchall()
+
+
 async def measure(given: argparse.Namespace) -> None:
     cloud = SimulatedCloud(resolution=Resolution(raw=HOUR), quirks=Quirks.parse(["no-interval-raw"]))
     seconds = 60 * given.minutes
@@ -88,6 +96,7 @@ async def measure(given: argparse.Namespace) -> None:
         async with SimulatedServer(cloud) as server:
             with processes.bridge(folder, server.url, port, start_from="now", per_minute=120) as process:
                 await asyncio.sleep(60 * given.settle)
+                settled(folder / "bridge.db")
                 before, begun = io(process.pid), time.time()
                 points = 0 if session is None else session.points
                 syncs, written = await traced(process.pid, seconds, folder)

@@ -19,7 +19,7 @@ from bace_bridge.failpoints import Failpoint, Untouched
 from bace_bridge.polling.batch_fetch import BatchFetch
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
 from bace_bridge.polling.datapoint_loop import DatapointLoop
-from bace_bridge.polling.list_poll import ListPoll, PollSettings
+from bace_bridge.polling.list_poll import ListPoll
 from bace_bridge.polling.loops import SessionLoop
 from bace_bridge.polling.points import PointEndpoint
 from bace_bridge.polling.recording import SessionRecorder
@@ -27,6 +27,7 @@ from bace_bridge.polling.rules.datapoints import Datatype
 from bace_bridge.polling.rules.first_start import FirstStart
 from bace_bridge.polling.rules.seen import Urgency
 from bace_bridge.polling.rules.sessions import KnownSession
+from bace_bridge.polling.session_lists import PollSettings
 from bace_bridge.store.journal import Journal
 
 
@@ -169,7 +170,7 @@ class AccountBuilder:
         polled.listen(datapoints.poll_now)
         polled.listen(self._polled)
         sessions = SessionLoop(
-            poll,
+            poll.poll,
             self._journal,
             interval=config.watch.session_interval,
             clock=self._clock,
@@ -185,7 +186,6 @@ class AccountBuilder:
         watch, groups = config.watch, config.cloud.groups
         return ListPoll(
             cloud,
-            self._journal,
             SessionRecorder(cloud, self._journal, groups=groups, deciding=self._deciding, clock=self._clock),
             PollSettings(
                 first_start=FirstStart(watch.start_from.kind, watch.start_from.seconds),
@@ -194,7 +194,6 @@ class AccountBuilder:
                 backfill_interval=watch.backfill_interval,
                 requests_per_minute=config.cloud.requests_per_minute,
             ),
-            clock=self._clock,
         )
 
     def _datapoint_loop(self, config: AccountConfig, cloud: BaceCloud) -> DatapointLoop:

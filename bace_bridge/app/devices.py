@@ -34,17 +34,19 @@ class Devices:
         self._accounts = accounts
         self._changed = changed
         self._stale: frozenset[str] = frozenset()
-        self._was_current: bool | None = None
+        # Of the last poll: while an account begins anew by another configuration, it stays.
+        self._polls_go_well: bool | None = None
         self.oldest_view = 0.0
 
     async def states(self, ids: Collection[str] | None) -> list[DeviceState]:
         """Of these devices; of all of them for None. Raises StoreError."""
-        return await self._views.devices(ids, available=self._is_current)
+        return await self._views.devices(ids, available=bool(self._polls_go_well))
 
     def polled(self) -> None:
         """A session list was polled: with the cloud or the store away no view is current any more."""
-        if self._is_current != self._was_current:
-            self._was_current = self._is_current
+        go_well = all(one.view_is_current for one in self._accounts)
+        if go_well != self._polls_go_well:
+            self._polls_go_well = go_well
             self._changed(None)
 
     async def look(self) -> None:
@@ -54,7 +56,3 @@ class Devices:
         if turned := stale ^ self._stale:
             self._stale = stale
             self._changed(turned)
-
-    @property
-    def _is_current(self) -> bool:
-        return all(one.view_is_current for one in self._accounts)

@@ -23,8 +23,8 @@ from bace_bridge.domain.state import KnownDevice
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.domain.tokens import Token
 from bace_bridge.errors import CloudError, CloudRefused
-from bace_bridge.polling.rules.selection import is_selected, nearest, unmatched
-from bace_bridge.polling.selection_check import ListedDevices, listed_devices
+from bace_bridge.polling.devices import ListedDevices, listed_devices
+from bace_bridge.polling.rules.selection import is_selected, unmatched
 from bace_bridge.store.facts import Facts
 from bace_bridge.store.standing import Standing
 
@@ -130,9 +130,7 @@ def _warn(listed: ListedDevices, groups: Sequence[str]) -> None:
     if not listed.complete:
         click.echo("bace-bridge: the list may lack devices: not every row of it can be read", err=True)
     for group in unmatched(groups, listed.labels):
-        meant = nearest(group, listed.labels)
-        hint = f"; is {printable(meant)} meant?" if meant is not None else ""
-        click.echo(f"bace-bridge: cloud.groups: {printable(group)} matches none of them{hint}", err=True)
+        click.echo(f"bace-bridge: cloud.groups: {printable(group)} matches none of them", err=True)
 
 
 def _print_table(rows: Sequence[_Row], found: Sequence[KnownDevice]) -> None:

@@ -40,8 +40,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def run(config: Path, log_format: Format | None, log_level: str) -> None:
     """Poll the cloud and deliver to MQTT and webhooks.
 
-    SIGTERM or SIGINT ends it well, a second one at once. SIGHUP re-reads the configuration; a wrong one
-    changes nothing.
+    SIGTERM or SIGINT ends it well, a second one at once. SIGHUP re-reads the configuration and restarts what has
+    changed in it; a wrong one changes nothing.
     """
     loaded = load(config, os.environ)
     asyncio.run(_serve(config, loaded, log_format, log_level, asked_for(os.environ)))

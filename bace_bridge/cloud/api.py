@@ -1,7 +1,5 @@
 """BACE's resources: data sessions, downsampled datapoints and groups. Endpoints, page sizes and filters live here."""
 
-from collections.abc import Collection
-
 from bace_bridge.cloud.http import CloudHttp, Params
 from bace_bridge.cloud.replies import (
     parse_datapoints,
@@ -21,8 +19,6 @@ GROUPS = "/api/v2/group"
 SESSIONS_PER_PAGE = 100
 DATAPOINTS_PER_PAGE = 5000
 """What is asked for; the server clamps both to its own limits and says so in `_meta`."""
-
-MOST_GROUP_PAGES = 20
 
 
 def csv_url(base_url: str, session_id: str) -> str:
@@ -59,20 +55,9 @@ class BaceCloud:
         reply = await self._http.get(ONE_SESSION, query, urgency=Urgency.SESSIONS)
         return parse_session(reply.body)
 
-    async def group_labels(self, wanted: Collection[str]) -> dict[str, str | None]:
-        """The labels of groups, for servers whose sessions do not expand to them; of others, too, where they came."""
-        filters = [("filter[id_group][in][]", group_id) for group_id in sorted(wanted)]
-        labels: dict[str, str | None] = {}
-        for number in range(1, MOST_GROUP_PAGES + 1):
-            page = await self.group_page(number, filters)
-            labels.update(page.items)
-            if set(wanted) <= labels.keys() or page.page not in {None, number} or number >= (page.page_count or 0):
-                break
-        return labels
-
-    async def group_page(self, page: int, filters: Params = ()) -> Page[tuple[str, str | None]]:
+    async def group_page(self, page: int) -> Page[tuple[str, str | None]]:
         """Ids and labels of groups. A poll of the session list waits for them."""
-        query = [*filters, ("sort", "id_group"), ("per-page", "100"), ("page", str(page))]
+        query = [("sort", "id_group"), ("per-page", "100"), ("page", str(page))]
         reply = await self._http.get(GROUPS, query, urgency=Urgency.SESSIONS)
         return parse_groups(reply.body, reply.headers)
 

@@ -83,7 +83,7 @@ class DatapointFetch:
         self._breaks = 0
         self._shown = Shown()
         self._outcome: Outcome | None = None
-        # What was read last: it is made durable before the cloud is asked for more, or with the outcome.
+        # What was read and is not durable yet: it becomes so with the outcome, events before the cloud is asked again.
         self._found = NOTHING
 
     async def make(self) -> CloudError | None:
@@ -233,18 +233,19 @@ class DatapointFetch:
         emitted = await self._journal.emitted(self._known.session.id, served)
         clocks = {"now": self._clock(), "cloud_now": self._cloud_now()}
         known, datatypes = self._known, self._settings.datatypes
-        self._found = absorb(known, self._states, served, emitted, datatypes, in_part=in_part, pages=pages, **clocks)
-        self._states.update({read.state.window: read.state for read in self._found.windows})
+        found = absorb(known, self._states, served, emitted, datatypes, in_part=in_part, pages=pages, **clocks)
+        self._states.update({read.state.window: read.state for read in found.windows})
+        self._found = _both(self._found, found)
 
     async def _keep(self) -> None:
-        if self._found != NOTHING:
+        if self._found.events:
             await self._commit()
 
     async def _commit(
         self, found: Changes = NOTHING, outcome: Outcome | None = None, *, retry_after: float = 0.0
     ) -> None:
         """Makes durable what was found and, with an outcome, what follows from the fetch."""
-        found = self._found if found == NOTHING else found
+        found = _both(self._found, found)
         self._states.update({read.state.window: read.state for read in found.windows})
         async with self._deciding:
             fresh = (await self._journal.known([self._known.session.id])).get(self._known.session.id)
@@ -277,3 +278,10 @@ class DatapointFetch:
 
     def _cloud_now(self) -> float:
         return self._clock() + self._cloud.clock_ahead
+
+
+def _both(one: Changes, other: Changes) -> Changes:
+    """What was found of windows, in this order."""
+    return Changes(
+        windows=one.windows + other.windows, latest=one.latest + other.latest, events=one.events + other.events
+    )

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
 
 import msgspec
 import structlog
@@ -41,16 +40,12 @@ def pause_after(error: CloudError, failures: int, *, jitter: float, longest: flo
     return max(asked, backoff(failures, jitter=jitter, longest=longest))
 
 
-class Poller(Protocol):
-    async def poll(self) -> None: ...
-
-
 class SessionLoop:
     """Polls the session list for ever; an outage of the cloud is an event once, and in the log once a process."""
 
     def __init__(
         self,
-        poller: Poller,
+        poll: Callable[[], Awaitable[None]],
         journal: SessionJournal,
         *,
         interval: float,
@@ -60,7 +55,7 @@ class SessionLoop:
         after_poll: Callable[[], None],
         pause: Pause = pause_until,
     ) -> None:
-        self._poller = poller
+        self._poll_once = poll
         self._journal = journal
         self._interval = interval
         self._clock = clock
@@ -69,13 +64,16 @@ class SessionLoop:
         self._after_poll = after_poll
         self._pause = pause
         self._called = asyncio.Event()
-        self.outage = CloudOutage()
-        self._outage_loaded = False
+        self._outage: CloudOutage | None = None
         self._logged: set[Kind] = set()
         self.store_problem: str | None = None
         self.last_success_at: float | None = None
         self.next_poll_at: float | None = None
         self.beat_at = self.next_beat_at = monotonic()
+
+    @property
+    def outage(self) -> CloudOutage:
+        return self._outage or CloudOutage()
 
     def poll_now(self) -> None:
         self._called.set()
@@ -83,7 +81,7 @@ class SessionLoop:
     def clock_stepped(self, seconds: float) -> None:
         """The wall clock was set: what was noted by it moves along."""
         if self.outage.since is not None:
-            self.outage = msgspec.structs.replace(self.outage, since=self.outage.since + seconds)
+            self._outage = msgspec.structs.replace(self.outage, since=self.outage.since + seconds)
         if self.last_success_at is not None:
             self.last_success_at += seconds
         if self.next_poll_at is not None:
@@ -102,9 +100,10 @@ class SessionLoop:
     async def _poll(self) -> float:
         """One poll; returns the seconds from its beginning to the next one."""
         try:
-            await self._load_outage()
+            # One that an earlier process reported: this one reports that it is over, once.
+            self._outage = self._outage or await self._journal.outage()
             self._journal.ensure_room()
-            await self._poller.poll()
+            await self._poll_once()
             await self._note_success()
         except StoreUnusable:
             raise
@@ -116,17 +115,11 @@ class SessionLoop:
             return await self._note_failure(error)
         return self._interval
 
-    async def _load_outage(self) -> None:
-        """An outage that an earlier process reported: this one reports that it is over, once."""
-        if not self._outage_loaded:
-            self.outage = await self._journal.outage()
-            self._outage_loaded = True
-
     async def _note_success(self) -> None:
         reported = self.outage.reported
         after, events = after_success(self.outage, now=self._clock())
         await self._commit(events, after)
-        self.outage = after
+        self._outage = after
         if reported is not None or self._logged:
             log.info("cloud.recovered")
             self._logged.clear()
@@ -139,7 +132,7 @@ class SessionLoop:
         )
         kind: Kind = "auth_failed" if refused else "unreachable"
         before = self.outage
-        self.outage, events = after_failure(before, kind, str(error), now=self._clock())
+        self._outage, events = after_failure(before, kind, str(error), now=self._clock())
         self._log_failure(kind, str(error))
         try:
             await self._commit(events, self.outage)
@@ -148,7 +141,7 @@ class SessionLoop:
         except StoreError as full:
             self.store_problem = str(full)
             # Not reported: the next failure is, with the same id.
-            self.outage = msgspec.structs.replace(self.outage, reported=before.reported)
+            self._outage = msgspec.structs.replace(self.outage, reported=before.reported)
         longest = max(self._interval, LONGEST_PAUSE)
         return pause_after(error, self.outage.failures, jitter=self._jitter(), longest=longest)
 

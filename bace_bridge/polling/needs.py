@@ -11,12 +11,7 @@ from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
 
 
-class GroupCloud(Protocol):
-    async def group_page(self, page: int) -> Page[tuple[str, str | None]]:
-        """Ids and labels of the groups that the account sees. Raises CloudErrors only."""
-
-
-class SessionCloud(GroupCloud, Protocol):
+class SessionCloud(Protocol):
     """Data sessions and groups. Every method raises CloudErrors only."""
 
     @property
@@ -25,7 +20,8 @@ class SessionCloud(GroupCloud, Protocol):
         self, params: Sequence[tuple[str, str]], page: int, *, per_page: int = ..., expand: bool = ...
     ) -> Page[SeenSession]: ...
     async def session(self, session_id: str) -> SeenSession: ...
-    async def group_labels(self, wanted: Collection[str]) -> dict[str, str | None]: ...
+    async def group_page(self, page: int) -> Page[tuple[str, str | None]]:
+        """Ids and labels of the groups that the account sees."""
 
 
 class PointCloud(SessionCloud, Protocol):

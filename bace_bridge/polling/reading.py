@@ -30,7 +30,7 @@ MOST_NARROWING = 80
 """Requests that broke in one poll, after which the rest of what breaks is left for the backfill."""
 
 MOST_PROBES = 16
-"""Rows of the whole list that are asked for in search of one that can be read, where a page has none."""
+"""Rows of the whole list that are asked for in search of one that can be read."""
 
 NOT_SUPPORTED = {400, 404, 422}
 """HTTP statuses of a server that does not know a filter or a sort."""
@@ -55,9 +55,8 @@ class Reader:
     """The requests of one poll. What it raises, but for Unreadable, is about the cloud as a whole.
 
     `canaries` are requests of which the cloud must be able to answer one; else they are about the session list.
-    `size` is that of its pages, as far as the server is known to serve smaller ones than MOST_ROWS. `expand` asks for
-    the devices' labels, too; `of_groups` is the filter for the watched devices, where the server honours it. After
-    `most_breaks` nothing is narrowed any more.
+    `expand` asks for the devices' labels, too; `of_groups` is the filter for the watched devices, where the server
+    honours it. After `most_breaks` nothing is narrowed any more.
     """
 
     def __init__(
@@ -65,9 +64,7 @@ class Reader:
         cloud: SessionCloud,
         *,
         canaries: Sequence[Callable[[], Awaitable[object]]] = (),
-        size: int = MOST_ROWS,
         expand: bool = True,
-        of_groups: Params = (),
     ) -> None:
         self._cloud = cloud
         self._canaries = canaries or (
@@ -77,9 +74,9 @@ class Reader:
         self._cloud_answers = False
         self.breaks = 0
         self.most_breaks = MOST_NARROWING
-        self.size = size
         self.expand = expand
-        self.of_groups = of_groups
+        self.of_groups: Params = ()
+        self._size = MOST_ROWS
         self.requests = 0
         self.rows_read = 0
         self.lost_reason: str | None = None
@@ -150,20 +147,15 @@ class Reader:
     async def page(self, params: Params, number: int) -> Page[SeenSession]:
         """A page, whatever it takes: `lost` holds the rows that could not be read."""
         try:
-            return await self._page(params, number)
+            return await self.plain_page(params, number)
         except Unreadable as fault:
             size = 0
-            while size != self.size:  # the server may turn out to serve smaller pages than are asked for
-                size = self.size
+            while size != self._size:  # the server may turn out to serve smaller pages than are asked for
+                size = self._size
                 page = await self._page_in_parts(params, PageRange(number, size), fault)
             return page
 
-    async def single_row(self, params: Params) -> Page[SeenSession]:
-        """The first row of a list."""
-        self.requests += 1
-        return await self._cloud.session_page(params, 1, per_page=1, expand=False)
-
-    async def rows(self, params: Params, *, most: int, most_broken: int) -> AsyncIterator[Page[SeenSession]]:
+    async def rows(self, params: Params, most: int, most_broken: int) -> AsyncIterator[Page[SeenSession]]:
         """The rows of a list one by one, but those on which the cloud breaks, until so many of them have been met.
 
         One that can be read proves that the cloud answers, so a break costs one request; where none can, it is asked.
@@ -184,32 +176,38 @@ class Reader:
         if fault is not None and broken == number:
             await self._ask_canaries(fault)
 
-    async def _page(self, params: Params, number: int, size: int = MOST_ROWS) -> Page[SeenSession]:
+    async def plain_page(
+        self, params: Params, number: int, size: int = MOST_ROWS, *, long: bool = False
+    ) -> Page[SeenSession]:
+        """A page as it comes. Raises Unreadable where the cloud breaks on it."""
+
+        def request(params: Params) -> Awaitable[Page[SeenSession]]:
+            return self._cloud.session_page(params, number, per_page=size, expand=self.expand)
+
         try:
-            page = await self.ask(lambda: self._cloud.session_page(params, number, per_page=size, expand=self.expand))
+            page = await self.ask(lambda: request(params), long=long)
         except CloudRefused as refusal:
             if refusal.status not in NOT_SUPPORTED or not params or params[0][0] != "sort":
                 raise
             # A sort that is refused is one that is ignored: whether it held is seen on the rows.
-            rest = params[1:]
-            page = await self.ask(lambda: self._cloud.session_page(rest, number, per_page=size, expand=self.expand))
+            page = await self.ask(lambda: request(params[1:]))
         if page.per_page is not None and page.per_page < size:
-            self.size = page.per_page
+            self._size = page.per_page
         self.rows_read += len(page.items)
         self.lost_reason = page.lost[0].reason if page.lost else self.lost_reason
         self.saw_unstamped = self.saw_unstamped or any(row.session.updated_at is None for row in page.items)
         return page
 
     async def _page_in_parts(self, params: Params, page: PageRange, fault: Unreadable) -> Page[SeenSession]:
-        total = await self._total(params, page)
+        total = await self._total(params)
         if total is None:
-            return Page((), page.size, page.number, None, None, lost=(LostRow(str(fault)),))
+            return Page((), 0, page.number, None, None, lost=(LostRow(str(fault)),))
         read_parts: dict[int, Page[SeenSession]] = {}
 
         async def read(part: PageRange) -> None:
-            served = await self._page(params, part.number, part.size)
+            served = await self.plain_page(params, part.number, part.size)
             if served.per_page is not None and served.per_page < part.size:
-                self.size = served.per_page
+                self._size = served.per_page
                 raise Unreadable(UnexpectedReply("the server serves smaller pages"))
             read_parts[part.first] = served
 
@@ -228,16 +226,14 @@ class Reader:
             odd=tuple(odd for served in found for odd in served.odd),
         )
 
-    async def _total(self, params: Params, page: PageRange) -> int | None:
-        """The length of the list, from a row that can be read, of the page or of another; None where none is found.
+    async def _total(self, params: Params) -> int | None:
+        """The length of the list, from a row that can be read; None where none is found.
 
         Behind its end a list shows its last row again and again, so that a page in parts has to know where that is.
         """
-        for row in dict.fromkeys(
-            [*(page.first + 2**one - 1 for one in range(7)), *(2**one - 1 for one in range(MOST_PROBES))]
-        ):
+        for probe in range(MOST_PROBES):
             try:
-                return (await self._page(params, row + 1, 1)).total
+                return (await self.plain_page(params, 2**probe, 1)).total
             except Unreadable:
                 continue
         return None

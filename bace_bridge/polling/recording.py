@@ -5,20 +5,19 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from bace_bridge.errors import CloudFault, CloudGone, CloudRefused, UnexpectedReply
-from bace_bridge.polling.device_labels import DeviceLabels
+from bace_bridge.errors import CloudGone, CloudRefused
+from bace_bridge.polling.devices import Devices
 from bace_bridge.polling.needs import SessionCloud, SessionJournal
-from bace_bridge.polling.rules.absences import Absence, is_removed, with_answer
+from bace_bridge.polling.reading import Reader, Unreadable
 from bace_bridge.polling.rules.changes import Changes, PollState
-from bace_bridge.polling.rules.ranges import RETRY_UNREADABLE
+from bace_bridge.polling.rules.ranges import RETRY_UNREADABLE, is_recent
 from bace_bridge.polling.rules.seen import Page, SeenSession
-from bace_bridge.polling.rules.selection import decides_by_label, is_selected, starts_from
+from bace_bridge.polling.rules.selection import is_selected, starts_from
 from bace_bridge.polling.rules.sessions import (
     DataSession,
-    KnownSession,
     Observation,
-    agree,
-    contradicts,
+    is_doubtful,
+    is_removed,
     observe,
     observe_absence,
 )
@@ -28,9 +27,6 @@ log = structlog.get_logger()
 
 MOST_ASKED_AGAIN = 20
 """Sessions of one page that are asked for once more; the others wait for the next poll."""
-
-MOST_NAMED = 1000
-"""Odd rows and fields that are named in the log, so that remembering which were has a bound."""
 
 
 class SessionRecorder:
@@ -48,161 +44,132 @@ class SessionRecorder:
         deciding: asyncio.Lock,
         clock: Callable[[], float],
     ) -> None:
-        self.unreadable = UnreadableRecords(clock=clock)
         self.groups = groups
+        self.unreadable = UnreadableRecords(clock=clock)
+        self.devices = Devices(cloud, journal, groups, clock=clock)
         self._cloud = cloud
-        self._journal = journal
+        self.journal = journal
         self._deciding = deciding
-        self._clock = clock
-        self.labels = DeviceLabels(cloud, clock=clock)
-        self._absences: dict[str, Absence] = {}
-        self._named: set[tuple[str, str]] = set()
-        self._settled: dict[str, tuple[tuple[DataSession, ...], float]] = {}
+        self.clock = clock
+        self._denied_at: dict[str, list[float]] = {}
+        self._asked_at: dict[tuple[DataSession, ...], float] = {}
+        self._named: set[str] = set()
 
     @property
     def suspects(self) -> list[str]:
         """The ids of the sessions that the cloud has denied to have, but not for long enough to believe it."""
-        return list(self._absences)
+        return list(self._denied_at)
 
-    async def record(self, page: Page[SeenSession], state: PollState) -> list[Observation]:
-        """What is new on a page, after it was committed. What cannot be read on it is named in the log."""
-        self._name_odd(page)
-        return await self._record(page.items, state)
+    def cloud_now(self) -> float:
+        """Epoch seconds by the cloud's clock, as far as its answers tell."""
+        return self.clock() + self._cloud.clock_ahead
 
-    async def check(self, known: KnownSession, state: PollState) -> None:
-        """Asks for one session by its id.
+    async def record(self, page: Page[SeenSession], state: PollState, reader: Reader) -> list[Observation]:
+        """What is new on a page, after it was committed.
 
-        One on which the cloud breaks is left for a while: it is neither removed nor a reason to stop here.
+        Where rows of a session are equally new and differ, or differ from what is known, its own address decides.
         """
-        seen = await self._asked(known.session.id)
-        if seen is not None:
-            await self._commit_rows([seen], state)
+        self._name_odd(page)
+        rows: dict[str, list[SeenSession]] = {}
+        for row in page.items:
+            self._was_seen(row.session.id)
+            rows.setdefault(row.session.id, []).append(row)
+        known = await self.journal.known(rows)
+        now = self.clock()
+        sure: list[SeenSession] = []
+        asked: dict[tuple[DataSession, ...], float] = {}
+        for session_id, seen in rows.items():
+            said = tuple(one.session for one in seen)
+            if not is_doubtful(known.get(session_id), said):
+                sure += seen
+            elif len(asked) < MOST_ASKED_AGAIN and not is_recent(self._asked_at.get(said), now, RETRY_UNREADABLE):
+                asked[said] = now
+                log.debug("session.asked_once_more", session=session_id, reason="answers differ and are equally new")
+                sure += await self._ask(session_id, reader)
+        found = await self._commit(sure, state)
+        # Only now: where the poll fails before the commit, the session has to be asked for again.
+        self._asked_at = asked | {
+            said: at for said, at in self._asked_at.items() if is_recent(at, now, RETRY_UNREADABLE)
+        }
+        return found
 
-    async def _asked(self, session_id: str) -> SeenSession | None:
-        """The session by its id; None where that cannot be read now, or where it is gone."""
+    async def check(self, session_id: str, state: PollState, reader: Reader) -> None:
+        """Asks for a known session by its id. One that cannot be read is no reason to stop here, nor is it removed."""
+        await self._commit(await self._ask(session_id, reader), state)
+
+    async def _ask(self, session_id: str, reader: Reader) -> list[SeenSession]:
+        """The session by its id; none where that cannot be read now, or where it is gone."""
         try:
-            seen = await self._cloud.session(session_id)
+            seen = await reader.ask(lambda: self._cloud.session(session_id))
         except CloudGone as answer:
             self.unreadable.was_read(record_of(session_id))
             await self._note_absence(session_id, str(answer))
-            return None
-        except (CloudFault, UnexpectedReply, CloudRefused) as fault:
+            return []
+        except (Unreadable, CloudRefused) as fault:
             self.unreadable.failed(record_of(session_id), str(fault))
-            return None
+            return []
         self._was_seen(session_id)
-        return seen
+        return [seen]
 
-    async def _record(self, rows: Sequence[SeenSession], state: PollState) -> list[Observation]:
-        for row in rows:
-            self._was_seen(row.session.id)
-        known = await self._journal.known([row.session.id for row in rows])
-        doubtful = _doubtful(rows, known)
-        sure = [row for row in rows if row.session.id not in doubtful]
-        said: dict[str, tuple[DataSession, ...]] = {
-            one: tuple(row.session for row in rows if row.session.id == one) for one in sorted(doubtful)
-        }
-        asked: list[str] = []
-        for session_id in [one for one in said if not self._is_settled(one, said[one])][:MOST_ASKED_AGAIN]:
-            log.debug("session.asked_once_more", session=session_id, reason="two answers differ and are equally new")
-            if (seen := await self._asked(session_id)) is not None:
-                sure.append(seen)
-                asked.append(session_id)
-        found = await self._commit_rows(sure, state)
-        # Only now: where the poll fails before the commit, the session has to be asked for again.
-        now = self._clock()
-        recent = {one: kept for one, kept in self._settled.items() if 0 <= now - kept[1] < RETRY_UNREADABLE}
-        self._settled = recent | {one: (said[one], now) for one in asked}
-        return found
-
-    def _is_settled(self, session_id: str, said: tuple[DataSession, ...]) -> bool:
-        """True where the session's own address was asked about the very same rows a short while ago."""
-        before, at = self._settled.get(session_id, ((), 0.0))
-        return said == before and 0 <= self._clock() - at < RETRY_UNREADABLE
-
-    async def _commit_rows(self, rows: Sequence[SeenSession], state: PollState) -> list[Observation]:
-        before = await self._journal.known([row.session.id for row in rows])
-        undecided = {row.session.group_id for row in rows if row.session.id not in before}
-        labels = await self.labels.of(
-            rows, before, deciding={group for group in undecided if decides_by_label(self.groups, group)}
-        )
-        rows = sorted(
-            (
-                row
-                for row in rows
-                if row.session.id in before
-                or is_selected(self.groups, row.session.group_id, labels.get(row.session.group_id))
-            ),
-            key=lambda row: row.session.start,
-        )
+    async def _commit(self, rows: Sequence[SeenSession], state: PollState) -> list[Observation]:
+        ids = [row.session.id for row in rows]
+        labels = await self.devices.labels_of(rows, await self.journal.known(ids))
         async with self._deciding:
-            known = await self._journal.known([row.session.id for row in rows])
-            now = self._clock()
+            known = await self.journal.known(ids)
+            now, cloud_now = self.clock(), self.cloud_now()
             found: list[Observation] = []
-            for row in rows:
+            left: list[str] = []
+            for row in sorted(rows, key=lambda row: row.session.start):
                 session, label = row.session, labels.get(row.session.group_id)
+                before = known.get(session.id)
+                if before is None and not is_selected(self.groups, session.group_id, label):
+                    continue
                 one = observe(
-                    known.get(session.id),
+                    before,
                     session,
                     device_label=label,
                     start_from=starts_from(state, session.group_id, label),
                     now=now,
-                    cloud_now=now + self._cloud.clock_ahead,
+                    cloud_now=cloud_now,
                 )
                 if one is not None:
                     known[session.id] = one.known
                     found.append(one)
-            moved = {before[one.known.session.id].session.group_id for one in found if one.known.session.id in before}
-            left = moved - {one.known.session.group_id for one in found}
-            await self._commit(found, left=tuple(left))
+                    left += [before.session.group_id] if before is not None else []
+            await self._write(found, left)
         return found
 
     async def _note_absence(self, session_id: str, answer: str) -> None:
         """A session is removed when the cloud has denied it often and for long enough, by its id."""
-        absence = with_answer(self._absences.get(session_id), now=self._clock())
-        self._absences[session_id] = absence
-        if not is_removed(absence, now=self._clock()):
+        now = self.clock()
+        denied_at = self._denied_at.setdefault(session_id, [])
+        denied_at[:] = [*(at for at in denied_at if at <= now), now]  # a clock that was set back begins anew
+        if not is_removed(denied_at):
             return
         log.info("session.gone", session=session_id, answer=answer)
         async with self._deciding:
-            known = (await self._journal.known([session_id])).get(session_id)
-            one = observe_absence(known, now=self._clock()) if known is not None else None
-            await self._commit([one] if one is not None else [])
-        del self._absences[session_id]
+            known = (await self.journal.known([session_id])).get(session_id)
+            one = observe_absence(known, now=now) if known is not None else None
+            await self._write([one] if one is not None else [])
+        del self._denied_at[session_id]
 
     def _was_seen(self, session_id: str) -> None:
-        self._absences.pop(session_id, None)
+        self._denied_at.pop(session_id, None)
         self.unreadable.was_read(record_of(session_id))
 
-    async def _commit(self, found: Sequence[Observation], *, left: tuple[str, ...] = ()) -> None:
+    async def _write(self, found: Sequence[Observation], left: Sequence[str] = ()) -> None:
+        """`left` are the devices of the sessions before, which may be others than now."""
         if not found:
             return
         last = {one.known.session.id: one.known for one in found}
         events = tuple(event for one in found for event in one.events)
-        await self._journal.commit(Changes(known=tuple(last.values()), events=events, left=left))
+        await self.journal.commit(Changes(known=tuple(last.values()), events=events, left=tuple(left)))
         for event in events:
             log.info(event.type, session=event.session_id, device=event.device_id, id=event.id)
 
     def _name_odd(self, page: Page[SeenSession]) -> None:
-        """Each odd field once, and each row that cannot be read once."""
+        """Each odd field once."""
         for field, reason in page.odd:
-            self._name_once("cloud.field_not_understood", field, reason)
-        for row in page.lost:
-            self._name_once("cloud.session_unreadable", row.id or "without a readable id", row.reason)
-
-    def _name_once(self, event: str, what: str, reason: str) -> None:
-        if (event, what) not in self._named and len(self._named) < MOST_NAMED:
-            self._named.add((event, what))
-            log.warning(event, what=what, reason=reason)
-
-
-def _doubtful(rows: Sequence[SeenSession], known: dict[str, KnownSession]) -> set[str]:
-    """The ids of sessions of which two equally new answers differ: two rows, or a row and what is known."""
-    first: dict[str, SeenSession] = {}
-    doubtful: set[str] = set()
-    for row in rows:
-        session = row.session
-        other = first.setdefault(session.id, row).session
-        before = known.get(session.id)
-        if not agree(session, other) or (before is not None and contradicts(before, session)):
-            doubtful.add(session.id)
-    return doubtful
+            if field not in self._named:
+                self._named.add(field)
+                log.warning("cloud.field_not_understood", what=field, reason=reason)

@@ -2,21 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-import msgspec
 import structlog
 
-from bace_bridge.polling.rules.ranges import RETRY_UNREADABLE
+from bace_bridge.polling.rules.ranges import RETRY_UNREADABLE, is_recent
 from bace_bridge.polling.rules.seen import LostRow
 
 log = structlog.get_logger()
-
-SURE_FAILURES = 2
-"""One 500 for a single request may be a hiccup."""
-
-
-class _Failures(msgspec.Struct, frozen=True):
-    last_at: float
-    count: int
 
 
 class UnreadableRecords:
@@ -24,51 +15,37 @@ class UnreadableRecords:
 
     def __init__(self, *, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._failures: dict[str, _Failures] = {}
+        self._failed_at: dict[str, float] = {}
 
     @property
     def names(self) -> list[str]:
-        return [name for name, failures in self._failures.items() if failures.count >= SURE_FAILURES]
+        return list(self._failed_at)
 
-    def failed(self, name: str, reason: str, *, sure: bool = False) -> None:
-        """`sure` where the fault has been seen more than once already."""
-        before = self._failures.get(name, _Failures(0.0, 0)).count
-        after = max(before + 1, SURE_FAILURES if sure else 0)
-        self._failures[name] = _Failures(self._clock(), after)
-        if before < SURE_FAILURES <= after:
+    def failed(self, name: str, reason: str) -> None:
+        if name not in self._failed_at:
             log.error(
                 "cloud.record_unreadable", record=name, reason=reason, then="everything else is read; trying again"
             )
+        self._failed_at[name] = self._clock()
 
     def was_read(self, name: str) -> None:
-        failures = self._failures.pop(name, None)
-        if failures is not None and failures.count >= SURE_FAILURES:
+        if self._failed_at.pop(name, None) is not None:
             log.info("cloud.record_readable", record=name)
 
-    def name_rows(self, lost: Sequence[LostRow], place: str) -> str | None:
-        """Names rows that cannot be read by their ids, and those without one by their place; returns why those."""
-        reason: str | None = None
+    def name_rows(self, lost: Sequence[LostRow], place: str) -> None:
+        """Names rows that cannot be read by their ids, and those without one by their place in the list."""
         for row in lost:
-            if row.id is None:
-                reason = reason or row.reason
-            else:
-                self.failed(record_of(row.id), row.reason, sure=True)
-        if reason is None:
+            self.failed(place if row.id is None else record_of(row.id), row.reason)
+        if all(row.id is not None for row in lost):
             self.was_read(place)
-        else:
-            self.failed(place, reason, sure=True)
-        return reason
 
     def forget(self, name: str) -> None:
         """Whether it can be read is not asked any more."""
-        self._failures.pop(name, None)
+        self._failed_at.pop(name, None)
 
     def rests(self, name: str) -> bool:
-        """True for one that was tried a short while ago; a clock that was set back does not prolong it."""
-        failures = self._failures.get(name)
-        if failures is None or failures.count < SURE_FAILURES:
-            return False
-        return 0 <= self._clock() - failures.last_at < RETRY_UNREADABLE
+        """True for one that was tried a short while ago."""
+        return is_recent(self._failed_at.get(name), self._clock(), RETRY_UNREADABLE)
 
 
 def record_of(session_id: str) -> str:

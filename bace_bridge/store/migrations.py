@@ -31,7 +31,7 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
     for number, script in steps:
         if number > version:
             connection.executescript(f"begin immediate;\n{script}\npragma user_version = {number};\ncommit;")
-            log.debug("store.migrated", schema=number)
+            log.debug("store.migration_step", schema=number)
     if version > 0:
         log.info("store.migrated", schema=newest, seconds=round(time.monotonic() - started, 1))
 

@@ -1,12 +1,12 @@
-"""Large events are stored compressed: datapoints take a sixth of their room and of a memory card's wear."""
+"""What is large is stored compressed: datapoints take a sixth of their room and of a memory card's wear."""
 
 import zlib
 
 PACKED_FROM = 2048
-"""Bytes from which on the data of an event is compressed: session events stay readable for people."""
+"""Bytes from which on it is compressed: session events stay readable for people."""
 
 _MARK = b"\0z"
-"""JSON begins with neither."""
+"""Neither JSON nor a map of MessagePack begins so."""
 
 _LEVEL = 1
 

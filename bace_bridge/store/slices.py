@@ -8,6 +8,7 @@ import msgspec
 
 from bace_bridge.polling.rules.datapoints import Emitted
 from bace_bridge.polling.rules.windows import Window
+from bace_bridge.store.packing import pack, unpack
 
 SLICE = 60
 """Seconds: some hundred points of a few series at one a second, which is a page or two of SQLite's."""
@@ -21,7 +22,7 @@ def read_emitted(connection: sqlite3.Connection, window: Window, session_ids: Co
         query = f"""select session_id, {points} from {table} where session_id in ({marks}) and start = ? and "end" = ?
             order by session_id, {place}"""  # noqa: S608  # our own names, and marks
         for session_id, blob in connection.execute(query, (*session_ids, window.start, window.end)):
-            for series, stamps in msgspec.msgpack.decode(blob, type=Emitted).items() if blob else ():
+            for series, stamps in msgspec.msgpack.decode(unpack(blob), type=Emitted).items() if blob else ():
                 found[session_id].setdefault(series, {}).update(stamps)
     return found
 
@@ -31,14 +32,15 @@ def write_emitted(connection: sqlite3.Connection, session_id: str, window: Windo
     place = (session_id, window.start, window.end)
     where = 'session_id = ? and start = ? and "end" = ?'
     stored = dict(connection.execute(f"select minute, points from slices where {where}", place))  # noqa: S608  # our own text
-    after = {minute: msgspec.msgpack.encode(points) for minute, points in _sliced(emitted).items()}
+    after = {minute: pack(msgspec.msgpack.encode(points)) for minute, points in _sliced(emitted).items()}
     connection.execute(f"update windows set emitted = null where {where} and emitted is not null", place)  # noqa: S608  # our own text
     connection.executemany(
         'delete from slices where session_id = ? and start = ? and "end" = ? and minute = ?',
         [(*place, minute) for minute in stored.keys() - after.keys()],
     )
     connection.executemany(
-        'insert or replace into slices (session_id, start, "end", minute, points) values (?, ?, ?, ?, ?)',
+        """insert into slices (session_id, start, "end", minute, points) values (?, ?, ?, ?, ?)
+        on conflict (session_id, start, "end", minute) do update set points = excluded.points""",
         [(*place, minute, points) for minute, points in after.items() if stored.get(minute) != points],
     )
 

@@ -15,7 +15,7 @@ from bace_bridge.cloud.tokens import Ask, Credentials, Tokens
 from bace_bridge.domain.events import LoggedEvent
 from bace_bridge.polling.batch_fetch import BatchFetch
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
-from bace_bridge.polling.list_poll import ListPoll, PollSettings
+from bace_bridge.polling.list_poll import ListPoll
 from bace_bridge.polling.needs import PointCloud
 from bace_bridge.polling.points import PointEndpoint, PointReader
 from bace_bridge.polling.recording import SessionRecorder
@@ -23,6 +23,7 @@ from bace_bridge.polling.rules.datapoints import Datatype
 from bace_bridge.polling.rules.first_start import FirstStart, StartKind
 from bace_bridge.polling.rules.seen import Urgency
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
+from bace_bridge.polling.session_lists import PollSettings
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.quirks import Quirks
 from bace_bridge.simulator.server import SimulatedServer
@@ -78,7 +79,7 @@ class Watching:
             requests_per_minute=120,
         )
         self.endpoint = PointEndpoint(self.api, clock=clock)
-        self.poll = ListPoll(self.api, self.journal, recorder, settings, clock=clock)
+        self.poll = ListPoll(self.api, recorder, settings)
         self.settings = FetchSettings(
             interval=15.0,
             resolution=resolution,

@@ -34,11 +34,12 @@ from bace_bridge.errors import (
 from bace_bridge.polling.batch_fetch import BatchFetch
 from bace_bridge.polling.datapoint_fetch import FetchSettings
 from bace_bridge.polling.datapoint_loop import DatapointLoop
-from bace_bridge.polling.list_poll import ListPoll, PollSettings
+from bace_bridge.polling.list_poll import ListPoll
 from bace_bridge.polling.loops import SessionLoop
 from bace_bridge.polling.points import PointEndpoint
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules.first_start import FirstStart
+from bace_bridge.polling.session_lists import PollSettings
 from bace_bridge.status import Status
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.housekeeping import Cap, Upkeep
@@ -107,11 +108,11 @@ class Watched:
         self.api, self.log, journal = BaceCloud(self.http), EventLog(file), Journal(file)
         recorder = SessionRecorder(self.api, journal, groups=(), deciding=asyncio.Lock(), clock=self.clock)
         settings = PollSettings(FirstStart("since", NOON), 10.0, 60.0, 3600.0, 120)
-        poll = ListPoll(self.api, journal, recorder, settings, clock=self.clock)
+        poll = ListPoll(self.api, recorder, settings)
         self.waits: list[float] = []
         self._turns = asyncio.Semaphore(0)
         self.loop = SessionLoop(
-            poll,
+            poll.poll,
             journal,
             interval=10,
             clock=self.clock,
@@ -428,7 +429,7 @@ async def test_a_poll_that_is_asked_for_during_another_one_is_made_after_it(tmp_
     clock, polls = Clock(), AskedAgain()
     async with SqliteFile(tmp_path / "b.db") as file:
         loop = SessionLoop(
-            polls,
+            polls.poll,
             Journal(file),
             interval=3600,
             clock=clock,

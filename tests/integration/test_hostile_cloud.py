@@ -102,7 +102,7 @@ def resources(api: BaceCloud) -> dict[str, Callable[[], Awaitable[Any]]]:
         "list": lambda: api.session_page((), 1),
         "view": lambda: api.session(ID),
         "points": lambda: api.point_page((), 1, urgency=Urgency.LIVE),
-        "groups": lambda: api.group_labels({"g"}),
+        "groups": lambda: api.group_page(1),
     }
 
 

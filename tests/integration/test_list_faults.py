@@ -446,6 +446,20 @@ async def test_a_refusal_that_passes_does_not_demote_the_strategy_for_long(clock
         assert watch.poll.strategy == "delta"
 
 
+async def test_what_was_learned_of_the_server_is_known_after_a_restart(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock, "updated-filter-ignored")
+    device = cloud.add_device("BaceGo-1")
+    cloud.add_history(3, first_start=clock.now - 40_000, spacing=1000, duration=600)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.look()
+    clock.forward(10)
+    session = cloud.open_session(device.id_group)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        assert started(await watch.look()) == {session}
+        assert watch.poll.strategy == "full scan"
+        assert not any("updated_at" in name for seen in watch.server.requests for name, _ in seen.query)
+
+
 async def test_two_answers_that_always_differ_are_asked_about_now_and_then(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     device = cloud.add_device("BaceGo-1")
@@ -538,24 +552,6 @@ async def test_a_head_that_was_read_in_part_is_read_to_its_end(clock: Clock, tmp
         with suppress(CloudError):  # of the backfill, which would find them, too
             await watch.poll.poll()
         assert started(await watch.all_events()) == sessions
-
-
-async def test_an_id_in_place_of_its_label_adds_no_device(clock: Clock, tmp_path: Path) -> None:
-    """What happened while the bridge was down is reported as if nothing had been changed."""
-    cloud = simulated(clock)
-    device = cloud.add_device("BaceGo-1")
-    async with watching(cloud, tmp_path / "b.db", clock, groups=["BaceGo-1"]) as watch:
-        await watch.look()
-        clock.forward(100)
-        first = cloud.open_session(device.id_group)
-        assert started(await watch.look()) == {first}
-    clock.forward(600)
-    second = cloud.open_session(device.id_group)
-    clock.forward(600)
-    cloud.end_session(second)
-    clock.forward(600)
-    async with watching(cloud, tmp_path / "b.db", clock, groups=[device.id_group]) as watch:
-        assert started(await watch.look()) == {second}
 
 
 async def test_devices_are_added_by_the_clouds_clock_also_right_after_a_restart(clock: Clock, tmp_path: Path) -> None:

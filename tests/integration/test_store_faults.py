@@ -261,7 +261,7 @@ async def test_a_trouble_of_the_cloud_that_cannot_be_written_is_told_once_it_can
             await asyncio.sleep(0)
 
         loop = SessionLoop(
-            looks,
+            looks.poll,
             Journal(file),
             interval=10.0,
             clock=clock,

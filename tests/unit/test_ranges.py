@@ -1,7 +1,8 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bace_bridge.polling.rules.ranges import PageRange, halves_of
+from bace_bridge.polling.rules.ranges import PageRange, halves_of, is_recent
 
 
 @given(st.integers(1, 50), st.integers(1, 120))
@@ -31,3 +32,10 @@ def test_one_bad_row_of_a_hundred_is_found_in_few_requests() -> None:
 def test_ids_are_halved_down_to_one() -> None:
     assert halves_of(["a", "b", "c"]) == [["a"], ["b", "c"]]
     assert halves_of(["a"]) == []
+
+
+@pytest.mark.parametrize(
+    ("at", "recent"), [(None, False), (100.0, True), (90.1, True), (90.0, False), (100.1, False)], ids=str
+)
+def test_what_is_ahead_of_the_clock_is_not_recent(at: float | None, recent: bool) -> None:
+    assert is_recent(at, 100.0, 10.0) is recent

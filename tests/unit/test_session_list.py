@@ -4,15 +4,14 @@ from msgspec.structs import replace
 from bace_bridge.polling.rules.changes import PollState
 from bace_bridge.polling.rules.seen import LostRow, Page, SeenSession
 from bace_bridge.polling.rules.session_list import (
+    after_updates,
     bound_of,
     by_ids,
-    ids_ascend,
     newest_come_first,
     newest_update,
     updated_since,
     updates_descend,
-    updates_held,
-    with_watermark,
+    what_was_ignored,
 )
 from bace_bridge.polling.rules.sessions import DataSession
 
@@ -45,39 +44,50 @@ def test_ids_are_asked_for_all_at_once() -> None:
     assert by_ids(["a", "b"]) == (("filter[id_data_session][in][]", "a"), ("filter[id_data_session][in][]", "b"))
 
 
+def test_the_next_list_begins_below_the_watermark_until_nothing_new_has_come_for_long() -> None:
+    news = after_updates(STATE, NOON + 5, new=True, now=1000.0, cloud_now=NOON + 60)
+    assert bound_of(news) == NOON + 5 - 120
+    for now, bound in [(1119.9, NOON + 5 - 120), (1120.0, NOON + 6), (2000.0, NOON + 6)]:
+        assert bound_of(after_updates(news, NOON + 5, new=False, now=now, cloud_now=NOON + 60)) == bound
+    settled = after_updates(news, None, new=False, now=1120.0, cloud_now=NOON + 60)
+    assert bound_of(after_updates(settled, NOON + 5, new=True, now=1121.0, cloud_now=NOON + 60)) == NOON + 5 - 120
+    assert bound_of(after_updates(settled, NOON + 7, new=False, now=1121.0, cloud_now=NOON + 60)) == NOON + 7 - 120
+
+
+def test_a_clock_that_is_set_back_settles_nothing() -> None:
+    news = after_updates(STATE, NOON, new=True, now=1000.0, cloud_now=NOON + 60)
+    assert not after_updates(news, NOON, new=False, now=500.0, cloud_now=NOON + 60).settled
+
+
+@pytest.mark.parametrize("settled", [True, False])
+def test_without_a_watermark_everything_is_asked_for(settled: bool) -> None:
+    assert bound_of(PollState(start_from=-1.0, watermark=-1.0, settled=settled)) <= 0
+
+
+UPDATED_FILTER, BY_ID = "filter[updated_at]", "sort=id_data_session"
+
+
 @pytest.mark.parametrize(
-    ("quiet_for", "bound"),
-    [(0.0, NOON - 120), (119.9, NOON - 120), (120.0, NOON + 1), (-1.0, NOON - 120), (1e6, NOON + 1)],
-)
-def test_the_next_list_begins_below_the_watermark_until_nothing_new_has_come_for_long(
-    quiet_for: float, bound: float
-) -> None:
-    assert bound_of(STATE, quiet_for=quiet_for) == bound
-
-
-@pytest.mark.parametrize("quiet_for", [0.0, 1e6])
-def test_without_a_watermark_everything_is_asked_for(quiet_for: float) -> None:
-    assert bound_of(PollState(start_from=-1.0, watermark=-1.0), quiet_for=quiet_for) <= 0
-
-
-@pytest.mark.parametrize(
-    ("stamps", "bound", "held"),
+    ("stamps", "bound", "ignored"),
     [
-        ([], NOON, True),
-        ([NOON, NOON + 5], NOON, True),
-        ([NOON], NOON + 0.9, True),
-        ([NOON - 1], NOON, False),
-        ([NOON, None], NOON, False),
-        ([None, 0.0], 0.0, True),
+        ([], NOON, None),
+        ([NOON, NOON + 5], NOON, None),
+        ([NOON], NOON + 0.9, None),
+        ([NOON - 1], NOON, UPDATED_FILTER),
+        ([NOON, None], NOON, UPDATED_FILTER),
+        ([None, 0.0], 0.0, None),
     ],
 )
-def test_a_filter_that_was_ignored_is_seen_on_the_rows(stamps: list[float | None], bound: float, held: bool) -> None:
-    assert updates_held(page(*stamps), bound) is held
+def test_a_filter_that_was_ignored_is_seen_on_the_rows(
+    stamps: list[float | None], bound: float, ignored: str | None
+) -> None:
+    assert what_was_ignored(page(*stamps), bound) == ignored
 
 
 def test_an_odd_row_shows_that_a_filter_was_ignored() -> None:
-    assert not updates_held(replace(page(NOON), lost=(LostRow("odd", updated_at=NOON - 1),)), NOON)
-    assert updates_held(replace(page(NOON), lost=(LostRow("odd"),)), NOON)
+    odd = replace(page(NOON), lost=(LostRow("odd", updated_at=NOON - 1),))
+    assert what_was_ignored(odd, NOON) == UPDATED_FILTER
+    assert what_was_ignored(replace(page(NOON), lost=(LostRow("odd"),)), NOON) is None
 
 
 @pytest.mark.parametrize(
@@ -85,7 +95,9 @@ def test_an_odd_row_shows_that_a_filter_was_ignored() -> None:
     [([], True), (["a", "b"], True), (["a", "a"], True), (["b", "a"], False), (["A", "b", "C"], True)],
 )
 def test_ids_ascend_whatever_their_case(ids: list[str], ascend: bool) -> None:
-    assert ids_ascend([row(one) for one in ids]) is ascend
+    rows = tuple(SeenSession(row(one)) for one in ids)
+    assert what_was_ignored(Page(rows, len(rows), 1, 2, 200), NOON) == (None if ascend else BY_ID)
+    assert what_was_ignored(Page(rows, len(rows), 1, 1, len(rows)), NOON) is None, "the only page, in any order"
 
 
 @pytest.mark.parametrize(
@@ -117,7 +129,7 @@ def test_rows_without_an_update_have_no_order(stamps: list[float | None]) -> Non
 def test_the_watermark_only_rises_and_never_past_the_present(
     newest: float | None, cloud_now: float, watermark: float
 ) -> None:
-    assert with_watermark(STATE, newest, cloud_now=cloud_now).watermark == watermark
+    assert after_updates(STATE, newest, new=False, now=0.0, cloud_now=cloud_now).watermark == watermark
 
 
 def test_the_newest_update_may_be_that_of_a_row_which_cannot_be_read() -> None:

@@ -5,11 +5,14 @@ import pytest
 from msgspec.structs import replace
 
 from bace_bridge.polling.rules.sessions import (
+    DENIED_FOR,
     DataSession,
     KnownSession,
     Observation,
     contradicts,
+    is_doubtful,
     is_history,
+    is_removed,
     observe,
     observe_absence,
 )
@@ -325,3 +328,29 @@ def test_a_session_that_an_older_version_stored_can_be_read() -> None:
     stored = b'{"session":{"id":"s1","group_id":"g1","start":5.0}}'
     known = msgspec.json.decode(stored, type=KnownSession)
     assert known == KnownSession(session=DataSession("s1", "g1", 5.0))
+
+
+@pytest.mark.parametrize(
+    ("other", "doubtful"),
+    [
+        (ACTIVE, False),
+        (replace(ACTIVE, datapoint_count=7), False),
+        (replace(ACTIVE, label="Day"), True),
+        (replace(ACTIVE, end=NOON + 1), True),
+        (replace(ACTIVE, updated_at=NOON + 1), True),
+    ],
+)
+def test_two_rows_of_a_session_that_differ_are_doubtful(other: DataSession, doubtful: bool) -> None:
+    assert is_doubtful(None, [ACTIVE, other]) is doubtful
+
+
+def test_a_row_that_contradicts_what_is_known_is_doubtful() -> None:
+    assert is_doubtful(known_as(ACTIVE), [replace(ACTIVE, label="Day")])
+    assert not is_doubtful(known_as(ACTIVE), [ENDED])
+
+
+def test_a_session_is_removed_after_three_answers_over_five_minutes() -> None:
+    assert not is_removed([1000.0])
+    assert not is_removed([1000.0, 1000.0 + DENIED_FOR])
+    assert not is_removed([1000.0, 1000.0, 1000.0 + DENIED_FOR - 1])
+    assert is_removed([1000.0, 1000.0, 1000.0 + DENIED_FOR])

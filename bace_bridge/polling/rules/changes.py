@@ -52,22 +52,26 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
         """False where it is only about the bridge itself."""
         return bool(self.known or self.windows or self.latest or any(one.session_id for one in self.events))
 
-    def __bool__(self) -> bool:
-        return bool(self.known or self.windows or self.latest or self.events or self.watch)
-
 
 class PollState(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the polling of the session list stands. Times of rows are the cloud's, those of attempts ours.
+    """Where the polling of the session list stands. Times of rows are the cloud's, those of attempts ours (epoch s).
 
-    `start_from` is the time (epoch seconds) from which sessions are reported, and `joined` that of devices that were
-    added to `groups`, the selection of the last poll, later. `watermark` is the newest `updated_at` of a list that was
-    read to its end. `active_found` says whether the sessions that were active at the first start have been found,
-    `active_tried_at` when that was tried last. `unstamped` says that there are rows without an `updated_at`, which no
-    list of updates shows.
-    `backfill_page` is the next page of the backfill, `backfill_at` when that goes on, and `catching_up`
-    says that it does not wait: at a first start, or for devices that were added.
-    `rechecked_at` is when known sessions were last asked for by id, `recheck_after` and `recheck_finished_after` the
-    ids up to which they have been.
+    `start_from` is the time from which sessions are reported, and `joined` that of devices that were added to `groups`,
+    the selection of the last poll, later. `active_found` says whether the sessions that were active then are found.
+
+    `watermark` is the newest `updated_at` of a list that was read to its end, `news_at` when one showed anything new,
+    and `settled` that they have shown nothing for long since. `ignored_at` is when the server was seen to ignore or
+    refuse what delta rests on. `unstamped` says that there are rows without an `updated_at`, which no list of updates
+    shows. `head_start` is the newest `start` that the head of the list showed, and `newest_first` that it is sorted.
+
+    `groups_checked_at` is when it was checked last whether the filter for the watched devices is honoured, and
+    `groups_honoured` the result.
+
+    `backfill_page` is the next page of the backfill, `backfill_at` when that goes on, `catching_up` says that it does
+    not wait: at a first start, or for devices that were added. `timed_out` is the page that last timed out.
+
+    `rechecked_at` is when known sessions were last asked for by id; `recheck_after`, `recheck_finished_after` and
+    `active_after` are the ids up to which they have been. Since `alone_since` each is asked for in its own request.
     """
 
     start_from: float
@@ -75,11 +79,25 @@ class PollState(msgspec.Struct, frozen=True, kw_only=True):
     joined: dict[str, float] = {}
     groups: tuple[str, ...] | None = None
     active_found: bool = False
-    active_tried_at: float = 0.0
+    news_at: float = 0.0
+    settled: bool = False
+    ignored_at: float | None = None
     unstamped: bool = False
+    head_start: float = 0.0
+    newest_first: bool = True
+    groups_checked_at: float | None = None
+    groups_honoured: bool = False
     backfill_page: int = 1
     backfill_at: float = 0.0
     catching_up: bool = False
+    timed_out: int | None = None
     rechecked_at: float = 0.0
     recheck_after: str = ""
     recheck_finished_after: str = ""
+    active_after: str = ""
+    alone_since: float | None = None
+
+    @property
+    def without_what_moves(self) -> "PollState":
+        """All but what moves at every poll: that it is a little behind in the store costs a few rows read again."""
+        return msgspec.structs.replace(self, watermark=0.0, news_at=0.0, settled=False, head_start=0.0, active_after="")

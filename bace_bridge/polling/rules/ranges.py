@@ -18,6 +18,11 @@ NOBODY = "00000000-0000-0000-0000-000000000000"
 """The id of no data session: what is asked about it must be answered, with nothing."""
 
 
+def is_recent(at: float | None, now: float, within: float) -> bool:
+    """True for `within` seconds after `at`; a time ahead of `now` is that of a clock which was set back since."""
+    return at is not None and 0 <= now - at < within
+
+
 class PageRange(NamedTuple):
     """The rows of a page, counted from 0: [first, end)."""
 

@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from difflib import get_close_matches
 
 from msgspec.structs import replace
 
 from bace_bridge.polling.rules.changes import PollState
+from bace_bridge.polling.rules.session_list import backfilled_at_once
 
 _ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -31,11 +31,6 @@ def unmatched(groups: Collection[str], devices: Mapping[str, str | None]) -> lis
     return [one for one in groups if one not in devices and one not in labels]
 
 
-def nearest(group: str, devices: Mapping[str, str | None]) -> str | None:
-    """The label that was perhaps meant; None where none is alike."""
-    return next(iter(get_close_matches(group, [one for one in devices.values() if one is not None], 1)), None)
-
-
 def starts_from(state: PollState, group_id: str, label: str | None) -> float:
     """The time (epoch seconds, the cloud's) from which a device's sessions are reported."""
     names = [name for name in (group_id, label) if name is not None]
@@ -43,34 +38,18 @@ def starts_from(state: PollState, group_id: str, label: str | None) -> float:
     return min((state.joined.get(name, state.start_from) for name in named), default=state.start_from)
 
 
-def with_selection(
-    state: PollState, groups: Sequence[str], labels: Mapping[str, str | None], *, start_from: float
-) -> PollState:
-    """The state with another selection. Devices that it adds are reported from `start_from`, and asked for at once.
-
-    `labels` are those of the devices that are known, by id: an id in place of its label adds nothing.
-    """
+def with_selection(state: PollState, groups: Sequence[str], *, start_from: float) -> PollState:
+    """The state with another selection. Devices that it adds are reported from `start_from`, and asked for at once."""
     now, before = tuple(sorted(groups)), state.groups
-    if before == now or not before:
-        return replace(state, groups=now)
-    if not now:
-        others = {name: state.joined.get(name, state.start_from) for name in before}
-        after = replace(state, start_from=start_from, joined=others)
+    state = replace(state, groups=now, groups_checked_at=None)
+    if not before or before == now:
+        return state
+    if now:
+        added = dict.fromkeys(set(now) - set(before), start_from)
+        state = replace(state, joined={name: since for name, since in state.joined.items() if name in now} | added)
+        if not added:
+            return state
     else:
-        joined = {name: _joined(name, state, labels, start_from) for name in now}
-        after = replace(state, joined={name: since for name, since in joined.items() if since is not None})
-        if start_from not in after.joined.values():
-            return replace(after, groups=now)
-    return replace(after, groups=now, active_found=False, active_tried_at=0.0, backfill_page=1, catching_up=True)
-
-
-def _joined(name: str, state: PollState, labels: Mapping[str, str | None], start_from: float) -> float | None:
-    """Since when the devices of an entry have been reported; None for those of the first start."""
-    before = state.groups or ()
-    if name in before:
-        return state.joined.get(name)
-    devices = [(group, label) for group, label in labels.items() if name in (group, label)]
-    if devices and all(is_selected(before, *device) for device in devices):
-        since = max(starts_from(state, *device) for device in devices)
-        return None if since == state.start_from else since
-    return start_from
+        joined = {name: state.joined.get(name, state.start_from) for name in before}
+        state = replace(state, start_from=start_from, joined=joined)
+    return replace(backfilled_at_once(state), active_found=False)

@@ -43,21 +43,24 @@ def of_groups(ids: Sequence[str]) -> Params:
     return tuple(("filter[id_group][in][]", one) for one in ids)
 
 
-def bound_of(state: PollState, *, quiet_for: float) -> float:
-    """Where the next list of updates begins; `quiet_for` is how long the lists have shown nothing new (s)."""
-    quiet = quiet_for >= OVERLAP
-    return state.watermark + 1 if quiet and state.watermark > 0 else state.watermark - OVERLAP
+def bound_of(state: PollState) -> float:
+    """Where the next list of updates begins."""
+    return state.watermark + 1 if state.settled and state.watermark > 0 else state.watermark - OVERLAP
 
 
-def updates_held(page: Page[SeenSession], bound: float) -> bool:
-    """True when every row was updated since `bound`."""
+def what_was_ignored(page: Page[SeenSession], bound: float) -> str | None:
+    """The filter or the sort of a list of updates that its page shows to be ignored; None where both held.
+
+    The order is that within a page: rows that are updated meanwhile move others to the next one.
+    """
     stamps = [row.session.updated_at for row in page.items]
     odd = [row.updated_at for row in page.lost if row.updated_at is not None]
-    return bound <= 0 or all(stamp is not None and int(bound) <= stamp for stamp in (*stamps, *odd))
-
-
-def ids_ascend(rows: Sequence[DataSession]) -> bool:
-    return all(one.id.lower() <= other.id.lower() for one, other in pairwise(rows))
+    if bound > 0 and not all(stamp is not None and int(bound) <= stamp for stamp in (*stamps, *odd)):
+        return "filter[updated_at]"
+    ids = [row.session.id.lower() for row in page.items]
+    if (page.page_count or 1) > 1 and ids != sorted(ids):
+        return "sort=id_data_session"
+    return None
 
 
 def newest_come_first(page: Page[SeenSession]) -> bool:
@@ -82,8 +85,18 @@ def newest_update(page: Page[SeenSession], before: float | None) -> float | None
     return max((stamp for stamp in (before, *stamps, *lost) if stamp is not None), default=None)
 
 
-def with_watermark(state: PollState, newest: float | None, *, cloud_now: float) -> PollState:
-    """The state after a list was read. A row from the future cannot push the watermark past what is to come."""
-    if newest is None or min(newest, cloud_now) <= state.watermark:
-        return state
-    return replace(state, watermark=min(newest, cloud_now))
+def after_updates(state: PollState, newest: float | None, *, new: bool, now: float, cloud_now: float) -> PollState:
+    """The state after a list of updates was read; `new` says that it showed anything new.
+
+    A row from the future cannot push the watermark past what is to come. Only what a list showed counts, so time in
+    which none was read, in an outage or a rest, settles nothing.
+    """
+    watermark = state.watermark if newest is None else max(state.watermark, min(newest, cloud_now))
+    if new or watermark > state.watermark:
+        return replace(state, watermark=watermark, news_at=now, settled=False)
+    return replace(state, settled=state.settled or now - state.news_at >= OVERLAP)
+
+
+def backfilled_at_once(state: PollState) -> PollState:
+    """The state from which the whole list is read without waiting."""
+    return replace(state, backfill_page=1, backfill_at=0.0, catching_up=True)

@@ -1,5 +1,6 @@
 """Data sessions: what they are, what is known of each, and what another answer about one of them changes."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -13,9 +14,12 @@ State = Literal["active", "ended", "ingested"]
 END_PATIENCE = 30.0
 """Seconds that `session.ended` waits for the datapoints before it, so that a slow cloud cannot hold an alarm."""
 
-
 BELIEVABLE_AHEAD = 600.0
 """Seconds by which an `updated_at` may lie in the cloud's future: clocks differ, but one of next year says nothing."""
+
+DENIALS = 3
+DENIED_FOR = 300.0
+"""How often, and for how many seconds, the cloud denies to have a session before it is taken for removed."""
 
 
 class DataSession(msgspec.Struct, frozen=True):
@@ -199,12 +203,14 @@ def observe(
     emitted: list[Event] = []
     if changed := [name for name in ("label", "person_id", "group_id") if getattr(before, name) != getattr(seen, name)]:
         after = msgspec.structs.replace(after, updates=known.updates + 1)
-        emitted.append(_updated(after, changed, now))
+        names = [{"person_id": "person", "group_id": "group"}.get(name, name) for name in changed]
+        facts = (seen.updated_at, [[name, getattr(seen, name)] for name in changed], after.updates)
+        emitted.append(_changed(events.SESSION_UPDATED, after, now=now, facts=facts, changed=names))
     if seen.end is None and (known.end_emitted is not None or known.removed):
         after = msgspec.structs.replace(
             after, reopenings=known.reopenings + 1, end_emitted=None, end_seen_at=None, csv_due=False
         )
-        emitted.append(_reopened(after, now))
+        emitted.append(_changed(events.SESSION_REOPENED, after, now=now, facts=(seen.start, after.reopenings)))
     after = msgspec.structs.replace(after, removed=False)
     after = _with_fetch(known, after, now)
     return Observation(after, tuple(emitted)) if emitted or after != known else None
@@ -222,13 +228,22 @@ def contradicts(known: KnownSession, seen: DataSession) -> bool:
     return reopened or seen.updated_at == before.updated_at
 
 
-def agree(one: DataSession, other: DataSession) -> bool:
-    """True where two rows of a session say the same, but for counters."""
-    return one.updated_at == other.updated_at and _emitted_facts(one) == _emitted_facts(other)
+def is_doubtful(known: KnownSession | None, seen: Sequence[DataSession]) -> bool:
+    """True where rows of one session differ, but for counters, or where one of them contradicts what is known."""
+    said = {(one.updated_at, _emitted_facts(one)) for one in seen}
+    return len(said) > 1 or (known is not None and any(contradicts(known, one) for one in seen))
 
 
 def _emitted_facts(session: DataSession) -> tuple[object, ...]:
     return (session.state, session.end, session.label, session.person_id, session.group_id)
+
+
+def is_removed(denied_at: Sequence[float]) -> bool:
+    """True when the cloud denied a session (404 or 410) at so many times (s, ascending), in a row and by its id.
+
+    During maintenance a cloud may deny what it has, for a while; and that a list lacks a session says nothing.
+    """
+    return len(denied_at) >= DENIALS and denied_at[-1] - denied_at[0] >= DENIED_FOR
 
 
 def observe_absence(known: KnownSession, *, now: float) -> Observation | None:
@@ -236,9 +251,8 @@ def observe_absence(known: KnownSession, *, now: float) -> Observation | None:
     if known.removed:
         return None
     after = msgspec.structs.replace(known, removed=True, removals=known.removals + 1, fetch_at=None, csv_due=False)
-    time = known.session.updated_at if known.session.updated_at is not None else now
     facts = (known.session.updated_at, after.removals)
-    return Observation(after, (session_event(events.SESSION_REMOVED, after, time=time, now=now, facts=facts),))
+    return Observation(after, (_changed(events.SESSION_REMOVED, after, now=now, facts=facts),))
 
 
 def _started(seen: DataSession, device_label: str | None, now: float) -> Observation:
@@ -258,19 +272,10 @@ def _started(seen: DataSession, device_label: str | None, now: float) -> Observa
     )
 
 
-def _updated(after: KnownSession, changed: list[str], now: float) -> Event:
-    names = [{"person_id": "person", "group_id": "group"}.get(name, name) for name in changed]
-    session = after.session
-    time = session.updated_at if session.updated_at is not None else now
-    facts = (session.updated_at, [[name, getattr(session, name)] for name in changed], after.updates)
-    return session_event(events.SESSION_UPDATED, after, time=time, now=now, facts=facts, changed=names)
-
-
-def _reopened(after: KnownSession, now: float) -> Event:
+def _changed(event_type: str, after: KnownSession, *, now: float, facts: tuple[object, ...], **data: Any) -> Event:
+    """An event about a change of which the cloud tells no other time than the row's."""
     time = after.session.updated_at if after.session.updated_at is not None else now
-    return session_event(
-        events.SESSION_REOPENED, after, time=time, now=now, facts=(after.session.start, after.reopenings)
-    )
+    return session_event(event_type, after, time=time, now=now, facts=facts, **data)
 
 
 def _with_fetch(before: KnownSession, after: KnownSession, now: float) -> KnownSession:
