@@ -3,6 +3,7 @@
 Used again, a client would send by itself what it still holds.
 """
 
+import ssl
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -92,16 +93,22 @@ def bound_what_is_read(client: Client, *, failed: Callable[[Exception], None]) -
     `failed` gets the socket's error, which paho keeps to its own log. What is no packet for us raises BadPacket.
     """
     inside: Any = client
-    receive, handle = inside._sock_recv, inside._handle_on_message  # noqa: SLF001
+    handle = inside._handle_on_message  # noqa: SLF001
 
     def receive_piece(size: int) -> bytes:
-        packet = inside._in_packet  # noqa: SLF001
-        if packet["have_remaining"]:
+        """Called for each byte of a header: so it takes the place of paho's own, and is not around it."""
+        packet, sock = inside._in_packet, inside._sock  # noqa: SLF001
+        if size > _PIECE or (size > 1 and packet["command"] >> 4 == PacketTypes.PUBLISH):
             _check(packet)
-            if packet["remaining_length"] > LARGEST_PACKET:
-                del packet["packet"][_KEPT:]
+        if sock is None:
+            raise ConnectionError
         try:
-            data: bytes = receive(min(size, _PIECE))
+            data: bytes = sock.recv(min(size, _PIECE))
+        except ssl.SSLWantReadError:
+            raise BlockingIOError from None
+        except ssl.SSLWantWriteError:
+            inside._call_socket_register_write()  # noqa: SLF001
+            raise BlockingIOError from None
         except BlockingIOError:
             raise
         except OSError as error:
@@ -118,12 +125,14 @@ def bound_what_is_read(client: Client, *, failed: Callable[[Exception], None]) -
 
 
 def _check(packet: Any) -> None:
-    """Looks at a packet whose length is known; raises BadPacket."""
+    """Before more is read of a packet whose length is known: drops what is not kept, or raises BadPacket."""
     kind, qos, size = packet["command"] >> 4, packet["command"] >> 1 & 3, packet["remaining_length"]
     if kind != PacketTypes.PUBLISH and size > LARGEST_PACKET:
         raise BadPacket(f"a packet of {size} bytes")
     if kind == PacketTypes.PUBLISH and qos > 1:
         raise BadPacket("a message with a quality of service that was not asked for")
+    if size > LARGEST_PACKET:
+        del packet["packet"][_KEPT:]
 
 
 def _heed_refusals(client: Client) -> None:
