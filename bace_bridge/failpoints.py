@@ -41,7 +41,7 @@ class Commits(Protocol):
 
 
 class Records(Protocol):
-    async def record(self, sink: str, progress: Progress, *, now: float) -> Recorded: ...
+    async def record(self, sink: str, progress: Callable[[], Progress], *, now: float) -> tuple[Progress, Recorded]: ...
 
 
 class Sends(Protocol):
@@ -153,8 +153,8 @@ class _JournalUpTo(_UpTo):
 
 
 class _LogUpTo(_UpTo):
-    async def record(self, sink: str, progress: Progress, *, now: float) -> Recorded:
-        recorded: Recorded = await self._part.record(sink, progress, now=now)
+    async def record(self, *given: Any, **named: Any) -> Any:
+        recorded = await self._part.record(*given, **named)
         self._passed(ADVANCED)
         return recorded
 

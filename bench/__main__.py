@@ -1,4 +1,4 @@
-"""`python -m bench [NAME ...] [--runs N]`: drain, events, webhooks, idle, latency, backlog; all without a name."""
+"""`python -m bench [NAME ...] [--runs N]`; all of them without a name."""
 
 import argparse
 import asyncio
@@ -8,12 +8,13 @@ from collections.abc import Callable
 
 import structlog
 
-from bench import backlog, deliveries, outages, processes
+from bench import backlog, deliveries, fanout, outages, processes
 from bench.report import Row
 
 BENCHES: dict[str, Callable[[int], list[Row]]] = {
     "events": lambda runs: asyncio.run(deliveries.mqtt_events(runs)),
     "webhooks": lambda runs: asyncio.run(deliveries.webhooks(runs)),
+    "fanout": fanout.fanout,
     "drain": processes.drain,
     "idle": processes.idle,
     "latency": processes.latency,

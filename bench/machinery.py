@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -93,11 +93,11 @@ def session_events(count: int, *, sessions: int) -> list[Event]:
 
 @contextlib.asynccontextmanager
 async def filled_log(
-    folder: Path, events: list[Event], *, name: str = "log.db", sink: str | None = None
+    folder: Path, events: list[Event], *, name: str = "log.db", sinks: Sequence[str] = ()
 ) -> AsyncIterator[tuple[EventLog, Journal]]:
     async with SqliteFile(folder / name) as file:
         journal = Journal(file)
-        if sink is not None:
+        for sink in sinks:
             await EventLog(file).open_sink(sink, target="")
         for first in range(0, len(events), 1000):
             await journal.commit(Changes(events=tuple(events[first : first + 1000])))

@@ -145,7 +145,7 @@ async def fill(folder: Path) -> None:
         assert isinstance(log, EventLog)
 
 
-def peak_mb(pid: int) -> float:
+def peak_mb(pid: int | str = "self") -> float:
     """The largest resident memory so far."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6

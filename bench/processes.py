@@ -1,5 +1,6 @@
 """Figures of the real process: draining a backlog, idling, starting, and the time from the cloud to a subscriber."""
 
+import compileall
 import contextlib
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Any
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
+import bace_bridge
 from bench import cloud as bench_cloud
 from bench import machinery, peers
 from bench.report import Row
@@ -88,6 +90,7 @@ def bridge(
     }
     path = folder / "bridge.yaml"
     path.write_text(json.dumps(config))
+    compileall.compile_dir(Path(bace_bridge.__file__).parent, quiet=1)  # as an installation does
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "bace_bridge", "run", "-c", str(path), "--log-level", "warning"],
@@ -201,10 +204,10 @@ def idle(_runs: int, *, seconds: float = 30.0) -> list[Row]:
             polls = [at for at, _ in source.ask("requests") if at >= began]
             memory = resident_mb(process.pid)
     return [
-        Row("start -> first request, seconds", [requests[0][0] - launched], goal="<= 0.5", unit=" s"),
+        Row("start -> first request, seconds", [requests[0][0] - launched], goal="<= 0.40", unit=" s"),
         Row("requests of the first start, 50,000 sessions", [float(first_start)]),
         Row("requests per idle poll, 50,000 sessions", [len(polls) / seconds], goal="<= 2, aim 1"),
-        Row("memory idle (RSS)", [memory], goal="<= 55", unit=" MB"),
+        Row("memory idle (RSS)", [memory], goal="<= 58", unit=" MB"),
         Row("CPU idle at one poll a second", [100 * used / seconds], goal="<= 0.3", unit=" %"),
     ]
 
@@ -238,5 +241,5 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-def resident_mb(pid: int) -> float:
+def resident_mb(pid: int | str = "self") -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_SIZE / 1e6

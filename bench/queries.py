@@ -17,10 +17,11 @@ import msgspec
 import structlog
 
 from bace_bridge.domain.events import Event
-from bace_bridge.domain.lanes import Claim, LaneRecord, Progress, Share
+from bace_bridge.domain.lanes import Claim, LaneRecord, Share
 from bace_bridge.domain.routing import Filter
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
+from bace_bridge.store import lanes
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal
@@ -88,7 +89,8 @@ def questions(file: SqliteFile, sessions: int) -> dict[str, Work]:
         claimed = await log.claim("hook", Filter(), Claim(frozenset(), (), Share(1, 1, 1), nothing), now=NOON)
         lane = claimed.begun[0].lane
         moved = msgspec.structs.replace(lane, seq=claimed.begun[0].events[0].seq + 1)
-        await log.record("hook", Progress((LaneRecord(moved),)), now=NOON)
+        record = (LaneRecord(moved),)
+        await file.write(lambda connection: lanes.record_lanes(connection, "hook", record, now=NOON))
 
     return {
         "claim, nothing due": lambda: log.claim(

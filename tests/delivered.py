@@ -43,4 +43,5 @@ async def deliver(
         elif lane.seq <= upto:
             done = replace(lane, seq=upto + 1, attempts=0, reason="")
             records.append(LaneRecord(done, drained=True, dead=mine))
-    return await EventLog(file).record(sink, Progress(tuple(records), failed), now=now)
+    _, recorded = await EventLog(file).record(sink, lambda: Progress(tuple(records), failed), now=now)
+    return recorded

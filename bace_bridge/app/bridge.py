@@ -104,9 +104,9 @@ class _Home:
         self.account_builder = AccountBuilder(
             store.journal, store.facts, deciding, signals.list_polled, failpoint, clocks=clocks, version=version
         )
-        poll_now, grew = accounts.each(Account.poll_now), signals.log_grew
+        poll_now = accounts.each(Account.poll_now)
         self.outlet_builder = OutletBuilder(
-            store.event_log, status, devices, installation, poll_now, grew, failpoint, clocks=clocks, version=version
+            store.event_log, status, devices, installation, poll_now, signals, failpoint, clocks=clocks, version=version
         )
         watch = ClockWatch(clock, deciding=deciding, move_store=store.schedules.move, stepped=signals.clock_stepped)
         self.service = Service(accounts, outlets, status, devices, store, watch, signals, clock=clock)

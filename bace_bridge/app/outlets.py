@@ -13,6 +13,7 @@ from bace_bridge.answers import Handler, request_handlers
 from bace_bridge.app.account import fingerprint
 from bace_bridge.app.clocks import Clocks
 from bace_bridge.app.devices import Devices
+from bace_bridge.app.signals import Signals
 from bace_bridge.config.models import MqttConfig, WebhookConfig
 from bace_bridge.delivery.outlet import Outlet
 from bace_bridge.domain.routing import Filter
@@ -52,7 +53,7 @@ def _changed_at(path: Path) -> int:
 
 
 class OutletBuilder:
-    """Builds outlets over one event log. `grew` is called after it has become longer or lanes were moved.
+    """Builds outlets over one event log.
 
     `installation` keeps MQTT client ids of two bridges apart.
     """
@@ -64,7 +65,7 @@ class OutletBuilder:
         devices: Devices,
         installation: str,
         poll_now: Callable[[], None],
-        grew: Callable[[], None],
+        signals: Signals,
         failpoint: Failpoint | Untouched,
         *,
         clocks: Clocks,
@@ -75,7 +76,7 @@ class OutletBuilder:
         self._state = StateForTopics(status, devices.states)
         self._installation = installation
         self._poll_now = poll_now
-        self._grew = grew
+        self._signals = signals
         self._failpoint = failpoint
         self._clocks = clocks
         self._version = version
@@ -93,7 +94,8 @@ class OutletBuilder:
             event_log=self._log,
             filter_=filter_,
             disabled=disabled,
-            grew=self._grew,
+            grew=self._signals.log_grew,
+            changed=self._signals.status_changed,
             clock=self._clocks.steady,
             monotonic=self._clocks.monotonic,
             jitter=random.random,
@@ -124,5 +126,5 @@ class OutletBuilder:
 
     async def _replay(self, sink: str, **which: Any) -> int:
         count = await self._log.replay(sink, **which)
-        self._grew()
+        self._signals.log_grew()
         return count

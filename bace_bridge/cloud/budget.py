@@ -6,26 +6,29 @@ from collections.abc import Callable
 
 from bace_bridge.polling.rules.seen import Urgency
 
-MOST_SESSIONS_IN_A_ROW = 1
-"""Turns of the session list in a row while live datapoints wait: polls that never end must not starve them."""
+TURNS = {Urgency.SESSIONS: 4, Urgency.BACKLOG: 10}
+"""While live datapoints wait the session list has one turn of so many, and while anything waits the backlog has.
 
-BACKLOG_SHARE = 10
-"""While others wait, too, one turn of so many is the backlog's."""
+So neither a list of many pages nor polls that never end starve the datapoints.
+"""
 
+BURST = 10
+"""Of the requests of a minute one of so many may be made at once. What may be made at once is kept back all the time,
+for it must not be more in any minute."""
 
 SLOWEST = 0.1
 """Requests a second that are made however little an answer says is left: where it means that, a 429 follows."""
 
 
 class RequestBudget:
-    """At most `per_minute` requests in any minute, a quarter of them at once; the more urgent go first, but not alone.
+    """At most `per_minute` requests in any minute, a tenth of them at once; the more urgent go first, but not alone.
 
     Where the cloud says that it has less left, that is spread over the time until it is full again.
     `silence` keeps every request back, as the cloud's rate limit wants it: a rejected call restarts its clock.
     """
 
     def __init__(self, per_minute: int, *, clock: Callable[[], float]) -> None:
-        self._burst = max(1.0, per_minute / 4)
+        self._burst = max(1.0, per_minute / BURST)
         self._rate = max(per_minute - self._burst, 1.0) / 60
         self._learned, self._learned_until = self._rate, 0.0
         self._tokens = self._burst
@@ -33,8 +36,7 @@ class RequestBudget:
         self._filled_at = clock()
         self._silent_until = 0.0
         self._queues: dict[Urgency, deque[asyncio.Future[None]]] = {urgency: deque() for urgency in Urgency}
-        self._sessions_in_a_row = 0
-        self._before_backlog = 0
+        self._turns_since = dict(TURNS)
         self._timer: asyncio.TimerHandle | None = None
 
     async def turn(self, urgency: Urgency) -> None:
@@ -92,24 +94,17 @@ class RequestBudget:
             self._wake_in(max(wait, 0.001))
 
     def _next(self) -> Urgency | None:
-        """Whose turn it is: the most urgent one's, unless another one has waited for its share."""
+        """Whose turn it is: theirs who have waited for their share, then live datapoints, then the most urgent."""
         for queue in self._queues.values():
             while queue and queue[0].done():  # cancelled
                 queue.popleft()
         waiting = [urgency for urgency, queue in self._queues.items() if queue]
-        if Urgency.BACKLOG in waiting and self._before_backlog >= BACKLOG_SHARE - 1:
-            return Urgency.BACKLOG
-        if Urgency.LIVE in waiting and self._sessions_in_a_row >= MOST_SESSIONS_IN_A_ROW:
-            return Urgency.LIVE
-        return min(waiting, default=None)
+        shares = [one for one in waiting if one in TURNS and self._turns_since[one] >= TURNS[one] - 1]
+        live = [one for one in waiting if one is Urgency.LIVE]
+        return next(iter([*shares, *live, *waiting]), None)
 
     def _count(self, urgency: Urgency) -> None:
-        if urgency is Urgency.SESSIONS:
-            self._sessions_in_a_row += 1
-        elif urgency is Urgency.LIVE:
-            self._sessions_in_a_row = 0
-        backlog_waits = urgency is not Urgency.BACKLOG and bool(self._queues[Urgency.BACKLOG])
-        self._before_backlog = self._before_backlog + 1 if backlog_waits else 0
+        self._turns_since = {one: 0 if one is urgency else turns + 1 for one, turns in self._turns_since.items()}
 
     def _wake_in(self, seconds: float) -> None:
         if self._timer is not None:

@@ -10,7 +10,8 @@ from typing import Protocol
 import structlog
 
 from bace_bridge.domain import retry
-from bace_bridge.domain.dead_letters import dead_letter_told
+from bace_bridge.domain.dead_letters import dead_letter_told, is_told
+from bace_bridge.domain.events import Event
 from bace_bridge.domain.lanes import (
     Attempt,
     Claim,
@@ -37,14 +38,14 @@ from bace_bridge.errors import (
 log = structlog.get_logger()
 
 LONGEST_REST = 30.0
-RECORD_PAUSE = 0.02
-"""Seconds between two records of progress, so that many acknowledgements share one transaction."""
-
 STORE_PAUSE = 2.0
 
 
 class Sink(Protocol):
-    """The other side. `send` never blocks and calls `done` exactly once: None, or why it was not delivered."""
+    """The other side. `send` never blocks and calls `done` exactly once: None, or why it was not delivered.
+
+    Where one event cannot be delivered, others of the same `where` (a topic) can probably not either.
+    """
 
     @property
     def name(self) -> str: ...
@@ -53,12 +54,13 @@ class Sink(Protocol):
     @property
     def pipelined(self) -> bool: ...
     async def ready(self) -> None: ...
+    def where(self, event: Event) -> str: ...
     def send(self, attempt: Attempt, done: Callable[[SinkError | None], None]) -> None: ...
 
 
 class Log(Protocol):
     async def claim(self, sink: str, filter_: Filter, asked: Claim, *, now: float) -> Claimed: ...
-    async def record(self, sink: str, progress: Progress, *, now: float) -> Recorded: ...
+    async def record(self, sink: str, progress: Callable[[], Progress], *, now: float) -> tuple[Progress, Recorded]: ...
 
 
 class Dispatcher:
@@ -75,7 +77,8 @@ class Dispatcher:
         sleep: Callable[[float], Awaitable[None]],
         on_disabled: Callable[[str, str], Awaitable[None]],
         on_told: Callable[[], None] = lambda: None,
-        on_attempt: Callable[[SinkError | None], None] = lambda _: None,
+        on_attempt: Callable[[SinkError | None, str], None] = lambda *_: None,
+        on_emptied: Callable[[], None] = lambda: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sink = sink
@@ -87,8 +90,10 @@ class Dispatcher:
         self._on_disabled = on_disabled
         self._on_told = on_told
         self._on_attempt = on_attempt
+        self._on_emptied = on_emptied
         self._outbox = Outbox(window=sink.window, pipelined=sink.pipelined)
         self._called = asyncio.Event()
+        self._progressed = asyncio.Event()
         self._available = False
         self._disabled: str | None = None
         # What is due: claimed when the log grew or rows were moved, when there are more of them, and at the next time.
@@ -96,7 +101,8 @@ class Dispatcher:
         self._growths_claimed = 0
         self._next_due: float | None = None
         self._failed: list[FailedAttempt] = []
-        self._record_after = 0.0
+        # Where deliveries are given up, which was said and is not over.
+        self._giving_up: set[str] = set()
         # While progress cannot be recorded nothing more is sent: a crash would send all of it again.
         self._recordable = True
         self._stopping = False
@@ -120,20 +126,10 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Until cancelled, or until the other side asks not to be called any more."""
-        while self._disabled is None:
-            self.beat_at = self._monotonic()
-            if not self._available:
-                while not await self._on_the_store(self._record):
-                    pass
-                await self._wait_for_sink()
-            await self._on_the_store(self._claim)
-            self._send_more()
-            if self._may_record:
-                await self._on_the_store(self._record)
-            await self._rest()
+        await self._deliver(lambda: self._disabled is None)
         self.beat_at = math.inf
         await self._on_the_store(self._record)
-        reason = self._disabled
+        reason = self._disabled or ""
         while not await self._on_the_store(lambda: self._on_disabled(self._sink.name, reason)):
             pass
 
@@ -142,16 +138,31 @@ class Dispatcher:
         self._outbox.winding_up = True
         try:
             async with asyncio.timeout(grace):
-                while self._available and not self.idle:
-                    await self._on_the_store(self._claim)
-                    self._send_more()
-                    if self._may_record:
-                        await self._on_the_store(self._record)
-                    if not self.idle:
-                        await self._rest()
+                await self._deliver(lambda: self._available and not self.idle)
         except TimeoutError:
             pass
         self._stopping = True
+
+    async def _deliver(self, going: Callable[[], bool]) -> None:
+        """Claims and sends; how far that came is recorded beside it, so neither waits for the other."""
+        async with asyncio.TaskGroup() as group:
+            recording = group.create_task(self._keep_recording())
+            while going():
+                self.beat_at = self._monotonic()
+                if not self._available:
+                    await self._wait_for_sink()
+                await self._on_the_store(self._claim)
+                self._send_more()
+                if going():
+                    await self._rest()
+            recording.cancel()
+
+    async def _keep_recording(self) -> None:
+        while True:
+            while self._unrecorded:
+                await self._on_the_store(self._record)
+            self._progressed.clear()
+            await self._progressed.wait()
 
     async def settle(self) -> None:
         """Makes durable what was acknowledged last, in one attempt: the end must not wait for a full disk."""
@@ -177,6 +188,8 @@ class Dispatcher:
             claimed = await self._log.claim(self._sink.name, self._filter, self._outbox.claim(), now=self._clock())
             self._growths_claimed, self._next_due = growths, claimed.next_due
             self._outbox.begin(claimed)
+            self._progressed.set()
+            self._note_emptied()
 
     def _send_more(self) -> None:
         if not self._available or self._disabled is not None or self._stopping or not self._recordable:
@@ -186,11 +199,14 @@ class Dispatcher:
 
     def _done(self, attempt: Attempt, sent_at: float, error: SinkError | None) -> None:
         if error is None:
-            self._on_attempt(None)
-            calls = not self._outbox.changed
+            self._on_attempt(None, "")
+            if self._giving_up:
+                self._giving_up.discard(self._sink.where(attempt.logged.event))
             self._outbox.delivered(attempt.logged)
             self._send_more()
-            if calls or self._outbox.in_flight < self._sink.window:
+            self._progressed.set()
+            idle = self._outbox.in_flight < self._sink.window
+            if idle and not self._called.is_set() and self._may_claim:
                 self._called.set()
             return
         if isinstance(error, SinkUnavailable | SinkDisabled):
@@ -199,9 +215,9 @@ class Dispatcher:
                 self._disabled = str(error)
             self._outbox.returned(attempt.logged)
         else:
-            self._on_attempt(error)
             self._note_failure(attempt, sent_at, error)
             self._send_more()
+        self._progressed.set()
         self._called.set()
 
     def _note_failure(self, attempt: Attempt, sent_at: float, error: SinkError) -> None:
@@ -212,36 +228,48 @@ class Dispatcher:
         decision: retry.TryAgain | retry.GiveUp = retry.GiveUp("rejected")
         if not isinstance(error, DeliveryRejected):
             decision = retry.decide(attempt.number, now=now, jitter=self._jitter(), retry_after=asked)
+        self._on_attempt(error, retry.what_follows(decision, attempt.number, now=now))
         if isinstance(decision, retry.TryAgain):
             self._outbox.failed(attempt.logged, attempts=attempt.number, at=decision.at, reason=str(error))
             log.info("delivery.retry_scheduled", **about, reason=str(error), again_in=round(decision.at - now, 1))
         else:
-            reason = f"{decision.reason}: {error}"
-            told = dead_letter_told(self._sink.name, event, attempts=attempt.number, reason=reason, now=now)
-            letter = DeadLetter(attempt.logged.seq, session_lane(event), attempt.number, reason, told)
-            if self._outbox.given_up(attempt.logged, letter):
-                log.error("delivery.dead_letter", **about, reason=reason)
+            self._give_up(attempt, f"{decision.reason}: {error}", now=now)
+
+    def _give_up(self, attempt: Attempt, reason: str, *, now: float) -> None:
+        """The others are told once, until a delivery to the same place succeeds or the process ends."""
+        event, where, number = attempt.logged.event, self._sink.where(attempt.logged.event), attempt.number
+        told = None
+        if is_told(event) and where not in self._giving_up:
+            told = partial(dead_letter_told, sink=self._sink.name, event=event, attempts=number, reason=reason, now=now)
+        letter = DeadLetter(attempt.logged.seq, session_lane(event), number, reason, told)
+        if self._outbox.given_up(attempt.logged, letter):
+            about = {"sink": self._sink.name, "event_id": event.id, "type": event.type, "attempt": number}
+            log.error("delivery.dead_letter", **about, reason=reason)
+            if told is not None:
+                self._giving_up.add(where)
 
     @property
-    def _may_record(self) -> bool:
-        return asyncio.get_running_loop().time() >= self._record_after
+    def _unrecorded(self) -> bool:
+        return self._outbox.changed or bool(self._failed)
+
+    def _progress(self) -> Progress:
+        return Progress(self._outbox.progress(), tuple(self._failed))
 
     async def _record(self) -> None:
         """Makes durable what became of the lanes; where it is cut off it is done again."""
-        lanes, failed = self._outbox.progress(), len(self._failed)
-        if not lanes and not failed:
+        if not self._unrecorded:
             return
         try:
-            recorded = await self._log.record(
-                self._sink.name, Progress(lanes, tuple(self._failed[:failed])), now=self._clock()
-            )
+            progress, recorded = await self._log.record(self._sink.name, self._progress, now=self._clock())
         except StoreError:
             self._recordable = False
             raise
-        del self._failed[:failed]
-        self._outbox.recorded(lanes, recorded)
-        self._record_after = asyncio.get_running_loop().time() + RECORD_PAUSE
-        self._see_to(lanes, recorded)
+        self._recordable = True
+        del self._failed[: len(progress.failed)]
+        self._outbox.recorded(progress.lanes, recorded)
+        self._see_to(progress.lanes, recorded)
+        self._note_emptied()
+        self._called.set()
 
     def _see_to(self, lanes: tuple[LaneRecord, ...], recorded: Recorded) -> None:
         """What follows from a record: rows that are due again, a time to wait for, events for the others."""
@@ -251,11 +279,15 @@ class Dispatcher:
         waiting = [one.lane.due_at for one in lanes if one.lane.due_at and (one.lane.attempts or one.lane.reason)]
         if waiting:
             self._next_due = min([*waiting, *([] if self._next_due is None else [self._next_due])])
-        if not self._recordable:
-            self._recordable = True
-            self._called.set()
-        if any(letter.told is not None for one in lanes for letter in one.dead):
+        told = [one.lane.key for one in lanes for letter in one.dead if letter.told is not None]
+        if told:
             self._on_told()
+        if recorded.moved.intersection(told):  # they are tried again instead
+            self._giving_up.clear()
+
+    def _note_emptied(self) -> None:
+        if self.idle and self._next_due is None:
+            self._on_emptied()
 
     async def _on_the_store(self, step: Callable[[], Awaitable[None]]) -> bool:
         """Does a step that needs the store; where that fails, waits a little and says no. Nothing is skipped."""
@@ -271,13 +303,8 @@ class Dispatcher:
         return True
 
     async def _rest(self) -> None:
-        """Until something happens: an acknowledgement, a longer log, a lane's time, or that of the next record."""
-        if self._outbox.changed:
-            wait = self._record_after - asyncio.get_running_loop().time()
-        elif self._next_due is not None:
-            wait = self._next_due - self._clock()
-        else:
-            wait = LONGEST_REST
+        """Until something happens: there is room for more, the log has grown, or a lane's time has come."""
+        wait = LONGEST_REST if self._next_due is None else self._next_due - self._clock()
         if self._may_claim:
             wait = 0.0
         try:

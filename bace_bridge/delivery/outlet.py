@@ -36,7 +36,7 @@ class Broker(Protocol):
 
 
 class Log(dispatcher.Log, Protocol):
-    async def disable(self, sink: str, reason: str, told: Event) -> None: ...
+    async def disable(self, sink: str, reason: str, announcement: Event) -> None: ...
     async def backlog(self, sink: str) -> int: ...
     async def waiting(self, sink: str) -> tuple[int, int]: ...
 
@@ -45,7 +45,7 @@ class Outlet:
     """Delivers to one sink until it is stopped, and answers for it.
 
     `disabled` is why the sink must not be called, by what is known at the start; `grew` is called after the outlet
-    itself has added to the log.
+    itself has added to the log, `changed` when its backlog has come to its end.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Outlet:
         broker: Broker | None = None,
         disabled: str | None = None,
         grew: Callable[[], None],
+        changed: Callable[[], None],
         clock: Callable[[], float],
         monotonic: Callable[[], float],
         jitter: Callable[[], float],
@@ -71,6 +72,7 @@ class Outlet:
         self._log = event_log
         self._broker = broker
         self._grew = grew
+        self._changed = changed
         self._clock = clock
         self._monotonic = monotonic
         self._watch = SinkWatch(kind, sink.name, clock=clock)
@@ -84,6 +86,7 @@ class Outlet:
             on_disabled=self._disable,
             on_told=grew,
             on_attempt=self._watch.attempted,
+            on_emptied=self._emptied,
             monotonic=monotonic,
         )
 
@@ -150,6 +153,12 @@ class Outlet:
     def state(self) -> dict[str, Any]:
         """What became of the last attempts."""
         return self._watch.state()
+
+    def _emptied(self) -> None:
+        """Everything is delivered: health says so at once, and not after the next count."""
+        if self.backlog:
+            self.backlog = 0
+            self._changed()
 
     async def _disable(self, name: str, reason: str) -> None:
         now = self._clock()

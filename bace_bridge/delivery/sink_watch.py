@@ -19,11 +19,12 @@ class SinkWatch:
         self._clock = clock
         self._reception = Reception()
 
-    def attempted(self, error: Exception | None) -> None:
+    def attempted(self, error: Exception | None, then: str = "") -> None:
+        """An attempt has succeeded, or failed; `then` says what follows."""
         before, problem = self._reception, None if error is None else str(error)
         self._reception, news = after_attempt(before, problem, now=self._clock())
         if news == "failing":
-            log.warning(self._failing, sink=self._sink, reason=problem, then="trying again on the schedule")
+            log.warning(self._failing, sink=self._sink, reason=problem, then=then)
         elif news == "recovered":
             seconds = None if before.failing_since is None else round(self._clock() - before.failing_since, 1)
             log.info(self._recovered, sink=self._sink, after=seconds, failures=before.failures)

@@ -5,13 +5,13 @@ from bace_bridge.domain.routing import is_about_a_sink
 from bace_bridge.domain.timestamps import iso_utc
 
 
-def dead_letter_told(sink: str, event: Event, *, attempts: int, reason: str, now: float) -> Event | None:
-    """The event that tells other sinks of a dead letter of `sink`.
+def is_told(event: Event) -> bool:
+    """False where the dead letter itself is about a sink: two that take nothing would answer each other for ever."""
+    return not is_about_a_sink(event)
 
-    None where the dead letter itself is about a sink: two sinks that take nothing would answer each other for ever.
-    """
-    if is_about_a_sink(event):
-        return None
+
+def dead_letter_told(count: int, *, sink: str, event: Event, attempts: int, reason: str, now: float) -> Event:
+    """The event that tells other sinks of a dead letter of `sink`, which has `count` of them by now."""
     about = {
         "id": event.id,
         "type": event.type,
@@ -23,6 +23,7 @@ def dead_letter_told(sink: str, event: Event, *, attempts: int, reason: str, now
         "sink": sink,
         "reason": reason,
         "attempts": attempts,
+        "count": count,
         "event": about,
         "observed_at": iso_utc(now),
     }

@@ -1,5 +1,7 @@
 """Lanes: the events of one data session on their way to one sink, and what becomes of them. Facts without decisions."""
 
+from collections.abc import Callable
+
 import msgspec
 
 from bace_bridge.domain.events import Event, LoggedEvent
@@ -68,13 +70,13 @@ class Claimed(msgspec.Struct, frozen=True):
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """A delivery that was given up; `told` is the event that says so to the other sinks."""
+    """A delivery that was given up; `told` makes the event that says so to the other sinks, of how many there are."""
 
     seq: int
     key: str
     attempts: int
     reason: str
-    told: Event | None = None
+    told: Callable[[int], Event] | None = None
 
 
 class LaneRecord(msgspec.Struct, frozen=True):

@@ -28,6 +28,10 @@ FRESH = Share(lanes=400, events=1500, size=3 * 1024 * 1024)
 BEHIND = Share(lanes=50, events=500, size=1024 * 1024)
 """What is held of lanes that are behind: a long replay takes no room from the others."""
 
+LARGE_WINDOW = 50
+LEAST_PART = 0.2
+"""Of both, for a sink with a small window: there may be many webhooks, and each needs only what it soon sends."""
+
 LONG = 20
 """Events of a lane that stay in memory where others find no room."""
 
@@ -111,15 +115,18 @@ class Outbox:
     events of a lane need not wait for one another.
     """
 
-    def __init__(self, *, window: int, pipelined: bool, fresh: Share = FRESH, behind: Share = BEHIND) -> None:
+    def __init__(
+        self, *, window: int, pipelined: bool, fresh: Share | None = None, behind: Share | None = None
+    ) -> None:
         self._window = window
         self._pipelined = pipelined
-        self._shares = (fresh, behind)
+        self._shares = (fresh or _part(FRESH, window), behind or _part(BEHIND, window))
         self._lanes: dict[str, _Held] = {}
         self._turns: tuple[deque[_Held], deque[_Held]] = (deque(), deque())
         self._behind_next = False
         self._changed: set[str] = set()
         self._more = [False, False]
+        self._let_go_of_some = False
         self.in_flight = 0
         self.winding_up = False
 
@@ -168,6 +175,7 @@ class Outbox:
 
     def claim(self) -> Claim:
         """What there is room for."""
+        self._let_go_of_some = False
         read_on = tuple((held.lane, held.through + 1) for held in self._lanes.values() if held.reads_on)
         return Claim(frozenset(self._lanes), read_on, self._room(behind=False), self._room(behind=True))
 
@@ -182,7 +190,8 @@ class Outbox:
 
     def begin(self, claimed: Claimed) -> None:
         """Takes what was claimed; of lanes that have failed or moved since, it is read again later."""
-        self._more = [claimed.more_fresh, claimed.more_behind]
+        # What was held when this was asked for, and is not any more, was left out.
+        self._more = [claimed.more_fresh or self._let_go_of_some, claimed.more_behind or self._let_go_of_some]
         for piece in claimed.begun:
             held = self._lanes[piece.lane.key] = _Held(piece, pipelined=self._pipelined)
             self._changes(held)
@@ -193,7 +202,7 @@ class Outbox:
                 found.through, found.complete = piece.through, piece.complete
                 found.low = max(LOW, len(piece.events) // 4)
                 self._changes(found)
-        for behind, more in enumerate(self._more):
+        for behind, more in enumerate((claimed.more_fresh, claimed.more_behind)):
             if (more or self._runs_out(behind=bool(behind))) and not self.wants_more():
                 self._set_aside(behind=bool(behind))
 
@@ -274,6 +283,7 @@ class Outbox:
     def _let_go(self, held: _Held) -> None:
         del self._lanes[held.key]
         self._changed.discard(held.key)
+        self._let_go_of_some = True
 
     def clock_stepped(self, seconds: float) -> None:
         """The clock was set forward (or back) by so much: what waits for a time waits as long as before."""
@@ -303,3 +313,8 @@ class Outbox:
                     self._let_go(held)
                     continue
             self._changes(held)
+
+
+def _part(share: Share, window: int) -> Share:
+    part = max(LEAST_PART, min(1.0, window / LARGE_WINDOW))
+    return Share(round(part * share.lanes), round(part * share.events), round(part * share.size))

@@ -28,6 +28,14 @@ class GiveUp(msgspec.Struct, frozen=True):
     reason: str
 
 
+def what_follows(decision: TryAgain | GiveUp, attempt: int, *, now: float) -> str:
+    """For people, after the failed attempt of this number."""
+    if isinstance(decision, GiveUp):
+        return "a dead letter: not tried again"
+    last = len(WEBHOOK_SCHEDULE) + 1
+    return f"tried again in {decision.at - now:.0f} s; a dead letter after {last - attempt} more failures"
+
+
 def decide(
     attempt: int,
     *,

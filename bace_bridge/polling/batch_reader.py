@@ -2,18 +2,23 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import NoReturn
 
 import structlog
 
-from bace_bridge.errors import CloudBadGateway, CloudRefused, CloudRequestTooLarge, UnexpectedReply
+from bace_bridge.errors import (
+    CloudBadGateway,
+    CloudError,
+    CloudRefused,
+    CloudRequestTooLarge,
+    CloudUnavailable,
+)
 from bace_bridge.polling.needs import PointCloud
-from bace_bridge.polling.points import MOST_PAGES, MOST_SERIES, TRIES, PointEndpoint
-from bace_bridge.polling.reading import PagesBroken, Reader, Unreadable, pages
+from bace_bridge.polling.points import PointEndpoint, TooMuch, whole_answer
+from bace_bridge.polling.reading import Reader, Unreadable
 from bace_bridge.polling.rules.batch_size import BatchSize
-from bace_bridge.polling.rules.batches import BatchQuery
 from bace_bridge.polling.rules.datapoints import Datapoint
-from bace_bridge.polling.rules.point_pages import as_set, fit_together
-from bace_bridge.polling.rules.ranges import NOBODY
+from bace_bridge.polling.rules.point_pages import PointQuery, as_set
 from bace_bridge.polling.rules.seen import Page, Urgency
 
 log = structlog.get_logger()
@@ -24,8 +29,8 @@ PROOF_LASTS = 3600.0
 ROWS_OF_A_PAGE = 500
 """Where the cloud does not say: BACE's own default."""
 
-MOST_UNANSWERED = 2
-"""Batches in a row that the cloud did not answer, after which a fetch of one session finds out whether it is away."""
+TOO_SLOW = {None, 504}
+"""HTTP statuses of what takes the cloud, or a proxy, too long; None where no answer came."""
 
 
 class NotHonoured(Exception):  # control flow: every data session is fetched on its own
@@ -40,110 +45,82 @@ class BatchReader:
         self._endpoint = endpoint
         self._clock = clock
         self._proving = asyncio.Lock()
-        self._proven_at: float | None = None
-        self._refused_at: float | None = None
-        self._unanswered = 0
-        self._unanswered_ids = 0
-        self._suspected = False
+        self._honoured: tuple[bool, float] | None = None  # whether it honours `in`, and when that was asked
         self.size = BatchSize()
         self.page_size = ROWS_OF_A_PAGE
 
     @property
-    def is_usable(self) -> bool:
-        """False while the cloud is known not to honour batches, and until it is known whether it is away."""
-        return not self._is_refused and self._unanswered < MOST_UNANSWERED
+    def is_refused(self) -> bool:
+        """True while the cloud is known not to honour batches."""
+        return self._known is False
 
     @property
-    def _is_refused(self) -> bool:
-        return self._refused_at is not None and 0 <= self._clock() - self._refused_at < PROOF_LASTS
-
-    def note_unanswered(self, ids: int) -> None:
-        """One that takes the cloud too long seems to be an outage, which smaller ones show to be none."""
-        self._unanswered, self._unanswered_ids = self._unanswered + 1, ids
-        if self._suspected:
-            self.size = self.size.after_failure(ids, now=self._clock())
-            self.note_answered(ids)
-
-    def note_answered(self, ids: int) -> None:
-        if ids >= self._unanswered_ids:
-            self._unanswered, self._unanswered_ids, self._suspected = 0, 0, False
-        elif self._unanswered:
-            self._unanswered, self._suspected = 0, True
+    def _known(self) -> bool | None:
+        """Whether the cloud honours `in`, where that was asked lately."""
+        honoured, at = self._honoured or (None, 0.0)
+        return honoured if 0 <= self._clock() - at < PROOF_LASTS else None
 
     def note_passed(self, ids: int) -> None:
         """All that was asked for with so many ids was answered."""
         self.size = self.size.after_success(ids, now=self._clock())
 
-    async def rows(self, query: BatchQuery, requests: Reader) -> tuple[Datapoint, ...]:
+    async def rows(self, query: PointQuery, requests: Reader) -> tuple[Datapoint, ...]:
         """Every row. Raises Unreadable where less has to be asked for at once, and NotHonoured."""
         await self.prove(query, requests)
-        for _ in range(TRIES):
-            found = await self._all_pages(query, requests)
-            if fit_together(found, one_series=False):
-                break
-        else:
-            raise Unreadable(UnexpectedReply("the pages of the answer do not fit together"))
+        found = await whole_answer(lambda number: self._page(query, number, requests))
+        self.page_size = found[0].per_page or ROWS_OF_A_PAGE
+        if lost := [row for page in found for row in page.unreadable]:
+            raise TooMuch(lost[0])
         rows = as_set(row for page in found for row in page.items)
         if not all(query.start <= row.timestamp < query.end for row in rows):
             self._refuse("it shows rows of another time than was asked for")
         if any(row.group_id is None for row in rows):
             self._refuse("its rows name no group")
-        if len({row.series_id for row in rows}) >= MOST_SERIES:
-            raise Unreadable(UnexpectedReply(f"{MOST_SERIES} series or more"))
         return rows
 
-    async def _all_pages(self, query: BatchQuery, requests: Reader) -> list[Page[Datapoint]]:
-        """None where another page came than was asked for."""
-        found: list[Page[Datapoint]] = []
-        try:
-            async for page in pages(lambda number: self._page(query, number, requests)):
-                found.append(page)
-                self.page_size = page.per_page or ROWS_OF_A_PAGE
-                if page.unreadable:
-                    raise Unreadable(UnexpectedReply(page.unreadable[0]))
-                if max(page.page_count or 0, len(found)) > MOST_PAGES:
-                    raise Unreadable(UnexpectedReply(f"more than {MOST_PAGES} pages"))
-        except PagesBroken:
-            return []
-        return found
-
-    async def prove(self, query: BatchQuery, requests: Reader, *, doubt: bool = False) -> None:
+    async def prove(self, query: PointQuery, requests: Reader, *, doubt: bool = False) -> None:
         """The same query for no data session must show nothing: asked once an hour, and where there is a doubt."""
         async with self._proving:
-            if self._is_refused:
+            if self.is_refused:
                 raise NotHonoured
-            if self._proven_at is not None and 0 <= self._clock() - self._proven_at < PROOF_LASTS and not doubt:
+            if self._known and not doubt:
                 return
             try:
-                page = await requests.ask(lambda: self._ask(query._replace(ids=(NOBODY,)), 1))
-                reason = "it shows rows of no data session" if page.count else None
+                page = await requests.ask(lambda: self._ask(query.of_nobody, 1))
             except (CloudRefused, Unreadable) as refusal:
-                reason = str(refusal)
-            if reason is not None:
-                self._refuse(reason)
-            if self._refused_at is not None:
+                self._refuse(str(refusal))
+            if page.count:
+                self._refuse("it shows rows of no data session")
+            if self._honoured is not None and not self._honoured[0]:
                 log.info("cloud.in_filter_honoured_again")
-            self._proven_at, self._refused_at = self._clock(), None
+            self._honoured = True, self._clock()
 
-    def _refuse(self, reason: str) -> None:
-        if self._refused_at is None:
+    def _refuse(self, reason: str) -> NoReturn:
+        if self._honoured is None or self._honoured[0]:
             log.warning("cloud.in_filter_not_honoured", reason=reason, then="datapoints cost a request a data session")
-        self._proven_at, self._refused_at = None, self._clock()
+        self._honoured = False, self._clock()
         raise NotHonoured
 
-    async def _page(self, query: BatchQuery, number: int, requests: Reader) -> Page[Datapoint]:
+    async def _page(self, query: PointQuery, number: int, requests: Reader) -> Page[Datapoint]:
+        fault: CloudError
         try:
             return await requests.ask(lambda: self._ask(query, number), long=True)
-        except Unreadable as fault:
-            if isinstance(fault.cause, CloudRequestTooLarge | CloudBadGateway):
-                self.size = self.size.after_failure(len(query.ids), now=self._clock())
-            raise
+        except Unreadable as broken:
+            if not isinstance(broken.cause, CloudRequestTooLarge | CloudBadGateway):
+                raise
+            fault = broken.cause
+        except CloudUnavailable as away:
+            if away.status not in TOO_SLOW:
+                raise
+            await self._endpoint.check()
+            fault = away
         except CloudRefused as refusal:
             if refusal.status not in {400, 422}:
                 await self._endpoint.check()
             await self.prove(query, requests, doubt=True)
-            self.size = self.size.after_failure(len(query.ids), now=self._clock())
-            raise Unreadable(refusal) from None
+            fault = refusal
+        self.size = self.size.after_failure(len(query.sessions), now=self._clock())
+        raise Unreadable(fault)
 
-    async def _ask(self, query: BatchQuery, number: int) -> Page[Datapoint]:
+    async def _ask(self, query: PointQuery, number: int) -> Page[Datapoint]:
         return await self._cloud.point_page(query.params, number, urgency=Urgency.LIVE)

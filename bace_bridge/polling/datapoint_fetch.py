@@ -1,7 +1,8 @@
 """A fetch of the datapoints of one data session: read its windows, emit what is new, then its end and its CSV."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Literal
 
 import msgspec
@@ -11,13 +12,11 @@ from msgspec.structs import replace
 from bace_bridge.errors import CloudError, CloudRefused, CloudUnavailable
 from bace_bridge.polling.needs import PointCloud, PointJournal
 from bace_bridge.polling.points import PointEndpoint, PointReader, PointsForbidden, TooMuch
-from bace_bridge.polling.probe import Probe
 from bace_bridge.polling.reading import MOST_NARROWING, Unreadable
-from bace_bridge.polling.rules.changes import Changes, WindowRead
+from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.datapoints import Datapoint, Datatype
-from bace_bridge.polling.rules.fetches import MOST_FAILURES, Outcome, conclude, judge
-from bace_bridge.polling.rules.followed import Followed, Shown, follow
-from bace_bridge.polling.rules.readings import absorb, by_window, left_out, split
+from bace_bridge.polling.rules.fetches import MOST_FAILURES, Outcome, absorb, conclude, judge, left_out, split
+from bace_bridge.polling.rules.followed import own_group
 from bace_bridge.polling.rules.seen import Urgency
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import (
@@ -28,11 +27,12 @@ from bace_bridge.polling.rules.windows import (
     SPAN,
     Window,
     WindowState,
-    days_of,
     halves,
+    is_late_round,
     left_out_windows,
-    per_day,
+    likely_news,
     read_from,
+    summed,
     window_at,
     windows_due,
     windows_with_more,
@@ -76,13 +76,13 @@ class DatapointFetch:
         self._settings = settings
         self._deciding = deciding
         self._clock = clock
-        self._began = clock()
+        # The reading, and up to where a probe that is made in this fetch shows all that there is.
+        self._searched = (known.reading, window_at(clock() + cloud.clock_ahead - SETTLING).start)
         self._points = PointReader(cloud, endpoint, known.session, urgency)
-        self._probe = Probe(self._points, known.session.id)
         self._states: dict[Window, WindowState] = {}
         self._breaks = 0
-        self._shown = Shown()
-        self._outcome: Outcome | None = None
+        self._groups: set[str | None] = set()
+        self._own = True
         # What was read and is not durable yet: it becomes so with the outcome, events before the cloud is asked again.
         self._found = NOTHING
 
@@ -94,32 +94,26 @@ class DatapointFetch:
         outcome: Outcome
         retry_after = 0.0
         away: CloudError | None = None
-        session_id, failures = self._known.session.id, self._known.failed_fetches
+        failures = self._known.failed_fetches
         try:
             await self._endpoint.ensure_allowed()
-            self._states = await self._journal.windows(session_id)
+            self._states = await self._journal.windows(self.session_id)
             outcome = await self._read_everything_due()
         except Unreadable as fault:
             outcome = "failed"
             say = log.debug if failures else log.warning
-            say("datapoints.not_read", session=session_id, reason=str(fault), attempt=failures + 1)
+            say("datapoints.not_read", session=self.session_id, reason=str(fault), attempt=failures + 1)
         except PointsForbidden:
             outcome, retry_after = "forbidden", self._endpoint.rest
         except CloudError as error:
             outcome, away = "unavailable", error
             retry_after = error.retry_after if isinstance(error, CloudUnavailable) else 0.0
-            log.debug("datapoints.put_off", session=session_id, reason=str(error))
+            log.debug("datapoints.put_off", session=self.session_id, reason=str(error))
         else:
             if failures:
-                log.info("datapoints.read_again", session=session_id)
-        await self._commit(NOTHING, outcome, retry_after=retry_after)
+                log.info("datapoints.read_again", session=self.session_id)
+        await self._commit(outcome, retry_after=retry_after)
         return away
-
-    def followed(self, before: Followed | None) -> Followed | None:
-        """What the next batch has to know of the data session; None where it cannot be in one after this fetch."""
-        if self._outcome != "read":
-            return None
-        return follow(self._known, self._states, self._shown, before, now=self._clock())
 
     async def emit_end(self) -> None:
         """Emits the end without waiting for the datapoints before it."""
@@ -129,19 +123,20 @@ class DatapointFetch:
         """Reads the windows; a probe only saves requests, so where it cannot be had they are read without it."""
         samples = self._samples()
         due = windows_due(self._known, self._states, now=self._cloud_now())
+        if self._known.session.end is None and not is_late_round(self._clock(), self._settings.interval):
+            due = likely_news(due, self._known, self._states, now=self._cloud_now())
         if len(due) > DIRECT_WINDOWS:
-            hours = await self._probe.hours()
+            hours = await self._points.probe()
             if hours is None:
                 await self._read_all(due)
                 return "more" if any(one in self._states and self._states[one].settled for one in due) else "read"
             due = windows_due(self._known, self._states, now=self._cloud_now(), hours=hours)
         await self._read_all(due)
         for window in left_out_windows(self._states) if self._known.unread else ():
-            failures = self._states[window].failures
             await self._read(window)
-            if self._states[window].failures > failures:
+            if window in left_out_windows(self._states):
                 break  # one that still breaks is enough
-        if self._something_may_be_missing(found=self._samples() > samples) and (hours := await self._probe.hours()):
+        if self._something_may_be_missing(found=self._samples() > samples) and (hours := await self._points.probe()):
             for span in (SPAN, DAY):
                 for window in windows_with_more(hours, self._known, self._states, span=span):
                     await self._read(window)
@@ -153,29 +148,26 @@ class DatapointFetch:
         Where new ones are found all the time, or its count never fits, it is searched once an hour.
         """
         count = self._seen.datapoint_count
-        if self._probe.samples is not None or count is None:
-            return self._probe.samples is not None
+        if self._points.hours is not None or count is None:
+            return self._points.hours is not None
         lacks = self._samples() < count
         if self._known.csv_due:
             return lacks
         lately = self._known.searched == self._searched
-        return (not found and count != self._known.count_fetched) or (lacks and self._shown.own and not lately)
-
-    @property
-    def _searched(self) -> tuple[int, int]:
-        """The reading, and up to where a probe that is made in this fetch shows all that there is."""
-        return (self._known.reading, window_at(self._began + self._cloud.clock_ahead - SETTLING).start)
+        return (not found and count != self._known.count_fetched) or (lacks and self._own and not lately)
 
     def _samples(self) -> int:
         return sum(state.samples for state in self._states.values())
 
     async def _read_all(self, due: Iterable[Window]) -> None:
-        for day, windows in days_of(due).items():
+        """Reads these windows, which are in order."""
+        for day, windows in groupby(due, key=lambda window: window.start // DAY * DAY):
             await self._keep()
-            shown = await self._probe.read_day(day, windows)
-            for window in windows:
+            of_day = [*windows]
+            shown = await self._points.read_day(Window(day, day + DAY), of_day)
+            for window in of_day:
                 if window in shown:
-                    await self._absorb({window: shown[window]})
+                    await self._absorb(window, shown[window])
                 else:
                     await self._read(window)
 
@@ -190,22 +182,23 @@ class DatapointFetch:
         parts = halves(window)
         try:
             read = await self._points.read(since, window.end)
-            served = by_window(read.points, window, self._states)
-            self._shown = self._shown.with_rows(served, since=since, own=read.own)
-            as_served = self._settings.resolution == "as_served" or not parts or len(served) > 1
+            self._groups |= {row.group_id for row in read.points}
+            self._own = self._own and read.own
+            as_served = self._settings.resolution == "as_served" or not parts or not read.own
             if as_served or await self._points.are_samples(read.points):
-                await self._absorb(served, in_part=window if since > window.start else None, pages=read.pages)
+                await self._absorb(window, read.points, in_part=since > window.start, pages=read.pages)
                 return
         except Unreadable as fault:
             breaks = breaks or await self._breaks_for_good(window, fault)
             if not breaks:
                 raise
             if not parts or self._breaks >= MOST_NARROWING:
-                await self._leave_out(window, str(fault))
+                self._leave_out(window, str(fault))
                 return
             self._breaks += 1
-        emitted = await self._journal.emitted(self._known.session.id, [window])
-        await self._commit(Changes(windows=split(self._known, window, emitted[window])))
+        emitted = await self._journal.emitted(self.session_id, [window])
+        self._add(split(self._known, window, emitted[window]))
+        await self._commit()  # the parts' own rows are read from the store
         for part in parts:
             await self._read(part, breaks=breaks)
 
@@ -213,75 +206,73 @@ class DatapointFetch:
         """False where it may be a hiccup. Raises where the whole data session is broken, not one record of it."""
         if isinstance(fault, TooMuch):
             return True
-        tried = window in self._states and self._states[window].failures > 0
-        if isinstance(fault.cause, CloudRefused) or not (tried or self._known.failed_fetches + 1 >= MOST_FAILURES):
+        often = self._known.failed_fetches + 1 >= MOST_FAILURES or window in left_out_windows(self._states)
+        if isinstance(fault.cause, CloudRefused) or not often:
             return False
         await self._points.read(0, FINEST_SPAN)
         return True
 
-    async def _leave_out(self, window: Window, reason: str) -> None:
-        state = left_out(self._known, self._states.get(window), window)
-        if state.failures == 1:
-            place = {"session": self._known.session.id, "start": window.start, "end": window.end}
+    def _leave_out(self, window: Window, reason: str) -> None:
+        if window not in left_out_windows(self._states):
+            place = {"session": self.session_id, "start": window.start, "end": window.end}
             log.error("datapoints.window_left_out", **place, reason=reason)
-        await self._commit(Changes(windows=(WindowRead(self._known.session.id, state, None),)))
+        self._add(left_out(self._known, self._states.get(window), window))
 
     async def _absorb(
-        self, served: Mapping[Window, list[Datapoint]], *, pages: int = 1, in_part: Window | None = None
+        self, window: Window, points: Sequence[Datapoint], *, in_part: bool = False, pages: int = 1
     ) -> None:
         await self._keep()
-        emitted = await self._journal.emitted(self._known.session.id, served)
-        clocks = {"now": self._clock(), "cloud_now": self._cloud_now()}
-        known, datatypes = self._known, self._settings.datatypes
-        found = absorb(known, self._states, served, emitted, datatypes, in_part=in_part, pages=pages, **clocks)
+        emitted = await self._journal.emitted(self.session_id, [window])
+        changes = absorb(
+            self._known,
+            window,
+            points,
+            before=self._states.get(window),
+            emitted=emitted[window],
+            datatypes=self._settings.datatypes,
+            in_part=in_part,
+            pages=pages,
+            now=self._clock(),
+            cloud_now=self._cloud_now(),
+        )
+        self._add(changes)
+
+    def _add(self, found: Changes) -> None:
+        self._found = Changes.of_points([self._found, found])
         self._states.update({read.state.window: read.state for read in found.windows})
-        self._found = _both(self._found, found)
 
     async def _keep(self) -> None:
         if self._found.events:
             await self._commit()
 
-    async def _commit(
-        self, found: Changes = NOTHING, outcome: Outcome | None = None, *, retry_after: float = 0.0
-    ) -> None:
+    async def _commit(self, outcome: Outcome | None = None, *, retry_after: float = 0.0) -> None:
         """Makes durable what was found and, with an outcome, what follows from the fetch."""
-        found = _both(self._found, found)
-        self._states.update({read.state.window: read.state for read in found.windows})
+        found = self._found
         async with self._deciding:
-            fresh = (await self._journal.known([self._known.session.id])).get(self._known.session.id)
+            fresh = (await self._journal.known([self.session_id])).get(self.session_id)
             if fresh is None:
                 return
             if found.events:
                 newest = max(event.time for event in found.events)
                 newest = newest if fresh.newest_point_at is None else max(newest, fresh.newest_point_at)
                 fresh = replace(fresh, newest_point_at=newest, points_since_csv=True)
-            left_out = bool(left_out_windows(self._states))
+            incomplete = bool(left_out_windows(self._states))
             if outcome == "read":
-                own_group = self._shown.own_group(fresh)
-                fresh = replace(fresh, count_fetched=self._seen.datapoint_count, own_group=own_group)
-                if self._probe.samples is not None:
-                    fresh = replace(fresh, probed=per_day(self._probe.samples), searched=self._searched)
-                found_samples = None if left_out else self._samples()
+                of_group = own_group(fresh, self._groups, own=self._own)
+                fresh = replace(fresh, count_fetched=self._seen.datapoint_count, own_group=of_group)
+                if (hours := self._points.hours) is not None:
+                    fresh = replace(fresh, probed=dict(summed(hours.items(), DAY)), searched=self._searched)
+                found_samples = None if incomplete else self._samples()
                 reading, cloud_now = self._known.reading, self._cloud_now()
                 outcome = judge(fresh, self._seen, reading=reading, samples=found_samples, cloud_now=cloud_now)
-            url, interval, now = self._settings.csv_url(fresh.session.id), self._settings.interval, self._clock()
-            concluded = conclude(
-                fresh, outcome, csv_url=url, interval=interval, now=now, left_out=left_out, retry_after=retry_after
-            )
+            url, interval = self._settings.csv_url(self.session_id), max(self._settings.interval, retry_after)
+            concluded = conclude(fresh, outcome, csv_url=url, interval=interval, now=self._clock(), left_out=incomplete)
             self._known = replace(concluded.known, reading=self._known.reading)
             events = found.events + concluded.events
             await self._journal.commit(replace(found, known=(concluded.known,), events=events))
             self._found = NOTHING
-        self._outcome = outcome
         for event in concluded.events:
             log.info(event.type, session=event.session_id, device=event.device_id, id=event.id)
 
     def _cloud_now(self) -> float:
         return self._clock() + self._cloud.clock_ahead
-
-
-def _both(one: Changes, other: Changes) -> Changes:
-    """What was found of windows, in this order."""
-    return Changes(
-        windows=one.windows + other.windows, latest=one.latest + other.latest, events=one.events + other.events
-    )

@@ -18,12 +18,6 @@ from bace_bridge.polling.rules.sessions import END_PATIENCE, KnownSession
 
 log = structlog.get_logger()
 
-BATCHES_AT_ONCE = 4
-FETCHES_AT_ONCE = 4
-"""Of single data sessions."""
-
-CHECKS_AT_ONCE = LATE_AT_ONCE = FETCHES_AT_ONCE // 2
-
 LIVE_LOOKED_UP = 400
 LATE_LOOKED_UP = 16
 """Data sessions that are looked up in one query: with a thousand due it must not be made for each of them."""
@@ -38,7 +32,8 @@ class Kind(Enum):
     LATE = auto()
 
 
-MOST_AT_ONCE = {Kind.LIVE: FETCHES_AT_ONCE, Kind.CHECK: CHECKS_AT_ONCE, Kind.LATE: LATE_AT_ONCE}
+AT_ONCE = {Kind.BATCH: 8, Kind.LIVE: 4, Kind.CHECK: 2, Kind.LATE: 2}
+"""Each kind has places of its own, so that none waits for another one to end; whose request is next the budget says."""
 
 
 class Endpoint(Protocol):
@@ -52,7 +47,7 @@ class Batches(Protocol):
 
 
 class DatapointLoop:
-    """Fetches what is due, a few at once; at most half of the places go to sessions that are over.
+    """Fetches what is due, a few at once.
 
     What is due is planned at once, and again when that was begun or when the session list was polled.
     """
@@ -149,10 +144,9 @@ class DatapointLoop:
         now = self._clock()
         live = await self._journal.due_fetches(now + self._interval, LIVE_LOOKED_UP, late=False)
         late = await self._journal.due_fetches(now, LATE_LOOKED_UP, late=True)
-        room = max(self._free, int(not self._running[Kind.CHECK]))
         plan = await self._batches.plan(
             [one for one in live if one.session.id not in self._in_flight],
-            checks=min(room, CHECKS_AT_ONCE - self._running[Kind.CHECK]),
+            checks=AT_ONCE[Kind.CHECK] - self._running[Kind.CHECK],
         )
         self._waiting = {
             Kind.BATCH: deque(plan.batches),
@@ -165,22 +159,8 @@ class DatapointLoop:
         }
 
     def _has_place(self, kind: Kind) -> bool:
-        """While the cloud gives no datapoints at all one fetch at a time finds out whether it does again.
-
-        Where live fetches never end the next place that is free goes to a kind that waits and has none.
-        """
-        running = self._running
-        if self._times_away:
-            return not running.total()
-        if kind is Kind.BATCH:
-            return running[kind] < BATCHES_AT_ONCE
-        kept = sum(one is not kind and bool(self._waiting[one]) and not running[one] for one in (Kind.CHECK, Kind.LATE))
-        return running[kind] < MOST_AT_ONCE[kind] and self._free > kept
-
-    @property
-    def _free(self) -> int:
-        """Places for fetches of single data sessions."""
-        return FETCHES_AT_ONCE - self._running.total() + self._running[Kind.BATCH]
+        """While the cloud gives no datapoints at all one fetch at a time finds out whether it does again."""
+        return not self._running.total() if self._times_away else self._running[kind] < AT_ONCE[kind]
 
     def _start(self, fetches: asyncio.TaskGroup, kind: Kind, what: Batch | KnownSession) -> None:
         ids = [what.session.id] if isinstance(what, KnownSession) else [member.id for member in what.members]

@@ -1,14 +1,11 @@
 """Reads the datapoints of data sessions, however they have to be asked for."""
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import NamedTuple
 
 import structlog
 
-from bace_bridge.domain.retry import backoff
 from bace_bridge.errors import (
     CloudBadGateway,
     CloudError,
@@ -20,17 +17,20 @@ from bace_bridge.errors import (
 )
 from bace_bridge.polling.needs import PointCloud
 from bace_bridge.polling.reading import BREAKS, PagesBroken, Reader, Unreadable, pages
-from bace_bridge.polling.rules.datapoints import Datapoint, are_raw, is_sample
-from bace_bridge.polling.rules.point_pages import PointQuery, as_set, fit_together, within
-from bace_bridge.polling.rules.ranges import NOBODY
+from bace_bridge.polling.rules.datapoints import Datapoint, are_raw, is_sample, samples_per_hour
+from bace_bridge.polling.rules.point_pages import PointQuery, as_set, fit_together, shown_by_day, within
+from bace_bridge.polling.rules.ranges import LATEST_FILTER, NOBODY
 from bace_bridge.polling.rules.seen import Page, PointsRead, Urgency
 from bace_bridge.polling.rules.sessions import DataSession
-from bace_bridge.polling.rules.windows import FINEST_SPAN, SPAN
+from bace_bridge.polling.rules.windows import EARLIEST_WINDOW, FINEST_SPAN, SPAN, Window
 
 log = structlog.get_logger()
 
-FIRST_REST, LONGEST_REST = 600.0, 21_600.0
-"""Seconds after which datapoints that the account may not read are asked for again, at first and at last."""
+ASKED_AGAIN = 600.0
+"""Seconds after which it is asked again what was forbidden, or which sessions' rows come."""
+
+SURE_FOR = 10.0
+"""Seconds for which it is sure that only a data session's own rows come, although there are some of another group."""
 
 MOST_NAMED = 1000
 """Rows that are named in the log, so that remembering which were has a bound."""
@@ -51,6 +51,9 @@ MOST_DATATYPES = 40
 SAFE_DATATYPES = 10
 """Datatypes that are asked for to see whether the cloud honours a list of them: no `Link` header is too large."""
 
+MOST_OF_A_DAY = 500
+"""Samples on a day up to which its windows are read with one request: they fit a page of BACE's."""
+
 TRIES = 2
 """Readings of pages that do not fit together: rows may have come in between."""
 
@@ -66,12 +69,24 @@ class TooMuch(Unreadable):  # control flow: what was asked for at once is asked 
         super().__init__(UnexpectedReply(reason))
 
 
-class Refused(NamedTuple):
-    """Why the account may not read datapoints, how often that was said, and when last."""
-
-    reason: str
-    times: int
-    at: float
+async def whole_answer(
+    page_at: Callable[[int], Awaitable[Page[Datapoint]]], *, one_series: bool = False
+) -> list[Page[Datapoint]]:
+    """All pages of an answer, none of whose rows can be missing. Raises TooMuch where they cannot be had."""
+    for _ in range(TRIES):
+        found: list[Page[Datapoint]] = []
+        count = 0
+        with suppress(PagesBroken):
+            async for page in pages(page_at):
+                found.append(page)
+                count += page.count
+                if max(page.page_count or 0, len(found)) > MOST_PAGES or max(page.total or 0, count) > MOST_POINTS:
+                    raise TooMuch(f"more than {MOST_POINTS} datapoints, or {MOST_PAGES} pages, in one answer")
+            if len({row.series_id for one in found for row in one.items}) >= MOST_SERIES:
+                raise TooMuch(f"{MOST_SERIES} series or more, and not all of them come in one answer")
+            if fit_together(found, one_series=one_series):
+                return found
+    raise TooMuch("the pages of the answer do not fit together")
 
 
 class PointEndpoint:
@@ -84,17 +99,16 @@ class PointEndpoint:
     def __init__(self, cloud: PointCloud, *, clock: Callable[[], float]) -> None:
         self._cloud = cloud
         self._clock = clock
-        self._checking = asyncio.Lock()
-        self._refused: Refused | None = None
+        self._forbidden: tuple[str, float] | None = None  # why, and when that was said
         self._kept: tuple[bool, float] | None = None  # whether it keeps to sessions, and when that was asked
+        self._named: set[tuple[str, str]] = set()
         self.datatypes_at_once: int | None = None
         self.shows_samples = False
-        self._named: set[tuple[str, str]] = set()
 
     @property
     def problem(self) -> str | None:
-        if self._refused is not None:
-            return f"this account may not read datapoints: {self._refused.reason}"
+        if self._forbidden is not None:
+            return f"this account may not read datapoints: {self._forbidden[0]}"
         if self._kept is not None and not self._kept[0]:
             return (
                 "the cloud ignores filter[id_data_session] of datapoints: "
@@ -105,15 +119,12 @@ class PointEndpoint:
     @property
     def rest(self) -> float:
         """Seconds for which datapoints are not asked for, because the account may not read them."""
-        if self._refused is None:
-            return 0.0
-        rest = backoff(self._refused.times, jitter=0.0, first=FIRST_REST, longest=LONGEST_REST)
-        waited = self._clock() - self._refused.at
-        return rest - waited if 0 <= waited < rest else 0.0
+        waited = self._clock() - self._forbidden[1] if self._forbidden is not None else -1.0
+        return ASKED_AGAIN - waited if 0 <= waited < ASKED_AGAIN else 0.0
 
     async def ensure_allowed(self) -> None:
         """Raises PointsForbidden while the account may not read any datapoints."""
-        if self._refused is not None:
+        if self._forbidden is not None:
             await self.check()
 
     async def check(self) -> None:
@@ -122,48 +133,46 @@ class PointEndpoint:
         An outage seems to be a broken data session: a 500, a hotel's HTML with 200, a 401 by a login service that is
         away. Where also the session list is refused it is one; where it is not, the account lacks the permission.
         """
-        async with self._checking:
-            before = self._refused
-            if before is not None and self.rest > 0:
-                raise PointsForbidden(before.reason)
+        if self._forbidden is not None:
+            if self.rest > 0:
+                raise PointsForbidden(self._forbidden[0])
+            self._forbidden = (self._forbidden[0], self._clock())  # so that one fetch asks, while the others rest
+        try:
+            await self._ask_nobody(PointQuery(NOBODY, 0, 60))
+        except CloudRefused as refusal:
             try:
-                await self._cloud.point_page(PointQuery(NOBODY, 0, 60).params, 1, urgency=Urgency.LIVE)
-            except CloudRefused as refusal:
-                try:
-                    await self._cloud.session_page((), 1, per_page=1)
-                except (CloudRefused, CloudLoginFailed, *BREAKS):
-                    raise CloudUnavailable(f"the cloud answers nothing: {refusal}") from None
-                reason, then = str(refusal), "asking again in 10 min, then ever more rarely"
-                if before is None:
-                    log.warning("datapoints.forbidden", reason=reason, then=then)
-                self._refused = Refused(reason, before.times + 1 if before else 1, self._clock())
-                raise PointsForbidden(reason) from None
-            if before is not None:
-                log.info("datapoints.allowed_again")
-            self._refused = None
+                await self._cloud.session_page((), 1, per_page=1)
+            except (CloudRefused, CloudLoginFailed, *BREAKS):
+                raise CloudUnavailable(f"the cloud answers nothing: {refusal}") from None
+            if self._forbidden is None:
+                log.warning("datapoints.forbidden", reason=str(refusal), then="asking again every 10 min")
+            self._forbidden = (str(refusal), self._clock())
+            raise PointsForbidden(str(refusal)) from None
+        if self._forbidden is not None:
+            log.info("datapoints.allowed_again")
+        self._forbidden = None
 
-    async def keeps_to_sessions(self, query: PointQuery, *, doubt: bool, urgency: Urgency) -> bool:
+    async def keeps_to_sessions(self, query: PointQuery, requests: Reader, *, doubt: bool) -> bool:
         """Whether rows that came for `query` are its data session's; `doubt` where some are of another group.
 
         The same query for no data session must show nothing. That is asked once, and again where there is a doubt:
-        Unreadable where it is not answered then.
+        Unreadable where it is not answered.
         """
         before, asked_at = self._kept or (None, 0.0)
-        if (before and not doubt) or (before is False and 0 <= self._clock() - asked_at < LONGEST_REST):
+        waited = self._clock() - asked_at
+        if (before and not doubt) or (before is not None and 0 <= waited < (SURE_FOR if before else ASKED_AGAIN)):
             return before
         try:
-            page = await self._cloud.point_page(query._replace(session_id=NOBODY).params, 1, urgency=urgency)
-            kept = not page.count
+            kept = not (await requests.ask(partial(self._ask_nobody, query))).count
         except CloudRefused:
             kept = True
-        except BREAKS as fault:
-            if doubt and before is not False:
-                raise Unreadable(fault) from None
-            return before is not False
         if not kept and before is not False:
             log.error("cloud.session_filter_not_honoured", then="only the device's own datapoints are published")
         self._kept = (kept, self._clock())
         return kept
+
+    async def _ask_nobody(self, query: PointQuery) -> Page[Datapoint]:
+        return await self._cloud.point_page(query.of_nobody.params, 1, urgency=Urgency.LIVE)
 
     def name_unreadable(self, session_id: str, rows: tuple[str, ...]) -> None:
         """Names each row that cannot be read once."""
@@ -177,6 +186,7 @@ class PointReader:
     """The datapoints of one data session, for one fetch.
 
     Raises Unreadable where it is this data session, and any other CloudError where it is the cloud as a whole.
+    `hours` is what the probe of this fetch has found: the samples in each hour.
     """
 
     def __init__(self, cloud: PointCloud, endpoint: PointEndpoint, session: DataSession, urgency: Urgency) -> None:
@@ -184,31 +194,27 @@ class PointReader:
         self._endpoint = endpoint
         self._session = session
         self._urgency = urgency
-        self._made_sure = False
         self._requests = Reader(cloud, canaries=[endpoint.check])
+        self._same_by_day: bool | None = None
+        self.hours: dict[int, int] | None = None
 
-    async def read(self, start: int | None, end: int | None) -> PointsRead:
-        """Every datapoint in [start, end); without bounds all of them, however coarse."""
+    async def read(self, start: int, end: int) -> PointsRead:
+        """Every datapoint in [start, end)."""
         query = PointQuery(self._session.id, start, end)
         try:
             found = await self._whole(query)
         except TooMuch as reason:
-            found = await self._by_series(query, reason)
-        rows = as_set(row for page in found for row in page.items)
+            found = await self._in_parts(query, reason)
         for page in found:
             self._endpoint.name_unreadable(self._session.id, page.unreadable)
+        served = as_set(row for page in found for row in page.items)
+        rows = tuple(row for row in served if start <= row.timestamp < end)
         foreign = any(row.group_id not in {None, self._session.group_id} for row in rows)  # or it was moved
-        doubt, self._made_sure = foreign and not self._made_sure, self._made_sure or foreign
-        own = not rows or await self._endpoint.keeps_to_sessions(query, doubt=doubt, urgency=self._urgency)
-        if not own:
-            rows = within(rows, self._session)
-        if start is not None and end is not None and end - start <= SPAN:
-            self._endpoint.shows_samples = self._endpoint.shows_samples or any(map(is_sample, rows))
-        return PointsRead(rows, len(found), own=own)
-
-    def may_be_buckets(self, points: Sequence[Datapoint]) -> bool:
-        """True where, of a longer interval, each may be a bucket of one sample that has another time by the hour."""
-        return self._endpoint.shows_samples and not any(map(is_sample, points))
+        own = not rows or await self._endpoint.keeps_to_sessions(query, self._requests, doubt=foreign)
+        rows = rows if own else within(rows, self._session)
+        if end - start <= SPAN and any(map(is_sample, rows)):
+            self._endpoint.shows_samples = True
+        return PointsRead(rows, len(found), own=own and len(rows) == len(served))
 
     async def are_samples(self, points: Sequence[Datapoint]) -> bool:
         """Asks for the newest point's minute where only that can tell samples from buckets of one sample each."""
@@ -217,38 +223,49 @@ class PointReader:
         minute = int(max(point.timestamp for point in points))
         return {*(await self.read(minute, minute + FINEST_SPAN)).points} <= {*points}
 
-    async def _whole(self, query: PointQuery) -> list[Page[Datapoint]]:
-        for _ in range(TRIES):
-            found = await self._all_pages(query)
-            rows = [row for page in found for row in page.items]
-            if len(query.datatypes) > 1 and not {row.datatype for row in rows} <= {*query.datatypes}:
-                self._endpoint.datatypes_at_once = 1
-                raise TooMuch("the cloud does not honour a list of datatypes")
-            if len({row.series_id for row in rows}) >= MOST_SERIES:
-                raise TooMuch(f"{MOST_SERIES} series or more, and not all of them come in one answer")
-            if fit_together(found, one_series=query.of_one_series):
-                return found
-        raise TooMuch("the pages of the answer do not fit together")
+    async def probe(self) -> dict[int, int] | None:
+        """The samples in each hour, from one request: of more than a day even a long session comes in few rows.
 
-    async def _all_pages(self, query: PointQuery) -> list[Page[Datapoint]]:
-        """None where another page came than was asked for."""
-        found: list[Page[Datapoint]] = []
-        rows = 0
+        It only saves requests: None where that cannot be had, and what it does not show is read window by window.
+        """
+        if self.hours is None:
+            try:
+                read = await self.read(EARLIEST_WINDOW, LATEST_FILTER)
+            except Unreadable as fault:
+                log.debug("datapoints.not_probed", session=self._session.id, reason=str(fault))
+                return None
+            self.hours = samples_per_hour(read.points) if read.own else None
+        return self.hours
+
+    async def read_day(self, day: Window, windows: Sequence[Window]) -> dict[Window, tuple[Datapoint, ...]]:
+        """What one request shows of the windows of a day in which the probe has found few samples.
+
+        Lone samples come as they are, however long the interval. That this cloud does so is seen on one of the windows.
+        """
+        hours = self.hours or {}
+        samples = sum(hours.get(window.start, 0) for window in windows)
+        if len(windows) == 1 or not 0 < samples <= MOST_OF_A_DAY or self._same_by_day is False:
+            return {}
         try:
-            async for page in pages(lambda number: self._page(query, number)):
-                found.append(page)
-                rows += page.count
-                if max(page.page_count or 0, len(found)) > MOST_PAGES or max(page.total or 0, rows) > MOST_POINTS:
-                    raise TooMuch(f"more than {MOST_POINTS} datapoints, or {MOST_PAGES} pages, in one answer")
-        except PagesBroken:
-            return []
-        return found
+            points = (await self.read(*day)).points
+            if self._endpoint.shows_samples and not any(map(is_sample, points)):
+                return {}  # they may be buckets of one sample each
+            shown = shown_by_day(points, windows, hours)
+            if shown and self._same_by_day is None:
+                fullest = max(shown, key=lambda window: len(shown[window]))
+                self._same_by_day = {*(await self.read(*fullest)).points} == {*shown[fullest]}
+        except Unreadable:
+            return {}
+        return shown if self._same_by_day else {}
+
+    async def _whole(self, query: PointQuery) -> list[Page[Datapoint]]:
+        return await whole_answer(partial(self._page, query), one_series=query.of_one_series)
 
     async def _page(self, query: PointQuery, number: int) -> Page[Datapoint]:
         several = len(query.datatypes)
         ask = partial(self._cloud.point_page, query.params, number, urgency=self._urgency)
         try:
-            return await self._requests.ask(ask, long=several > 1)
+            page = await self._requests.ask(ask, long=several > 1)
         except CloudRefused as refusal:
             if refusal.status in {400, 422}:
                 raise TooMuch(f"the cloud refuses to answer all series at once: {refusal}") from None
@@ -259,44 +276,50 @@ class PointReader:
                 self._endpoint.datatypes_at_once = several // 2
                 raise TooMuch(f"so many datatypes make the request too long: {fault}") from None
             raise
+        if several > 1 and any(row.datatype not in query.datatypes for row in page.items):
+            self._endpoint.datatypes_at_once = 1
+            raise TooMuch("the cloud does not honour a list of datatypes")
+        return page
 
-    async def _by_series(self, query: PointQuery, reason: TooMuch) -> list[Page[Datapoint]]:
+    async def _in_parts(self, query: PointQuery, reason: TooMuch) -> list[Page[Datapoint]]:
         """By datatypes, and what is still too much by source device: the time stays, and so does the resolution."""
         try:
             datatypes, devices = await self._requests.ask(
-                lambda: self._cloud.series_axes(query.session_id, urgency=self._urgency)
+                lambda: self._cloud.series_axes(self._session.id, urgency=self._urgency)
             )
         except CloudRefused:
             raise reason from None
         if not datatypes or max(len(datatypes), len(devices)) > MOST_PARTS:
             raise reason
-        at_once = await self._datatypes_at_once(datatypes)
+        await self._learn_datatypes_at_once(datatypes)
         found: list[Page[Datapoint]] = []
-        while datatypes:
-            part = query._replace(datatypes=datatypes[:at_once])
+        todo = [query._replace(datatypes=datatypes)]
+        while todo:
+            part = todo.pop()
+            several, at_once = len(part.datatypes), self._endpoint.datatypes_at_once or 1
+            if several > at_once:
+                todo += part.divided(at_once)
+                continue
             try:
                 found += await self._whole(part)
             except TooMuch:
-                if at_once > 1:
-                    at_once = min(at_once // 2, self._endpoint.datatypes_at_once or 1)
-                    continue
-                if not devices:
+                if several > 1:
+                    todo += part.divided(several // 2)
+                elif part.source_device is None and devices:
+                    todo += [part._replace(source_device=device) for device in devices]
+                else:
                     raise reason from None
-                for device in devices:
-                    found += await self._whole(part._replace(source_device=device))
-            datatypes = datatypes[at_once:]
         return found
 
-    async def _datatypes_at_once(self, datatypes: tuple[int, ...]) -> int:
+    async def _learn_datatypes_at_once(self, datatypes: tuple[int, ...]) -> None:
         """Several where the cloud was seen to honour a list: it shows two of them at least, and no other."""
         asked = datatypes[:SAFE_DATATYPES]
-        if self._endpoint.datatypes_at_once is None and len(asked) > 1:
-            honoured = False
-            with suppress(TooMuch):
-                page = await self._page(PointQuery(self._session.id, datatypes=asked), 1)
-                shown = {row.datatype for row in page.items}
-                honoured = shown <= {*asked}
-                if honoured and len(shown) < 2:  # noqa: PLR2004  # it may have taken the list for one of them
-                    return 1
-            self._endpoint.datatypes_at_once = MOST_DATATYPES if honoured else 1
-        return self._endpoint.datatypes_at_once or 1
+        if self._endpoint.datatypes_at_once is not None or len(asked) == 1:
+            return
+        try:
+            page = await self._page(PointQuery(self._session.id, datatypes=asked), 1)
+        except TooMuch:
+            self._endpoint.datatypes_at_once = 1
+        else:
+            if len({row.datatype for row in page.items}) > 1:  # else it may have taken the list for one of them
+                self._endpoint.datatypes_at_once = MOST_DATATYPES

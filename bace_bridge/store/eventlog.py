@@ -2,14 +2,15 @@
 
 import math
 import sqlite3
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
 from bace_bridge.domain.events import Event, LoggedEvent
-from bace_bridge.domain.lanes import Claim, Claimed, FailedAttempt, Progress, Recorded
+from bace_bridge.domain.lanes import Claim, Claimed, Progress, Recorded
 from bace_bridge.domain.routing import Filter
 from bace_bridge.store import lanes
+from bace_bridge.store.records import Records
 from bace_bridge.store.sqlite import SqliteFile
 
 MOST_BYTES = 2 * 1024 * 1024
@@ -18,15 +19,13 @@ MOST_BYTES = 2 * 1024 * 1024
 SESSIONS_AT_ONCE = 200
 """Data sessions that are gone back to in one transaction."""
 
-ATTEMPTS_KEPT = 1000
-"""Failed attempts that are kept, a sink."""
-
 
 class EventLog:
     """The dispatcher's side of the store."""
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
+        self._records = Records(file)
 
     async def open_sink(self, name: str, *, target: str, filter_: Filter | None = None) -> str | None:
         """Has what the sink wants kept for it from now on; returns why it is disabled, if it is.
@@ -63,15 +62,9 @@ class EventLog:
         """The sink's lanes that are due, with their next events."""
         return await self._file.read(lambda connection: lanes.claim(connection, sink, filter_, asked, now=now))
 
-    async def record(self, sink: str, progress: Progress, *, now: float) -> Recorded:
-        """What became of a sink's lanes, in one transaction."""
-
-        def work(connection: sqlite3.Connection) -> Recorded:
-            if progress.failed:
-                _keep_attempts(connection, sink, progress.failed)
-            return lanes.record_lanes(connection, sink, progress.lanes, now=now)
-
-        return await self._file.write(work)
+    async def record(self, sink: str, progress: Callable[[], Progress], *, now: float) -> tuple[Progress, Recorded]:
+        """What became of a sink's lanes, in one transaction with what became of other sinks' (see `Records`)."""
+        return await self._records.record(sink, progress, now=now)
 
     async def disable(self, sink: str, reason: str, announcement: Event) -> None:
         """The sink is not called any more; `announcement` says so to the others, in the same transaction."""
@@ -163,18 +156,6 @@ class EventLog:
             order by seq desc limit :limit) order by seq"""  # noqa: S608  # column names only
         given = {"after": after, "glob": type_glob, "session": session, "limit": limit}
         return await self._file.read(lambda connection: lanes.logged(connection.execute(query, given)))
-
-
-def _keep_attempts(connection: sqlite3.Connection, sink: str, failed: Iterable[FailedAttempt]) -> None:
-    connection.executemany(
-        "insert into attempts (sink, seq, number, at, seconds, status, reason, answer) values (?, ?, ?, ?, ?, ?, ?, ?)",
-        [(sink, one.seq, one.number, one.at, one.seconds, one.status, one.reason, one.answer) for one in failed],
-    )
-    connection.execute(
-        """delete from attempts where sink = ?1 and id <= (
-        select id from attempts where sink = ?1 order by id desc limit 1 offset ?2)""",
-        (sink, ATTEMPTS_KEPT),
-    )
 
 
 def _to_prune(oldest: Sequence[tuple[int, float, int]], before: float, most_bytes: float) -> list[tuple[int]]:

@@ -170,11 +170,11 @@ def as_far_as(rows: Iterable[Any], most_bytes: int) -> tuple[list[LoggedEvent], 
 
 def record_lanes(connection: sqlite3.Connection, sink: str, records: Iterable[LaneRecord], *, now: float) -> Recorded:
     """Moves lanes on. Where a row has another version it was moved by somebody else, and nothing happens to it."""
-    moved, more = set[str](), False
+    moved, more, dead = set[str](), False, list[DeadLetter]()
     for record in records:
         lane = record.lane
         if record.drained and _vanishes(connection, sink, lane):
-            _give_up(connection, sink, record.dead, now=now)
+            dead += record.dead
             continue
         changed = connection.execute(
             """update lanes set seq = ?, attempts = ?, due_at = ?, reason = ?, behind = ?
@@ -183,9 +183,11 @@ def record_lanes(connection: sqlite3.Connection, sink: str, records: Iterable[La
         ).rowcount
         if changed:
             more = more or record.drained
-            _give_up(connection, sink, record.dead, now=now)
+            dead += record.dead
         else:
             moved.add(lane.key)
+    if dead:
+        _give_up(connection, sink, dead, now=now)
     return Recorded(frozenset(moved), more)
 
 
@@ -200,11 +202,13 @@ def _vanishes(connection: sqlite3.Connection, sink: str, lane: Lane) -> bool:
 
 
 def _give_up(connection: sqlite3.Connection, sink: str, letters: Collection[DeadLetter], *, now: float) -> None:
-    append_events(connection, [one.told for one in letters if one.told is not None])
     connection.executemany(
         "insert or replace into dead_letters (sink, seq, key, attempts, reason, at) values (?, ?, ?, ?, ?, ?)",
         [(sink, one.seq, one.key, one.attempts, one.reason, now) for one in letters],
     )
+    if told := [one.told for one in letters if one.told is not None]:
+        (count,) = connection.execute("select count(*) from dead_letters where sink = ?", (sink,)).fetchone()
+        append_events(connection, [make(count) for make in told])
 
 
 # --- what anybody does

@@ -29,10 +29,14 @@ class Script:
     connack_properties: bytes = b""
     suback: int = 1
     answers: dict[str, int] = field(default_factory=dict)
+    properties: bytes = b"\x00"
+    """What follows the reason code of an acknowledgement."""
     holds_acknowledgements: bool = False
     acknowledges_after: float = 0.001
     """Seconds; what the broker has not acknowledged when it ends the connection, it does not acknowledge any more."""
     garbage: bytes = b""
+    cuts_acknowledgements: bool = False
+    """Half of the message's id is missing."""
     closes_on: bytes = b""
     """Text in a payload that makes the broker end the connection."""
     closes_on_subscribe: bool = False
@@ -131,8 +135,11 @@ class ScriptedBroker:
 
     def _acknowledge(self, writer: asyncio.StreamWriter, topic: str, mid: bytes, qos: int) -> None:
         self.unacknowledged -= 1
+        if self.script.cuts_acknowledgements:
+            writer.write(bytes([PUBACK << 4, 1]) + mid[1:])
+            return
         code = self.script.answers.get(topic)
-        tail = bytes([code, 0]) if code is not None else b""
+        tail = bytes([code]) + self.script.properties if code is not None else b""
         writer.write(bytes([(PUBACK if qos == 1 else PUBREC) << 4, 2 + len(tail)]) + mid + tail)
 
 

@@ -59,6 +59,7 @@ async def ticking(folder: Path) -> AsyncIterator[tuple[Broker, Standing, Journal
             Filter(),
             broker=broker,
             grew=signals.log_grew,
+            changed=lambda: None,
             clock=clock,
             monotonic=clock,
             jitter=lambda: 0.0,

@@ -38,6 +38,49 @@ async def test_sixty_sessions_cost_few_requests(clock: Clock, tmp_path: Path) ->
         await check(watch, cloud, fleet.sessions)
 
 
+async def test_sessions_begin_in_a_batch_where_it_shows_all_that_they_count(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 60)
+    empty = fleet.sessions[3]
+    fleet.devices.append(cloud.add_device("BaceGo-long"))
+    long = cloud.open_session(fleet.devices[-1].id_group, start=int(NOON) - 7200)
+    fleet.sessions.append(long)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 1, quiet=[empty])
+        assert len(fetches(watch)) < 30
+        assert [one for one in fleet.sessions if alone(watch, one)] == [empty, long]
+        await check(watch, cloud, fleet.sessions)
+        await fleet.goes_on(watch, 5)
+        await fleet.ends(watch)
+        await check(watch, cloud, fleet.sessions)
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_rows_of_a_session_that_was_moved_before_it_was_seen_are_its_own(
+    clock: Clock, tmp_path: Path, later: bool
+) -> None:
+    """The session that is active on its device now is in the same request, and neither was ever fetched."""
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 6)
+    moved, spare = fleet.sessions[0], cloud.add_device("BaceGo-spare", datatypes=(6000,))
+    clock.forward(20)
+    fleet.measure(moved)
+    cloud.move_session(moved, spare.id_group)
+    if later:  # it has rows of both devices
+        cloud.add_points(moved, spare.series[0].id_container_data_latest, [(clock.now - 1, 1.0)])
+    fleet.devices.append(fleet.devices[0])
+    fleet.sessions.append(cloud.open_session(fleet.devices[0].id_group))
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 1, quiet=[moved])
+        assert {*fleet.sessions} == {one for request in batches(watch) for one in ids(request)}
+        await fleet.goes_on(watch, 1)
+        await check(watch, cloud, fleet.sessions)
+        await fleet.goes_on(watch, 5)
+        assert alone(watch, moved)
+        await fleet.ends(watch)
+        await check(watch, cloud, fleet.sessions)
+
+
 @pytest.mark.parametrize(
     "quirks",
     [
@@ -295,8 +338,12 @@ async def test_after_a_restart_what_was_fetched_together_still_is(clock: Clock, 
         for session in fleet.sessions:
             fleet.measure(session, at=clock.now - 5000)
         before = len(watch.server.requests)
-        await fleet.goes_on(watch, 3)
-        assert all(alone(watch, one, before) for one in fleet.sessions)
+        await fleet.goes_on(watch, 1)
+        assert {*fleet.sessions} - {moved} <= {one for request in batches(watch, before) for one in ids(request)} | {
+            one for one in fleet.sessions if alone(watch, one, before)
+        }
+        await fleet.goes_on(watch, 6)
+        assert all(alone(watch, one, before) for one in fleet.sessions), "the hours between were never read"
         await check(watch, cloud, fleet.sessions)
 
 
@@ -478,12 +525,12 @@ async def test_rows_that_only_batches_show_are_published_under_no_session(clock:
         return answer
 
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        await fleet.goes_on(watch, 1)
         between.alter = adds
         await fleet.goes_on(watch, 12)
         before = len(watch.server.requests)
         await fleet.goes_on(watch, 3)
-        asked = {one for request in batches(watch, before) for one in ids(request)}
-        assert asked == {*fleet.sessions} - {fleet.sessions[3]}
+        assert [bool(alone(watch, one, before)) for one in fleet.sessions] == [one == 3 for one in range(10)]
         await fleet.ends(watch)
         await check(watch, cloud, fleet.sessions)
 

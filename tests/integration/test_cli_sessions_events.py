@@ -23,7 +23,7 @@ import pytest
 
 from bace_bridge.domain.events import CLOUD_UNREACHABLE, Event, bridge_event
 from bace_bridge.polling.rules.changes import Changes
-from bace_bridge.polling.rules.datapoints import ChangedPoint, Datapoint, Datatype, datapoint_events
+from bace_bridge.polling.rules.datapoints import Datapoint, Datatype, datapoint_events
 from bace_bridge.polling.rules.fetches import conclude
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession, observe, observe_absence
 from bace_bridge.store.journal import Journal
@@ -83,10 +83,7 @@ def started(seen: DataSession, *, now: float | None = None) -> tuple[KnownSessio
 
 def points_of(known: KnownSession, count: int) -> list[Event]:
     start = known.session.start
-    news = [
-        ChangedPoint(Datapoint("series", "source", 6000, start + number, 70.0, 74.0, 72.0, 5), 0)
-        for number in range(count)
-    ]
+    news = [Datapoint("series", "source", 6000, start + number, 70.0, 74.0, 72.0, 5) for number in range(count)]
     return datapoint_events(known, news, {6000: Datatype("Heart rate", "bpm")}, now=start + count)
 
 

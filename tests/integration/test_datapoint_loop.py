@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from bace_bridge.errors import CloudError
-from bace_bridge.polling.datapoint_loop import BATCHES_AT_ONCE, CHECKS_AT_ONCE, FETCHES_AT_ONCE, DatapointLoop
+from bace_bridge.polling.datapoint_loop import AT_ONCE, DatapointLoop, Kind
 from bace_bridge.polling.rules.batches import Batch, Plan
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.seen import Urgency
@@ -164,12 +164,12 @@ async def test_what_is_under_way_is_bounded_and_not_begun_again(clock: Clock, tm
         await watch.poll.poll()
         async with running(watch, clock) as line:
             line.gate.clear()
-            await line.is_full(BATCHES_AT_ONCE + FETCHES_AT_ONCE)
-            assert line.under_way == BATCHES_AT_ONCE + FETCHES_AT_ONCE
-            assert line.most == {"batches": BATCHES_AT_ONCE, "LIVE": 2, "BACKLOG": CHECKS_AT_ONCE}
+            most = {"batches": AT_ONCE[Kind.BATCH], "LIVE": 2, "BACKLOG": AT_ONCE[Kind.CHECK] + AT_ONCE[Kind.LATE]}
+            await line.is_full(sum(most.values()))
+            assert line.most == most
             line.loop.poll_now()
-            await line.is_full(BATCHES_AT_ONCE + FETCHES_AT_ONCE)
-            assert line.under_way == BATCHES_AT_ONCE + FETCHES_AT_ONCE
+            await line.is_full(sum(most.values()))
+            assert line.most == most
             assert len(line.read) == len({*line.read})
             assert {*new} <= {*line.read}
             line.gate.set()
@@ -215,7 +215,7 @@ async def test_what_could_not_be_had_and_is_tried_again_holds_up_nothing_live(cl
         await watch.poll.poll()
         async with running(watch, clock) as line:
             line.gate.clear()
-            await line.is_full(FETCHES_AT_ONCE)
+            await line.is_full(4)
             assert line.most == {"LIVE": 2, "BACKLOG": 2}
             assert {*live} <= {*line.read}
             line.gate.set()

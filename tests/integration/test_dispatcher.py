@@ -149,6 +149,9 @@ class ScriptedSink:
         self.waited_for += 1
         await self.connected.wait()
 
+    def where(self, event: Event) -> str:
+        return event.session_id or ""
+
     def send(self, attempt: Attempt, done: Callable[[SinkError | None], None]) -> None:
         self.sent.append(attempt.logged.event.id)
         self.flying[attempt.logged.event.id] = done
@@ -176,6 +179,7 @@ class Line:
         self.disabled: list[tuple[str, str]] = []
         self.pauses: list[float] = []
         self.told: list[int] = []
+        self.emptied: list[int] = []
         self.watch = SinkWatch("webhook", sink.name, clock=clock)
         self.dispatcher = Dispatcher(
             sink,
@@ -186,6 +190,7 @@ class Line:
             sleep=self._sleep,
             on_disabled=self._on_disabled,
             on_told=lambda: self.told.append(1),
+            on_emptied=lambda: self.emptied.append(1),
             on_attempt=self.watch.attempted,
         )
 
@@ -417,7 +422,7 @@ async def test_nothing_comes_again_after_a_clean_end_that_cut_off_a_record(tmp_p
         assert await file.read(lambda connection: connection.execute("select * from lanes").fetchall()) == []
 
 
-async def test_what_was_acknowledged_is_durable_before_a_sink_is_waited_for(tmp_path: Path, clock: Clock) -> None:
+async def test_what_was_acknowledged_becomes_durable_while_a_sink_is_waited_for(tmp_path: Path, clock: Clock) -> None:
     sink = ScriptedSink()
     async with running(tmp_path / "b.db", clock, sink, kill=True) as line:
         await line.tell(event(1), event(2), event(3))
@@ -425,7 +430,9 @@ async def test_what_was_acknowledged_is_durable_before_a_sink_is_waited_for(tmp_
         sink.answer(1)
         sink.lose()
         await eventually(lambda: sink.waited_for == 2)
-        assert [one.seq for one in await line.lanes()] == [2]
+        async with asyncio.timeout(SOON):
+            while [one.seq for one in await line.lanes()] != [2]:
+                await asyncio.sleep(0)
         sink.connected.set()
         await eventually(lambda: len(sink.flying) == 2)
         assert sink.sent == ["evt_1", "evt_2", "evt_3", "evt_2", "evt_3"]
@@ -581,6 +588,51 @@ async def test_a_dead_letter_is_told_to_the_other_sinks_and_not_to_its_own(
     assert (told.type, data["sink"], data["attempts"]) == ("sink.dead_letter", "alerts", len(WEBHOOK_SCHEDULE) + 1)
     assert (data["event"]["id"], data["event"]["session_id"]) == ("evt_1", "s1")
     assert {one.session for one in receiver.arrivals} == {"s1"}, "itself is not told"
+
+
+async def test_many_dead_letters_of_one_topic_are_told_once_an_outage(tmp_path: Path, clock: Clock) -> None:
+    """A session stands for a topic here."""
+    sink = ScriptedSink()
+
+    async def refused(*numbers: int) -> None:
+        await eventually(lambda: len(sink.flying) == len(numbers))
+        for number in numbers:
+            sink.answer(number, DeliveryRejected("not authorised"))
+        await line.done()
+
+    async with running(tmp_path / "b.db", clock, sink) as line:
+        await line.tell(event(1), event(2), event(3))
+        await refused(1, 2, 3)
+        await line.tell(event(4))
+        await refused(4)
+        await line.tell(event(5, "s2"))
+        await refused(5)
+        await line.tell(event(6))
+        await eventually(lambda: len(sink.flying) == 1)
+        sink.answer(6)
+        await line.tell(event(7), event(8))
+        await refused(7, 8)
+        assert len(await line.dead_letters()) == 7
+        said = [msgspec.json.decode(one.event.data) for one in await line.log.search(type_glob="sink.*")]
+    assert [(one["event"]["id"], one["count"]) for one in said] == [("evt_1", 3), ("evt_5", 5), ("evt_7", 7)]
+
+
+async def test_that_everything_is_delivered_is_noticed_with_the_last_of_it(
+    tmp_path: Path, clock: Clock, receiver: Receiver
+) -> None:
+    receiver.fails("s1")
+    async with running(tmp_path / "b.db", clock, receiver.url) as line:
+        await eventually(lambda: bool(line.emptied))
+        line.emptied.clear()
+        await line.tell(event(1), event(2, "s2"))
+        await receiver.has_taken(2)
+        await line.parked(1)
+        await line.done()
+        assert not line.emptied, "one waits for a later attempt"
+        receiver.recovers("s1")
+        line.forward(WEBHOOK_SCHEDULE[0])
+        await eventually(lambda: bool(line.emptied))
+        assert await line.lanes() == []
 
 
 async def test_a_dead_letter_about_a_sink_tells_nothing_more(tmp_path: Path, clock: Clock) -> None:

@@ -704,12 +704,15 @@ async def test_an_error_in_the_acknowledgement_rejects_the_event(
 
 
 @pytest.mark.parametrize("qos", [1, 2])
+@pytest.mark.parametrize("properties", [b"\x00", b""])
 @pytest.mark.parametrize(
     ("code", "expected"),
-    [(0x10, None), (0x97, DeliveryFailed), (0x80, DeliveryFailed), (0x90, DeliveryRejected)],
+    [(0x00, None), (0x10, None), (0x97, DeliveryFailed), (0x80, DeliveryFailed), (0x90, DeliveryRejected)],
 )
-async def test_reason_codes_of_acknowledgements(code: int, expected: type[SinkError] | None, qos: int) -> None:
-    script = Script(answers={"bace/g1/event": code})
+async def test_reason_codes_of_acknowledgements(
+    code: int, expected: type[SinkError] | None, properties: bytes, qos: int
+) -> None:
+    script = Script(answers={"bace/g1/event": code}, properties=properties)
     async with scripted(script) as broker, connected(broker.port, qos=qos) as sink:
         error = await deliver(sink, event(1))
 
@@ -860,11 +863,23 @@ async def test_the_older_version_where_the_broker_refuses_the_newer(script: Scri
     assert len(named(logs, "mqtt.protocol_fallback")) == 1
 
 
-async def test_a_broker_that_talks_nonsense_is_left_and_tried_again() -> None:
-    script = Script(garbage=b"\x40\x01\x00")
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+@pytest.mark.parametrize("garbage", [b"\x40\x01\x00", b"\x40\x03\x00\x01\x05"])
+async def test_a_broker_that_talks_nonsense_is_left_and_tried_again(garbage: bytes, version: str) -> None:
+    script = Script(garbage=garbage, refuses_5=version != "5")
     async with scripted(script) as broker, running(new_sink(broker.port), ready=False) as sink:
         await eventually(lambda: len(broker.versions) >= 3)
         script.garbage = b""
+        async with asyncio.timeout(60):
+            await sink.ready()
+
+
+async def test_half_an_acknowledgement_is_none() -> None:
+    script = Script(cuts_acknowledgements=True)
+    async with scripted(script) as broker, running(new_sink(broker.port), ready=False) as sink:
+        await eventually(lambda: len(broker.versions) >= 3)
+        assert not sink.connected
+        script.cuts_acknowledgements = False
         async with asyncio.timeout(60):
             await sink.ready()
 

@@ -35,6 +35,7 @@ class Line:
             EventLog(file),
             Filter(events=("session.updated",)),
             grew=self.log_grew,
+            changed=lambda: None,
             clock=self.clock,
             monotonic=self.clock,
             jitter=lambda: 0.0,

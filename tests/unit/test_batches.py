@@ -1,7 +1,8 @@
 """Which data sessions are fetched in one request, how much of them, and whose rows are whose."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ from bace_bridge.polling.rules.batch_size import FAILURE_COUNTS_FOR, FIRST_SIZE,
 from bace_bridge.polling.rules.batches import (
     BACK,
     FURTHER_BACK,
-    LATE_EVERY,
     LEAST_IDS,
     MOST_BACK,
     MOST_SERIES,
@@ -19,23 +19,22 @@ from bace_bridge.polling.rules.batches import (
     Plan,
     as_partial,
     attribute,
+    not_proven,
     plan,
     windows_due,
 )
-from bace_bridge.polling.rules.changes import Changes, WindowRead
 from bace_bridge.polling.rules.datapoints import Datapoint, Emitted, EmittedPoint
 from bace_bridge.polling.rules.followed import (
-    FIRST_PATIENCE,
     SILENT_ROUNDS,
     Followed,
-    Shown,
+    Read,
     after_batch,
     conclude_batch,
     follow,
-    remembered,
+    own_group,
 )
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
-from bace_bridge.polling.rules.windows import SETTLING, Window, WindowState, window_at
+from bace_bridge.polling.rules.windows import LATE_EVERY, SETTLING, Window, WindowState, window_at
 
 NOON = 1_764_590_400
 HOUR = Window(NOON, NOON + 3600)
@@ -54,11 +53,9 @@ def well(known: KnownSession, *, series: int = 3, **more: Any) -> Followed:
         group_id=known.session.group_id,
         reading=0,
         series=frozenset(f"{known.session.id}-{one}" for one in range(series)),
-        rate=0.2,
         raw=True,
         windows={HOUR: WindowState(*HOUR, 0, samples=100)},
         newest={HOUR: NOW - 10},
-        samples=0,
         count=100,
         at=NOW,
     )
@@ -178,11 +175,11 @@ def test_what_is_due_soon_fills_up_the_batches_of_what_is_due() -> None:
 def test_samples_are_read_on_from_a_little_before_they_ended() -> None:
     sessions = [session(one) for one in range(6)]
     followed = {one.session.id: well(one, newest={HOUR: NOW - 20 * number}) for number, one in enumerate(sessions)}
-    (batch,) = planned(sessions, followed, rows=10).batches
+    batch = planned(sessions, followed, size=5, rows=1).batches[0]
     query = batch.query(HOUR)
-    assert (query.start, query.end) == (int(NOW) - 100 - BACK, HOUR.end)
+    assert (query.start, query.end) == (int(NOW) - 80 - BACK, HOUR.end)
     assert query.params[-1] == ("sort", "timestamp_seconds")
-    assert [value for name, value in query.params if "[in]" in name] == ids(sessions)
+    assert [value for name, value in query.params if "[in]" in name] == ids(sessions)[:5]
 
 
 @pytest.mark.parametrize("unlike", [{"raw": False}, {"newest": {}}])
@@ -199,22 +196,26 @@ def test_what_has_to_be_read_from_long_ago_is_in_batches_of_its_own() -> None:
     assert sorted(map(sorted, members(found)))[1] == ["s4", "s5"]
 
 
+def test_what_misses_something_is_read_further_back_at_once_and_in_every_fourth_round() -> None:
+    sessions = [session(one) for one in range(12)]
+    for lacking in range(1, 10):
+        followed = {
+            one.session.id: well(one, lacking=lacking if one.session.id in {"s2", "s7"} else 0) for one in sessions
+        }
+        found = planned(sessions, followed, rows=1).batches
+        backs = sorted((batch.back, len(batch.members)) for batch in found)
+        further = lacking in {1, 5, 9}
+        assert backs == ([(BACK, 10), (FURTHER_BACK, 2)] if further else [(BACK, 12)])
+
+
 def test_samples_are_read_again_as_far_as_the_rows_fit() -> None:
     sessions = [session(one) for one in range(6)]
-    backs = [planned(sessions, rows=rows).batches[0].back for rows in (1000, 240, 10)]
+    followed = {one.session.id: well(one, windows={HOUR: WindowState(*HOUR, 0, samples=358)}) for one in sessions}
+    backs = [planned(sessions, followed, rows=rows).batches[0].back for rows in (1000, 240, 10)]
     assert backs == [MOST_BACK, 200 - BACK, BACK]
-    (batch,) = planned(sessions, rows=240).batches
+    (batch,) = planned(sessions, followed, rows=240).batches
     assert batch.query(HOUR).start == int(NOW) - 10 - 140
     assert batch._replace(members=batch.members[:2]).query(HOUR).start == int(NOW) - 10 - 140
-
-
-def test_what_misses_something_is_read_further_back_in_every_fourth_round() -> None:
-    sessions = [session(one) for one in range(12)]
-    followed = {one.session.id: well(one, missing=int(one.session.id in {"s2", "s7"})) for one in sessions}
-    found = [planned(sessions, followed, rows=10, now=NOW + INTERVAL * one).batches for one in range(LATE_EVERY)]
-    further = [(ids_of, batch.back) for one in found for batch in one if (ids_of := [m.id for m in batch.members])]
-    assert ((["s2", "s7"], FURTHER_BACK)) in further
-    assert sorted(back for _, back in further) == [BACK] * LATE_EVERY + [FURTHER_BACK]
 
 
 def test_a_window_that_is_over_is_read_for_a_minute_then_now_and_then_and_never_for_the_last_time() -> None:
@@ -233,8 +234,8 @@ def test_it_is_the_same_round_for_all_in_which_a_window_that_is_over_is_read() -
     windows = {BEFORE: WindowState(*BEFORE, 0), HOUR: WindowState(*HOUR, 0)}
     followed = {one.session.id: well(one, windows=windows) for one in sessions}
     times = [NOON + 300 + INTERVAL * one for one in range(LATE_EVERY)]
-    found = [len(planned(sessions, followed, now=now).batches[0].windows) for now in times]
-    assert sorted(found) == [1, 1, 1, 2]
+    found = [len(planned(sessions, followed, size=5, now=now).batches[0].windows) for now in times]
+    assert sorted(found) == [1] * (LATE_EVERY - 1) + [2]
 
 
 def test_the_windows_of_a_device_whose_clock_is_ahead_are_read() -> None:
@@ -262,7 +263,7 @@ def test_only_a_fetch_of_its_own_proves_that_there_is_no_more(odd: dict[str, Any
     assert members(found) == [[one for one in ids(sessions) if one != "s2"]]
 
 
-@pytest.mark.parametrize("fine", [{"silent": 1}, {"missing": 3, "owed": 2}, {"lacking": 3, "patience": 4}])
+@pytest.mark.parametrize("fine", [{"silent": 1}, {"lacking": 3, "patience": 4}])
 def test_silence_of_a_round_or_a_count_that_never_fits_is_no_reason(fine: dict[str, Any]) -> None:
     sessions = [session(one) for one in range(10)]
     followed = {one.session.id: well(one, **fine) for one in sessions}
@@ -275,8 +276,6 @@ def test_what_finds_no_place_for_a_check_stays_in_its_batch() -> None:
     found = planned(sessions, followed, checks=2)
     assert ids(found.checks) == ["s0", "s1"]
     assert members(found) == [ids(sessions[2:])]
-    del followed["s9"], followed["s8"]
-    assert ids(planned(sessions, followed, checks=2).checks) == ["s0"], "one, however many others are fetched alone"
     assert planned(sessions, followed, checks=0).checks == ()
 
 
@@ -294,58 +293,91 @@ def test_a_row_of_another_group_or_of_none_discards_the_answer(group: str | None
     assert attribute([row(one), row(other, group=group)], asked) is None
 
 
-def shown(known: KnownSession, *rows: Datapoint, since: int = HOUR.start, own: bool = True) -> Shown:
-    return Shown().with_rows({HOUR: rows or (row(known),)}, since=since, own=own)
-
-
-def test_what_a_fetch_of_its_own_has_shown_is_what_batches_go_by() -> None:
-    known = session(1)
-    states = {
-        HOUR: WindowState(*HOUR, 0, samples=30),
-        BEFORE: WindowState(*BEFORE, 0, settled=True, samples=60),
-    }
-    rows = [row(known), row(known, at=NOW - 16), row(known, series=1)]
-    found = follow(known, states, shown(known, *rows), None, now=NOW)
-    assert found is not None
-    assert (found.windows, found.samples, found.owed) == ({HOUR: states[HOUR]}, 60, 10)
-    assert (found.series, found.newest, found.raw) == (frozenset({"s1-0", "s1-1"}), {HOUR: NOW - 1}, True)
-    later = follow(known, states, shown(known, row(known, series=2)), found, now=NOW)
-    assert later is not None
-    assert (later.series, later.raw) == (frozenset({"s1-0", "s1-1", "s1-2"}), True)
-
-
-def test_a_count_that_never_fits_is_looked_into_ever_more_rarely() -> None:
-    known = session(1)
-    found = follow(known, {HOUR: WindowState(*HOUR, 0, samples=90)}, shown(known), None, now=NOW)
-    patience = []
-    for samples in (80, 70, 60, 60):
-        found = follow(known, {HOUR: WindowState(*HOUR, 0, samples=samples)}, shown(known), found, now=NOW)
-        assert found is not None
-        patience.append(found.patience)
-    assert patience == [2 * FIRST_PATIENCE, 4 * FIRST_PATIENCE, 8 * FIRST_PATIENCE, FIRST_PATIENCE]
+def test_of_sessions_that_were_never_fetched_the_batch_has_to_show_all_that_they_count() -> None:
+    """Else a row may be that of another one, which was moved out of this group before it was seen."""
+    members = [Member(known, well(known, proven=False)) for known in (session(one) for one in range(4))]
+    members[3] = Member(members[3].known, well(members[3].known))
+    bucket = replace(row(members[0].known), count=100)
+    shown = {"s0": [bucket], "s1": [replace(bucket, count=99)], "s2": [], "s3": []}
+    reads = {one: [Read(HOUR, rows, True)] for one, rows in shown.items()}
+    assert [one.id for one in not_proven(members, reads)] == ["s1", "s2"]
 
 
 def published(*stamps: float, series: str = "s1-0", count: int = 1) -> Emitted:
     return {series: {stamp: EmittedPoint(1.0, 1.0, 1.0, count, 0) for stamp in stamps}}
 
 
-def test_what_the_store_tells_after_a_restart() -> None:
-    known = session(1, own_group="g1", newest_point_at=NOW - 1)
-    known = replace(known, session=replace(known.session, start=NOON + 700.0))
-    states = {HOUR: WindowState(*HOUR, 0, samples=2)}
-    rows = {HOUR: published(NOW - 1, NOW - 16)}
-    found = remembered(known, states, rows, now=NOW, cloud_now=NOW)
+ROWS = {HOUR: published(NOW - 1, NOW - 16)}
+STATES = {HOUR: WindowState(*HOUR, 0, samples=30)}
+
+
+def fetched(**more: Any) -> KnownSession:
+    """One that began in this hour and has shown rows in a fetch of its own."""
+    known = session(1, own_group="g1", newest_point_at=NOW - 1, count_fetched=100)
+    return replace(known, session=replace(known.session, start=NOON + 700.0), **more)
+
+
+def known_well(known: KnownSession, rows: Mapping[Window, Emitted] = ROWS, *, at: float = NOW) -> Followed | None:
+    return follow(known, STATES, rows, None, now=at, cloud_now=at)
+
+
+def test_what_was_published_of_a_session_is_what_batches_go_by() -> None:
+    states = {**STATES, BEFORE: WindowState(*BEFORE, 0, settled=True, samples=60)}
+    found = follow(fetched(), states, ROWS, None, now=NOW, cloud_now=NOW)
     assert found is not None
-    assert (found.series, found.newest, found.raw, found.owed) == (frozenset({"s1-0"}), {HOUR: NOW - 1}, True, 98)
-    aggregates = remembered(known, states, {HOUR: published(NOW - 1, NOW - 16, count=2)}, now=NOW, cloud_now=NOW)
+    assert (found.windows, found.elsewhere, found.proven) == (STATES, 70, True)
+    assert (found.series, found.newest, found.raw) == (frozenset({"s1-0"}), {HOUR: NOW - 1}, True)
+    aggregates = known_well(fetched(), {HOUR: published(NOW - 1, NOW - 16, count=2)})
     assert aggregates is not None
     assert not aggregates.raw
-    assert remembered(known, states, {}, now=NOW, cloud_now=NOW) is None, "no series is known"
-    assert remembered(replace(known, own_group=None), states, rows, now=NOW, cloud_now=NOW) is None
-    assert remembered(replace(known, own_group="g2"), states, rows, now=NOW, cloud_now=NOW) is None
+
+
+def test_hours_that_were_never_read_are_fetched_alone_while_batches_go_on() -> None:
     later = HOUR.end + 3700.0
-    assert remembered(known, states, rows, now=later, cloud_now=later) is None, "an hour between was never read"
-    assert remembered(known, states, rows, now=later - 3600, cloud_now=later - 3600) is not None
+    found = known_well(fetched(), at=later)
+    assert found is not None
+    assert found.is_to_be_checked(fetched(), cloud_now=later)
+    assert {HOUR, window_at(HOUR.end), window_at(later)} <= {*found.windows}
+
+
+def test_a_count_that_never_fits_is_looked_into_ever_more_rarely() -> None:
+    found, patience = known_well(fetched()), []
+    for samples, lacking in ((20, 8), (10, 15), (10, 16), (0, 32), (100, 64)):
+        assert found is not None
+        states = {HOUR: WindowState(*HOUR, 0, samples=samples)}
+        found = follow(fetched(), states, ROWS, replace(found, lacking=lacking), now=NOW, cloud_now=NOW)
+        patience.append(found and found.patience)
+    assert patience == [16, 16, 32, 64, 8]
+
+
+@pytest.mark.parametrize("odd", [{"own_group": None}, {"own_group": "g2"}, {"unread": True}, {"failed_fetches": 1}])
+def test_what_cannot_be_in_a_batch(odd: dict[str, Any]) -> None:
+    assert known_well(fetched()) is not None
+    assert known_well(fetched(**odd)) is None
+
+
+def test_windows_that_are_no_hours_are_in_no_batch() -> None:
+    half = Window(NOON, NOON + 1800)
+    states = {HOUR: WindowState(*HOUR, 0, settled=True, split=True), half: WindowState(*half, 0)}
+    assert follow(fetched(), states, {}, None, now=NOW, cloud_now=NOW) is None
+
+
+def test_one_that_was_never_fetched_begins_in_a_batch_where_that_can_show_everything() -> None:
+    new = fetched(own_group=None, newest_point_at=None)
+
+    def begins(known: KnownSession, states: Mapping[Window, WindowState] = MappingProxyType({})) -> bool:
+        found = follow(known, states, {}, None, now=NOW, cloud_now=NOW)
+        assert found is None or not found.proven
+        return found is not None
+
+    assert begins(new)
+    assert not begins(new, STATES), "it has shown no row of its group"
+    assert not begins(replace(new, updates=1)), "it may have been moved"
+    assert not begins(replace(new, reopenings=1))
+    assert not begins(replace(new, own_group="g2"))
+    for count in (None, 0):
+        assert not begins(replace(new, session=replace(new.session, datapoint_count=count)))
+    assert not begins(replace(new, session=replace(new.session, start=NOON - 7200.0))), "it has hours before this one"
 
 
 @pytest.mark.parametrize(
@@ -359,60 +391,44 @@ def test_what_the_store_tells_after_a_restart() -> None:
     ],
 )
 def test_the_group_that_is_kept_is_that_of_all_rows(groups: list[str | None], own: bool, found: str | None) -> None:
-    shown = Shown(series=frozenset((f"{one}", one) for one in groups), own=own)
-    assert shown.own_group(session(1, own_group="before")) == found
+    assert own_group(session(1, own_group="before"), groups, own=own) == found
 
 
-def test_what_cannot_be_in_a_batch() -> None:
-    known, states = session(1), {HOUR: WindowState(*HOUR, 0)}
-    assert follow(known, states, Shown(), None, now=NOW) is None, "no row has shown its group"
-    assert follow(known, states, shown(known, row(known, group="another")), None, now=NOW) is None
-    assert follow(known, states, shown(known, row(known, group=None)), None, now=NOW) is None
-    assert follow(known, states, shown(known, own=False), None, now=NOW) is None
-    half = Window(NOON, NOON + 1800)
-    assert follow(known, {half: WindowState(*half, 0)}, shown(known), None, now=NOW) is None
-    outside = Shown().with_rows({HOUR: [row(known)], BEFORE: [row(known)]}, since=HOUR.start, own=True)
-    assert follow(known, states, outside, None, now=NOW) is None
-    assert follow(known, states, shown(known), None, now=NOW) is not None
+def after(before: Followed, *rows: Datapoint, samples: int = 0, whole: bool = True, count: int = 100) -> Followed:
+    state = WindowState(*HOUR, 0, samples=samples)
+    row_of_it = DataSession("s1", "g1", NOON, datapoint_count=count, updated_at=NOW)
+    return after_batch(before, [Read(HOUR, rows, whole)], [state], session=row_of_it, now=NOW + 15)
 
 
 @pytest.mark.parametrize(
-    ("stamps", "since", "raw"),
-    [
-        ((1, 16), HOUR.start, True),
-        ((1, 61), HOUR.start, False),
-        ((1, 16), HOUR.start + 60, False),
-        ((0, 0), HOUR.start, True),
-    ],
+    ("stamps", "whole", "raw"),
+    [((1, 16), True, True), ((1, 61), True, False), ((1, 16), False, False), ((0, 0), True, True)],
 )
-def test_two_rows_in_a_minute_of_a_whole_hour_are_samples(stamps: Sequence[int], since: int, raw: bool) -> None:
+def test_two_rows_in_a_minute_of_a_whole_hour_are_samples(stamps: Sequence[int], whole: bool, raw: bool) -> None:
     known = session(1)
     rows = [row(known, at=NOON + 120 + stamp + one / 10) for one, stamp in enumerate(stamps)]
-    assert shown(known, *rows, since=since).raw is raw
+    assert after(well(known, raw=False), *rows, whole=whole).raw is raw
     aggregate = replace(rows[0], count=2)
-    assert not shown(known, *rows, aggregate, since=since).raw
+    assert not after(well(known, raw=False), *rows, aggregate, whole=whole).raw
 
 
 def test_a_batch_settles_no_window_and_takes_no_samples_away() -> None:
     state = WindowState(*HOUR, 0, settled=True, samples=7, raw_until=NOW)
-    changes = Changes(windows=(WindowRead("s1", state, None),))
     before = WindowState(*HOUR, 0, samples=9)
-    (read,) = as_partial(changes, before, whole=True).windows
-    assert read.state == before
-    (read,) = as_partial(changes, before, whole=False).windows
-    assert read.state == WindowState(*HOUR, 0, samples=7)
-    (read,) = as_partial(changes, None, whole=True).windows
-    assert read.state == WindowState(*HOUR, 0, samples=7)
+    assert as_partial(state, before, whole=True) == before
+    assert as_partial(state, before, whole=False) == WindowState(*HOUR, 0, samples=7)
+    assert as_partial(state, None, whole=True) == WindowState(*HOUR, 0, samples=7)
 
 
 def test_silence_is_counted_until_a_row_comes() -> None:
     known = session(1)
-    once = after_batch(well(known), {}, Shown(), count=103, now=NOW)
-    twice = after_batch(once, {}, Shown(), count=106, now=NOW + 15)
-    assert (twice.silent, twice.lacking, twice.count, twice.missing) == (2, 2, 100, 6)
-    state = WindowState(*HOUR, 0, samples=106)
-    spoken = after_batch(twice, {HOUR: state}, shown(known), count=106, now=NOW + 30)
-    assert (spoken.silent, spoken.lacking, spoken.count, spoken.missing) == (0, 0, 106, 0)
+    once = after(well(known, elsewhere=1), samples=100, count=103)
+    twice = after(once, samples=100, count=106)
+    assert (twice.silent, twice.lacking, twice.count) == (2, 2, 100)
+    spoken = after(twice, row(known), samples=105, count=106)
+    assert (spoken.silent, spoken.lacking, spoken.count) == (0, 0, 106)
+    newer = after(spoken, row(known), row(known, at=NOW + 5), samples=106, count=107)
+    assert newer.lacking == 1, "the sample after its row's last update is none that the row counts"
 
 
 def test_a_session_is_due_again_after_a_batch() -> None:
@@ -420,7 +436,7 @@ def test_a_session_is_due_again_after_a_batch() -> None:
     after = conclude_batch(known, well(known), newest=NOW - 5, interval=INTERVAL, now=NOW)
     assert (after.fetch_at, after.fetched_at, after.newest_point_at) == (NOW + INTERVAL, NOW, NOW - 5)
     assert (after.count_fetched, after.points_since_csv) == (100, True)
-    silent = conclude_batch(known, well(known, missing=1), newest=None, interval=INTERVAL, now=NOW)
+    silent = conclude_batch(known, well(known, lacking=1), newest=None, interval=INTERVAL, now=NOW)
     assert (silent.newest_point_at, silent.count_fetched, silent.points_since_csv) == (NOW - 100, None, False)
 
 
@@ -466,5 +482,5 @@ def test_what_never_passed_is_halved() -> None:
     assert size.ids == 3
     assert size.after_failure(3, now=NOW).ids == size.after_failure(1, now=NOW).ids == 1
     passed_once = passes(size, 1)
-    assert passed_once.after_failure(3, now=NOW).ids == 1, "what passed before has failed now"
+    assert passed_once.after_failure(3, now=NOW).ids == 2, "what passed before has failed now"
     assert size.after_failure(7, now=NOW).ids == 3, "a second one that was under way"

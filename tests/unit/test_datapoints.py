@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from bace_bridge.polling.rules.datapoints import (
-    ChangedPoint,
     Datapoint,
     Datatype,
     Emitted,
@@ -39,7 +38,7 @@ POINT = Datapoint("x", "device", 6000, NOON, 1.0, 3.0, 2.0, 4)
 def test_a_point_is_emitted_when_it_is_new_or_its_values_are(served: Datapoint, revision: int | None) -> None:
     emitted: Emitted = {"x": {NOON: EmittedPoint(1.0, 3.0, 2.0, 4, 2)}}
     after, changed = compare(emitted, [served])
-    assert changed == ([] if revision is None else [ChangedPoint(served, revision)])
+    assert changed == ([] if revision is None else [replace(served, revision=revision)])
     assert emitted == {"x": {NOON: EmittedPoint(1.0, 3.0, 2.0, 4, 2)}}, (
         "what was emitted before is not changed in place"
     )
@@ -49,7 +48,7 @@ def test_a_point_is_emitted_when_it_is_new_or_its_values_are(served: Datapoint, 
 def test_points_are_emitted_oldest_first_and_a_point_served_twice_counts_both_values() -> None:
     late, early = replace(POINT, timestamp=NOON + 60), replace(POINT, count=9)
     _, changed = compare({}, [late, POINT, early])
-    assert [(one.point, one.revision) for one in changed] == [(POINT, 0), (early, 1), (late, 0)]
+    assert changed == [POINT, replace(early, revision=1), late]
 
 
 def test_what_was_emitted_survives_the_store() -> None:
@@ -64,7 +63,7 @@ def test_samples_are_counted_by_the_hour() -> None:
 
 def test_a_point_is_shown_as_the_contract_says() -> None:
     datatypes = {6000: Datatype("Heart rate", "bpm")}
-    (event,) = datapoint_events(KNOWN, [ChangedPoint(POINT, 2)], datatypes, now=NOON + 9)
+    (event,) = datapoint_events(KNOWN, [replace(POINT, revision=2)], datatypes, now=NOON + 9)
     shown = msgspec.json.decode(event.data)
     assert shown["datapoints"] == [
         {
@@ -86,7 +85,7 @@ def test_a_point_is_shown_as_the_contract_says() -> None:
         "BaceGo-1",
         "2025-12-01T12:00:09Z",
     )
-    (event,) = datapoint_events(KNOWN, [ChangedPoint(POINT, 2)], {}, now=NOON)
+    (event,) = datapoint_events(KNOWN, [replace(POINT, revision=2)], {}, now=NOON)
     assert [msgspec.json.decode(event.data)["datapoints"][0][key] for key in ("name", "unit")] == [None, None]
 
 
@@ -118,7 +117,7 @@ def test_an_event_has_at_most_200_points_and_stays_under_64_kib(
     session = replace(KNOWN.session, label=label)
     known = replace(KNOWN, session=session, device_label=device)
     changed = [
-        ChangedPoint(Datapoint(series, series, 6000, NOON + one, value, value, value, 2**31), revision)
+        Datapoint(series, series, 6000, NOON + one, value, value, value, 2**31, revision=revision)
         for one in range(count)
     ]
     emitted = datapoint_events(known, changed, {6000: Datatype(name, unit)}, now=NOON)
@@ -129,18 +128,18 @@ def test_an_event_has_at_most_200_points_and_stays_under_64_kib(
     assert len(stamps) == count
     assert stamps == sorted(stamps)
     assert len({event.id for event in emitted}) == len(emitted)
-    newest = [page[-1].point.timestamp for page in _chunks(changed, [len(one) for one in shown])]
+    newest = [page[-1].timestamp for page in _chunks(changed, [len(one) for one in shown])]
     assert [event.time for event in emitted] == newest
 
 
-def _chunks(changed: list[ChangedPoint], sizes: list[int]) -> list[list[ChangedPoint]]:
+def _chunks(changed: list[Datapoint], sizes: list[int]) -> list[list[Datapoint]]:
     rest = iter(changed)
     return [[next(rest) for _ in range(size)] for size in sizes]
 
 
 def test_many_small_points_fill_their_events() -> None:
     """Halving an event that is too large must not end in hundreds of tiny ones."""
-    changed = [ChangedPoint(replace(POINT, timestamp=NOON + one), 0) for one in range(450)]
+    changed = [replace(POINT, timestamp=NOON + one) for one in range(450)]
     emitted = datapoint_events(KNOWN, changed, {}, now=NOON)
     assert [len(msgspec.json.decode(event.data)["datapoints"]) for event in emitted] == [200, 200, 50]
 
@@ -148,9 +147,7 @@ def test_many_small_points_fill_their_events() -> None:
 @pytest.mark.parametrize("length", [1, 100, 256])
 def test_an_event_of_datapoints_stays_below_64_kib(length: int) -> None:
     names = Datatype("n" * length, "u" * length)
-    changed = [
-        ChangedPoint(replace(POINT, series_id="s" * length, source_device=f"{one:0{length}}"), 0) for one in range(450)
-    ]
+    changed = [replace(POINT, series_id="s" * length, source_device=f"{one:0{length}}") for one in range(450)]
     events = datapoint_events(KNOWN, changed, {6000: names}, now=NOON)
     assert all(len(one.data) < 62 * 1024 for one in events), "there is room for an envelope"
     counts = [len(msgspec.json.decode(one.data)["datapoints"]) for one in events]

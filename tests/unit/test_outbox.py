@@ -15,7 +15,7 @@ from bace_bridge.domain.lanes import (
     Recorded,
     Share,
 )
-from bace_bridge.domain.outbox import Outbox
+from bace_bridge.domain.outbox import BEHIND, FRESH, Outbox
 
 ROOM = Share(lanes=10, events=100, size=10_000)
 
@@ -317,3 +317,23 @@ def test_slow_lanes_that_take_all_the_room_are_cut_where_another_has_nothing_lef
     assert box.wants_more()
     assert ("a", 102) in [(lane.key, start) for lane, start in box.claim().read_on]
     assert box.claim().fresh.events > 0
+
+
+def test_a_lane_that_was_let_go_of_while_a_claim_was_on_its_way_is_asked_for_again() -> None:
+    box = outbox(piece("a", 1))
+    sent(box)
+    box.delivered(logged(1))
+    assert box.claim().held == {"a"}, "so it is left out, and it may have another row by now"
+    recorded(box)
+    goes_on(box)
+    assert box.wants_more()
+    assert not box.claim().held
+    goes_on(box)
+    assert not box.wants_more()
+
+
+def test_a_sink_with_a_small_window_holds_a_part_of_what_others_do() -> None:
+    webhook, broker = (Outbox(window=window, pipelined=False).claim() for window in (10, 200))
+    assert (broker.fresh, broker.behind) == (FRESH, BEHIND)
+    assert (webhook.fresh.events, webhook.behind.events) == (FRESH.events // 5, BEHIND.events // 5)
+    assert Outbox(window=1, pipelined=False).claim().fresh == webhook.fresh, "a long lane is not read one by one"

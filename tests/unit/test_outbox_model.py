@@ -20,6 +20,7 @@ from bace_bridge.domain.events import Event
 from bace_bridge.domain.lanes import (
     BRIDGE_LANE,
     Attempt,
+    Claim,
     Claimed,
     DeadLetter,
     LaneRecord,
@@ -65,6 +66,7 @@ class Dispatcher(RuleBasedStateMachine):
             window=self.window, pipelined=self.pipelined, fresh=Share(2, 3, LARGE), behind=Share(1, 2, LARGE)
         )
         self.flying: dict[tuple[str, int], Attempt] = {}
+        self.asked: Claim | None = None
         self.claimed: Claimed | None = None
         self.records: tuple[LaneRecord, ...] | None = None
         self.outcome: Recorded | None = None
@@ -90,11 +92,18 @@ class Dispatcher(RuleBasedStateMachine):
         due = self.next_due is not None and self.next_due <= self.now
         return self.grown or due or self.outbox.wants_more()
 
-    @precondition(lambda self: self.claimed is None and self.records is None and self.may_claim)
+    @precondition(lambda self: self.asked is None and self.claimed is None and self.may_claim)
+    @rule()
+    def ask_for_claim(self) -> None:
+        self.grown = False
+        self.asked = self.outbox.claim()
+
+    @precondition(lambda self: self.asked is not None)
     @rule()
     def read_claim(self) -> None:
-        self.grown = False
-        self.claimed = lanes.claim(self.store, SINK, Filter(), self.outbox.claim(), now=self.now)
+        assert self.asked is not None
+        self.claimed = lanes.claim(self.store, SINK, Filter(), self.asked, now=self.now)
+        self.asked = None
 
     @precondition(lambda self: self.claimed is not None)
     @rule()
@@ -111,9 +120,10 @@ class Dispatcher(RuleBasedStateMachine):
             self.flying[lane_key(attempt.logged), attempt.logged.seq] = attempt
         assert len(self.flying) == self.outbox.in_flight <= self.window
 
-    @precondition(lambda self: self.claimed is None and self.records is None and self.may_claim)
+    @precondition(lambda self: self.asked is None and self.claimed is None and self.may_claim)
     @rule()
     def claim_and_send(self) -> None:
+        self.ask_for_claim()
         self.read_claim()
         self.take_claim()
         self.send()
@@ -181,7 +191,7 @@ class Dispatcher(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
 
-    @precondition(lambda self: self.claimed is None and self.records is None)
+    @precondition(lambda self: self.records is None)
     @rule()
     def prepare_record(self) -> None:
         self.records = self.outbox.progress()
@@ -284,7 +294,9 @@ class Dispatcher(RuleBasedStateMachine):
     def teardown(self) -> None:
         """When all is well again, everything arrives, and nothing is left."""
         for _ in range(30 + 6 * len(self.lane_of)):
-            if self.claimed is None and self.records is None and self.may_claim:
+            if self.asked is None and self.claimed is None and self.may_claim:
+                self.ask_for_claim()
+            if self.asked is not None:
                 self.read_claim()
             if self.claimed is not None:
                 self.take_claim()

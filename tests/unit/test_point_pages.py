@@ -8,9 +8,11 @@ from msgspec.structs import replace
 
 from bace_bridge.polling.rules.datapoints import Datapoint, are_raw
 from bace_bridge.polling.rules.point_pages import PointQuery, as_set, fit_together, within
+from bace_bridge.polling.rules.ranges import NOBODY
 from bace_bridge.polling.rules.seen import Page
 from bace_bridge.polling.rules.sessions import DataSession
 
+BOUNDS = ("filter[timestamp_seconds][gte]", "filter[timestamp_seconds][lt]")
 POINT = Datapoint("x", "device", 6000, 100.0, 1.0, 3.0, 2.0, 4, "g1")
 
 
@@ -106,7 +108,15 @@ def test_a_query_is_sorted_and_within_what_a_database_takes() -> None:
         ("filter[datatype][in][]", "6001"),
     ]
     assert not several._replace(source_device="device").of_one_series
-    assert dict(PointQuery("s1").params) == {"filter[id_data_session]": "s1", "sort": "timestamp_seconds"}
+    assert set(dict(PointQuery("s1").params)) == {"filter[id_data_session]", *BOUNDS, "sort"}
+
+
+def test_several_data_sessions_are_a_list_also_where_it_is_one() -> None:
+    several = PointQuery(("s1", "s2"), 0, 60)
+    bounds = (*zip(BOUNDS, ("0", "60"), strict=True), ("sort", "timestamp_seconds"))
+    assert several.params == (("filter[id_data_session][in][]", "s1"), ("filter[id_data_session][in][]", "s2"), *bounds)
+    assert several.of_nobody.params == (("filter[id_data_session][in][]", NOBODY), *bounds)
+    assert PointQuery("s1", 0, 60).of_nobody.params == (("filter[id_data_session]", NOBODY), *bounds)
 
 
 @pytest.mark.parametrize(

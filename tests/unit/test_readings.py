@@ -1,17 +1,10 @@
-from collections.abc import Sequence
-
 import msgspec
 import pytest
 from msgspec.structs import replace
 
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.datapoints import Datapoint, Datatype, Emitted, compare
-from bace_bridge.polling.rules.readings import (
-    absorb,
-    by_window,
-    left_out,
-    split,
-)
+from bace_bridge.polling.rules.fetches import absorb, left_out, split
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.polling.rules.windows import SPAN, Window, WindowState, halves, left_out_windows
 
@@ -25,22 +18,23 @@ def point(after: float, *, count: int = 1, value: float = 1.0, series: str = "x"
 
 
 def read(
-    served: dict[Window, Sequence[Datapoint]],
-    *,
+    *served: Datapoint,
+    window: Window = HOUR,
     known: KnownSession = KNOWN,
-    states: Sequence[WindowState] = (),
-    emitted: dict[Window, Emitted] | None = None,
-    in_part: Window | None = None,
+    before: WindowState | None = None,
+    emitted: Emitted | None = None,
+    in_part: bool = False,
     pages: int = 1,
     now: float = 60.0,
     cloud_ahead: float = 0.0,
 ) -> Changes:
     return absorb(
         known,
-        {one.window: one for one in states},
+        window,
         served,
-        emitted or {},
-        {6000: Datatype("Heart rate", "bpm")},
+        before=before,
+        emitted=emitted or {},
+        datatypes={6000: Datatype("Heart rate", "bpm")},
         in_part=in_part,
         pages=pages,
         now=NOON + now,
@@ -53,7 +47,7 @@ def emitted_of(*points: Datapoint) -> Emitted:
 
 
 def test_new_points_are_told_and_their_window_is_kept() -> None:
-    changes = read({HOUR: [point(20), point(10), point(10, series="y")]})
+    changes = read(point(20), point(10), point(10, series="y"))
     (window,) = changes.windows
     assert window.emitted == emitted_of(point(20), point(10), point(10, series="y"))
     assert window.state == WindowState(HOUR.start, HOUR.end, 2, samples=3)
@@ -64,7 +58,7 @@ def test_new_points_are_told_and_their_window_is_kept() -> None:
 
 
 def test_the_newest_point_of_each_series_is_kept_for_its_device() -> None:
-    changes = read({HOUR: [point(20), point(10), point(10, series="y")]})
+    changes = read(point(20), point(10), point(10, series="y"))
     assert {(one.device_id, one.source_device, one.datatype, one.timestamp - NOON) for one in changes.latest} == {
         ("g1", "device-x", 6000, 20),
         ("g1", "device-y", 6000, 10),
@@ -75,26 +69,27 @@ def test_the_newest_point_of_each_series_is_kept_for_its_device() -> None:
 
 def test_the_same_points_again_change_nothing_but_the_state() -> None:
     points = [point(10), point(20)]
-    changes = read({HOUR: points}, emitted={HOUR: emitted_of(*points)})
+    changes = read(*points, emitted=emitted_of(*points))
     assert (changes.events, changes.latest, changes.windows[0].emitted) == ((), (), None)
     assert changes.windows[0].state.samples == 2
 
 
 def test_a_changed_point_has_the_next_revision() -> None:
-    changes = read({HOUR: [point(0, count=3)]}, emitted={HOUR: emitted_of(point(0, count=2))})
+    changes = read(point(0, count=3), emitted=emitted_of(point(0, count=2)))
     (shown,) = msgspec.json.decode(changes.events[0].data)["datapoints"]
     assert (shown["revision"], shown["count"]) == (1, 3)
 
 
 def test_samples_are_those_that_the_cloud_serves_now() -> None:
     """A lone sample has its own time until a second one makes a bucket of them: then it is gone from the cloud."""
-    changes = read({HOUR: [point(0, count=2)]}, emitted={HOUR: emitted_of(point(10))})
+    changes = read(point(0, count=2), emitted=emitted_of(point(10)))
     assert changes.windows[0].state.samples == 2
     onwards = read(
-        {HOUR: [point(20), point(50)]},
-        emitted={HOUR: emitted_of(point(10), point(20))},
-        states=[WindowState(HOUR.start, HOUR.end, 2, raw_until=NOON + 20.0, samples=2)],
-        in_part=HOUR,
+        point(20),
+        point(50),
+        emitted=emitted_of(point(10), point(20)),
+        before=WindowState(HOUR.start, HOUR.end, 2, raw_until=NOON + 20.0, samples=2),
+        in_part=True,
     )
     assert onwards.windows[0].state.samples == 3
 
@@ -102,19 +97,18 @@ def test_samples_are_those_that_the_cloud_serves_now() -> None:
 @pytest.mark.parametrize(
     ("now", "cloud_ahead", "in_part", "settled"),
     [
-        (SPAN + 600, 0.0, None, True),
-        (SPAN + 599, 0.0, None, False),
-        (SPAN + 600, 0.0, HOUR, False),
-        (60, SPAN + 600.0, None, True),
-        (SPAN + 600, -1.0, None, False),
+        (SPAN + 600, 0.0, False, True),
+        (SPAN + 599, 0.0, False, False),
+        (SPAN + 600, 0.0, True, False),
+        (60, SPAN + 600.0, False, True),
+        (SPAN + 600, -1.0, False, False),
     ],
     ids=["late enough", "too early", "read in part", "our clock is behind", "our clock is ahead"],
 )
 def test_a_window_is_settled_by_the_clock_of_the_cloud(
-    now: float, cloud_ahead: float, in_part: Window | None, settled: bool
+    now: float, cloud_ahead: float, in_part: bool, settled: bool
 ) -> None:
-    states = [WindowState(*HOUR, 2)]
-    changes = read({HOUR: []}, states=states, now=now, cloud_ahead=cloud_ahead, in_part=in_part)
+    changes = read(before=WindowState(*HOUR, 2), now=now, cloud_ahead=cloud_ahead, in_part=in_part)
     assert changes.windows[0].state.settled is settled
 
 
@@ -143,44 +137,33 @@ def test_where_a_window_of_many_raw_points_goes_on(
     points: list[Datapoint], pages: int, in_part: bool, until: float | None
 ) -> None:
     before = WindowState(*HOUR, 2, raw_until=NOON + 7.0, failures=2)
-    state = read({HOUR: points}, states=[before], pages=pages, in_part=HOUR if in_part else None).windows[0].state
+    state = read(*points, before=before, pages=pages, in_part=in_part).windows[0].state
     assert (state.raw_until, state.failures) == (None if until is None else NOON + until, 0)
-
-
-def test_rows_outside_the_bounds_go_to_the_windows_they_belong_to() -> None:
-    first, second = halves(NEXT)
-    states = {NEXT: WindowState(NEXT.start, NEXT.end, 2, split=True)}
-    points = [point(-1), point(10), point(SPAN), point(SPAN + 1800)]
-    assert by_window(points[1:2], HOUR, states) == {HOUR: points[1:2]}
-    found = by_window(points, HOUR, states)
-    assert found == {HOUR: [points[1]], Window(NOON - SPAN, NOON): [points[0]], first: [points[2]], second: [points[3]]}
-    assert by_window(points[:1], HOUR, states)[HOUR] == []
-
-
-def test_several_windows_at_once_are_told_in_one_order() -> None:
-    changes = read({NEXT: [point(SPAN + 5)], HOUR: [point(10), point(5)]})
-    shown = msgspec.json.decode(changes.events[0].data)["datapoints"]
-    assert [one["timestamp"][11:19] for one in shown] == ["12:00:05", "12:00:10", "13:00:05"]
-    assert len(changes.events) == 1
 
 
 def test_a_split_shares_out_what_was_told() -> None:
     points = [point(0), point(1799.9), point(1800, count=4), point(3599, series="y")]
-    parent, left, right = split(KNOWN, HOUR, emitted_of(*points))
+    parent, left, right = split(KNOWN, HOUR, emitted_of(*points)).windows
     first = left.state.window
     assert (parent.state.split, parent.state.settled, parent.state.samples, parent.emitted) == (True, True, 0, {})
     assert left.emitted == {"x": emitted_of(*points[:2])["x"], "y": {}}
     assert right.emitted == emitted_of(*points[2:])
     assert (first, right.state.window) == halves(HOUR)
     assert left.state.reading < KNOWN.reading, "a half that was never read is due"
-    again = read({first: points[:2]}, emitted={first: left.emitted or {}})
+    again = read(*points[:2], window=first, emitted=left.emitted or {})
     assert again.events == ()
 
 
+def out(before: WindowState | None, window: Window = HOUR) -> WindowState:
+    (read,) = left_out(KNOWN, before, window).windows
+    assert read.emitted is None
+    return read.state
+
+
 def test_a_window_that_is_left_out_is_counted() -> None:
-    out = left_out(KNOWN, None, HOUR)
-    assert (out.window, out.reading, out.settled, out.failures) == (HOUR, KNOWN.reading, True, 1)
+    once = out(None)
+    assert (once.window, once.reading, once.settled, once.failures) == (HOUR, KNOWN.reading, True, 1)
     read_before = WindowState(HOUR.start, HOUR.end, 1, samples=4)
-    assert left_out(KNOWN, read_before, HOUR) == replace(read_before, reading=2, settled=True, failures=1)
-    other = left_out(KNOWN, left_out(KNOWN, None, NEXT), NEXT)
-    assert left_out_windows({NEXT: other, HOUR: out}) == [HOUR, NEXT], "those first that were tried least"
+    assert out(read_before) == replace(read_before, reading=2, settled=True, failures=1)
+    twice = out(out(None, NEXT), NEXT)
+    assert left_out_windows({NEXT: twice, HOUR: once}) == [HOUR, NEXT], "those first that were tried least"

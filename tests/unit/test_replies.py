@@ -17,7 +17,7 @@ from bace_bridge.cloud.replies import (
 from bace_bridge.cloud.token_reply import TokenReply, parse_token
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import UnexpectedReply
-from bace_bridge.polling.rules.datapoints import ChangedPoint, Datapoint, datapoint_events
+from bace_bridge.polling.rules.datapoints import Datapoint, datapoint_events
 from bace_bridge.polling.rules.sessions import DataSession, observe
 
 ID = "0c7c3d9e-4c53-4a13-9e8b-9d7e3e6a3c11"
@@ -589,7 +589,7 @@ def test_a_long_label_keeps_the_events_small() -> None:
     assert [len(text or "") for text in (seen.session.label, seen.session.person_id, seen.device_label)] == [256] * 3
     told = observe(None, seen.session, device_label=seen.device_label, start_from=0, now=NOW)
     assert told is not None
-    news = [ChangedPoint(point(timestamp_seconds=NOW + one, source_device=LONG[:256]), 0) for one in range(1000)]
+    news = [point(timestamp_seconds=NOW + one, source_device=LONG[:256]) for one in range(1000)]
     events = [*told.events, *datapoint_events(told.known, news, {}, now=NOW)]
     assert max(len(one.data) for one in events) < 64 * 1024
     assert seen.session.label == parse_session(json.dumps(row | {"label": LONG[:255] + "…"}).encode()).session.label

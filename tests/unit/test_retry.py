@@ -10,6 +10,7 @@ from bace_bridge.domain.retry import (
     TryAgain,
     backoff,
     decide,
+    what_follows,
 )
 
 NOW = 1_769_817_600.0
@@ -85,3 +86,9 @@ def test_backing_off_doubles_up_to_a_bound(failures: int, wait: float) -> None:
 def test_jitter_only_ever_makes_it_longer(failures: int, jitter: float) -> None:
     plain = backoff(failures, jitter=0.0, first=2.0, longest=60.0)
     assert plain <= backoff(failures, jitter=jitter, first=2.0, longest=60.0) <= plain * (1 + JITTER)
+
+
+def test_what_follows_is_said_for_people() -> None:
+    again = decide(2, now=NOW, jitter=0.0)
+    assert what_follows(again, 2, now=NOW) == "tried again in 300 s; a dead letter after 8 more failures"
+    assert what_follows(GiveUp("rejected"), 1, now=NOW) == "a dead letter: not tried again"

@@ -10,14 +10,16 @@ from bace_bridge.polling.rules.windows import (
     DAY,
     DIRECT_WINDOWS,
     FINEST_SPAN,
+    LATE_EVERY,
     SETTLING,
     SPAN,
     Window,
     WindowState,
-    days_of,
     halves,
+    is_late_round,
     is_settled,
-    leaf_at,
+    leaves,
+    likely_news,
     read_from,
     window_at,
     windows_due,
@@ -53,6 +55,38 @@ def due(known: KnownSession, *given: WindowState, now: float, **more: Any) -> li
     return windows_due(known, states(*given), now=now, **more)
 
 
+@pytest.mark.parametrize(
+    ("after", "newest", "found"),
+    [
+        (0.0, 0.0, (0, 1)),
+        (50.0, 45.0, (0, 1)),
+        (90.0, 85.0, (1,)),
+        (90.0, -30.0, (0, 1)),
+        (599.0, 590.0, (1,)),
+        (600.0, 590.0, (0, 1)),
+        (3000.0, 2990.0, (0, 1)),
+        (3000.0, 3490.0, (0, 1, 2)),
+    ],
+    ids=str,
+)
+def test_most_fetches_of_an_active_session_read_the_present_and_what_is_to_be_settled(
+    after: float, newest: float, found: tuple[int, ...]
+) -> None:
+    """Of the hour from noon, the next one, and the one after it, so many seconds after the first one's end."""
+    given = [state(one, settled=False) for one in hours(0, 1, 2)]
+    known = replace(KNOWN, newest_point_at=HOUR.end + newest)
+    assert likely_news(hours(0, 1, 2), known, states(*given), now=HOUR.end + after) == hours(*found)
+    unread = replace(known, reading=1)
+    assert likely_news(hours(0, 1, 2), unread, states(*given), now=HOUR.end + after) == hours(0, 1, 2)
+    assert likely_news(hours(0, 1, 2), known, {}, now=HOUR.end + after) == hours(0, 1, 2)
+
+
+def test_every_fourth_round_reads_what_is_late_too() -> None:
+    rounds = [is_late_round(NOON + 15.0 * one, 15.0) for one in range(4 * LATE_EVERY)]
+    assert rounds.count(True) == 4
+    assert rounds[:LATE_EVERY] * 4 == rounds
+
+
 def with_more(probe: dict[int, int], known: KnownSession, *given: WindowState, span: int = DAY) -> list[Window]:
     return windows_with_more(probe, known, states(*given), span=span)
 
@@ -80,16 +114,14 @@ def test_halves_share_out_a_window_on_whole_minutes(hour: int, depth: int) -> No
         window = second
 
 
-def test_a_point_belongs_to_the_smallest_window_that_was_split_out() -> None:
+def test_a_window_is_read_in_the_parts_that_were_split_out() -> None:
     first, second = halves(HOUR)
-    quarter = halves(first)[0]
+    quarter, next_quarter = halves(first)
     known = states(state(HOUR, split=True), state(first, split=True), state(second))
-    assert leaf_at(NOON + 1, known) == quarter
-    assert leaf_at(first.end - 0.5, known) == Window(quarter.end, first.end)
-    assert leaf_at(first.end, known) == second
-    assert leaf_at(HOUR.end, known) == hours(1)[0]
+    assert list(leaves(HOUR, known)) == [quarter, next_quarter, second]
+    assert list(leaves(hours(1)[0], known)) == hours(1)
     minute = Window(NOON, NOON + FINEST_SPAN)
-    assert leaf_at(NOON + 1, {**known, quarter: state(quarter, split=False), minute: state(minute)}) == quarter
+    assert list(leaves(HOUR, {**known, minute: state(minute)})) == [quarter, next_quarter, second]
 
 
 @pytest.mark.parametrize(
@@ -220,15 +252,6 @@ def test_what_a_probe_has_found_empty_is_not_due_in_that_reading() -> None:
     assert due(years, now=NOON + 60) == hours(-1, 0)
     assert due(years, state(hours(-9)[0], settled=False), now=NOON + 60) == hours(-9, -1, 0)
     assert len(due(replace(years, reading=1), now=NOON + 60)) > DIRECT_WINDOWS
-
-
-def test_windows_are_read_by_the_day() -> None:
-    today = Window(NOON - 12 * SPAN, NOON + 12 * SPAN)
-    assert days_of(hours(-13, 0, 1, 12)) == {
-        Window(today.start - DAY, today.start): hours(-13),
-        today: hours(0, 1),
-        Window(today.end, today.end + DAY): hours(12),
-    }
 
 
 @pytest.mark.parametrize(

@@ -1,44 +1,49 @@
 """Many active data sessions in one request: which ones go together, and whose rows are whose.
 
-A row names no data session, only its group. So a batch holds one data session a group, and only such as have shown in
-a fetch of their own of which group and series their rows are. What a batch does not show is no proof of anything.
+A row names no data session, only its group. So a batch holds one data session a group, and only such of which all rows
+are known to be of their group: they have shown that in a fetch of their own, or the batch itself shows as many as their
+row counts. What a batch does not show is no proof of anything.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from statistics import median_high
 from typing import NamedTuple
 
 import msgspec
 
 from bace_bridge.polling.rules.batch_size import MOST_IDS
 from bace_bridge.polling.rules.changes import Changes
-from bace_bridge.polling.rules.datapoints import Datapoint
-from bace_bridge.polling.rules.followed import Followed
-from bace_bridge.polling.rules.point_pages import Params
-from bace_bridge.polling.rules.ranges import LATEST_FILTER
+from bace_bridge.polling.rules.datapoints import Datapoint, Datatype, Emitted
+from bace_bridge.polling.rules.fetches import absorb
+from bace_bridge.polling.rules.followed import Followed, Read, after_batch
+from bace_bridge.polling.rules.point_pages import PointQuery
 from bace_bridge.polling.rules.sessions import KnownSession
-from bace_bridge.polling.rules.windows import FINEST_SPAN, SETTLING, Window, WindowState, window_at
+from bace_bridge.polling.rules.windows import (
+    AHEAD,
+    FINEST_SPAN,
+    LATE_EVERY,
+    OVER_FOR,
+    SETTLING,
+    Window,
+    WindowState,
+    is_late_round,
+    window_at,
+)
 
 LEAST_IDS = 5
 """Fewer sessions are fetched one by one: that costs little, and each time all of their windows are read as a whole."""
 
-MOST_SERIES = 95
-"""Known series in one request: BACE serves 100, and there may be new ones."""
+MOST_SERIES, USUAL_SERIES = 95, 13
+"""Known series in one request (BACE serves 100, and there may be new ones), and of a session where no other one tells:
+so many pass with the first batches."""
 
-BACK = FINEST_SPAN
-MOST_BACK = 300
+BACK, MOST_BACK = FINEST_SPAN, 300
 """Seconds before its newest sample from which a window is read on, at least and at most: some samples come late."""
 
-FURTHER_BACK = 360
-"""Seconds before it in every fourth round for the data sessions of which something is missing."""
-
-OVER_FOR = 60.0
-"""Seconds after its end from which a window is read in every fourth round only: what comes now is late anyway."""
-
-LATE_EVERY = 4
-
-AHEAD = 120.0
-"""Seconds past its newest point that are read of a device whose clock is ahead of ours."""
+FURTHER_BACK, FURTHER_PARTS = 360, 3
+"""Those of which something is missing are read from so many seconds before it, at once and in every fourth round, in
+smaller batches: these are about as many requests as pages, and an answer of several pages has longer headers."""
 
 LATELY = 300.0
 """Seconds: what is to be read from before is in batches of its own, so that the others' answers stay small."""
@@ -64,23 +69,14 @@ class Member(NamedTuple):
             return window.start
         return max(window.start, int(newest) - back)
 
-
-class BatchQuery(NamedTuple):
-    """The datapoints of several data sessions in [start, end), which lies in one window of the grid."""
-
-    ids: tuple[str, ...]
-    start: int
-    end: int
-
     @property
-    def params(self) -> Params:
-        """Short names and few of them: a server may repeat all this five times in a header."""
-        return (
-            *(("filter[id_data_session][in][]", one) for one in self.ids),
-            ("filter[timestamp_seconds][gte]", str(max(-LATEST_FILTER, min(self.start, LATEST_FILTER)))),
-            ("filter[timestamp_seconds][lt]", str(min(self.end, LATEST_FILTER))),
-            ("sort", "timestamp_seconds"),
-        )
+    def rate(self) -> float:
+        """Rows a second in the window of the newest one."""
+        if not self.followed.newest:
+            return 0.0
+        window, newest = max(self.followed.newest.items())
+        begun = max(window.start, self.known.session.start)
+        return self.followed.windows[window].samples / max(newest - begun, 1.0)
 
 
 class Batch(NamedTuple):
@@ -90,9 +86,9 @@ class Batch(NamedTuple):
     windows: tuple[Window, ...]
     back: int = BACK
 
-    def query(self, window: Window) -> BatchQuery:
+    def query(self, window: Window) -> PointQuery:
         since = min(member.since(window, self.back) for member in self.members)
-        return BatchQuery(tuple(member.id for member in self.members), since, window.end)
+        return PointQuery(tuple(member.id for member in self.members), since, window.end)
 
 
 class Plan(NamedTuple):
@@ -105,7 +101,7 @@ class Plan(NamedTuple):
 
 def plan(
     sessions: Sequence[KnownSession],
-    known_well: Mapping[str, Followed],
+    followed: Mapping[str, Followed],
     *,
     alone: Collection[str],
     size: int,
@@ -118,38 +114,30 @@ def plan(
     """Sorts the live sessions, those first that are due first, into batches and fetches of their own.
 
     Those that are due only within the next `interval` seconds fill up the batches of those that are due now. At most
-    so many fetches are `checks`, of sessions that might be in a batch as well, and one where others are made. An answer
-    may have so many `rows`.
+    so many fetches are `checks`, of sessions that might be in a batch as well. A page of an answer has so many `rows`.
     """
-    groups = Counter(one.group_id for one in known_well.values())
-    groups.update(one.session.group_id for one in sessions if one.session.id not in known_well)
-    singles: list[KnownSession] = []
-    together: list[Member] = []
+    groups = Counter(one.group_id for one in followed.values())
+    groups.update(one.session.group_id for one in sessions if one.session.id not in followed)
+    together: dict[str, Member] = {}
     for known in sessions:
-        one = known_well.get(known.session.id)
-        fits = one is not None and one.is_about(known) and not one.alone and known.session.id not in alone
-        if one is not None and fits and groups[one.group_id] == 1:
-            together.append(Member(known, one))
-        elif is_due(known, now):
-            singles.append(known)
+        one = followed.get(known.session.id)
+        if one is not None and one.fits(known) and known.session.id not in alone and groups[one.group_id] == 1:
+            together[known.session.id] = Member(known, one)
     if len(together) < LEAST_IDS:
-        return Plan(singles=(*singles, *(one.known for one in together if is_due(one.known, now))))
+        together = {}
+    singles = tuple(one for one in sessions if one.session.id not in together and is_due(one, now))
     to_check = [
         one
-        for one in together
+        for one in together.values()
         if is_due(one.known, now) and one.followed.is_to_be_checked(one.known, cloud_now=cloud_now)
     ]
     # Those first that have waited longest: others may have to be checked again before it is their turn.
-    to_check.sort(key=lambda one: one.followed.check_order(cloud_now=cloud_now))
-    to_check = to_check[: max(min(checks, 1), checks - len(singles))]
-    together = [one for one in together if one not in to_check]
-    # By the clock, so that it is the same round for all.
-    late = int(now // interval) % LATE_EVERY == 0
-    return Plan(
-        tuple(_packed(together, size=size, rows=rows, late=late, now=now, cloud_now=cloud_now)),
-        tuple(singles),
-        tuple(one.known for one in to_check),
-    )
+    to_check.sort(key=lambda one: (one.followed.over_since(cloud_now), -one.followed.silent))
+    for member in to_check[:checks]:
+        del together[member.id]
+    late = is_late_round(now, interval)
+    packed = _packed([*together.values()], size=size, rows=rows, late=late, now=now, cloud_now=cloud_now)
+    return Plan(tuple(packed), singles, tuple(one.known for one in to_check[:checks]))
 
 
 def is_due(known: KnownSession, now: float) -> bool:
@@ -159,35 +147,31 @@ def is_due(known: KnownSession, now: float) -> bool:
 def _packed(
     members: Sequence[Member], *, size: int, rows: int, late: bool, now: float, cloud_now: float
 ) -> Iterator[Batch]:
-    alike: dict[tuple[tuple[Window, ...], bool, bool], list[Member]] = defaultdict(list)
+    """Batches of sessions of which the same windows are due, and about as much of them."""
+    usual = median_high([len(one.followed.series) for one in members if one.followed.series] or [USUAL_SERIES])
+    alike: dict[tuple[tuple[Window, ...], bool, bool], list[list[Member]]] = defaultdict(list)
+    left: dict[tuple[tuple[Window, ...], bool, bool], int] = {}
     for member in members:
-        windows = windows_due(member, cloud_now=cloud_now, over=late)
+        windows = windows_due(member, cloud_now=cloud_now, over=late or not member.followed.proven)
         lately = all(member.since(window) >= cloud_now - LATELY for window in windows)
-        alike[windows, lately, late and member.followed.misses_something].append(member)
-    for (windows, _, further), candidates in alike.items():
-        for chunk in _chunks(candidates, size):
-            if not is_due(chunk[0].known, now):
-                break
-            yield Batch(chunk, windows, FURTHER_BACK if further else _back(chunk, rows))
+        further = member.followed.lacking % LATE_EVERY == 1
+        key, series = (windows, lately, further), len(member.followed.series) or usual
+        most = min(size, MOST_IDS) // (FURTHER_PARTS if further else 1)
+        if not alike[key] or len(alike[key][-1]) >= most or series > left[key]:
+            alike[key].append([])
+            left[key] = MOST_SERIES
+        alike[key][-1].append(member)
+        left[key] -= series
+    for (windows, _, further), chunks in alike.items():
+        for chunk in chunks:
+            if is_due(chunk[0].known, now):
+                yield Batch(tuple(chunk), windows, FURTHER_BACK if further else _back(chunk, rows))
 
 
 def _back(members: Sequence[Member], rows: int) -> int:
-    """How far samples are read again: as far as the rows fit, with some that are new."""
-    rate = sum(member.followed.rate for member in members)
+    """How far samples are read again: as far as the rows fit into a page, with some that are new."""
+    rate = sum(member.rate for member in members)
     return int(max(BACK, min(MOST_BACK, rows / rate - BACK))) if rate else BACK
-
-
-def _chunks(members: Sequence[Member], size: int) -> list[tuple[Member, ...]]:
-    chunks: list[list[Member]] = []
-    series = 0
-    for member in members:
-        more = len(member.followed.series)
-        if not chunks or len(chunks[-1]) >= min(size, MOST_IDS) or series + more > MOST_SERIES:
-            chunks.append([])
-            series = 0
-        chunks[-1].append(member)
-        series += more
-    return [tuple(chunk) for chunk in chunks]
 
 
 def windows_due(member: Member, *, cloud_now: float, over: bool) -> tuple[Window, ...]:
@@ -217,13 +201,58 @@ def attribute(rows: Sequence[Datapoint], members: Sequence[Member]) -> dict[str,
     return shares
 
 
-def as_partial(changes: Changes, before: WindowState | None, *, whole: bool) -> Changes:
-    """The changes of one window as a batch may make them: it settles nothing, and a fetch of its own starts anew.
+def not_proven(members: Sequence[Member], reads: Mapping[str, Sequence[Read]]) -> list[Member]:
+    """The sessions that were never fetched of which fewer samples came than theirs counts.
 
-    `whole` says that it was read from its start on: what came is there, but what did not come may be there, too.
+    The others may be of another group: of a session that was moved, and then they seem to be those of another one.
     """
-    (read,) = changes.windows
-    state = msgspec.structs.replace(read.state, settled=False, raw_until=before.raw_until if before else None)
-    if before is not None and whole:
-        state = msgspec.structs.replace(state, samples=max(state.samples, before.samples))
-    return msgspec.structs.replace(changes, windows=(msgspec.structs.replace(read, state=state),))
+    samples = {one: sum(row.count for read in each for row in read.rows) for one, each in reads.items()}
+    new = [one for one in members if not one.followed.proven]
+    return [one for one in new if samples[one.id] < (one.known.session.datapoint_count or 1)]
+
+
+def absorb_batch(
+    member: Member,
+    reads: Sequence[Read],
+    emitted: Mapping[Window, Emitted],
+    datatypes: Mapping[int, Datatype],
+    *,
+    now: float,
+    cloud_now: float,
+) -> tuple[Changes, Followed] | None:
+    """What a batch has shown of a session. It settles no window, and a fetch of its own starts anew.
+
+    None where there is a row of a series that was not published before: only such a fetch tells whose it is.
+    """
+    followed, known = member.followed, member.known
+    if followed.proven and any(row.series_id not in followed.series for read in reads for row in read.rows):
+        return None
+    parts: list[Changes] = []
+    for window, rows, whole in reads:
+        before = followed.windows.get(window)
+        found = absorb(
+            known,
+            window,
+            rows,
+            before=before,
+            emitted=emitted[window],
+            datatypes=datatypes,
+            in_part=not whole,
+            now=now,
+            cloud_now=cloud_now,
+        )
+        windows = [
+            msgspec.structs.replace(read, state=as_partial(read.state, before, whole=whole)) for read in found.windows
+        ]
+        parts.append(msgspec.structs.replace(found, windows=tuple(windows)))
+    changes = Changes.of_points(parts)
+    states_after = [read.state for read in changes.windows]
+    return changes, after_batch(followed, reads, states_after, session=known.session, now=now)
+
+
+def as_partial(state: WindowState, before: WindowState | None, *, whole: bool) -> WindowState:
+    """A window's state as a batch may leave it. What did not come may be there, too."""
+    most = max(state.samples, before.samples) if before is not None and whole else state.samples
+    return msgspec.structs.replace(
+        state, settled=False, samples=most, raw_until=before.raw_until if before is not None else None
+    )

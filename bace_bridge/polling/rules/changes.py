@@ -1,5 +1,7 @@
 """What a poll or a fetch changes: everything in it becomes durable together, or not at all."""
 
+from collections.abc import Iterable
+
 import msgspec
 
 from bace_bridge.domain.events import Event
@@ -51,6 +53,17 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     def of_sessions(self) -> bool:
         """False where it is only about the bridge itself."""
         return bool(self.known or self.windows or self.latest or any(one.session_id for one in self.events))
+
+    @classmethod
+    def of_points(cls, parts: Iterable["Changes"], known: Iterable[KnownSession] = ()) -> "Changes":
+        """What was found of datapoints in several readings, and what is known of their sessions after it."""
+        every = [*parts]
+        return cls(
+            known=tuple(known),
+            windows=tuple(read for one in every for read in one.windows),
+            latest=tuple(point for one in every for point in one.latest),
+            events=tuple(event for one in every for event in one.events),
+        )
 
 
 class PollState(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from bace_bridge.domain import events
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.polling.rules.sessions import KnownSession, session_event
-from bace_bridge.polling.rules.windows import window_at
+from bace_bridge.polling.rules.windows import SPAN, summed
 
 POINTS_PER_EVENT = 200
 BYTES_PER_EVENT = 60 * 1024
@@ -20,6 +20,7 @@ class Datapoint(msgspec.Struct, frozen=True, gc=False):
     """A downsampled datapoint. `timestamp` is in epoch seconds; `count` 1 means a raw sample.
 
     A series is the combination of group, source device and datatype. `group_id` is the row's, where it has one.
+    `revision` is how often other values were emitted of this (series, timestamp).
     """
 
     series_id: str
@@ -31,6 +32,11 @@ class Datapoint(msgspec.Struct, frozen=True, gc=False):
     avg: float | None
     count: int
     group_id: str | None = None
+    revision: int = 0
+
+    @property
+    def values(self) -> tuple[float | None, float | None, float | None, int]:
+        return (self.min, self.max, self.avg, self.count)
 
 
 class EmittedPoint(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -70,27 +76,19 @@ class DatapointView(msgspec.Struct, frozen=True, gc=False):
     revision: int
 
 
-class ChangedPoint(msgspec.Struct, frozen=True, gc=False):
-    """A new or changed datapoint and its revision."""
-
-    point: Datapoint
-    revision: int
-
-
-def compare(emitted: Emitted, served: Iterable[Datapoint]) -> tuple[Emitted, list[ChangedPoint]]:
-    """What is new or changed in `served`, oldest first, and what has been emitted with it."""
+def compare(emitted: Emitted, served: Iterable[Datapoint]) -> tuple[Emitted, list[Datapoint]]:
+    """What has been emitted with `served`, and what of it is new or changed, oldest first."""
     after = {series: dict(points) for series, points in emitted.items()}
-    changed: list[ChangedPoint] = []
+    changed: list[Datapoint] = []
     for point in served:
         series = after.setdefault(point.series_id, {})
         before = series.get(point.timestamp)
-        values = (point.min, point.max, point.avg, point.count)
-        if before is not None and (before.min, before.max, before.avg, before.count) == values:
+        if before is not None and before == EmittedPoint(*point.values, before.revision):
             continue
         revision = 0 if before is None else before.revision + 1
-        series[point.timestamp] = EmittedPoint(*values, revision)
-        changed.append(ChangedPoint(point, revision))
-    changed.sort(key=lambda one: one.point.timestamp)
+        series[point.timestamp] = EmittedPoint(*point.values, revision)
+        changed.append(msgspec.structs.replace(point, revision=revision) if revision else point)
+    changed.sort(key=lambda one: one.timestamp)
     return after, changed
 
 
@@ -101,7 +99,7 @@ def is_sample(point: Datapoint) -> bool:
 
 def are_raw(points: Sequence[Datapoint]) -> bool:
     """False where the points may be aggregates: also a bucket of one sample counts 1, at the time that it begins."""
-    return not points or (all(one.count == 1 for one in points) and any(one.timestamp % 60 for one in points))
+    return not points or (all(one.count == 1 for one in points) and any(map(is_sample, points)))
 
 
 def are_samples(points: Sequence[Datapoint]) -> bool:
@@ -112,14 +110,12 @@ def are_samples(points: Sequence[Datapoint]) -> bool:
 
 def samples_per_hour(points: Iterable[Datapoint]) -> dict[int, int]:
     """By the beginning of the hour."""
-    hours: Counter[int] = Counter()
-    for point in points:
-        hours[window_at(point.timestamp).start] += point.count
-    return dict(hours)
+    hours = summed(((point.timestamp, point.count) for point in points), SPAN)
+    return {hour * SPAN: many for hour, many in hours.items()}
 
 
 def datapoint_events(
-    known: KnownSession, changed: Sequence[ChangedPoint], datatypes: Mapping[int, Datatype], *, now: float
+    known: KnownSession, changed: Sequence[Datapoint], datatypes: Mapping[int, Datatype], *, now: float
 ) -> list[Event]:
     """Events of at most 200 datapoints, each below 64 KiB."""
     parts = (changed[first : first + POINTS_PER_EVENT] for first in range(0, len(changed), POINTS_PER_EVENT))
@@ -127,11 +123,11 @@ def datapoint_events(
 
 
 def _fitting(
-    known: KnownSession, changed: Sequence[ChangedPoint], datatypes: Mapping[int, Datatype], now: float
+    known: KnownSession, changed: Sequence[Datapoint], datatypes: Mapping[int, Datatype], now: float
 ) -> list[Event]:
     facts = ([_facts(one) for one in changed],)
     views = [view(one, datatypes) for one in changed]
-    at = changed[-1].point.timestamp
+    at = changed[-1].timestamp
     event = session_event(events.SESSION_DATAPOINTS, known, time=at, now=now, facts=facts, datapoints=views)
     if len(event.data) <= BYTES_PER_EVENT or len(changed) == 1:
         return [event]
@@ -139,15 +135,12 @@ def _fitting(
     return [*_fitting(known, changed[:middle], datatypes, now), *_fitting(known, changed[middle:], datatypes, now)]
 
 
-def _facts(one: ChangedPoint) -> tuple[object, ...]:
+def _facts(point: Datapoint) -> tuple[object, ...]:
     """What an event's id is made of: everything that it says of the point."""
-    point = one.point
-    identity = (point.series_id, point.source_device, point.datatype, point.timestamp)
-    return (*identity, point.min, point.max, point.avg, point.count, one.revision)
+    return (point.series_id, point.source_device, point.datatype, point.timestamp, *point.values, point.revision)
 
 
-def view(changed: ChangedPoint, datatypes: Mapping[int, Datatype]) -> DatapointView:
-    point, meaning = changed.point, datatypes.get(changed.point.datatype) or Datatype()
+def view(point: Datapoint, datatypes: Mapping[int, Datatype]) -> DatapointView:
+    meaning = datatypes.get(point.datatype) or Datatype()
     identity = (point.series_id, point.source_device, point.datatype, meaning.name, meaning.unit)
-    values = (point.min, point.max, point.avg, point.count)
-    return DatapointView(*identity, iso_utc(point.timestamp), *values, changed.revision)
+    return DatapointView(*identity, iso_utc(point.timestamp), *point.values, point.revision)

@@ -1,5 +1,6 @@
 """The JSON Schema of the events, as webhooks get them: CloudEvents 1.0, structured."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -53,14 +54,11 @@ def event_schema() -> dict[str, Any]:
 def _besides(datapoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What the data of a type holds besides session and device."""
     csv = {
-        "type": "object",
-        "properties": {
-            "url": {"type": "string", "format": "uri"},
-            "revision": {"type": "integer", "minimum": 0},
-            "datapoint_count": {"type": ["integer", "null"]},
-        },
-        "required": ["url", "revision"],
+        "url": {"type": "string", "format": "uri"},
+        "revision": {"type": "integer", "minimum": 0},
+        "datapoint_count": {"type": ["integer", "null"]},
     }
+    event = {"id": _TEXT, "type": _TEXT, "session_id": {"type": ["string", "null"]}}
     return {
         events.SESSION_DATAPOINTS: {
             "datapoints": {"type": "array", "items": datapoint, "minItems": 1, "maxItems": POINTS_PER_EVENT}
@@ -68,30 +66,25 @@ def _besides(datapoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
         events.SESSION_UPDATED: {
             "changed": {"type": "array", "items": {"enum": ["label", "person", "group"]}, "minItems": 1}
         },
-        events.SESSION_CSV_READY: {"csv": csv},
+        events.SESSION_CSV_READY: {"csv": _object(csv, required=["url", "revision"])},
         events.SINK_DISABLED: {"sink": _TEXT, "reason": _TEXT},
         events.SINK_DEAD_LETTER: {
             "sink": _TEXT,
             "reason": _TEXT,
             "attempts": {"type": "integer", "minimum": 1},
-            "event": {
-                "type": "object",
-                "properties": {"id": _TEXT, "type": _TEXT, "session_id": {"type": ["string", "null"]}},
-                "required": ["id", "type", "session_id"],
-            },
+            "event": _object(event),
         },
     }
 
 
 def _kind(event_type: str, data: dict[str, Any], *, of_session: bool) -> dict[str, Any]:
-    kind: dict[str, Any] = {
+    return {
         "title": event_type,
-        "properties": {
-            "type": {"const": f"bace.{event_type}"},
-            "data": {"type": "object", "properties": data, "required": list(data)},
-        },
-        "required": ["type", "data"],
+        "properties": {"type": {"const": f"bace.{event_type}"}, "data": _object(data)},
+        "required": ["type", "data", "subject"] if of_session else ["type", "data"],
     }
-    if of_session:
-        kind["required"].append("subject")
-    return kind
+
+
+def _object(properties: dict[str, Any], *, required: Sequence[str] | None = None) -> dict[str, Any]:
+    """All of its properties are required where not said otherwise."""
+    return {"type": "object", "properties": properties, "required": list(properties if required is None else required)}

@@ -1,5 +1,6 @@
-"""What a fetch of a data session's datapoints leads to: its end, its CSV, and the time of the next fetch."""
+"""What a fetch of datapoints leads to: events of what is new, a session's end and CSV, and the time of the next one."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -7,7 +8,18 @@ import msgspec
 from bace_bridge.domain import events
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.retry import backoff
+from bace_bridge.polling.rules.changes import Changes, LatestSeen, WindowRead
+from bace_bridge.polling.rules.datapoints import (
+    Datapoint,
+    Datatype,
+    Emitted,
+    are_samples,
+    compare,
+    datapoint_events,
+    view,
+)
 from bace_bridge.polling.rules.sessions import END_PATIENCE, DataSession, KnownSession, Observation, session_event
+from bace_bridge.polling.rules.windows import Window, WindowState, halves, is_settled
 
 SLOWEST_LATE_FETCH = 600.0
 """Seconds: an ended session whose ingestion does not finish is asked ever more rarely, down to this."""
@@ -33,6 +45,65 @@ Outcome = Literal["short", "read", "more", "failed", "forbidden", "unavailable"]
 """How a fetch went: every window was read, but less came than there is (`short`); every window was read; there is more
 to read at once; the cloud refused or broke on this session while it answered others; the account may not read any
 datapoints; the cloud is away, which says nothing of this session."""
+
+
+def absorb(
+    known: KnownSession,
+    window: Window,
+    served: Sequence[Datapoint],
+    *,
+    before: WindowState | None,
+    emitted: Emitted,
+    datatypes: Mapping[int, Datatype],
+    in_part: bool = False,
+    pages: int = 1,
+    now: float,
+    cloud_now: float,
+) -> Changes:
+    """The changes after a window was `served`. The same points again change nothing but its state.
+
+    `in_part` says that it was read on from where it ended. `now` is when the points were observed; whether the window
+    is settled is judged by the cloud's time.
+    """
+    after, new = compare(emitted, served)
+    state = WindowState(*window, known.reading, samples=sum(one.count for one in served))
+    newest = max((one.timestamp for one in served), default=None)
+    if in_part and before is not None:
+        added = sum(one.count for one in new if not one.revision)
+        raw_until = newest or before.raw_until if all(one.count == 1 for one in served) else None
+        state = msgspec.structs.replace(state, samples=before.samples + added, raw_until=raw_until)
+    else:
+        settled = is_settled(window, known, now=cloud_now)
+        raw_until = newest if pages > 1 and are_samples(served) else None
+        state = msgspec.structs.replace(state, settled=settled, raw_until=raw_until)
+    group_id = known.session.group_id
+    latest = tuple(
+        LatestSeen(group_id, one.source_device, one.datatype, one.timestamp, msgspec.json.encode(view(one, datatypes)))
+        for one in {one.series_id: one for one in new}.values()
+    )
+    events_of_points = tuple(datapoint_events(known, new, datatypes, now=now))
+    read = WindowRead(known.session.id, state, after if new else None)
+    return Changes(windows=(read,), latest=latest, events=events_of_points)
+
+
+def split(known: KnownSession, parent: Window, emitted: Emitted) -> Changes:
+    """Has a window read in halves from now on; what was emitted of it belongs to its halves, which are due."""
+    session_id = known.session.id
+    reads = [WindowRead(session_id, WindowState(*parent, known.reading, settled=True, split=True), {})]
+    for part in halves(parent):
+        share = {
+            series: {stamp: point for stamp, point in points.items() if part.start <= stamp < part.end}
+            for series, points in emitted.items()
+        }
+        reads.append(WindowRead(session_id, WindowState(*part, known.reading - 1), share))
+    return Changes(windows=tuple(reads))
+
+
+def left_out(known: KnownSession, before: WindowState | None, window: Window) -> Changes:
+    """A window that cannot be read, so that the session's other windows can go on; how often that was so is counted."""
+    before = before or WindowState(*window, known.reading)
+    state = msgspec.structs.replace(before, reading=known.reading, settled=True, failures=before.failures + 1)
+    return Changes(windows=(WindowRead(known.session.id, state, None),))
 
 
 def judge(fresh: KnownSession, seen: DataSession, *, reading: int, samples: int | None, cloud_now: float) -> Outcome:
@@ -67,12 +138,10 @@ def conclude(
     interval: float,
     now: float,
     left_out: bool = False,
-    retry_after: float = 0.0,
 ) -> Observation:
-    """What follows from a fetch; `outcome` is None in the middle of one. `interval` is in seconds.
+    """What follows from a fetch; `outcome` is None in the middle of one. `interval` is in seconds, up to the next one.
 
-    `left_out` says that the cloud broke on some windows so often that the others go on without them; `retry_after`
-    for how many seconds it is to be left alone.
+    `left_out` says that the cloud broke on some windows so often that the others go on without them.
     """
     emitted: list[Event] = []
     failed = outcome in {"failed", "forbidden"}
@@ -91,7 +160,7 @@ def conclude(
         still_unread = known.unread and outcome in {"failed", "unavailable"}
         unread = ingested and (gave_up or still_unread or (outcome == "read" and left_out))
         known = msgspec.structs.replace(known, unread=unread, **_counted(known, outcome, now))
-        known = msgspec.structs.replace(known, fetch_at=_next_fetch(known, outcome, max(interval, retry_after), now))
+        known = msgspec.structs.replace(known, fetch_at=_next_fetch(known, outcome, interval, now))
     return Observation(known, tuple(emitted))
 
 
@@ -137,8 +206,8 @@ def _next_fetch(known: KnownSession, outcome: Outcome, interval: float, now: flo
         return now + max(interval, backoff(known.failed_fetches, jitter=0.0))
     if outcome in {"unavailable", "short"} or session.end is None:
         return now + interval
+    changed = max(session.start, session.end, session.created_at or 0.0, session.updated_at or 0.0)
     if known.unread:
-        changed = max(session.start, session.end, session.created_at or 0.0, session.updated_at or 0.0)
         return now + min(max(SLOWEST_LATE_FETCH, (now - changed) / 20), SLOWEST_FETCH)
     wait = min(max(interval, (now - session.end) / 20), SLOWEST_LATE_FETCH)
     return now + wait if session.state == "ended" else None

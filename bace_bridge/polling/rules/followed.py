@@ -1,12 +1,13 @@
 """What is known of an active data session that may be fetched together with others, and what a batch makes of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import inf
+from typing import NamedTuple
 
 import msgspec
 
 from bace_bridge.polling.rules.datapoints import Datapoint, Emitted, are_samples
-from bace_bridge.polling.rules.sessions import KnownSession
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.polling.rules.windows import SETTLING, SPAN, States, Window, WindowState, windows_due
 
 SILENT_ROUNDS = 5
@@ -16,173 +17,158 @@ FIRST_PATIENCE, MOST_PATIENCE = 8, 256
 """Batches after which a session is fetched on its own because something is missing that they looked for."""
 
 
-class Shown(msgspec.Struct, frozen=True):
-    """What a fetch has shown of a data session's rows: their series, with the rows' groups, and their newest times.
-
-    `rate` is in rows a second. `raw` says that an hour of them came as samples, `own` that the cloud kept to the data
-    session and to the time.
-    """
-
-    series: frozenset[tuple[str, str | None]] = frozenset()
-    newest: dict[Window, float] = {}
-    rate: float = 0.0
-    raw: bool = False
-    own: bool = True
-
-    def own_group(self, known: KnownSession) -> str | None:
-        """The group of the data session, where it is that of all its rows; without rows what it was before."""
-        groups = {group for _, group in self.series}
-        if not groups:
-            return known.own_group
-        return known.session.group_id if self.own and groups == {known.session.group_id} else None
-
-    def with_rows(self, served: Mapping[Window, Sequence[Datapoint]], *, since: int, own: bool) -> "Shown":
-        """And these rows, of windows of which the first one was asked for from `since` on."""
-        (window, rows), *others = served.items()
-        whole = since == window.start and window.end - window.start == SPAN
-        newest = max((row.timestamp for row in rows), default=None)
-        return Shown(
-            series=self.series | {(row.series_id, row.group_id) for row in rows},
-            newest=self.newest if newest is None else {**self.newest, window: newest},
-            rate=self.rate if newest is None else len(rows) / max(newest - since, 1.0),
-            raw=self.raw or (whole and are_samples(rows)),
-            own=self.own and own and not others,
-        )
-
-
 class Followed(msgspec.Struct, frozen=True):
-    """What an active data session was like when it was fetched on its own, and in the batches since then.
+    """What the store told of an active data session after its last fetch of its own, and the batches since then.
 
-    `windows` are those that are not settled, `samples` counts those of the others. `missing` is by how much its row's
-    `datapoint_count` exceeded all samples at the end, `owed` what it was after that fetch; `count` is the row's when a
-    row of it came last. `silent` counts the batches in a row that showed nothing of it, `lacking` those after which
-    something was missing; after so many as its `patience` it is fetched on its own.
-    `doubts` counts the rows of a series that no such fetch had shown: then the next one is its own (`alone`).
+    `windows` are those that are not settled, and `newest` is the time of their newest points. `raw` says that an hour
+    came as samples. `count` is the row's `datapoint_count` when a row of it came last, `elsewhere` by how much that
+    exceeded the samples of the `windows` at first. `silent` counts the batches in a row that showed nothing of it,
+    `lacking` those after which it has more than was seen; after so many as its `patience` it is fetched on its own.
+    It is `alone` where only such a fetch tells whose its rows are.
+
+    One that is not `proven` was never fetched: whether all of its rows are of its group is still to be seen.
     """
 
     group_id: str
     reading: int
     series: frozenset[str]
-    rate: float
     raw: bool
     windows: dict[Window, WindowState]
     newest: dict[Window, float]
-    samples: int
     count: int | None
     at: float
-    owed: int = 0
-    missing: int = 0
+    elsewhere: int = 0
     silent: int = 0
     lacking: int = 0
     patience: int = FIRST_PATIENCE
-    doubts: int = 0
     alone: bool = False
+    proven: bool = True
 
     def is_about(self, known: KnownSession) -> bool:
         """False where the session has become another one, so to speak, since it was fetched."""
-        session = known.session
-        same = session.group_id == self.group_id and known.reading == self.reading and session.end is None
-        return same and not (known.removed or known.failed_fetches or known.csv_due or known.unread)
+        same = known.session.group_id == self.group_id and known.reading == self.reading
+        return same and is_plain(known)
 
-    def lacks(self, count: int | None) -> int:
-        """How many samples there are, by this `datapoint_count`, that were not seen."""
-        return max(0, (count or 0) - self.samples - sum(state.samples for state in self.windows.values()))
+    def fits(self, known: KnownSession) -> bool:
+        """Whether it can be in a batch."""
+        return self.is_about(known) and not self.alone
 
     @property
-    def misses_something(self) -> bool:
-        """True where the row says that samples have come which no batch has shown."""
-        return self.missing > self.owed
+    def seen(self) -> int:
+        """The samples in its windows."""
+        return sum(state.samples for state in self.windows.values())
 
     def is_to_be_checked(self, known: KnownSession, *, cloud_now: float) -> bool:
         """True where only a fetch of its own can tell what is true: a batch proves no silence and settles no window."""
         return (
-            any(cloud_now >= window.end + SETTLING for window in self.windows)
+            self.over_since(cloud_now) < inf
             or self.silent >= SILENT_ROUNDS
             or (self.silent > 0 and known.session.datapoint_count != self.count)
             or self.lacking >= self.patience
         )
 
-    def check_order(self, *, cloud_now: float) -> tuple[float, int]:
-        """Those of which a window is to be settled go first, the oldest one before all; then the longest silence."""
-        over = [window.end for window in self.windows if cloud_now >= window.end + SETTLING]
-        return min(over, default=inf), -self.silent
+    def over_since(self, cloud_now: float) -> float:
+        """The end of the oldest window that is to be settled."""
+        return min((window.end for window in self.windows if cloud_now >= window.end + SETTLING), default=inf)
+
+
+def own_group(known: KnownSession, shown: Collection[str | None], *, own: bool) -> str | None:
+    """The group of the data session, where all rows are of it that a fetch of its own has shown; else None.
+
+    `own` says that the cloud kept to session and time in it. Without rows it is what it was before.
+    """
+    if not shown:
+        return known.own_group
+    return known.session.group_id if own and {*shown} == {known.session.group_id} else None
+
+
+def is_plain(known: KnownSession) -> bool:
+    """True for an active session of which nothing is to be done but to read what is new."""
+    special = known.removed or known.failed_fetches or known.csv_due or known.unread
+    return known.session.end is None and not special
 
 
 def follow(
-    known: KnownSession, states: States, shown: Shown, before: Followed | None, *, now: float
+    known: KnownSession,
+    states: States,
+    emitted: Mapping[Window, Emitted],
+    before: Followed | None,
+    *,
+    now: float,
+    cloud_now: float,
 ) -> Followed | None:
-    """What a fetch that has read everything due of a data session leaves behind; None where it cannot be in a batch.
+    """What the store tells of a data session; None where it has to be fetched on its own first.
 
-    That needs rows, all of its own group, and whole hours as windows.
+    All rows that it has shown in such a fetch were of its own group. Or it was never fetched, and a batch can show
+    everything that its row counts. `emitted` is what was published of its windows that are not settled; `before` is
+    from before its last fetch: where a count never fits, it is fetched ever more rarely for that.
     """
-    group_id, count = known.session.group_id, known.session.datapoint_count
-    if known.session.end is not None or not shown.own or any(group != group_id for _, group in shown.series):
-        return None
-    unsettled = {window: state for window, state in states.items() if not state.settled}
-    if before is not None and not before.is_about(known):
-        before = None
-    series = frozenset(name for name, _ in shown.series) | (before.series if before is not None else frozenset())
-    if not series or any(window.end - window.start != SPAN for window in unsettled):
-        return None
+    session, due = known.session, windows_due(known, states, now=cloud_now)
+    rows = {window: found for window, points in emitted.items() if (found := _rows(points))}
+    windows = {window: WindowState(*window, known.reading) for window in due}
+    windows |= {window: state for window, state in states.items() if not state.settled}
     made = Followed(
-        group_id=group_id,
+        group_id=session.group_id,
         reading=known.reading,
-        series=series,
-        rate=shown.rate,
-        raw=shown.raw or (before is not None and before.raw),
-        windows=unsettled,
-        newest={window: at for window, at in shown.newest.items() if window in unsettled},
-        samples=sum(state.samples for state in states.values() if state.settled),
-        count=count,
+        series=frozenset(series for points in emitted.values() for series in points),
+        raw=any(map(are_samples, rows.values())),
+        windows=windows,
+        newest={window: max(row.timestamp for row in found) for window, found in rows.items()},
+        count=session.datapoint_count,
         at=now,
-        doubts=before.doubts if before is not None and before.series == series else 0,
+        proven=known.own_group == session.group_id,
     )
-    owed = made.lacks(count)
-    # Where a count never fits, its sessions are not fetched again and again.
-    vain = before is not None and owed > before.owed
-    patience = min(MOST_PATIENCE, 2 * before.patience) if before is not None and vain else FIRST_PATIENCE
-    return msgspec.structs.replace(made, owed=owed, patience=patience)
-
-
-def remembered(
-    known: KnownSession, states: States, emitted: Mapping[Window, Emitted], *, now: float, cloud_now: float
-) -> Followed | None:
-    """What the store tells of a data session after a restart; None where it has to be fetched on its own first.
-
-    `emitted` is what was published of its windows that are not settled.
-    """
-    group_id = known.session.group_id
-    due = windows_due(known, states, now=cloud_now)
-    gap = any(one not in states and one.end <= cloud_now for one in due)
-    if known.own_group != group_id or gap:
+    if not is_plain(known) or any(window.end - window.start != SPAN for window in windows):
         return None
-    shown = Shown()
-    for window, points in emitted.items():
-        rows = [
-            Datapoint(series, "", 0, at, None, None, None, point.count, group_id)
-            for series, found in points.items()
-            for at, point in found.items()
-        ]
-        shown = shown.with_rows({window: rows}, since=window.start, own=True)
-    return follow(known, states, shown, None, now=now)
+    if not made.proven:
+        changed = known.updates or known.reopenings or known.own_group is not None
+        is_young = session.datapoint_count and not states and made.over_since(cloud_now) == inf
+        return made if is_young and not changed else None
+    settled = sum(state.samples for state in states.values() if state.settled)
+    elsewhere = max(settled, (known.count_fetched or 0) - made.seen)
+    patience = FIRST_PATIENCE
+    if before is not None and elsewhere > settled:
+        patience = min(MOST_PATIENCE, before.patience * (2 if before.lacking >= before.patience else 1))
+    return msgspec.structs.replace(made, elsewhere=elsewhere, patience=patience)
+
+
+def _rows(published: Emitted) -> list[Datapoint]:
+    return [
+        Datapoint(series, "", 0, at, None, None, None, point.count)
+        for series, points in published.items()
+        for at, point in points.items()
+    ]
+
+
+class Read(NamedTuple):
+    """What a batch has shown of a window of one session, from its start on where it is `whole`."""
+
+    window: Window
+    rows: Sequence[Datapoint]
+    whole: bool
 
 
 def after_batch(
-    followed: Followed, states: Mapping[Window, WindowState], shown: Shown, *, count: int | None, now: float
+    followed: Followed, reads: Sequence[Read], states: Iterable[WindowState], *, session: DataSession, now: float
 ) -> Followed:
-    """What is known of a session after a batch; `count` is its row's `datapoint_count` from before it."""
+    """What is known of a session after a batch; `session` is its row from before it, which counts no newer samples."""
+    count, counted_at = session.datapoint_count, session.updated_at or now
+    rows = [row for read in reads for row in read.rows]
+    newest = {read.window: max(row.timestamp for row in read.rows) for read in reads if read.rows}
     after = msgspec.structs.replace(
         followed,
-        rate=shown.rate or followed.rate,
-        raw=followed.raw or shown.raw,
-        windows={**followed.windows, **states},
-        newest={**followed.newest, **shown.newest},
-        count=count if shown.newest else followed.count,
-        silent=0 if shown.newest else followed.silent + 1,
+        series=followed.series | {row.series_id for row in rows},
+        raw=followed.raw or any(read.whole and are_samples(read.rows) for read in reads),
+        windows={**followed.windows, **{state.window: state for state in states}},
+        newest={**followed.newest, **newest},
+        count=count if newest else followed.count,
+        silent=0 if newest else followed.silent + 1,
         at=now,
+        proven=True,
     )
-    after = msgspec.structs.replace(after, missing=after.lacks(count))
-    return msgspec.structs.replace(after, lacking=after.lacking + 1 if after.misses_something else 0)
+    newer = sum(row.count for row in rows if row.timestamp > counted_at + 1)
+    lacks = (count or 0) > after.elsewhere + after.seen - newer
+    return msgspec.structs.replace(after, lacking=followed.lacking + 1 if lacks else 0)
 
 
 def conclude_batch(
@@ -201,7 +187,8 @@ def conclude_batch(
         return fresh
     return msgspec.structs.replace(
         fresh,
+        own_group=after.group_id,
         fetch_at=now + interval,
         fetched_at=now if after.silent <= SILENT_ROUNDS else fresh.fetched_at,
-        count_fetched=fresh.count_fetched if after.missing else after.count,
+        count_fetched=fresh.count_fetched if after.lacking else after.count,
     )

@@ -1,47 +1,60 @@
 """How datapoints are asked for, and what the pages of an answer hold."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 from bace_bridge.polling.rules.datapoints import Datapoint
-from bace_bridge.polling.rules.ranges import LATEST_FILTER
+from bace_bridge.polling.rules.ranges import LATEST_FILTER, NOBODY
 from bace_bridge.polling.rules.seen import Page
 from bace_bridge.polling.rules.sessions import DataSession
+from bace_bridge.polling.rules.windows import Window
 
 Params = tuple[tuple[str, str], ...]
 
 
 class PointQuery(NamedTuple):
-    """The datapoints of a data session in [start, end); without bounds all of them, at day resolution."""
+    """The datapoints of a data session, or of several, in [start, end)."""
 
-    session_id: str
-    start: int | None = None
-    end: int | None = None
+    sessions: str | tuple[str, ...]
+    start: int = -LATEST_FILTER
+    end: int = LATEST_FILTER
     datatypes: tuple[int, ...] = ()
     source_device: str | None = None
+
+    @property
+    def of_nobody(self) -> "PointQuery":
+        """The same for no data session: a cloud that honours the filter shows nothing."""
+        return self._replace(sessions=NOBODY if isinstance(self.sessions, str) else (NOBODY,))
 
     @property
     def of_one_series(self) -> bool:
         return len(self.datatypes) == 1 and self.source_device is not None
 
+    def divided(self, at: int) -> list["PointQuery"]:
+        """The same for some of the datatypes each: those from the one `at` a place on, and those before it."""
+        return [self._replace(datatypes=some) for some in (self.datatypes[at:], self.datatypes[:at])]
+
     @property
     def params(self) -> Params:
-        """Sorted, since the pages of an answer without an order need not be cut from the same one."""
+        """Sorted, since the pages of an answer without an order need not be cut from the same one.
+
+        Short names and few of them: a server may repeat all this five times in a header.
+        """
+        session = "filter[id_data_session]"
+        sessions = [(session, self.sessions)]
+        if not isinstance(self.sessions, str):
+            sessions = [(f"{session}[in][]", one) for one in self.sessions]
         name = "filter[datatype]" if len(self.datatypes) == 1 else "filter[datatype][in][]"
         wanted = (
-            ("filter[id_data_session]", self.session_id),
-            ("filter[timestamp_seconds][gte]", _filter_value(self.start)),
-            ("filter[timestamp_seconds][lt]", _filter_value(self.end)),
+            *sessions,
+            ("filter[timestamp_seconds][gte]", max(-LATEST_FILTER, min(self.start, LATEST_FILTER))),
+            ("filter[timestamp_seconds][lt]", max(-LATEST_FILTER, min(self.end, LATEST_FILTER))),
             *((name, datatype) for datatype in self.datatypes),
             ("filter[source_device]", self.source_device),
             ("sort", "timestamp_seconds"),
         )
         return tuple((name, str(value)) for name, value in wanted if value is not None)
-
-
-def _filter_value(seconds: int | None) -> int | None:
-    return None if seconds is None else max(-LATEST_FILTER, min(seconds, LATEST_FILTER))
 
 
 def fit_together(pages: Sequence[Page[Datapoint]], *, one_series: bool) -> bool:
@@ -81,3 +94,15 @@ def within(rows: Iterable[Datapoint], session: DataSession) -> tuple[Datapoint, 
     """The rows that can only be the session's, of a cloud that serves those of all sessions."""
     end = float("inf") if session.end is None else session.end
     return tuple(row for row in rows if row.group_id == session.group_id and session.start <= row.timestamp <= end)
+
+
+def shown_by_day(
+    points: Sequence[Datapoint], windows: Iterable[Window], probe: Mapping[int, int]
+) -> dict[Window, tuple[Datapoint, ...]]:
+    """What an answer for a day surely shows of windows: lone samples, as many as a probe found there."""
+    shown: dict[Window, tuple[Datapoint, ...]] = {}
+    for window in windows:
+        rows = tuple(one for one in points if window.start <= one.timestamp < window.end)
+        if all(one.count == 1 for one in rows) and len(rows) >= max(1, probe.get(window.start, 1)):
+            shown[window] = rows
+    return shown

@@ -25,6 +25,10 @@ SETTLING = 600.0
 MARGIN = 600.0
 """Seconds around a data session's time, and ahead of ours, in which points may lie: clocks differ."""
 
+OVER_FOR, AHEAD, LATE_EVERY = 60.0, 120.0, 4
+"""Seconds after its end from which a window is read in every fourth round only, for what comes now is late anyway; and
+those past its newest point that are read of a device whose clock is ahead of ours."""
+
 DIRECT_WINDOWS = 24
 """With more windows than this, a probe first tells in which of them there is anything to read."""
 
@@ -66,6 +70,11 @@ class WindowState(msgspec.Struct, frozen=True):
 States = Mapping[Window, WindowState]
 
 
+def is_late_round(now: float, interval: float) -> bool:
+    """By the clock, so that it is the same round for all data sessions."""
+    return int(now // interval) % LATE_EVERY == 0
+
+
 def window_at(timestamp: float) -> Window:
     start = int(timestamp // SPAN) * SPAN
     return Window(start, start + SPAN)
@@ -79,18 +88,15 @@ def halves(window: Window) -> tuple[Window, ...]:
 
 
 def leaves(window: Window, states: States) -> Iterator[Window]:
-    """The windows in which it is read: itself or, where it was split, its parts."""
+    """The windows in which it is read: itself or, where it was split, its parts; none beyond what a filter may hold."""
+    if not EARLIEST_WINDOW <= window.start < LATEST_FILTER:
+        return
     state = states.get(window)
     parts = halves(window) if state is not None and state.split else ()
     for part in parts:
         yield from leaves(part, states)
     if not parts:
         yield window
-
-
-def leaf_at(timestamp: float, states: States) -> Window:
-    """The window in which a point is read."""
-    return next(one for one in leaves(window_at(timestamp), states) if timestamp < one.end)
 
 
 def windows_due(known: KnownSession, states: States, *, now: float, hours: Iterable[int] | None = None) -> list[Window]:
@@ -104,7 +110,7 @@ def windows_due(known: KnownSession, states: States, *, now: float, hours: Itera
         ahead = LATEST_FILTER
     due: set[Window] = set()
     for start in _starts(known, states, now=now) if hours is None else hours:
-        for window in _leaves_at(start, states):
+        for window in leaves(window_at(start), states):
             state = states.get(window)
             unread = state is None or state.reading < known.reading or not state.settled
             if unread and window.start <= ahead:
@@ -114,46 +120,44 @@ def windows_due(known: KnownSession, states: States, *, now: float, hours: Itera
     return sorted(due)
 
 
+def likely_news(windows: Iterable[Window], known: KnownSession, states: States, *, now: float) -> list[Window]:
+    """Those windows of an active session that were not read yet, are to be settled, or hold the present.
+
+    The present is now, and by the device's clock the time of its newest point.
+    """
+    newest = known.newest_point_at if known.newest_point_at is not None else now
+    first, last = min(now, newest) - OVER_FOR, max(now, newest) + AHEAD
+    return [
+        one
+        for one in windows
+        if one not in states
+        or states[one].reading < known.reading
+        or one.end + SETTLING <= now
+        or (first < one.end and one.start <= last)
+    ]
+
+
 def windows_with_more(probe: Mapping[int, int], known: KnownSession, states: States, *, span: int) -> list[Window]:
     """The windows, also settled ones, of the hours or days in which a probe found more samples than they hold.
 
     A cloud's buckets need not begin where ours do, so the hour or the day after one is read, too. Where the sums never
     agree, a day counts again only when its sum has changed since the last probe. Before a CSV everything was just read.
     """
-    days = per_day(probe)
-    wanted: Counter[int] = Counter()
-    found: Counter[int] = Counter()
-    for hour, samples in probe.items():
-        if days[hour // DAY] != known.probed.get(hour // DAY):
-            wanted[hour // span] += samples
-    for state in states.values():
-        found[state.start // span] += state.samples
+    days = summed(probe.items(), DAY)
+    changed = ((hour, many) for hour, many in probe.items() if days[hour // DAY] != known.probed.get(hour // DAY))
+    wanted, found = summed(changed, span), summed(((one.start, one.samples) for one in states.values()), span)
     short = [one * span for one in wanted if wanted[one] > found[one]]
     hours = sorted({hour for start in short for hour in range(start, start + 2 * span, SPAN)})
-    windows = [window for hour in hours for window in _leaves_at(hour, states)]
+    windows = [window for hour in hours for window in leaves(window_at(hour), states)]
     return [one for one in windows if not known.csv_due or one not in states or states[one].reading < known.reading]
 
 
-def per_day(probe: Mapping[int, int]) -> dict[int, int]:
-    """The samples of a probe by epoch day."""
-    days: Counter[int] = Counter()
-    for hour, samples in probe.items():
-        days[hour // DAY] += samples
-    return dict(days)
-
-
-def days_of(windows: Iterable[Window]) -> dict[Window, list[Window]]:
-    """The windows by the day that they are part of, in their order."""
-    days: dict[Window, list[Window]] = {}
-    for window in windows:
-        start = window.start // DAY * DAY
-        days.setdefault(Window(start, start + DAY), []).append(window)
-    return days
-
-
-def _leaves_at(start: int, states: States) -> Iterator[Window]:
-    if EARLIEST_WINDOW <= start < LATEST_FILTER:
-        yield from leaves(Window(start, start + SPAN), states)
+def summed(samples: Iterable[tuple[float, int]], span: int) -> Counter[int]:
+    """Numbers of samples at their times, by the number of the span (in seconds, from the epoch) that they are in."""
+    sums: Counter[int] = Counter()
+    for at, many in samples:
+        sums[int(at // span)] += many
+    return sums
 
 
 def _starts(known: KnownSession, states: States, *, now: float) -> Iterator[int]:

@@ -15,9 +15,11 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
 from bace_bridge.config.models import MqttConfig
+from bace_bridge.sinks.mqtt.buffered import BufferedSocket
 from bace_bridge.sinks.mqtt.endings import FIRST_FAILURE
 from bace_bridge.sinks.mqtt.manners import Manner
 from bace_bridge.sinks.mqtt.properties import introduction
+from bace_bridge.sinks.mqtt.puback import read_consent
 from bace_bridge.sinks.mqtt.sockets import Socket, Unreachable, reason
 
 LARGEST_PACKET = 2**20
@@ -54,7 +56,7 @@ def new_client(sock: Socket, config: MqttConfig, *, client_id: str, manner: Mann
     try:
         client = _configured(config, client_id=client_id, manner=manner, will=will)
         inside: Any = client
-        inside._create_socket = lambda: sock  # noqa: SLF001
+        inside._create_socket = lambda: BufferedSocket(sock)  # noqa: SLF001
         properties: Any = introduction(version, LARGEST_PACKET) if manner.protocol == "5" else None
         client.connect(config.host, config.port, round(config.keepalive), properties=properties)
     except UNSENDABLE as error:
@@ -77,6 +79,7 @@ def _configured(config: MqttConfig, *, client_id: str, manner: Manner, will: Wil
     if config.username is not None:
         password = config.password.get_secret_value() if config.password is not None else None
         client.username_pw_set(config.username, password)
+    read_consent(client)
     if config.qos == _EXACTLY_ONCE:
         _heed_refusals(client)
     # Any callback here keeps paho from writing to the socket before the event loop drives it.

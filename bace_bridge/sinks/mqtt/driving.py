@@ -13,7 +13,7 @@ class Driver:
     """`failed` is told what paho could not read or write; `tick` is called about once a second."""
 
     def __init__(self, client: Client, *, failed: Callable[[Exception], None], tick: Callable[[float], None]) -> None:
-        sock = client.socket()
+        sock: Any = client.socket()
         if sock is None:
             raise RuntimeError("the client has no socket")
         self._loop = asyncio.get_running_loop()
@@ -21,7 +21,7 @@ class Driver:
         self._failed = failed
         self._tick = tick
         self._fd = sock.fileno()
-        self._buffered: Callable[[], int] | None = getattr(sock, "pending", None)
+        self._buffered: Callable[[], int] = sock.pending
         self._driving = True
         client.on_socket_close = self._on_socket_close
         client.on_socket_register_write = self._on_wants_to_write
@@ -38,11 +38,14 @@ class Driver:
             sock.close()
 
     def _read(self) -> None:
+        if not self._driving:
+            return
         try:
             self._client.loop_read()
-            # What TLS has decrypted already does not make the socket readable again.
-            while self._driving and self._buffered is not None and self._buffered():
-                self._client.loop_read()
+            # What was read or decrypted already does not make the socket readable again. Others have a turn before it:
+            # requests would come faster than they are answered.
+            if self._buffered():
+                self._loop.call_soon(self._read)
         except Exception as error:  # noqa: BLE001  # our callbacks keep theirs: this is what the broker sent
             self._failed(error)
 

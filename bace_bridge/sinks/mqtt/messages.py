@@ -40,11 +40,15 @@ def topic_and_payload(event: Event, topics: Topics, *, time: str, replay: bool =
     Raises `msgspec.MsgspecError` for broken data.
     """
     mark = True if replay else msgspec.UNSET
+    topic = topic_of(event, topics)
+    of_points = event.type == SESSION_DATAPOINTS and event.device_id is not None
+    return topic, _datapoints(event, time, mark) if of_points else _whole_event(event, time, mark)
+
+
+def topic_of(event: Event, topics: Topics) -> str:
     if event.device_id is None or not event.type.startswith(_OF_A_SESSION):
-        return topics.bridge_event, _whole_event(event, time, mark)
-    if event.type == SESSION_DATAPOINTS:
-        return topics.datapoints(event.device_id), _datapoints(event, time, mark)
-    return topics.event(event.device_id), _whole_event(event, time, mark)
+        return topics.bridge_event
+    return topics.datapoints(event.device_id) if event.type == SESSION_DATAPOINTS else topics.event(event.device_id)
 
 
 def _whole_event(event: Event, time: str, replay: _Mark) -> bytes:

@@ -12,6 +12,7 @@ from structlog.typing import FilteringBoundLogger
 
 from bace_bridge.config.models import MqttConfig
 from bace_bridge.config.mqtt import Version
+from bace_bridge.domain.events import Event
 from bace_bridge.domain.lanes import Attempt
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
@@ -19,7 +20,7 @@ from bace_bridge.sinks.mqtt.client import UNSENDABLE
 from bace_bridge.sinks.mqtt.connection import Connection
 from bace_bridge.sinks.mqtt.dialing import Dialer
 from bace_bridge.sinks.mqtt.endings import Ending
-from bace_bridge.sinks.mqtt.messages import topic_and_payload
+from bace_bridge.sinks.mqtt.messages import topic_and_payload, topic_of
 from bace_bridge.sinks.mqtt.mirror import OFFLINE, Mirror, StateSource
 from bace_bridge.sinks.mqtt.outage import Outage
 from bace_bridge.sinks.mqtt.properties import CloudEventAttributes
@@ -100,6 +101,10 @@ class MqttSink:
     async def ready(self) -> None:
         """Returns when events can be sent."""
         await self._ready.wait()
+
+    def where(self, event: Event) -> str:
+        """The topic."""
+        return topic_of(event, self._topics)
 
     def send(self, attempt: Attempt, done: Done) -> None:
         """Hands an event over. `done` is called exactly once, later, on the loop."""

@@ -11,6 +11,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from bace_bridge.config.models import WebhookConfig
+from bace_bridge.domain.events import Event
 from bace_bridge.domain.lanes import Attempt
 from bace_bridge.domain.pace import Pace
 from bace_bridge.errors import SinkError, SinkUnavailable
@@ -81,6 +82,12 @@ class WebhookSink:
     async def ready(self) -> None:
         """Returns at once while `run` runs: whether the endpoint answers only a POST can tell."""
         await self._is_ready.wait()
+
+    @staticmethod
+    def where(event: Event) -> str:
+        """There is one endpoint."""
+        del event
+        return ""
 
     def send(self, attempt: Attempt, done: Done) -> None:
         """Never blocks; `done` is called exactly once, on the loop, after this has returned."""
