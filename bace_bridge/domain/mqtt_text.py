@@ -55,6 +55,6 @@ def topic_problem(topic: str, *, more_levels: int = 0) -> str | None:
 
 def made_sendable(text: str) -> str:
     """The text with U+FFFD for what brokers refuse, and cut where it is too long for a string of MQTT."""
-    clean = UNSENDABLE.sub("\ufffd", text)
+    clean = UNSENDABLE.sub("\ufffd", text).replace("\ufeff", "\ufffd")  # paho, as a subscriber, takes no U+FEFF
     encoded = clean.encode()
     return clean if len(encoded) <= LONGEST else encoded[:LONGEST].decode(errors="ignore")

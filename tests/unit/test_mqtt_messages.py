@@ -12,7 +12,6 @@ from structlog.testing import capture_logs
 
 from bace_bridge.domain.events import Event, LoggedEvent
 from bace_bridge.domain.lanes import Attempt
-from bace_bridge.domain.state import DeviceState, LatestPoint
 from bace_bridge.errors import DeliveryFailed, DeliveryRejected
 from bace_bridge.sinks.mqtt.endings import (
     During,
@@ -27,10 +26,9 @@ from bace_bridge.sinks.mqtt.manners import Limits, announced
 from bace_bridge.sinks.mqtt.messages import topic_and_payload
 from bace_bridge.sinks.mqtt.outage import Outage
 from bace_bridge.sinks.mqtt.properties import CloudEventAttributes, correlation, introduction
-from bace_bridge.sinks.mqtt.retained import changes, device_topics
 from bace_bridge.sinks.mqtt.sockets import reason
 from bace_bridge.sinks.mqtt.suspicion import Suspicion
-from bace_bridge.sinks.mqtt.topics import Topics, level
+from bace_bridge.sinks.mqtt.topics import Topics
 
 TOPICS = Topics("bace")
 SESSION_DATA = b'{"session":{"id":"s1","label":"caf\xc3\xa9"},"device":{"id":"g1","label":"Bed"},"observed_at":"x"'
@@ -149,46 +147,6 @@ def test_long_and_other_properties_are_encoded_as_paho_does() -> None:
         theirs: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         setattr(theirs, name, value)
         assert ours.pack() == theirs.pack()
-
-
-def test_what_has_a_meaning_in_topics_is_no_part_of_a_name() -> None:
-    assert level("a/b+c#d\x00e") == "a_b_c_d_e"
-    assert level("") == "_"
-    assert TOPICS.latest("g/1", "sensor #2", 6000) == "bace/g_1/latest/sensor _2/6000"
-    assert TOPICS.request_name("bace/bridge/request/poll") == "poll"
-
-
-def test_the_retained_topics_of_a_device() -> None:
-    state = DeviceState("g1", available=True, session=b"{}", latest=(LatestPoint("src", 6000, b'{"avg":1}'),))
-
-    assert device_topics(state, TOPICS) == {
-        "bace/g1/availability": b"online",
-        "bace/g1/session": b"{}",
-        "bace/g1/latest/src/6000": b'{"avg":1}',
-    }
-
-
-def test_a_device_without_a_session_has_its_session_topic_cleared() -> None:
-    topics = device_topics(DeviceState("g1", available=False, session=None), TOPICS)
-
-    assert topics == {"bace/g1/availability": b"offline", "bace/g1/session": b""}
-
-
-@pytest.mark.parametrize(
-    ("published", "wanted", "expected"),
-    [
-        ({}, {"a": b"1"}, [("a", b"1")]),
-        ({"a": b"1"}, {"a": b"1"}, []),
-        ({"a": b"1"}, {"a": b"2"}, [("a", b"2")]),
-        ({"a": b"1"}, {}, [("a", b"")]),
-        ({"a": b""}, {}, []),
-        ({}, {"a": b""}, [("a", b"")]),
-    ],
-)
-def test_only_changes_are_published(
-    published: dict[str, bytes], wanted: dict[str, bytes], expected: list[tuple[str, bytes]]
-) -> None:
-    assert list(changes(published, wanted)) == expected
 
 
 @pytest.mark.parametrize(

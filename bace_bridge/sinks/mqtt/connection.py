@@ -2,11 +2,12 @@
 
 import asyncio
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
@@ -16,10 +17,12 @@ from bace_bridge.sinks.mqtt.driving import Driver
 from bace_bridge.sinks.mqtt.endings import During, Ending, ended, may_be_about_a_message, mute, refused
 from bace_bridge.sinks.mqtt.manners import Limits, Manner, announced
 from bace_bridge.sinks.mqtt.sockets import CONNECT_WITHIN, reason
-from bace_bridge.sinks.mqtt.suspicion import Suspicion
+from bace_bridge.sinks.mqtt.suspicion import Suspicion, TopicSuspicion
 from bace_bridge.sinks.mqtt.window import Done, Message, Window
 
 _ACKNOWLEDGED_WITHIN = 60.0
+_WITH_WILL = 0x04
+"""The reason code of a DISCONNECT that has the broker publish the last will."""
 
 
 class Connection:
@@ -34,6 +37,7 @@ class Connection:
         shows_certificate: bool,
         window: int,
         suspicion: Suspicion,
+        of_topics: TopicSuspicion,
         on_message: Callable[[MQTTMessage], None],
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -45,7 +49,7 @@ class Connection:
         self._during: During = "connect"
         self._socket_error = ""
         self._on_message = on_message
-        self._window = Window(client, size=window, suspicion=suspicion)
+        self._window = Window(client, size=window, suspicion=suspicion, of_topics=of_topics)
         self._accepted: asyncio.Future[Limits] = loop.create_future()
         self._answers: dict[int, asyncio.Future[bool]] = {}
         self.end: asyncio.Future[Ending] = loop.create_future()
@@ -74,19 +78,29 @@ class Connection:
 
         UNSUBSCRIBE, of a topic that is not subscribed to, has an answer also where the message has none.
         """
-        self._during = "probe"
         self._client.publish(message.topic, message.payload, message.qos, message.retain)
-        await self._answered(self._client.unsubscribe(topic), "use")
+        await self._answered(self._client.unsubscribe(topic), "probe")
         return not self.end.done()
 
-    async def subscribe(self, topic: str) -> bool:
-        """False when the broker refuses the subscription or does not answer."""
-        self._during = "subscribe"
+    async def subscribe(
+        self, filters: Sequence[str], *, qos: int, keeps_retain: bool = False, during: During = "use"
+    ) -> bool | None:
+        """True when the broker takes all of the filters, None where it does not answer.
+
+        With `keeps_retain` a message says whether it was published as retained, and not whether it was kept; MQTT 5
+        only. `during` is what an ending counts for that comes in the place of the answer.
+        """
+        qos = min(qos, self._manner.qos)
         if self._speaks_5:
-            asked = self._client.subscribe(topic, options=SubscribeOptions(qos=1, retainAsPublished=True))
+            options = SubscribeOptions(qos=qos, retainAsPublished=keeps_retain)
+            asked = self._client.subscribe([(one, options) for one in filters])
         else:
-            asked = self._client.subscribe(topic, qos=min(1, self._manner.qos))
-        return await self._answered(asked, "use")
+            asked = self._client.subscribe([(one, qos) for one in filters])
+        return await self._answered(asked, during)
+
+    def unsubscribe(self, filters: Sequence[str]) -> None:
+        if not self.end.done():
+            self._client.unsubscribe(list(filters))
 
     def publish(self, message: Message, done: Done) -> None:
         self._window.publish(message, done)
@@ -104,11 +118,15 @@ class Connection:
         else:
             work.cancel()
 
-    async def disconnect(self, *, within: float) -> None:
-        """Says goodbye, so that the broker does not publish the last will."""
-        if not self.end.done():
-            self._client.disconnect()
-            await asyncio.wait((self.end,), timeout=within)
+    async def disconnect(self, *, within: float, with_will: bool = False) -> None:
+        """Says goodbye, so that the broker does not publish the last will; or so that it does."""
+        if self.end.done():
+            return
+        if with_will and not self._speaks_5:
+            return  # the broker publishes it when the connection ends without a word
+        code = ReasonCode(PacketTypes.DISCONNECT, identifier=_WITH_WILL) if with_will else None
+        self._client.disconnect(reasoncode=code)
+        await asyncio.wait((self.end,), timeout=within)
 
     def release(self, problem: str) -> None:
         """Closes the socket and gives back what the broker has not acknowledged."""
@@ -120,18 +138,19 @@ class Connection:
         end = self.end
         return not end.cancelled() and end.exception() is None and may_be_about_a_message(end.result())
 
-    async def _answered(self, asked: tuple[MQTTErrorCode, int | None], then: During) -> bool:
-        """Waits for SUBACK or UNSUBACK; False where it is no, does not come, or the connection ends."""
+    async def _answered(self, asked: tuple[MQTTErrorCode, int | None], during: During) -> bool | None:
+        """What SUBACK or UNSUBACK says; None where it does not come, or the connection ends."""
         if asked[1] is None:
-            return False
+            return None
         answer = self._answers[asked[1]] = asyncio.get_running_loop().create_future()
+        self._during = during
         try:
             came = await self._first_of(answer, within=CONNECT_WITHIN)
         finally:
             self._answers.pop(asked[1], None)
         if not self.end.done():
-            self._during = then
-        return came and answer.result()
+            self._during = "use"
+        return answer.result() if came else None
 
     async def _first_of(self, awaited: asyncio.Future[Any], *, within: float) -> bool:
         await asyncio.wait((awaited, self.end), timeout=within, return_when=asyncio.FIRST_COMPLETED)

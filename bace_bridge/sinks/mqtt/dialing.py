@@ -13,7 +13,7 @@ from bace_bridge.sinks.mqtt.connection import Connection
 from bace_bridge.sinks.mqtt.endings import Ending, not_reached
 from bace_bridge.sinks.mqtt.manners import Manner
 from bace_bridge.sinks.mqtt.sockets import Unreachable, open_socket
-from bace_bridge.sinks.mqtt.suspicion import Suspicion
+from bace_bridge.sinks.mqtt.suspicion import Suspicion, TopicSuspicion
 from bace_bridge.sinks.mqtt.topics import Topics
 from bace_bridge.sinks.mqtt.window import Message
 
@@ -32,6 +32,7 @@ class Dialer:
         version: str,
         will: bytes,
         suspicion: Suspicion,
+        of_topics: TopicSuspicion,
         clock: Callable[[], float],
         log: FilteringBoundLogger,
     ) -> None:
@@ -42,6 +43,7 @@ class Dialer:
         self._version = version
         self._will = Will(topics.bridge_state, will)
         self._suspicion = suspicion
+        self._of_topics = of_topics
         self._clock = clock
         self._log = log
         self._course = manners.begin(config.protocol, qos=config.qos, requests=config.requests)
@@ -80,11 +82,12 @@ class Dialer:
         """Subscribes to requests; False where the broker refuses that in words."""
         if not self.manner.requests:
             return True
-        taken = await connection.subscribe(self._topics.requests)
+        # A request that was published as retained is none: it would come again at every connect.
+        taken = await connection.subscribe([self._topics.requests], qos=1, keeps_retain=True, during="subscribe")
         if connection.end.done():
             return True
         self._course = manners.subscribed(self._course)
-        return taken
+        return bool(taken)
 
     def learn(self, ending: Ending) -> bool:
         """True when the next attempt is a different one, and may be made at once."""
@@ -114,6 +117,7 @@ class Dialer:
             shows_certificate=config.tls.cert_file is not None,
             window=config.max_in_flight,
             suspicion=self._suspicion,
+            of_topics=self._of_topics,
             on_message=on_message,
         )
         opened = False

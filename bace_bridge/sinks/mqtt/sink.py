@@ -3,17 +3,19 @@
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 
 import msgspec
 import structlog
+from paho.mqtt.client import MQTTMessage
 from structlog.typing import FilteringBoundLogger
 
 from bace_bridge.config.models import MqttConfig
 from bace_bridge.config.mqtt import Version
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.lanes import Attempt
+from bace_bridge.domain.retry import backoff
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
 from bace_bridge.sinks.mqtt.client import UNSENDABLE
@@ -21,24 +23,37 @@ from bace_bridge.sinks.mqtt.connection import Connection
 from bace_bridge.sinks.mqtt.dialing import Dialer
 from bace_bridge.sinks.mqtt.endings import Ending
 from bace_bridge.sinks.mqtt.messages import topic_and_payload, topic_of
-from bace_bridge.sinks.mqtt.mirror import OFFLINE, Mirror, StateSource
+from bace_bridge.sinks.mqtt.mirror import Ledger, Mirror, StateSource
+from bace_bridge.sinks.mqtt.neighbours import Neighbours
 from bace_bridge.sinks.mqtt.outage import Outage
+from bace_bridge.sinks.mqtt.picture import OFFLINE, Kept, Scope
 from bace_bridge.sinks.mqtt.properties import CloudEventAttributes
+from bace_bridge.sinks.mqtt.refusals import Refusals
 from bace_bridge.sinks.mqtt.requests import Answer, Requests
-from bace_bridge.sinks.mqtt.suspicion import Suspicion
+from bace_bridge.sinks.mqtt.suspicion import Suspicion, TopicSuspicion
 from bace_bridge.sinks.mqtt.topics import Topics
+from bace_bridge.sinks.mqtt.tree import Tree
 from bace_bridge.sinks.mqtt.window import Done, Message
 
 _IN_FLIGHT_WITHIN = 3.0
-_LAST_WORDS_WITHIN = 2.0
+_LAST_WORDS_WITHIN = 3.0
 _GOODBYE_WITHIN = 1.0
 _AGAIN_LOOKED_AT_EVERY = 1.0
+
+_LOST_AGAIN, _LOST_AT_LAST = 15.0, 3600.0
+"""Seconds until what the broker has acknowledged and does not keep is published again."""
+
+_SHARED = (
+    "give each bridge a base_topic of its own; nothing of the other's is cleared. Where the other is gone for good, "
+    "clear its retained bridge/info, or its bridge/guest"
+)
 
 
 class MqttSink:
     """`run` keeps the connection; `send` hands events over while there is one that is `ready`.
 
-    `client_id` must be the bridge's own and stay the same; `source` is what CloudEvents call the cloud.
+    `client_id` must be the bridge's own and stay the same; `source` is what CloudEvents call the cloud. `elsewhere` are
+    the `groups` of the other sinks on the same broker and base topic.
     """
 
     pipelined = True
@@ -50,8 +65,11 @@ class MqttSink:
         client_id: str,
         source: str,
         state: StateSource,
+        ledger: Ledger,
+        installation: str,
         requests: Mapping[str, Answer],
         version: str,
+        elsewhere: Sequence[Collection[str]] = (),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
@@ -60,6 +78,7 @@ class MqttSink:
         self.window = config.max_in_flight
         self._config = config
         self._state = state
+        self._ledger = ledger
         self._sleep = sleep
         self._jitter = jitter
         self._log: FilteringBoundLogger = structlog.get_logger().bind(sink=config.name)
@@ -67,6 +86,15 @@ class MqttSink:
         self._attributes = CloudEventAttributes(source)
         self._requests = Requests(requests, self._topics, self._log, clock=clock)
         self._outage = Outage(self._log)
+        self._kept = Kept(
+            installation,
+            Scope(frozenset(config.groups), tuple(frozenset(groups) for groups in elsewhere)),
+            Refusals(self._log, clock=clock, jitter=jitter),
+            TopicSuspicion(self._log, explained=self._outage.explained),
+            Neighbours(installation),
+            set(),
+        )
+        self._tree = Tree(self._topics, self._kept.neighbours, self._log, sleep=sleep)
         self._dialer = Dialer(
             config,
             self._topics,
@@ -74,6 +102,7 @@ class MqttSink:
             version=version,
             will=OFFLINE,
             suspicion=Suspicion(self._log, explained=self._outage.explained),
+            of_topics=self._kept.suspicion,
             clock=clock,
             log=self._log,
         )
@@ -93,6 +122,14 @@ class MqttSink:
     def problem(self) -> str | None:
         """Why events cannot be sent now, in a sentence without secrets."""
         return self._problem
+
+    @property
+    def state_problem(self) -> str | None:
+        """What is wrong with the retained picture, while events can be sent."""
+        others = self._kept.neighbours.others(self._topics.base)
+        shared = f"another bridge uses the base topic {self._topics.base}, too: {', '.join(others)}" if others else None
+        found = (self._kept.refusals.problem, shared, self._tree.problem)
+        return "; ".join(one for one in found if one is not None) or None
 
     @property
     def protocol_in_use(self) -> Version | None:
@@ -154,7 +191,7 @@ class MqttSink:
     async def _keep_connected(self) -> None:
         clock = asyncio.get_running_loop().time
         while not self._closing:
-            connection = await self._dialer.dial(self._requests.take)
+            connection = await self._dialer.dial(self._heard)
             since = clock()
             ending = connection if isinstance(connection, Ending) else await self._use(connection)
             self._problem = ending.problem
@@ -175,6 +212,7 @@ class MqttSink:
                     tasks.create_task(mirror.keep()),
                     tasks.create_task(self._requests.serve(partial(self._respond, connection))),
                     tasks.create_task(self._become_ready(connection, mirror)),
+                    tasks.create_task(self._compare(connection, mirror)),
                 ]
                 try:
                     ended = await self._until_the_end_of(connection)
@@ -213,9 +251,10 @@ class MqttSink:
     def _new_mirror(self, connection: Connection) -> Mirror:
         return Mirror(
             self._state,
+            self._ledger,
             self._topics,
             connection.publish,
-            groups=self._config.groups,
+            self._kept,
             window=self.window,
             sleep=self._sleep,
             warn=self._warn_once,
@@ -233,6 +272,32 @@ class MqttSink:
             self._connection, self._problem = connection, None
             self._ready.set()
 
+    async def _compare(self, connection: Connection, mirror: Mirror) -> None:
+        await mirror.settled.wait()
+        lost = await self._tree.read(connection, mirror)
+        self._warn_of_others()
+        attempts = 0
+        while lost:
+            attempts += 1
+            await self._sleep(backoff(attempts, jitter=self._jitter(), first=_LOST_AGAIN, longest=_LOST_AT_LAST))
+            await mirror.publish_again(lost)
+            lost = await self._tree.read(connection, mirror)
+
+    def _warn_of_others(self) -> None:
+        others = self._kept.neighbours.others(self._topics.base)
+        if others:
+            self._warn_once("mqtt.base_topic_shared", base_topic=self._topics.base, installations=others, hint=_SHARED)
+
+    def _heard(self, message: MQTTMessage) -> None:
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            topic = None
+        if topic is None or self._topics.is_request(topic):
+            self._requests.take(message)
+        elif self._mirror is not None:
+            self._tree.heard(topic, message, self._mirror)
+
     def _warn_once(self, event: str, **fields: object) -> None:
         """What the broker does not allow is the same on every connection."""
         say = self._log.debug if event in self._warned else self._log.warning
@@ -247,9 +312,15 @@ class MqttSink:
     async def _say_goodbye(self, connection: Connection, mirror: Mirror, keeping: asyncio.Task[None]) -> None:
         keeping.cancel()
         await asyncio.wait((keeping,))
-        await connection.while_it_lasts(connection.emptied(), within=_IN_FLIGHT_WITHIN)
+
+        async def state_and_in_flight() -> None:
+            await mirror.say_offline()
+            await connection.emptied()
+
+        # The bridge's own state goes first: the rest may be cut off. Without its PUBACK the last will has to say it.
+        await connection.while_it_lasts(state_and_in_flight(), within=_IN_FLIGHT_WITHIN)
         await connection.while_it_lasts(mirror.farewell(), within=_LAST_WORDS_WITHIN)
-        await connection.disconnect(within=_GOODBYE_WITHIN)
+        await connection.disconnect(within=_GOODBYE_WITHIN, with_will=not mirror.is_offline)
 
     def _respond(self, connection: Connection, response: Message) -> None:
         connection.publish(response, partial(self._responded, response.topic))

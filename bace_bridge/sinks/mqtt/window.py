@@ -15,7 +15,7 @@ from bace_bridge.sinks.mqtt.client import UNSENDABLE
 from bace_bridge.sinks.mqtt.endings import FIRST_FAILURE, publish_refused
 from bace_bridge.sinks.mqtt.manners import Limits
 from bace_bridge.sinks.mqtt.properties import EncodedProperties
-from bace_bridge.sinks.mqtt.suspicion import Suspicion
+from bace_bridge.sinks.mqtt.suspicion import Suspicion, TopicSuspicion
 
 Done = Callable[[SinkError | None], None]
 
@@ -40,14 +40,16 @@ class Message(NamedTuple):
 class Window:
     """Calls every message's `done` exactly once, on the loop and never from within `publish`.
 
-    At QoS 0 a message is done when it was written to the socket. An event that is suspected has the window for itself.
+    At QoS 0 a message is done when it was written to the socket. An event or a retained topic that is suspected has the
+    window for itself.
     """
 
-    def __init__(self, client: Client, *, size: int, suspicion: Suspicion) -> None:
+    def __init__(self, client: Client, *, size: int, suspicion: Suspicion, of_topics: TopicSuspicion) -> None:
         self._loop = asyncio.get_running_loop()
         self._publish: Callable[..., MQTTMessageInfo] = client.publish
         self._size = self._room = size
         self._suspicion = suspicion
+        self._of_topics = of_topics
         self._closed_for_others = False
         self._limits = Limits()
         self._as_wished = True
@@ -75,6 +77,8 @@ class Window:
         self._closed_for_others = False
         if message.event is not None:
             self._suspicion.acknowledged(message.event)
+        elif message.retain:
+            self._of_topics.acknowledged(message.topic)
         while self._waiting and self._takes(self._waiting[0][0]):
             self._hand_over(*self._waiting.popleft())
         if self._emptied is not None and not self._in_flight and not self._emptied.done():
@@ -103,17 +107,22 @@ class Window:
         self._in_flight.clear()
         self._waiting.clear()
         events = [message.event for message, _ in in_flight if message.event is not None]
-        failed = on_a_message and self._suspicion.blames(events)
+        topics = [message.topic for message, _ in in_flight if message.retain]
+        failed = on_a_message and (
+            self._of_topics.blames(topics, alone=len(in_flight) == 1) or self._suspicion.blames(events)
+        )
         for _, done in waiting if failed else in_flight + waiting:
             done(SinkUnavailable(problem))
         for message, done in in_flight if failed else ():  # last, or more would be sent in vain
             done(DeliveryFailed(_closed_on(message)))
 
     def _goes_alone(self, message: Message) -> bool:
-        return message.event is not None and self._suspicion.sent_alone(message.event)
+        if message.event is not None:
+            return self._suspicion.sent_alone(message.event)
+        return message.retain and self._of_topics.sent_alone(message.topic)
 
     def _takes(self, message: Message) -> bool:
-        if self._suspicion.counts and self._goes_alone(message):
+        if (self._suspicion.counts or self._of_topics.counts) and self._goes_alone(message):
             return not self._in_flight
         return not self._closed_for_others and len(self._in_flight) < self._room
 
@@ -131,7 +140,8 @@ class Window:
             return
         if info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS:
             self._in_flight[info.mid] = (message, done)
-            self._closed_for_others = self._suspicion.counts and self._goes_alone(message)
+            counts = self._suspicion.counts or self._of_topics.counts
+            self._closed_for_others = counts and self._goes_alone(message)
         else:
             self._loop.call_soon(done, SinkUnavailable("the connection to the broker is lost"))
 
