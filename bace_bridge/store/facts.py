@@ -1,6 +1,5 @@
 """Small durable facts: the cloud's tokens and the name of this installation."""
 
-import secrets
 import sqlite3
 
 import msgspec
@@ -14,20 +13,23 @@ class Facts:
         self._file = file
 
     async def load_token(self, account: str) -> Token | None:
-        value = await self._file.read(lambda connection: read_fact(connection, f"token:{account}"))
-        return None if value is None else msgspec.json.decode(value, type=Token)
+        def work(connection: sqlite3.Connection) -> Token | None:
+            value = read_fact(connection, f"token:{account}")
+            return None if value is None else msgspec.json.decode(value, type=Token)
+
+        return await self._file.read(work)
 
     async def save_token(self, account: str, token: Token) -> None:
         value = msgspec.json.encode(token).decode()
         await self._file.write(lambda connection: write_fact(connection, f"token:{account}", value), side="facts")
 
-    async def installation(self) -> str:
-        """A short random name, made once: it keeps MQTT client ids of two installations apart."""
+    async def installation(self, name: str) -> str:
+        """The name of this installation: it was made once, and is `name` where the store has none yet."""
 
         def work(connection: sqlite3.Connection) -> str:
             found = read_fact(connection, "installation")
             if found is None:
-                found = secrets.token_hex(4)
+                found = name
                 write_fact(connection, "installation", found)
             return found
 

@@ -1,5 +1,6 @@
 """What polling keeps: known data sessions, windows, newest points, and the events that it emits."""
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -59,20 +60,35 @@ class Journal:
             if changes.outage is not None:
                 write_fact(connection, OUTAGE, msgspec.json.encode(changes.outage).decode())
 
-        await self._file.write(work, side="known")
+        try:
+            await self._file.write(work, side="known")
+        except asyncio.CancelledError:
+            # As by a reload: the store's thread goes on with what it has begun, and nobody else would say so.
+            self._announce(changes)
+            raise
+        self._announce(changes)
+
+    def _announce(self, changes: Changes) -> None:
         if changes.events:
             self._grew()
         if devices := changes.devices:
             self._changed(devices)
 
     async def poll_state(self) -> PollState | None:
-        value = await self._file.read(lambda connection: read_fact(connection, WATCH))
-        return None if value is None else msgspec.json.decode(value, type=PollState)
+        def work(connection: sqlite3.Connection) -> PollState | None:
+            value = read_fact(connection, WATCH)
+            return None if value is None else msgspec.json.decode(value, type=PollState)
+
+        return await self._file.read(work)
 
     async def outage(self) -> CloudOutage:
         """The cloud's outage that was reported last and is not over; an empty one where there is none."""
-        value = await self._file.read(lambda connection: read_fact(connection, OUTAGE))
-        return CloudOutage() if value is None else msgspec.json.decode(value, type=CloudOutage)
+
+        def work(connection: sqlite3.Connection) -> CloudOutage:
+            value = read_fact(connection, OUTAGE)
+            return CloudOutage() if value is None else msgspec.json.decode(value, type=CloudOutage)
+
+        return await self._file.read(work)
 
     async def known(self, ids: Collection[str]) -> dict[str, KnownSession]:
         """The known sessions among `ids`."""
@@ -217,9 +233,14 @@ def _write_windows(connection: sqlite3.Connection, windows: Iterable[WindowRead]
 
 
 def _write_latest(connection: sqlite3.Connection, latest: Iterable[LatestSeen]) -> None:
+    # The newest point of a data session that was removed since, or moved to another device, is none any more.
     connection.executemany(
-        """insert into latest (device_id, source_device, datatype, timestamp, payload) values (?, ?, ?, ?, ?)
+        """insert into latest (device_id, source_device, datatype, timestamp, payload, session_id)
+        values (?, ?, ?, ?, ?, ?)
         on conflict (device_id, source_device, datatype) do update
-        set timestamp = excluded.timestamp, payload = excluded.payload where excluded.timestamp >= latest.timestamp""",
-        [(one.device_id, one.source_device, one.datatype, one.timestamp, one.payload) for one in latest],
+        set timestamp = excluded.timestamp, payload = excluded.payload, session_id = excluded.session_id
+        where excluded.timestamp >= latest.timestamp or exists (
+          select 1 from sessions where id = latest.session_id and (removed or group_id <> latest.device_id)
+        )""",
+        [msgspec.structs.astuple(one) for one in latest],
     )
