@@ -15,7 +15,19 @@ from bace_bridge.polling.rules.ranges import NOBODY
 from bace_bridge.polling.rules.windows import Window
 from bace_bridge.simulator.downsample import Resolution
 from tests.integration.altered_cloud import altered
-from tests.integration.fleet import IN, INTERVAL, POINTS, Fleet, alone, batches, check, fetches, ids, published
+from tests.integration.fleet import (
+    IN,
+    INTERVAL,
+    POINTS,
+    Fleet,
+    alone,
+    batches,
+    check,
+    fetched_alone,
+    fetches,
+    ids,
+    published,
+)
 from tests.integration.polling_line import NOON, Clock, simulated, types, watching
 
 
@@ -48,9 +60,90 @@ async def test_sessions_begin_in_a_batch_where_it_shows_all_that_they_count(cloc
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
         await fleet.goes_on(watch, 1, quiet=[empty])
         assert len(fetches(watch)) < 30
-        assert [one for one in fleet.sessions if alone(watch, one)] == [empty, long]
+        assert [one for one in fleet.sessions if alone(watch, one)] == [long]
+        assert any(empty in ids(one) for one in fetches(watch))
         await check(watch, cloud, fleet.sessions)
         await fleet.goes_on(watch, 5)
+        await fleet.ends(watch)
+        await check(watch, cloud, fleet.sessions)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+async def test_sessions_without_datapoints_are_fetched_alone_in_every_fifth_round_only(
+    clock: Clock, tmp_path: Path, changed: bool
+) -> None:
+    """Gateways that were switched on without a sensor, or sessions that were reopened or labelled anew since."""
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 60)
+    silent = fleet.sessions[20:]
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 1, quiet=silent)
+        if changed:
+            clock.forward(5)
+            for one in silent[:20]:
+                cloud.rename_session(one, "new")
+            for one in silent[20:]:
+                cloud.end_session(one)
+            await watch.look()
+            clock.forward(5)
+            for one in silent[20:]:
+                cloud.reopen_session(one)
+        await fleet.goes_on(watch, 19, quiet=silent)
+        before = len(watch.server.requests)
+        for _ in range(20):
+            clock.forward(INTERVAL)
+            for one in fleet.sessions[:20]:
+                fleet.measure(one)
+            await watch.poll.poll()
+            await watch.fetch_round(checks=100)
+        singles = fetched_alone(watch, silent, before)
+        assert 20 * len(silent) / 6 < len(singles) <= len(silent) * (20 / 5 + 1), "and once to settle the hour before"
+        assert len(batches(watch, before)) < 20 * 6
+        await fleet.goes_on(watch, 2)
+        await check(watch, cloud, fleet.sessions)
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 4)
+        assert not any(alone(watch, one, before) for one in fleet.sessions)
+        await check(watch, cloud, fleet.sessions)
+
+
+async def test_devices_that_stopped_hours_ago_are_fetched_alone_in_every_fifth_round_only(
+    clock: Clock, tmp_path: Path
+) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 20)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 4)
+        clock.forward(3 * 3600)
+        await fleet.goes_on(watch, 20, quiet=fleet.sessions)
+        before = len(watch.server.requests)
+        for _ in range(20):
+            clock.forward(INTERVAL)
+            await watch.poll.poll()
+            await watch.fetch_round(checks=100)
+        assert 20 * 20 / 6.5 < len(fetched_alone(watch, fleet.sessions, before)) <= 20 * 20 / 5
+        late = fleet.sessions[4]
+        fleet.measure(late, at=NOON + 2000)
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 3, quiet=fleet.sessions)
+        assert alone(watch, late, before)
+        await check(watch, cloud, fleet.sessions)
+
+
+async def test_of_sessions_without_datapoints_rows_of_a_moved_one_are_its_own(clock: Clock, tmp_path: Path) -> None:
+    """Its rows are of the group of a session that has shown nothing either, and both are in one request."""
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 8)
+    moved, spare = fleet.sessions[0], cloud.add_device("BaceGo-spare")
+    cloud.move_session(moved, spare.id_group)
+    fleet.devices.append(fleet.devices[0])
+    fleet.sessions.append(cloud.open_session(fleet.devices[0].id_group))
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 8, quiet=fleet.sessions)
+        assert {*fleet.sessions} == {one for request in batches(watch) for one in ids(request)}
+        await fleet.goes_on(watch, 8, quiet=fleet.sessions[1:])
+        await check(watch, cloud, fleet.sessions)
+        await fleet.goes_on(watch, 8)
         await fleet.ends(watch)
         await check(watch, cloud, fleet.sessions)
 

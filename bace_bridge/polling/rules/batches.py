@@ -2,7 +2,8 @@
 
 A row names no data session, only its group. So a batch holds one data session a group, and only such of which all rows
 are known to be of their group: they have shown that in a fetch of their own, or the batch itself shows as many as their
-row counts. What a batch does not show is no proof of anything.
+row counts. Those of which nothing was seen so far are in batches of their own, of which no row is published. What a
+batch does not show is no proof of anything.
 """
 
 from collections import Counter, defaultdict
@@ -149,20 +150,21 @@ def _packed(
 ) -> Iterator[Batch]:
     """Batches of sessions of which the same windows are due, and about as much of them."""
     usual = median_high([len(one.followed.series) for one in members if one.followed.series] or [USUAL_SERIES])
-    alike: dict[tuple[tuple[Window, ...], bool, bool], list[list[Member]]] = defaultdict(list)
-    left: dict[tuple[tuple[Window, ...], bool, bool], int] = {}
+    alike: dict[tuple[tuple[Window, ...], bool, bool, bool], list[list[Member]]] = defaultdict(list)
+    left: dict[tuple[tuple[Window, ...], bool, bool, bool], int] = {}
     for member in members:
-        windows = windows_due(member, cloud_now=cloud_now, over=late or not member.followed.proven)
+        windows = windows_due(member, cloud_now=cloud_now, over=late or member.followed.is_new)
         lately = all(member.since(window) >= cloud_now - LATELY for window in windows)
         further = member.followed.lacking % LATE_EVERY == 1
-        key, series = (windows, lately, further), len(member.followed.series) or usual
+        unseen = member.followed.is_unseen
+        key, series = (windows, lately, further, unseen), 0 if unseen else len(member.followed.series) or usual
         most = min(size, MOST_IDS) // (FURTHER_PARTS if further else 1)
         if not alike[key] or len(alike[key][-1]) >= most or series > left[key]:
             alike[key].append([])
             left[key] = MOST_SERIES
         alike[key][-1].append(member)
         left[key] -= series
-    for (windows, _, further), chunks in alike.items():
+    for (windows, _, further, _), chunks in alike.items():
         for chunk in chunks:
             if is_due(chunk[0].known, now):
                 yield Batch(tuple(chunk), windows, FURTHER_BACK if further else _back(chunk, rows))
@@ -207,7 +209,7 @@ def not_proven(members: Sequence[Member], reads: Mapping[str, Sequence[Read]]) -
     The others may be of another group: of a session that was moved, and then they seem to be those of another one.
     """
     samples = {one: sum(row.count for read in each for row in read.rows) for one, each in reads.items()}
-    new = [one for one in members if not one.followed.proven]
+    new = [one for one in members if one.followed.is_new]
     return [one for one in new if samples[one.id] < (one.known.session.datapoint_count or 1)]
 
 
@@ -225,7 +227,7 @@ def absorb_batch(
     None where there is a row of a series that was not published before: only such a fetch tells whose it is.
     """
     followed, known = member.followed, member.known
-    if followed.proven and any(row.series_id not in followed.series for read in reads for row in read.rows):
+    if not followed.is_new and any(row.series_id not in followed.series for read in reads for row in read.rows):
         return None
     parts: list[Changes] = []
     for window, rows, whole in reads:
