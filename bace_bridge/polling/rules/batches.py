@@ -127,11 +127,7 @@ def plan(
     if len(together) < LEAST_IDS:
         together = {}
     singles = tuple(one for one in sessions if one.session.id not in together and is_due(one, now))
-    to_check = [
-        one
-        for one in together.values()
-        if is_due(one.known, now) and one.followed.is_to_be_checked(one.known, cloud_now=cloud_now)
-    ]
+    to_check = [one for one in together.values() if one.followed.is_to_be_checked(one.known, cloud_now=cloud_now)]
     # Those first that have waited longest: others may have to be checked again before it is their turn.
     to_check.sort(key=lambda one: (one.followed.over_since(cloud_now), -one.followed.silent))
     for member in to_check[:checks]:
