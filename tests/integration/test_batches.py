@@ -628,6 +628,28 @@ async def test_rows_that_only_batches_show_are_published_under_no_session(clock:
         await check(watch, cloud, fleet.sessions)
 
 
+async def test_a_device_whose_rows_name_no_group_makes_no_other_one_be_fetched_alone(
+    clock: Clock, tmp_path: Path
+) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 12)
+    odd = fleet.devices[4].id_group
+
+    def alter(request: web.Request, answer: Any) -> Any:
+        for row in answer["items"] if request.path == POINTS else ():
+            row["id_group"] = None if row["id_group"] == odd else row["id_group"]
+        return answer
+
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        between.alter = alter
+        await fleet.goes_on(watch, 3)
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 10)
+        assert [bool(alone(watch, one, before)) for one in fleet.sessions] == [one == 4 for one in range(12)]
+        await fleet.ends(watch)
+        await check(watch, cloud, fleet.sessions)
+
+
 async def test_a_series_that_begins_later_is_published_and_stays_in_the_batch(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     fleet = Fleet(cloud, clock, 8, series=6)
