@@ -78,7 +78,7 @@ def _page(
     return Page(
         items=items,
         count=count,
-        page=_first(meta.currentPage, headers.get("X-Pagination-Current-Page")),
+        page=_first(meta.currentPage, headers.get("X-Pagination-Current-Page")) or None,  # there is no page 0
         page_count=_first(meta.pageCount, headers.get("X-Pagination-Page-Count")),
         total=_first(meta.totalCount, headers.get("X-Pagination-Total-Count")),
         unreadable=unreadable,

@@ -84,7 +84,7 @@ class BatchReader:
             if self._known and not doubt:
                 return
             try:
-                page = await requests.ask(lambda: self._ask(query.of_nobody, 1))
+                page = await requests.ask(lambda: self._ask(query.of_nobody, 1), long=True)
             except (CloudRefused, Unreadable) as refusal:
                 self._refuse(str(refusal))
             if page.count:

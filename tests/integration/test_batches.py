@@ -1,5 +1,6 @@
 """Many active data sessions in one request: few requests, and no point lost, twice, or under the wrong session."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -625,6 +626,59 @@ async def test_rows_that_only_batches_show_are_published_under_no_session(clock:
         await fleet.goes_on(watch, 3)
         assert [bool(alone(watch, one, before)) for one in fleet.sessions] == [one == 3 for one in range(10)]
         await fleet.ends(watch)
+        await check(watch, cloud, fleet.sessions)
+
+
+def as_number(text: str) -> int:
+    return int(text.replace("-", ""), 16) % 10**9
+
+
+def with_group_numbers(_: web.Request, answer: Any) -> Any:
+    if isinstance(answer, list):
+        return [with_group_numbers(_, one) for one in answer]
+    if not isinstance(answer, dict):
+        return answer
+    return {
+        name: as_number(value) if name == "id_group" else with_group_numbers(_, value) for name, value in answer.items()
+    }
+
+
+def with_figures(**figures: int) -> Callable[[web.Request, Any], Any]:
+    def alter(request: web.Request, answer: Any) -> Any:
+        return {**answer, "_meta": {**answer["_meta"], **figures}} if request.path == POINTS else answer
+
+    return alter
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        with_group_numbers,
+        with_figures(totalCount=10**9),
+        with_figures(totalCount=0, pageCount=0, currentPage=0, perPage=0),
+    ],
+)
+async def test_odd_figures_and_groups_stop_no_batches(
+    clock: Clock, tmp_path: Path, alter: Callable[[web.Request, Any], Any]
+) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 8)
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        between.alter = alter
+        await fleet.goes_on(watch, 3)
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 3)
+        assert not any(alone(watch, one, before) for one in fleet.sessions)
+        await fleet.ends(watch)
+        await check(watch, cloud, fleet.sessions)
+
+
+async def test_a_gateway_that_breaks_on_each_batch_is_no_outage(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 8)
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        between.alter = lambda request, answer: 502 if IN in request.query else answer
+        await fleet.goes_on(watch, 3)
         await check(watch, cloud, fleet.sessions)
 
 
