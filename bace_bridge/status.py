@@ -1,7 +1,7 @@
 """What the running bridge says of itself: alive, ready, info and health."""
 
 import math
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -61,6 +61,12 @@ class Views(Protocol):
     def oldest_view(self) -> float: ...
 
 
+class DeviceStates(Protocol):
+    @property
+    def is_current(self) -> bool: ...
+    async def states(self, ids: Collection[str] | None) -> list[DeviceState]: ...
+
+
 class Status:
     """Reads the parts that run; changes nothing."""
 
@@ -72,6 +78,7 @@ class Status:
         views: Views,
         *,
         version: str,
+        installation: str,
         config_problem: Callable[[], str | None] = lambda: None,
         clock: Callable[[], float],
     ) -> None:
@@ -80,6 +87,7 @@ class Status:
         self._store = store
         self._views = views
         self._version = version
+        self._installation = installation
         self._config_problem = config_problem
         self._started_at = clock()
 
@@ -111,6 +119,7 @@ class Status:
     def info(self) -> dict[str, Any]:
         return {
             "version": self._version,
+            "installation": self._installation,
             "started_at": iso_utc(self._started_at),
             "strategy": ", ".join(dict.fromkeys(one.strategy for one in self._accounts)),
         }
@@ -142,15 +151,17 @@ class Status:
 class StateForTopics:
     """What MQTT's retained topics show."""
 
-    def __init__(
-        self, status: Status, devices: Callable[[Collection[str] | None], Awaitable[list[DeviceState]]]
-    ) -> None:
+    def __init__(self, status: Status, devices: DeviceStates) -> None:
         self._status = status
         self._devices = devices
 
     async def devices(self, ids: Collection[str] | None) -> list[DeviceState]:
         """Raises StoreError."""
-        return await self._devices(ids)
+        return await self._devices.states(ids)
+
+    def is_current(self) -> bool:
+        """True while the session list can be polled: what is not known then is not there."""
+        return self._devices.is_current
 
     def info(self) -> bytes:
         return msgspec.json.encode(self._status.info())

@@ -4,6 +4,7 @@ import asyncio
 import random
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from bace_bridge.config.models import MqttConfig, WebhookConfig
@@ -29,11 +30,23 @@ class NoState:
         del ids
         return []
 
+    def is_current(self) -> bool:
+        return True
+
     def info(self) -> bytes:
         return b"{}"
 
     def health(self) -> bytes:
         return b"{}"
+
+
+class NoLedger:
+    async def topics(self) -> set[str]:
+        return set()
+
+    async def note(self, topics: Iterable[str]) -> None: ...
+
+    async def forget(self, topics: Iterable[str]) -> None: ...
 
 
 class Delivered:
@@ -103,7 +116,16 @@ async def mqtt_events(runs: int) -> list[Row]:
 async def over_mqtt(folder: Path, port: int, events: list[Event]) -> float:
     async with machinery.filled_log(folder, events, sinks=["home"]) as (log, _):
         config = MqttConfig(name="home", url=f"mqtt://127.0.0.1:{port}")
-        sink = MqttSink(config, client_id="bench", source="x", state=NoState(), requests={}, version="0")
+        sink = MqttSink(
+            config,
+            client_id="bench",
+            source="x",
+            state=NoState(),
+            ledger=NoLedger(),
+            installation="bench",
+            requests={},
+            version="0",
+        )
         connection = asyncio.create_task(sink.run())
         await sink.ready()
         seconds = await drained(sink, log, len(events))

@@ -10,6 +10,7 @@ import structlog
 from bace_bridge.app.account import Account, AccountBuilder, AccountConfig
 from bace_bridge.app.clocks import Clocks, ClockWatch, SteadyClock, bring_back
 from bace_bridge.app.devices import Devices
+from bace_bridge.app.installation import installation_name
 from bace_bridge.app.outlets import OutletBuilder, OutletConfig, outlet_config
 from bace_bridge.app.reloads import Reloads
 from bace_bridge.app.running import Running, task_group
@@ -60,7 +61,7 @@ class Bridge:
                     config,
                     file,
                     await stack.enter_async_context(task_group()),
-                    await Facts(file).installation(),
+                    await Facts(file).installation(installation_name(config)),
                     self._failpoint,
                     config_problem=self._config_problem,
                     clocks=self._clocks,
@@ -99,14 +100,21 @@ class _Home:
         self.store = store = Storage(file, config, signals, failpoint, clock=clock)
         devices = Devices(store.standing, accounts, changed=signals.devices_changed)
         self.status = status = Status(
-            accounts, outlets, store.upkeep, devices, config_problem=config_problem, clock=clock, version=version
+            accounts,
+            outlets,
+            store.upkeep,
+            devices,
+            config_problem=config_problem,
+            clock=clock,
+            version=version,
+            installation=installation,
         )
         self.account_builder = AccountBuilder(
             store.journal, store.facts, deciding, signals.list_polled, failpoint, clocks=clocks, version=version
         )
         poll_now = accounts.each(Account.poll_now)
         self.outlet_builder = OutletBuilder(
-            store.event_log, status, devices, installation, poll_now, signals, failpoint, clocks=clocks, version=version
+            store, status, devices, installation, poll_now, signals, failpoint, clocks=clocks, version=version
         )
         watch = ClockWatch(clock, deciding=deciding, move_store=store.schedules.move, stepped=signals.clock_stepped)
         self.service = Service(accounts, outlets, status, devices, store, watch, signals, clock=clock)
@@ -128,7 +136,7 @@ class _Home:
             self.servers.start(http, server)
         self.store.adjust(config)
         sinks: list[MqttConfig | WebhookConfig] = [*config.mqtt, *config.webhooks]
-        new = await self.outlets.keep([outlet_config(sink, config.cloud.url) for sink in sinks])
+        new = await self.outlets.keep([outlet_config(sink, config.cloud.url, config.mqtt) for sink in sinks])
         await self.store.event_log.retire_others([sink.name for sink in sinks])
         # Each sink has its place in the log before anything is polled, so that it misses nothing.
         for one in new:

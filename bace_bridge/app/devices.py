@@ -40,7 +40,12 @@ class Devices:
 
     async def states(self, ids: Collection[str] | None) -> list[DeviceState]:
         """Of these devices; of all of them for None. Raises StoreError."""
-        return await self._views.devices(ids, available=bool(self._polls_go_well))
+        return await self._views.devices(ids, available=self.is_current)
+
+    @property
+    def is_current(self) -> bool:
+        """True while the session list can be polled."""
+        return bool(self._polls_go_well)
 
     def polled(self) -> None:
         """A session list was polled: with the cloud or the store away no view is current any more."""

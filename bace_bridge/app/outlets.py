@@ -1,7 +1,7 @@
 """Builds outlets from their configuration."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from bace_bridge.app.account import fingerprint
 from bace_bridge.app.clocks import Clocks
 from bace_bridge.app.devices import Devices
 from bace_bridge.app.signals import Signals
+from bace_bridge.app.storage import Storage
 from bace_bridge.config.models import MqttConfig, WebhookConfig
 from bace_bridge.delivery.outlet import Outlet
 from bace_bridge.domain.routing import Filter
@@ -21,7 +22,6 @@ from bace_bridge.failpoints import Failpoint, Untouched
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from bace_bridge.sinks.webhook.sink import WebhookSink
 from bace_bridge.status import StateForTopics, Status
-from bace_bridge.store.eventlog import EventLog
 
 log = structlog.get_logger()
 
@@ -29,19 +29,28 @@ log = structlog.get_logger()
 class OutletConfig(NamedTuple):
     """What an outlet is made from; while it stays the same, so does the outlet. `source` is CloudEvents' own word.
 
-    `files` are those that the sink reads itself, with the time of their last change.
+    `files` are those that the sink reads itself, with the time of their last change. `elsewhere` are the `groups` of
+    the other sinks on its broker and base topic.
     """
 
     sink: MqttConfig | WebhookConfig
     source: str
     files: tuple[tuple[Path, int], ...] = ()
+    elsewhere: tuple[tuple[str, ...], ...] = ()
 
 
-def outlet_config(sink: MqttConfig | WebhookConfig, source: str) -> OutletConfig:
-    """A certificate that was renewed in its place is a change."""
-    tls = sink.tls if isinstance(sink, MqttConfig) else None
-    paths = [] if tls is None else [tls.ca_file, tls.cert_file, tls.key_file]
-    return OutletConfig(sink, source, tuple((path, _changed_at(path)) for path in paths if path is not None))
+def outlet_config(sink: MqttConfig | WebhookConfig, source: str, brokers: Sequence[MqttConfig] = ()) -> OutletConfig:
+    """A certificate that was renewed in its place is a change. `brokers` are all that are configured."""
+    if isinstance(sink, WebhookConfig):
+        return OutletConfig(sink, source)
+    paths = [path for path in (sink.tls.ca_file, sink.tls.cert_file, sink.tls.key_file) if path is not None]
+    there = [one for one in brokers if one is not sink and _place(one) == _place(sink)]
+    elsewhere = tuple(sorted(one.groups for one in there))
+    return OutletConfig(sink, source, tuple((path, _changed_at(path)) for path in paths), elsewhere)
+
+
+def _place(broker: MqttConfig) -> tuple[str, int, str]:
+    return broker.host, broker.port, broker.base_topic
 
 
 def _changed_at(path: Path) -> int:
@@ -60,7 +69,7 @@ class OutletBuilder:
 
     def __init__(
         self,
-        event_log: EventLog,
+        store: Storage,
         status: Status,
         devices: Devices,
         installation: str,
@@ -71,9 +80,10 @@ class OutletBuilder:
         clocks: Clocks,
         version: str,
     ) -> None:
-        self._log = event_log
+        self._store = store
+        self._log = store.event_log
         self._status = status
-        self._state = StateForTopics(status, devices.states)
+        self._state = StateForTopics(status, devices)
         self._installation = installation
         self._poll_now = poll_now
         self._signals = signals
@@ -103,16 +113,19 @@ class OutletBuilder:
         if isinstance(sink, WebhookConfig):
             webhook = WebhookSink(sink, source=config.source, version=self._version, clock=self._clocks.wall)
             return build("webhook", self._failpoint.around_sink(webhook))
-        broker = self._mqtt_sink(sink, config.source)
+        broker = self._mqtt_sink(sink, config)
         return build("mqtt", self._failpoint.around_sink(broker), broker=broker)
 
-    def _mqtt_sink(self, config: MqttConfig, source: str) -> MqttSink:
+    def _mqtt_sink(self, mqtt: MqttConfig, config: OutletConfig) -> MqttSink:
         return MqttSink(
-            config,
-            client_id=config.client_id or f"bace-bridge-{self._installation}-{config.name}",
-            source=source,
+            mqtt,
+            client_id=mqtt.client_id or f"bace-bridge-{self._installation}-{mqtt.name}",
+            source=config.source,
             state=self._state,
-            requests=self._requests(config.name),
+            ledger=self._store.ledger(mqtt.name, f"{mqtt.host}:{mqtt.port}"),
+            installation=self._installation,
+            elsewhere=config.elsewhere,
+            requests=self._requests(mqtt.name),
             version=self._version,
         )
 

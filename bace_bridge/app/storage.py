@@ -12,6 +12,7 @@ from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.facts import Facts
 from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal
+from bace_bridge.store.ledger import RetainedLedger
 from bace_bridge.store.schedules import Schedules
 from bace_bridge.store.sqlite import SqliteFile
 from bace_bridge.store.standing import Standing
@@ -31,6 +32,7 @@ class Storage:
     ) -> None:
         store = config.store
         self.upkeep_due = asyncio.Event()
+        self._file = file
         self.facts = Facts(file)
         self.schedules = Schedules(file)
         self.event_log = failpoint.around_log(EventLog(file))
@@ -42,12 +44,17 @@ class Storage:
             file, grew=signals.log_grew, changed=signals.devices_changed, ensure_room=self.cap.ensure_room
         )
         self.journal = failpoint.around_journal(journal)
+        self._devices_changed = signals.devices_changed
         self.standing = Standing(
             file,
+            groups=config.cloud.groups,
             csv_url=partial(csv_url, config.cloud.url),
             fetch_interval=config.watch.datapoint_interval,
             clock=clock,
         )
+
+    def ledger(self, sink: str, broker: str) -> RetainedLedger:
+        return RetainedLedger(self._file, sink=sink, broker=broker)
 
     def adjust(self, config: Config) -> None:
         """To another configuration over the same file, and with the same cloud."""
@@ -55,4 +62,7 @@ class Storage:
         self.upkeep.retention = config.store.retention
         self.upkeep.session_retention = config.store.session_retention
         self.standing.fetch_interval = config.watch.datapoint_interval
+        if (groups := frozenset(config.cloud.groups)) != self.standing.groups:
+            self.standing.groups = groups
+            self._devices_changed(None)
         self.upkeep_due.set()

@@ -36,7 +36,7 @@ class RequestBudget:
         self._filled_at = clock()
         self._silent_until = 0.0
         self._queues: dict[Urgency, deque[asyncio.Future[None]]] = {urgency: deque() for urgency in Urgency}
-        self._turns_since = {**TURNS, Urgency.BACKLOG: 0}  # a start polls the session list first
+        self._turns_since = {**TURNS, Urgency.BACKLOG: 0}
         self._timer: asyncio.TimerHandle | None = None
 
     async def turn(self, urgency: Urgency) -> None:

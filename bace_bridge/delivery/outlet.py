@@ -31,6 +31,8 @@ class Broker(Protocol):
 
     @property
     def problem(self) -> str | None: ...
+    @property
+    def state_problem(self) -> str | None: ...
     def refresh_devices(self, ids: Collection[str] | None) -> None: ...
     def refresh_bridge(self) -> None: ...
 
@@ -148,7 +150,10 @@ class Outlet:
 
     def degraded(self) -> dict[str, str | None]:
         """What is wrong while the bridge as a whole works."""
-        return {self._watch.name: self._watch.problem if self.disabled is None else f"disabled: {self.disabled}"}
+        found = {self._watch.name: self._watch.problem if self.disabled is None else f"disabled: {self.disabled}"}
+        if self._broker is not None and self._broker.problem is None:
+            found[f"retained:{self.name}"] = self._broker.state_problem
+        return found
 
     def state(self) -> dict[str, Any]:
         """What became of the last attempts."""

@@ -1,6 +1,5 @@
 """Small durable facts: the cloud's tokens and the name of this installation."""
 
-import secrets
 import sqlite3
 
 import msgspec
@@ -21,13 +20,13 @@ class Facts:
         value = msgspec.json.encode(token).decode()
         await self._file.write(lambda connection: write_fact(connection, f"token:{account}", value), side="facts")
 
-    async def installation(self) -> str:
-        """A short random name, made once: it keeps MQTT client ids of two installations apart."""
+    async def installation(self, name: str) -> str:
+        """The name of this installation: it was made once, and is `name` where the store has none yet."""
 
         def work(connection: sqlite3.Connection) -> str:
             found = read_fact(connection, "installation")
             if found is None:
-                found = secrets.token_hex(4)
+                found = name
                 write_fact(connection, "installation", found)
             return found
 

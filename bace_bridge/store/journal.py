@@ -217,9 +217,14 @@ def _write_windows(connection: sqlite3.Connection, windows: Iterable[WindowRead]
 
 
 def _write_latest(connection: sqlite3.Connection, latest: Iterable[LatestSeen]) -> None:
+    # The newest point of a data session that was removed since, or moved to another device, is none any more.
     connection.executemany(
-        """insert into latest (device_id, source_device, datatype, timestamp, payload) values (?, ?, ?, ?, ?)
+        """insert into latest (device_id, source_device, datatype, timestamp, payload, session_id)
+        values (?, ?, ?, ?, ?, ?)
         on conflict (device_id, source_device, datatype) do update
-        set timestamp = excluded.timestamp, payload = excluded.payload where excluded.timestamp >= latest.timestamp""",
-        [(one.device_id, one.source_device, one.datatype, one.timestamp, one.payload) for one in latest],
+        set timestamp = excluded.timestamp, payload = excluded.payload, session_id = excluded.session_id
+        where excluded.timestamp >= latest.timestamp or exists (
+          select 1 from sessions where id = latest.session_id and (removed or group_id <> latest.device_id)
+        )""",
+        [msgspec.structs.astuple(one) for one in latest],
     )

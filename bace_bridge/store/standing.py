@@ -8,24 +8,30 @@ import msgspec
 
 from bace_bridge.domain.state import DeviceState, KnownDevice, LatestPoint
 from bace_bridge.polling.rules.fetches import is_current
+from bace_bridge.polling.rules.selection import decides_by_label, is_selected
 from bace_bridge.polling.rules.sessions import KnownSession, view
 from bace_bridge.store.devices import ALL_DEVICES
 from bace_bridge.store.sqlite import SqliteFile
 
 
 class Standing:
-    """Reads devices' states. `csv_url` makes a session id into its CSV's URL; `fetch_interval` is in seconds."""
+    """Reads devices' states. `csv_url` makes a session id into its CSV's URL; `fetch_interval` is in seconds.
+
+    `groups` are the devices that are watched, by id or label, as in `cloud.groups`: of others there is no state.
+    """
 
     def __init__(
         self,
         file: SqliteFile,
         *,
         csv_url: Callable[[str], str],
+        groups: Collection[str] = (),
         fetch_interval: float = 15.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._file = file
         self._csv_url = csv_url
+        self.groups = frozenset(groups)
         self.fetch_interval = fetch_interval
         self._clock = clock
 
@@ -34,7 +40,8 @@ class Standing:
 
         def work(connection: sqlite3.Connection) -> list[DeviceState]:
             wanted = _all_devices(connection) if ids is None else ids
-            return [self._state(connection, device, available) for device in wanted]
+            watched = [device for device in wanted if self._watched(connection, device)]
+            return [self._state(connection, device, available) for device in watched]
 
         return await self._file.read(work)
 
@@ -62,15 +69,20 @@ class Standing:
 
     def _state(self, connection: sqlite3.Connection, device: str, available: bool) -> DeviceState:
         known = _last_session(connection, device)
-        points = connection.execute(
-            "select source_device, datatype, payload from latest where device_id = ?", (device,)
-        )
+        points = _latest_points(connection, device)
         return DeviceState(
             device_id=device,
             available=available and (known is None or self._is_current(known)),
             session=None if known is None else self._session(known),
-            latest=tuple(LatestPoint(*point) for point in points),
+            latest=tuple(points),
         )
+
+    def _watched(self, connection: sqlite3.Connection, device: str) -> bool:
+        """True also where only a label could tell and none is known: then it was recorded because it was watched."""
+        if not decides_by_label(self.groups, device):
+            return is_selected(self.groups, device, None)
+        label = _label(connection, device)
+        return label is None or is_selected(self.groups, device, label)
 
     async def oldest_view(self) -> float:
         """Seconds since the datapoints of the active data session that waits longest were read; 0 where none is active.
@@ -116,13 +128,32 @@ def _last_session(connection: sqlite3.Connection, device: str) -> KnownSession |
     return None if row is None else msgspec.json.decode(row[0], type=KnownSession)
 
 
-def _known_device(connection: sqlite3.Connection, device: str) -> KnownDevice:
-    last = _last_session(connection, device)
-    label = connection.execute(
+def _label(connection: sqlite3.Connection, device: str) -> str | None:
+    found = connection.execute(
         """select json_extract(known, '$.device_label') as label from sessions
         where group_id = ? and label is not null order by start desc limit 1""",
         (device,),
     ).fetchone()
+    return None if found is None else str(found[0])
+
+
+def _latest_points(connection: sqlite3.Connection, device: str) -> list[LatestPoint]:
+    """Without those of data sessions that were removed, or belong to another device now."""
+    # The data session of a point is not known where an earlier version wrote it: then any of the device will do.
+    points = connection.execute(
+        """select source_device, datatype, payload from latest
+        left join sessions on sessions.id = latest.session_id
+        where device_id = :device and case
+          when sessions.id is not null then not removed and group_id = :device
+          else not exists (select 1 from sessions where group_id = :device)
+            or exists (select 1 from sessions where group_id = :device and removed = 0) end""",
+        {"device": device},
+    )
+    return [LatestPoint(*point) for point in points]
+
+
+def _known_device(connection: sqlite3.Connection, device: str) -> KnownDevice:
+    last = _last_session(connection, device)
     (seen_at,) = connection.execute(
         """select max(at) from (
           select max(start, coalesce(json_extract(known, '$.session.end'), start)) as at from sessions
@@ -132,7 +163,7 @@ def _known_device(connection: sqlite3.Connection, device: str) -> KnownDevice:
     ).fetchone()
     return KnownDevice(
         device,
-        None if label is None else str(label[0]),
+        _label(connection, device),
         last.session.id if last is not None and last.session.end is None else None,
         None if last is None else last.session.id,
         seen_at,

@@ -40,6 +40,7 @@ from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.facts import Facts
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.lanes import read_lane
+from bace_bridge.store.ledger import RetainedLedger
 from bace_bridge.store.records import ATTEMPTS_KEPT
 from bace_bridge.store.schedules import Schedules
 from bace_bridge.store.sqlite import SqliteFile
@@ -733,11 +734,10 @@ async def test_tokens_are_kept_by_account(opened: Opened) -> None:
 
 async def test_an_installation_keeps_its_name(opened: Opened) -> None:
     async with opened() as store:
-        name = await store.facts.installation()
-        assert name.isalnum()
-        assert await store.facts.installation() == name
+        assert await store.facts.installation("one") == "one"
+        assert await store.facts.installation("other") == "one"
     async with opened() as store:
-        assert await store.facts.installation() == name
+        assert await store.facts.installation("other") == "one"
 
 
 # --- how things stand
@@ -795,6 +795,82 @@ async def test_the_newest_point_of_each_series_stays(store: Store) -> None:
     assert not state.available
     assert {(one.datatype, one.payload) for one in state.latest} == {(6000, b"corrected"), (6001, b"other")}
     assert {one.device_id for one in await store.standing.devices(None, available=True)} == {"g1", "g2"}
+
+
+async def latest_of(store: Store, device: str) -> set[tuple[str, bytes]]:
+    (state,) = await store.standing.devices([device], available=True)
+    return {(one.source_device, one.payload) for one in state.latest}
+
+
+async def test_the_newest_point_goes_with_its_removed_data_session_and_comes_back_with_it(store: Store) -> None:
+    one, other = known("s1", start=NOON), known("s2", start=NOON + 9)
+    of_one = LatestSeen("g1", "a", 6000, NOON + 5, b"of one", "s1")
+    of_other = LatestSeen("g1", "b", 6000, NOON + 9, b"of other", "s2")
+    of_earlier_version = LatestSeen("g1", "c", 6000, NOON, b"of any")
+    await store.journal.commit(Changes(known=(one, other), latest=(of_one, of_other, of_earlier_version)))
+    assert await latest_of(store, "g1") == {("a", b"of one"), ("b", b"of other"), ("c", b"of any")}
+    await store.know(replace(other, removed=True))
+    assert await latest_of(store, "g1") == {("a", b"of one"), ("c", b"of any")}
+    await store.know(replace(one, removed=True))
+    assert await latest_of(store, "g1") == set()
+    await store.know(other)
+    assert await latest_of(store, "g1") == {("b", b"of other"), ("c", b"of any")}
+
+
+async def test_the_newest_point_goes_with_a_data_session_that_belongs_to_another_device_now(store: Store) -> None:
+    here = known("s1", start=NOON)
+    stays = known("s2", start=NOON)
+    await store.journal.commit(
+        Changes(known=(here, stays), latest=(LatestSeen("g1", "a", 6000, NOON + 5, b"moved", "s1"),))
+    )
+    await store.know(replace(here, session=replace(here.session, group_id="g2")))
+    assert await latest_of(store, "g1") == set()
+    older = LatestSeen("g1", "a", 6000, NOON + 1, b"older", "s2")
+    await store.journal.commit(Changes(latest=(older,)))
+    assert await latest_of(store, "g1") == {("a", b"older")}, "though it is older than what is not shown any more"
+
+
+async def test_of_devices_that_are_not_watched_there_is_no_state(store: Store) -> None:
+    labelled = replace(known("s3", group_id="g3"), device_label="Bed 3")
+    await store.know(known("s1", group_id="g1"), replace(known("s2", group_id="g2"), device_label="Bed 2"), labelled)
+
+    async def watched(*groups: str) -> set[str]:
+        standing = Standing(store.file, csv_url=str, groups=groups)
+        return {one.device_id for one in await standing.devices(None, available=True)}
+
+    assert await watched() == {"g1", "g2", "g3"}
+    assert await watched("g2") == {"g1", "g2"}, "g1 has no label, which may be the one"
+    assert await watched("Bed 3", "g1") == {"g1", "g3"}
+    assert await watched("7ceb5723-ab12-4cde-8f01-23456789abcd") == set()
+
+
+async def test_the_ledger_of_a_sink_holds_what_was_noted_of_it_at_its_broker(opened: Opened) -> None:
+    def ledger(store: Store, sink: str, *, broker: str = "b:1883") -> RetainedLedger:
+        return RetainedLedger(store.file, sink=sink, broker=broker)
+
+    async def configure(store: Store, *names: str) -> None:
+        await store.log.retire_others(names)
+        for name in names:
+            await store.log.open_sink(name, target=name, filter_=Filter(sink=name))
+
+    async with opened() as store:
+        await configure(store, "home", "hall")
+        assert await ledger(store, "home").topics() == set()
+        await ledger(store, "home").note(["a/1", "a/2"])
+        await ledger(store, "home").note(["a/2", "a/3"])
+        await ledger(store, "hall").note(["a/1", "h/1"])
+        await ledger(store, "home", broker="other:1883").note(["o/1"])
+    async with opened() as store:
+        home, hall = ledger(store, "home"), ledger(store, "hall")
+        assert await home.topics() == {"a/1", "a/2", "a/3"}
+        assert await hall.topics() == {"a/1", "h/1"}
+        await home.forget(["a/1", "a/2", "never/there"])
+        assert (await home.topics(), await hall.topics()) == ({"a/3"}, {"a/1", "h/1"})
+        await configure(store, "house", "hall")
+        renamed = ledger(store, "house")
+        assert await renamed.topics() == {"a/3"}
+        await renamed.forget(["a/3", "a/1"])
+        assert (await renamed.topics(), await hall.topics()) == (set(), {"a/1", "h/1"})
 
 
 async def test_a_device_is_available_while_its_datapoints_are_current(store: Store) -> None:

@@ -228,13 +228,17 @@ class Heard(NamedTuple):
 class Listener:
     """A client of another make of mind: paho in a thread of its own, which writes down all that it hears."""
 
-    def __init__(self, port: int, *filters: str, protocol: int = MQTTProtocolVersion.MQTTv5) -> None:
+    def __init__(
+        self, port: int, *filters: str, protocol: int = MQTTProtocolVersion.MQTTv5, username: str | None = None
+    ) -> None:
         self.heard: list[Heard] = []
         self._subscribed = threading.Event()
         self._filters = filters or ("#",)
         # amqtt takes clients without an id for one and the same.
         name = f"listener-{uuid.uuid4().hex[:12]}"
         self._client = paho.Client(CallbackAPIVersion.VERSION2, name, protocol=MQTTProtocolVersion(protocol))
+        if username is not None:
+            self._client.username_pw_set(username)
         self._client.reconnect_delay_set(1, 1)
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = lambda *_: self._subscribed.set()
@@ -264,8 +268,10 @@ class Listener:
 
 
 @contextlib.contextmanager
-def listening(port: int, *filters: str, protocol: int = MQTTProtocolVersion.MQTTv5) -> Iterator[Listener]:
-    listener = Listener(port, *filters, protocol=protocol)
+def listening(
+    port: int, *filters: str, protocol: int = MQTTProtocolVersion.MQTTv5, username: str | None = None
+) -> Iterator[Listener]:
+    listener = Listener(port, *filters, protocol=protocol, username=username)
     try:
         yield listener
     finally:

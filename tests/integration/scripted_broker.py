@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 CONNECT, CONNACK, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP = 1, 2, 3, 4, 5, 6, 7
-SUBSCRIBE, SUBACK, PINGREQ, PINGRESP, DISCONNECT = 8, 9, 12, 13, 14
+SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK, PINGREQ, PINGRESP, DISCONNECT = 8, 9, 10, 11, 12, 13, 14
 
 
 @dataclass
@@ -39,6 +39,13 @@ class Script:
     """Half of the message's id is missing."""
     closes_on: bytes = b""
     """Text in a payload that makes the broker end the connection."""
+    closes_on_retained: bool = False
+    connack_after: float = 0.0
+    """Seconds."""
+    closes_on_topic: str = ""
+    """The same in a topic."""
+    closes_on_subscribing: str = ""
+    """A filter that makes the broker end the connection."""
 
 
 class ScriptedBroker:
@@ -48,6 +55,9 @@ class ScriptedBroker:
         self.versions: list[int] = []
         self.published: list[Published] = []
         self.subscribed_qos: list[int] = []
+        self.subscribed: list[list[str]] = []
+        self.unsubscribed: list[list[str]] = []
+        self.goodbyes: list[bytes] = []
         self.largest_packet = 0
         self.connections: list[asyncio.StreamWriter] = []
         self.unacknowledged = 0
@@ -75,6 +85,7 @@ class ScriptedBroker:
         code = self.script.connect_codes.pop(0) if self.script.connect_codes else 0
         properties = self.script.connack_properties
         tail = bytes([len(properties)]) + properties if version == 5 else b""
+        await asyncio.sleep(self.script.connack_after)
         writer.write(bytes([CONNACK << 4, 2 + len(tail), 0, code]) + tail)
         if code:
             return
@@ -90,9 +101,20 @@ class ScriptedBroker:
             case 6:
                 writer.write(bytes([PUBCOMP << 4, 2]) + body[:2])
             case 8:
+                filters = _filters(body[3:] if version == 5 else body[2:])
                 self.subscribed_qos.append(body[-1] & 3)
-                tail = (b"\x00" if version == 5 else b"") + bytes([self.script.suback])
+                self.subscribed.append(filters)
+                if self.script.closes_on_subscribing and self.script.closes_on_subscribing in filters:
+                    writer.transport.abort()
+                    raise ConnectionAbortedError
+                tail = (b"\x00" if version == 5 else b"") + bytes([self.script.suback]) * len(filters)
                 writer.write(bytes([SUBACK << 4, 2 + len(tail)]) + body[:2] + tail)
+            case 10:
+                self.unsubscribed.append(_filters(body[3:] if version == 5 else body[2:], options=0))
+                tail = b"\x00\x00" if version == 5 else b""
+                writer.write(bytes([UNSUBACK << 4, 2 + len(tail)]) + body[:2] + tail)
+            case 14:
+                self.goodbyes.append(body)
             case 12:
                 writer.write(bytes([PINGRESP << 4, 0]))
 
@@ -106,7 +128,12 @@ class ScriptedBroker:
         if version == 5:
             properties, used = _variable_integer(rest)
             rest = rest[used + properties :]
-        if self.script.closes_on and self.script.closes_on in rest:
+        script = self.script
+        if (
+            (first & 1 and script.closes_on_retained)
+            or (script.closes_on and script.closes_on in rest)
+            or (script.closes_on_topic and script.closes_on_topic in topic)
+        ):
             writer.transport.abort()
             raise ConnectionAbortedError
         self.published.append(Published(topic, rest, qos, bool(first & 1)))
@@ -152,6 +179,15 @@ async def packet(reader: asyncio.StreamReader) -> tuple[int, bytes]:
         shift += 7
         if not byte & 0x80:
             return first, await reader.readexactly(length)
+
+
+def _filters(body: bytes, options: int = 1) -> list[str]:
+    found = []
+    while body:
+        length = int.from_bytes(body[:2], "big")
+        found.append(body[2 : 2 + length].decode())
+        body = body[2 + length + options :]
+    return found
 
 
 def _variable_integer(data: bytes) -> tuple[int, int]:

@@ -34,7 +34,7 @@ CONFIG = Config(cloud=CloudConfig(access_token=SecretStr("a-token")), watch=Watc
 class Broker(ScriptedSink):
     """A sink that shows devices."""
 
-    problem = None
+    problem = state_problem = None
 
     def __init__(self) -> None:
         super().__init__()

@@ -139,7 +139,9 @@ class Watched:
         self.status = self.status_of()
 
     def status_of(self, *outlets: Outlet) -> Status:
-        return Status([self.account], outlets, self.upkeep, FreshViews(), version="t", clock=self.clock)
+        return Status(
+            [self.account], outlets, self.upkeep, FreshViews(), version="t", installation="here", clock=self.clock
+        )
 
     async def _pause(self, _: asyncio.Event, seconds: float) -> None:
         self.waits.append(seconds)

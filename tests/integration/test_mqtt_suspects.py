@@ -86,7 +86,7 @@ async def dies(line: Line, clock: Clock) -> None:
     for attempt in range(2, len(WEBHOOK_SCHEDULE) + 1):
         parked = await line.parked(attempt)
         line.forward(parked.due_at - clock.now)
-    await line.done()
+    await line.all_done()
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])

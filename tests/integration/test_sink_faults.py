@@ -28,6 +28,7 @@ from tests.integration.brokers import free_port
 from tests.integration.polling_line import Clock
 from tests.integration.scripted_broker import Script, scripted
 from tests.integration.test_dispatcher import event, running
+from tests.integration.test_mqtt_sink import MemoryLedger
 
 CANARY = "canary-4711"
 Sleep = Callable[[float], Awaitable[None]]
@@ -172,6 +173,9 @@ def broker_sink(port: int, *, sleep: Sleep = asyncio.sleep, **more: object) -> M
         async def devices(self, _: object) -> list[object]:
             return []
 
+        def is_current(self) -> bool:
+            return True
+
         def info(self) -> bytes:
             return b"{}"
 
@@ -180,7 +184,17 @@ def broker_sink(port: int, *, sleep: Sleep = asyncio.sleep, **more: object) -> M
     config = MqttConfig.model_validate({"name": "home", "url": f"mqtt://127.0.0.1:{port}", **more})
     state: Any = NoState()
     source = "https://c.example"
-    return MqttSink(config, client_id="b", source=source, state=state, requests={}, version="t", sleep=sleep)
+    return MqttSink(
+        config,
+        client_id="b",
+        source=source,
+        state=state,
+        ledger=MemoryLedger(),
+        installation="here",
+        requests={},
+        version="t",
+        sleep=sleep,
+    )
 
 
 async def test_a_broker_over_its_quota_gets_the_event_later_and_one_that_forbids_it_never(tmp_path: Path) -> None:

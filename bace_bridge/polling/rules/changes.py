@@ -20,13 +20,17 @@ class WindowRead(msgspec.Struct, frozen=True):
 
 
 class LatestSeen(msgspec.Struct, frozen=True):
-    """The newest datapoint of a series of a device; `payload` is the contract's datapoint object as JSON."""
+    """The newest datapoint of a series of a device; `payload` is the contract's datapoint object as JSON.
+
+    `session_id` is the data session that it is of.
+    """
 
     device_id: str
     source_device: str
     datatype: int
     timestamp: float
     payload: bytes
+    session_id: str | None = None
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):

@@ -78,7 +78,14 @@ def absorb(
         state = msgspec.structs.replace(state, settled=settled, raw_until=raw_until)
     group_id = known.session.group_id
     latest = tuple(
-        LatestSeen(group_id, one.source_device, one.datatype, one.timestamp, msgspec.json.encode(view(one, datatypes)))
+        LatestSeen(
+            group_id,
+            one.source_device,
+            one.datatype,
+            one.timestamp,
+            msgspec.json.encode(view(one, datatypes)),
+            known.session.id,
+        )
         for one in {one.series_id: one for one in new}.values()
     )
     events_of_points = tuple(datapoint_events(known, new, datatypes, now=now))

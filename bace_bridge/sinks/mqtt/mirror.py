@@ -7,27 +7,40 @@ from typing import Protocol
 
 from bace_bridge.domain.state import DeviceState
 from bace_bridge.errors import SinkError, SinkUnavailable, StoreError
-from bace_bridge.sinks.mqtt.retained import changes, device_topics
+from bace_bridge.sinks.mqtt.picture import OFFLINE, ONLINE, Kept, Picture
+from bace_bridge.sinks.mqtt.retained import CLEARED, device_topics
 from bace_bridge.sinks.mqtt.topics import Topics
 from bace_bridge.sinks.mqtt.window import Done, Message
 
 Publish = Callable[[Message, Done], None]
 
-ONLINE, OFFLINE = b"online", b"offline"
-
 _AT_MOST_EVERY = 0.25
-"""Seconds between two looks at the devices that changed, so that a drained backlog costs few reads."""
+"""Seconds between two reads of the devices that changed, so that a drained backlog costs few of them."""
 
 _AFTER_TROUBLE = 5.0
+
+_ANSWER_EVERY = 10.0
+"""Seconds between two answers to an `offline` that somebody else has published."""
 
 
 class StateSource(Protocol):
     async def devices(self, ids: Collection[str] | None) -> list[DeviceState]:
         """How these devices stand now; all of them for None."""
 
+    def is_current(self) -> bool:
+        """True while the last poll went well: what is not known then is not there."""
+
     def info(self) -> bytes: ...
 
     def health(self) -> bytes: ...
+
+
+class Ledger(Protocol):
+    """The topics that the broker may keep of this sink. All methods raise StoreError."""
+
+    async def topics(self) -> set[str]: ...
+    async def note(self, topics: Iterable[str]) -> None: ...
+    async def forget(self, topics: Iterable[str]) -> None: ...
 
 
 class Mirror:
@@ -36,29 +49,37 @@ class Mirror:
     def __init__(
         self,
         state: StateSource,
+        ledger: Ledger,
         topics: Topics,
         publish: Publish,
+        kept: Kept,
         *,
-        groups: Collection[str],
         window: int,
         sleep: Callable[[float], Awaitable[None]],
         warn: Callable[..., None],
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._state = state
+        self._ledger = ledger
         self._topics = topics
         self._publish = publish
-        self._groups = frozenset(groups)
+        self._kept = kept
         self._window = window
-        self._unacknowledged = 0
-        self._progress = asyncio.Event()
         self._sleep = sleep
         self._warn = warn
-        self._bridge: dict[str, bytes] = {}
-        self._devices: dict[str, dict[str, bytes]] = {}
+        self._unacknowledged = 0
+        self._progress = asyncio.Event()
         self._dirty: set[str] = set()
         self._all_dirty = True
         self._news = asyncio.Event()
+        self._unnoted: set[str] = set()
+        self._ledger_is_read = self._devices_are_read = False
+        self._answered_at = float("-inf")
+        self._answer: asyncio.TimerHandle | None = None
+        self._leaves = False
+        self.picture = Picture(topics, kept)
         self.complete = asyncio.Event()
+        self.settled = asyncio.Event()
 
     def touch(self, device: str) -> None:
         self._dirty.add(device)
@@ -74,38 +95,55 @@ class Mirror:
     def look_at_bridge(self) -> None:
         self._news.set()
 
+    async def publish_again(self, topics: Iterable[str]) -> None:
+        """Returns when that was done."""
+        for topic in topics:
+            self.picture.again(topic)
+        self.settled.clear()
+        self._news.set()
+        await self.settled.wait()
+
     async def keep(self) -> None:
-        """Never returns. `complete` is set when the broker has all of it for the first time."""
+        """Never returns. `complete` is set when the broker has all but what is suspected; `settled` after that."""
+        self._kept.refusals.begin()
         while True:
             self._news.clear()
-            await self._publish_bridge()
-            readable = await self._publish_devices()
-            await self._at_most(0)
-            self.complete.set()
+            readable = await self._read_ledger()
+            self.picture.mean_bridge(self._state.info(), self._state.health())
+            readable = await self._read_devices() and readable
+            if self._ledger_is_read and self._devices_are_read:
+                self.picture.compare(is_current=self._state.is_current())
+            await self._publish_changes(alone=False)
+            if not self.complete.is_set():
+                self._kept.suspicion.completed()
+                self.complete.set()
+            await self._publish_changes(alone=True)
+            self.settled.set()
             await self._sleep(_AT_MOST_EVERY if readable else _AFTER_TROUBLE)
-            await self._news.wait()
+            await self._changed()
 
-    async def farewell(self) -> None:
-        """Says that nothing is current any more; `keep` must have been cancelled."""
-        for device, published in self._devices.items():
-            topic = self._topics.availability(device)
-            if published.get(topic) == ONLINE:
-                await self._tell(topic, OFFLINE)
-        await self._tell(self._topics.bridge_state, OFFLINE)
-        await self._at_most(0)
+    async def _changed(self) -> None:
+        seconds = self._kept.refusals.next_in() if self.picture.waits else None
+        timer = None if seconds is None else self._loop.call_later(seconds, self._news.set)
+        await self._news.wait()
+        if timer is not None:
+            timer.cancel()
 
-    async def _publish_bridge(self) -> None:
-        wanted = {
-            self._topics.bridge_state: ONLINE,
-            self._topics.bridge_info: self._state.info(),
-            self._topics.bridge_health: self._state.health(),
-        }
-        await self._publish_changes(self._bridge, wanted)
-        self._bridge = wanted
+    async def _read_ledger(self) -> bool:
+        if self._ledger_is_read:
+            return True
+        try:
+            self.picture.read_ledger(await self._ledger.topics())
+        except StoreError as error:
+            self._warn("mqtt.state_unreadable", problem=str(error))
+            self._news.set()
+            return False
+        self._ledger_is_read = True
+        return True
 
-    async def _publish_devices(self) -> bool:
+    async def _read_devices(self) -> bool:
         """False when the state could not be read; it is then read again later."""
-        asked = None if self._all_dirty else self._of_interest(self._dirty)
+        asked = None if self._all_dirty else {one for one in self._dirty if self._kept.scope.shows(one)}
         self._all_dirty, self._dirty = False, set()
         if asked is not None and not asked:
             return True
@@ -115,33 +153,92 @@ class Mirror:
             self._warn("mqtt.state_unreadable", problem=str(error))
             self.touch_all(asked)
             return False
-        found = {state.device_id: state for state in states}
-        for device in asked if asked is not None else self._of_interest({*found, *self._devices}):
-            state = found.get(device)
-            wanted = device_topics(state, self._topics) if state is not None else {}
-            await self._publish_changes(self._devices.get(device, {}), wanted)
-            self._devices[device] = wanted
+        meant = {state.device_id: device_topics(state, self._topics) for state in states}
+        self.picture.mean_devices(meant, asked=asked)
+        self._devices_are_read = True
         return True
 
-    def _of_interest(self, devices: set[str]) -> set[str]:
-        return devices & self._groups if self._groups else devices
+    async def _publish_changes(self, *, alone: bool) -> None:
+        changes = list(self.picture.changes(alone=alone))
+        await self._note({topic for topic, payload in changes if payload != CLEARED})
+        for topic, payload in changes:
+            await self._send(topic, payload)
+        await self._at_most(0)
+        await self._forget()
 
-    async def _publish_changes(self, published: dict[str, bytes], wanted: dict[str, bytes]) -> None:
-        for topic, payload in changes(published, wanted):
-            await self._tell(topic, payload)
+    async def _note(self, topics: set[str]) -> None:
+        """Before they are published, so that the ledger knows them whenever the process is killed."""
+        new = (topics - self.picture.noted) | self._unnoted
+        self.picture.note(topics)
+        if not new:
+            return
+        try:
+            await self._ledger.note(new)
+        except StoreError as error:
+            self._warn("mqtt.ledger_not_written", problem=str(error))
+            self._unnoted = new
+        else:
+            self._unnoted = set()
 
-    async def _tell(self, topic: str, payload: bytes) -> None:
+    async def _forget(self) -> None:
+        topics = self.picture.forget()
+        if not topics:
+            return
+        try:
+            await self._ledger.forget(topics)
+        except StoreError as error:
+            self._warn("mqtt.ledger_not_written", problem=str(error))
+            self._kept.to_forget.update(topics)
+
+    async def _send(self, topic: str, payload: bytes) -> None:
         await self._at_most(self._window - 1)
         self._unacknowledged += 1
-        self._publish(Message(topic, payload, qos=1, retain=True), partial(self._told, topic))
+        self._publish(Message(topic, payload, qos=1, retain=True), partial(self._done, topic, payload))
 
-    def _told(self, topic: str, error: SinkError | None) -> None:
+    def _done(self, topic: str, payload: bytes, error: SinkError | None) -> None:
         self._unacknowledged -= 1
         self._progress.set()
-        if error is not None and not isinstance(error, SinkUnavailable):
-            self._warn("mqtt.state_refused", topic=topic, problem=str(error))
+        if error is None:
+            if self.picture.taken(topic, payload):
+                self._news.set()
+        elif not isinstance(error, SinkUnavailable):
+            self.picture.refused(topic, str(error))
 
     async def _at_most(self, unacknowledged: int) -> None:
         while self._unacknowledged > unacknowledged:
             self._progress.clear()
             await self._progress.wait()
+
+    # --- online and offline
+
+    def heard_offline(self) -> None:
+        """Somebody else said so in the bridge's name, such as the last will of an old connection."""
+        is_online = self.picture.acknowledged.get(self._topics.bridge_state) == ONLINE
+        if not is_online or self._leaves or self._answer is not None:
+            return
+        wait = max(0.0, self._answered_at + _ANSWER_EVERY - self._loop.time())
+        self._answer = self._loop.call_later(wait, self._answer_offline)
+
+    def _answer_offline(self) -> None:
+        self._answered_at, self._answer = self._loop.time(), None
+        if self._leaves:
+            return
+        self._warn("mqtt.foreign_offline", topic=self._topics.bridge_state, then="answered with online")
+        self.picture.again(self._topics.bridge_state)
+        self._news.set()
+
+    @property
+    def is_offline(self) -> bool:
+        """True when the broker has acknowledged that the bridge is."""
+        return self.picture.acknowledged.get(self._topics.bridge_state) == OFFLINE
+
+    async def say_offline(self) -> None:
+        """That of the bridge; `keep` must have been cancelled."""
+        self._leaves = True
+        await self._send(self._topics.bridge_state, OFFLINE)
+
+    async def farewell(self) -> None:
+        """Says that no device's view is current any more; `keep` must have been cancelled."""
+        for topic in self.picture.online_devices:
+            await self._send(topic, OFFLINE)
+        await self._at_most(0)

@@ -2,41 +2,58 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Collection, Mapping
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 
 import msgspec
 import structlog
+from paho.mqtt.client import MQTTMessage
 from structlog.typing import FilteringBoundLogger
 
 from bace_bridge.config.models import MqttConfig
+from bace_bridge.config.mqtt import Version
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.lanes import Attempt
+from bace_bridge.domain.retry import backoff
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
-from bace_bridge.sinks.mqtt.broker import Will
+from bace_bridge.sinks.mqtt.client import UNSENDABLE
 from bace_bridge.sinks.mqtt.connection import Connection
 from bace_bridge.sinks.mqtt.dialing import Dialer
 from bace_bridge.sinks.mqtt.endings import Ending
 from bace_bridge.sinks.mqtt.messages import topic_and_payload, topic_of
-from bace_bridge.sinks.mqtt.mirror import OFFLINE, Mirror, StateSource
+from bace_bridge.sinks.mqtt.mirror import Ledger, Mirror, StateSource
+from bace_bridge.sinks.mqtt.neighbours import Neighbours
 from bace_bridge.sinks.mqtt.outage import Outage
+from bace_bridge.sinks.mqtt.picture import OFFLINE, Kept, Scope
 from bace_bridge.sinks.mqtt.properties import CloudEventAttributes
+from bace_bridge.sinks.mqtt.refusals import Refusals
 from bace_bridge.sinks.mqtt.requests import Answer, Requests
-from bace_bridge.sinks.mqtt.suspicion import Suspicion
+from bace_bridge.sinks.mqtt.suspicion import Suspicion, TopicSuspicion
 from bace_bridge.sinks.mqtt.topics import Topics
-from bace_bridge.sinks.mqtt.versions import Version
+from bace_bridge.sinks.mqtt.tree import Tree
 from bace_bridge.sinks.mqtt.window import Done, Message
 
 _IN_FLIGHT_WITHIN = 3.0
-_LAST_WORDS_WITHIN = 2.0
+_LAST_WORDS_WITHIN = 3.0
 _GOODBYE_WITHIN = 1.0
+_AGAIN_LOOKED_AT_EVERY = 1.0
+
+_LOST_AGAIN, _LOST_AT_LAST = 15.0, 3600.0
+"""Seconds until what the broker has acknowledged and does not keep is published again."""
+
+_SHARED = (
+    "give each bridge a base_topic of its own; nothing of the other's is cleared. Where the other is gone for good, "
+    "clear its retained bridge/info, or its bridge/guest"
+)
 
 
 class MqttSink:
     """`run` keeps the connection; `send` hands events over while there is one that is `ready`.
 
-    `client_id` must be the bridge's own and stay the same; `source` is what CloudEvents call the cloud.
+    `client_id` must be the bridge's own and stay the same; `source` is what CloudEvents call the cloud. `elsewhere` are
+    the `groups` of the other sinks on the same broker and base topic.
     """
 
     pipelined = True
@@ -48,29 +65,45 @@ class MqttSink:
         client_id: str,
         source: str,
         state: StateSource,
+        ledger: Ledger,
+        installation: str,
         requests: Mapping[str, Answer],
         version: str,
+        elsewhere: Sequence[Collection[str]] = (),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = config.name
         self.window = config.max_in_flight
         self._config = config
         self._state = state
+        self._ledger = ledger
         self._sleep = sleep
         self._jitter = jitter
         self._log: FilteringBoundLogger = structlog.get_logger().bind(sink=config.name)
         self._topics = Topics(config.base_topic)
         self._attributes = CloudEventAttributes(source)
-        self._requests = Requests(requests, self._topics, self._log)
+        self._requests = Requests(requests, self._topics, self._log, clock=clock)
         self._outage = Outage(self._log)
-        will = Will(self._topics.bridge_state, OFFLINE)
+        self._kept = Kept(
+            installation,
+            Scope(frozenset(config.groups), tuple(frozenset(groups) for groups in elsewhere)),
+            Refusals(self._log, clock=clock, jitter=jitter),
+            TopicSuspicion(self._log, explained=self._outage.explained),
+            Neighbours(installation),
+            set(),
+        )
+        self._tree = Tree(self._topics, self._kept.neighbours, self._log, sleep=sleep)
         self._dialer = Dialer(
             config,
+            self._topics,
             client_id=client_id,
             version=version,
-            will=will,
+            will=OFFLINE,
             suspicion=Suspicion(self._log, explained=self._outage.explained),
+            of_topics=self._kept.suspicion,
+            clock=clock,
             log=self._log,
         )
         self._warned: set[str] = set()
@@ -91,6 +124,14 @@ class MqttSink:
         return self._problem
 
     @property
+    def state_problem(self) -> str | None:
+        """What is wrong with the retained picture, while events can be sent."""
+        others = self._kept.neighbours.others(self._topics.base)
+        shared = f"another bridge uses the base topic {self._topics.base}, too: {', '.join(others)}" if others else None
+        found = (self._kept.refusals.problem, shared, self._tree.problem)
+        return "; ".join(one for one in found if one is not None) or None
+
+    @property
     def protocol_in_use(self) -> Version | None:
         return self._dialer.protocol if self.connected else None
 
@@ -109,13 +150,13 @@ class MqttSink:
             _tell_soon(done, SinkUnavailable(self._problem or "not connected"))
             return
         event = attempt.logged.event
-        time = iso_utc(event.time)
         try:
-            topic, payload = topic_and_payload(event, self._topics, time=time, replay=attempt.replay)
-        except msgspec.MsgspecError as error:
-            _tell_soon(done, DeliveryRejected(f"the event {event.id} cannot be told: {error}"))
+            at = iso_utc(event.time)
+            topic, payload = topic_and_payload(event, self._topics, time=at, replay=attempt.replay)
+            properties = self._attributes.of(attempt, time=at) if self._dialer.protocol == "5" else None
+        except (msgspec.MsgspecError, *UNSENDABLE) as error:
+            _tell_soon(done, DeliveryRejected(f"the event {event.id} cannot be sent: {error}"))
             return
-        properties = self._attributes.of(attempt, time=time) if self._dialer.protocol == "5" else None
         connection.publish(Message(topic, payload, self._config.qos, properties=properties, event=event.id), done)
         if event.device_id is not None:
             mirror.touch(event.device_id)
@@ -150,29 +191,31 @@ class MqttSink:
     async def _keep_connected(self) -> None:
         clock = asyncio.get_running_loop().time
         while not self._closing:
-            connection = await self._dialer.dial(self._requests.take)
+            connection = await self._dialer.dial(self._heard)
             since = clock()
             ending = connection if isinstance(connection, Ending) else await self._use(connection)
             self._problem = ending.problem
-            if self._dialer.learn(ending):
+            if ending.kind == "given_up" or self._dialer.learn(ending):
                 continue
             lasted = 0.0 if isinstance(connection, Ending) else clock() - since
             await self._sleep(self._outage.goes_on(ending, lasted=lasted, jitter=self._jitter()))
 
     async def _use(self, connection: Connection) -> Ending:
         """Uses the connection until its end."""
-        self._outage.over(broker=self._dialer.broker, protocol=self._dialer.protocol)
         mirror = self._mirror = self._new_mirror(connection)
         try:
             await self._listen_to_requests(connection)
+            if not connection.end.done():
+                self._outage.over(broker=self._dialer.broker, protocol=self._dialer.protocol)
             async with asyncio.TaskGroup() as tasks:
                 working = [
                     tasks.create_task(mirror.keep()),
                     tasks.create_task(self._requests.serve(partial(self._respond, connection))),
                     tasks.create_task(self._become_ready(connection, mirror)),
+                    tasks.create_task(self._compare(connection, mirror)),
                 ]
                 try:
-                    await asyncio.wait((connection.end,))
+                    ended = await self._until_the_end_of(connection)
                 except asyncio.CancelledError:
                     self._leave("the bridge is stopping")
                     await self._say_goodbye(connection, mirror, working[0])
@@ -180,6 +223,8 @@ class MqttSink:
                 finally:
                     for task in working:
                         task.cancel()
+            if not ended:
+                return await self._begin_again(connection)
             ending = connection.end.result()
             self._leave(ending.problem)
             return ending
@@ -187,12 +232,29 @@ class MqttSink:
             self._leave(self._problem or "the connection has ended")
             connection.release(self._problem or "the connection has ended")
 
+    async def _until_the_end_of(self, connection: Connection) -> bool:
+        """False where it lacks something, and the time has come to try again whether the broker takes it now."""
+        while not connection.end.done():
+            again_in = self._dialer.again_in()
+            if again_in == 0:
+                return False
+            await asyncio.wait((connection.end,), timeout=again_in and min(again_in, _AGAIN_LOOKED_AT_EVERY))
+        return True
+
+    async def _begin_again(self, connection: Connection) -> Ending:
+        self._leave("another manner is tried")
+        self._dialer.begin_again()
+        await connection.while_it_lasts(connection.emptied(), within=_IN_FLIGHT_WITHIN)
+        await connection.disconnect(within=_GOODBYE_WITHIN)
+        return Ending("given_up", "another manner is tried")
+
     def _new_mirror(self, connection: Connection) -> Mirror:
         return Mirror(
             self._state,
+            self._ledger,
             self._topics,
             connection.publish,
-            groups=self._config.groups,
+            self._kept,
             window=self.window,
             sleep=self._sleep,
             warn=self._warn_once,
@@ -201,7 +263,7 @@ class MqttSink:
     async def _listen_to_requests(self, connection: Connection) -> None:
         if not connection.limits.retain:
             self._warn_once("mqtt.no_retained_messages", hint="the broker keeps no state for late subscribers")
-        if not await connection.subscribe(self._topics.requests) and not connection.end.done():
+        if not await self._dialer.listen(connection):
             self._warn_once("mqtt.requests_refused", topic=self._topics.requests)
 
     async def _become_ready(self, connection: Connection, mirror: Mirror) -> None:
@@ -209,6 +271,32 @@ class MqttSink:
         if not connection.end.done():
             self._connection, self._problem = connection, None
             self._ready.set()
+
+    async def _compare(self, connection: Connection, mirror: Mirror) -> None:
+        await mirror.settled.wait()
+        lost = await self._tree.read(connection, mirror)
+        self._warn_of_others()
+        attempts = 0
+        while lost:
+            attempts += 1
+            await self._sleep(backoff(attempts, jitter=self._jitter(), first=_LOST_AGAIN, longest=_LOST_AT_LAST))
+            await mirror.publish_again(lost)
+            lost = await self._tree.read(connection, mirror)
+
+    def _warn_of_others(self) -> None:
+        others = self._kept.neighbours.others(self._topics.base)
+        if others:
+            self._warn_once("mqtt.base_topic_shared", base_topic=self._topics.base, installations=others, hint=_SHARED)
+
+    def _heard(self, message: MQTTMessage) -> None:
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            topic = None
+        if topic is None or self._topics.is_request(topic):
+            self._requests.take(message)
+        elif self._mirror is not None:
+            self._tree.heard(topic, message, self._mirror)
 
     def _warn_once(self, event: str, **fields: object) -> None:
         """What the broker does not allow is the same on every connection."""
@@ -224,16 +312,22 @@ class MqttSink:
     async def _say_goodbye(self, connection: Connection, mirror: Mirror, keeping: asyncio.Task[None]) -> None:
         keeping.cancel()
         await asyncio.wait((keeping,))
-        await connection.while_it_lasts(connection.emptied(), within=_IN_FLIGHT_WITHIN)
+
+        async def state_and_in_flight() -> None:
+            await mirror.say_offline()
+            await connection.emptied()
+
+        # The bridge's own state goes first: the rest may be cut off. Without its PUBACK the last will has to say it.
+        await connection.while_it_lasts(state_and_in_flight(), within=_IN_FLIGHT_WITHIN)
         await connection.while_it_lasts(mirror.farewell(), within=_LAST_WORDS_WITHIN)
-        await connection.disconnect(within=_GOODBYE_WITHIN)
+        await connection.disconnect(within=_GOODBYE_WITHIN, with_will=not mirror.is_offline)
 
     def _respond(self, connection: Connection, response: Message) -> None:
         connection.publish(response, partial(self._responded, response.topic))
 
     def _responded(self, topic: str, error: SinkError | None) -> None:
         if error is not None:
-            self._log.warning("mqtt.response_not_delivered", topic=topic, problem=str(error))
+            self._requests.not_delivered(topic, str(error))
 
 
 def _tell_soon(done: Done, error: SinkError) -> None:

@@ -1,4 +1,4 @@
-"""Which event it is that a broker answers by closing the connection: MQTT 3.1.1 has no other way to refuse one."""
+"""Which message it is that a broker answers by closing the connection: MQTT 3.1.1 has no other way to refuse one."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,6 +6,9 @@ from structlog.typing import FilteringBoundLogger
 
 _LOSSES = 3
 """Connections in a row that are lost before anything is suspected: a restart or a bad network ends some, too."""
+
+_UNFINISHED = 2
+"""Connections in a row that are lost amid retained topics before these are suspected."""
 
 _MOST_REMEMBERED = 1000
 
@@ -74,3 +77,73 @@ class Suspicion:
         self._oldest, self._losses = None, 0
         self._suspects.clear()
         self.counts = bool(self._blamed)
+
+
+class TopicSuspicion:
+    """The same of retained topics, all of which are published on every connect: that some were taken says little.
+
+    After two connections in a row that were lost before all of it was acknowledged, what was in flight is suspected: it
+    is published last, and one by one. What is alone in flight when a connection is lost is to blame.
+    """
+
+    def __init__(self, log: FilteringBoundLogger, *, explained: Callable[[], None]) -> None:
+        self._log = log
+        self._explained = explained
+        self._losses = 0
+        self._in_flight: set[str] = set()
+        self._blamed: dict[str, None] = {}
+        self.counts = False
+        """False while nothing is suspected, which spares each message the rest."""
+
+    def sent_alone(self, topic: str) -> bool:
+        return topic in self._blamed or (self._losses >= _UNFINISHED and topic in self._in_flight)
+
+    def acknowledged(self, topic: str) -> None:
+        """The broker has said something to the topic, be it no."""
+        self._blamed.pop(topic, None)
+        self._clear(topic)
+
+    def is_blamed(self, topic: str) -> bool:
+        return topic in self._blamed
+
+    def completed(self) -> None:
+        """The broker has acknowledged all that is not suspected."""
+        if self._losses < _UNFINISHED:
+            self._losses = 0
+            self._in_flight.clear()
+
+    def blames(self, topics: Sequence[str], *, alone: bool) -> bool:
+        """The broker closed the connection with these in flight; whether on one of them that was `alone`."""
+        if not topics:
+            return False
+        if alone and self.sent_alone(topics[0]):
+            self._blame(topics[0])
+            return True
+        before = self._losses
+        self._losses += 1
+        self.counts = self.counts or self._losses >= _UNFINISHED
+        if self._losses > _UNFINISHED:
+            self._in_flight.update(topics)
+        else:
+            self._in_flight = set(topics)
+        if before < _UNFINISHED <= self._losses:
+            self._log.warning(
+                "mqtt.topics_suspected",
+                topics=len(self._in_flight),
+                hint="the broker may close the connection on one of them; they are published last, one by one",
+            )
+        return False
+
+    def _blame(self, topic: str) -> None:
+        self._blamed[topic] = None
+        if len(self._blamed) > _MOST_REMEMBERED:
+            del self._blamed[next(iter(self._blamed))]
+        self._clear(topic)
+        self._explained()
+
+    def _clear(self, topic: str) -> None:
+        if topic in self._in_flight:
+            self._in_flight.discard(topic)
+            if not self._in_flight:
+                self._losses = 0
+        self.counts = bool(self._blamed) or self._losses >= _UNFINISHED

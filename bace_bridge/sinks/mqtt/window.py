@@ -9,17 +9,21 @@ from paho.mqtt.client import Client, MQTTMessageInfo
 from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 
+from bace_bridge.domain.mqtt_text import made_sendable
 from bace_bridge.errors import DeliveryFailed, DeliveryRejected, SinkError, SinkUnavailable
+from bace_bridge.sinks.mqtt.client import UNSENDABLE
 from bace_bridge.sinks.mqtt.endings import FIRST_FAILURE, publish_refused
-from bace_bridge.sinks.mqtt.limits import Limits
+from bace_bridge.sinks.mqtt.manners import Limits
 from bace_bridge.sinks.mqtt.properties import EncodedProperties
-from bace_bridge.sinks.mqtt.suspicion import Suspicion
+from bace_bridge.sinks.mqtt.suspicion import Suspicion, TopicSuspicion
 
 Done = Callable[[SinkError | None], None]
 
 _FIXED_HEADER = 5
 _TOPIC_LENGTH_AND_ID = 4
 _HIGHEST_QOS = 2
+_LONGEST_SHOWN = 256
+"""Characters of a topic in a message for people."""
 
 
 class Message(NamedTuple):
@@ -36,14 +40,16 @@ class Message(NamedTuple):
 class Window:
     """Calls every message's `done` exactly once, on the loop and never from within `publish`.
 
-    At QoS 0 a message is done when it was written to the socket. An event that is suspected has the window for itself.
+    At QoS 0 a message is done when it was written to the socket. An event or a retained topic that is suspected has the
+    window for itself.
     """
 
-    def __init__(self, client: Client, *, size: int, suspicion: Suspicion) -> None:
+    def __init__(self, client: Client, *, size: int, suspicion: Suspicion, of_topics: TopicSuspicion) -> None:
         self._loop = asyncio.get_running_loop()
         self._publish: Callable[..., MQTTMessageInfo] = client.publish
         self._size = self._room = size
         self._suspicion = suspicion
+        self._of_topics = of_topics
         self._closed_for_others = False
         self._limits = Limits()
         self._as_wished = True
@@ -65,10 +71,14 @@ class Window:
             self._hand_over(message, done)
 
     def acknowledged(self, mid: int, reason: ReasonCode) -> None:
+        if mid not in self._in_flight:
+            return
         message, done = self._in_flight.pop(mid)
         self._closed_for_others = False
         if message.event is not None:
             self._suspicion.acknowledged(message.event)
+        elif message.retain:
+            self._of_topics.acknowledged(message.topic)
         while self._waiting and self._takes(self._waiting[0][0]):
             self._hand_over(*self._waiting.popleft())
         if self._emptied is not None and not self._in_flight and not self._emptied.done():
@@ -97,43 +107,54 @@ class Window:
         self._in_flight.clear()
         self._waiting.clear()
         events = [message.event for message, _ in in_flight if message.event is not None]
-        failed = on_a_message and self._suspicion.blames(events)
+        topics = [message.topic for message, _ in in_flight if message.retain]
+        failed = on_a_message and (
+            self._of_topics.blames(topics, alone=len(in_flight) == 1) or self._suspicion.blames(events)
+        )
         for _, done in waiting if failed else in_flight + waiting:
             done(SinkUnavailable(problem))
         for message, done in in_flight if failed else ():  # last, or more would be sent in vain
             done(DeliveryFailed(_closed_on(message)))
 
     def _goes_alone(self, message: Message) -> bool:
-        return message.event is not None and self._suspicion.sent_alone(message.event)
+        if message.event is not None:
+            return self._suspicion.sent_alone(message.event)
+        return message.retain and self._of_topics.sent_alone(message.topic)
 
     def _takes(self, message: Message) -> bool:
-        if self._suspicion.counts and self._goes_alone(message):
+        if (self._suspicion.counts or self._of_topics.counts) and self._goes_alone(message):
             return not self._in_flight
         return not self._closed_for_others and len(self._in_flight) < self._room
 
     def _hand_over(self, message: Message, done: Done) -> None:
-        if self._limits.packet_size is not None and _packet_size(message) > self._limits.packet_size:
-            error = DeliveryRejected(f"a message on {message.topic} is larger than the broker takes")
-            self._loop.call_soon(done, error)
-            return
         if not self._as_wished:
             allowed = self._limits
             message = message._replace(qos=min(message.qos, allowed.qos), retain=message.retain and allowed.retain)
         try:
+            if self._limits.packet_size is not None and _packet_size(message) > self._limits.packet_size:
+                self._reject(message, done, "is larger than the broker takes")
+                return
             info = self._publish(message.topic, message.payload, message.qos, message.retain, message.properties)
-        except ValueError as error:
-            rejected = DeliveryRejected(f"a message on {message.topic} cannot be sent: {error}")
-            self._loop.call_soon(done, rejected)
+        except UNSENDABLE as error:
+            self._reject(message, done, f"cannot be sent: {error}")
             return
         if info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS:
             self._in_flight[info.mid] = (message, done)
-            self._closed_for_others = self._suspicion.counts and self._goes_alone(message)
+            counts = self._suspicion.counts or self._of_topics.counts
+            self._closed_for_others = counts and self._goes_alone(message)
         else:
             self._loop.call_soon(done, SinkUnavailable("the connection to the broker is lost"))
+
+    def _reject(self, message: Message, done: Done, why: str) -> None:
+        self._loop.call_soon(done, DeliveryRejected(f"a message on {_shown(message.topic)} {why}"))
 
 
 def _closed_on(message: Message) -> str:
     return f"the broker closes the connection on a message of {len(message.payload)} bytes on {message.topic}"
+
+
+def _shown(topic: str) -> str:
+    return made_sendable(topic[:_LONGEST_SHOWN])
 
 
 def _packet_size(message: Message) -> int:

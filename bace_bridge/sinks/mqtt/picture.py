@@ -1,0 +1,216 @@
+"""The retained picture of one connection: what is meant, what the broker has acknowledged, and what is left to do."""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple
+
+from bace_bridge.sinks.mqtt.neighbours import Neighbours
+from bace_bridge.sinks.mqtt.refusals import Refusals
+from bace_bridge.sinks.mqtt.retained import CLEARED, Views, base_of, base_topics, decide
+from bace_bridge.sinks.mqtt.suspicion import TopicSuspicion
+from bace_bridge.sinks.mqtt.topics import Topics
+
+ONLINE, OFFLINE = b"online", b"offline"
+
+
+class Scope(NamedTuple):
+    """The devices that a sink shows, and for each other sink on the same base topic those that it shows.
+
+    No devices: all of them.
+    """
+
+    groups: frozenset[str] = frozenset()
+    elsewhere: tuple[frozenset[str], ...] = ()
+
+    def shows(self, device: str) -> bool:
+        return not self.groups or device in self.groups
+
+    def is_elsewhere(self, device: str) -> bool:
+        return any(not groups or device in groups for groups in self.elsewhere)
+
+
+class Kept(NamedTuple):
+    """What a sink keeps over its connections. `installation` is the name of this one.
+
+    `to_forget` is what has to go out of the ledger.
+    """
+
+    installation: str
+    scope: Scope
+    refusals: Refusals
+    suspicion: TopicSuspicion
+    neighbours: Neighbours
+    to_forget: set[str]
+
+
+class Picture:
+    """Does no I/O. `noted` is what the ledger holds once it was read."""
+
+    def __init__(self, topics: Topics, kept: Kept) -> None:
+        self._topics = topics
+        self._kept = kept
+        self._meant: dict[str, bytes] = {}
+        self._of_device: dict[str, Collection[str]] = {}
+        self._elsewhere: set[str] = set()
+        self._undecided: dict[str, None] = {}
+        self._untaken: set[str] = set()
+        self._shown: Collection[str] | None = None
+        self._ledger_is_compared = self._tree_is_compared = False
+        self.acknowledged: dict[str, bytes] = {}
+        self.noted: set[str] = set()
+        self.bases: list[str] = []
+
+    @property
+    def waits(self) -> bool:
+        """True where there is something left that is tried later."""
+        return bool(self._undecided)
+
+    @property
+    def online_devices(self) -> list[str]:
+        """The availability topics that say so."""
+        found = (self._topics.availability(device) for device in self._of_device)
+        return [topic for topic in found if self.acknowledged.get(topic) == ONLINE]
+
+    # --- what is meant, and what the others know
+
+    def read_ledger(self, topics: Collection[str]) -> None:
+        self.noted.update(topics)
+        self.bases = base_topics(topics, self._topics)
+
+    def read_tree(self, unknown: Collection[str]) -> None:
+        """The broker has shown what it keeps, as far as it may be read: the topics among it that nobody here knows."""
+        self._shown = unknown
+
+    def mean_bridge(self, info: bytes, health: bytes) -> None:
+        topics = self._topics
+        self._mean(topics.bridge_state, ONLINE)
+        self._mean(topics.bridge_health, health)
+        if self._shown is None:  # whose the base topic is, is not known yet
+            return
+        guest = topics.guest(self._kept.installation)
+        if self._kept.neighbours.owner(topics.base) is None:
+            self._mean(topics.bridge_info, info)
+            self._mean(guest, None)
+        else:
+            self._mean(guest, info)
+            self._leave(topics.bridge_info)
+
+    def mean_devices(self, meant: Mapping[str, Mapping[str, bytes]], *, asked: Collection[str] | None) -> None:
+        """The topics of each device; of all there are, where none were `asked` for."""
+        scope = self._kept.scope
+        for device in asked if asked is not None else dict.fromkeys((*meant, *self._of_device)):
+            of_device = meant.get(device, {})
+            if scope.shows(device):
+                for topic in self._of_device.get(device, ()):
+                    if topic not in of_device:
+                        self._mean(topic, None)
+                for topic, payload in of_device.items():
+                    self._mean(topic, payload)
+                self._of_device[device] = of_device.keys()
+            elif scope.is_elsewhere(device):
+                self._elsewhere.update(of_device)
+
+    def compare(self, *, is_current: bool) -> None:
+        """Once for a connection, when all devices were read: what the ledger and the tree hold beside what is meant.
+
+        What the tree alone holds waits until the view of the cloud `is_current`: with a new store nothing is known.
+        """
+        if self._shown is None:
+            return
+        if not self._ledger_is_compared:
+            self._ledger_is_compared = True
+            self._undecided.update(dict.fromkeys(sorted(self.noted - self._meant.keys() - self._kept.to_forget)))
+        if not self._tree_is_compared and is_current:
+            self._tree_is_compared = True
+            self._undecided.update(dict.fromkeys(sorted(self._shown)))
+
+    # --- what follows
+
+    def changes(self, *, alone: bool) -> Iterator[tuple[str, bytes]]:
+        """What is to be published now: what is sent `alone` because it is suspected, or everything else."""
+        kept = self._kept
+        for topic in list(self._undecided):
+            if kept.suspicion.sent_alone(topic) != alone:
+                continue
+            action = decide(self._views(topic))
+            if action == "leave":
+                del self._undecided[topic]
+                kept.refusals.drop(topic)
+                if topic not in self._meant and topic in self._untaken:
+                    kept.to_forget.add(topic)
+            elif kept.refusals.may_try(topic, self._topics.kind(topic)):
+                del self._undecided[topic]
+                yield topic, CLEARED if action == "clear" else self._meant[topic]
+
+    def note(self, topics: Collection[str]) -> None:
+        """They go into the ledger before they are published."""
+        self._untaken.update(set(topics) - self.noted)
+        self.noted.update(topics)
+        self._kept.to_forget.difference_update(topics)
+
+    def forget(self) -> set[str]:
+        """What goes out of the ledger now."""
+        topics = set(self._kept.to_forget)
+        self._kept.to_forget.clear()
+        self.noted -= topics
+        self._untaken -= topics
+        return topics
+
+    def taken(self, topic: str, payload: bytes) -> bool:
+        """The broker has acknowledged it; True where more may be tried now."""
+        self.acknowledged[topic] = payload
+        self._untaken.discard(topic)
+        if payload == CLEARED:
+            self._kept.to_forget.add(topic)
+        return self._kept.refusals.taken(topic, self._topics.kind(topic))
+
+    def refused(self, topic: str, problem: str) -> None:
+        self._undecided[topic] = None
+        closes = self._kept.suspicion.is_blamed(topic)
+        self._kept.refusals.refused(topic, self._topics.kind(topic), problem, closes=closes)
+        if closes and topic in self._untaken:
+            self._kept.to_forget.add(topic)
+
+    def again(self, topic: str) -> None:
+        """It has to be published again, whatever was acknowledged."""
+        self.acknowledged.pop(topic, None)
+        self._undecided[topic] = None
+
+    def _mean(self, topic: str, payload: bytes | None) -> None:
+        acknowledged = self.acknowledged.get(topic)
+        if payload is None:
+            self._meant.pop(topic, None)
+            differs = bool(acknowledged) or topic in self.noted
+        else:
+            self._meant[topic] = payload
+            differs = acknowledged != payload
+        if differs:
+            self._undecided[topic] = None
+
+    def _leave(self, topic: str) -> None:
+        """It belongs to another bridge now."""
+        self._meant.pop(topic, None)
+        self.acknowledged.pop(topic, None)
+        self._undecided.pop(topic, None)
+        if topic in self.noted:
+            self._kept.to_forget.add(topic)
+
+    def _views(self, topic: str) -> Views:
+        meant, acknowledged = self._meant.get(topic), self.acknowledged.get(topic)
+        if meant is not None:
+            return Views(meant, acknowledged)
+        return Views(
+            None,
+            acknowledged,
+            noted=topic in self.noted and topic not in self._untaken,
+            shown=self._shown is not None and topic in self._shown,
+            elsewhere=topic in self._elsewhere,
+            shared=self._is_shared(topic),
+        )
+
+    def _is_shared(self, topic: str) -> bool:
+        base = base_of(topic, (self._topics.base, *self.bases))
+        if base is None or topic == f"{base}/bridge/guest/{self._kept.installation}":
+            return False
+        if topic == f"{base}/bridge/info":
+            return self._kept.neighbours.owner(base) is not None
+        return bool(self._kept.neighbours.others(base))
