@@ -339,6 +339,26 @@ async def test_a_server_that_ignores_in_from_some_time_on_is_found_out_by_a_fore
         await check(watch, cloud, [*fleet.sessions, *other.sessions])
 
 
+async def test_a_server_that_ignores_in_from_some_time_on_is_found_out_by_a_row_of_an_earlier_session(
+    clock: Clock, tmp_path: Path
+) -> None:
+    """All rows are of the groups that were asked for, and hours that come as aggregates are read as a whole."""
+    cloud = simulated(clock)
+    cloud.resolution = Resolution(raw=0.0)
+    fleet = Fleet(cloud, clock, 10, series=1)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 5)
+        await fleet.ends(watch)
+        earlier = list(fleet.sessions)
+        clock.forward(700)
+        fleet.sessions = [cloud.open_session(device.id_group) for device in fleet.devices]
+        await fleet.goes_on(watch, 3)
+        assert batches(watch)
+        cloud.quirks = replace(cloud.quirks, in_filter_ignored=True)
+        await fleet.goes_on(watch, 9)
+        await check(watch, cloud, [*earlier, *fleet.sessions], width=60.0)
+
+
 async def test_a_server_that_ignores_the_time_from_some_time_on_is_found_out(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     fleet = Fleet(cloud, clock, 10)

@@ -24,6 +24,7 @@ from bace_bridge.polling.rules.windows import (
     AHEAD,
     FINEST_SPAN,
     LATE_EVERY,
+    MARGIN,
     OVER_FOR,
     SETTLING,
     Window,
@@ -188,14 +189,17 @@ def windows_due(member: Member, *, cloud_now: float, over: bool) -> tuple[Window
 
 
 def attribute(rows: Sequence[Datapoint], members: Sequence[Member]) -> dict[str, list[Datapoint]] | None:
-    """Each data session's rows, by its id; None where one is of a group that was not asked for, or of none."""
+    """Each data session's rows, by its id; None where one is of a group that was not asked for, or of none.
+
+    Or where it is from long before its session: it may be of an earlier one of that group.
+    """
     shares: dict[str, list[Datapoint]] = {member.id: [] for member in members}
-    by_group = {member.followed.group_id: member.id for member in members}
+    by_group = {member.followed.group_id: member for member in members}
     for row in rows:
-        session_id = by_group.get(row.group_id or "")
-        if session_id is None:
+        member = by_group.get(row.group_id or "")
+        if member is None or row.timestamp < member.known.session.start - MARGIN:
             return None
-        shares[session_id].append(row)
+        shares[member.id].append(row)
     return shares
 
 
