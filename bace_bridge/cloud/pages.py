@@ -75,7 +75,7 @@ def _page(
     return Page(
         items=items,
         count=count,
-        page=_first(said.get("currentPage"), headers.get("X-Pagination-Current-Page")),
+        page=_first(said.get("currentPage"), headers.get("X-Pagination-Current-Page")) or None,  # there is no page 0
         page_count=page_count,
         total=total,
         unreadable=unreadable,
