@@ -9,6 +9,8 @@ from bace_bridge.errors import BridgeError
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 Replay = Callable[..., Awaitable[int]]
 
+_LEVELS = ("debug", "info", "warning", "error")
+
 
 class BadRequest(BridgeError):
     """The request cannot be done as it stands; the message says what it takes."""
@@ -32,26 +34,28 @@ def request_handlers(
 
     async def log_level(payload: dict[str, Any]) -> dict[str, Any]:
         level = payload.get("level")
-        if level not in {"debug", "info", "warning", "error"}:
+        if not isinstance(level, str) or level not in _LEVELS:
             raise BadRequest('log_level takes {"level": "debug"}, "info", "warning" or "error"')
         set_level(level)
         return {"level": level}
 
     async def replay_events(payload: dict[str, Any]) -> dict[str, Any]:
         session, since = payload.get("session"), payload.get("since")
-        if (session is None) == (since is None):
+        if isinstance(session, int) and not isinstance(session, bool):
+            session = str(session)
+        asked_for = session if since is None else since
+        if (session is not None and since is not None) or not isinstance(asked_for, str) or not asked_for:
             raise BadRequest('replay takes either {"session": "<id>"} or {"since": "2026-01-31T00:00:00Z"}')
-        count = await replay(session=None if session is None else str(session), since=_epoch(since))
-        return {"events": count}
+        return {"events": await replay(session=session, since=_epoch(since))}
 
     return {"poll": poll, "info": tell_info, "log_level": log_level, "replay": replay_events}
 
 
-def _epoch(since: Any) -> float | None:
+def _epoch(since: str | None) -> float | None:
     if since is None:
         return None
     try:
-        moment = datetime.fromisoformat(str(since))
-    except ValueError:
-        raise BadRequest(f"since: {str(since)[:40]!r} is not a time such as 2026-01-31T00:00:00Z") from None
-    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+        moment = datetime.fromisoformat(since)
+        return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+    except (ValueError, OverflowError):
+        raise BadRequest(f"since: {since[:40]!r} is not a time such as 2026-01-31T00:00:00Z") from None

@@ -9,11 +9,14 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from bace_bridge.config.mqtt import TlsConfig
 from bace_bridge.config.paths import Place, section_model, spell
+from bace_bridge.config.tls import tls_problems
 from bace_bridge.config.values import FromFile, format_size
 from bace_bridge.errors import Mistake
 
 _MOST_OF_A_SECRET = 64 * 2**10
+_TLS_FILES = ("ca_file", "cert_file", "key_file")
 _MOST_OF_TLS = 4 * 2**20
 """Bytes. A system's bundle of authorities has about 200 kB."""
 
@@ -40,6 +43,7 @@ def is_from_file(info: FieldInfo) -> bool:
 def _inline(section: Any, model: type[BaseModel], folder: Path, place: Place, inlined: Inlined) -> None:
     if not isinstance(section, dict):
         return
+    known = len(inlined.mistakes)
     for key, info in model.model_fields.items():
         inner = section_model(info.annotation)
         if is_from_file(info):
@@ -55,6 +59,17 @@ def _inline(section: Any, model: type[BaseModel], folder: Path, place: Place, in
             for index, item in items:
                 step: Place = (key,) if index is None else (key, index)
                 _inline(item, inner, folder, (*place, *step), inlined)
+    if model is TlsConfig and len(inlined.mistakes) == known:
+        _load_tls(section, spell(place), inlined)
+
+
+def _load_tls(section: dict[Any, Any], path: str, inlined: Inlined) -> None:
+    """Only files that were read above: OpenSSL would wait for a pipe."""
+    files = {key: Path(section[key]) for key in _TLS_FILES if isinstance(section.get(key), str)}
+    if "key_file" in files and "cert_file" not in files:
+        return
+    for problem in tls_problems(TlsConfig.model_validate(files)):
+        inlined.mistakes.append(Mistake(f"{path}.{problem.key}", problem.problem, problem.hint))
 
 
 def _read_secret(section: dict[Any, Any], key: str, folder: Path, place: Place, inlined: Inlined) -> None:

@@ -1,23 +1,38 @@
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJsonSchema
 
 from bace_bridge.config.places import broker_url
 from bace_bridge.config.section import Section
 from bace_bridge.config.sinks import Events, MaxInFlight, Name
-from bace_bridge.config.values import Duration, OptionalSecret, Text, mistake, whole_number
+from bace_bridge.config.values import Duration, FromFile, Secret, Text, mistake, whole_number
+from bace_bridge.domain.mqtt_text import LEVELS_BELOW_BASE, encoding_problem, text_problem, topic_problem
 
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 _LONGEST_KEEPALIVE = 65535
 
 
 def _topic(topic: str) -> str:
-    if not topic or topic.startswith(("/", "$")) or topic.endswith("/") or re.search(r"[+#\x00]", topic):
-        raise mistake("must be an MQTT topic without + and #, that neither begins nor ends with /", "such as bace")
+    problem = topic_problem(topic, more_levels=LEVELS_BELOW_BASE)
+    if problem is None and (topic.startswith("/") or topic.endswith("/")):
+        problem = "begins or ends with /"
+    if problem is not None:
+        raise mistake(problem, "take a short topic, such as bace or home/bace")
     return topic
+
+
+def _mqtt_text(text: str) -> str:
+    if problem := text_problem(text):
+        raise mistake(problem, "take another, of plain characters")
+    return text
+
+
+def _password(password: SecretStr) -> SecretStr:
+    if problem := encoding_problem(password.get_secret_value()):
+        raise mistake(problem)
+    return password
 
 
 def _protocol(value: object) -> object:
@@ -31,7 +46,10 @@ def _keepalive(seconds: float) -> float:
 
 
 Topic = Annotated[str, AfterValidator(_topic)]
-Protocol = Annotated[Literal["5", "3.1.1"], BeforeValidator(_protocol), WithJsonSchema({"enum": [5, "5", "3.1.1"]})]
+MqttText = Annotated[Text, AfterValidator(_mqtt_text)]
+Password = Annotated[Annotated[Secret, AfterValidator(_password)] | None, FromFile()]
+Version = Literal["5", "3.1.1"]
+Protocol = Annotated[Version, BeforeValidator(_protocol), WithJsonSchema({"enum": [5, "5", "3.1.1"]})]
 
 
 class TlsConfig(Section):
@@ -52,13 +70,13 @@ class HomeAssistantConfig(Section):
 class MqttConfig(Section):
     name: Name = Field(description="What logs, metrics and replay call this sink; unique among all sinks")
     url: Annotated[str, AfterValidator(broker_url)] = Field(description="mqtt://, mqtts://, ws:// or wss://host:port")
-    username: Text | None = Field(default=None, description="The login's name")
-    password: OptionalSecret = Field(default=None, description="The login's password")
+    username: MqttText | None = Field(default=None, description="The login's name")
+    password: Password = Field(default=None, description="The login's password")
     base_topic: Topic = Field(default="bace", description="Every topic begins with it")
     protocol: Protocol = Field(
         default="5", description="MQTT version; 5 falls back to 3.1.1 where the broker refuses it"
     )
-    client_id: Text | None = Field(default=None, description="MQTT client id; else one that is made once and kept")
+    client_id: MqttText | None = Field(default=None, description="MQTT client id; else one that is made once and kept")
     qos: Annotated[Literal[0, 1, 2], BeforeValidator(whole_number)] = Field(default=1, description="MQTT QoS of events")
     keepalive: Annotated[Duration, AfterValidator(_keepalive)] = Field(
         default=30.0, description="A silent connection is probed this often"
@@ -69,6 +87,7 @@ class MqttConfig(Section):
     max_in_flight: MaxInFlight = Field(
         default=200, ge=1, le=65535, description="Messages without an acknowledgement at the same time"
     )
+    requests: bool = Field(default=True, description="false: takes no requests over MQTT")
     home_assistant: HomeAssistantConfig = Field(
         default=HomeAssistantConfig(),
         description="Discovery for Home Assistant (no effect yet)",

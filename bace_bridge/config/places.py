@@ -7,8 +7,11 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from bace_bridge.config.values import mistake
+from bace_bridge.domain.mqtt_text import text_problem
 
 _HIGHEST_PORT = 65535
+_LONGEST_URL = 4096
+_LONGEST_HOST = 253
 _SQLITE = "sqlite:///"
 _BLANK_OR_CONTROL = re.compile(r"[\s\x00-\x1f\x7f]")
 _AT_HOME = (".local", ".lan", ".home", ".home.arpa", ".internal", ".localhost", ".test")
@@ -28,9 +31,20 @@ def split_url(url: str, schemes: Collection[str]) -> SplitResult:
         raise mistake(f"must be a URL that begins with {allowed}")
     if not host:
         raise mistake("must be a URL with a host")
+    if len(url) > _LONGEST_URL:
+        raise mistake(f"must be a URL of at most {_LONGEST_URL} characters")
+    if text_problem(url) is not None or not _is_host(host):
+        raise mistake("must be a URL; its host cannot be looked up, or it holds what is no character")
     if port == 0:
         raise mistake("must be a URL with a port from 1 to 65535")
     return parts
+
+
+def _is_host(host: str) -> bool:
+    try:
+        return ":" in host or len(host.encode("idna")) <= _LONGEST_HOST
+    except UnicodeError:
+        return False
 
 
 def cloud_url(url: str) -> str:

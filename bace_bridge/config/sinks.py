@@ -14,8 +14,8 @@ _TYPES_TO_COME = ("alert.firing", "alert.resolved")
 
 
 def _name(value: str) -> str:
-    if not re.fullmatch(r"[a-zA-Z0-9_-]+", value):
-        raise mistake("must be a short name of letters, digits, - and _")
+    if not re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", value):
+        raise mistake("must be a short name of letters, digits, - and _, 64 at most")
     return value
 
 

@@ -39,6 +39,9 @@ class Script:
     """Half of the message's id is missing."""
     closes_on: bytes = b""
     """Text in a payload that makes the broker end the connection."""
+    closes_on_retained: bool = False
+    connack_after: float = 0.0
+    """Seconds."""
     closes_on_topic: str = ""
     """The same in a topic."""
     closes_on_subscribing: str = ""
@@ -82,6 +85,7 @@ class ScriptedBroker:
         code = self.script.connect_codes.pop(0) if self.script.connect_codes else 0
         properties = self.script.connack_properties
         tail = bytes([len(properties)]) + properties if version == 5 else b""
+        await asyncio.sleep(self.script.connack_after)
         writer.write(bytes([CONNACK << 4, 2 + len(tail), 0, code]) + tail)
         if code:
             return
@@ -107,6 +111,8 @@ class ScriptedBroker:
                 writer.write(bytes([SUBACK << 4, 2 + len(tail)]) + body[:2] + tail)
             case 10:
                 self.unsubscribed.append(_filters(body[3:] if version == 5 else body[2:], options=0))
+                tail = b"\x00\x00" if version == 5 else b""
+                writer.write(bytes([UNSUBACK << 4, 2 + len(tail)]) + body[:2] + tail)
             case 14:
                 self.goodbyes.append(body)
             case 12:
@@ -123,8 +129,10 @@ class ScriptedBroker:
             properties, used = _variable_integer(rest)
             rest = rest[used + properties :]
         script = self.script
-        if (script.closes_on and script.closes_on in rest) or (
-            script.closes_on_topic and script.closes_on_topic in topic
+        if (
+            (first & 1 and script.closes_on_retained)
+            or (script.closes_on and script.closes_on in rest)
+            or (script.closes_on_topic and script.closes_on_topic in topic)
         ):
             writer.transport.abort()
             raise ConnectionAbortedError

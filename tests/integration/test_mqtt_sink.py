@@ -698,7 +698,7 @@ def sent_in_part(sink: MqttSink) -> bool:
     """Whether a WebSocket frame has begun that the socket does not take for now."""
     connection = sink._connection
     sock: Any = connection._client.socket() if connection is not None else None
-    return sock is not None and len(sock._sendbuffer) > 0
+    return sock is not None and bool(sock.sent_in_part)
 
 
 async def test_tls_that_carries_several_packets_at_once_is_read_to_its_end(
@@ -707,13 +707,13 @@ async def test_tls_that_carries_several_packets_at_once_is_read_to_its_end(
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificates.server, certificates.server_key)
     topic = b"bace/bridge/request/poll"
-    retained_request = bytes([0x31, 3 + len(topic), 0, len(topic)]) + topic + b"\x00"
-    with capture_logs() as logs:
-        async with scripted(Script(), context) as broker:
-            url = f"mqtts://localhost:{broker.port}"
-            async with connected(0, url=url, tls={"ca_file": certificates.ca}):
-                broker.send(retained_request * 5)
-                await eventually(lambda: len(named(logs, "mqtt.retained_request_ignored")) == 5)
+    request = bytes([0x30, 3 + len(topic), 0, len(topic)]) + topic + b"\x00"
+    async with scripted(Script(), context) as broker:
+        url = f"mqtts://localhost:{broker.port}"
+        async with connected(0, Home(), REQUESTS, url=url, tls={"ca_file": certificates.ca}):
+            broker.send(request * 5)
+            answers = "bace/bridge/response/poll"
+            await eventually(lambda: [one.topic for one in broker.published].count(answers) == 5)
 
 
 def large_event(number: int) -> Event:
@@ -884,7 +884,7 @@ async def test_a_will_that_the_broker_does_not_take_is_made_gentler() -> None:
     ("script", "versions"),
     [
         (Script(refuses_5=True), [5, 4]),
-        (Script(silent_on_5=True), [5, 5, 4]),
+        (Script(silent_on_5=True), [5, 4, 5, 4]),
         (Script(connect_codes=[0x84]), [5, 4]),
     ],
 )
@@ -915,8 +915,7 @@ async def test_a_broker_that_talks_nonsense_is_left_and_tried_again(garbage: byt
 async def test_half_an_acknowledgement_is_none() -> None:
     script = Script(cuts_acknowledgements=True)
     async with scripted(script) as broker, running(new_sink(broker.port), ready=False) as sink:
-        await eventually(lambda: len(broker.versions) >= 3)
-        assert not sink.connected
+        await eventually(lambda: len(broker.versions) >= 3)  # each one ends a connection
         script.cuts_acknowledgements = False
         async with asyncio.timeout(60):
             await sink.ready()
@@ -992,7 +991,7 @@ async def test_a_request_that_is_nested_without_end_is_answered_as_any_other_non
     closing = b"}" if opening else b""
     with heard_on(broker.port, speaks=broker.speaks) as listener:
         async with connected(broker.port, Home(), REQUESTS, protocol=broker.speaks) as sink:
-            for depth in (50_000, *range(900, 1000, 5)):  # the latter: more or less as deep as the decoder goes
+            for depth in (30_000, *range(900, 1000, 5)):  # the latter: more or less as deep as the decoder goes
                 payload = opening + b"[" * depth + b"]" * depth + closing
                 await asyncio.to_thread(listener.publish, "bace/bridge/request/info", payload)
             await eventually(lambda: len(listener.on("bace/bridge/response/info")) == 21)
@@ -1041,8 +1040,8 @@ async def test_a_response_that_is_asked_for_where_it_goes_anyway_goes_there_once
     assert len(listener.on(usual)) == 1
 
 
-async def test_more_requests_than_can_wait_are_dropped_and_logged(broker: Broker) -> None:
-    gate = asyncio.Event()
+async def test_more_requests_than_can_wait_are_dropped_and_logged(new_mosquitto: NewMosquitto) -> None:
+    broker, gate = new_mosquitto(), asyncio.Event()
 
     async def slowly(request: dict[str, Any]) -> dict[str, Any]:
         await gate.wait()
@@ -1054,7 +1053,10 @@ async def test_more_requests_than_can_wait_are_dropped_and_logged(broker: Broker
             for number in range(1 + 16 + 3):
                 payload = b'{"number":%d}' % number
                 await asyncio.to_thread(listener.publish, "bace/bridge/request/info", payload)
-            await eventually(lambda: len(named(logs, "mqtt.request_dropped")) >= 2)
+            retained = "mqtt.retained_request_ignored"
+            await asyncio.to_thread(listener.publish, "bace/bridge/request/info", b"{}", retain=True)
+            await eventually(lambda: bool(named(logs, retained)))  # which was sent after them
+            assert len(named(logs, "mqtt.request_dropped")) == 1
             gate.set()
             await eventually(lambda: len(listener.on(topic)) >= 17)
             await asyncio.to_thread(listener.publish, "bace/bridge/request/info", b'{"number":"last"}')
@@ -1072,7 +1074,6 @@ async def test_a_retained_request_is_not_answered(new_mosquitto: NewMosquitto) -
         async with connected(port, Home(), REQUESTS):
             await eventually(lambda: bool(named(logs, "mqtt.retained_request_ignored")))
             await asyncio.to_thread(listener.publish, "bace/bridge/request/poll", b"{}", retain=True)
-            await eventually(lambda: len(named(logs, "mqtt.retained_request_ignored")) == 2)
             await asyncio.to_thread(listener.publish, "bace/bridge/request/info", b"")
             await eventually(lambda: bool(listener.on("bace/bridge/response/info")))
 

@@ -1,4 +1,5 @@
 import os
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -251,7 +252,8 @@ def test_a_file_of_the_greatest_size_is_read_through_a_link(tmp_path: Path) -> N
 
 
 def test_files_of_tls_are_read_beside_the_configuration(tmp_path: Path) -> None:
-    (tmp_path / "ca.pem").write_text("-", encoding="utf-8")
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=a -out ca.pem"
+    subprocess.run([*make.split(), "-keyout", "ca.key"], cwd=tmp_path, check=True, capture_output=True)
     config = load_text(tmp_path, TOKEN + 'mqtt: [{name: m, url: "mqtts://h", tls: {ca_file: ca.pem}}]')
     assert config.mqtt[0].tls.ca_file == tmp_path / "ca.pem"
 
@@ -389,3 +391,70 @@ def test_a_mistake_is_one_line_whatever_its_path_holds(tmp_path: Path, name: str
     (line,) = mistakes(tmp_path, TOKEN + hook)
     assert line.isprintable()
     assert line.endswith(": is not the name of an HTTP header")
+
+
+@pytest.mark.parametrize("key", ["base_topic", "client_id", "username", "home_assistant.prefix"])
+@pytest.mark.parametrize(
+    "character", ["\\0", "\\x01", "\\t", "\\n", "\\x7f", "\\x85", "\\ud800", "\\uffff", "\\U0010FFFE"]
+)
+def test_texts_on_which_brokers_close_the_connection_are_refused(tmp_path: Path, key: str, character: str) -> None:
+    (found,) = mistakes(tmp_path, broker(key, f'"x{character}"'))
+
+    assert found.startswith(f"mqtt[0].{key}: holds the character U+")
+    assert "(take a" in found, "with a hint"
+    assert found.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("base_topic", "/".join("a" * 197), "has more than 196 levels"),
+        ("base_topic", "a" * 1025, "is longer than 1024 bytes"),
+        ("base_topic", "a/", "begins or ends with /"),
+        ("base_topic", "$SYS", "begins with $"),
+        ("base_topic", "a/+/b", "holds + or #"),
+        ("client_id", "a" * 65_536, "is longer than 65535 bytes"),
+        ("username", "a" * 65_536, "is longer than 65535 bytes"),
+        ("name", "a" * 65, "64 at most"),
+        ("url", "mqtt://" + "a" * 64, "host cannot be looked up"),
+        ("url", "mqtt://a..b", "host cannot be looked up"),
+        ("url", "ws://h/" + "a" * 4096, "at most 4096 characters"),
+        ("url", "ws://h/\\uffff", "what is no character"),
+    ],
+)
+def test_texts_that_are_too_long_or_mean_something_else_are_refused(
+    tmp_path: Path, key: str, value: str, problem: str
+) -> None:
+    (found,) = mistakes(tmp_path, broker(key, f'"{value}"'))
+
+    assert found.startswith(f"mqtt[0].{key}: ")
+    assert problem in found
+
+
+@pytest.mark.parametrize(("value", "problem"), [("\\ud800", "half a character"), ("a" * 65_536, "longer than 65535")])
+def test_a_password_that_cannot_be_sent_is_refused_and_not_shown(tmp_path: Path, value: str, problem: str) -> None:
+    (found,) = mistakes(tmp_path, broker("username", f'u, password: "{value}"'))
+
+    assert found.startswith("mqtt[0].password: ")
+    assert problem in found
+
+
+def test_a_password_of_odd_characters_is_a_password(tmp_path: Path) -> None:
+    password = load_text(tmp_path, broker("username", 'u, password: "\\x01\\t\\uffff"')).mqtt[0].password
+
+    assert password is not None
+    assert password.get_secret_value() == "\x01\t\uffff"
+
+
+def test_a_cloud_url_is_one_that_events_can_carry(tmp_path: Path) -> None:
+    (found,) = mistakes(tmp_path, 'cloud: {access_token: t, url: "https://h/\\uffff"}')
+
+    assert found.startswith("cloud.url: must be a URL")
+
+
+def broker(key: str, value: str) -> str:
+    """With one key more; a name or a URL takes the place of the usual one."""
+    keys = {"name": "m", "url": '"mqtt://h"'}
+    outer, _, inner = key.partition(".")
+    keys[outer] = f"{{{inner}: {value}}}" if inner else value
+    return TOKEN + "mqtt: [{" + ", ".join(f"{one}: {given}" for one, given in keys.items()) + "}]"

@@ -14,21 +14,21 @@ from bace_bridge.domain.events import Event, LoggedEvent
 from bace_bridge.domain.lanes import Attempt
 from bace_bridge.errors import DeliveryFailed, DeliveryRejected
 from bace_bridge.sinks.mqtt.endings import (
+    During,
     Ending,
     Kind,
     ended,
     may_be_about_a_message,
-    not_reached,
     publish_refused,
     refused,
 )
-from bace_bridge.sinks.mqtt.limits import Limits, announced
+from bace_bridge.sinks.mqtt.manners import Limits, announced
 from bace_bridge.sinks.mqtt.messages import topic_and_payload
 from bace_bridge.sinks.mqtt.outage import Outage
-from bace_bridge.sinks.mqtt.properties import CloudEventAttributes, correlation, user_property
+from bace_bridge.sinks.mqtt.properties import CloudEventAttributes, correlation, introduction
+from bace_bridge.sinks.mqtt.sockets import reason
 from bace_bridge.sinks.mqtt.suspicion import Suspicion
 from bace_bridge.sinks.mqtt.topics import Topics
-from bace_bridge.sinks.mqtt.versions import Versions
 
 TOPICS = Topics("bace")
 SESSION_DATA = b'{"session":{"id":"s1","label":"caf\xc3\xa9"},"device":{"id":"g1","label":"Bed"},"observed_at":"x"'
@@ -141,7 +141,7 @@ def test_an_event_without_a_session_has_no_subject() -> None:
 
 def test_long_and_other_properties_are_encoded_as_paho_does() -> None:
     for ours, name, value in (
-        (user_property("a", "ä" * 9000), "UserProperty", ("a", "ä" * 9000)),
+        (correlation(b"\x00" * 9000), "CorrelationData", b"\x00" * 9000),
         (correlation(b"\x00\xff"), "CorrelationData", b"\x00\xff"),
     ):
         theirs: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
@@ -172,12 +172,30 @@ def test_an_attempt_that_failed_is_told_in_words() -> None:
     untrusted = ssl.SSLCertVerificationError(1, "x")
     untrusted.verify_message = "self-signed certificate"
 
-    assert not_reached("b:1", ConnectionRefusedError(111, "Connection refused")).problem.endswith(
-        "cannot be reached: connection refused"
+    for error, words in [
+        (ConnectionRefusedError(111, "Connection refused"), "connection refused"),
+        (untrusted, "its certificate is not trusted: self-signed certificate"),
+        (TimeoutError(), "no answer in time"),
+        (ValueError("Invalid host."), "Invalid host."),
+        (UnicodeEncodeError("idna", "x", 0, 1, "label too long"), "its host name cannot be written in DNS"),
+        (
+            tls_alert("TLSV13_ALERT_CERTIFICATE_REQUIRED"),
+            "it wants a client certificate (tls.cert_file and tls.key_file)",
+        ),
+        (tls_alert("WRONG_VERSION_NUMBER"), "what answers there does not speak TLS; mqtt:// and ws:// are without"),
+        (tls_alert("NO_CIPHERS_AVAILABLE"), "TLS failed (no ciphers available)"),
+    ]:
+        assert reason(error, certificate=False) == words
+    assert "perhaps it wants a client certificate" in reason(
+        tls_alert("SSLV3_ALERT_HANDSHAKE_FAILURE"), certificate=False
     )
-    assert not_reached("b:1", untrusted).problem.endswith("not trusted: self-signed certificate")
-    assert not_reached("b:1", TimeoutError()).problem.endswith("no answer in time")
-    assert not_reached("b:1", ValueError("Invalid host.")).problem.endswith("Invalid host.")
+    assert "does not take the client certificate" in reason(tls_alert("TLSV1_ALERT_UNKNOWN_CA"), certificate=True)
+
+
+def tls_alert(name: str) -> ssl.SSLError:
+    error = ssl.SSLError(1, f"[SSL: {name}]")
+    error.reason = name
+    return error
 
 
 @pytest.mark.parametrize(
@@ -195,18 +213,33 @@ def test_refusals_of_connect(code: int, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "told_by_broker", "accepted", "kind"),
+    ("code", "said_by_broker", "during", "socket_error", "expected"),
     [
-        (0x8E, True, True, "taken_over"),
-        (0x8E, False, True, "lost"),
-        (0x80, False, False, "silent"),
-        (0x8B, True, True, "lost"),
+        (0x8E, True, "use", "", ("taken_over", "took it over")),
+        (0x8E, False, "use", "", ("lost", "was lost: reason")),
+        (0x80, False, "connect", "", ("silent", "without a word")),
+        (0x8D, False, "connect", "", ("mute", "does not answer")),
+        (0x80, False, "connect", "it wants a client certificate", ("unreachable", "it wants a client certificate")),
+        (0x80, False, "use", "TLS failed (x)", ("lost", "was lost: TLS failed (x)")),
+        (0x80, False, "use", "", ("lost", "was lost")),
+        (0x8B, True, "subscribe", "", ("lost", "was lost: reason")),
     ],
 )
-def test_ends_of_connections(code: int, told_by_broker: bool, accepted: bool, kind: Kind) -> None:
-    ending = ended("b:1", code, "Reason", told_by_broker=told_by_broker, accepted=accepted)
+def test_ends_of_connections(
+    code: int, said_by_broker: bool, during: During, socket_error: str, expected: tuple[Kind, str]
+) -> None:
+    ending = ended("b:1", code, "Reason", said_by_broker=said_by_broker, during=during, socket_error=socket_error)
 
-    assert ending.kind == kind
+    assert ending.kind == expected[0]
+    assert ending.problem.endswith(expected[1])
+
+
+def test_connect_says_who_we_are_and_how_much_we_take() -> None:
+    read: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    read.unpack(introduction("1.2.3", 2**20).pack())
+
+    assert dict(read.UserProperty) == {"bace-bridge": "1.2.3"}
+    assert read.MaximumPacketSize == 2**20
 
 
 def test_limits_are_what_connack_announces() -> None:
@@ -220,62 +253,16 @@ def test_limits_are_what_connack_announces() -> None:
     assert announced(None) == Limits()
 
 
-REFUSED, SILENT = Ending("version_refused", ""), Ending("silent", "")
-MUTE, AWAY = Ending("mute", ""), Ending("unreachable", "")
-
-
-@pytest.mark.parametrize(
-    ("endings", "then"),
-    [
-        ([], "5"),
-        ([REFUSED], "3.1.1"),
-        ([MUTE], "3.1.1"),
-        ([MUTE, MUTE], "5"),
-        ([SILENT], "5"),
-        ([SILENT, SILENT], "3.1.1"),
-        ([SILENT, AWAY, SILENT], "5"),
-        ([AWAY, AWAY, AWAY], "5"),
-        ([SILENT, SILENT, SILENT], "5"),
-        ([REFUSED, REFUSED], "5"),
-    ],
-)
-def test_the_version_that_is_tried_next(endings: list[Ending], then: str) -> None:
-    versions = Versions("5")
-    for ending in endings:
-        versions.refused(ending)
-
-    assert versions.next == then
-
-
-def test_the_older_version_is_kept_once_it_was_accepted() -> None:
-    versions = Versions("5")
-    assert versions.refused(REFUSED)
-    assert versions.accepted()
-
-    assert not versions.accepted(), "that is no news the second time"
-    assert not versions.refused(SILENT)
-    assert not versions.refused(REFUSED)
-    assert versions.next == "3.1.1"
-
-
-def test_a_configured_version_is_kept() -> None:
-    versions = Versions("3.1.1")
-    assert not versions.accepted()
-    assert not versions.refused(REFUSED)
-
-    assert versions.next == "3.1.1"
-
-
 def outage() -> Outage:
     return Outage(structlog.get_logger())
 
 
 def test_an_outage_is_told_once_and_its_waits_double_up_to_a_minute() -> None:
     with capture_logs() as logs:
-        away = outage()
-        waits = [away.goes_on(AWAY, lasted=0, jitter=0) for _ in range(8)]
+        away, gone = outage(), Ending("unreachable", "")
+        waits = [away.goes_on(gone, lasted=0, jitter=0) for _ in range(8)]
         away.over()
-        away.goes_on(AWAY, lasted=100, jitter=0)
+        away.goes_on(gone, lasted=100, jitter=0)
 
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
     assert [log["event"] for log in logs] == ["mqtt.unreachable", "mqtt.connected", "mqtt.unreachable"]
@@ -372,16 +359,20 @@ def test_the_last_suspect_s_acknowledgement_ends_the_suspicion() -> None:
     assert not found.sent_alone("b")
 
 
+def end_of(code: int, reason: str, *, said_by_broker: bool, during: During) -> Ending:
+    return ended("b", code, reason, said_by_broker=said_by_broker, during=during, socket_error="")
+
+
 @pytest.mark.parametrize(
     ("ending", "expected"),
     [
-        (ended("b", 0x80, "Unspecified error", told_by_broker=False, accepted=True), True),
-        (ended("b", 0x95, "Packet too large", told_by_broker=True, accepted=True), True),
-        (ended("b", 0x8B, "Server shutting down", told_by_broker=True, accepted=True), False),
-        (ended("b", 0x8D, "Keep alive timeout", told_by_broker=False, accepted=True), False),
-        (ended("b", 0x8E, "Session taken over", told_by_broker=True, accepted=True), False),
-        (ended("b", 0x00, "Success", told_by_broker=False, accepted=True), False),
-        (ended("b", 0x80, "Unspecified error", told_by_broker=False, accepted=False), False),
+        (end_of(0x80, "Unspecified error", said_by_broker=False, during="use"), True),
+        (end_of(0x95, "Packet too large", said_by_broker=True, during="use"), True),
+        (end_of(0x8B, "Server shutting down", said_by_broker=True, during="use"), False),
+        (end_of(0x8D, "Keep alive timeout", said_by_broker=False, during="use"), False),
+        (end_of(0x8E, "Session taken over", said_by_broker=True, during="use"), False),
+        (end_of(0x00, "Success", said_by_broker=False, during="use"), False),
+        (end_of(0x80, "Unspecified error", said_by_broker=False, during="connect"), False),
         (Ending("lost", "it does not acknowledge"), False),
     ],
 )

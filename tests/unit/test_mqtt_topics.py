@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bace_bridge.sinks.mqtt.topics import Topics, level, text
+from bace_bridge.sinks.mqtt.topics import Topics, level
 
 TOPICS = Topics("bace")
 
@@ -82,10 +82,6 @@ def test_every_topic_of_a_device_has_the_shape_of_its_kind(device: str, source: 
 )
 def test_other_topics_have_no_kind(topic: str) -> None:
     assert TOPICS.kind(topic) is None
-
-
-def test_a_text_keeps_what_mqtt_takes_in_it() -> None:
-    assert text("a/b+c#d%e$ ü\uffff\x01") == "a/b+c#d%e$ ü%EF%BF%BF%01"
 
 
 def test_the_name_of_a_request() -> None:

@@ -1,20 +1,22 @@
 """One connection to the broker, from CONNECT to its end."""
 
 import asyncio
+import ssl
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
-from paho.mqtt.enums import MQTTProtocolVersion
+from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from bace_bridge.sinks.mqtt.broker import CONNECT_WITHIN
+from bace_bridge.sinks.mqtt.client import BadPacket, bound_what_is_read
 from bace_bridge.sinks.mqtt.driving import Driver
-from bace_bridge.sinks.mqtt.endings import Ending, ended, may_be_about_a_message, refused
-from bace_bridge.sinks.mqtt.limits import Limits, announced
+from bace_bridge.sinks.mqtt.endings import During, Ending, ended, may_be_about_a_message, mute, refused
+from bace_bridge.sinks.mqtt.manners import Limits, Manner, announced
+from bace_bridge.sinks.mqtt.sockets import CONNECT_WITHIN, reason
 from bace_bridge.sinks.mqtt.suspicion import Suspicion, TopicSuspicion
 from bace_bridge.sinks.mqtt.window import Done, Message, Window
 
@@ -31,6 +33,8 @@ class Connection:
         client: Client,
         *,
         broker: str,
+        manner: Manner,
+        shows_certificate: bool,
         window: int,
         suspicion: Suspicion,
         of_topics: TopicSuspicion,
@@ -40,45 +44,59 @@ class Connection:
         self._client = client
         self._speaks_5 = client.protocol == MQTTProtocolVersion.MQTTv5
         self._broker = broker
+        self._manner = manner
+        self._shows_certificate = shows_certificate
+        self._during: During = "connect"
+        self._socket_error = ""
         self._on_message = on_message
         self._window = Window(client, size=window, suspicion=suspicion, of_topics=of_topics)
         self._accepted: asyncio.Future[Limits] = loop.create_future()
-        self._subscribing: dict[int, asyncio.Future[list[bool]]] = {}
+        self._answers: dict[int, asyncio.Future[bool]] = {}
         self.end: asyncio.Future[Ending] = loop.create_future()
         self.limits = Limits()
         client.on_connect = self._guarded(self._connack)
         client.on_disconnect = self._guarded(self._disconnected)
         client.on_subscribe = self._guarded(self._suback)
+        client.on_unsubscribe = self._guarded(self._suback)
         client.on_message = self._guarded(self._message)
         client.on_publish = self._guarded(self._puback)
+        bound_what_is_read(client, failed=self._socket_failed)
         self._driver = Driver(client, failed=self._unreadable, tick=self._check_acknowledgements)
 
     async def accepted(self) -> bool:
         """False when the broker did not accept the connection; `end` says why."""
-        # Soon enough to try 3.1.1 where the broker is at a loss with version 5.
-        within = CONNECT_WITHIN / 2 if self._speaks_5 else CONNECT_WITHIN
-        if not await self._first_of(self._accepted, within=within):
-            self._finish(Ending("mute", f"the broker at {self._broker} does not answer"))
+        if not await self._first_of(self._accepted, within=CONNECT_WITHIN):
+            self._finish(mute(self._broker))
             return False
-        self.limits = self._accepted.result()
+        self.limits = self._accepted.result().within(self._manner)
         self._window.obey(self.limits)
+        self._during = "use"
         return True
 
-    async def subscribe(self, filters: Sequence[str], *, qos: int, keeps_retain: bool = False) -> bool | None:
+    async def takes(self, message: Message, topic: str) -> bool:
+        """Whether the broker keeps the connection when it is sent this message; its answer comes after it.
+
+        UNSUBSCRIBE, of a topic that is not subscribed to, has an answer also where the message has none.
+        """
+        self._client.publish(message.topic, message.payload, message.qos, message.retain)
+        await self._answered(self._client.unsubscribe(topic), "probe")
+        return not self.end.done()
+
+    async def subscribe(
+        self, filters: Sequence[str], *, qos: int, keeps_retain: bool = False, during: During = "use"
+    ) -> bool | None:
         """True when the broker takes all of the filters, None where it does not answer.
 
         With `keeps_retain` a message says whether it was published as retained, and not whether it was kept; MQTT 5
-        only.
+        only. `during` is what an ending counts for that comes in the place of the answer.
         """
+        qos = min(qos, self._manner.qos)
         if self._speaks_5:
             options = SubscribeOptions(qos=qos, retainAsPublished=keeps_retain)
-            _, mid = self._client.subscribe([(one, options) for one in filters])
+            asked = self._client.subscribe([(one, options) for one in filters])
         else:
-            _, mid = self._client.subscribe([(one, qos) for one in filters])
-        if mid is None:
-            return None
-        answered = self._subscribing[mid] = asyncio.get_running_loop().create_future()
-        return all(answered.result()) if await self._first_of(answered, within=CONNECT_WITHIN) else None
+            asked = self._client.subscribe([(one, qos) for one in filters])
+        return await self._answered(asked, during)
 
     def unsubscribe(self, filters: Sequence[str]) -> None:
         if not self.end.done():
@@ -120,6 +138,20 @@ class Connection:
         end = self.end
         return not end.cancelled() and end.exception() is None and may_be_about_a_message(end.result())
 
+    async def _answered(self, asked: tuple[MQTTErrorCode, int | None], during: During) -> bool | None:
+        """What SUBACK or UNSUBACK says; None where it does not come, or the connection ends."""
+        if asked[1] is None:
+            return None
+        answer = self._answers[asked[1]] = asyncio.get_running_loop().create_future()
+        self._during = during
+        try:
+            came = await self._first_of(answer, within=CONNECT_WITHIN)
+        finally:
+            self._answers.pop(asked[1], None)
+        if not self.end.done():
+            self._during = "use"
+        return answer.result() if came else None
+
     async def _first_of(self, awaited: asyncio.Future[Any], *, within: float) -> bool:
         await asyncio.wait((awaited, self.end), timeout=within, return_when=asyncio.FIRST_COMPLETED)
         return awaited.done() and not self.end.done()
@@ -152,15 +184,16 @@ class Connection:
                 self._broker,
                 reason.value,
                 str(reason),
-                told_by_broker=flags.is_disconnect_packet_from_server,
-                accepted=self._accepted.done(),
+                said_by_broker=flags.is_disconnect_packet_from_server,
+                during=self._during,
+                socket_error=self._socket_error,
             )
         )
 
     def _suback(self, mid: int, reasons: list[ReasonCode], _properties: Properties) -> None:
-        answered = self._subscribing.pop(mid, None)
-        if answered is not None and not answered.done():
-            answered.set_result([not reason.is_failure for reason in reasons])
+        answer = self._answers.get(mid)
+        if answer is not None and not answer.done():
+            answer.set_result(not any(reason.is_failure for reason in reasons))
 
     def _message(self, message: MQTTMessage) -> None:
         self._on_message(message)
@@ -168,11 +201,16 @@ class Connection:
     def _puback(self, mid: int, reason: ReasonCode, _properties: Properties) -> None:
         self._window.acknowledged(mid, reason)
 
+    def _socket_failed(self, error: Exception) -> None:
+        """Only TLS says why; that a connection was cut or reset says no more than its end does."""
+        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+            self._socket_error = reason(error, certificate=self._shows_certificate)
+
     def _unreadable(self, error: Exception) -> None:
-        what = type(error).__name__
-        self._finish(Ending("lost", f"the broker at {self._broker} sent what cannot be read ({what})"))
+        what = str(error) if isinstance(error, BadPacket) else f"what cannot be read ({type(error).__name__})"
+        self._finish(Ending("lost", f"the broker at {self._broker} sent {what}", during=self._during))
 
     def _check_acknowledgements(self, now: float) -> None:
         if self._window.oldest_waits_for(now) > _ACKNOWLEDGED_WITHIN:
             problem = f"the broker at {self._broker} does not acknowledge what it is sent"
-            self._finish(Ending("lost", problem))
+            self._finish(Ending("lost", problem, during="use"))

@@ -1,78 +1,145 @@
-"""Attempts to connect: what is sent in CONNECT, and what the broker's refusals teach for the next attempt."""
+"""Attempts to connect, each in the manner that what happened before has taught."""
 
 from collections.abc import Callable
 
-import msgspec
 from paho.mqtt.client import MQTTMessage
 from structlog.typing import FilteringBoundLogger
 
 from bace_bridge.config.models import MqttConfig
-from bace_bridge.sinks.mqtt.broker import Unreachable, Will, new_client, reach
+from bace_bridge.config.mqtt import Version
+from bace_bridge.sinks.mqtt import manners
+from bace_bridge.sinks.mqtt.client import Will, new_client
 from bace_bridge.sinks.mqtt.connection import Connection
-from bace_bridge.sinks.mqtt.endings import NO_RETAIN, QOS_TOO_HIGH, Ending, not_reached
+from bace_bridge.sinks.mqtt.endings import Ending, not_reached
+from bace_bridge.sinks.mqtt.manners import Manner
+from bace_bridge.sinks.mqtt.sockets import Unreachable, open_socket
 from bace_bridge.sinks.mqtt.suspicion import Suspicion, TopicSuspicion
-from bace_bridge.sinks.mqtt.versions import Version, Versions
+from bace_bridge.sinks.mqtt.topics import Topics
+from bace_bridge.sinks.mqtt.window import Message
+
+_GOODBYE_WITHIN = 1.0
 
 
 class Dialer:
+    """`will` is published on the topic of the bridge's state when the connection breaks."""
+
     def __init__(
         self,
         config: MqttConfig,
+        topics: Topics,
         *,
         client_id: str,
         version: str,
-        will: Will,
+        will: bytes,
         suspicion: Suspicion,
         of_topics: TopicSuspicion,
+        clock: Callable[[], float],
         log: FilteringBoundLogger,
     ) -> None:
         self.broker = f"{config.host}:{config.port}"
         self._config = config
+        self._topics = topics
         self._client_id = client_id
         self._version = version
-        self._will = will
+        self._will = Will(topics.bridge_state, will)
         self._suspicion = suspicion
         self._of_topics = of_topics
+        self._clock = clock
         self._log = log
-        self._versions = Versions(config.protocol)
+        self._course = manners.begin(config.protocol, qos=config.qos, requests=config.requests)
+        self._said = (self.manner.protocol, self.manner.qos)
+
+    @property
+    def manner(self) -> Manner:
+        return self._course.manner
 
     @property
     def protocol(self) -> Version:
-        return self._versions.next
+        return self.manner.protocol
+
+    def again_in(self) -> float | None:
+        """Seconds until a connection that lacks something is given up for another try; None where nothing lacks."""
+        again_at = self._course.again_at
+        return None if again_at is None else max(0.0, again_at - self._clock())
+
+    def begin_again(self) -> None:
+        self._course = manners.from_the_top(self._course)
 
     async def dial(self, on_message: Callable[[MQTTMessage], None]) -> Connection | Ending:
-        """A connection that the broker has accepted, or why there is none."""
-        client = new_client(self._config, client_id=self._client_id, protocol=self._versions.next, will=self._will)
+        """A connection that the broker has accepted, and on which it answers requests; or why there is none."""
+        while True:
+            connection = await self._open(on_message)
+            if isinstance(connection, Ending):
+                return connection
+            self._course, kept = manners.accepted(self._course, now=self._clock())
+            if kept:
+                self._say_manner()
+                return connection
+            await connection.disconnect(within=_GOODBYE_WITHIN)
+            connection.release("another manner is tried")
+
+    async def listen(self, connection: Connection) -> bool:
+        """Subscribes to requests; False where the broker refuses that in words."""
+        if not self.manner.requests:
+            return True
+        # A request that was published as retained is none: it would come again at every connect.
+        taken = await connection.subscribe([self._topics.requests], qos=1, keeps_retain=True, during="subscribe")
+        if connection.end.done():
+            return True
+        self._course = manners.subscribed(self._course)
+        return bool(taken)
+
+    def learn(self, ending: Ending) -> bool:
+        """True when the next attempt is a different one, and may be made at once."""
+        listened = self.manner.requests
+        self._course, at_once = manners.ended(self._course, ending, now=self._clock())
+        if listened and not self.manner.requests:
+            self._log.warning(
+                "mqtt.requests_refused",
+                topic=self._topics.requests,
+                hint="the broker closes the connection on this subscription; the bridge does without for some time",
+            )
+        return at_once
+
+    async def _open(self, on_message: Callable[[MQTTMessage], None]) -> Connection | Ending:
+        config, manner = self._config, self.manner
         try:
-            await reach(client, self._config, version=self._version)
+            sock = await open_socket(config)
+            client = new_client(
+                sock, config, client_id=self._client_id, manner=manner, will=self._will, version=self._version
+            )
         except Unreachable as error:
-            return not_reached(self.broker, error.cause)
+            return not_reached(self.broker, str(error))
         connection = Connection(
             client,
             broker=self.broker,
-            window=self._config.max_in_flight,
+            manner=manner,
+            shows_certificate=config.tls.cert_file is not None,
+            window=config.max_in_flight,
             suspicion=self._suspicion,
             of_topics=self._of_topics,
             on_message=on_message,
         )
         opened = False
         try:
-            opened = await connection.accepted()
-            if not opened:
-                return connection.end.result()
+            opened = await connection.accepted() and await self._passes(connection)
+            return connection if opened else connection.end.result()
         finally:
             if not opened:
                 connection.release("the broker did not accept the connection")
-        if self._versions.accepted():
-            self._log.warning("mqtt.protocol_fallback", protocol=self._versions.next)
-        return connection
 
-    def learn(self, ending: Ending) -> bool:
-        """True when the next attempt is a different one, and may be made at once."""
-        gentler = self._will
-        if ending.code == NO_RETAIN:
-            gentler = msgspec.structs.replace(self._will, retain=False)
-        elif ending.code == QOS_TOO_HIGH:
-            gentler = msgspec.structs.replace(self._will, qos=0)
-        changed, self._will = gentler != self._will, gentler
-        return self._versions.refused(ending) or changed
+    async def _passes(self, connection: Connection) -> bool:
+        if not self._course.probes:
+            return True
+        manner = self.manner
+        probe = Message(self._topics.bridge_state, self._will.payload, manner.qos, retain=manner.retain)
+        return await connection.takes(probe, self._topics.requests)
+
+    def _say_manner(self) -> None:
+        """What the broker does not take, once for each manner."""
+        (protocol, qos), manner = self._said, self.manner
+        self._said = (manner.protocol, manner.qos)
+        if manner.protocol < protocol:
+            self._log.warning("mqtt.protocol_fallback", protocol=manner.protocol)
+        if manner.qos < qos:
+            self._log.warning("mqtt.qos_lowered", qos=manner.qos, hint="the broker takes no higher quality of service")

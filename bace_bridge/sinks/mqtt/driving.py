@@ -6,8 +6,6 @@ from typing import Any
 
 from paho.mqtt.client import Client
 
-from bace_bridge.sinks.mqtt.broker import close_socket
-
 _TICK = 1.0
 
 
@@ -36,7 +34,8 @@ class Driver:
     def stop(self) -> None:
         """Closes the socket; harmless when it is closed already."""
         self._let_go()
-        close_socket(self._client)
+        if (sock := self._client.socket()) is not None:
+            sock.close()
 
     def _read(self) -> None:
         if not self._driving:

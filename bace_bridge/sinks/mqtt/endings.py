@@ -1,6 +1,5 @@
 """Why a connection, or an attempt at one, ended; and what a broker's reason codes mean for an event."""
 
-import ssl
 from typing import Literal
 
 import msgspec
@@ -15,13 +14,17 @@ UNSUPPORTED_VERSION = 0x84
 NO_RETAIN = 0x9A
 QOS_TOO_HIGH = 0x9B
 TAKEN_OVER = 0x8E
+_KEEP_ALIVE = 0x8D
 
 _LOGIN_REFUSALS = {0x85, 0x86, 0x87, 0x8A, 0x8C}
 _NEVER_TAKEN = {0x87, 0x90, 0x95, 0x99}
 _MAY_BE_ABOUT_A_MESSAGE = {_UNSPECIFIED, 0x81, 0x82, 0x83, 0x87, 0x90, 0x95, 0x99}
 """How a broker may close the connection on a message; a shutdown, a quota or a missed keep-alive is about none."""
 
-Kind = Literal["lost", "unreachable", "silent", "mute", "version_refused", "login_refused", "taken_over"]
+During = Literal["connect", "probe", "subscribe", "use"]
+"""What the connection was at: CONNECT, the first message in a manner that is not known, SUBSCRIBE, or all the rest."""
+
+Kind = Literal["lost", "unreachable", "silent", "mute", "version_refused", "login_refused", "taken_over", "given_up"]
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -30,20 +33,17 @@ class Ending(msgspec.Struct, frozen=True):
     kind: Kind
     problem: str
     code: int = 0
+    during: During = "connect"
 
 
-def not_reached(broker: str, error: Exception) -> Ending:
+def not_reached(broker: str, why: str) -> Ending:
     """For an attempt that did not get as far as MQTT: DNS, TCP, TLS or WebSocket."""
-    match error:
-        case ssl.SSLCertVerificationError():
-            why = f"its certificate is not trusted: {error.verify_message}"
-        case TimeoutError():
-            why = "no answer in time"
-        case OSError(strerror=str(strerror)):
-            why = strerror.lower()
-        case _:
-            why = str(error) or type(error).__name__
     return Ending("unreachable", f"the broker at {broker} cannot be reached: {why}")
+
+
+def mute(broker: str) -> Ending:
+    """For CONNECT without an answer in time."""
+    return Ending("mute", f"the broker at {broker} does not answer")
 
 
 def refused(broker: str, code: int, reason: str) -> Ending:
@@ -61,18 +61,23 @@ def refused(broker: str, code: int, reason: str) -> Ending:
     )
 
 
-def ended(broker: str, code: int, reason: str, *, told_by_broker: bool, accepted: bool) -> Ending:
-    """For a connection that came to its end after CONNECT was sent."""
-    if told_by_broker and code == TAKEN_OVER:
+def ended(broker: str, code: int, reason: str, *, said_by_broker: bool, during: During, socket_error: str) -> Ending:
+    """For a connection that came to its end after CONNECT was sent; `socket_error` says what the socket failed with."""
+    if said_by_broker and code == TAKEN_OVER:
         return Ending(
             "taken_over",
             f"another client uses the same client id at the broker {broker} and took it over",
             code,
+            during,
         )
-    if not accepted:
+    if during == "connect":
+        if socket_error:
+            return not_reached(broker, socket_error)
+        if code == _KEEP_ALIVE and not said_by_broker:
+            return mute(broker)
         return Ending("silent", f"the broker at {broker} closed the connection without a word")
-    why = "" if code == _UNSPECIFIED else f": {reason.lower()}"
-    return Ending("lost", f"the connection to the broker at {broker} was lost{why}", code)
+    why = socket_error if code == _UNSPECIFIED else reason.lower()
+    return Ending("lost", f"the connection to the broker at {broker} was lost" + (why and f": {why}"), code, during)
 
 
 def may_be_about_a_message(ending: Ending) -> bool:

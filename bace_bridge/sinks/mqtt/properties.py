@@ -4,11 +4,12 @@ They are encoded here and not with paho's `Properties`, which takes longer than 
 """
 
 from bace_bridge.domain.lanes import Attempt
-from bace_bridge.sinks.mqtt.topics import text
+from bace_bridge.domain.mqtt_text import LONGEST, made_sendable
 
 _CONTENT_TYPE = b"\x03"
 _CORRELATION_DATA = b"\x09"
 _USER_PROPERTY = b"\x26"
+_MAXIMUM_PACKET_SIZE = b"\x27"
 _LARGEST_IN_ONE_BYTE = 127
 
 SEQUENCE_DIGITS = 20
@@ -26,8 +27,10 @@ class EncodedProperties:
         return self._packed
 
 
-def user_property(name: str, value: str) -> EncodedProperties:
-    return EncodedProperties(_pair(name, value))
+def introduction(version: str, largest_packet: int) -> EncodedProperties:
+    """Those of CONNECT: who we are, and how many bytes of a packet we take."""
+    size = _MAXIMUM_PACKET_SIZE + largest_packet.to_bytes(4, "big")
+    return EncodedProperties(size + _pair("bace-bridge", version))
 
 
 def correlation(data: bytes) -> EncodedProperties:
@@ -48,7 +51,7 @@ class CloudEventAttributes:
         """`time` is the event's, as text."""
         logged = attempt.logged
         event = logged.event
-        subject = b"" if event.session_id is None else self._subject + _text(text(event.session_id))
+        subject = b"" if event.session_id is None else self._subject + _text(event.session_id)
         parts = (
             self._same_for_all,
             self._type_of(event.type),
@@ -72,7 +75,9 @@ class CloudEventAttributes:
 
 
 def _text(value: str) -> bytes:
-    encoded = value.encode()
+    """Nothing that a cloud or a configuration holds may make the broker close the connection."""
+    encoded = value.encode() if value.isascii() and value.isprintable() else made_sendable(value).encode()
+    encoded = encoded[:LONGEST]
     return len(encoded).to_bytes(2, "big") + encoded
 
 

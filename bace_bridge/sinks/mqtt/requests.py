@@ -9,7 +9,9 @@ from paho.mqtt.client import MQTTMessage
 from structlog.typing import FilteringBoundLogger
 
 from bace_bridge.domain.foreign_json import decoded
+from bace_bridge.domain.mqtt_text import topic_problem
 from bace_bridge.errors import BridgeError
+from bace_bridge.sinks.mqtt.client import Beginning
 from bace_bridge.sinks.mqtt.properties import correlation
 from bace_bridge.sinks.mqtt.topics import Topics
 from bace_bridge.sinks.mqtt.window import Message
@@ -17,7 +19,17 @@ from bace_bridge.sinks.mqtt.window import Message
 Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 Publish = Callable[[Message], None]
 
+MOST_A_MINUTE = 60
+LARGEST = 64 * 2**10
+"""Bytes of a request's payload."""
+
+LARGEST_TRANSACTION = 1024
+"""Bytes of JSON that are echoed."""
+
+_LARGEST_CORRELATION = 1024
 _MOST_WAITING = 16
+_LOGGED_EVERY = 60.0
+_LONGEST_NAME = 64
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -28,58 +40,131 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Requests:
-    """Answers one request after the other; few are made, and some start work."""
+    """Answers one request after the other; few are made, and some start work. `clock` is in seconds."""
 
-    def __init__(self, answers: Mapping[str, Answer], topics: Topics, log: FilteringBoundLogger) -> None:
+    def __init__(
+        self,
+        answers: Mapping[str, Answer],
+        topics: Topics,
+        log: FilteringBoundLogger,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
         self._answers = answers
         self._topics = topics
-        self._log = log
+        self._warn = _OnceAMinute(log, clock)
+        self._allowance = Allowance(MOST_A_MINUTE, clock)
         self._asked: asyncio.Queue[Request] = asyncio.Queue(_MOST_WAITING)
 
     def take(self, message: MQTTMessage) -> None:
+        """Anybody who may publish calls this, as often as they like."""
         try:
             name = self._topics.request_name(message.topic)
         except UnicodeDecodeError:
-            self._log.warning("mqtt.unreadable_topic_ignored", hint="a topic must be UTF-8")
+            self._warn("mqtt.unreadable_topic_ignored", hint="a topic must be UTF-8")
             return
-        if message.retain:
-            self._log.warning("mqtt.retained_request_ignored", request=name)
-            return
-        try:
+        shown = name[:_LONGEST_NAME]
+        if topic_problem(self._topics.response(name)) is not None:
+            self._warn("mqtt.unreadable_topic_ignored", request=shown, hint="its answer could go nowhere")
+        elif message.retain:
+            self._warn("mqtt.retained_request_ignored", request=shown)
+        elif self._asked.full() or not self._allowance.one_more():
+            self._warn("mqtt.request_dropped", request=shown, waiting=_MOST_WAITING, a_minute=MOST_A_MINUTE)
+        else:
             self._asked.put_nowait(_request(name, message))
-        except asyncio.QueueFull:
-            self._log.warning("mqtt.request_dropped", request=name, waiting=_MOST_WAITING)
 
     async def serve(self, publish: Publish) -> None:
         while True:
             request = await self._asked.get()
-            for message in self._responses(request, await self._answer(request)):
+            refusal = self._refusal(request)
+            payload = _error(refusal) if refusal is not None else await self._answer(request)
+            for message in self._responses(request, payload):
                 publish(message)
 
-    async def _answer(self, request: Request) -> dict[str, Any]:
+    def not_delivered(self, topic: str, problem: str) -> None:
+        self._warn("mqtt.response_not_delivered", topic=topic, problem=problem)
+
+    def _refusal(self, request: Request) -> str | None:
+        if isinstance(request.payload, Beginning) or len(request.payload) > LARGEST:
+            return f"the request is larger than {LARGEST} bytes"
+        if request.correlation is not None and len(request.correlation) > _LARGEST_CORRELATION:
+            return f"the correlation data are larger than {_LARGEST_CORRELATION} bytes"
+        if request.response_topic is not None and (problem := self._unusable(request.response_topic)):
+            return f"the response topic {request.response_topic[:_LONGEST_NAME]!a} {problem}"
+        return None
+
+    def _unusable(self, topic: str) -> str | None:
+        """Why no answer goes there: the bridge writes with its own rights, and could be made to forge its own state."""
+        if problem := topic_problem(topic):
+            return problem
+        if self._topics.is_own(topic) and not topic.startswith(self._topics.response("")):
+            return f"is one of the bridge's own; below {self._topics.response('')} it may be anything"
+        return None
+
+    async def _answer(self, request: Request) -> bytes:
         answer = self._answers.get(request.name)
         if answer is None:
             known = ", ".join(sorted(self._answers))
-            return _error(f"there is no request {request.name!r}; known: {known}")
+            return _error(f"there is no request {request.name[:_LONGEST_NAME]!r}; known: {known}")
         try:
-            asked, echo = _asked(request.payload)
+            asked, transaction = _asked(request.payload)
         except msgspec.DecodeError:
             return _error("the request is no JSON object")
+        if len(bytes(transaction or b"")) > LARGEST_TRANSACTION:
+            return _error(f"transaction is larger than {LARGEST_TRANSACTION} bytes")
         try:
-            return {"status": "ok", "data": await answer(asked), **echo}
+            return _encoded({"status": "ok", "data": await answer(asked)}, transaction)
         except BridgeError as error:
-            return _error(str(error)) | echo
-        except Exception:  # noqa: BLE001  # a message from outside must not end the service
-            self._log.exception("mqtt.request_failed", request=request.name)
-            return _error("an internal error; the log has its details") | echo
+            return _error(str(error), transaction)
+        except Exception as error:  # noqa: BLE001  # a message from outside must not end the service
+            self._warn("mqtt.request_failed", request=request.name, exc_info=error)
+            return _error("an internal error; the log has its details", transaction)
 
-    def _responses(self, request: Request, response: dict[str, Any]) -> list[Message]:
-        payload = msgspec.json.encode(response)
-        usual = self._topics.response(request.name)
-        wished = request.response_topic
-        topics = [usual] if wished is None or wished == usual else [usual, wished]
-        properties = correlation(request.correlation) if request.correlation is not None else None
+    def _responses(self, request: Request, payload: bytes) -> list[Message]:
+        usual, asked_for = self._topics.response(request.name), request.response_topic
+        also = asked_for is not None and asked_for != usual and self._unusable(asked_for) is None
+        topics = [usual, asked_for] if also and asked_for is not None else [usual]
+        known = request.correlation is not None and len(request.correlation) <= _LARGEST_CORRELATION
+        properties = correlation(request.correlation) if known and request.correlation is not None else None
         return [Message(topic, payload, qos=1, properties=properties) for topic in topics]
+
+
+class Allowance:
+    """So many at once, and then evenly so many a minute. Above it every request would still cost an answer."""
+
+    def __init__(self, a_minute: int, clock: Callable[[], float]) -> None:
+        self._a_minute = a_minute
+        self._clock = clock
+        self._left = float(a_minute)
+        self._at = clock()
+
+    def one_more(self) -> bool:
+        now = self._clock()
+        self._left = min(self._a_minute, self._left + (now - self._at) * self._a_minute / 60)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+class _OnceAMinute:
+    """Warnings that anybody can cause, each at most once a minute, with how many more there were before it."""
+
+    def __init__(self, log: FilteringBoundLogger, clock: Callable[[], float]) -> None:
+        self._log = log
+        self._clock = clock
+        self._silent_until: dict[str, float] = {}
+        self._held_back: dict[str, int] = {}
+
+    def __call__(self, event: str, **fields: object) -> None:
+        now = self._clock()
+        if now < self._silent_until.get(event, now):
+            self._held_back[event] = self._held_back.get(event, 0) + 1
+            return
+        self._silent_until[event] = now + _LOGGED_EVERY
+        more = self._held_back.pop(event, 0)
+        self._log.warning(event, **fields, **({"more_before": more} if more else {}))
 
 
 class _Echo(msgspec.Struct):
@@ -88,22 +173,27 @@ class _Echo(msgspec.Struct):
     transaction: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
-def _asked(payload: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+def _asked(payload: bytes) -> tuple[dict[str, Any], msgspec.Raw | None]:
     """What is asked, and what of it the answer repeats. Raises `msgspec.DecodeError`."""
     if not payload.strip():
-        return {}, {}
+        return {}, None
     transaction = decoded(payload, _Echo).transaction
-    return decoded(payload, dict[str, Any]), {} if transaction is msgspec.UNSET else {"transaction": transaction}
+    return decoded(payload, dict[str, Any]), None if transaction is msgspec.UNSET else transaction
 
 
 def _request(name: str, message: MQTTMessage) -> Request:
+    payload = message.payload
     return Request(
         name,
-        bytes(message.payload),
+        payload if isinstance(payload, Beginning) else bytes(payload[: LARGEST + 1]),
         getattr(message.properties, "ResponseTopic", None),
         getattr(message.properties, "CorrelationData", None),
     )
 
 
-def _error(problem: str) -> dict[str, Any]:
-    return {"status": "error", "error": problem}
+def _error(problem: str, transaction: msgspec.Raw | None = None) -> bytes:
+    return _encoded({"status": "error", "error": problem}, transaction)
+
+
+def _encoded(answer: dict[str, Any], transaction: msgspec.Raw | None) -> bytes:
+    return msgspec.json.encode(answer if transaction is None else {**answer, "transaction": transaction})

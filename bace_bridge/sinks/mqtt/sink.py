@@ -12,12 +12,13 @@ from paho.mqtt.client import MQTTMessage
 from structlog.typing import FilteringBoundLogger
 
 from bace_bridge.config.models import MqttConfig
+from bace_bridge.config.mqtt import Version
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.lanes import Attempt
 from bace_bridge.domain.retry import backoff
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
-from bace_bridge.sinks.mqtt.broker import Will
+from bace_bridge.sinks.mqtt.client import UNSENDABLE
 from bace_bridge.sinks.mqtt.connection import Connection
 from bace_bridge.sinks.mqtt.dialing import Dialer
 from bace_bridge.sinks.mqtt.endings import Ending
@@ -32,12 +33,12 @@ from bace_bridge.sinks.mqtt.requests import Answer, Requests
 from bace_bridge.sinks.mqtt.suspicion import Suspicion, TopicSuspicion
 from bace_bridge.sinks.mqtt.topics import Topics
 from bace_bridge.sinks.mqtt.tree import Tree
-from bace_bridge.sinks.mqtt.versions import Version
 from bace_bridge.sinks.mqtt.window import Done, Message
 
 _IN_FLIGHT_WITHIN = 3.0
 _LAST_WORDS_WITHIN = 3.0
 _GOODBYE_WITHIN = 1.0
+_AGAIN_LOOKED_AT_EVERY = 1.0
 
 _LOST_AGAIN, _LOST_AT_LAST = 15.0, 3600.0
 """Seconds until what the broker has acknowledged and does not keep is published again."""
@@ -83,7 +84,7 @@ class MqttSink:
         self._log: FilteringBoundLogger = structlog.get_logger().bind(sink=config.name)
         self._topics = Topics(config.base_topic)
         self._attributes = CloudEventAttributes(source)
-        self._requests = Requests(requests, self._topics, self._log)
+        self._requests = Requests(requests, self._topics, self._log, clock=clock)
         self._outage = Outage(self._log)
         self._kept = Kept(
             installation,
@@ -94,14 +95,15 @@ class MqttSink:
             set(),
         )
         self._tree = Tree(self._topics, self._kept.neighbours, self._log, sleep=sleep)
-        will = Will(self._topics.bridge_state, OFFLINE)
         self._dialer = Dialer(
             config,
+            self._topics,
             client_id=client_id,
             version=version,
-            will=will,
+            will=OFFLINE,
             suspicion=Suspicion(self._log, explained=self._outage.explained),
             of_topics=self._kept.suspicion,
+            clock=clock,
             log=self._log,
         )
         self._warned: set[str] = set()
@@ -148,13 +150,13 @@ class MqttSink:
             _tell_soon(done, SinkUnavailable(self._problem or "not connected"))
             return
         event = attempt.logged.event
-        time = iso_utc(event.time)
         try:
-            topic, payload = topic_and_payload(event, self._topics, time=time, replay=attempt.replay)
-        except msgspec.MsgspecError as error:
-            _tell_soon(done, DeliveryRejected(f"the event {event.id} cannot be told: {error}"))
+            at = iso_utc(event.time)
+            topic, payload = topic_and_payload(event, self._topics, time=at, replay=attempt.replay)
+            properties = self._attributes.of(attempt, time=at) if self._dialer.protocol == "5" else None
+        except (msgspec.MsgspecError, *UNSENDABLE) as error:
+            _tell_soon(done, DeliveryRejected(f"the event {event.id} cannot be sent: {error}"))
             return
-        properties = self._attributes.of(attempt, time=time) if self._dialer.protocol == "5" else None
         connection.publish(Message(topic, payload, self._config.qos, properties=properties, event=event.id), done)
         if event.device_id is not None:
             mirror.touch(event.device_id)
@@ -193,17 +195,18 @@ class MqttSink:
             since = clock()
             ending = connection if isinstance(connection, Ending) else await self._use(connection)
             self._problem = ending.problem
-            if self._dialer.learn(ending):
+            if ending.kind == "given_up" or self._dialer.learn(ending):
                 continue
             lasted = 0.0 if isinstance(connection, Ending) else clock() - since
             await self._sleep(self._outage.goes_on(ending, lasted=lasted, jitter=self._jitter()))
 
     async def _use(self, connection: Connection) -> Ending:
         """Uses the connection until its end."""
-        self._outage.over(broker=self._dialer.broker, protocol=self._dialer.protocol)
         mirror = self._mirror = self._new_mirror(connection)
         try:
             await self._listen_to_requests(connection)
+            if not connection.end.done():
+                self._outage.over(broker=self._dialer.broker, protocol=self._dialer.protocol)
             async with asyncio.TaskGroup() as tasks:
                 working = [
                     tasks.create_task(mirror.keep()),
@@ -212,20 +215,38 @@ class MqttSink:
                     tasks.create_task(self._compare(connection, mirror)),
                 ]
                 try:
-                    await asyncio.wait((connection.end,))
+                    ended = await self._until_the_end_of(connection)
                 except asyncio.CancelledError:
-                    self._leave("the bridge is stopping")
+                    self._leave("the bridge leaves this broker")
                     await self._say_goodbye(connection, mirror, working[0])
                     raise
                 finally:
                     for task in working:
                         task.cancel()
+            if not ended:
+                return await self._begin_again(connection)
             ending = connection.end.result()
             self._leave(ending.problem)
             return ending
         finally:
             self._leave(self._problem or "the connection has ended")
             connection.release(self._problem or "the connection has ended")
+
+    async def _until_the_end_of(self, connection: Connection) -> bool:
+        """False where it lacks something, and the time has come to try again whether the broker takes it now."""
+        while not connection.end.done():
+            again_in = self._dialer.again_in()
+            if again_in == 0:
+                return False
+            await asyncio.wait((connection.end,), timeout=again_in and min(again_in, _AGAIN_LOOKED_AT_EVERY))
+        return True
+
+    async def _begin_again(self, connection: Connection) -> Ending:
+        self._leave("another manner is tried")
+        self._dialer.begin_again()
+        await connection.while_it_lasts(connection.emptied(), within=_IN_FLIGHT_WITHIN)
+        await connection.disconnect(within=_GOODBYE_WITHIN)
+        return Ending("given_up", "another manner is tried")
 
     def _new_mirror(self, connection: Connection) -> Mirror:
         return Mirror(
@@ -242,9 +263,7 @@ class MqttSink:
     async def _listen_to_requests(self, connection: Connection) -> None:
         if not connection.limits.retain:
             self._warn_once("mqtt.no_retained_messages", hint="the broker keeps no state for late subscribers")
-        # A request that was published as retained is none: it would come again at every connect.
-        allowed = await connection.subscribe([self._topics.requests], qos=1, keeps_retain=True)
-        if not allowed and not connection.end.done():
+        if not await self._dialer.listen(connection):
             self._warn_once("mqtt.requests_refused", topic=self._topics.requests)
 
     async def _become_ready(self, connection: Connection, mirror: Mirror) -> None:
@@ -308,7 +327,7 @@ class MqttSink:
 
     def _responded(self, topic: str, error: SinkError | None) -> None:
         if error is not None:
-            self._log.warning("mqtt.response_not_delivered", topic=topic, problem=str(error))
+            self._requests.not_delivered(topic, str(error))
 
 
 def _tell_soon(done: Done, error: SinkError) -> None:

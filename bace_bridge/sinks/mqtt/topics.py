@@ -3,17 +3,12 @@
 import re
 from typing import Literal
 
+from bace_bridge.domain.mqtt_text import UNSENDABLE
+
 Kind = Literal["availability", "session", "latest"]
 """What a device's retained topic says."""
 
-_CONTROLS = "\x00-\x1f\x7f-\x9f"
-# The last two code points of each of the 17 planes, and 32 in the middle of the first one.
-_NONCHARACTERS = "\ufdd0-\ufdef" + "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
-_SURROGATES = "\ud800-\udfff"
-
-_NOT_IN_A_LEVEL = re.compile(f"^\\$|[+#/%{_CONTROLS}{_NONCHARACTERS}{_SURROGATES}]")
-# paho, as a subscriber, takes no U+FEFF in a property.
-_NOT_IN_A_TEXT = re.compile(f"[{_CONTROLS}{_NONCHARACTERS}{_SURROGATES}\ufeff]")
+_NOT_IN_A_LEVEL = re.compile(f"^\\$|[+#/%]|{UNSENDABLE.pattern}")
 _WITH_A_MEANING = {"bridge", ".", ".."}
 _DATATYPE = re.compile(r"-?\d+")
 
@@ -32,6 +27,10 @@ class Topics:
 
     def request_name(self, topic: str) -> str:
         return topic.removeprefix(self.requests[:-1])
+
+    def is_own(self, topic: str) -> bool:
+        """True below the base topic, where the bridge alone publishes."""
+        return topic == self.base or topic.startswith(f"{self.base}/")
 
     def is_request(self, topic: str) -> bool:
         return topic.startswith(self.requests[:-1])
@@ -86,11 +85,6 @@ def level(name: str) -> str:
     if name in _WITH_A_MEANING:
         return "".join(f"%{ord(one):02X}" for one in name)
     return _NOT_IN_A_LEVEL.sub(_percent_encoded, name)
-
-
-def text(value: str) -> str:
-    """A text as MQTT takes it outside of topics, such as in a user property: without control and noncharacters."""
-    return _NOT_IN_A_TEXT.sub(_percent_encoded, value)
 
 
 def _percent_encoded(found: re.Match[str]) -> str:

@@ -9,9 +9,11 @@ from paho.mqtt.client import Client, MQTTMessageInfo
 from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 
+from bace_bridge.domain.mqtt_text import made_sendable
 from bace_bridge.errors import DeliveryFailed, DeliveryRejected, SinkError, SinkUnavailable
+from bace_bridge.sinks.mqtt.client import UNSENDABLE
 from bace_bridge.sinks.mqtt.endings import FIRST_FAILURE, publish_refused
-from bace_bridge.sinks.mqtt.limits import Limits
+from bace_bridge.sinks.mqtt.manners import Limits
 from bace_bridge.sinks.mqtt.properties import EncodedProperties
 from bace_bridge.sinks.mqtt.suspicion import Suspicion, TopicSuspicion
 
@@ -20,6 +22,8 @@ Done = Callable[[SinkError | None], None]
 _FIXED_HEADER = 5
 _TOPIC_LENGTH_AND_ID = 4
 _HIGHEST_QOS = 2
+_LONGEST_SHOWN = 256
+"""Characters of a topic in a message for people."""
 
 
 class Message(NamedTuple):
@@ -67,6 +71,8 @@ class Window:
             self._hand_over(message, done)
 
     def acknowledged(self, mid: int, reason: ReasonCode) -> None:
+        if mid not in self._in_flight:
+            return
         message, done = self._in_flight.pop(mid)
         self._closed_for_others = False
         if message.event is not None:
@@ -121,18 +127,16 @@ class Window:
         return not self._closed_for_others and len(self._in_flight) < self._room
 
     def _hand_over(self, message: Message, done: Done) -> None:
-        if self._limits.packet_size is not None and _packet_size(message) > self._limits.packet_size:
-            error = DeliveryRejected(f"a message on {message.topic} is larger than the broker takes")
-            self._loop.call_soon(done, error)
-            return
         if not self._as_wished:
             allowed = self._limits
             message = message._replace(qos=min(message.qos, allowed.qos), retain=message.retain and allowed.retain)
         try:
+            if self._limits.packet_size is not None and _packet_size(message) > self._limits.packet_size:
+                self._reject(message, done, "is larger than the broker takes")
+                return
             info = self._publish(message.topic, message.payload, message.qos, message.retain, message.properties)
-        except ValueError as error:
-            rejected = DeliveryRejected(f"a message on {message.topic} cannot be sent: {error}")
-            self._loop.call_soon(done, rejected)
+        except UNSENDABLE as error:
+            self._reject(message, done, f"cannot be sent: {error}")
             return
         if info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS:
             self._in_flight[info.mid] = (message, done)
@@ -141,9 +145,16 @@ class Window:
         else:
             self._loop.call_soon(done, SinkUnavailable("the connection to the broker is lost"))
 
+    def _reject(self, message: Message, done: Done, why: str) -> None:
+        self._loop.call_soon(done, DeliveryRejected(f"a message on {_shown(message.topic)} {why}"))
+
 
 def _closed_on(message: Message) -> str:
     return f"the broker closes the connection on a message of {len(message.payload)} bytes on {message.topic}"
+
+
+def _shown(topic: str) -> str:
+    return made_sendable(topic[:_LONGEST_SHOWN])
 
 
 def _packet_size(message: Message) -> int:

@@ -1,0 +1,157 @@
+"""A paho client for one connection, and all that reaches into paho.
+
+Used again, a client would send by itself what it still holds.
+"""
+
+import ssl
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.reasoncodes import ReasonCode
+
+from bace_bridge.config.models import MqttConfig
+from bace_bridge.sinks.mqtt.buffered import BufferedSocket
+from bace_bridge.sinks.mqtt.endings import FIRST_FAILURE
+from bace_bridge.sinks.mqtt.manners import Manner
+from bace_bridge.sinks.mqtt.properties import introduction
+from bace_bridge.sinks.mqtt.puback import read_consent
+from bace_bridge.sinks.mqtt.sockets import Socket, Unreachable, reason
+
+LARGEST_PACKET = 2**20
+"""Bytes of a packet that is read whole. With MQTT 5 brokers are told; of a larger message the beginning is kept."""
+
+UNSENDABLE = (OSError, ValueError, struct.error, ArithmeticError, TypeError)
+"""What paho raises at a packet that cannot be made: texts without UTF-8, lengths that do not fit."""
+
+_KEPT = 72 * 2**10
+"""Bytes: a topic of any length, and what is needed to acknowledge the message."""
+
+_PIECE = 64 * 2**10
+_EXACTLY_ONCE = 2
+_REASON_AT = 2
+
+
+class Will(msgspec.Struct, frozen=True):
+    topic: str
+    payload: bytes
+
+
+class BadPacket(Exception):
+    """The broker sent what is not taken from it; the text says what."""
+
+
+class Beginning(bytes):
+    """The beginning of a payload that was too large to be kept."""
+
+    __slots__ = ()
+
+
+def new_client(sock: Socket, config: MqttConfig, *, client_id: str, manner: Manner, will: Will, version: str) -> Client:
+    """CONNECT is sent over this socket when the loop drives it. Raises Unreachable, and closes it then."""
+    try:
+        client = _configured(config, client_id=client_id, manner=manner, will=will)
+        inside: Any = client
+        inside._create_socket = lambda: BufferedSocket(sock)  # noqa: SLF001
+        properties: Any = introduction(version, LARGEST_PACKET) if manner.protocol == "5" else None
+        client.connect(config.host, config.port, round(config.keepalive), properties=properties)
+    except UNSENDABLE as error:
+        sock.close()
+        raise Unreachable(f"CONNECT cannot be sent: {reason(error, certificate=True)}") from None
+    return client
+
+
+def _configured(config: MqttConfig, *, client_id: str, manner: Manner, will: Will) -> Client:
+    speaks_5 = manner.protocol == "5"
+    client = Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=client_id,
+        clean_session=None if speaks_5 else True,
+        protocol=MQTTProtocolVersion.MQTTv5 if speaks_5 else MQTTProtocolVersion.MQTTv311,
+        reconnect_on_failure=False,
+    )
+    client.max_inflight_messages = 0  # no limit of paho's own, hence no scan of all messages on every PUBACK
+    client.will_set(will.topic, will.payload, min(1, manner.qos), manner.retain)
+    if config.username is not None:
+        password = config.password.get_secret_value() if config.password is not None else None
+        client.username_pw_set(config.username, password)
+    read_consent(client)
+    if config.qos == _EXACTLY_ONCE:
+        _heed_refusals(client)
+    # Any callback here keeps paho from writing to the socket before the event loop drives it.
+    client.on_socket_register_write = _leave_writing_to_the_loop
+    return client
+
+
+def _leave_writing_to_the_loop(*_: Any) -> None: ...
+
+
+def bound_what_is_read(client: Client, *, failed: Callable[[Exception], None]) -> None:
+    """Paho takes whatever size a packet claims to have; here a piece is read at a time, and too much is left out.
+
+    `failed` gets the socket's error, which paho keeps to its own log. What is no packet for us raises BadPacket.
+    """
+    inside: Any = client
+    handle = inside._handle_on_message  # noqa: SLF001
+
+    def receive_piece(size: int) -> bytes:
+        """Called for each byte of a header: so it takes the place of paho's own, and is not around it."""
+        packet, sock = inside._in_packet, inside._sock  # noqa: SLF001
+        if size > _PIECE or (size > 1 and packet["command"] >> 4 == PacketTypes.PUBLISH):
+            _check(packet)
+        if sock is None:
+            raise ConnectionError
+        try:
+            data: bytes = sock.recv(min(size, _PIECE))
+        except ssl.SSLWantReadError:
+            raise BlockingIOError from None
+        except ssl.SSLWantWriteError:
+            inside._call_socket_register_write()  # noqa: SLF001
+            raise BlockingIOError from None
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            failed(error)
+            raise
+        return data
+
+    def handle_message(message: Any) -> None:
+        if inside._in_packet["remaining_length"] > LARGEST_PACKET:  # noqa: SLF001
+            message.payload = Beginning(message.payload)
+        handle(message)
+
+    inside._sock_recv, inside._handle_on_message = receive_piece, handle_message  # noqa: SLF001
+
+
+def _check(packet: Any) -> None:
+    """Before more is read of a packet whose length is known: drops what is not kept, or raises BadPacket."""
+    kind, qos, size = packet["command"] >> 4, packet["command"] >> 1 & 3, packet["remaining_length"]
+    if kind != PacketTypes.PUBLISH and size > LARGEST_PACKET:
+        raise BadPacket(f"a packet of {size} bytes")
+    if kind == PacketTypes.PUBLISH and qos > 1:
+        raise BadPacket("a message with a quality of service that was not asked for")
+    if size > LARGEST_PACKET:
+        del packet["packet"][_KEPT:]
+
+
+def _heed_refusals(client: Client) -> None:
+    """Ends a message that PUBREC refuses with `on_publish` and the reason code, as PUBACK does at QoS 1.
+
+    paho has no public way to see that code; it would send PUBREL, and the broker would answer with success.
+    """
+    inside: Any = client
+    consent = inside._handle_pubrec  # noqa: SLF001
+
+    def handle_pubrec() -> MQTTErrorCode:
+        packet: bytes = inside._in_packet["packet"]  # noqa: SLF001
+        mid = int.from_bytes(packet[:2], "big")
+        if len(packet) <= _REASON_AT or packet[_REASON_AT] < FIRST_FAILURE or mid not in inside._out_messages:  # noqa: SLF001
+            return MQTTErrorCode(consent())
+        reason = ReasonCode(PacketTypes.PUBREC, identifier=packet[_REASON_AT])
+        return MQTTErrorCode(inside._do_on_publish(mid, reason, None))  # noqa: SLF001
+
+    inside._handle_pubrec = handle_pubrec  # noqa: SLF001

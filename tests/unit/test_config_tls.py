@@ -1,0 +1,90 @@
+"""The files of TLS are loaded by `check`, and named where something is wrong with them."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_config import TOKEN, load_text, mistakes
+
+NO_CERTIFICATE = "{} holds no certificate in PEM"
+NO_KEY = "{} holds no private key in PEM that can be used"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("tls")
+    for name in ("a", "b"):
+        new = f"req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {name}.key -out {name}.pem"
+        openssl(where, f"{new} -subj /CN={name}")
+    openssl(where, "pkey -in a.key -aes256 -passout pass:geheim -out encrypted.key")
+    openssl(where, "ec -in a.key -aes256 -passout pass:geheim -out encrypted-as-of-old.key")
+    openssl(where, "genrsa -out rsa.key 2048")
+    (where / "empty").write_text("")
+    (where / "text").write_text("hello\n")
+    (where / "cut.pem").write_text((where / "a.pem").read_text()[:200])
+    (where / "both.pem").write_text((where / "a.pem").read_text() + (where / "a.key").read_text())
+    return where
+
+
+def openssl(where: Path, arguments: str) -> None:
+    subprocess.run(["openssl", *arguments.split()], cwd=where, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    "tls",
+    [
+        {"ca_file": "a.pem"},
+        {"cert_file": "a.pem", "key_file": "a.key"},
+        {"cert_file": "both.pem"},
+        {"ca_file": "b.pem", "cert_file": "a.pem", "key_file": "a.key", "insecure": True},
+    ],
+)
+def test_files_that_can_be_used(files: Path, tls: dict[str, object]) -> None:
+    assert load_text(files, configured(tls)).mqtt[0].name == "m"
+
+
+@pytest.mark.parametrize("name", ["empty", "text", "cut.pem", "a.key"])
+def test_a_file_of_no_authority(files: Path, name: str) -> None:
+    (found,) = mistakes(files, configured({"ca_file": name}))
+
+    assert found.startswith("mqtt[0].tls.ca_file: " + NO_CERTIFICATE.format(files / name))
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "path", "problem"),
+    [
+        ("a.pem", "b.key", "key_file", "{} is not the key of the certificate in"),
+        ("a.pem", "rsa.key", "key_file", "{} is not the key of the certificate in"),
+        ("a.pem", "encrypted.key", "key_file", "{} is encrypted, and the service cannot ask"),
+        ("a.pem", "encrypted-as-of-old.key", "key_file", "{} is encrypted, and the service cannot ask"),
+        ("a.pem", "empty", "key_file", NO_KEY),
+        ("a.pem", "a.pem", "key_file", NO_KEY),
+        ("empty", "a.key", "cert_file", NO_CERTIFICATE),
+        ("a.key", "a.key", "cert_file", NO_CERTIFICATE),
+    ],
+)
+def test_a_certificate_and_a_key_that_cannot_be_used(files: Path, cert: str, key: str, path: str, problem: str) -> None:
+    (found,) = mistakes(files, configured({"cert_file": cert, "key_file": key}))
+
+    named = files / (key if path == "key_file" else cert)
+    assert found.startswith(f"mqtt[0].tls.{path}: {problem.format(named)}")
+    assert "geheim" not in found
+
+
+def test_a_certificate_alone_needs_its_key_in_the_same_file(files: Path) -> None:
+    (found,) = mistakes(files, configured({"cert_file": "a.pem"}))
+
+    assert found.startswith("mqtt[0].tls.cert_file: " + NO_KEY.format(files / "a.pem"))
+    assert "key_file" in found
+
+
+def test_both_files_are_named_at_once(files: Path) -> None:
+    found = mistakes(files, configured({"ca_file": "empty", "cert_file": "a.pem", "key_file": "b.key"}))
+
+    assert [one.split(":")[0] for one in found] == ["mqtt[0].tls.ca_file", "mqtt[0].tls.key_file"]
+
+
+def configured(tls: dict[str, object]) -> str:
+    keys = ", ".join(f"{key}: {str(value).lower()}" for key, value in tls.items())
+    return TOKEN + f'mqtt: [{{name: m, url: "mqtts://h", tls: {{{keys}}}}}]'
