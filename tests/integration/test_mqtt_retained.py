@@ -1,6 +1,7 @@
 """The retained picture at brokers: what is refused, what closes the connection, what is not known any more."""
 
 import asyncio
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,6 +141,32 @@ async def test_one_poison_topic_is_set_aside_alone() -> None:
         assert str(sink.state_problem).startswith("1 retained topics")
         await eventually(lambda: sink.connected)
         assert len(broker.versions) <= 5
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_topics_that_the_broker_never_acknowledges_are_set_aside(
+    monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    monkeypatch.setattr("bace_bridge.sinks.mqtt.connection._ACKNOWLEDGED_WITHIN", 2.0)
+    state = Home(*(device(f"g{n}", "a", "poison" if n < 2 else "b") for n in range(5)))
+    script = Script(never_acknowledges="/latest/poison/")
+    async with scripted(script) as broker, connected(broker.port, state, protocol=protocol) as sink:
+        await eventually(lambda: str(sink.state_problem).startswith("2 retained topics"))
+        await arrives(broker, sink, 1)
+        assert len(topics_on(broker, "/latest/")) == 10
+
+
+async def test_names_of_other_bridges_that_anybody_may_write_are_bounded(new_mosquitto: NewMosquitto) -> None:
+    port = new_mosquitto().port
+    with capture_logs() as logs, listening(port, "nothing") as other:
+        for number in range(200):
+            other.publish(f"bace/bridge/guest/{number:03}" + 300 * "x", b"{}", retain=True)
+        other.publish("bace/bridge/info", json.dumps({"installation": "\x1b" + 300_000 * "y"}).encode(), retain=True)
+        async with connected(port) as sink:
+            await eventually(lambda: bool(named(logs, "mqtt.base_topic_shared")))
+            assert "and 198 more" in str(sink.state_problem)
+            assert len(str(sink.state_problem)) < 1000
+    assert max(len(str(one)) for one in logs) < 1000
 
 
 async def test_a_poison_topic_that_comes_later_is_found_and_events_go_on() -> None:

@@ -14,7 +14,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from bace_bridge.sinks.mqtt.client import BadPacket, bound_what_is_read
 from bace_bridge.sinks.mqtt.driving import Driver
-from bace_bridge.sinks.mqtt.endings import During, Ending, ended, may_be_about_a_message, mute, refused
+from bace_bridge.sinks.mqtt.endings import UNSPECIFIED, During, Ending, ended, may_be_about_a_message, mute, refused
 from bace_bridge.sinks.mqtt.manners import Limits, Manner, announced
 from bace_bridge.sinks.mqtt.sockets import CONNECT_WITHIN, reason
 from bace_bridge.sinks.mqtt.suspicion import Suspicion, TopicSuspicion
@@ -213,4 +213,6 @@ class Connection:
     def _check_acknowledgements(self, now: float) -> None:
         if self._window.oldest_waits_for(now) > _ACKNOWLEDGED_WITHIN:
             problem = f"the broker at {self._broker} does not acknowledge what it is sent"
-            self._finish(Ending("lost", problem, during="use"))
+            # Where it does acknowledge others it may be about what it leaves out.
+            code = UNSPECIFIED if self._window.acknowledges else 0
+            self._finish(Ending("lost", problem, code, during="use"))

@@ -58,6 +58,8 @@ class Window:
         self._emptied: asyncio.Future[None] | None = None
         self._oldest: Done | None = None
         self._oldest_since = 0.0
+        self.acknowledges = False
+        """Whether the broker has acknowledged any message on this connection."""
 
     def obey(self, limits: Limits) -> None:
         self._limits = limits
@@ -73,6 +75,7 @@ class Window:
     def acknowledged(self, mid: int, reason: ReasonCode) -> None:
         if mid not in self._in_flight:
             return
+        self.acknowledges = True
         message, done = self._in_flight.pop(mid)
         self._closed_for_others = False
         if message.event is not None:
