@@ -99,7 +99,7 @@ class Tree:
 
     async def _read(self, connection: Connection, picture: Picture) -> tuple["_Shown", str | None]:
         """What was shown, and why that is not everything."""
-        once = [*self._topics.states_of_devices, self._topics.guests]
+        once = [*self._topics.states_of_devices, self._topics.guests, self._topics.bridge_health]
         for base in picture.bases:
             once += [f"{base}/bridge/info", f"{base}/bridge/guest/+"]
         reading = self._reading = _Reading(self._topics, picture)
@@ -148,7 +148,8 @@ class _Reading:
     def __init__(self, topics: Topics, picture: Picture) -> None:
         self._topics = topics
         self._picture = picture
-        self._own = {topic for topic in picture.acknowledged if topics.kind(topic) is not None}
+        of_bridge = {topics.bridge_state, topics.bridge_health}
+        self._own = {topic for topic in picture.acknowledged if topics.kind(topic) is not None or topic in of_bridge}
         self._loop = asyncio.get_running_loop()
         self._messages = self._bytes = 0
         self._last = 0.0
@@ -167,10 +168,11 @@ class _Reading:
             return
         self._messages += 1
         self._bytes += len(topic) + len(message.payload)
-        if topic in self._own or (not self._own and topic == self._topics.bridge_state):
+        if topic in self._own:
             self.shows_own = True
-            # What comes while it is read was accepted just now.
-            if not message.retain or message.payload == self._picture.acknowledged.get(topic):
+            # What comes while it is read was accepted just now. Of the bridge itself another bridge may speak, too.
+            of_bridge = self._topics.kind(topic) is None
+            if of_bridge or not message.retain or message.payload == self._picture.acknowledged.get(topic):
                 self._kept.add(topic)
         elif message.payload and topic not in self._picture.noted and self._topics.kind(topic) is not None:
             self.unknown.add(topic)

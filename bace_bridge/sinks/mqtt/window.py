@@ -22,6 +22,9 @@ Done = Callable[[SinkError | None], None]
 _FIXED_HEADER = 5
 _TOPIC_LENGTH_AND_ID = 4
 _HIGHEST_QOS = 2
+_NO_WORD_IS_YES_AFTER = 1.0
+"""Seconds that the connection must have outlived a retained message of QoS 0, which has no acknowledgement."""
+
 _LONGEST_SHOWN = 256
 """Characters of a topic in a message for people."""
 
@@ -40,8 +43,8 @@ class Message(NamedTuple):
 class Window:
     """Calls every message's `done` exactly once, on the loop and never from within `publish`.
 
-    At QoS 0 a message is done when it was written to the socket. An event or a retained topic that is suspected has the
-    window for itself.
+    At QoS 0 a message is done when it was written to the socket, and a retained one a second later. An event or a
+    retained topic that is suspected has the window for itself.
     """
 
     def __init__(self, client: Client, *, size: int, suspicion: Suspicion, of_topics: TopicSuspicion) -> None:
@@ -73,6 +76,13 @@ class Window:
             self._hand_over(message, done)
 
     def acknowledged(self, mid: int, reason: ReasonCode) -> None:
+        message, _ = self._in_flight.get(mid, (None, None))
+        if message is not None and message.retain and not message.qos:
+            self._loop.call_later(_NO_WORD_IS_YES_AFTER, self._settled, mid, reason)
+        else:
+            self._settled(mid, reason)
+
+    def _settled(self, mid: int, reason: ReasonCode) -> None:
         if mid not in self._in_flight:
             return
         self.acknowledges = True
