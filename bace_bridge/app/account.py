@@ -68,8 +68,8 @@ class Account:
 
     @property
     def usable(self) -> bool:
-        """False while the cloud is away or refuses the login."""
-        return self._cloud_problem is None
+        """False while the cloud is away or refuses the login; a first poll, which may be long, goes on."""
+        return not self._sessions.outage.failures
 
     def poll_now(self) -> None:
         self._sessions.poll_now()

@@ -42,11 +42,18 @@ class Reloads:
             try:
                 await _until_stored(become, config)
             except ConfigError as error:
-                await _until_stored(become, self.config)
+                await self._go_back(become)
                 answer.set_exception(error)
             else:
                 self.config = config
                 answer.set_result(None)
+
+    async def _go_back(self, become: Become) -> None:
+        """What cannot run any more either, such as a listener on an address that is gone, ends nothing else."""
+        try:
+            await _until_stored(become, self.config)
+        except ConfigError as error:
+            log.warning("config.not_restored", mistakes=[str(one) for one in error.mistakes], then="the rest goes on")
 
 
 async def _until_stored(become: Become, config: Config) -> None:

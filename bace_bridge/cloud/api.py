@@ -8,6 +8,7 @@ from bace_bridge.cloud.replies import (
     parse_session,
     parse_sessions,
 )
+from bace_bridge.errors import UnexpectedReply
 from bace_bridge.polling.rules.datapoints import Datapoint
 from bace_bridge.polling.rules.seen import Page, SeenSession, Urgency
 
@@ -52,8 +53,10 @@ class BaceCloud:
     async def session(self, session_id: str) -> SeenSession:
         """One data session. Raises CloudGone where it cannot be seen any more."""
         query = [("id", session_id), ("expand", "group")]
-        reply = await self._http.get(ONE_SESSION, query, urgency=Urgency.SESSIONS)
-        return parse_session(reply.body)
+        seen = parse_session((await self._http.get(ONE_SESSION, query, urgency=Urgency.SESSIONS)).body)
+        if seen.session.id.lower() != session_id.lower():
+            raise UnexpectedReply(f"data session {seen.session.id} came in place of {session_id}")
+        return seen
 
     async def group_page(self, page: int) -> Page[tuple[str, str | None]]:
         """Ids and labels of groups. A poll of the session list waits for them."""

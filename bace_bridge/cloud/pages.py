@@ -1,7 +1,7 @@
 """A page of a collection: the rows, whatever holds them, and what the server says of its pages. Pure."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -19,19 +19,10 @@ LARGEST = 2**53 - 1
 MOST_DIGITS = 15
 """Digits of a figure in a text, so that it is no more than LARGEST."""
 
-Figure = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
-
-
-class _Meta(msgspec.Struct):
-    totalCount: Figure | None = None
-    pageCount: Figure | None = None
-    currentPage: Figure | None = None
-    perPage: Figure | None = None
-
 
 class _Frame(msgspec.Struct, Generic[Row]):
     items: list[Row] | dict[str, Row]
-    meta: _Meta | None = msgspec.field(name="_meta", default=None)
+    meta: Any = msgspec.field(name="_meta", default=None)
 
     @property
     def rows(self) -> Sequence[Row]:
@@ -70,26 +61,31 @@ def _parse_row_by_row(
 def _page(
     items: tuple[T, ...],
     count: int,
-    meta: _Meta | None,
+    meta: Any,
     headers: Mapping[str, str],
     unreadable: tuple[str, ...],
 ) -> Page[T]:
-    meta = meta or _Meta()
+    """A figure that is none is not there: it costs neither the rows nor the other figures."""
+    said = meta if isinstance(meta, dict) else {}
+    total = _first(said.get("totalCount"), headers.get("X-Pagination-Total-Count"))
+    per_page = _first(said.get("perPage"), headers.get("X-Pagination-Per-Page")) or None  # 0 is no size
+    page_count = _first(said.get("pageCount"), headers.get("X-Pagination-Page-Count"))
+    if not page_count and total and per_page:
+        page_count = -(-total // per_page)
     return Page(
         items=items,
         count=count,
-        page=_first(meta.currentPage, headers.get("X-Pagination-Current-Page")),
-        page_count=_first(meta.pageCount, headers.get("X-Pagination-Page-Count")),
-        total=_first(meta.totalCount, headers.get("X-Pagination-Total-Count")),
+        page=_first(said.get("currentPage"), headers.get("X-Pagination-Current-Page")) or None,  # there is no page 0
+        page_count=page_count,
+        total=total,
         unreadable=unreadable,
-        per_page=_first(meta.perPage, headers.get("X-Pagination-Per-Page")) or None,  # 0 is no size
+        per_page=per_page,
     )
 
 
-def _first(said: int | None, header: str | None) -> int | None:
-    if said is not None:
-        return said
-    return None if header is None else figure(header)
+def _first(said: Any, header: str | None) -> int | None:
+    found = figure(str(said))
+    return found if found is not None or header is None else figure(header)
 
 
 def figure(text: str) -> int | None:

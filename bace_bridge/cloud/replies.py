@@ -252,7 +252,7 @@ def _datapoint(row: _PointRow) -> Datapoint:
         _value(row.max_val),
         _value(row.avg_val),
         1 if row.count_val is None else row.count_val,
-        row.id_group if isinstance(row.id_group, str) else None,
+        str(row.id_group) if isinstance(row.id_group, str | int) else None,
     )
 
 

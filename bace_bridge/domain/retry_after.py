@@ -16,6 +16,10 @@ SMALLEST_MOMENT = 1e9
 """A rate limit's reset from here on is a moment in epoch seconds, as some servers have it: no wait takes 30 years."""
 
 
+LONGEST_WINDOW = 86400.0
+"""Seconds: no limiter takes longer until it is full again, so what says so (in milliseconds, perhaps) says nothing."""
+
+
 class RateLimit(msgspec.Struct, frozen=True):
     """How many requests a window takes and has left, and the seconds until it is full again; None where not said."""
 
@@ -38,6 +42,8 @@ def rate_limit(headers: Mapping[str, str], *, now: float) -> RateLimit:
     reset = _number(headers.get("X-Rate-Limit-Reset", ""))
     if reset is not None and reset >= SMALLEST_MOMENT:
         reset = max(0.0, reset - _server_time(headers, now))
+    if reset is not None and reset > LONGEST_WINDOW:
+        reset = None
     return RateLimit(
         limit=_number(headers.get("X-Rate-Limit-Limit", "")),
         remaining=_number(headers.get("X-Rate-Limit-Remaining", "")),

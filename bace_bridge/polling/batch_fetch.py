@@ -147,7 +147,7 @@ class BatchFetch:
             shares = attribute(await self._points.rows(query, requests), batch.members)
             if shares is None:
                 await self._points.prove(query, requests, doubt=True)
-                raise TooMuch("rows of a group that was not asked for")
+                raise TooMuch("rows that cannot be of those that were asked for")
             for one, rows in shares.items():
                 reads[one].append(Read(window, rows, query.start == window.start))
         self._points.note_passed(len(batch.members))

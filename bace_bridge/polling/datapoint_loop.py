@@ -49,7 +49,8 @@ class Batches(Protocol):
 class DatapointLoop:
     """Fetches what is due, a few at once.
 
-    What is due is planned at once, and again when that was begun or when the session list was polled.
+    What is due is planned at once, and again when that was begun or when the session list was polled. While nothing
+    live waits the checks go on, one after the other.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class DatapointLoop:
         self._pause = pause
         self._called = asyncio.Event()
         self._polled = False
+        self._more_checks = False
         self._waiting: dict[Kind, deque[Batch | KnownSession]] = {kind: deque() for kind in Kind}
         self._running: Counter[Kind] = Counter()
         self._in_flight: set[str] = set()
@@ -119,7 +121,8 @@ class DatapointLoop:
         """Begins what has a place; returns the seconds until something else may be due."""
         if (silent_for := self._resume_at - self._monotonic()) > 0:
             return silent_for
-        if self._polled or (not self._live_waits and await self._soonest() <= 0):
+        idle = not self._live_waits
+        if self._polled or (idle and (self._checks_go_on or await self._soonest() <= 0)):
             self._polled = False
             await self._plan()
         for kind, waiting in self._waiting.items():
@@ -133,6 +136,10 @@ class DatapointLoop:
     def _live_waits(self) -> bool:
         return bool(self._waiting[Kind.BATCH] or self._waiting[Kind.LIVE])
 
+    @property
+    def _checks_go_on(self) -> bool:
+        return self._more_checks and self._has_place(Kind.CHECK)
+
     async def _soonest(self) -> float:
         """Seconds until a session is due that neither is being fetched nor waits for its place."""
         waiting = [one.session.id for queue in self._waiting.values() for one in queue if isinstance(one, KnownSession)]
@@ -144,10 +151,9 @@ class DatapointLoop:
         now = self._clock()
         live = await self._journal.due_fetches(now + self._interval, LIVE_LOOKED_UP, late=False)
         late = await self._journal.due_fetches(now, LATE_LOOKED_UP, late=True)
-        plan = await self._batches.plan(
-            [one for one in live if one.session.id not in self._in_flight],
-            checks=AT_ONCE[Kind.CHECK] - self._running[Kind.CHECK],
-        )
+        checks = AT_ONCE[Kind.CHECK] - self._running[Kind.CHECK]
+        plan = await self._batches.plan([one for one in live if one.session.id not in self._in_flight], checks=checks)
+        self._more_checks = len(plan.checks) == checks
         self._waiting = {
             Kind.BATCH: deque(plan.batches),
             Kind.LIVE: deque(one for one in plan.singles if not one.unread),

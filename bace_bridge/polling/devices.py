@@ -43,6 +43,7 @@ class Devices:
     """Labels come with the sessions, else from the list of all devices; one that cannot be had is None.
 
     That is no reason not to report a session. Nor is an entry of `groups` without a device an error: it may come later.
+    Then `matched_anew` is set: sessions of that device may have been passed over.
     """
 
     def __init__(
@@ -54,13 +55,14 @@ class Devices:
         self._clock = clock
         self._labels: dict[str, str | None] = {}
         self._list_at = 0.0
-        self._refusal: str | None = None
+        self._trouble: str | None = None
         self._unmatched: list[str] = []
+        self.matched_anew = False
 
     @property
     def expand(self) -> bool:
         """True where sessions are to bring their labels along: these are old, or devices cannot be listed."""
-        return self._refusal is not None or self._is_due
+        return self._trouble is not None or self._is_due
 
     @property
     def problem(self) -> str | None:
@@ -84,6 +86,7 @@ class Devices:
             elif before is not None and before.device_label is not None:
                 self._labels.setdefault(row.session.group_id, before.device_label)
         unknown = {row.session.group_id: row for row in rows if row.session.group_id not in self._labels}
+        away = False
         if unknown or (rows and self._is_due):
             try:
                 await self._list()
@@ -93,7 +96,7 @@ class Devices:
                 if away and any(decides_by_label(self._groups, group) for group in new):
                     raise
         for group, row in unknown.items():
-            if self._refusal is not None:
+            if self._trouble is not None and not away:
                 with suppress(CloudError):  # a session by its id brings its label along
                     self._labels[group] = (await self._cloud.session(row.session.id)).device_label
             self._labels.setdefault(group, None)
@@ -114,13 +117,15 @@ class Devices:
         self._list_at = self._clock() + SOON
         try:
             listed = await listed_devices(self._cloud)
-            self._refusal = None
-        except (CloudRefused, CloudLoginFailed) as refusal:
-            # The session list has just been answered, so it is this endpoint that the account may not use.
-            listed, self._refusal = ListedDevices({}, complete=True), str(refusal)
+            self._trouble = None
         except CloudError as error:
             log.debug("cloud.devices_not_listed", reason=str(error))
-            raise
+            before, self._trouble = self._trouble, str(error)
+            # The session list has just been answered, so it is this endpoint that does not work; a 500 may be a hiccup.
+            broken = before is not None and isinstance(error, CloudFault | UnexpectedReply)
+            if not broken and not isinstance(error, CloudRefused | CloudLoginFailed):
+                raise
+            listed = ListedDevices({}, complete=True)
         self._labels.update(listed.labels)
         seen = await self._journal.device_labels() | self._labels if self._groups else {}
         missing = unmatched(self._groups, seen)
@@ -139,10 +144,11 @@ class Devices:
         for group in self._unmatched:
             if group not in missing:
                 log.info("cloud.group_matches_now", group=group)
+                self.matched_anew = True
 
     def _reason(self) -> str:
-        if self._refusal is None:
+        if self._trouble is None:
             return "no device that the account sees has this id or label; bace-bridge devices --cloud lists them"
         if self._labels and not any(self._labels.values()):
-            return f"labels cannot be read ({self._refusal}): name the device by its id_group"
-        return f"no device seen so far has this id or label, and the others cannot be listed ({self._refusal})"
+            return f"labels cannot be read ({self._trouble}): name the device by its id_group"
+        return f"no device seen so far has this id or label, and the others cannot be listed ({self._trouble})"

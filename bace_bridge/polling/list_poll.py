@@ -3,7 +3,7 @@
 import structlog
 from msgspec.structs import replace
 
-from bace_bridge.errors import UnexpectedReply
+from bace_bridge.errors import CloudRefused, UnexpectedReply
 from bace_bridge.polling.needs import SessionCloud
 from bace_bridge.polling.reading import Reader
 from bace_bridge.polling.recording import SessionRecorder
@@ -34,6 +34,8 @@ TRY_DELTA_AGAIN = 3600.0
 
 CHECKS_SHARE = 0.5
 """The part of the request budget that asking for single sessions takes at most in a full scan."""
+
+FULL_SCAN = "scanning the full list instead"
 
 
 class ListPoll:
@@ -69,15 +71,31 @@ class ListPoll:
     async def poll(self) -> None:
         recorder, settings = self._recorder, self._settings
         reader = Reader(self._cloud, expand=recorder.devices.expand)
-        state = self._state or await recorder.journal.poll_state() or await self._first_state(reader)
+        state = self._state or await self._stored_state() or await self._first_state(reader)
         state = await self._save(await self._with_selection(state, reader))
         state = await self._save(await with_group_filter(state, reader, recorder))
-        state = await self._save(await self._poll_lists(state, reader))
+        try:
+            state = await self._save(await self._poll_lists(state, reader))
+        except CloudRefused:
+            # It may be the filter for the groups that is refused, where one of them was deleted: it is checked again.
+            await self._save(replace(self._state or state, groups_checked_at=None))
+            raise
+        if reader.breaks and not reader.rows_read:  # or that breaks
+            state = replace(state, groups_checked_at=None)
+        if recorder.devices.matched_anew:
+            state, recorder.devices.matched_anew = session_list.backfilled_at_once(state), False
         state = await self._save(await recheck(state, reader, recorder, interval=settings.recheck_interval))
         state = await backfill(state, reader, recorder, settings, full_scan=not self._delta_works(state))
         await self._save(replace(state, unstamped=state.unstamped or reader.saw_unstamped))
         await self._ensure_rows_can_be_read(reader)
         await recorder.devices.check_due()
+
+    async def _stored_state(self) -> PollState | None:
+        state = await self._recorder.journal.poll_state()
+        if state is not None and not self._delta_works(state):
+            reason = "seen by the process before, within the last hour"
+            log.warning("cloud.filter_not_honoured", reason=reason, then=FULL_SCAN)
+        return state
 
     async def _poll_lists(self, state: PollState, reader: Reader) -> PollState:
         """Delta, or what takes its place while the list of updates is not honoured, or rests."""
@@ -107,7 +125,7 @@ class ListPoll:
         """Another strategy from now on, for a while; the first time the full list is read without waiting."""
         first = state.ignored_at is None
         say = log.warning if first else log.debug
-        say("cloud.filter_not_honoured", reason=ignored, then="scanning the full list instead")
+        say("cloud.filter_not_honoured", reason=ignored, then=FULL_SCAN)
         self._recorder.unreadable.forget(UPDATED)
         state = replace(state, ignored_at=self._recorder.clock())
         return session_list.backfilled_at_once(state) if first else state
@@ -132,7 +150,7 @@ class ListPoll:
         """From when on sessions are reported, in the cloud's own time: its newest update, not our clock."""
         page = await reader.page(session_list.LATEST_UPDATE_FIRST, 1)
         rows = [row.session for row in page.items]
-        all_seen = not page.lost and ((page.page_count or 1) <= 1 or session_list.updates_descend(rows))
+        all_seen = not page.lost and (page.page_count == 1 or session_list.updates_descend(rows))
         start_from = self._settings.first_start.start_from(
             newest_stamp(rows) if all_seen else None,
             now=self._recorder.clock(),

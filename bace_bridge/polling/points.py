@@ -80,7 +80,8 @@ async def whole_answer(
             async for page in pages(page_at):
                 found.append(page)
                 count += page.count
-                if max(page.page_count or 0, len(found)) > MOST_PAGES or max(page.total or 0, count) > MOST_POINTS:
+                total = count if page.page_count in {0, 1} else max(page.total or 0, count)
+                if max(page.page_count or 0, len(found)) > MOST_PAGES or total > MOST_POINTS:
                     raise TooMuch(f"more than {MOST_POINTS} datapoints, or {MOST_PAGES} pages, in one answer")
             if len({row.series_id for one in found for row in one.items}) >= MOST_SERIES:
                 raise TooMuch(f"{MOST_SERIES} series or more, and not all of them come in one answer")

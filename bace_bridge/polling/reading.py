@@ -10,12 +10,13 @@ from bace_bridge.errors import (
     CloudGone,
     CloudRefused,
     CloudRequestTooLarge,
+    CloudUnavailable,
     UnexpectedReply,
 )
 from bace_bridge.polling.needs import SessionCloud
 from bace_bridge.polling.rules.ranges import NOBODY, PageRange
 from bace_bridge.polling.rules.seen import LostRow, Page, SeenSession
-from bace_bridge.polling.rules.session_list import Params, by_ids
+from bace_bridge.polling.rules.session_list import NEWEST_FIRST, Params, by_ids
 
 T = TypeVar("T")
 Range = TypeVar("Range")
@@ -105,9 +106,35 @@ class Reader:
             await self._ask_canaries(fault)
             raise Unreadable(fault) from None
 
-    async def _ask_canaries(self, fault: CloudError) -> None:
+    async def session(self, session_id: str) -> SeenSession:
+        """A data session by its id. Where the list is answered, a time-out or a 503 is about this session alone."""
+        try:
+            return await self.ask(lambda: self._cloud.session(session_id))
+        except CloudUnavailable as fault:
+            if fault.retry_after:
+                raise
+            await self._ask_canaries(fault, self._canaries[-1:])
+            raise Unreadable(fault) from None
+
+    async def denies_all(self) -> bool:
+        """True where the cloud denies to have even the sessions that its list shows: then that says nothing."""
+        try:
+            page = await self.plain_page(NEWEST_FIRST, 1, 3)
+        except Unreadable:
+            return False
+        for row in page.items:
+            try:
+                await self.session(row.session.id)
+            except CloudGone:
+                continue
+            except (CloudRefused, Unreadable):
+                pass
+            return False
+        return bool(page.items)
+
+    async def _ask_canaries(self, fault: CloudError, canaries: Sequence[Callable[[], Awaitable[object]]] = ()) -> None:
         """One of them has to be answered, or `fault` is about the cloud."""
-        for canary in self._canaries:
+        for canary in canaries or self._canaries:
             try:
                 await canary()
             except CloudGone:
@@ -255,15 +282,17 @@ async def pages(page_at: Callable[[int], Awaitable[Page[T]]], *, most: int = MOS
         ):
             return
         yield page
-        without_figures = page.page_count is None and page.total is None
-        if is_last(page, number) and not (without_figures and page.count):
+        if is_last(page, number):
             return
         before = page.items
     raise PagesBroken(f"the list does not end after {most} pages")
 
 
 def is_last(page: Page[T], number: int) -> bool:
-    """True for the last page of a collection, or where another page came than the one with this number."""
+    """True for the last page of a collection, or where another page came than the one with this number.
+
+    Where nobody says how many there are, that is an empty page; or the same page again, which only the caller sees.
+    """
     if (page.page is not None and page.page != number) or not (page.count or page.lost):
         return True
-    return page.total is None if page.page_count is None else number >= page.page_count
+    return not page.count if page.page_count is None else number >= page.page_count

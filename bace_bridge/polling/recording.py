@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from bace_bridge.errors import CloudGone, CloudRefused
+from bace_bridge.errors import CloudGone, CloudRefused, CloudUnavailable
 from bace_bridge.polling.devices import Devices
 from bace_bridge.polling.needs import SessionCloud, SessionJournal
 from bace_bridge.polling.reading import Reader, Unreadable
@@ -27,6 +27,8 @@ log = structlog.get_logger()
 
 MOST_ASKED_AGAIN = 20
 """Sessions of one page that are asked for once more; the others wait for the next poll."""
+
+BY_ID = "data sessions by their ids"
 
 
 class SessionRecorder:
@@ -85,7 +87,11 @@ class SessionRecorder:
             elif len(asked) < MOST_ASKED_AGAIN and not is_recent(self._asked_at.get(said), now, RETRY_UNREADABLE):
                 asked[said] = now
                 log.debug("session.asked_once_more", session=session_id, reason="answers differ and are equally new")
-                sure += await self._ask(session_id, reader)
+                answer = await self._ask(session_id, reader)
+                if isinstance(answer, SeenSession):
+                    sure.append(answer)
+                elif len(set(said)) == 1 and (not isinstance(answer, CloudGone) or await reader.denies_all()):
+                    sure += seen  # there is nobody else to ask
         found = await self._commit(sure, state)
         # Only now: where the poll fails before the commit, the session has to be asked for again.
         self._asked_at = asked | {
@@ -93,23 +99,29 @@ class SessionRecorder:
         }
         return found
 
-    async def check(self, session_id: str, state: PollState, reader: Reader) -> None:
-        """Asks for a known session by its id. One that cannot be read is no reason to stop here, nor is it removed."""
-        await self._commit(await self._ask(session_id, reader), state)
+    async def check(self, session_id: str, state: PollState, reader: Reader) -> bool:
+        """Asks for a known session by its id. One that cannot be read is not removed, nor a reason to stop here.
 
-    async def _ask(self, session_id: str, reader: Reader) -> list[SeenSession]:
-        """The session by its id; none where that cannot be read now, or where it is gone."""
+        But False where there was no answer at all: that may take a minute, and the next one may be no better.
+        """
+        answer = await self._ask(session_id, reader)
+        if isinstance(answer, SeenSession):
+            await self._commit([answer], state)
+        return not (isinstance(answer, Unreadable) and isinstance(answer.cause, CloudUnavailable))
+
+    async def _ask(self, session_id: str, reader: Reader) -> SeenSession | Exception:
+        """The session by its id, or why that cannot be read now, or that it is gone."""
         try:
-            seen = await reader.ask(lambda: self._cloud.session(session_id))
+            seen = await reader.session(session_id)
         except CloudGone as answer:
             self.unreadable.was_read(record_of(session_id))
-            await self._note_absence(session_id, str(answer))
-            return []
+            await self._note_absence(session_id, str(answer), reader)
+            return answer
         except (Unreadable, CloudRefused) as fault:
             self.unreadable.failed(record_of(session_id), str(fault))
-            return []
+            return fault
         self._was_seen(session_id)
-        return [seen]
+        return seen
 
     async def _commit(self, rows: Sequence[SeenSession], state: PollState) -> list[Observation]:
         ids = [row.session.id for row in rows]
@@ -139,19 +151,23 @@ class SessionRecorder:
             await self._write(found, left)
         return found
 
-    async def _note_absence(self, session_id: str, answer: str) -> None:
+    async def _note_absence(self, session_id: str, answer: str, reader: Reader) -> None:
         """A session is removed when the cloud has denied it often and for long enough, by its id."""
         now = self.clock()
         denied_at = self._denied_at.setdefault(session_id, [])
         denied_at[:] = [*(at for at in denied_at if at <= now), now]  # a clock that was set back begins anew
         if not is_removed(denied_at):
             return
+        del self._denied_at[session_id]
+        if await reader.denies_all():
+            self.unreadable.failed(BY_ID, f"those of the list are denied, too: {answer}")
+            return
+        self.unreadable.was_read(BY_ID)
         log.info("session.gone", session=session_id, answer=answer)
         async with self._deciding:
             known = (await self.journal.known([session_id])).get(session_id)
             one = observe_absence(known, now=now) if known is not None else None
             await self._write([one] if one is not None else [])
-        del self._denied_at[session_id]
 
     def _was_seen(self, session_id: str) -> None:
         self._denied_at.pop(session_id, None)

@@ -35,6 +35,9 @@ MOST_BROKEN_ROWS = 5
 CHECK_EVERY = 3600.0
 """Seconds after which it is checked again whether the filter is honoured."""
 
+JUST_CHECKED = 60.0
+"""Seconds after such a check in which a refused list is not refused for the sake of this filter."""
+
 MOST_GROUPS = 10
 """Groups in a filter: the answer's `Link` header repeats their ids three to five times."""
 
@@ -64,7 +67,7 @@ async def updated(state: PollState, reader: Reader, recorder: SessionRecorder) -
 
     The watermark passes what cannot be read: the backfill finds it when it can be, and soon.
     """
-    bound = session_list.bound_of(state)
+    bound = session_list.bound_of(state, recorder.cloud_now())
     newest, new = None, False
     lost: list[LostRow] = []
     try:
@@ -75,7 +78,8 @@ async def updated(state: PollState, reader: Reader, recorder: SessionRecorder) -
             lost += page.lost
             newest = session_list.newest_update(page, newest)
     except CloudRefused as refusal:
-        if refusal.status in NOT_SUPPORTED:
+        groups_sure = not reader.of_groups or is_recent(state.groups_checked_at, recorder.clock(), JUST_CHECKED)
+        if refusal.status in NOT_SUPPORTED and groups_sure:
             return state, str(refusal)
         raise
     now = recorder.clock()
@@ -99,7 +103,7 @@ async def newest(state: PollState, reader: Reader, recorder: SessionRecorder) ->
     seen: set[str] = set()
     lost: list[LostRow] = []
     starts: list[float] = []
-    in_order = True
+    in_order, pages = True, 0
     async for page in reader.rows(params, MOST_SINGLE_ROWS, MOST_BROKEN_ROWS) if resting else reader.pages(params):
         found = await recorder.record(page, state, reader)
         in_order = in_order and session_list.newest_come_first(page)
@@ -110,7 +114,8 @@ async def newest(state: PollState, reader: Reader, recorder: SessionRecorder) ->
         new = any(one.events and one.events[0].type == "session.started" for one in found)
         if not new and min(starts, default=state.head_start + 1) <= state.head_start:
             break
-        if not resting and (page.page or 1) >= MOST_HEAD_PAGES:
+        pages += 1
+        if not resting and pages >= MOST_HEAD_PAGES:
             break
     if not resting:
         recorder.unreadable.name_rows(lost, NEWEST)
@@ -172,12 +177,13 @@ async def backfill(
                 raise
             if state.timed_out == number:  # once may be a hiccup
                 recorder.unreadable.failed(place, str(error))
-            return replace(state, backfill_at=recorder.clock() + RETRY_UNREADABLE, timed_out=number)
+            return session_list.after_time_out(replace(state, backfill_at=recorder.clock() + RETRY_UNREADABLE))
         recorder.unreadable.name_rows(page.lost, place)
         if page.page in {None, number}:
             await recorder.record(page, state, reader)
-        ended = is_last(page, number)
-        state = replace(state, backfill_page=1 if ended else number + 1, timed_out=None)
+        last = page.items[-1].session.id if page.items else ""
+        ended = is_last(page, number) or (page.page_count is None and last == state.backfill_last != "")
+        state = replace(state, backfill_page=1 if ended else number + 1, backfill_last=last, timed_out=None)
         if ended or page.lost:
             break
     wait = (reader.requests - before) * 60 / settings.requests_per_minute / (SHARE_AT_ONCE if at_once else SHARE)

@@ -79,7 +79,8 @@ async def _ask_for(
                 if checks == MOST_CHECKS:
                     return state, done
                 checks += 1
-                await recorder.check(one, state, reader)
+                if not await recorder.check(one, state, reader):
+                    return state, done | {one}
             done.add(one)
         done.update(together)
         if answered is None and not any(recorder.unreadable.rests(record_of(one)) for one in part):

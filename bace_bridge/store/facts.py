@@ -13,8 +13,11 @@ class Facts:
         self._file = file
 
     async def load_token(self, account: str) -> Token | None:
-        value = await self._file.read(lambda connection: read_fact(connection, f"token:{account}"))
-        return None if value is None else msgspec.json.decode(value, type=Token)
+        def work(connection: sqlite3.Connection) -> Token | None:
+            value = read_fact(connection, f"token:{account}")
+            return None if value is None else msgspec.json.decode(value, type=Token)
+
+        return await self._file.read(work)
 
     async def save_token(self, account: str, token: Token) -> None:
         value = msgspec.json.encode(token).decode()

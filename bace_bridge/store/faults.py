@@ -16,9 +16,7 @@ def of_sqlite(error: sqlite3.Error, path: Path) -> StoreError:
     name = getattr(error, "sqlite_errorname", "") or ""
     code = "_".join(name.split("_")[:2])
     if code in {"SQLITE_CORRUPT", "SQLITE_NOTADB"}:
-        return StoreCorrupt(
-            f"{path} is not a usable database ({error}): restore it, or move it and its -wal and -shm away together"
-        )
+        return _corrupt(path, str(error))
     if code == "SQLITE_FULL" or (code in {"SQLITE_IOERR", "SQLITE_CANTOPEN"} and _is_full(path)):
         return StoreFull(f"{path}: the disk is full")
     if code in {"SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL"}:
@@ -30,11 +28,22 @@ def of_sqlite(error: sqlite3.Error, path: Path) -> StoreError:
     return StoreError(f"{path}: {error}")
 
 
+def of_content(error: Exception, path: Path) -> StoreError:
+    """What SQLite gave without complaint and cannot be read: a page has no checksum."""
+    return _corrupt(path, f"a row is damaged: {error}")
+
+
 def of_system(error: OSError, path: Path, what: str) -> StoreError:
     """What kept the file from being made or opened at the start."""
     if error.errno in _NO_ROOM:
         return StoreFull(f"{path}: the disk is full")
     return StoreUnusable(f"{path}{what}: {error.strerror}")
+
+
+def _corrupt(path: Path, why: str) -> StoreCorrupt:
+    return StoreCorrupt(
+        f"{path} is not a usable database ({why}): restore it, or move it and its -wal and -shm away together"
+    )
 
 
 def _is_full(path: Path) -> bool:

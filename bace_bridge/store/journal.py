@@ -1,5 +1,6 @@
 """What polling keeps: known data sessions, windows, newest points, and the events that it emits."""
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -59,20 +60,35 @@ class Journal:
             if changes.outage is not None:
                 write_fact(connection, OUTAGE, msgspec.json.encode(changes.outage).decode())
 
-        await self._file.write(work, side="known")
+        try:
+            await self._file.write(work, side="known")
+        except asyncio.CancelledError:
+            # As by a reload: the store's thread goes on with what it has begun, and nobody else would say so.
+            self._announce(changes)
+            raise
+        self._announce(changes)
+
+    def _announce(self, changes: Changes) -> None:
         if changes.events:
             self._grew()
         if devices := changes.devices:
             self._changed(devices)
 
     async def poll_state(self) -> PollState | None:
-        value = await self._file.read(lambda connection: read_fact(connection, WATCH))
-        return None if value is None else msgspec.json.decode(value, type=PollState)
+        def work(connection: sqlite3.Connection) -> PollState | None:
+            value = read_fact(connection, WATCH)
+            return None if value is None else msgspec.json.decode(value, type=PollState)
+
+        return await self._file.read(work)
 
     async def outage(self) -> CloudOutage:
         """The cloud's outage that was reported last and is not over; an empty one where there is none."""
-        value = await self._file.read(lambda connection: read_fact(connection, OUTAGE))
-        return CloudOutage() if value is None else msgspec.json.decode(value, type=CloudOutage)
+
+        def work(connection: sqlite3.Connection) -> CloudOutage:
+            value = read_fact(connection, OUTAGE)
+            return CloudOutage() if value is None else msgspec.json.decode(value, type=CloudOutage)
+
+        return await self._file.read(work)
 
     async def known(self, ids: Collection[str]) -> dict[str, KnownSession]:
         """The known sessions among `ids`."""

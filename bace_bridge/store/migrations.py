@@ -47,9 +47,12 @@ def refuse_newer(connection: sqlite3.Connection, path: Path) -> int:
 
 
 def refuse_other(connection: sqlite3.Connection, path: Path) -> None:
-    """Migrations belong to the service: what stands beside it takes the store as this very version left it."""
+    """Migrations belong to the service: what stands beside it takes the store as this very version left it.
+
+    A file in which nothing has been made yet (version 0) is of no other version.
+    """
     version, newest = refuse_newer(connection, path), _steps()[-1][0]
-    if version < newest:
+    if 0 < version < newest:
         raise StoreUnusable(
             f"{path} was written by an older bace-bridge (schema {version}, this one knows {newest}): "
             "start this version's service once"
@@ -86,6 +89,7 @@ def _copy(connection: sqlite3.Connection, path: Path, version: int, newest: int)
     (pages,) = connection.execute("pragma page_count").fetchone()
     (page_size,) = connection.execute("pragma page_size").fetchone()
     try:
+        part.unlink(missing_ok=True)  # a start that was killed has left it: it must not take the room
         free = shutil.disk_usage(path.parent).free
         if free < 2 * pages * page_size:  # the migration needs room as well
             log.warning("store.not_copied", reason="there is not enough room", free=free, store=pages * page_size)
@@ -105,7 +109,6 @@ def _copy(connection: sqlite3.Connection, path: Path, version: int, newest: int)
 
 def _write_copy(connection: sqlite3.Connection, part: Path) -> None:
     """By SQLite, so that what is in the WAL is in it; readable by its owner alone, as the store is."""
-    part.unlink(missing_ok=True)
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     with contextlib.closing(sqlite3.connect(part)) as target:
         target.execute("pragma journal_mode = off")

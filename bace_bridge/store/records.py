@@ -74,8 +74,11 @@ def _record(taken: Iterable[tuple[_Asked, Progress]], connection: sqlite3.Connec
 
 
 def _keep_attempts(connection: sqlite3.Connection, sink: str, failed: Iterable[FailedAttempt]) -> None:
+    # Not again where a record that was cut off is made once more.
     connection.executemany(
-        "insert into attempts (sink, seq, number, at, seconds, status, reason, answer) values (?, ?, ?, ?, ?, ?, ?, ?)",
+        """insert into attempts (sink, seq, number, at, seconds, status, reason, answer)
+        select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 where not exists (
+          select 1 from attempts where sink = ?1 and seq = ?2 and number = ?3 and at = ?4)""",
         [(sink, one.seq, one.number, one.at, one.seconds, one.status, one.reason, one.answer) for one in failed],
     )
     connection.execute(

@@ -6,18 +6,20 @@ import fcntl
 import os
 import sqlite3
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+import msgspec
 import structlog
 
 from bace_bridge.domain.store_trouble import Side, StoreTrouble, after_failure, after_success
 from bace_bridge.errors import StoreError, StoreGone, StoreLocked, StoreUnusable
 from bace_bridge.store import faults
-from bace_bridge.store.migrations import migrate, refuse_newer, refuse_other
+from bace_bridge.store.migrations import migrate, refuse_other
 
 log = structlog.get_logger()
 
@@ -48,8 +50,8 @@ class SqliteFile:
         max_pages: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._path = path
-        self._wal = Path(f"{path}-wal")
+        self._path = real_path(path)
+        self._wal = Path(f"{self._path}-wal")
         self._read_only = read_only
         self._beside = beside
         self._max_pages = max_pages
@@ -167,6 +169,8 @@ class SqliteFile:
             return work(self._connection)
         except sqlite3.Error as error:
             raise faults.of_sqlite(error, self._path) from error
+        except (zlib.error, msgspec.DecodeError) as error:
+            raise faults.of_content(error, self._path) from error
 
     def _make_sure_it_is_there(self) -> None:
         """SQLite would go on with a file that has no name any more, and a restart would find nothing of it."""
@@ -190,8 +194,7 @@ class SqliteFile:
                 uri = f"{self._path.resolve().as_uri()}?mode=ro"
                 connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
                 connection.execute("pragma query_only = on")
-                if refuse_newer(connection, self._path):
-                    refuse_other(connection, self._path)
+                refuse_other(connection, self._path)
                 return connection
             connection = sqlite3.connect(
                 self._path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT
@@ -218,10 +221,15 @@ class SqliteFile:
             self._lock_fd = None
 
 
+def real_path(path: Path) -> Path:
+    """SQLite puts its WAL beside the file that a link leads to; the lock and the copies belong there as well."""
+    return Path(os.path.realpath(path))
+
+
 def is_held(path: Path) -> bool:
     """True while a running instance holds the store."""
     try:
-        fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(f"{real_path(path)}.lock", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return False
     try:

@@ -57,7 +57,7 @@ class HealthServer:
         await self._runner.setup()
         try:
             await web.TCPSite(self._runner, self._config.host, self._config.port).start()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: the host can be no name, such as 127.0.0..1
             await self.close()
             raise _cannot_listen(self._config.listen, error) from error
 
@@ -103,7 +103,10 @@ def _json(content: dict[str, object], status: HTTPStatus) -> web.Response:
     return web.json_response(content, status=status, headers={"Cache-Control": "no-store"})
 
 
-def _cannot_listen(listen: str, error: OSError) -> ConfigError:
-    reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+def _cannot_listen(listen: str, error: OSError | UnicodeError) -> ConfigError:
+    if isinstance(error, UnicodeError):
+        reason: str | None = "that is no host name"
+    else:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
     problem = f"cannot listen on {listen}: {reason}"
     return ConfigError([Mistake("http.listen", problem, 'choose another address, or "" for none')])

@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 
 from bace_bridge.simulator.cloud import SimulatedCloud
+from bace_bridge.simulator.quirks import Quirks
 from bace_bridge.simulator.server import SimulatedServer
 from tests.acceptance.line import Process, configuration, receiver, running, until
 from tests.integration.brokers import free_port
@@ -45,6 +46,8 @@ def break_file(path: Path, way: str, other_port: int) -> None:
             config["store"]["url"] = f"sqlite:///{broken}"
         case "port in use":
             config["http"]["listen"] = f"127.0.0.1:{other_port}"
+        case "port at no host":
+            config["http"]["listen"] = f"127.0.0..1:{other_port}"
     path.write_text(json.dumps(config))
 
 
@@ -56,6 +59,7 @@ WAYS = {
     "store in no folder": "/proc/nowhere",
     "store is no database": "not a usable database",
     "port in use": "cannot listen on",
+    "port at no host": "that is no host name",
 }
 
 
@@ -125,4 +129,18 @@ async def test_a_password_that_is_mended_is_used_at_once_after_a_reload(tmp_path
             await until(lambda: bridge.log.count("bridge.running") == 2, within=60, what="the reload")
             await ready(bridge, http, port)
             assert sum(one.path == "/oauth2/token" for one in server.requests) == 2
+            assert await bridge.stop() == 0
+
+
+async def test_a_first_poll_that_is_on_its_way_goes_on(tmp_path: Path) -> None:
+    cloud = SimulatedCloud(quirks=Quirks.parse(["latency 1s"]))
+    port = free_port()
+    async with SimulatedServer(cloud) as server, aiohttp.ClientSession() as http:
+        path = configuration(tmp_path, cloud_url=server.url, extra={"http": {"listen": f"127.0.0.1:{port}"}})
+        async with running(path) as bridge:
+            await until(lambda: bool(server.requests), within=60, what="the login")
+            bridge.process.send_signal(signal.SIGHUP)
+            await until(lambda: bridge.log.count("bridge.running") == 2, within=60, what="the reload")
+            await ready(bridge, http, port)
+            assert sum(one.path == "/oauth2/token" for one in server.requests) == 1
             assert await bridge.stop() == 0

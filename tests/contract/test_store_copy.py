@@ -88,6 +88,18 @@ async def test_a_copy_that_was_cut_off_is_made_anew(store: Path) -> None:
     assert not store.with_name(f"{COPY}.part").exists()
 
 
+async def test_a_copy_that_was_cut_off_takes_no_room_from_the_next(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = store.with_name(f"{COPY}.part")
+    part.write_bytes(b"half of it")
+    free = lambda _: SimpleNamespace(free=0 if part.exists() else 2 * store.stat().st_size)  # noqa: E731
+    monkeypatch.setattr("bace_bridge.store.migrations.shutil.disk_usage", free)
+    await opened(store)
+    assert version_of(store.with_name(COPY)) == 3
+    assert not part.exists()
+
+
 async def test_one_that_went_back_to_the_version_before_gets_a_new_copy(store: Path) -> None:
     await opened(store)
     store.with_name(COPY).replace(store)

@@ -111,3 +111,9 @@ def batches(watch: Watching, since: int = 0) -> list[RequestSeen]:
 def alone(watch: Watching, session: str, since: int = 0) -> int:
     """The requests for this session alone."""
     return sum(("filter[id_data_session]", session) in one.query for one in fetches(watch, since))
+
+
+def fetched_alone(watch: Watching, sessions: Sequence[str], since: int = 0) -> set[tuple[str, float]]:
+    """These sessions, each with the times at which it was fetched on its own, in however many requests."""
+    singles = ((dict(one.query).get("filter[id_data_session]", ""), one.at) for one in fetches(watch, since))
+    return {(session, at) for session, at in singles if session in sessions}

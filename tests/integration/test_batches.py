@@ -1,5 +1,6 @@
 """Many active data sessions in one request: few requests, and no point lost, twice, or under the wrong session."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,19 @@ from bace_bridge.polling.rules.ranges import NOBODY
 from bace_bridge.polling.rules.windows import Window
 from bace_bridge.simulator.downsample import Resolution
 from tests.integration.altered_cloud import altered
-from tests.integration.fleet import IN, INTERVAL, POINTS, Fleet, alone, batches, check, fetches, ids, published
+from tests.integration.fleet import (
+    IN,
+    INTERVAL,
+    POINTS,
+    Fleet,
+    alone,
+    batches,
+    check,
+    fetched_alone,
+    fetches,
+    ids,
+    published,
+)
 from tests.integration.polling_line import NOON, Clock, simulated, types, watching
 
 
@@ -48,9 +61,90 @@ async def test_sessions_begin_in_a_batch_where_it_shows_all_that_they_count(cloc
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
         await fleet.goes_on(watch, 1, quiet=[empty])
         assert len(fetches(watch)) < 30
-        assert [one for one in fleet.sessions if alone(watch, one)] == [empty, long]
+        assert [one for one in fleet.sessions if alone(watch, one)] == [long]
+        assert any(empty in ids(one) for one in fetches(watch))
         await check(watch, cloud, fleet.sessions)
         await fleet.goes_on(watch, 5)
+        await fleet.ends(watch)
+        await check(watch, cloud, fleet.sessions)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+async def test_sessions_without_datapoints_are_fetched_alone_in_every_fifth_round_only(
+    clock: Clock, tmp_path: Path, changed: bool
+) -> None:
+    """Gateways that were switched on without a sensor, or sessions that were reopened or labelled anew since."""
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 60)
+    silent = fleet.sessions[20:]
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 1, quiet=silent)
+        if changed:
+            clock.forward(5)
+            for one in silent[:20]:
+                cloud.rename_session(one, "new")
+            for one in silent[20:]:
+                cloud.end_session(one)
+            await watch.look()
+            clock.forward(5)
+            for one in silent[20:]:
+                cloud.reopen_session(one)
+        await fleet.goes_on(watch, 19, quiet=silent)
+        before = len(watch.server.requests)
+        for _ in range(20):
+            clock.forward(INTERVAL)
+            for one in fleet.sessions[:20]:
+                fleet.measure(one)
+            await watch.poll.poll()
+            await watch.fetch_round(checks=100)
+        singles = fetched_alone(watch, silent, before)
+        assert 20 * len(silent) / 6 < len(singles) <= len(silent) * (20 / 5 + 1), "and once to settle the hour before"
+        assert len(batches(watch, before)) < 20 * 6
+        await fleet.goes_on(watch, 2)
+        await check(watch, cloud, fleet.sessions)
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 4)
+        assert not any(alone(watch, one, before) for one in fleet.sessions)
+        await check(watch, cloud, fleet.sessions)
+
+
+async def test_devices_that_stopped_hours_ago_are_fetched_alone_in_every_fifth_round_only(
+    clock: Clock, tmp_path: Path
+) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 20)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 4)
+        clock.forward(3 * 3600)
+        await fleet.goes_on(watch, 20, quiet=fleet.sessions)
+        before = len(watch.server.requests)
+        for _ in range(20):
+            clock.forward(INTERVAL)
+            await watch.poll.poll()
+            await watch.fetch_round(checks=100)
+        assert 20 * 20 / 6.5 < len(fetched_alone(watch, fleet.sessions, before)) <= 20 * 20 / 5
+        late = fleet.sessions[4]
+        fleet.measure(late, at=NOON + 2000)
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 3, quiet=fleet.sessions)
+        assert alone(watch, late, before)
+        await check(watch, cloud, fleet.sessions)
+
+
+async def test_of_sessions_without_datapoints_rows_of_a_moved_one_are_its_own(clock: Clock, tmp_path: Path) -> None:
+    """Its rows are of the group of a session that has shown nothing either, and both are in one request."""
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 8)
+    moved, spare = fleet.sessions[0], cloud.add_device("BaceGo-spare")
+    cloud.move_session(moved, spare.id_group)
+    fleet.devices.append(fleet.devices[0])
+    fleet.sessions.append(cloud.open_session(fleet.devices[0].id_group))
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 8, quiet=fleet.sessions)
+        assert {*fleet.sessions} == {one for request in batches(watch) for one in ids(request)}
+        await fleet.goes_on(watch, 8, quiet=fleet.sessions[1:])
+        await check(watch, cloud, fleet.sessions)
+        await fleet.goes_on(watch, 8)
         await fleet.ends(watch)
         await check(watch, cloud, fleet.sessions)
 
@@ -243,6 +337,26 @@ async def test_a_server_that_ignores_in_from_some_time_on_is_found_out_by_a_fore
         assert names.count("cloud.in_filter_not_honoured") == names.count("cloud.in_filter_honoured_again") == 1
         await fleet.ends(watch)
         await check(watch, cloud, [*fleet.sessions, *other.sessions])
+
+
+async def test_a_server_that_ignores_in_from_some_time_on_is_found_out_by_a_row_of_an_earlier_session(
+    clock: Clock, tmp_path: Path
+) -> None:
+    """All rows are of the groups that were asked for, and hours that come as aggregates are read as a whole."""
+    cloud = simulated(clock)
+    cloud.resolution = Resolution(raw=0.0)
+    fleet = Fleet(cloud, clock, 10, series=1)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 5)
+        await fleet.ends(watch)
+        earlier = list(fleet.sessions)
+        clock.forward(700)
+        fleet.sessions = [cloud.open_session(device.id_group) for device in fleet.devices]
+        await fleet.goes_on(watch, 3)
+        assert batches(watch)
+        cloud.quirks = replace(cloud.quirks, in_filter_ignored=True)
+        await fleet.goes_on(watch, 9)
+        await check(watch, cloud, [*earlier, *fleet.sessions], width=60.0)
 
 
 async def test_a_server_that_ignores_the_time_from_some_time_on_is_found_out(clock: Clock, tmp_path: Path) -> None:
@@ -531,6 +645,81 @@ async def test_rows_that_only_batches_show_are_published_under_no_session(clock:
         before = len(watch.server.requests)
         await fleet.goes_on(watch, 3)
         assert [bool(alone(watch, one, before)) for one in fleet.sessions] == [one == 3 for one in range(10)]
+        await fleet.ends(watch)
+        await check(watch, cloud, fleet.sessions)
+
+
+def as_number(text: str) -> int:
+    return int(text.replace("-", ""), 16) % 10**9
+
+
+def with_group_numbers(_: web.Request, answer: Any) -> Any:
+    if isinstance(answer, list):
+        return [with_group_numbers(_, one) for one in answer]
+    if not isinstance(answer, dict):
+        return answer
+    return {
+        name: as_number(value) if name == "id_group" else with_group_numbers(_, value) for name, value in answer.items()
+    }
+
+
+def with_figures(**figures: int) -> Callable[[web.Request, Any], Any]:
+    def alter(request: web.Request, answer: Any) -> Any:
+        return {**answer, "_meta": {**answer["_meta"], **figures}} if request.path == POINTS else answer
+
+    return alter
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        with_group_numbers,
+        with_figures(totalCount=10**9),
+        with_figures(totalCount=0, pageCount=0, currentPage=0, perPage=0),
+    ],
+)
+async def test_odd_figures_and_groups_stop_no_batches(
+    clock: Clock, tmp_path: Path, alter: Callable[[web.Request, Any], Any]
+) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 8)
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        between.alter = alter
+        await fleet.goes_on(watch, 3)
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 3)
+        assert not any(alone(watch, one, before) for one in fleet.sessions)
+        await fleet.ends(watch)
+        await check(watch, cloud, fleet.sessions)
+
+
+async def test_a_gateway_that_breaks_on_each_batch_is_no_outage(clock: Clock, tmp_path: Path) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 8)
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        between.alter = lambda request, answer: 502 if IN in request.query else answer
+        await fleet.goes_on(watch, 3)
+        await check(watch, cloud, fleet.sessions)
+
+
+async def test_a_device_whose_rows_name_no_group_makes_no_other_one_be_fetched_alone(
+    clock: Clock, tmp_path: Path
+) -> None:
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 12)
+    odd = fleet.devices[4].id_group
+
+    def alter(request: web.Request, answer: Any) -> Any:
+        for row in answer["items"] if request.path == POINTS else ():
+            row["id_group"] = None if row["id_group"] == odd else row["id_group"]
+        return answer
+
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        between.alter = alter
+        await fleet.goes_on(watch, 3)
+        before = len(watch.server.requests)
+        await fleet.goes_on(watch, 10)
+        assert [bool(alone(watch, one, before)) for one in fleet.sessions] == [one == 4 for one in range(12)]
         await fleet.ends(watch)
         await check(watch, cloud, fleet.sessions)
 

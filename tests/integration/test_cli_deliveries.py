@@ -195,6 +195,9 @@ async def test_without_a_store_they_say_what_makes_it(folder: Path, arguments: t
     done = await bridge(folder, *arguments)
     assert (done.returncode, "bace-bridge run makes it" in done.stderr) == (1, True)
     assert not (folder / "bridge.db").exists()
+    (folder / "bridge.db").touch()  # as at the very beginning of the first start
+    done = await bridge(folder, *arguments)
+    assert (done.returncode, "bace-bridge run makes it" in done.stderr) == (1, True)
 
 
 @pytest.mark.parametrize(

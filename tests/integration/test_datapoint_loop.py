@@ -12,6 +12,7 @@ from bace_bridge.errors import CloudError
 from bace_bridge.polling.datapoint_loop import AT_ONCE, DatapointLoop, Kind
 from bace_bridge.polling.rules.batches import Batch, Plan
 from bace_bridge.polling.rules.changes import Changes
+from bace_bridge.polling.rules.followed import SILENT_ROUNDS
 from bace_bridge.polling.rules.seen import Urgency
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.store.journal import Journal
@@ -156,7 +157,8 @@ async def test_what_is_under_way_is_bounded_and_not_begun_again(clock: Clock, tm
         await fleet.goes_on(watch, 10)
         clock.forward(4300)  # the hour is to be settled, of all of them
         late = [cloud.open_session(cloud.add_device(f"BaceGo-late-{one}").id_group) for one in range(6)]
-        new = [cloud.open_session(cloud.add_device(f"BaceGo-new-{one}").id_group) for one in range(2)]
+        group = cloud.add_device("BaceGo-new").id_group
+        new = [cloud.open_session(group) for _ in range(2)]
         for session in late:
             cloud.end_session(session)
             cloud.finish_ingestion(session)
@@ -174,8 +176,26 @@ async def test_what_is_under_way_is_bounded_and_not_begun_again(clock: Clock, tm
             assert {*new} <= {*line.read}
             line.gate.set()
             await line.all_is_read()
-            assert len(line.read) == len({*line.read})
+            assert len(line.alone) == len({*line.alone})
         assert batches(watch)
+
+
+async def test_checks_go_on_while_nothing_live_waits(clock: Clock, tmp_path: Path) -> None:
+    """Else 60 sessions that show nothing are checked too rarely for their devices' views to be current."""
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 60, series=1)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await watch.poll.poll()
+        for _ in range(SILENT_ROUNDS):
+            clock.forward(INTERVAL)
+            await watch.fetch_round(checks=0)
+        clock.forward(INTERVAL)
+        async with running(watch, clock) as line:
+            async with asyncio.timeout(60):
+                while {*line.alone} != {*fleet.sessions}:
+                    await asyncio.sleep(0.001)
+            assert len(line.alone) == len(fleet.sessions)
+            assert line.most["BACKLOG"] == AT_ONCE[Kind.CHECK]
 
 
 async def test_live_fetches_without_end_leave_room_for_last_reads_and_for_history(clock: Clock, tmp_path: Path) -> None:

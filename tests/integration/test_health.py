@@ -114,6 +114,13 @@ async def test_requests_are_not_logged(caplog: pytest.LogCaptureFixture) -> None
     assert not [record for record in caplog.records if record.name.startswith("aiohttp")]
 
 
+@pytest.mark.parametrize("host", ["127.0.0..1", "x" * 64])
+async def test_a_host_that_can_be_no_name_is_a_mistake_in_the_configuration(host: str) -> None:
+    server = HealthServer(HttpConfig(listen=f"{host}:8099"), alive=nothing, ready=nothing)
+    with pytest.raises(ConfigError, match=f"cannot listen on {host}:8099: that is no host name"):
+        await server.open()
+
+
 async def test_an_address_in_use_is_a_mistake_in_the_configuration() -> None:
     async with HealthServer(ANY_PORT, alive=nothing, ready=nothing) as first:
         taken = HttpConfig(listen=str(first.address))

@@ -915,8 +915,7 @@ async def test_a_broker_that_talks_nonsense_is_left_and_tried_again(garbage: byt
 async def test_half_an_acknowledgement_is_none() -> None:
     script = Script(cuts_acknowledgements=True)
     async with scripted(script) as broker, running(new_sink(broker.port), ready=False) as sink:
-        await eventually(lambda: len(broker.versions) >= 3)
-        assert not sink.connected
+        await eventually(lambda: len(broker.versions) >= 3)  # each one ends a connection
         script.cuts_acknowledgements = False
         async with asyncio.timeout(60):
             await sink.ready()

@@ -5,10 +5,13 @@ import os
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from bace_bridge.app.outlets import outlet_config
+from bace_bridge.app.reloads import Reloads
 from bace_bridge.app.running import Running, task_group
-from bace_bridge.config.models import MqttConfig, TlsConfig, WebhookConfig
+from bace_bridge.config.models import Config, MqttConfig, TlsConfig, WebhookConfig
+from bace_bridge.errors import ConfigError, Mistake
 
 
 class Part:
@@ -84,3 +87,31 @@ def test_a_certificate_that_was_renewed_in_its_place_is_a_change(tmp_path: Path)
 def test_a_webhook_reads_no_file_itself() -> None:
     hook = WebhookConfig.model_validate({"name": "hook", "url": "https://example.org", "secret": "whsec_" + "A" * 32})
     assert outlet_config(hook, "https://cloud.example").files == ()
+
+
+def configuration(listen: str) -> Config:
+    given = {"cloud": {"url": "https://cloud.example", "access_token": "x"}, "http": {"listen": listen}}
+    return Config.model_validate(given)
+
+
+async def test_neither_the_new_listener_nor_the_old_one_can_be_had_and_the_rest_goes_on() -> None:
+    """As where the host has got another address, and the file a wrong one."""
+    can_be_had = True
+
+    async def become(config: Config) -> None:
+        if not can_be_had:
+            raise ConfigError([Mistake("http.listen", f"cannot listen on {config.http.listen}")])
+
+    reloads = Reloads(old := configuration("10.0.0.1:8099"))
+    async with asyncio.TaskGroup() as group:
+        serving = group.create_task(reloads.serve(become))
+        can_be_had = False
+        with capture_logs() as logs, pytest.raises(ConfigError, match=r"10\.0\.0\.2"):
+            await reloads.ask(configuration("10.0.0.2:8099"))
+        assert [one["event"] for one in logs] == ["config.not_restored"]
+        assert "10.0.0.1" in logs[0]["mistakes"][0]
+        assert reloads.config == old
+        can_be_had = True
+        await reloads.ask(new := configuration("10.0.0.3:8099"))
+        assert reloads.config == new
+        serving.cancel()

@@ -3,15 +3,18 @@
 import asyncio
 import random
 import sqlite3
-from collections.abc import Awaitable
+import threading
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from bace_bridge.cloud.token_reply import TokenReply
 from bace_bridge.cloud.tokens import Credentials, Tokens
 from bace_bridge.domain.events import Event
+from bace_bridge.domain.lanes import FailedAttempt, Progress
 from bace_bridge.errors import (
     CloudUnavailable,
     StoreBusy,
@@ -19,15 +22,18 @@ from bace_bridge.errors import (
     StoreError,
     StoreFull,
     StoreGone,
+    StoreLocked,
     StoreReadOnly,
     StoreUnusable,
 )
 from bace_bridge.polling.loops import SessionLoop
 from bace_bridge.polling.rules.changes import Changes
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession
+from bace_bridge.store.deadletters import DeadLetters
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.facts import Facts
 from bace_bridge.store.journal import Journal
-from bace_bridge.store.sqlite import BUSY_TIMEOUT, SqliteFile
+from bace_bridge.store.sqlite import BUSY_TIMEOUT, SqliteFile, is_held
 from tests.integration.disks import fill_up, make_read_only, small_disk
 from tests.integration.polling_line import Clock
 from tests.integration.test_dispatcher import ScriptedSink, event, eventually, running
@@ -37,6 +43,10 @@ def events(first: int, count: int, *, size: int = 2) -> Changes:
     numbers = range(first, first + count)
     data = random.Random(size).randbytes(size)
     return Changes(events=tuple(Event(f"evt_{one}", "x", "s1", "g1", 1.0, 1.0, data) for one in numbers))
+
+
+def known(identifier: str) -> KnownSession:
+    return KnownSession(session=DataSession(identifier, "g1", 1.0))
 
 
 async def away(file: SqliteFile, table: str) -> None:
@@ -151,6 +161,83 @@ async def test_pages_that_break_while_it_runs_are_named(tmp_path: Path) -> None:
             await EventLog(file).read(after=0, limit=1000, most_bytes=10**9)
         assert [(one["event"], one["error"]) for one in logs] == [("store.unusable", "StoreCorrupt")]
         assert file.trouble.reason is not None
+
+
+Asks = Callable[[SqliteFile], Awaitable[object]]
+
+
+@pytest.mark.parametrize(
+    ("damage", "asks"),
+    [
+        ("update events set data = substr(data, 1, 20)", lambda file: EventLog(file).read(after=0, limit=9)),
+        ("update sessions set known = substr(known, 1, 20)", lambda file: Journal(file).known(["s1"])),
+        ("insert into facts values ('watch', '{')", lambda file: Journal(file).poll_state()),
+        ("insert into facts values ('trouble', '{')", lambda file: Journal(file).outage()),
+        ("insert into facts values ('token:a', '{')", lambda file: Facts(file).load_token("a")),
+    ],
+    ids=["a compressed event", "a session", "the poll's state", "an outage", "a token"],
+)
+async def test_a_row_that_cannot_be_read_is_named(tmp_path: Path, damage: str, asks: Asks) -> None:
+    async with SqliteFile(tmp_path / "b.db") as file:
+        await Journal(file).commit(replace(events(1, 1, size=5000), known=(known("s1"),)))
+        await file.write(lambda connection: connection.execute(damage))
+        with capture_logs() as logs, pytest.raises(StoreCorrupt, match="a row is damaged"):
+            await asks(file)
+        assert [one["event"] for one in logs] == ["store.unusable"]
+
+
+async def test_a_commit_whose_caller_is_cut_off_is_announced(tmp_path: Path) -> None:
+    """As by a reload: what the store's thread has begun it ends, and nothing would deliver it before the next event."""
+    grew, changed, begun = list[bool](), list[str](), threading.Event()
+    async with SqliteFile(tmp_path / "b.db") as file:
+        journal = Journal(file, grew=lambda: grew.append(True), changed=changed.extend)
+        other = sqlite3.connect(tmp_path / "b.db", isolation_level=None)
+        other.execute("begin immediate")
+        await file.read(lambda connection: connection.set_trace_callback(lambda _: begun.set()))
+        committing = asyncio.create_task(journal.commit(replace(events(1, 1), known=(known("s1"),))))
+        assert await asyncio.to_thread(begun.wait, 60)
+        committing.cancel()
+        await asyncio.wait((committing,))
+        other.close()
+        assert committing.cancelled()
+        assert len(await EventLog(file).read(after=0, limit=9)) == 1
+        assert (grew, changed) == ([True], ["g1"])
+
+
+async def test_a_record_that_was_cut_off_and_made_again_keeps_each_attempt_once(tmp_path: Path) -> None:
+    begun, failed = (
+        threading.Event(),
+        tuple(FailedAttempt(1, number, 1.0, 0.1, "HTTP 500", 500, "") for number in (1, 2)),
+    )
+    async with SqliteFile(tmp_path / "b.db") as file:
+        other = sqlite3.connect(tmp_path / "b.db", isolation_level=None)
+        other.execute("begin immediate")
+        await file.read(lambda connection: connection.set_trace_callback(lambda _: begun.set()))
+        recording = asyncio.create_task(EventLog(file).record("a", lambda: Progress((), failed), now=2.0))
+        assert await asyncio.to_thread(begun.wait, 60)
+        recording.cancel()
+        await asyncio.wait((recording,))
+        other.close()
+        await EventLog(file).record("a", lambda: Progress((), failed), now=2.0)
+        assert await DeadLetters(file).attempts("a", 1) == list(failed)
+
+
+async def test_a_link_to_a_store_is_that_store(tmp_path: Path) -> None:
+    link, real = tmp_path / "link.db", tmp_path / "real" / "b.db"
+    real.parent.mkdir()
+    link.symlink_to(real)
+    async with SqliteFile(link) as file:
+        await Journal(file).commit(events(1, 100, size=1000))
+        assert file.wal_bytes == Path(f"{real}-wal").stat().st_size > 0
+        assert is_held(link)
+        assert is_held(real)
+        with pytest.raises(StoreLocked):
+            async with SqliteFile(real):
+                pass
+        Path(f"{real}-wal").rename(tmp_path / "moved")
+        with pytest.raises(StoreGone):
+            await Journal(file).commit(events(200, 1))
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["link.db", "moved", "real"]
 
 
 @pytest.mark.parametrize("what", ["b.db", "b.db-wal"])

@@ -17,6 +17,7 @@ from bace_bridge.polling.rules.batches import (
     MOST_SERIES,
     Member,
     Plan,
+    absorb_batch,
     as_partial,
     attribute,
     not_proven,
@@ -375,9 +376,35 @@ def test_one_that_was_never_fetched_begins_in_a_batch_where_that_can_show_everyt
     assert not begins(replace(new, updates=1)), "it may have been moved"
     assert not begins(replace(new, reopenings=1))
     assert not begins(replace(new, own_group="g2"))
-    for count in (None, 0):
-        assert not begins(replace(new, session=replace(new.session, datapoint_count=count)))
     assert not begins(replace(new, session=replace(new.session, start=NOON - 7200.0))), "it has hours before this one"
+
+
+@pytest.mark.parametrize("changed", [{}, {"updates": 1}, {"reopenings": 1}, {"own_group": "g2"}])
+@pytest.mark.parametrize("count", [None, 0, 100])
+def test_one_of_which_nothing_was_seen_is_in_batches_that_publish_nothing(
+    count: int | None, changed: dict[str, Any]
+) -> None:
+    known = fetched(**{"own_group": None, "newest_point_at": None, "count_fetched": count} | changed)
+    known = replace(known, session=replace(known.session, datapoint_count=count))
+    found = follow(known, {HOUR: WindowState(*HOUR, 0)}, {}, None, now=NOW, cloud_now=NOW)
+    assert found is not None
+    assert (found.is_unseen, found.is_new, found.proven) == (True, False, False)
+    silent = [Read(HOUR, (), whole=True)]
+    later = after_batch(found, silent, [WindowState(*HOUR, 0)], session=known.session, now=NOW)
+    assert (later.is_unseen, later.lacking) == (True, 0)
+    concluded = conclude_batch(known, later, newest=None, interval=INTERVAL, now=NOW)
+    assert (concluded.own_group, concluded.fetch_at) == (known.own_group, NOW + INTERVAL)
+    rows = [Read(HOUR, (row(known),), whole=True)]
+    assert absorb_batch(Member(known, found), rows, {HOUR: {}}, {}, now=NOW, cloud_now=NOW) is None
+    assert follow(known, {HOUR: WindowState(*HOUR, 0, samples=1)}, {}, None, now=NOW, cloud_now=NOW) is None
+
+
+def test_those_of_which_nothing_was_seen_are_in_batches_of_their_own() -> None:
+    sessions = [session(one) for one in range(40)]
+    followed = {one.session.id: well(one) for one in sessions}
+    for one in sessions[::2]:
+        followed[one.session.id] = well(one, proven=False, silent=1, series=0, windows={}, newest={}, raw=False)
+    assert sorted(members(planned(sessions, followed))) == sorted([ids(sessions[::2]), ids(sessions[1::2])])
 
 
 @pytest.mark.parametrize(

@@ -566,10 +566,12 @@ def test_an_integer_that_the_store_cannot_hold_is_named(name: str, value: Any) -
 
 
 @pytest.mark.parametrize("name", ["totalCount", "pageCount", "currentPage", "perPage"])
-def test_a_page_of_absurd_figures_is_an_error(name: str) -> None:
-    for value in (2**63, -1):
-        with pytest.raises(UnexpectedReply, match=name):
-            parse_sessions(page(SESSION, meta={name: value}), {})
+def test_absurd_figures_of_a_page_are_none_and_cost_no_row(name: str) -> None:
+    values: list[Any] = [2**63, -1, "many", [], {}, True]
+    for value in values:
+        found = parse_sessions(page(SESSION, meta={name: value}), {})
+        assert (len(found.items), found.page, found.page_count, found.total) == (1, None, None, None)
+    assert parse_sessions(page(SESSION, meta=[]), {}).page_count is None
 
 
 def test_figures_with_thousands_of_digits_are_none() -> None:

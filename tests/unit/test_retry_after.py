@@ -57,6 +57,11 @@ def test_no_header_asks_for_nothing() -> None:
     assert rate_limit({}, now=NOW) == RateLimit(None, None, None)
 
 
+@pytest.mark.parametrize("reset", ["9" * 400, "999999999", "1769817600000", "86401", "-1", "soon"])
+def test_a_reset_that_no_limiter_has_says_nothing(reset: str) -> None:
+    assert rate_limit(headers(X_Rate_Limit_Remaining="5", X_Rate_Limit_Reset=reset), now=NOW).reset is None
+
+
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_nothing_is_too_odd(value: str, date: str) -> None:
     answered = headers(Retry_After=value, Date=date, X_Rate_Limit_Reset=value, X_Rate_Limit_Limit=value)

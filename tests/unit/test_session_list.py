@@ -46,12 +46,18 @@ def test_ids_are_asked_for_all_at_once() -> None:
 
 def test_the_next_list_begins_below_the_watermark_until_nothing_new_has_come_for_long() -> None:
     news = after_updates(STATE, NOON + 5, new=True, now=1000.0, cloud_now=NOON + 60)
-    assert bound_of(news) == NOON + 5 - 120
+    assert bound_of(news, NOON + 60) == NOON + 5 - 120
     for now, bound in [(1119.9, NOON + 5 - 120), (1120.0, NOON + 6), (2000.0, NOON + 6)]:
-        assert bound_of(after_updates(news, NOON + 5, new=False, now=now, cloud_now=NOON + 60)) == bound
+        assert bound_of(after_updates(news, NOON + 5, new=False, now=now, cloud_now=NOON + 60), NOON + 60) == bound
     settled = after_updates(news, None, new=False, now=1120.0, cloud_now=NOON + 60)
-    assert bound_of(after_updates(settled, NOON + 5, new=True, now=1121.0, cloud_now=NOON + 60)) == NOON + 5 - 120
-    assert bound_of(after_updates(settled, NOON + 7, new=False, now=1121.0, cloud_now=NOON + 60)) == NOON + 7 - 120
+    assert (
+        bound_of(after_updates(settled, NOON + 5, new=True, now=1121.0, cloud_now=NOON + 60), NOON + 60)
+        == NOON + 5 - 120
+    )
+    assert (
+        bound_of(after_updates(settled, NOON + 7, new=False, now=1121.0, cloud_now=NOON + 60), NOON + 60)
+        == NOON + 7 - 120
+    )
 
 
 def test_a_clock_that_is_set_back_settles_nothing() -> None:
@@ -61,7 +67,7 @@ def test_a_clock_that_is_set_back_settles_nothing() -> None:
 
 @pytest.mark.parametrize("settled", [True, False])
 def test_without_a_watermark_everything_is_asked_for(settled: bool) -> None:
-    assert bound_of(PollState(start_from=-1.0, watermark=-1.0, settled=settled)) <= 0
+    assert bound_of(PollState(start_from=-1.0, watermark=-1.0, settled=settled), NOON + 60) <= 0
 
 
 UPDATED_FILTER, BY_ID = "filter[updated_at]", "sort=id_data_session"
@@ -122,11 +128,11 @@ def test_rows_without_an_update_have_no_order(stamps: list[float | None]) -> Non
         (NOON - 60, NOON + 60, NOON),
         (NOON + 10, NOON + 60, NOON + 10),
         (NOON + 1e6, NOON + 60, NOON + 60),
-        (NOON + 1e6, NOON - 60, NOON),
+        (NOON + 1e6, NOON - 60, NOON - 60),
     ],
     ids=["no rows", "older", "newer", "from the future", "from the future, and the cloud's clock went back"],
 )
-def test_the_watermark_only_rises_and_never_past_the_present(
+def test_the_watermark_rises_and_never_past_the_present(
     newest: float | None, cloud_now: float, watermark: float
 ) -> None:
     assert after_updates(STATE, newest, new=False, now=0.0, cloud_now=cloud_now).watermark == watermark

@@ -2,7 +2,8 @@
 
 A row names no data session, only its group. So a batch holds one data session a group, and only such of which all rows
 are known to be of their group: they have shown that in a fetch of their own, or the batch itself shows as many as their
-row counts. What a batch does not show is no proof of anything.
+row counts. Those of which nothing was seen so far are in batches of their own, of which no row is published. What a
+batch does not show is no proof of anything.
 """
 
 from collections import Counter, defaultdict
@@ -23,6 +24,7 @@ from bace_bridge.polling.rules.windows import (
     AHEAD,
     FINEST_SPAN,
     LATE_EVERY,
+    MARGIN,
     OVER_FOR,
     SETTLING,
     Window,
@@ -126,11 +128,7 @@ def plan(
     if len(together) < LEAST_IDS:
         together = {}
     singles = tuple(one for one in sessions if one.session.id not in together and is_due(one, now))
-    to_check = [
-        one
-        for one in together.values()
-        if is_due(one.known, now) and one.followed.is_to_be_checked(one.known, cloud_now=cloud_now)
-    ]
+    to_check = [one for one in together.values() if one.followed.is_to_be_checked(one.known, cloud_now=cloud_now)]
     # Those first that have waited longest: others may have to be checked again before it is their turn.
     to_check.sort(key=lambda one: (one.followed.over_since(cloud_now), -one.followed.silent))
     for member in to_check[:checks]:
@@ -149,20 +147,21 @@ def _packed(
 ) -> Iterator[Batch]:
     """Batches of sessions of which the same windows are due, and about as much of them."""
     usual = median_high([len(one.followed.series) for one in members if one.followed.series] or [USUAL_SERIES])
-    alike: dict[tuple[tuple[Window, ...], bool, bool], list[list[Member]]] = defaultdict(list)
-    left: dict[tuple[tuple[Window, ...], bool, bool], int] = {}
+    alike: dict[tuple[tuple[Window, ...], bool, bool, bool], list[list[Member]]] = defaultdict(list)
+    left: dict[tuple[tuple[Window, ...], bool, bool, bool], int] = {}
     for member in members:
-        windows = windows_due(member, cloud_now=cloud_now, over=late or not member.followed.proven)
+        windows = windows_due(member, cloud_now=cloud_now, over=late or member.followed.is_new)
         lately = all(member.since(window) >= cloud_now - LATELY for window in windows)
         further = member.followed.lacking % LATE_EVERY == 1
-        key, series = (windows, lately, further), len(member.followed.series) or usual
+        unseen = member.followed.is_unseen
+        key, series = (windows, lately, further, unseen), 0 if unseen else len(member.followed.series) or usual
         most = min(size, MOST_IDS) // (FURTHER_PARTS if further else 1)
         if not alike[key] or len(alike[key][-1]) >= most or series > left[key]:
             alike[key].append([])
             left[key] = MOST_SERIES
         alike[key][-1].append(member)
         left[key] -= series
-    for (windows, _, further), chunks in alike.items():
+    for (windows, _, further, _), chunks in alike.items():
         for chunk in chunks:
             if is_due(chunk[0].known, now):
                 yield Batch(tuple(chunk), windows, FURTHER_BACK if further else _back(chunk, rows))
@@ -190,14 +189,17 @@ def windows_due(member: Member, *, cloud_now: float, over: bool) -> tuple[Window
 
 
 def attribute(rows: Sequence[Datapoint], members: Sequence[Member]) -> dict[str, list[Datapoint]] | None:
-    """Each data session's rows, by its id; None where one is of a group that was not asked for, or of none."""
+    """Each data session's rows, by its id; None where one is of a group that was not asked for, or of none.
+
+    Or where it is from long before its session: it may be of an earlier one of that group.
+    """
     shares: dict[str, list[Datapoint]] = {member.id: [] for member in members}
-    by_group = {member.followed.group_id: member.id for member in members}
+    by_group = {member.followed.group_id: member for member in members}
     for row in rows:
-        session_id = by_group.get(row.group_id or "")
-        if session_id is None:
+        member = by_group.get(row.group_id or "")
+        if member is None or row.timestamp < member.known.session.start - MARGIN:
             return None
-        shares[session_id].append(row)
+        shares[member.id].append(row)
     return shares
 
 
@@ -207,7 +209,7 @@ def not_proven(members: Sequence[Member], reads: Mapping[str, Sequence[Read]]) -
     The others may be of another group: of a session that was moved, and then they seem to be those of another one.
     """
     samples = {one: sum(row.count for read in each for row in read.rows) for one, each in reads.items()}
-    new = [one for one in members if not one.followed.proven]
+    new = [one for one in members if one.followed.is_new]
     return [one for one in new if samples[one.id] < (one.known.session.datapoint_count or 1)]
 
 
@@ -225,7 +227,7 @@ def absorb_batch(
     None where there is a row of a series that was not published before: only such a fetch tells whose it is.
     """
     followed, known = member.followed, member.known
-    if followed.proven and any(row.series_id not in followed.series for read in reads for row in read.rows):
+    if not followed.is_new and any(row.series_id not in followed.series for read in reads for row in read.rows):
         return None
     parts: list[Changes] = []
     for window, rows, whole in reads:

@@ -85,7 +85,8 @@ class PollState(msgspec.Struct, frozen=True, kw_only=True):
     `groups_honoured` the result.
 
     `backfill_page` is the next page of the backfill, `backfill_at` when that goes on, `catching_up` says that it does
-    not wait: at a first start, or for devices that were added. `timed_out` is the page that last timed out.
+    not wait: at a first start, or for devices that were added. `backfill_last` is the last id of the page before, and
+    `timed_out` the page that last timed out.
 
     `rechecked_at` is when known sessions were last asked for by id; `recheck_after`, `recheck_finished_after` and
     `active_after` are the ids up to which they have been. Since `alone_since` each is asked for in its own request.
@@ -106,6 +107,7 @@ class PollState(msgspec.Struct, frozen=True, kw_only=True):
     groups_honoured: bool = False
     backfill_page: int = 1
     backfill_at: float = 0.0
+    backfill_last: str = ""
     catching_up: bool = False
     timed_out: int | None = None
     rechecked_at: float = 0.0

@@ -26,7 +26,7 @@ class Followed(msgspec.Struct, frozen=True):
     `lacking` those after which it has more than was seen; after so many as its `patience` it is fetched on its own.
     It is `alone` where only such a fetch tells whose its rows are.
 
-    One that is not `proven` was never fetched: whether all of its rows are of its group is still to be seen.
+    Of one that is not `proven` it is still to be seen whether all of its rows are of its group.
     """
 
     group_id: str
@@ -52,6 +52,16 @@ class Followed(msgspec.Struct, frozen=True):
     def fits(self, known: KnownSession) -> bool:
         """Whether it can be in a batch."""
         return self.is_about(known) and not self.alone
+
+    @property
+    def is_new(self) -> bool:
+        """True where it was never fetched, and a batch has to show all that its row counts."""
+        return not (self.proven or self.silent)
+
+    @property
+    def is_unseen(self) -> bool:
+        """True where nothing of it was ever seen: whose rows its first ones are only a fetch of its own tells."""
+        return self.silent > 0 and not self.proven
 
     @property
     def seen(self) -> int:
@@ -100,8 +110,8 @@ def follow(
     """What the store tells of a data session; None where it has to be fetched on its own first.
 
     All rows that it has shown in such a fetch were of its own group. Or it was never fetched, and a batch can show
-    everything that its row counts. `emitted` is what was published of its windows that are not settled; `before` is
-    from before its last fetch: where a count never fits, it is fetched ever more rarely for that.
+    everything that its row counts. Or it has shown nothing so far. `emitted` is what was published of its windows that
+    are not settled; `before` is from before its last fetch: where a count never fits, it is fetched ever more rarely.
     """
     session, due = known.session, windows_due(known, states, now=cloud_now)
     rows = {window: found for window, points in emitted.items() if (found := _rows(points))}
@@ -121,9 +131,12 @@ def follow(
     if not is_plain(known) or any(window.end - window.start != SPAN for window in windows):
         return None
     if not made.proven:
-        changed = known.updates or known.reopenings or known.own_group is not None
-        is_young = session.datapoint_count and not states and made.over_since(cloud_now) == inf
-        return made if is_young and not changed else None
+        is_young = not states and made.over_since(cloud_now) == inf
+        if is_young and session.datapoint_count:
+            return None if known.updates or known.reopenings or known.own_group is not None else made
+        if not (is_young or states) or any(state.samples for state in states.values()):
+            return None
+        made = msgspec.structs.replace(made, silent=1)
     settled = sum(state.samples for state in states.values() if state.settled)
     elsewhere = max(settled, (known.count_fetched or 0) - made.seen)
     patience = FIRST_PATIENCE
@@ -164,7 +177,7 @@ def after_batch(
         count=count if newest else followed.count,
         silent=0 if newest else followed.silent + 1,
         at=now,
-        proven=True,
+        proven=not followed.is_unseen,
     )
     newer = sum(row.count for row in rows if row.timestamp > counted_at + 1)
     lacks = (count or 0) > after.elsewhere + after.seen - newer
@@ -187,7 +200,7 @@ def conclude_batch(
         return fresh
     return msgspec.structs.replace(
         fresh,
-        own_group=after.group_id,
+        own_group=after.group_id if after.proven else fresh.own_group,
         fetch_at=now + interval,
         fetched_at=now if after.silent <= SILENT_ROUNDS else fresh.fetched_at,
         count_fetched=fresh.count_fetched if after.lacking else after.count,

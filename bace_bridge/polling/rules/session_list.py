@@ -43,8 +43,10 @@ def of_groups(ids: Sequence[str]) -> Params:
     return tuple(("filter[id_group][in][]", one) for one in ids)
 
 
-def bound_of(state: PollState) -> float:
-    """Where the next list of updates begins."""
+def bound_of(state: PollState, cloud_now: float) -> float:
+    """Where the next list of updates begins: above nothing that is still to come, where their clock was set back."""
+    if state.watermark > cloud_now:
+        return cloud_now - OVERLAP
     return state.watermark + 1 if state.settled and state.watermark > 0 else state.watermark - OVERLAP
 
 
@@ -58,16 +60,15 @@ def what_was_ignored(page: Page[SeenSession], bound: float) -> str | None:
     if bound > 0 and not all(stamp is not None and int(bound) <= stamp for stamp in (*stamps, *odd)):
         return "filter[updated_at]"
     ids = [row.session.id.lower() for row in page.items]
-    if (page.page_count or 1) > 1 and ids != sorted(ids):
+    as_numbers = sorted(ids, key=lambda one: (len(one), one))  # ids may be numbers
+    if page.page_count != 1 and ids not in (sorted(ids), as_numbers):
         return "sort=id_data_session"
     return None
 
 
 def newest_come_first(page: Page[SeenSession]) -> bool:
     """True for a page of a list by start; a list of one page is read to its end, however it is sorted."""
-    return (page.page_count or 1) <= 1 or all(
-        one.session.start >= other.session.start for one, other in pairwise(page.items)
-    )
+    return page.page_count == 1 or all(one.session.start >= other.session.start for one, other in pairwise(page.items))
 
 
 def updates_descend(rows: Sequence[DataSession]) -> bool:
@@ -91,8 +92,8 @@ def after_updates(state: PollState, newest: float | None, *, new: bool, now: flo
     A row from the future cannot push the watermark past what is to come. Only what a list showed counts, so time in
     which none was read, in an outage or a rest, settles nothing.
     """
-    watermark = state.watermark if newest is None else max(state.watermark, min(newest, cloud_now))
-    if new or watermark > state.watermark:
+    watermark = min(state.watermark if newest is None else max(state.watermark, newest), cloud_now)
+    if new or watermark != state.watermark:
         return replace(state, watermark=watermark, news_at=now, settled=False)
     return replace(state, settled=state.settled or now - state.news_at >= OVERLAP)
 
@@ -100,3 +101,15 @@ def after_updates(state: PollState, newest: float | None, *, new: bool, now: flo
 def backfilled_at_once(state: PollState) -> PollState:
     """The state from which the whole list is read without waiting."""
     return replace(state, backfill_page=1, backfill_at=0.0, catching_up=True)
+
+
+def after_time_out(state: PollState) -> PollState:
+    """The state after a page of the whole list timed out: it is asked for once more, then left out.
+
+    Where the next one times out, too, it is all that is so far away. What comes before it is not to wait for that.
+    """
+    if state.timed_out == state.backfill_page:
+        return replace(state, backfill_page=state.backfill_page + 1)
+    if state.timed_out == state.backfill_page - 1:
+        return replace(state, backfill_page=1, timed_out=None)
+    return replace(state, timed_out=state.backfill_page)

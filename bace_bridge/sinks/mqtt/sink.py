@@ -217,7 +217,7 @@ class MqttSink:
                 try:
                     ended = await self._until_the_end_of(connection)
                 except asyncio.CancelledError:
-                    self._leave("the bridge is stopping")
+                    self._leave("the bridge leaves this broker")
                     await self._say_goodbye(connection, mirror, working[0])
                     raise
                 finally:
