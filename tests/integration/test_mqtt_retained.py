@@ -30,7 +30,6 @@ from tests.integration.test_mqtt_sink import (
     running,
 )
 
-
 MAXIMUM_QOS_0 = b"\x24\x00"
 """As a property of CONNACK."""
 
