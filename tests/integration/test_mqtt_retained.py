@@ -370,6 +370,19 @@ async def test_what_a_3_1_1_broker_acknowledges_and_forbids_is_published_when_it
     assert len(named(logs, "mqtt.state_not_kept")) == 1
 
 
+@pytest.mark.parametrize("readable", ["bace/bridge/#", "bace/g1/#"])
+async def test_what_may_not_be_read_is_not_taken_for_lost(
+    new_mosquitto: NewMosquitto, tmp_path: Path, readable: str
+) -> None:
+    acl = tmp_path / "acl"
+    acl.write_text(f"topic write bace/#\ntopic read {readable}\nuser reader\ntopic readwrite #\n")
+    port = new_mosquitto(f"acl_file {acl}").port
+    with capture_logs() as logs, listening(port, username="reader") as listener:
+        async with connected(port, Home(bed()), protocol="3.1.1"):
+            await eventually(lambda: bool(listener.on("bace/bridge/info")))  # it comes when the broker was read
+    assert not named(logs, "mqtt.state_not_kept")
+
+
 async def test_what_changes_while_the_broker_is_read_is_not_taken_for_lost(new_mosquitto: NewMosquitto) -> None:
     port, state = new_mosquitto().port, Home(bed())
     with capture_logs() as logs, heard_on(port) as listener:
