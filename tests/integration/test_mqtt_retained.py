@@ -155,6 +155,7 @@ async def test_topics_that_the_broker_never_acknowledges_are_set_aside(
     script = Script(never_acknowledges="/latest/poison/")
     async with scripted(script) as broker, connected(broker.port, state, protocol=protocol) as sink:
         await eventually(lambda: str(sink.state_problem).startswith("2 retained topics"))
+        assert "never acknowledges a message of" in str(sink.state_problem)
         await arrives(broker, sink, 1)
         assert len(topics_on(broker, "/latest/")) == 10
 

@@ -48,6 +48,7 @@ class Connection:
         self._shows_certificate = shows_certificate
         self._during: During = "connect"
         self._socket_error = ""
+        self._gave_up = False
         self._on_message = on_message
         self._window = Window(client, size=window, suspicion=suspicion, of_topics=of_topics)
         self._accepted: asyncio.Future[Limits] = loop.create_future()
@@ -132,11 +133,14 @@ class Connection:
         """Closes the socket and gives back what the broker has not acknowledged."""
         self._driver.stop()
         self.end.cancel()
-        self._window.break_off(problem, on_a_message=self._may_have_ended_on_a_message())
+        self._window.break_off(problem, fault=self._fault())
 
-    def _may_have_ended_on_a_message(self) -> bool:
+    def _fault(self) -> str | None:
+        """What the broker may have done on a message; None where the connection has ended for another reason."""
         end = self.end
-        return not end.cancelled() and end.exception() is None and may_be_about_a_message(end.result())
+        if end.cancelled() or end.exception() is not None or not may_be_about_a_message(end.result()):
+            return None
+        return "never acknowledges" if self._gave_up else "closes the connection on"
 
     async def _answered(self, asked: tuple[MQTTErrorCode, int | None], during: During) -> bool | None:
         """What SUBACK or UNSUBACK says; None where it does not come, or the connection ends."""
@@ -215,4 +219,5 @@ class Connection:
             problem = f"the broker at {self._broker} does not acknowledge what it is sent"
             # Where it does acknowledge others it may be about what it leaves out.
             code = UNSPECIFIED if self._window.acknowledges else 0
+            self._gave_up = True
             self._finish(Ending("lost", problem, code, during="use"))

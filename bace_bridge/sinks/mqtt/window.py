@@ -111,23 +111,23 @@ class Window:
             self._oldest, self._oldest_since = oldest, now
         return now - self._oldest_since
 
-    def break_off(self, problem: str, *, on_a_message: bool) -> None:
+    def break_off(self, problem: str, *, fault: str | None) -> None:
         """Tells `SinkUnavailable` of all that the broker has not acknowledged.
 
-        Where the broker may have closed the connection `on_a_message`, and it is known on which, that one has failed.
+        Where the broker may have a `fault` to find with a message, and it is known with which, that one has failed.
         """
         in_flight, waiting = list(self._in_flight.values()), list(self._waiting)
         self._in_flight.clear()
         self._waiting.clear()
         events = [message.event for message, _ in in_flight if message.event is not None]
         topics = [message.topic for message, _ in in_flight if message.retain]
-        failed = on_a_message and (
+        failed = fault is not None and (
             self._of_topics.blames(topics, alone=len(in_flight) == 1) or self._suspicion.blames(events)
         )
         for _, done in waiting if failed else in_flight + waiting:
             done(SinkUnavailable(problem))
         for message, done in in_flight if failed else ():  # last, or more would be sent in vain
-            done(DeliveryFailed(_closed_on(message)))
+            done(DeliveryFailed(f"the broker {fault} a message of {len(message.payload)} bytes on {message.topic}"))
 
     def _goes_alone(self, message: Message) -> bool:
         if message.event is not None:
@@ -160,10 +160,6 @@ class Window:
 
     def _reject(self, message: Message, done: Done, why: str) -> None:
         self._loop.call_soon(done, DeliveryRejected(f"a message on {_shown(message.topic)} {why}"))
-
-
-def _closed_on(message: Message) -> str:
-    return f"the broker closes the connection on a message of {len(message.payload)} bytes on {message.topic}"
 
 
 def _shown(topic: str) -> str:
