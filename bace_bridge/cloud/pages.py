@@ -70,7 +70,7 @@ def _page(
     total = _first(said.get("totalCount"), headers.get("X-Pagination-Total-Count"))
     per_page = _first(said.get("perPage"), headers.get("X-Pagination-Per-Page")) or None  # 0 is no size
     page_count = _first(said.get("pageCount"), headers.get("X-Pagination-Page-Count"))
-    if not page_count and total and per_page:
+    if not page_count and count and total and per_page:
         page_count = -(-total // per_page)
     return Page(
         items=items,
