@@ -44,6 +44,8 @@ class Script:
     """Seconds."""
     closes_on_topic: str = ""
     """The same in a topic."""
+    never_acknowledges: str = ""
+    """Text in a topic."""
     closes_on_subscribing: str = ""
     """A filter that makes the broker end the connection."""
 
@@ -147,6 +149,8 @@ class ScriptedBroker:
             )
 
     def _acknowledge(self, writer: asyncio.StreamWriter, topic: str, mid: bytes, qos: int) -> None:
+        if self.script.never_acknowledges and self.script.never_acknowledges in topic:
+            return
         self.unacknowledged -= 1
         if self.script.cuts_acknowledgements:
             writer.write(bytes([PUBACK << 4, 1]) + mid[1:])

@@ -223,8 +223,8 @@ async def test_files_of_tls_that_went_bad_later_are_named_and_read_again(
 # --- WebSocket
 
 
-async def test_websockets_over_ipv6(new_mosquitto: NewMosquitto) -> None:
-    mosquitto = new_mosquitto()
+@pytest.mark.parametrize("zone", ["", "%1"])
+async def test_websockets_over_ipv6(zone: str) -> None:
     heads: list[bytes] = []
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -234,11 +234,10 @@ async def test_websockets_over_ipv6(new_mosquitto: NewMosquitto) -> None:
 
     server = await asyncio.start_server(relay, "::1", 0)
     port = server.sockets[0].getsockname()[1]
-    async with running(new_sink(0, url=f"ws://[::1]:{port}/mqtt"), ready=False) as sink:
+    async with running(new_sink(0, url=f"ws://[::1{zone}]:{port}/mqtt"), ready=False) as sink:
         await eventually(lambda: "HTTP 400" in str(sink.problem))
     server.close()
     await server.wait_closed()
-    mosquitto.stop()
 
     assert f"Host: [::1]:{port}\r\n".encode() in heads[0]
 

@@ -1,6 +1,7 @@
 """The retained picture at brokers: what is refused, what closes the connection, what is not known any more."""
 
 import asyncio
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,9 @@ from tests.integration.test_mqtt_sink import (
     new_sink,
     running,
 )
+
+MAXIMUM_QOS_0 = b"\x24\x00"
+"""As a property of CONNACK."""
 
 
 class Later:
@@ -113,7 +117,7 @@ async def test_a_broker_that_closes_the_connection_on_a_kind_of_topic_gets_every
     with capture_logs() as logs:
         async with scripted(script) as broker, connected(broker.port, state, clock=clock, protocol=protocol) as sink:
             await arrives(broker, sink, 1)
-            assert len(topics_on(broker, "/session")) == 40
+            await eventually(lambda: len(topics_on(broker, "/session")) == 40)
             await eventually(lambda: "all of latest" in str(sink.state_problem))
             await eventually(lambda: bool(topics_on(broker, "bridge/info")))
             connections = len(broker.versions)
@@ -140,6 +144,45 @@ async def test_one_poison_topic_is_set_aside_alone() -> None:
         assert str(sink.state_problem).startswith("1 retained topics")
         await eventually(lambda: sink.connected)
         assert len(broker.versions) <= 5
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_topics_that_the_broker_never_acknowledges_are_set_aside(
+    monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    monkeypatch.setattr("bace_bridge.sinks.mqtt.connection._ACKNOWLEDGED_WITHIN", 2.0)
+    state = Home(*(device(f"g{n}", "a", "poison" if n < 2 else "b") for n in range(5)))
+    script = Script(never_acknowledges="/latest/poison/")
+    async with scripted(script) as broker, connected(broker.port, state, protocol=protocol) as sink:
+        await eventually(lambda: str(sink.state_problem).startswith("2 retained topics"))
+        assert "never acknowledges a message of" in str(sink.state_problem)
+        await arrives(broker, sink, 1)
+        assert len(topics_on(broker, "/latest/")) == 10
+
+
+async def test_names_of_other_bridges_that_anybody_may_write_are_bounded(new_mosquitto: NewMosquitto) -> None:
+    port = new_mosquitto().port
+    with capture_logs() as logs, listening(port, "nothing") as other:
+        for number in range(200):
+            other.publish(f"bace/bridge/guest/{number:03}" + 300 * "x", b"{}", retain=True)
+        other.publish("bace/bridge/info", json.dumps({"installation": "\x1b" + 300_000 * "y"}).encode(), retain=True)
+        async with connected(port) as sink:
+            await eventually(lambda: bool(named(logs, "mqtt.base_topic_shared")))
+            assert "and 198 more" in str(sink.state_problem)
+            assert len(str(sink.state_problem)) < 1000
+    assert max(len(str(one)) for one in logs) < 1000
+
+
+async def test_at_qos_0_too_a_poison_topic_is_set_aside() -> None:
+    state = Home(*(device(f"g{n}", "poison" if n == 1 else "b") for n in range(3)))
+    script = Script(closes_on_topic="/latest/poison/", connack_properties=MAXIMUM_QOS_0)
+    async with scripted(script) as broker, connected(broker.port, state) as sink:
+        await eventually(lambda: "bace/g1/latest/poison/6000" in str(sink.state_problem))
+        assert str(sink.state_problem).startswith("1 retained topics")
+        await sink.ready()
+        assert await deliver(sink, event(1)) is None
+        await eventually(lambda: bool(topics_on(broker, "/event")))
+        await eventually(lambda: len({*topics_on(broker, "/latest/")}) == 2)
 
 
 async def test_a_poison_topic_that_comes_later_is_found_and_events_go_on() -> None:
@@ -191,7 +234,8 @@ async def test_offline_is_said_of_the_bridge_first(protocol: str) -> None:
     async with scripted(Script()) as broker:
         async with connected(broker.port, Home(device("g1"), device("g2")), protocol=protocol):
             await eventually(lambda: bool(topics_on(broker, "bridge/info")))
-        assert [one.topic for one in broker.published if one.payload == b"offline"] == [
+        said = [one.topic for one in broker.published if one.payload == b"offline"]
+        assert said[-3:] == [  # 3.1.1 has tried it as the first message
             "bace/bridge/state",
             "bace/g1/availability",
             "bace/g2/availability",
@@ -302,21 +346,42 @@ async def test_a_clearing_that_is_refused_is_tried_again(new_mosquitto: NewMosqu
         await eventually(lambda: sink.state_problem is None)
 
 
+@pytest.mark.parametrize(
+    ("forbidden", "payload"),
+    [
+        ("bace/g1/session", b'{"id":"s1"}'),
+        ("bace/bridge/state", b"online"),
+        ("bace/bridge/health", b'{"healthy":true}'),
+    ],
+)
 async def test_what_a_3_1_1_broker_acknowledges_and_forbids_is_published_when_it_is_allowed(
-    new_mosquitto: NewMosquitto, tmp_path: Path
+    new_mosquitto: NewMosquitto, tmp_path: Path, forbidden: str, payload: bytes
 ) -> None:
     acl = tmp_path / "acl"
-    acl.write_text("topic readwrite bace/#\ntopic deny bace/+/session\nuser reader\ntopic readwrite #\n")
+    acl.write_text(f"topic readwrite bace/#\ntopic deny {forbidden}\nuser reader\ntopic readwrite #\n")
     mosquitto = new_mosquitto(f"acl_file {acl}")
     with capture_logs() as logs, listening(mosquitto.port, username="reader") as listener:
-        listener.publish("bace/g1/session", b'{"state":"active"}', retain=True)
+        listener.publish(forbidden, b"stale", retain=True)
         async with connected(mosquitto.port, Home(bed()), protocol="3.1.1") as sink:
-            await eventually(lambda: "bace/g1/session" in str(sink.state_problem))
+            await eventually(lambda: forbidden in str(sink.state_problem))
             acl.write_text("topic readwrite bace/#\nuser reader\ntopic readwrite #\n")
             mosquitto.reload()
-            await eventually(lambda: listener.payloads("bace/g1/session")[-1] == b'{"id":"s1"}')
+            await eventually(lambda: listener.payloads(forbidden)[-1] == payload)
             await eventually(lambda: sink.state_problem is None)
     assert len(named(logs, "mqtt.state_not_kept")) == 1
+
+
+@pytest.mark.parametrize("readable", ["bace/bridge/#", "bace/g1/#"])
+async def test_what_may_not_be_read_is_not_taken_for_lost(
+    new_mosquitto: NewMosquitto, tmp_path: Path, readable: str
+) -> None:
+    acl = tmp_path / "acl"
+    acl.write_text(f"topic write bace/#\ntopic read {readable}\nuser reader\ntopic readwrite #\n")
+    port = new_mosquitto(f"acl_file {acl}").port
+    with capture_logs() as logs, listening(port, username="reader") as listener:
+        async with connected(port, Home(bed()), protocol="3.1.1"):
+            await eventually(lambda: bool(listener.on("bace/bridge/info")))  # it comes when the broker was read
+    assert not named(logs, "mqtt.state_not_kept")
 
 
 async def test_what_changes_while_the_broker_is_read_is_not_taken_for_lost(new_mosquitto: NewMosquitto) -> None:

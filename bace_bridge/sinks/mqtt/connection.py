@@ -14,7 +14,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from bace_bridge.sinks.mqtt.client import BadPacket, bound_what_is_read
 from bace_bridge.sinks.mqtt.driving import Driver
-from bace_bridge.sinks.mqtt.endings import During, Ending, ended, may_be_about_a_message, mute, refused
+from bace_bridge.sinks.mqtt.endings import UNSPECIFIED, During, Ending, ended, may_be_about_a_message, mute, refused
 from bace_bridge.sinks.mqtt.manners import Limits, Manner, announced
 from bace_bridge.sinks.mqtt.sockets import CONNECT_WITHIN, reason
 from bace_bridge.sinks.mqtt.suspicion import Suspicion, TopicSuspicion
@@ -48,6 +48,7 @@ class Connection:
         self._shows_certificate = shows_certificate
         self._during: During = "connect"
         self._socket_error = ""
+        self._gave_up = False
         self._on_message = on_message
         self._window = Window(client, size=window, suspicion=suspicion, of_topics=of_topics)
         self._accepted: asyncio.Future[Limits] = loop.create_future()
@@ -132,11 +133,14 @@ class Connection:
         """Closes the socket and gives back what the broker has not acknowledged."""
         self._driver.stop()
         self.end.cancel()
-        self._window.break_off(problem, on_a_message=self._may_have_ended_on_a_message())
+        self._window.break_off(problem, fault=self._fault())
 
-    def _may_have_ended_on_a_message(self) -> bool:
+    def _fault(self) -> str | None:
+        """What the broker may have done on a message; None where the connection has ended for another reason."""
         end = self.end
-        return not end.cancelled() and end.exception() is None and may_be_about_a_message(end.result())
+        if end.cancelled() or end.exception() is not None or not may_be_about_a_message(end.result()):
+            return None
+        return "never acknowledges" if self._gave_up else "closes the connection on"
 
     async def _answered(self, asked: tuple[MQTTErrorCode, int | None], during: During) -> bool | None:
         """What SUBACK or UNSUBACK says; None where it does not come, or the connection ends."""
@@ -213,4 +217,7 @@ class Connection:
     def _check_acknowledgements(self, now: float) -> None:
         if self._window.oldest_waits_for(now) > _ACKNOWLEDGED_WITHIN:
             problem = f"the broker at {self._broker} does not acknowledge what it is sent"
-            self._finish(Ending("lost", problem, during="use"))
+            # Where it does acknowledge others it may be about what it leaves out.
+            code = UNSPECIFIED if self._window.acknowledges else 0
+            self._gave_up = True
+            self._finish(Ending("lost", problem, code, during="use"))

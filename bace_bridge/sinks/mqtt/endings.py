@@ -9,7 +9,7 @@ from bace_bridge.errors import DeliveryFailed, DeliveryRejected, SinkError
 FIRST_FAILURE = 0x80
 """In MQTT 5 all reason codes from here on are failures; 0x10 (nobody subscribes) is not one."""
 
-_UNSPECIFIED = 0x80
+UNSPECIFIED = 0x80
 UNSUPPORTED_VERSION = 0x84
 NO_RETAIN = 0x9A
 QOS_TOO_HIGH = 0x9B
@@ -18,7 +18,7 @@ _KEEP_ALIVE = 0x8D
 
 _LOGIN_REFUSALS = {0x85, 0x86, 0x87, 0x8A, 0x8C}
 _NEVER_TAKEN = {0x87, 0x90, 0x95, 0x99}
-_MAY_BE_ABOUT_A_MESSAGE = {_UNSPECIFIED, 0x81, 0x82, 0x83, 0x87, 0x90, 0x95, 0x99}
+_MAY_BE_ABOUT_A_MESSAGE = {UNSPECIFIED, 0x81, 0x82, 0x83, 0x87, 0x90, 0x95, 0x99}
 """How a broker may close the connection on a message; a shutdown, a quota or a missed keep-alive is about none."""
 
 During = Literal["connect", "probe", "subscribe", "use"]
@@ -76,7 +76,7 @@ def ended(broker: str, code: int, reason: str, *, said_by_broker: bool, during: 
         if code == _KEEP_ALIVE and not said_by_broker:
             return mute(broker)
         return Ending("silent", f"the broker at {broker} closed the connection without a word")
-    why = socket_error if code == _UNSPECIFIED else reason.lower()
+    why = socket_error if code == UNSPECIFIED else reason.lower()
     return Ending("lost", f"the connection to the broker at {broker} was lost" + (why and f": {why}"), code, during)
 
 

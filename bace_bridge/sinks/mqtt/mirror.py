@@ -163,6 +163,8 @@ class Mirror:
         await self._note({topic for topic, payload in changes if payload != CLEARED})
         for topic, payload in changes:
             await self._send(topic, payload)
+            if alone:  # events go between
+                await self._at_most(0)
         await self._at_most(0)
         await self._forget()
 

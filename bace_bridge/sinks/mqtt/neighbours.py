@@ -3,6 +3,10 @@
 import msgspec
 
 from bace_bridge.domain.foreign_json import decoded
+from bace_bridge.domain.mqtt_text import made_sendable
+
+_LONGEST_NAME = 64
+_NAMED = 3
 
 
 class _Info(msgspec.Struct):
@@ -27,10 +31,11 @@ class Neighbours:
 
     def heard_guest(self, base: str, installation: str, payload: bytes) -> None:
         guests = self._guests.setdefault(base, set())
-        if payload and installation != self._own:
-            guests.add(installation)
+        name = _shortened(installation)
+        if payload and name != self._own:
+            guests.add(name)
         else:
-            guests.discard(installation)
+            guests.discard(name)
 
     def owner(self, base: str) -> str | None:
         """The other installation that `bridge/info` names."""
@@ -42,9 +47,20 @@ class Neighbours:
         owner = self.owner(base)
         return sorted(self._guests.get(base, set()) | ({owner} if owner is not None else set()))
 
+    def described(self, base: str) -> str | None:
+        """Some of the others, for people; None where there are none."""
+        others = self.others(base)
+        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+        return ", ".join(others[:_NAMED]) + more or None
+
 
 def _installation_in(payload: bytes) -> str | None:
     try:
-        return decoded(payload, _Info).installation or None
+        return _shortened(decoded(payload, _Info).installation or "") or None
     except msgspec.DecodeError:
         return None
+
+
+def _shortened(name: str) -> str:
+    """Anybody may have written it."""
+    return made_sendable(name[:_LONGEST_NAME])

@@ -126,8 +126,8 @@ class MqttSink:
     @property
     def state_problem(self) -> str | None:
         """What is wrong with the retained picture, while events can be sent."""
-        others = self._kept.neighbours.others(self._topics.base)
-        shared = f"another bridge uses the base topic {self._topics.base}, too: {', '.join(others)}" if others else None
+        others = self._kept.neighbours.described(self._topics.base)
+        shared = f"another bridge uses the base topic {self._topics.base}, too: {others}" if others else None
         found = (self._kept.refusals.problem, shared, self._tree.problem)
         return "; ".join(one for one in found if one is not None) or None
 
@@ -284,8 +284,8 @@ class MqttSink:
             lost = await self._tree.read(connection, mirror)
 
     def _warn_of_others(self) -> None:
-        others = self._kept.neighbours.others(self._topics.base)
-        if others:
+        others = self._kept.neighbours.described(self._topics.base)
+        if others is not None:
             self._warn_once("mqtt.base_topic_shared", base_topic=self._topics.base, installations=others, hint=_SHARED)
 
     def _heard(self, message: MQTTMessage) -> None:

@@ -99,7 +99,7 @@ class Tree:
 
     async def _read(self, connection: Connection, picture: Picture) -> tuple["_Shown", str | None]:
         """What was shown, and why that is not everything."""
-        once = [*self._topics.states_of_devices, self._topics.guests]
+        once = [*self._topics.states_of_devices, self._topics.guests, self._topics.bridge_health]
         for base in picture.bases:
             once += [f"{base}/bridge/info", f"{base}/bridge/guest/+"]
         reading = self._reading = _Reading(self._topics, picture)
@@ -148,13 +148,14 @@ class _Reading:
     def __init__(self, topics: Topics, picture: Picture) -> None:
         self._topics = topics
         self._picture = picture
-        self._own = {topic for topic in picture.acknowledged if topics.kind(topic) is not None}
+        self._of_devices = {topic for topic in picture.acknowledged if topics.kind(topic) is not None}
+        self._of_bridge = {topics.bridge_state, topics.bridge_health} & picture.acknowledged.keys()
         self._loop = asyncio.get_running_loop()
         self._messages = self._bytes = 0
         self._last = 0.0
         self._kept: set[str] = set()
+        self._shows_devices = False
         self.unknown: set[str] = set()
-        self.shows_own = False
 
     @property
     def _is_full(self) -> bool:
@@ -167,8 +168,10 @@ class _Reading:
             return
         self._messages += 1
         self._bytes += len(topic) + len(message.payload)
-        if topic in self._own or (not self._own and topic == self._topics.bridge_state):
-            self.shows_own = True
+        if topic in self._of_bridge:  # another bridge on this base topic writes there, too
+            self._kept.add(topic)
+        elif topic in self._of_devices:
+            self._shows_devices = True
             # What comes while it is read was accepted just now.
             if not message.retain or message.payload == self._picture.acknowledged.get(topic):
                 self._kept.add(topic)
@@ -176,8 +179,20 @@ class _Reading:
             self.unknown.add(topic)
 
     @property
+    def shows_own(self) -> bool:
+        return self._shows_devices if self._of_devices else self._shows_bridge
+
+    @property
     def lost(self) -> set[str]:
-        return {topic for topic in self._own - self._kept if self._picture.acknowledged.get(topic)}
+        """Only of what may be read: of the devices, of the bridge, or both."""
+        readable = (self._of_devices if self._shows_devices else set()) | (
+            self._of_bridge if self._shows_bridge else set()
+        )
+        return {topic for topic in readable - self._kept if self._picture.acknowledged.get(topic)}
+
+    @property
+    def _shows_bridge(self) -> bool:
+        return not self._of_bridge.isdisjoint(self._kept)
 
     async def completed(self, sleep: Callable[[float], Awaitable[None]]) -> bool:
         """Returns when nothing comes any more; False where a bound ended it."""

@@ -32,7 +32,8 @@ def upgraded(sock: socket.socket, *, host: str, port: int, path: str, within: fl
     Raises UpgradeRefused, or the OSError of the socket.
     """
     secure = isinstance(sock, ssl.SSLSocket)
-    authority = f"[{host}]" if ":" in host else host.encode("idna").decode()
+    bare = host.partition("%")[0]  # the zone of an IPv6 address means something on this machine only (RFC 6874)
+    authority = f"[{bare}]" if ":" in host else host.encode("idna").decode()
     if port != (443 if secure else 80):
         authority += f":{port}"
     key = base64.b64encode(os.urandom(16)).decode()

@@ -22,6 +22,9 @@ Done = Callable[[SinkError | None], None]
 _FIXED_HEADER = 5
 _TOPIC_LENGTH_AND_ID = 4
 _HIGHEST_QOS = 2
+_NO_WORD_IS_YES_AFTER = 1.0
+"""Seconds that the connection must have outlived a retained message of QoS 0, which has no acknowledgement."""
+
 _LONGEST_SHOWN = 256
 """Characters of a topic in a message for people."""
 
@@ -40,8 +43,8 @@ class Message(NamedTuple):
 class Window:
     """Calls every message's `done` exactly once, on the loop and never from within `publish`.
 
-    At QoS 0 a message is done when it was written to the socket. An event or a retained topic that is suspected has the
-    window for itself.
+    At QoS 0 a message is done when it was written to the socket, and a retained one a second later. An event or a
+    retained topic that is suspected has the window for itself.
     """
 
     def __init__(self, client: Client, *, size: int, suspicion: Suspicion, of_topics: TopicSuspicion) -> None:
@@ -58,6 +61,8 @@ class Window:
         self._emptied: asyncio.Future[None] | None = None
         self._oldest: Done | None = None
         self._oldest_since = 0.0
+        self.acknowledges = False
+        """Whether the broker has acknowledged any message on this connection."""
 
     def obey(self, limits: Limits) -> None:
         self._limits = limits
@@ -71,8 +76,16 @@ class Window:
             self._hand_over(message, done)
 
     def acknowledged(self, mid: int, reason: ReasonCode) -> None:
+        message, _ = self._in_flight.get(mid, (None, None))
+        if message is not None and message.retain and not message.qos:
+            self._loop.call_later(_NO_WORD_IS_YES_AFTER, self._settled, mid, reason)
+        else:
+            self._settled(mid, reason)
+
+    def _settled(self, mid: int, reason: ReasonCode) -> None:
         if mid not in self._in_flight:
             return
+        self.acknowledges = True
         message, done = self._in_flight.pop(mid)
         self._closed_for_others = False
         if message.event is not None:
@@ -98,23 +111,23 @@ class Window:
             self._oldest, self._oldest_since = oldest, now
         return now - self._oldest_since
 
-    def break_off(self, problem: str, *, on_a_message: bool) -> None:
+    def break_off(self, problem: str, *, fault: str | None) -> None:
         """Tells `SinkUnavailable` of all that the broker has not acknowledged.
 
-        Where the broker may have closed the connection `on_a_message`, and it is known on which, that one has failed.
+        Where the broker may have a `fault` to find with a message, and it is known with which, that one has failed.
         """
         in_flight, waiting = list(self._in_flight.values()), list(self._waiting)
         self._in_flight.clear()
         self._waiting.clear()
         events = [message.event for message, _ in in_flight if message.event is not None]
         topics = [message.topic for message, _ in in_flight if message.retain]
-        failed = on_a_message and (
+        failed = fault is not None and (
             self._of_topics.blames(topics, alone=len(in_flight) == 1) or self._suspicion.blames(events)
         )
         for _, done in waiting if failed else in_flight + waiting:
             done(SinkUnavailable(problem))
         for message, done in in_flight if failed else ():  # last, or more would be sent in vain
-            done(DeliveryFailed(_closed_on(message)))
+            done(DeliveryFailed(f"the broker {fault} a message of {len(message.payload)} bytes on {message.topic}"))
 
     def _goes_alone(self, message: Message) -> bool:
         if message.event is not None:
@@ -147,10 +160,6 @@ class Window:
 
     def _reject(self, message: Message, done: Done, why: str) -> None:
         self._loop.call_soon(done, DeliveryRejected(f"a message on {_shown(message.topic)} {why}"))
-
-
-def _closed_on(message: Message) -> str:
-    return f"the broker closes the connection on a message of {len(message.payload)} bytes on {message.topic}"
 
 
 def _shown(topic: str) -> str:
