@@ -116,13 +116,17 @@ class Reader:
             await self._ask_canaries(fault, self._canaries[-1:])
             raise Unreadable(fault) from None
 
-    async def denies_all(self) -> bool:
-        """True where the cloud denies to have even the sessions that its list shows: then that says nothing."""
+    async def denies_all(self, *, but: str = "") -> bool:
+        """True where the cloud denies to have even the sessions that its list shows: then that says nothing.
+
+        Of one session, `but`, it is to be found out whether it is gone: a list that still shows it is no proof.
+        """
         try:
-            page = await self.plain_page(NEWEST_FIRST, 1, 3)
+            page = await self.plain_page(NEWEST_FIRST, 1, 4)
         except Unreadable:
             return False
-        for row in page.items:
+        rows = [row for row in page.items if row.session.id != but]
+        for row in rows:
             try:
                 await self.session(row.session.id)
             except CloudGone:
@@ -130,7 +134,7 @@ class Reader:
             except (CloudRefused, Unreadable):
                 pass
             return False
-        return bool(page.items)
+        return bool(rows)
 
     async def _ask_canaries(self, fault: CloudError, canaries: Sequence[Callable[[], Awaitable[object]]] = ()) -> None:
         """One of them has to be answered, or `fault` is about the cloud."""

@@ -159,7 +159,7 @@ class SessionRecorder:
         if not is_removed(denied_at):
             return
         del self._denied_at[session_id]
-        if await reader.denies_all():
+        if await reader.denies_all(but=session_id):
             self.unreadable.failed(BY_ID, f"those of the list are denied, too: {answer}")
             return
         self.unreadable.was_read(BY_ID)

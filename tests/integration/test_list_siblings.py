@@ -139,6 +139,7 @@ async def test_an_endpoint_that_denies_every_session_removes_none(
 ) -> None:
     cloud = simulated(clock, *([quirk] if quirk else []))
     device = cloud.add_device("BaceGo-1")
+    cloud.add_history(3, first_start=clock.now - 9000, spacing=2000, duration=600)
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         between.alter = lambda r, a: status if r.path == VIEW else a
         await watch.look()
