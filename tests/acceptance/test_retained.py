@@ -273,6 +273,7 @@ async def test_two_bridges_on_one_base_topic_leave_each_other_s_topics_alone(
             async with running(configs[1]) as second:
                 await keeps(port, lambda found: found.keys() > one.everything, "both one's topics")
                 await says(second, "mqtt.base_topic_shared", times=number)
+                await keeps(port, lambda found: any("/bridge/guest/" in one for one in found), "the guest's name")
                 assert await second.stop() == 0
             found = await keeps(
                 port, lambda found: found.get("bace/bridge/state") == b"online", "the first one goes on"
