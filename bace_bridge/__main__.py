@@ -7,11 +7,11 @@ from collections.abc import Sequence
 # structlog imports rich where there is one, for tracebacks that the service never shows: 3 MB and 40 ms.
 sys.modules["rich"] = None  # type: ignore[assignment]  # Python's own way to say that a module is not to be had
 
-from click.exceptions import Exit  # noqa: E402  # see above
+from click.exceptions import Exit  # noqa: E402  # after rich was shut out
 
-from bace_bridge.cli.exits import explain  # noqa: E402
-from bace_bridge.cli.main import Invocation, cli  # noqa: E402
-from bace_bridge.cli.stdout import guard_stdout  # noqa: E402
+from bace_bridge.cli.exits import explain  # noqa: E402  # after rich was shut out
+from bace_bridge.cli.main import Invocation, cli  # noqa: E402  # after rich was shut out
+from bace_bridge.cli.stdout import guard_stdout  # noqa: E402  # after rich was shut out
 
 del sys.modules["rich"]
 

@@ -140,8 +140,8 @@ def _print_table(found: Sequence[StoredDelivery], *, parked: bool) -> None:
         click.echo("Nothing waits for another attempt." if parked else "No dead letters.")
         return
     from rich.console import Console  # noqa: PLC0415  # slow to import, and --json needs none of it
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415  # slow to import
+    from rich.text import Text  # noqa: PLC0415  # slow to import
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")

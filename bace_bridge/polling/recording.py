@@ -91,7 +91,7 @@ class SessionRecorder:
                 if isinstance(answer, SeenSession):
                     sure.append(answer)
                 elif len(set(said)) == 1 and (not isinstance(answer, CloudGone) or await reader.denies_all()):
-                    sure += seen  # there is nobody else to ask
+                    sure += seen  # no other answer is to be had
         found = await self._commit(sure, state)
         # Only now: where the poll fails before the commit, the session has to be asked for again.
         self._asked_at = asked | {
