@@ -26,7 +26,7 @@ from bench.fleet_oracle import judge, last_values
 from bench.fleet_points import HOUR, Made, Plan
 from bench.inbox import Inbox, inbox
 
-LAST_READING = 900.0
+FINAL_READINGS = 3600.0
 """Seconds for the final readings of the sessions that miss points; what has not come then counts as lost."""
 
 
@@ -98,9 +98,11 @@ async def follow(given: argparse.Namespace, source: processes.Cloud, box: Inbox,
     if missing:
         incomplete = sorted({made[value].session for value in missing})
         say(f"{len(missing):,} points of {len(incomplete)} sessions have not come: ending these")
+        course.ended, course.ended_at = set(incomplete), time.time()
         await asyncio.to_thread(source.ask, " ".join(("end", *incomplete)))
-        await until(lambda: box.complete >= set(incomplete), within=LAST_READING)
-        course.unfinished = len(set(incomplete) - box.complete)
+        await until(lambda: box.complete >= course.ended, within=FINAL_READINGS)
+        course.final_until, course.unfinished = time.time(), len(course.ended - box.complete)
+        say(f"final readings over after {course.final_until - course.ended_at:.0f} s (not over: {course.unfinished})")
     await asyncio.sleep(2)
     return course
 

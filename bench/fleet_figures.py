@@ -36,11 +36,21 @@ class Requests(msgspec.Struct, frozen=True):
     names: float
 
 
-class Figures(msgspec.Struct, frozen=True):
-    """`ages` in seconds, by kind of point; `missing_until_end` came only when its session had been ended.
+class FinalReadings(msgspec.Struct, frozen=True):
+    """Of the sessions that missed points and were ended: how long they took, all together, and their own requests.
 
-    `unfinished` are the ended sessions whose final reading was not over when the bench gave up.
+    `unfinished` are those that were not over when the bench gave up; `others` are all other requests meanwhile.
     """
+
+    sessions: int
+    unfinished: int
+    seconds: float
+    requests: int
+    others: int
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """`ages` in seconds, by kind of point; `missing_until_end` came only when its session had been ended."""
 
     options: dict[str, Any]
     warm_up: Requests
@@ -50,7 +60,7 @@ class Figures(msgspec.Struct, frozen=True):
     points: dict[str, int]
     settled_after: float
     missing_until_end: dict[str, int]
-    unfinished: int
+    final_readings: FinalReadings
     lost: dict[str, int]
     doubled: int
     misattributed: int
@@ -68,6 +78,9 @@ class Course(msgspec.Struct):
     measured_until: float = 0.0
     settled_after: float = 0.0
     missing: set[int] = msgspec.field(default_factory=set)
+    ended: set[str] = msgspec.field(default_factory=set)
+    ended_at: float = 0.0
+    final_until: float = 0.0
     unfinished: int = 0
     cpu: list[float] = msgspec.field(default_factory=list)
     memory: float = 0.0
@@ -88,7 +101,7 @@ def figures(
         points={kind: len(each) for kind, each in ages.items()},
         settled_after=course.settled_after,
         missing_until_end=Counter(made[value].kind for value in course.missing - lost),
-        unfinished=course.unfinished,
+        final_readings=final_readings(course, requests),
         lost=Counter(one.kind for one in verdict.lost),
         doubled=len(verdict.doubled),
         misattributed=len(verdict.misattributed),
@@ -96,6 +109,18 @@ def figures(
         bridge_cpu_seconds=course.cpu[0],
         cloud_cpu_seconds=course.cpu[1],
         bridge_memory_mb=course.memory,
+    )
+
+
+def final_readings(course: Course, requests: Sequence[Asked]) -> FinalReadings:
+    within = [one for one in requests if course.ended_at <= one.at < course.final_until]
+    own = [one for one in within if one.kind == "datapoints" and len(one.names) == 1 and one.names[0] in course.ended]
+    return FinalReadings(
+        sessions=len(course.ended),
+        unfinished=course.unfinished,
+        seconds=course.final_until - course.ended_at,
+        requests=len(own),
+        others=len(within) - len(own),
     )
 
 
@@ -182,10 +207,11 @@ def of_points(found: Figures) -> Iterable[str]:
         f"never shown: {found.unknown}"
     )
     if found.missing_until_end or found.lost:
-        came = shown(found.missing_until_end)
+        came, final = shown(found.missing_until_end), found.final_readings
+        yield f"  missing {found.settled_after:.0f} s after the last was made, there when the session had ended: {came}"
         yield (
-            f"  missing {found.settled_after:.0f} s after the last was made, there when the session had ended: {came}; "
-            f"final readings that were not over: {found.unfinished}"
+            f"  final readings of {final.sessions} sessions over after {final.seconds:.0f} s (not over: "
+            f"{final.unfinished}): {final.requests} requests of their own, {final.others} others meanwhile"
         )
     else:
         yield f"  all had come {found.settled_after:.0f} s after the last was made"

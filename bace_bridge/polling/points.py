@@ -17,6 +17,7 @@ from bace_bridge.errors import (
 )
 from bace_bridge.polling.needs import PointCloud
 from bace_bridge.polling.reading import BREAKS, PagesBroken, Reader, Unreadable, pages
+from bace_bridge.polling.rules.batch_size import FAILURE_COUNTS_FOR, BatchSize
 from bace_bridge.polling.rules.datapoints import Datapoint, are_raw, is_sample, samples_per_hour
 from bace_bridge.polling.rules.point_pages import PointQuery, as_set, fit_together, shown_by_day, within
 from bace_bridge.polling.rules.ranges import LATEST_FILTER, NOBODY
@@ -93,8 +94,8 @@ async def whole_answer(
 class PointEndpoint:
     """What the fetches of a process have learned of the cloud's datapoints, so that it costs a request only once.
 
-    `datatypes_at_once` is how many may go into a request, as far as that is known. `shows_samples` says that of an
-    hour samples were seen at their own time.
+    `datatypes` is how many may go into a request, None while it is not known whether the cloud honours a list of them.
+    `shows_samples` says that of an hour samples were seen at their own time.
     """
 
     def __init__(self, cloud: PointCloud, *, clock: Callable[[], float]) -> None:
@@ -103,7 +104,8 @@ class PointEndpoint:
         self._forbidden: tuple[str, float] | None = None  # why, and when that was said
         self._kept: tuple[bool, float] | None = None  # whether it keeps to sessions, and when that was asked
         self._named: set[tuple[str, str]] = set()
-        self.datatypes_at_once: int | None = None
+        self.datatypes: BatchSize | None = None
+        self._lists_ignored_at: float | None = None
         self.shows_samples = False
 
     @property
@@ -171,6 +173,21 @@ class PointEndpoint:
             log.error("cloud.session_filter_not_honoured", then="only the device's own datapoints are published")
         self._kept = (kept, self._clock())
         return kept
+
+    @property
+    def lists_ignored(self) -> bool:
+        """True where the cloud was seen in the last hour not to honour a list of datatypes."""
+        at = self._lists_ignored_at
+        return at is not None and 0 <= self._clock() - at < FAILURE_COUNTS_FOR
+
+    def ignores_lists(self) -> None:
+        self.datatypes, self._lists_ignored_at = None, self._clock()
+
+    def note_datatypes(self, count: int, *, passed: bool) -> None:
+        """So many in a request have passed, or were too many while the cloud answers."""
+        if self.datatypes is not None:
+            size, now = self.datatypes, self._clock()
+            self.datatypes = size.after_success(count, now=now) if passed else size.after_failure(count, now=now)
 
     async def _ask_nobody(self, query: PointQuery) -> Page[Datapoint]:
         return await self._cloud.point_page(query.of_nobody.params, 1, urgency=Urgency.LIVE)
@@ -274,11 +291,11 @@ class PointReader:
             raise Unreadable(refusal) from None
         except Unreadable as fault:
             if several > 1 and isinstance(fault.cause, CloudRequestTooLarge | CloudBadGateway):
-                self._endpoint.datatypes_at_once = several // 2
+                self._endpoint.note_datatypes(several, passed=False)
                 raise TooMuch(f"so many datatypes make the request too long: {fault}") from None
             raise
         if several > 1 and any(row.datatype not in query.datatypes for row in page.items):
-            self._endpoint.datatypes_at_once = 1
+            self._endpoint.ignores_lists()
             raise TooMuch("the cloud does not honour a list of datatypes")
         return page
 
@@ -297,12 +314,14 @@ class PointReader:
         todo = [query._replace(datatypes=datatypes)]
         while todo:
             part = todo.pop()
-            several, at_once = len(part.datatypes), self._endpoint.datatypes_at_once or 1
+            several, size = len(part.datatypes), self._endpoint.datatypes
+            at_once = size.ids if size is not None else 1
             if several > at_once:
                 todo += part.divided(at_once)
                 continue
             try:
                 found += await self._whole(part)
+                self._endpoint.note_datatypes(several, passed=True)
             except TooMuch:
                 if several > 1:
                     todo += part.divided(several // 2)
@@ -315,12 +334,12 @@ class PointReader:
     async def _learn_datatypes_at_once(self, datatypes: tuple[int, ...]) -> None:
         """Several where the cloud was seen to honour a list: it shows two of them at least, and no other."""
         asked = datatypes[:SAFE_DATATYPES]
-        if self._endpoint.datatypes_at_once is not None or len(asked) == 1:
+        if self._endpoint.datatypes is not None or self._endpoint.lists_ignored or len(asked) == 1:
             return
         try:
             page = await self._page(PointQuery(self._session.id, datatypes=asked), 1)
         except TooMuch:
-            self._endpoint.datatypes_at_once = 1
+            self._endpoint.ignores_lists()
         else:
             if len({row.datatype for row in page.items}) > 1:  # else it may have taken the list for one of them
-                self._endpoint.datatypes_at_once = MOST_DATATYPES
+                self._endpoint.datatypes = BatchSize(MOST_DATATYPES, MOST_DATATYPES)

@@ -11,6 +11,7 @@ from bace_bridge.domain.events import LoggedEvent
 from bace_bridge.polling.rules.datapoints import Datapoint
 from bace_bridge.polling.rules.seen import Page, Urgency
 from bace_bridge.simulator.cloud import SimulatedCloud
+from bace_bridge.simulator.facts import RequestSeen
 from tests.integration.polling_line import Clock, Watching, points, simulated, types, watching
 
 DATATYPES = tuple(range(6000, 6130))
@@ -92,31 +93,52 @@ async def test_a_list_that_is_taken_for_one_of_it_loses_nothing(clock: Clock, tm
         all_came_once(await watch.all_events())
 
 
-async def test_how_long_a_list_may_be_is_learned_once(clock: Clock, tmp_path: Path) -> None:
+def lists(requests: Sequence[RequestSeen]) -> list[int]:
+    """How many datatypes each request asked for that asked for several."""
+    asked = [sum(name == "filter[datatype][in][]" for name, _ in one.query) for one in requests]
+    return [many for many in asked if many]
+
+
+async def test_how_long_a_list_may_be_is_learned_and_tried_again_in_an_hour(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock, "header-limit 4096")
-    refused = []
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
         await watch.look()
-        for _ in range(3):
-            over_session(cloud, clock)
-            clock.forward(10)
+
+        async def read_some() -> list[RequestSeen]:
             before = len(watch.server.requests)
-            all_came_once(await watch.look())
-            refused.append(sum(one.status == HTTPStatus.BAD_GATEWAY for one in watch.server.requests[before:]))
-    assert refused[0] > 0 == refused[1] == refused[2]
+            for _ in range(8):
+                over_session(cloud, clock)
+                clock.forward(10)
+                all_came_once(await watch.look())
+            return watch.server.requests[before:]
+
+        def refused(requests: Sequence[RequestSeen]) -> int:
+            return sum(one.status == HTTPStatus.BAD_GATEWAY for one in requests)
+
+        learning, learned = await read_some(), await read_some()
+        assert refused(learning) > 0 == refused(learned)
+        most = max(lists(learned))
+        assert min(lists(learned)[:2]) == most, "it has found the most that passes"
+        cloud.quirks = simulated(clock).quirks
+        assert max(lists(await read_some())) == most
+        clock.forward(3600)
+        assert refused(again := await read_some()) == 0
+        assert max(lists(again)) > most
 
 
-async def test_a_list_that_is_honoured_no_more_is_noticed(clock: Clock, tmp_path: Path) -> None:
+async def test_a_list_that_is_honoured_no_more_is_noticed_and_one_that_is_again_an_hour_later(
+    clock: Clock, tmp_path: Path
+) -> None:
     cloud = simulated(clock, "series-truncated")
-    lists = []
+    asked = []
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
         await watch.look()
-        for quirks in [("series-truncated",), ("series-truncated", "in-filter-ignored"), ("series-truncated",)]:
-            cloud.quirks = simulated(clock, *quirks).quirks
+        for quirks, pause in [((), 10), (("in-filter-ignored",), 10), ((), 10), ((), 3600)]:
+            cloud.quirks = simulated(clock, "series-truncated", *quirks).quirks
+            clock.forward(pause)
             over_session(cloud, clock)
             clock.forward(10)
             before = len(watch.server.requests)
             all_came_once(await watch.look())
-            asked = watch.server.requests[before:]
-            lists.append(sum(any("datatype" in name and "[in]" in name for name, _ in one.query) for one in asked))
-    assert lists == [1 + 4, 1, 0]
+            asked.append(len(lists(watch.server.requests[before:])))
+    assert asked == [1 + 4, 1, 0, 1 + 4]

@@ -1,4 +1,7 @@
-"""How many data sessions one request may ask for. A proxy's limit on headers decides, and nobody says what that is."""
+"""How many ids one request may ask for. A proxy's limit on headers decides, and nobody says what that is.
+
+Ids are those of data sessions, or of the datatypes of one.
+"""
 
 import msgspec
 
@@ -14,9 +17,10 @@ FAILURE_COUNTS_FOR = 3600.0
 
 
 class BatchSize(msgspec.Struct, frozen=True):
-    """The size in use, the largest one that has passed, and the smallest one that failed lately."""
+    """The size in use, at `most` so many; the largest one that has passed, and the smallest one that failed lately."""
 
     ids: int = FIRST_SIZE
+    most: int = MOST_IDS
     passed: int = 0
     failed: int | None = None
     failed_at: float = 0.0
@@ -29,7 +33,7 @@ class BatchSize(msgspec.Struct, frozen=True):
             return msgspec.structs.replace(self, passed=passed)
         good = self.good + 1
         failed = self.failed if 0 <= now - self.failed_at < FAILURE_COUNTS_FOR else None
-        most = MOST_IDS if failed is None else min(MOST_IDS, failed - 1)
+        most = self.most if failed is None else min(self.most, failed - 1)
         if good < GOOD_BEFORE_GROWTH or self.ids >= most:
             return msgspec.structs.replace(self, passed=passed, failed=failed, good=good)
         return msgspec.structs.replace(self, ids=self.ids + 1, passed=passed, failed=failed, good=0)
@@ -41,4 +45,5 @@ class BatchSize(msgspec.Struct, frozen=True):
         """
         failed = ids if self.failed is None else min(ids, self.failed)
         smaller = ids * 3 // 4 if self.passed >= ids else self.passed or ids // 2
-        return BatchSize(min(self.ids, max(1, smaller)), min(self.passed, smaller), failed, now)
+        ids, passed = min(self.ids, max(1, smaller)), min(self.passed, smaller)
+        return msgspec.structs.replace(self, ids=ids, passed=passed, failed=failed, failed_at=now, good=0)
