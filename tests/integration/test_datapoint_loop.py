@@ -152,7 +152,7 @@ async def test_a_fleet_is_looked_up_a_few_times_however_many_requests_it_takes(c
 
 async def test_what_is_under_way_is_bounded_and_not_begun_again(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
-    fleet = Fleet(cloud, clock, 130, series=1)
+    fleet = Fleet(cloud, clock, 180, series=1)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
         await fleet.goes_on(watch, 10)
         clock.forward(4300)  # the hour is to be settled, of all of them

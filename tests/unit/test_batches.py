@@ -15,6 +15,7 @@ from bace_bridge.polling.rules.batches import (
     LEAST_IDS,
     MOST_BACK,
     MOST_SERIES,
+    WAITING,
     Member,
     Plan,
     absorb_batch,
@@ -213,10 +214,12 @@ def test_samples_are_read_again_as_far_as_the_rows_fit() -> None:
     sessions = [session(one) for one in range(6)]
     followed = {one.session.id: well(one, windows={HOUR: WindowState(*HOUR, 0, samples=358)}) for one in sessions}
     backs = [planned(sessions, followed, rows=rows).batches[0].back for rows in (1000, 240, 10)]
-    assert backs == [MOST_BACK, 200 - BACK, BACK]
+    assert backs == [MOST_BACK, 200 - 10 - WAITING, BACK]
+    later = [planned(sessions, followed, rows=240, now=NOW + wait).batches[0].back for wait in (50, 170)]
+    assert later == [200 - 60 - WAITING, BACK], "what is new since its last turn has to fit, too"
     (batch,) = planned(sessions, followed, rows=240).batches
-    assert batch.query(HOUR).start == int(NOW) - 10 - 140
-    assert batch._replace(members=batch.members[:2]).query(HOUR).start == int(NOW) - 10 - 140
+    assert batch.query(HOUR).start == int(NOW) - 10 - (200 - 10 - WAITING)
+    assert batch._replace(members=batch.members[:2]).query(HOUR).start == int(NOW) - 10 - (200 - 10 - WAITING)
 
 
 def test_a_window_that_is_over_is_read_for_a_minute_then_now_and_then_and_never_for_the_last_time() -> None:
@@ -486,22 +489,25 @@ def passes(size: BatchSize, times: int, *, now: float = NOW) -> BatchSize:
     return size
 
 
-def test_the_size_grows_by_one_after_some_full_batches() -> None:
+def test_the_size_grows_by_half_after_some_full_batches() -> None:
     assert passes(BatchSize(), GOOD_BEFORE_GROWTH - 1).ids == FIRST_SIZE
-    assert passes(BatchSize(), GOOD_BEFORE_GROWTH).ids == FIRST_SIZE + 1
-    assert passes(BatchSize(), 1000).ids == MOST_IDS
+    assert passes(BatchSize(), GOOD_BEFORE_GROWTH).ids == FIRST_SIZE + FIRST_SIZE // 2
+    assert passes(BatchSize(), 3 * GOOD_BEFORE_GROWTH).ids == MOST_IDS
+    assert passes(BatchSize(ids=1), GOOD_BEFORE_GROWTH).ids == 2
     few = BatchSize()
     for _ in range(100):
         few = few.after_success(FIRST_SIZE - 1, now=NOW)
     assert few.ids == FIRST_SIZE
 
 
-def test_the_size_goes_back_to_what_passed_and_not_up_to_what_failed() -> None:
-    eight = passes(BatchSize(), GOOD_BEFORE_GROWTH)
-    seven = eight.after_failure(8, now=NOW)
+def test_the_size_goes_back_to_what_passed_and_then_up_by_one_to_below_what_failed() -> None:
+    ten = passes(BatchSize(), GOOD_BEFORE_GROWTH)
+    seven = ten.after_failure(10, now=NOW)
     assert seven.ids == 7
-    assert passes(seven, 100, now=NOW + 1800).ids == 7
-    assert passes(seven, GOOD_BEFORE_GROWTH, now=NOW + FAILURE_COUNTS_FOR).ids == 8
+    assert passes(seven, GOOD_BEFORE_GROWTH, now=NOW).ids == 8
+    nine = passes(seven, 100, now=NOW + 1800)
+    assert nine.ids == 9
+    assert passes(nine, GOOD_BEFORE_GROWTH, now=NOW + FAILURE_COUNTS_FOR).ids == 13
 
 
 def test_what_never_passed_is_halved() -> None:

@@ -10,7 +10,7 @@ FIRST_SIZE = 7
 """Ids with which the answer's `Link` header, which repeats the query up to five times, passes a stock nginx."""
 
 GOOD_BEFORE_GROWTH = 3
-"""Full batches in a row that have to pass before one more id is tried."""
+"""Full batches that have to pass before more ids are tried."""
 
 FAILURE_COUNTS_FOR = 3600.0
 """Seconds after which a size that failed is tried again."""
@@ -27,7 +27,10 @@ class BatchSize(msgspec.Struct, frozen=True):
     good: int = 0
 
     def after_success(self, ids: int, *, now: float) -> "BatchSize":
-        """So many ids have passed. Only what fills the size says that there is room for more."""
+        """So many ids have passed. Only what fills the size says that there is room for more.
+
+        By half while nothing has failed lately, for batches that are planned ahead grow slowly; else by one.
+        """
         passed = max(self.passed, ids)
         if ids < self.ids:
             return msgspec.structs.replace(self, passed=passed)
@@ -36,7 +39,8 @@ class BatchSize(msgspec.Struct, frozen=True):
         most = self.most if failed is None else min(self.most, failed - 1)
         if good < GOOD_BEFORE_GROWTH or self.ids >= most:
             return msgspec.structs.replace(self, passed=passed, failed=failed, good=good)
-        return msgspec.structs.replace(self, ids=self.ids + 1, passed=passed, failed=failed, good=0)
+        ids = min(most, self.ids + (max(1, self.ids // 2) if failed is None else 1))
+        return msgspec.structs.replace(self, ids=ids, passed=passed, failed=failed, good=0)
 
     def after_failure(self, ids: int, *, now: float) -> "BatchSize":
         """So many ids were too many, while the cloud answers: back to what passed, else to a half.

@@ -42,6 +42,9 @@ so many pass with the first batches."""
 BACK, MOST_BACK = FINEST_SPAN, 300
 """Seconds before its newest sample from which a window is read on, at least and at most: some samples come late."""
 
+WAITING = 30
+"""Seconds for which a batch may wait for its turn."""
+
 FURTHER_BACK, FURTHER_PARTS = 360, 3
 """Those of which something is missing are read from so many seconds before it, at once and in every fourth round, in
 smaller batches: these are about as many requests as pages, and an answer of several pages has longer headers."""
@@ -164,13 +167,18 @@ def _packed(
     for (windows, _, further, _), chunks in alike.items():
         for chunk in chunks:
             if is_due(chunk[0].known, now):
-                yield Batch(tuple(chunk), windows, FURTHER_BACK if further else _back(chunk, rows))
+                back = FURTHER_BACK if further else _back(chunk, rows, cloud_now=cloud_now)
+                yield Batch(tuple(chunk), windows, back)
 
 
-def _back(members: Sequence[Member], rows: int) -> int:
-    """How far samples are read again: as far as the rows fit into a page, with some that are new."""
+def _back(members: Sequence[Member], rows: int, *, cloud_now: float) -> int:
+    """How far samples are read again: as far as the rows fit into a page, with those that are new by its turn."""
     rate = sum(member.rate for member in members)
-    return int(max(BACK, min(MOST_BACK, rows / rate - BACK))) if rate else BACK
+    if not rate:
+        return BACK
+    newest = min(max(one.followed.newest.values()) for one in members if one.followed.newest)
+    new = max(0.0, cloud_now - newest) + WAITING
+    return int(max(BACK, min(MOST_BACK, rows / rate - new)))
 
 
 def windows_due(member: Member, *, cloud_now: float, over: bool) -> tuple[Window, ...]:
