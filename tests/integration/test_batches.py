@@ -370,6 +370,25 @@ async def test_a_server_that_ignores_the_time_from_some_time_on_is_found_out(clo
         assert len(batches(watch, before)) == 1
 
 
+async def test_the_longer_a_round_takes_the_less_is_read_again(clock: Clock, tmp_path: Path) -> None:
+    """Else a round that takes long has answers of two pages, and takes longer for that."""
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 38, series=5)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 24)
+        before = len(watch.server.requests)
+        for _ in range(4):
+            for _ in range(4):
+                clock.forward(INTERVAL)
+                for session in fleet.sessions:
+                    fleet.measure(session)
+            await watch.poll.poll()
+            await watch.fetch_round()
+        assert max(len(ids(one)) for one in batches(watch, before)) == 19
+        assert {dict(one.query)["page"] for one in batches(watch, before)} == {"1"}
+        await check(watch, cloud, fleet.sessions)
+
+
 async def test_the_size_that_passes_a_proxy_is_learned(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock, "header-limit 4096")
     fleet = Fleet(cloud, clock, 40)
