@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from bace_bridge import logs
 from bace_bridge.app.account import cloud_http
 from bace_bridge.cli.options import config_option
-from bace_bridge.cli.stored import NoStoreYet, local_time, printable, stored
+from bace_bridge.cli.stored import NoStoreYet, excerpt_of, local_time, printable, stored
 from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.config.load import load
 from bace_bridge.config.models import Config
@@ -73,7 +73,7 @@ def devices(config: Path, of_cloud: bool, as_json: bool) -> None:
 
     Reads the store only, unless --cloud is given; the bridge may be running.
     """
-    loaded = load(config, os.environ)
+    loaded = load(config, os.environ) if of_cloud else excerpt_of(config).config("store.url", "cloud.groups")
     if of_cloud:
         logs.configure(fmt=None, level="error", secrets=secrets_of(loaded))
     found, listed = asyncio.run(_of_cloud(loaded) if of_cloud else _of_store(loaded))

@@ -37,7 +37,14 @@ def of_system(error: OSError, path: Path, what: str) -> StoreError:
     """What kept the file from being made or opened at the start."""
     if error.errno in _NO_ROOM:
         return StoreFull(f"{path}: the disk is full")
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return not_permitted(path, what)
     return StoreUnusable(f"{path}{what}: {error.strerror}")
+
+
+def not_permitted(path: Path, what: str = "") -> StoreUnusable:
+    """The file, or its folder, is another user's."""
+    return StoreUnusable(f"{path}{what}: permission denied: run it as the service's user")
 
 
 def _corrupt(path: Path, why: str) -> StoreCorrupt:
