@@ -45,7 +45,10 @@ def recognise(path: Path, *, to_write: bool) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise faults.of_system(error, path, ": the folder is not writable") from None
+        no_folder = isinstance(error, NotADirectoryError)
+        raise faults.of_system(
+            error, path, ": the folder is not writable" if no_folder else " cannot be opened"
+        ) from None
     if kind := next((words for is_kind, words in _KINDS if is_kind(found.st_mode)), None):
         raise StoreUnusable(f"{path} is {kind}, not a file: choose another store.url")
     _ensure_access(path, to_write=to_write)
@@ -75,10 +78,10 @@ def _refuse_other_tables(found: Found, path: Path) -> None:
     if not found.tables and not found.version:
         return
     ours = tables_of(min(found.version, newest()))
-    if others := sorted(found.tables - ours):
+    if found.version <= newest() and (others := sorted(found.tables - ours)):
         more = ", ..." if len(others) > _MOST_NAMED else ""
         raise _foreign(path, f"it has other tables: {', '.join(others[:_MOST_NAMED])}{more}")
-    if found.version < 0 or ours - found.tables:
+    if ours - found.tables or found.version < 0:
         raise _foreign(path, f"it says schema {found.version}, and has not the tables of that")
 
 
