@@ -1,7 +1,6 @@
 """`bace-bridge dead-letters`: deliveries that were given up, and those that wait for their next attempt."""
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -24,8 +23,6 @@ from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.store.deadletters import DeadLetters, StoredDelivery, Which
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.sqlite import SqliteFile
-
-_PIPE_WIDTH = 240
 
 
 @click.group(name="dead-letters")
@@ -156,12 +153,10 @@ def _print_table(found: Sequence[StoredDelivery], *, parked: bool) -> None:
     if not found:
         click.echo("Nothing waits for another attempt." if parked else "No dead letters.")
         return
-    from rich.console import Console  # noqa: PLC0415  # slow to import, and --json needs none of it
-    from rich.table import Table  # noqa: PLC0415  # slow to import
-    from rich.text import Text  # noqa: PLC0415  # slow to import
+    from bace_bridge.cli.tables import Text, console_of_stdout, new_table, print_table  # noqa: PLC0415  # slow
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    console = console_of_stdout()
+    table = new_table()
     table.add_column("NEXT ATTEMPT" if parked else "GIVEN UP", no_wrap=True)
     for header in ("SINK", "EVENT", "REASON"):
         table.add_column(header, overflow="fold")
@@ -173,4 +168,4 @@ def _print_table(found: Sequence[StoredDelivery], *, parked: bool) -> None:
         )
         cells = [str(one.attempts), *([str(one.behind)] if parked else [])]
         table.add_row(local_time(one.at), one.sink, event, Text(printable(one.reason)), *cells)
-    console.print(table)
+    print_table(table, console)

@@ -22,9 +22,6 @@ from bace_bridge.store.standing import Standing
 _ROOM_FOR_DEVICES = 112
 """Terminal columns from which on devices get a column of their own; below, they stand under the labels, as ids do."""
 
-_PIPE_WIDTH = 240
-"""What is no terminal has no width: nothing is cut off there."""
-
 
 class _Row(msgspec.Struct, frozen=True):
     """What `--json` adds to the contract's `session` object."""
@@ -88,14 +85,12 @@ def _print_table(known: Sequence[KnownSession], cloud: str | None) -> None:
     if not known:
         click.echo("No data sessions.")
         return
-    from rich.console import Console  # noqa: PLC0415  # slow to import, and --json needs none of it
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from bace_bridge.cli.tables import Text, console_of_stdout, new_table, print_table  # noqa: PLC0415  # slow
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    console = console_of_stdout()
     wide, narrow = console.width >= ROOM_FOR_IDS, console.width < _ROOM_FOR_DEVICES
     gap = 1 if narrow else 2
-    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
+    table = new_table(gap=gap)
     if not narrow:
         table.add_column("DEVICE", overflow="fold")
     table.add_column("SESSION", overflow="fold", min_width=0 if wide else 36)
@@ -118,7 +113,7 @@ def _print_table(known: Sequence[KnownSession], cloud: str | None) -> None:
             Text("-") if one.csv_revision is None else Text("ready", style="" if url is None else f"link {url}"),
             *([Text(identifier, style="dim")] if wide else []),
         )
-    console.print(table)
+    print_table(table, console)
 
 
 _STYLES = {"active": "green", "ended": "yellow", "ingested": "", "removed": "red"}
