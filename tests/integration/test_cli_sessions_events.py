@@ -415,6 +415,22 @@ async def test_following_prints_each_line_once_though_the_store_fails_midway(
     assert [json.loads(line)["seq"] for line in running.lines] == list(range(first, len(events) + 1))
 
 
+async def test_following_a_data_session_that_is_not_known_waits_for_it(folder: Path) -> None:
+    """Over a store at rest, which a bridge takes up then."""
+    async with SqliteFile(folder / "bridge.db") as file:
+        await fill(file)
+    running = Running(folder, "events", "--follow", "--json", "--session", "session-7")
+    await running.until(lambda: "no data session 'session-7'" in running.errors)
+    for number in (6, 7):
+        async with SqliteFile(folder / "bridge.db") as file:
+            known, events = whole_life(number)
+            await Journal(file).commit(Changes(known=(known,), events=tuple(events)))
+    await running.until(lambda: len(running.lines) == 4)
+    assert await running.end(signal.SIGTERM) == 0
+    assert {json.loads(line)["session_id"] for line in running.lines} == {"session-7"}
+    assert running.errors.count("waiting for it") == 1
+
+
 async def test_following_waits_for_a_store_and_takes_up_another_one(folder: Path) -> None:
     running = Running(folder, "events", "--follow", "--json")
     await running.until(lambda: "waiting for it" in running.errors)
