@@ -69,7 +69,7 @@ def _open_lock(path: Path) -> int:
     beside = Path(f"{path}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         if os.access(path.parent, os.W_OK | os.X_OK):
             raise faults.of_system(error, beside, " cannot be opened") from None

@@ -148,10 +148,9 @@ async def test_events_show_ids_where_there_is_room(folder: Path, file: SqliteFil
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     try:
-        shown = [*COMMAND, "events", "--limit", "1"]
-        await asyncio.to_thread(
-            subprocess.run, shown, cwd=folder, env=AS_WIDE_AS_IT_IS, stdout=theirs, check=True, timeout=60
-        )
+        command = [*COMMAND, "events", "--limit", "1"]
+        running = subprocess.Popen(command, cwd=folder, env=AS_WIDE_AS_IT_IS, stdout=theirs)
+        assert await asyncio.to_thread(running.wait, 60) == 0
         line = os.read(ours, 65536).decode().split()
     finally:
         os.close(ours)
