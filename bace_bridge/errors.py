@@ -144,6 +144,14 @@ class StoreUnusable(StoreError):
     """Do not try again: only a person can mend it."""
 
 
+class StoreMissing(StoreError):
+    """There is no store yet, and who asked may not make one."""
+
+
+class StoreForeign(StoreUnusable):
+    """The file is a database of another program."""
+
+
 class StoreCorrupt(StoreUnusable):
     """The file is damaged, or is no database."""
 

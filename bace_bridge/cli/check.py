@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from bace_bridge.cli.options import config_option
+from bace_bridge.cli.stored import store_cautions
 from bace_bridge.config.cautions import warnings
 from bace_bridge.config.load import load
 from bace_bridge.config.models import Config, MqttConfig, WatchConfig, WebhookConfig
@@ -31,7 +32,7 @@ def check(config: Path, as_json: bool) -> None:
             mistakes = [{"path": one.path, "problem": one.problem, "hint": one.hint} for one in error.mistakes]
             _print_json({"ok": False, "mistakes": mistakes, "warnings": [], "plan": {}})
         raise
-    plan, cautions = list(_plan(loaded)), warnings(loaded, now=time.time())
+    plan, cautions = list(_plan(loaded)), [*warnings(loaded, now=time.time()), *store_cautions(loaded.store.path)]
     if as_json:
         lines: dict[str, list[str]] = {}
         for part, line in plan:

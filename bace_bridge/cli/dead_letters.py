@@ -1,8 +1,6 @@
 """`bace-bridge dead-letters`: deliveries that were given up, and those that wait for their next attempt."""
 
 import asyncio
-import os
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -11,19 +9,20 @@ import msgspec
 
 from bace_bridge.cli.options import config_option
 from bace_bridge.cli.stored import (
-    configured_sink,
+    ensure_session,
+    ensure_sink,
+    excerpt_of,
     local_time,
     printable,
     refuse_disabled,
     stored,
     when_it_happens,
 )
-from bace_bridge.config.load import load
 from bace_bridge.domain.lanes import FailedAttempt
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.store.deadletters import DeadLetters, StoredDelivery, Which
-
-_PIPE_WIDTH = 240
+from bace_bridge.store.eventlog import EventLog
+from bace_bridge.store.sqlite import SqliteFile
 
 
 @click.group(name="dead-letters")
@@ -53,8 +52,10 @@ def list_letters(
     *, config: Path, sink: str | None, session: str | None, parked: bool, limit: int, as_json: bool
 ) -> None:
     """List the deliveries that were given up, the last one first."""
-    path = load(config, os.environ).store.path
-    found = asyncio.run(_listed(path, Which(sink, session), parked=parked, limit=limit or -1))
+    excerpt = excerpt_of(config)
+    path = excerpt.config("store.url").store.path
+    which = Which(sink, session)
+    found = asyncio.run(_listed(path, which, excerpt.sinks(), parked=parked, limit=limit or -1))
     if as_json:
         click.echo(b"[" + b",\n ".join(_as_json(one, attempts) for one, attempts in found) + b"]")
     else:
@@ -62,9 +63,10 @@ def list_letters(
 
 
 async def _listed(
-    path: Path, which: Which, *, parked: bool, limit: int
+    path: Path, which: Which, configured: list[str], *, parked: bool, limit: int
 ) -> list[tuple[StoredDelivery, list[FailedAttempt]]]:
     async with stored(path) as file:
+        await _ensure_known(file, which, configured)
         letters = DeadLetters(file)
         found = await (letters.parked(which, limit=limit) if parked else letters.dead(which, limit=limit))
         return [(one, await letters.attempts(one.sink, one.seq)) for one in found]
@@ -76,13 +78,13 @@ async def _listed(
 @click.option("--all", "everything", is_flag=True, help="All of them, which is also meant by nothing at all.")
 def retry(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session: str | None, everything: bool) -> None:
     """Try dead letters again, from the first attempt on."""
-    loaded = load(config, os.environ)
+    excerpt = excerpt_of(config)
+    path = excerpt.config("store.url").store.path
     which = Which(sink, session, event_ids)
     _refuse_contradiction(which, everything=everything)
     if sink is not None:
-        configured_sink(sink, loaded)
-    path = loaded.store.path
-    count = asyncio.run(_asked(path, which, DeadLetters.retry))
+        ensure_sink(sink, excerpt.sinks())
+    count = asyncio.run(_asked(path, which, excerpt.sinks(), DeadLetters.retry))
     click.echo(f"{_counted(count)} tried again" + (f": {when_it_happens(path)}" if count else ""))
 
 
@@ -92,12 +94,13 @@ def retry(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session
 @click.option("--all", "everything", is_flag=True, help="All of them.")
 def drop(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session: str | None, everything: bool) -> None:
     """Drop dead letters: their receivers will never get these events."""
-    path = load(config, os.environ).store.path
+    excerpt = excerpt_of(config)
+    path = excerpt.config("store.url").store.path
     which = Which(sink, session, event_ids)
     _refuse_contradiction(which, everything=everything)
     if which == Which() and not everything:
         raise click.UsageError("give event ids, --sink, --session, or --all")
-    click.echo(f"{_counted(asyncio.run(_asked(path, which, DeadLetters.drop)))} dropped")
+    click.echo(f"{_counted(asyncio.run(_asked(path, which, excerpt.sinks(), DeadLetters.drop)))} dropped")
 
 
 def _refuse_contradiction(which: Which, *, everything: bool) -> None:
@@ -105,8 +108,19 @@ def _refuse_contradiction(which: Which, *, everything: bool) -> None:
         raise click.UsageError("--all goes with nothing else")
 
 
-async def _asked(path: Path, which: Which, work: Callable[[DeadLetters, Which], Awaitable[int]]) -> int:
+async def _ensure_known(file: SqliteFile, which: Which, configured: list[str]) -> None:
+    if which.sink is not None and which.sink not in configured:
+        # One that has left the configuration has its dead letters still.
+        ensure_sink(which.sink, sorted({*configured, *await EventLog(file).sinks()}))
+    if which.session is not None:
+        await ensure_session(file, which.session)
+
+
+async def _asked(
+    path: Path, which: Which, configured: list[str], work: Callable[[DeadLetters, Which], Awaitable[int]]
+) -> int:
     async with stored(path, to_ask=True) as file:
+        await _ensure_known(file, which, configured)
         if work is DeadLetters.retry and which.sink is not None:
             await refuse_disabled(file, which.sink)
         count = await work(DeadLetters(file), which)
@@ -139,12 +153,10 @@ def _print_table(found: Sequence[StoredDelivery], *, parked: bool) -> None:
     if not found:
         click.echo("Nothing waits for another attempt." if parked else "No dead letters.")
         return
-    from rich.console import Console  # noqa: PLC0415  # slow to import, and --json needs none of it
-    from rich.table import Table  # noqa: PLC0415  # slow to import
-    from rich.text import Text  # noqa: PLC0415  # slow to import
+    from bace_bridge.cli.tables import Text, console_of_stdout, new_table, print_table  # noqa: PLC0415  # slow
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    console = console_of_stdout()
+    table = new_table()
     table.add_column("NEXT ATTEMPT" if parked else "GIVEN UP", no_wrap=True)
     for header in ("SINK", "EVENT", "REASON"):
         table.add_column(header, overflow="fold")
@@ -156,4 +168,4 @@ def _print_table(found: Sequence[StoredDelivery], *, parked: bool) -> None:
         )
         cells = [str(one.attempts), *([str(one.behind)] if parked else [])]
         table.add_row(local_time(one.at), one.sink, event, Text(printable(one.reason)), *cells)
-    console.print(table)
+    print_table(table, console)

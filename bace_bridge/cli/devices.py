@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +13,7 @@ from msgspec.structs import replace
 from bace_bridge import logs
 from bace_bridge.app.account import cloud_http
 from bace_bridge.cli.options import config_option
-from bace_bridge.cli.stored import NoStoreYet, local_time, printable, stored
+from bace_bridge.cli.stored import NoStoreYet, excerpt_of, local_time, printable, stored
 from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.config.load import load
 from bace_bridge.config.models import Config
@@ -30,9 +29,6 @@ from bace_bridge.store.standing import Standing
 
 _ROOM_FOR_IDS = 130
 """Terminal columns from which on ids are not broken into lines."""
-
-_PIPE_WIDTH = 240
-"""What is no terminal has no width: nothing is cut off there."""
 
 
 class _Row(msgspec.Struct, frozen=True):
@@ -73,7 +69,7 @@ def devices(config: Path, of_cloud: bool, as_json: bool) -> None:
 
     Reads the store only, unless --cloud is given; the bridge may be running.
     """
-    loaded = load(config, os.environ)
+    loaded = load(config, os.environ) if of_cloud else excerpt_of(config).config("store.url", "cloud.groups")
     if of_cloud:
         logs.configure(fmt=None, level="error", secrets=secrets_of(loaded))
     found, listed = asyncio.run(_of_cloud(loaded) if of_cloud else _of_store(loaded))
@@ -137,12 +133,10 @@ def _print_table(rows: Sequence[_Row], found: Sequence[KnownDevice]) -> None:
     if not rows:
         click.echo("No devices.")
         return
-    from rich.console import Console  # noqa: PLC0415  # slow to import, and --json needs none of it
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from bace_bridge.cli.tables import Text, console_of_stdout, new_table, print_table  # noqa: PLC0415  # slow
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    console = console_of_stdout()
+    table = new_table()
     table.add_column("DEVICE", overflow="fold")
     table.add_column("ID", overflow="fold", min_width=36 if console.width >= _ROOM_FOR_IDS else 0)
     table.add_column("WATCHED", no_wrap=True)
@@ -157,4 +151,4 @@ def _print_table(rows: Sequence[_Row], found: Sequence[KnownDevice]) -> None:
             Text("-" if one.last_seen_at is None else local_time(one.last_seen_at)[:-3]),
             Text(f"{last} (active)" if row.active_session_id is not None else last),
         )
-    console.print(table)
+    print_table(table, console)

@@ -38,12 +38,15 @@ def show_json(logged: LoggedEvent) -> None:
     click.echo(msgspec.json.encode(line))
 
 
-def show_line(logged: LoggedEvent) -> None:
+def show_line(logged: LoggedEvent, *, wide: bool) -> None:
+    """With the ids of the data session and the event at the end where there is room: commands take them."""
     event = logged.event
     data = msgspec.json.decode(event.data, type=dict[str, Any])
     device = (data.get("device") or {}).get("label") or event.device_id or "-"
     session = (data.get("session") or {}).get("label") or event.session_id or "-"
     parts = [local_time(event.time), f"{event.type:<18}", f"{device:<20}", session, _detail(event.type, data)]
+    if wide:
+        parts += [event.session_id or "-", event.id]
     click.echo(printable("  ".join(part for part in parts if part)))
 
 

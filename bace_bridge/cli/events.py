@@ -1,12 +1,12 @@
 """`bace-bridge events`: the event log."""
 
 import asyncio
-import os
 import select
 import signal
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -14,12 +14,12 @@ import msgspec
 
 from bace_bridge.cli.event_lines import show_json, show_line
 from bace_bridge.cli.options import config_option
-from bace_bridge.cli.stored import NoStoreYet, stored
-from bace_bridge.config.load import load
+from bace_bridge.cli.stored import NoStoreYet, ensure_session, excerpt_of, is_wide, stored, unknown_session
 from bace_bridge.domain.events import EVENT_TYPES, LoggedEvent
 from bace_bridge.domain.routing import matches
 from bace_bridge.errors import StoreError, StoreUnusable
 from bace_bridge.store.eventlog import EventLog
+from bace_bridge.store.sqlite import SqliteFile
 
 POLL = 0.5
 """Seconds between two readings of the log for new events."""
@@ -44,11 +44,11 @@ def events(
 
     Reads the store only; the bridge may be running.
     """
-    path = load(config, os.environ).store.path
+    path = excerpt_of(config).config("store.url").store.path
     if type_glob is not None and not any(matches(known, (type_glob,)) for known in EVENT_TYPES):
         click.echo(f"{type_glob!r} matches no event type; there are {', '.join(EVENT_TYPES)}", err=True)
     wanted = _Wanted(type_glob, session)
-    show = show_json if as_json else show_line
+    show = show_json if as_json else partial(show_line, wide=is_wide())
     asyncio.run(_follow(path, wanted, limit, show) if follow else _list(path, wanted, limit, show))
 
 
@@ -91,6 +91,8 @@ class _Reader:
 
 async def _list(path: Path, wanted: _Wanted, limit: int, show: Show) -> None:
     async with stored(path) as file:
+        if wanted.session is not None:
+            await ensure_session(file, wanted.session)
         log = EventLog(file)
         if 0 < limit <= _AT_ONCE:
             for logged in await _newest(log, wanted, limit):
@@ -143,7 +145,7 @@ class _Following:
                 identity = self._identity()
                 if identity != self._file_shown:
                     self._after, self._file_shown = None, identity
-                await self._watch(EventLog(file), stop)
+                await self._watch(file, stop)
         except NoStoreYet as missing:
             self._tell(f"{missing.message}; waiting for it")
         except StoreUnusable:
@@ -151,9 +153,11 @@ class _Following:
         except StoreError as error:
             self._tell(f"{error}; trying again")
 
-    async def _watch(self, log: EventLog, stop: asyncio.Event) -> None:
-        while not stop.is_set() and self._identity() == self._file_shown:
+    async def _watch(self, file: SqliteFile, stop: asyncio.Event) -> None:
+        log = EventLog(file)
+        while not stop.is_set() and self._identity() == self._file_shown and not file.outdated:
             if self._after is None:
+                await self._say_what_is_unknown(log)
                 self._after = await _before_newest(log, self._wanted, self._limit)
             reader = _Reader(log, self._wanted, after=self._after)
             async for logged in reader.rest():
@@ -164,6 +168,11 @@ class _Following:
             self._after = reader.after
             self._told = ""
             await _pause(stop)
+
+    async def _say_what_is_unknown(self, log: EventLog) -> None:
+        session = self._wanted.session
+        if session is not None and not await log.knows_session(session):
+            click.echo(f"bace-bridge: {unknown_session(session)}; waiting for it", err=True)
 
     def _identity(self) -> int | None:
         try:

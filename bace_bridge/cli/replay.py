@@ -1,15 +1,13 @@
 """`bace-bridge replay`: delivers recorded events again."""
 
 import asyncio
-import os
 import time
 from pathlib import Path
 
 import click
 
 from bace_bridge.cli.options import config_option
-from bace_bridge.cli.stored import configured_sink, refuse_disabled, stored, when_it_happens
-from bace_bridge.config.load import load
+from bace_bridge.cli.stored import ensure_sink, excerpt_of, refuse_disabled, stored, unknown_session, when_it_happens
 from bace_bridge.config.values import StartFrom, parse_start_from
 from bace_bridge.store.eventlog import EventLog
 
@@ -44,15 +42,20 @@ def replay(*, config: Path, sink: str, session: str | None, since: float | None)
     """
     if (session is None) == (since is None):
         raise click.UsageError("give either --session ID or --since TIME")
-    loaded = load(config, os.environ)
-    name, path = configured_sink(sink, loaded), loaded.store.path
-    count = asyncio.run(_ask(path, name, session, since))
-    if not count:
-        raise click.ClickException("no such events are recorded: bace-bridge events shows those that are")
-    click.echo(f"{count} event{'' if count == 1 else 's'} for {name}: {when_it_happens(path)}")
+    excerpt = excerpt_of(config)
+    path = excerpt.config("store.url").store.path
+    ensure_sink(sink, excerpt.sinks())
+    count = asyncio.run(_ask(path, sink, session, since))
+    click.echo(f"{count} event{'' if count == 1 else 's'} for {sink}: {when_it_happens(path)}")
 
 
 async def _ask(path: Path, sink: str, session: str | None, since: float | None) -> int:
     async with stored(path, to_ask=True) as file:
         await refuse_disabled(file, sink)
-        return await EventLog(file).replay(sink, session=session, since=since)
+        log = EventLog(file)
+        if count := await log.replay(sink, session=session, since=since):
+            return count
+        why = "bace-bridge events shows those that are"
+        if session is not None and not await log.knows_session(session):
+            why = unknown_session(session)
+        raise click.ClickException(f"no such events are recorded: {why}")

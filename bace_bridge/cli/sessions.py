@@ -1,7 +1,6 @@
 """`bace-bridge sessions`: the data sessions that the bridge knows."""
 
 import asyncio
-import os
 import re
 import sys
 import time
@@ -12,20 +11,16 @@ import click
 import msgspec
 
 from bace_bridge.cli.options import config_option
-from bace_bridge.cli.stored import local_time, printable, stored
+from bace_bridge.cli.stored import ROOM_FOR_IDS, excerpt_of, local_time, printable, stored
 from bace_bridge.cloud.api import csv_url
-from bace_bridge.config.load import load
-from bace_bridge.config.models import Config
+from bace_bridge.config.excerpt import Excerpt
 from bace_bridge.config.values import format_duration
+from bace_bridge.errors import ConfigError
 from bace_bridge.polling.rules.sessions import DeviceView, KnownSession, view
 from bace_bridge.store.standing import Standing
 
-_ROOM_FOR_IDS = 150
 _ROOM_FOR_DEVICES = 112
-"""Terminal columns from which on ids and devices get columns of their own; below, they stand under the labels."""
-
-_PIPE_WIDTH = 240
-"""What is no terminal has no width: nothing is cut off there."""
+"""Terminal columns from which on devices get a column of their own; below, they stand under the labels, as ids do."""
 
 
 class _Row(msgspec.Struct, frozen=True):
@@ -46,12 +41,21 @@ def sessions(config: Path, state: str | None, limit: int, as_json: bool) -> None
 
     Reads the store only; the bridge may be running.
     """
-    loaded = load(config, os.environ)
-    known = asyncio.run(_known(loaded.store.path, state, limit or sys.maxsize))
+    excerpt = excerpt_of(config)
+    known = asyncio.run(_known(excerpt.config("store.url").store.path, state, limit or sys.maxsize))
+    cloud = _cloud(excerpt)
     if as_json:
-        click.echo(b"[" + b",\n ".join(_as_json(one, loaded) for one in known) + b"]")
+        click.echo(b"[" + b",\n ".join(_as_json(one, cloud) for one in known) + b"]")
     else:
-        _print_table(known, loaded)
+        _print_table(known, cloud)
+
+
+def _cloud(excerpt: Excerpt) -> str | None:
+    """The cloud's address, which CSV links begin with; without it there are none."""
+    try:
+        return excerpt.config("cloud.url").cloud.url
+    except ConfigError:
+        return None
 
 
 async def _known(path: Path, state: str | None, limit: int) -> Sequence[KnownSession]:
@@ -67,28 +71,26 @@ async def _known(path: Path, state: str | None, limit: int) -> Sequence[KnownSes
             asked *= 2
 
 
-def _csv_of(known: KnownSession, config: Config) -> str | None:
-    return None if known.csv_revision is None else csv_url(config.cloud.url, known.session.id)
+def _csv_of(known: KnownSession, cloud: str | None) -> str | None:
+    return None if known.csv_revision is None or cloud is None else csv_url(cloud, known.session.id)
 
 
-def _as_json(known: KnownSession, config: Config) -> bytes:
+def _as_json(known: KnownSession, cloud: str | None) -> bytes:
     device = DeviceView(id=known.session.group_id, label=known.device_label)
-    row = _Row(device=device, csv_url=_csv_of(known, config), removed=known.removed)
+    row = _Row(device=device, csv_url=_csv_of(known, cloud), removed=known.removed)
     return msgspec.json.encode({**msgspec.to_builtins(view(known.session)), **msgspec.to_builtins(row)})
 
 
-def _print_table(known: Sequence[KnownSession], config: Config) -> None:
+def _print_table(known: Sequence[KnownSession], cloud: str | None) -> None:
     if not known:
         click.echo("No data sessions.")
         return
-    from rich.console import Console  # noqa: PLC0415  # slow to import, and --json needs none of it
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from bace_bridge.cli.tables import Text, console_of_stdout, new_table, print_table  # noqa: PLC0415  # slow
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-    wide, narrow = console.width >= _ROOM_FOR_IDS, console.width < _ROOM_FOR_DEVICES
+    console = console_of_stdout()
+    wide, narrow = console.width >= ROOM_FOR_IDS, console.width < _ROOM_FOR_DEVICES
     gap = 1 if narrow else 2
-    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
+    table = new_table(gap=gap)
     if not narrow:
         table.add_column("DEVICE", overflow="fold")
     table.add_column("SESSION", overflow="fold", min_width=0 if wide else 36)
@@ -96,7 +98,7 @@ def _print_table(known: Sequence[KnownSession], config: Config) -> None:
         table.add_column(header, no_wrap=True, justify="right" if header in {"LASTED", "POINTS"} else "left")
     now = time.time()
     for one in known:
-        session, url = one.session, _csv_of(one, config)
+        session, url = one.session, _csv_of(one, cloud)
         state = "removed" if one.removed else session.state
         device, identifier = printable(one.device_label or session.group_id), printable(session.id)
         below = [] if wide else [identifier, *([device] if narrow else [])]
@@ -108,10 +110,10 @@ def _print_table(known: Sequence[KnownSession], config: Config) -> None:
             Text(local_time(session.start)[5 if narrow else 0 : -3]),
             Text(_lasted(one, now)),
             Text("-" if session.datapoint_count is None else str(session.datapoint_count)),
-            Text("-") if url is None else Text("ready", style=f"link {url}"),
+            Text("-") if one.csv_revision is None else Text("ready", style="" if url is None else f"link {url}"),
             *([Text(identifier, style="dim")] if wide else []),
         )
-    console.print(table)
+    print_table(table, console)
 
 
 _STYLES = {"active": "green", "ended": "yellow", "ingested": "", "removed": "red"}

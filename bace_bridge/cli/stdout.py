@@ -1,4 +1,7 @@
-"""Standard output that says so when it cannot take what is printed: a full disk, or none (`>&-`)."""
+"""Standard output that says so when it cannot take what is printed: a full disk, or none (`>&-`).
+
+Standard error cannot say so: what nobody reads there (`2>&1 | head`) is dropped, and changes no exit code.
+"""
 
 import os
 import sys
@@ -29,8 +32,16 @@ class _Stdout(FileIO):
             raise CannotPrint(f"cannot write to standard output: {error.strerror}") from None
 
 
+class _Stderr(FileIO):
+    def write(self, data: "ReadableBuffer", /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
 def guard_stdout() -> None:
-    """From here on a write to stdout that fails raises CannotPrint. Without a stderr, what goes there is dropped."""
+    """From here on a write to stdout that fails raises CannotPrint, and one to stderr is dropped."""
     if sys.stdout is None:
         # Else the next file that is opened, such as the store, would be taken for stdout. Writes to this one fail.
         _take(_STDOUT, os.O_RDONLY)
@@ -39,7 +50,12 @@ def guard_stdout() -> None:
         encoding, errors, terminal = sys.stdout.encoding, sys.stdout.errors or "strict", sys.stdout.isatty()
     if sys.stderr is None:
         _take(_STDERR, os.O_WRONLY)
-        sys.stderr = open(_STDERR, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # as long as the process
+    sys.stderr = TextIOWrapper(
+        BufferedWriter(_Stderr(_STDERR, "w", closefd=False)),
+        "utf-8" if sys.stderr is None else sys.stderr.encoding,
+        "backslashreplace",
+        line_buffering=True,
+    )
     raw = BufferedWriter(_Stdout(_STDOUT, "w", closefd=False))
     sys.stdout = TextIOWrapper(raw, encoding, errors, line_buffering=terminal)
 

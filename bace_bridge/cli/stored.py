@@ -1,16 +1,25 @@
 """The store for the commands that look into it or ask for something, beside a running bridge; and text for people."""
 
+import os
+import shutil
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 
 import click
 
-from bace_bridge.config.models import Config
+from bace_bridge.config.excerpt import Excerpt
+from bace_bridge.errors import StoreError, StoreMissing
 from bace_bridge.store.deadletters import DeadLetters
-from bace_bridge.store.sqlite import SqliteFile, is_held
+from bace_bridge.store.eventlog import EventLog
+from bace_bridge.store.holding import is_held
+from bace_bridge.store.recognition import recognise
+from bace_bridge.store.sqlite import SqliteFile, real_path
+
+ROOM_FOR_IDS = 150
+"""Terminal columns from which on ids get columns of their own."""
 
 
 class NoStoreYet(click.ClickException):
@@ -24,25 +33,45 @@ class NoStoreYet(click.ClickException):
 async def stored(path: Path, *, to_ask: bool = False) -> AsyncIterator[SqliteFile]:
     """The opened store, read-only unless something is `to_ask`. Raises NoStoreYet, or StoreError."""
     try:
-        there = path.is_file()  # noqa: ASYNC240  # a moment, in a command that does nothing else
-    except OSError as error:
-        raise click.ClickException(f"{path}: {error.strerror}") from None
-    if not there:
-        raise NoStoreYet(path)
-    async with SqliteFile(path, read_only=not to_ask, beside=to_ask) as file:
-        (version,) = await file.read(lambda connection: connection.execute("pragma user_version").fetchone())
-        if not version:
-            raise NoStoreYet(path)
-        yield file
+        async with SqliteFile(path, read_only=not to_ask, beside=to_ask) as file:
+            yield file
+    except StoreMissing:
+        raise NoStoreYet(path) from None
 
 
-def configured_sink(name: str, config: Config) -> str:
-    """The name, where the configuration has such a sink. Raises a usage error that names the others."""
-    names = [*(one.name for one in config.mqtt), *(one.name for one in config.webhooks)]
+def excerpt_of(config: Path) -> Excerpt:
+    """The configuration for a command that needs the store: whatever else is wrong there does not stop it."""
+    return Excerpt(config, os.environ)
+
+
+def ensure_sink(name: str, names: Collection[str]) -> None:
+    """Raises a usage error that names the sinks there are."""
     if name not in names:
-        there = f"there are: {', '.join(names)}" if names else "the configuration has no sink"
+        there = f"there are: {', '.join(names)}" if names else "there are none"
         raise click.UsageError(f"there is no sink {name!r}; {there}")
-    return name
+
+
+async def ensure_session(file: SqliteFile, session: str) -> None:
+    if not await EventLog(file).knows_session(session):
+        raise click.ClickException(unknown_session(session))
+
+
+def unknown_session(session: str) -> str:
+    return f"the bridge knows no data session {session!r}: bace-bridge sessions lists those it knows"
+
+
+def is_wide() -> bool:
+    """True where ids have room beside the rest; what is no terminal has no width."""
+    return not sys.stdout.isatty() or shutil.get_terminal_size().columns >= ROOM_FOR_IDS
+
+
+def store_cautions(path: Path) -> list[str]:
+    """Why `run` would refuse the file, as far as this user can see; it is left as it is."""
+    try:
+        recognise(real_path(path), to_write=False)
+    except StoreError as error:
+        return [f"store.url: {error}"]
+    return []
 
 
 async def refuse_disabled(file: SqliteFile, sink: str) -> None:

@@ -27,7 +27,7 @@ def load(path: Path, env: Mapping[str, str]) -> Config:
     inlined = inline_files(raw, Config, path.parent)
     causes = [*unset, *inlined.mistakes]
     mistakes += causes
-    config, invalid = _validate(raw)
+    config, invalid = validate(raw)
     for found in (*mistakes_between(raw), *invalid):
         found.path = _renamed(found.path, inlined.renamed)
         # A value that could not be had is wrong in other ways as well: only the cause is told.
@@ -38,7 +38,8 @@ def load(path: Path, env: Mapping[str, str]) -> Config:
     return config
 
 
-def _validate(raw: dict[Any, Any]) -> tuple[Config | None, list[Mistake]]:
+def validate(raw: dict[Any, Any]) -> tuple[Config | None, list[Mistake]]:
+    """The configuration of plain values, or what is wrong with each of them."""
     try:
         return Config.model_validate(raw), []
     except ValidationError as error:

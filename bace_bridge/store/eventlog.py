@@ -125,6 +125,17 @@ class EventLog:
             count += more
         return count
 
+    async def knows_session(self, session: str) -> bool:
+        """True for a data session that is known, or has events that are still recorded."""
+        query = """select exists (select 1 from sessions where id = ?1)
+            or exists (select 1 from events where session_id = ?1)"""
+        return bool(await self._file.read(lambda connection: connection.execute(query, (session,)).fetchone()[0]))
+
+    async def sinks(self) -> list[str]:
+        """The names of all that ever had a place in the log."""
+        query = "select name from sinks order by name"
+        return await self._file.read(lambda connection: [name for (name,) in connection.execute(query)])
+
     async def waiting(self, sink: str) -> tuple[int, int]:
         """The numbers of a sink's parked lanes and of its dead letters."""
         query = """select (select count(*) from lanes indexed by lanes_failed where sink = ?1 and attempts > 0),

@@ -1,7 +1,9 @@
 """What SQLite and the system say went wrong with the file, as our errors."""
 
+import contextlib
 import errno
 import os
+import pwd
 import sqlite3
 from pathlib import Path
 
@@ -37,7 +39,17 @@ def of_system(error: OSError, path: Path, what: str) -> StoreError:
     """What kept the file from being made or opened at the start."""
     if error.errno in _NO_ROOM:
         return StoreFull(f"{path}: the disk is full")
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return not_permitted(path, what)
     return StoreUnusable(f"{path}{what}: {error.strerror}")
+
+
+def not_permitted(path: Path, what: str = "") -> StoreUnusable:
+    """The file, or its folder, is another user's."""
+    owner = ""
+    with contextlib.suppress(OSError, KeyError):
+        owner = f" ({path.name} belongs to {pwd.getpwuid(path.stat().st_uid).pw_name})"
+    return StoreUnusable(f"{path}{what}: permission denied: run it as the service's user{owner}")
 
 
 def _corrupt(path: Path, why: str) -> StoreCorrupt:

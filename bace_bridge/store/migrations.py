@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from bace_bridge.errors import StoreNewer, StoreUnusable
+from bace_bridge.errors import StoreMissing, StoreNewer, StoreUnusable
 
 log = structlog.get_logger()
 
@@ -20,43 +20,68 @@ PAGES_AT_ONCE = 10_000
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:
     """Brings the schema to this version: each numbered step in a transaction of its own."""
-    version, steps = refuse_newer(connection, path), _steps()
-    newest = steps[-1][0]
-    if version == newest:
+    version, to = refuse_newer(connection, path), newest()
+    if version == to:
         return
     started = time.monotonic()
     if version > 0:
-        log.info("store.migrating", path=str(path), schema=version, to=newest)
-        _copy(connection, path, version, newest)
-    for number, script in steps:
+        log.info("store.migrating", path=str(path), schema=version, to=to)
+        _copy(connection, path, version, to)
+    for number, script in _steps():
         if number > version:
             connection.executescript(f"begin immediate;\n{script}\npragma user_version = {number};\ncommit;")
             log.debug("store.migration_step", schema=number)
     if version > 0:
-        log.info("store.migrated", schema=newest, seconds=round(time.monotonic() - started, 1))
+        log.info("store.migrated", schema=to, seconds=round(time.monotonic() - started, 1))
 
 
 def refuse_newer(connection: sqlite3.Connection, path: Path) -> int:
     """The store's version. Raises StoreNewer where this bace-bridge does not know it."""
-    version, newest = _version(connection), _steps()[-1][0]
-    if version > newest:
-        raise StoreNewer(
-            f"{path} was written by a newer bace-bridge (schema {version}, this one knows {newest}): run that version"
-        )
+    version = _version(connection)
+    if version > newest():
+        raise newer(path, version)
     return version
+
+
+def newer(path: Path, version: int) -> StoreNewer:
+    return StoreNewer(
+        f"{path} was written by a newer bace-bridge (schema {version}, this one knows {newest()}): run that version"
+    )
 
 
 def refuse_other(connection: sqlite3.Connection, path: Path) -> None:
     """Migrations belong to the service: what stands beside it takes the store as this very version left it.
 
-    A file in which nothing has been made yet (version 0) is of no other version.
+    Raises StoreMissing where nothing has been made in the file yet, or StoreUnusable.
     """
-    version, newest = refuse_newer(connection, path), _steps()[-1][0]
-    if 0 < version < newest:
+    version = refuse_newer(connection, path)
+    if not version:
+        raise StoreMissing(f"no store at {path} yet")
+    if version < newest():
         raise StoreUnusable(
-            f"{path} was written by an older bace-bridge (schema {version}, this one knows {newest}): "
+            f"{path} was written by an older bace-bridge (schema {version}, this one knows {newest()}): "
             "start this version's service once"
         )
+
+
+def newest() -> int:
+    """The version of the schema that this bace-bridge makes."""
+    return _steps()[-1][0]
+
+
+def tables_of(version: int) -> frozenset[str]:
+    """The tables of a store of that version."""
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for number, script in _steps():
+            if number <= version:
+                connection.executescript(script)
+        return tables_in(connection)
+
+
+def tables_in(connection: sqlite3.Connection) -> frozenset[str]:
+    """Tables and views, without SQLite's own."""
+    rows = connection.execute("select name from sqlite_master where type in ('table', 'view')")
+    return frozenset(name for (name,) in rows if not name.startswith("sqlite_"))
 
 
 def _steps() -> list[tuple[int, str]]:
@@ -71,18 +96,18 @@ def _version(connection: sqlite3.Connection) -> int:
 # --- the copy
 
 
-def copy_of(path: Path, newest: int) -> Path:
+def copy_of(path: Path, to: int) -> Path:
     """Where the store is kept as it was before the migration to a version."""
-    return path.with_name(f"{path.name}.before-v{newest}")
+    return path.with_name(f"{path.name}.before-v{to}")
 
 
-def _copy(connection: sqlite3.Connection, path: Path, version: int, newest: int) -> None:
+def _copy(connection: sqlite3.Connection, path: Path, version: int, to: int) -> None:
     """Copies the store where there is room; where there is none, or it fails, the migration goes on without.
 
     A migration that was killed has left the copy already. Of a copy and the store the older one is kept: that is what
     its people may want back. Copies before earlier migrations go.
     """
-    copy = copy_of(path, newest)
+    copy = copy_of(path, to)
     part = copy.with_name(f"{copy.name}.part")
     if _version_of(copy) in range(1, version):
         return
@@ -103,7 +128,7 @@ def _copy(connection: sqlite3.Connection, path: Path, version: int, newest: int)
         log.warning("store.not_copied", reason=str(error))
         return
     log.info("store.copied", to=str(copy), then="it may be deleted when this version is known to work")
-    for other in range(1, newest):
+    for other in range(1, to):
         copy_of(path, other).unlink(missing_ok=True)
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import sqlite3
 import time
@@ -17,9 +16,11 @@ import msgspec
 import structlog
 
 from bace_bridge.domain.store_trouble import Side, StoreTrouble, after_failure, after_success
-from bace_bridge.errors import StoreError, StoreGone, StoreLocked, StoreUnusable
+from bace_bridge.errors import StoreError, StoreGone, StoreMissing, StoreUnusable
 from bace_bridge.store import faults
+from bace_bridge.store.holding import hold, let_go
 from bace_bridge.store.migrations import migrate, refuse_other
+from bace_bridge.store.recognition import APPLICATION_ID, recognise
 
 log = structlog.get_logger()
 
@@ -58,7 +59,8 @@ class SqliteFile:
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._connection: sqlite3.Connection | None = None
-        self._lock_fd: int | None = None
+        self._held: list[int] = []
+        self._at_rest: tuple[int, int] | None = None
         self._identity: tuple[Identity, Identity] | None = None
         self._database_bytes = 0
         self._data_version = 0
@@ -71,11 +73,9 @@ class SqliteFile:
         return self._database_bytes + self.wal_bytes
 
     async def __aenter__(self) -> Self:
-        """Raises StoreLocked, StoreUnusable or StoreError."""
+        """Raises StoreLocked, StoreUnusable, StoreMissing (where it may not be made) or StoreError."""
         loop = asyncio.get_running_loop()
         try:
-            if not (self._read_only or self._beside):
-                self._lock_fd = _lock(self._path)
             self._connection = await loop.run_in_executor(self._thread, self._open)
         except BaseException:
             self._release()
@@ -106,6 +106,14 @@ class SqliteFile:
 
         return await self.read(work)
 
+    @property
+    def outdated(self) -> bool:
+        """True where it was read as a file that nobody writes to, and that has changed: open it again."""
+        if self._at_rest is None:
+            return False
+        found = self._path.stat()
+        return self._wal.exists() or (found.st_size, found.st_mtime_ns) != self._at_rest
+
     async def checkpoint(self) -> bool:
         """Brings the WAL into the database and empties it; False where another process's reading keeps it."""
 
@@ -134,7 +142,7 @@ class SqliteFile:
     def _say(self, before: StoreTrouble, after: StoreTrouble, error: StoreError | None = None) -> None:
         """Each trouble once, and its end; by the instance that holds the store, since a command says it by itself."""
         self.trouble = after
-        if self._lock_fd is None:
+        if not self._held:
             return
         if after.failing and not before.failing:
             final = isinstance(error, StoreUnusable)
@@ -189,36 +197,56 @@ class SqliteFile:
             self.wal_bytes = os.stat(self._wal).st_size  # noqa: PTH116  # after each write: twice as fast as Path
 
     def _open(self) -> sqlite3.Connection:
+        """Nothing is changed, and no file made, before it is known that the file is ours."""
+        there = recognise(self._path, to_write=not self._read_only)
+        if not there and (self._read_only or self._beside):
+            raise StoreMissing(f"no store at {self._path} yet")
+        if not (self._read_only or self._beside):
+            self._held = hold(self._path)
         try:
-            if self._read_only:
-                uri = f"{self._path.resolve().as_uri()}?mode=ro"
-                connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
-                connection.execute("pragma query_only = on")
-                refuse_other(connection, self._path)
-                return connection
-            connection = sqlite3.connect(
-                self._path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT
-            )
-            connection.execute("pragma journal_mode = wal")
-            connection.execute("pragma synchronous = full")
-            connection.execute(f"pragma journal_size_limit = {JOURNAL_SIZE_LIMIT}")
-            if self._max_pages is not None:
-                connection.execute(f"pragma max_page_count = {self._max_pages}")
-            if self._beside:
-                refuse_other(connection, self._path)
-                return connection
-            migrate(connection, self._path)
-            self._identity = self._identities()
-            self._measure(connection)
+            connection = self._connect()
+            try:
+                self._set_up(connection)
+            except BaseException:
+                connection.close()
+                raise
         except sqlite3.Error as error:
             raise faults.of_sqlite(error, self._path) from error
         return connection
 
+    def _connect(self) -> sqlite3.Connection:
+        if not self._read_only:
+            return sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT)
+        how = "mode=ro"
+        if not self._wal.exists():
+            # Nobody has it open. SQLite would make -wal and -shm, and leave them.
+            found, how = self._path.stat(), "mode=ro&immutable=1"
+            self._at_rest = found.st_size, found.st_mtime_ns
+        return sqlite3.connect(f"{self._path.as_uri()}?{how}", uri=True, isolation_level=None, check_same_thread=False)
+
+    def _set_up(self, connection: sqlite3.Connection) -> None:
+        if self._read_only:
+            connection.execute("pragma query_only = on")
+            refuse_other(connection, self._path)
+            return
+        if self._beside:
+            refuse_other(connection, self._path)
+        else:
+            _mark(connection)
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("pragma synchronous = full")
+        connection.execute(f"pragma journal_size_limit = {JOURNAL_SIZE_LIMIT}")
+        if self._max_pages is not None:
+            connection.execute(f"pragma max_page_count = {self._max_pages}")
+        if self._beside:
+            return
+        migrate(connection, self._path)
+        self._identity = self._identities()
+        self._measure(connection)
+
     def _release(self) -> None:
         self._thread.shutdown()
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
-            self._lock_fd = None
+        let_go(self._held)
 
 
 def real_path(path: Path) -> Path:
@@ -226,19 +254,10 @@ def real_path(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def is_held(path: Path) -> bool:
-    """True while a running instance holds the store."""
-    try:
-        fd = os.open(f"{real_path(path)}.lock", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+def _mark(connection: sqlite3.Connection) -> None:
+    """First of all, and so not into a WAL: whatever ends the first start, the file itself says whose it is."""
+    if connection.execute("pragma application_id").fetchone() != (APPLICATION_ID,):
+        connection.execute(f"pragma application_id = {APPLICATION_ID}")
 
 
 def _identity(path: Path) -> Identity:
@@ -247,26 +266,3 @@ def _identity(path: Path) -> Identity:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _lock(path: Path) -> int:
-    """Holds `<file>.lock` and creates the database readable by its owner alone: it holds the cloud's tokens."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise faults.of_system(error, path, ": the folder is not writable") from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise StoreLocked(
-            f"{path} is held by another running bace-bridge: stop it, or choose another store.url"
-        ) from None
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        path.chmod(0o600)
-    except OSError as error:
-        os.close(fd)
-        raise faults.of_system(error, path, " is not writable") from None
-    return fd

@@ -32,8 +32,9 @@ from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.store.deadletters import DeadLetters
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.facts import Facts
+from bace_bridge.store.holding import is_held
 from bace_bridge.store.journal import Journal
-from bace_bridge.store.sqlite import BUSY_TIMEOUT, SqliteFile, is_held
+from bace_bridge.store.sqlite import BUSY_TIMEOUT, SqliteFile
 from tests.integration.disks import fill_up, make_read_only, small_disk
 from tests.integration.polling_line import Clock
 from tests.integration.test_dispatcher import ScriptedSink, event, eventually, running
