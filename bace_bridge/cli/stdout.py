@@ -40,6 +40,8 @@ def guard_stdout() -> None:
     if sys.stderr is None:
         _take(_STDERR, os.O_WRONLY)
         sys.stderr = open(_STDERR, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # as long as the process
+    if errors == "strict":  # a label or a path may hold what the terminal's encoding has not
+        errors = "backslashreplace"
     raw = BufferedWriter(_Stdout(_STDOUT, "w", closefd=False))
     sys.stdout = TextIOWrapper(raw, encoding, errors, line_buffering=terminal)
 

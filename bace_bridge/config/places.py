@@ -1,10 +1,13 @@
 """URLs and addresses in the configuration. No message here repeats the URL: it may hold a credential."""
 
+import os
 import re
 from collections.abc import Collection
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
+
+from yarl import URL
 
 from bace_bridge.config.values import mistake
 from bace_bridge.domain.mqtt_text import text_problem
@@ -12,6 +15,10 @@ from bace_bridge.domain.mqtt_text import text_problem
 _HIGHEST_PORT = 65535
 _LONGEST_URL = 4096
 _LONGEST_HOST = 253
+_LONGEST_PATH = 3500
+_LONGEST_NAME = 200
+"""Bytes. Systems take 4,096 and 255: the rest is for the working directory, and for what is added to the name."""
+
 _SQLITE = "sqlite:///"
 _BLANK_OR_CONTROL = re.compile(r"[\s\x00-\x1f\x7f]")
 _AT_HOME = (".local", ".lan", ".home", ".home.arpa", ".internal", ".localhost", ".test")
@@ -33,17 +40,19 @@ def split_url(url: str, schemes: Collection[str]) -> SplitResult:
         raise mistake("must be a URL with a host")
     if len(url) > _LONGEST_URL:
         raise mistake(f"must be a URL of at most {_LONGEST_URL} characters")
-    if text_problem(url) is not None or not _is_host(host):
+    if text_problem(url) is not None or not _is_host(host, url):
         raise mistake("must be a URL; its host cannot be looked up, or it holds what is no character")
     if port == 0:
         raise mistake("must be a URL with a port from 1 to 65535")
     return parts
 
 
-def _is_host(host: str) -> bool:
+def _is_host(host: str, url: str) -> bool:
+    """Whether the libraries that are to call it can: what they refuse, they refuse with a ValueError."""
     try:
+        URL(url)
         return ":" in host or len(host.encode("idna")) <= _LONGEST_HOST
-    except UnicodeError:
+    except ValueError:
         return False
 
 
@@ -76,6 +85,10 @@ def store_url(url: str) -> str:
     name = url.removeprefix(_SQLITE)
     if name == url or not name or name.endswith("/") or ":memory:" in name or "?" in name:
         raise mistake("must name an SQLite file", hint)
+    if re.search(r"[\x00-\x1f\x7f]", name):
+        raise mistake("must name an SQLite file, without control characters", hint)
+    if len(os.fsencode(name)) > _LONGEST_PATH or max(map(len, os.fsencode(name).split(b"/"))) > _LONGEST_NAME:
+        raise mistake("must name an SQLite file, with a shorter name", f"{_LONGEST_NAME} bytes a part of the path")
     return url
 
 
