@@ -26,7 +26,7 @@ def load(path: Path, env: Mapping[str, str], *, patience: float | None = PIPE_PA
     document, mistakes = read_document(path, patience=patience)
     raw, unset = substitute(document, env)
     inlined = inline_files(raw, Config, _folder(path))
-    causes = [*unset, *inlined.mistakes]
+    causes = [*unset, *(one for one in inlined.mistakes if not any(is_within(one.path, other.path) for other in unset))]
     mistakes += causes
     config, invalid = _validate(raw)
     for found in (*mistakes_between(raw), *invalid):

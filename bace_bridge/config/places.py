@@ -83,7 +83,7 @@ def store_url(url: str) -> str:
     if url.startswith(("postgresql:", "postgres:", "postgresql+")):
         raise mistake("PostgreSQL is not there yet: this version stores in SQLite only", hint)
     name = url.removeprefix(_SQLITE)
-    if name == url or not name or name.endswith("/") or ":memory:" in name or "?" in name:
+    if name == url or not name or name.rpartition("/")[2] in {"", ".", ".."} or ":memory:" in name or "?" in name:
         raise mistake("must name an SQLite file", hint)
     if re.search(r"[\x00-\x1f\x7f]", name):
         raise mistake("must name an SQLite file, without control characters", hint)
