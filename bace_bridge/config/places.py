@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 from collections.abc import Collection
 from ipaddress import ip_address
 from pathlib import Path
@@ -21,6 +22,7 @@ _LONGEST_NAME = 200
 
 _SQLITE = "sqlite:///"
 _BLANK_OR_CONTROL = re.compile(r"[\s\x00-\x1f\x7f]")
+_LABEL = re.compile(r"\w([\w-]*\w)?|")
 _AT_HOME = (".local", ".lan", ".home", ".home.arpa", ".internal", ".localhost", ".test")
 
 
@@ -102,13 +104,35 @@ def listen_address(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
+        if not _is_ipv6(host):
+            raise mistake("must be host:port, with an IPv6 address in the brackets", "[::1]:8099")
     elif ":" in host:
         raise mistake("must be host:port, with an IPv6 host in brackets", "[::1]:8099")
     if not colon or not host or _BLANK_OR_CONTROL.search(address) or not re.fullmatch(r"[0-9]{1,5}", port):
         raise mistake("must be host:port", hint)
     if int(port) > _HIGHEST_PORT:
         raise mistake("must have a port from 0 to 65535", hint)
+    if ":" not in host and not _is_listened_on(host):
+        raise mistake("must be host:port; its host is neither an address nor a name", hint)
     return host, int(port)
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ip_address(host).version == 6  # noqa: PLR2004  # the version's name
+    except ValueError:
+        return False
+
+
+def _is_listened_on(host: str) -> bool:
+    """Whether the resolver may find an address for it; `*` stands for all of them."""
+    if re.fullmatch(r"[0-9.]+", host):
+        try:
+            socket.inet_aton(host)
+        except OSError:
+            return False
+        return True
+    return host == "*" or (_is_host(host, f"http://{host}/") and all(map(_LABEL.fullmatch, host.split("."))))
 
 
 def is_loopback(host: str) -> bool:

@@ -13,8 +13,8 @@ from bace_bridge.config.values import format_size
 PIPE_PATIENCE = 5.0
 """Seconds in which the writer of a pipe must have written everything and left."""
 
-_MARKS = re.compile("^\ufeff+", re.MULTILINE)
-"""Byte order marks: at the beginning, and of files that were put behind one another."""
+_MARK = "\ufeff"
+"""The byte order mark: at the beginning, and wherever files were put behind one another."""
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
 """What YAML allows in no file either."""
@@ -52,7 +52,7 @@ def read_text(path: Path, *, most: int, patience: float | None = None) -> str:
         raise TextProblem("is not the path of a file") from None
     if len(content) > most:
         raise TextProblem(f"is larger than {format_size(most)}")
-    return _MARKS.sub("", _decoded(content))
+    return _decoded(content)
 
 
 def filled_lines(text: str) -> list[str]:
@@ -95,7 +95,7 @@ def _decoded(content: bytes) -> str:
         text = content.decode()
     except UnicodeDecodeError as error:
         raise TextProblem(f"is not UTF-8 text (byte {error.start + 1})", "save it as UTF-8") from None
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.replace(_MARK, "").replace("\r\n", "\n").replace("\r", "\n")
     if control := _CONTROL.search(text):
         line = text.count("\n", 0, control.start()) + 1
         raise TextProblem(f"holds a control character on line {line} (U+{ord(control[0]):04X})", "remove it")

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from bace_bridge.config.document import parse_document
 from bace_bridge.config.text import PIPE_PATIENCE, TextProblem, read_text
 from bace_bridge.errors import ConfigError, Mistake
-from bace_bridge.simulator.durations import seconds
+from bace_bridge.simulator.durations import LONGEST, seconds
 
 _MOST_BYTES = 2**20
 
@@ -33,6 +33,12 @@ class History(_Part):
     spacing: Period = 6 * 3600.0
     duration: Period = 45 * 60.0
     points: Annotated[int, Field(ge=0, le=100_000)] = 0
+
+    @model_validator(mode="after")
+    def _in_our_time(self) -> Self:
+        if self.count * self.spacing + self.duration > LONGEST:
+            raise ValueError("reaches back more than 18250d: take fewer sessions, or a smaller spacing")
+        return self
 
 
 class DevicePlan(_Part):
