@@ -12,7 +12,6 @@ from bace_bridge.config.values import (
     Duration,
     FormerNames,
     OptionalSecret,
-    OptionalToken,
     Size,
     Start,
     StartFrom,
@@ -55,7 +54,7 @@ class CloudConfig(Section):
     client_secret: OptionalSecret = Field(default=None, description="OAuth client secret")
     username: Text | None = Field(default=None, description="The account's e-mail address")
     password: OptionalSecret = Field(default=None, description="The account's password")
-    access_token: OptionalToken = Field(default=None, description="A token, instead of the four above")
+    access_token: OptionalSecret = Field(default=None, description="A token, instead of the four above")
     groups: tuple[Text, ...] = Field(
         default=(), description="Only these devices, by id_group or by label; empty: all that the account can see"
     )

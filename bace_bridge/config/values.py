@@ -178,13 +178,6 @@ def _secret_not_empty(value: SecretStr) -> SecretStr:
     return value
 
 
-def _token(value: SecretStr) -> SecretStr:
-    """A header could not hold it otherwise."""
-    if re.search(r"[\x00-\x1f\x7f]", value.get_secret_value()):
-        raise mistake("holds a control character, which no token does", "copy it again")
-    return value
-
-
 _DURATION_SCHEMA: dict[str, Any] = {
     "type": ["string", "number"],
     "pattern": r"^(.*\$\{.*|\d+(\.\d+)?|(\d+(\.\d+)?(ms|s|m|h|d))+)$",
@@ -208,5 +201,3 @@ Text = Annotated[str, AfterValidator(_not_empty)]
 Secret = Annotated[SecretStr, AfterValidator(_secret_not_empty)]
 OptionalSecret = Annotated[Secret | None, FromFile()]
 """A secret that may be absent, and that may be in a file."""
-OptionalToken = Annotated[Annotated[Secret, AfterValidator(_token)] | None, FromFile()]
-"""The same for a token, which an HTTP header is to hold."""
