@@ -17,6 +17,7 @@ _HIGHEST_PORT = 65535
 _LONGEST_URL = 4096
 _LONGEST_HOST = 253
 _LONGEST_PATH = 3500
+_LONGEST_FOLDER = 255
 _LONGEST_NAME = 200
 """Bytes. Systems take 4,096 and 255: the rest is for the working directory, and for what is added to the name."""
 
@@ -34,6 +35,7 @@ def split_url(url: str, schemes: Collection[str]) -> SplitResult:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
+        URL(url)  # what is to call it refuses more than urlsplit does
     except ValueError:
         raise mistake("must be a URL; its host or its port cannot be read") from None
     if parts.scheme not in schemes or "://" not in url:
@@ -42,19 +44,17 @@ def split_url(url: str, schemes: Collection[str]) -> SplitResult:
         raise mistake("must be a URL with a host")
     if len(url) > _LONGEST_URL:
         raise mistake(f"must be a URL of at most {_LONGEST_URL} characters")
-    if text_problem(url) is not None or not _is_host(host, url):
+    if text_problem(url) is not None or not _is_host(host):
         raise mistake("must be a URL; its host cannot be looked up, or it holds what is no character")
     if port == 0:
         raise mistake("must be a URL with a port from 1 to 65535")
     return parts
 
 
-def _is_host(host: str, url: str) -> bool:
-    """Whether the libraries that are to call it can: what they refuse, they refuse with a ValueError."""
+def _is_host(host: str) -> bool:
     try:
-        URL(url)
         return ":" in host or len(host.encode("idna")) <= _LONGEST_HOST
-    except ValueError:
+    except UnicodeError:
         return False
 
 
@@ -89,8 +89,13 @@ def store_url(url: str) -> str:
         raise mistake("must name an SQLite file", hint)
     if re.search(r"[\x00-\x1f\x7f]", name):
         raise mistake("must name an SQLite file, without control characters", hint)
-    if len(os.fsencode(name)) > _LONGEST_PATH or max(map(len, os.fsencode(name).split(b"/"))) > _LONGEST_NAME:
-        raise mistake("must name an SQLite file, with a shorter name", f"{_LONGEST_NAME} bytes a part of the path")
+    *folders, file = os.fsencode(name).split(b"/")
+    if (
+        len(file) > _LONGEST_NAME
+        or max(map(len, folders), default=0) > _LONGEST_FOLDER
+        or len(os.fsencode(name)) > _LONGEST_PATH
+    ):
+        raise mistake("must name an SQLite file, with a shorter name", f"{_LONGEST_NAME} bytes at most")
     return url
 
 
@@ -132,7 +137,7 @@ def _is_listened_on(host: str) -> bool:
         except OSError:
             return False
         return True
-    return host == "*" or (_is_host(host, f"http://{host}/") and all(map(_LABEL.fullmatch, host.split("."))))
+    return host == "*" or (_is_host(host) and all(map(_LABEL.fullmatch, host.split("."))))
 
 
 def is_loopback(host: str) -> bool:
