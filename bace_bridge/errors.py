@@ -7,6 +7,10 @@ Foreign exceptions are translated at the edge that met them; the loops catch the
 class BridgeError(Exception):
     """Everything that bace-bridge raises on purpose."""
 
+    def __str__(self) -> str:
+        """Text that logs, answers and messages can hold: a path in it may have bytes that are not UTF-8."""
+        return super().__str__().encode(errors="backslashreplace").decode()
+
 
 class ConfigError(BridgeError):
     """The configuration is wrong; `mistakes` holds every one of them. Do not try again."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
@@ -34,7 +35,7 @@ def notify(state: str, *, address: str | None) -> None:
 def watchdog_interval(env: Mapping[str, str]) -> float | None:
     """Seconds between two `WATCHDOG=1`, half of what systemd allows; None where no watchdog waits for us."""
     allowed, whose = env.get("WATCHDOG_USEC", ""), env.get("WATCHDOG_PID", "")
-    if not allowed.isdecimal() or int(allowed) == 0 or (whose and whose != str(os.getpid())):
+    if not re.fullmatch(r"[0-9]{1,18}", allowed) or int(allowed) == 0 or (whose and whose != str(os.getpid())):
         return None
     return int(allowed) / 2_000_000
 

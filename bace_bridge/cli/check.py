@@ -47,7 +47,8 @@ def check(config: Path, as_json: bool) -> None:
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False))
+    # A path may hold bytes that are not UTF-8: they become escapes, which JSON reads.
+    click.echo(json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace"))
 
 
 def _plan(config: Config) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from importlib import import_module, metadata
+from typing import Any
 
 import click
 
@@ -54,7 +55,7 @@ class LazyGroup(click.Group):
                 raise
             raise click.UsageError(f"This installation has no command {cmd_name!r}.", ctx) from None
         assert isinstance(command, click.Command)
-        _add_version_option(command)
+        _prepare(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -85,13 +86,28 @@ def _version_option() -> click.Option:
     )
 
 
-def _add_version_option(command: click.Command) -> None:
-    """To a command, and to those below it."""
+class _Text(click.types.StringParamType):
+    """Text that the store and a terminal can take: bytes that are not UTF-8 come as halves of characters."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = super().convert(value, param, ctx)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self.fail(f"{text!r} is not UTF-8 text", param, ctx)
+        return text
+
+
+def _prepare(command: click.Command) -> None:
+    """What all commands, and those below them, have in common."""
+    for param in command.params:
+        if isinstance(param.type, click.types.StringParamType):
+            param.type = _Text()
     if not any(option.name == "version" for option in command.params):
         command.params.append(_version_option())
     if isinstance(command, click.Group):
         for below in command.commands.values():
-            _add_version_option(below)
+            _prepare(below)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

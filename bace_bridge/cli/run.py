@@ -70,7 +70,7 @@ class _Signals:
 
         def read_again() -> None:
             try:
-                config = load(path, os.environ)
+                config = load(path, os.environ, patience=None)  # a pipe was read once, and the loop must not wait
             except ConfigError as error:
                 mistakes = [str(one) for one in error.mistakes]
                 self.refused(mistakes, then="the old one stays")

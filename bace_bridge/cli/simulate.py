@@ -1,4 +1,5 @@
 import asyncio
+import math
 import signal
 import time
 from datetime import datetime
@@ -23,6 +24,12 @@ class _Duration(click.ParamType[float]):
             return seconds(value)
         except ValueError as wrong:
             self.fail(str(wrong), param, ctx)
+
+
+def _a_number(_: click.Context, __: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.BadParameter("must be a number")
+    return value
 
 
 def _scenario(_: click.Context, __: click.Parameter, value: str) -> Scenario:
@@ -65,6 +72,7 @@ def _list_quirks(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     default=1.0,
     show_default=True,
     type=click.FloatRange(0, min_open=True),
+    callback=_a_number,
     help="Makes the scenario's durations so many times shorter. Time stamps remain those of the clock when"
     " things happen: at speed 60 a session of ten minutes takes, and lasts, ten seconds.",
 )
@@ -102,6 +110,8 @@ async def _serve(server: SimulatedServer, scenario: Scenario, speed: float, last
         loop.add_signal_handler(number, stop.set)
     try:
         await server.start()
+    except UnicodeError:
+        raise click.ClickException("cannot listen there: that is no host name (try another --host)") from None
     except OSError as error:
         raise click.ClickException(f"cannot listen there: {error.strerror or error} (try another --port)") from error
     try:

@@ -56,6 +56,8 @@ def guard_stdout() -> None:
         "backslashreplace",
         line_buffering=True,
     )
+    if errors == "strict":  # a label or a path may hold what the terminal's encoding has not
+        errors = "backslashreplace"
     raw = BufferedWriter(_Stdout(_STDOUT, "w", closefd=False))
     sys.stdout = TextIOWrapper(raw, encoding, errors, line_buffering=terminal)
 

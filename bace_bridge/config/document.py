@@ -1,4 +1,4 @@
-"""Reading the YAML file: plain values, and every mistake of its form with its place."""
+"""Reading YAML: plain values, and every mistake of its form with its place."""
 
 import re
 from collections.abc import Iterator
@@ -9,82 +9,126 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from bace_bridge.config.paths import Place, spell
+from bace_bridge.config.text import PIPE_PATIENCE, TextProblem, half_character, read_text
 from bace_bridge.errors import ConfigError, Mistake
 
-_TIMESTAMP = "tag:yaml.org,2002:timestamp"
-_STANDARD_TAG = re.compile(r"tag:yaml\.org,2002:[a-z]+")
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
 _MOST_BYTES = 2**20
 _MOST_NODES = 20_000
 """Keys and values with every alias (*) written out: a few lines of aliases can mean millions."""
 
+_LONGEST_NUMBER = 100
+"""Characters. Python takes long over a number of many digits, and none of them is a float."""
+
 _QUOTE_IT = "a text that holds ': ' or ' #', or begins with * & ! % @ { [ or a backquote, must be in quotes"
+_TAB = re.compile(r" *\t")
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without its dates: `start_from` reads its own, and nothing else is one."""
+    """YAML of plain values only: without dates (`start_from` reads its own), and with each mistake in its place."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.yaml_implicit_resolvers = {
-            first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
+            first: [(tag, pattern) for tag, pattern in resolvers if tag in _PLAIN_TAGS]
             for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
+        self._composed = 0
+
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
+        self._composed += 1
+        if self._composed > _MOST_NODES:
+            raise _too_many_values(self.get_mark())
+        node = super().compose_node(parent, index)
+        if isinstance(node, ScalarNode):
+            _check_scalar(node)
+        return node
+
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, LookupError, ArithmeticError):
+            problem = f"a value that is no {node.tag.rpartition(':')[2]}"
+            raise _at(node, problem, "put it in quotes where it is meant as text") from None
 
 
-def read_document(path: Path) -> tuple[dict[Any, Any], list[Mistake]]:
-    """The file's values, and the keys that are given twice in it.
+def read_document(path: Path, *, patience: float | None = PIPE_PATIENCE) -> tuple[dict[Any, Any], list[Mistake]]:
+    """The file's values, and what is wrong with some of them. For `patience` see `read_text`.
 
     Raises:
         ConfigError: The file cannot be read, is no YAML, or holds no sections.
     """
-    loader = _PlainLoader(_read(path))
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            raise ConfigError([Mistake(str(path), "is empty", "start from a copy of bridge.example.yaml")])
-        _refuse_what_is_no_plain_data(node)
-        if not isinstance(node, MappingNode):
-            raise ConfigError([Mistake(str(path), "must hold sections such as cloud: and mqtt:")])
-        twice = list(_keys_given_twice(node, ()))
-        return loader.construct_document(node), twice
-    except yaml.MarkedYAMLError as error:
-        raise ConfigError([_syntax_mistake(path, error)]) from None
-    except (yaml.YAMLError, ValueError):
-        raise ConfigError([Mistake(str(path), "cannot be read as YAML", _QUOTE_IT)]) from None
-    except RecursionError:
-        raise ConfigError([Mistake(str(path), "is nested too deeply")]) from None
-    finally:
-        loader.dispose()
-
-
-def _read(path: Path) -> str:
     name = str(path)
     try:
-        with path.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
-        text = content.decode("utf-8-sig")
+        text = read_text(path, most=_MOST_BYTES, patience=patience)
     except FileNotFoundError:
         hint = "copy bridge.example.yaml, fill it in, and name it with -c FILE"
         raise ConfigError([Mistake(name, "does not exist", hint)]) from None
     except OSError as error:
         raise ConfigError([Mistake(name, f"cannot be read: {error.strerror}")]) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError([Mistake(name, f"is not UTF-8 text (byte {error.start + 1})")]) from None
-    if len(content) > _MOST_BYTES:
-        raise ConfigError([Mistake(name, "is larger than 1MiB, which no configuration is")])
-    if unprintable := yaml.reader.Reader.NON_PRINTABLE.search(text):
-        line = text.count("\n", 0, unprintable.start()) + 1
-        raise ConfigError([Mistake(name, f"line {line}: holds a control character")])
-    return text
+    except TextProblem as problem:
+        raise ConfigError([Mistake(name, problem.problem, problem.hint)]) from None
+    document, mistakes = parse_document(text, name)
+    if document is None:
+        raise ConfigError([Mistake(name, "is empty", "start from a copy of bridge.example.yaml")])
+    if not isinstance(document, dict):
+        raise ConfigError([Mistake(name, "must hold sections such as cloud: and mqtt:")])
+    return document, mistakes
 
 
-def _syntax_mistake(path: Path, error: yaml.MarkedYAMLError) -> Mistake:
+def parse_document(text: str, name: str = "") -> tuple[Any, list[Mistake]]:
+    """What `read_text` has read, as values, and what is wrong with some of them: keys given twice, half characters.
+
+    Raises:
+        ConfigError: It is no YAML. Its one mistake has the path `name`.
+    """
+    loader = _PlainLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, []
+        _refuse_what_is_no_plain_data(node)
+        mistakes = list(_mistakes_in(node, ()))
+        return loader.construct_document(node), mistakes
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError([_syntax_mistake(name, text, error)]) from None
+    except yaml.YAMLError:
+        raise ConfigError([Mistake(name, "cannot be read as YAML", _QUOTE_IT)]) from None
+    except RecursionError:
+        raise ConfigError([Mistake(name, "is nested too deeply")]) from None
+    finally:
+        loader.dispose()
+
+
+def _check_scalar(node: ScalarNode) -> None:
+    # JSON, which is YAML, may write a character in two halves.
+    node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+    if node.tag != "tag:yaml.org,2002:str" and len(node.value) > _LONGEST_NUMBER:
+        raise _at(node, f"a number of more than {_LONGEST_NUMBER} digits", "put it in quotes where it is meant as text")
+
+
+def _at(node: Node, problem: str, hint: str | None = None) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark, note=hint)
+
+
+def _too_many_values(mark: yaml.Mark) -> yaml.MarkedYAMLError:
+    problem = f"with its aliases (*) it holds more than {_MOST_NODES} values"
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark, note="write out what the aliases stand for")
+
+
+def _syntax_mistake(name: str, text: str, error: yaml.MarkedYAMLError) -> Mistake:
     mark = error.problem_mark or error.context_mark
-    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    if mark is None:
+        return Mistake(name, error.problem or "cannot be read as YAML", error.note or _QUOTE_IT)
+    line = mark.index - mark.column
+    if error.note is None and (tab := _TAB.match(text, line) or _TAB.match(text, mark.index)):
+        problem = f"line {mark.line + 1}, column {tab.end() - line}: a tab; indent with blanks"
+        return Mistake(name, problem, "YAML takes no tabs here")
     # What YAML quotes may be a piece of a password; single characters and its own tokens (<block end>)
     # are not.
     problem = re.sub(r"(['\"])(?!<)(?:(?!\1).){2,}\1", "…", error.problem or "cannot be read as YAML")
-    return Mistake(str(path), place + problem.replace("\n", " "), error.note or _QUOTE_IT)
+    place = f"line {mark.line + 1}, column {mark.column + 1}: "
+    return Mistake(name, place + problem.replace("\n", " "), error.note or _QUOTE_IT)
 
 
 def _refuse_what_is_no_plain_data(root: Node) -> None:
@@ -94,28 +138,26 @@ def _refuse_what_is_no_plain_data(root: Node) -> None:
         if not left:
             return
         node, above = left.pop()
-        if not _STANDARD_TAG.fullmatch(node.tag):
-            raise yaml.MarkedYAMLError(
-                problem="a tag (!) asks for what is no plain value", problem_mark=node.start_mark
-            )
+        if node.tag not in _PLAIN_TAGS:
+            raise _at(node, "a tag (!) asks for what is no plain value")
         if id(node) in above:
-            raise yaml.MarkedYAMLError(problem="an alias (*) refers to what it is in", problem_mark=node.start_mark)
+            raise _at(node, "an alias (*) refers to what it is in")
         above = (*above, id(node))
         if isinstance(node, SequenceNode):
             left += [(item, above) for item in reversed(node.value)]
         elif isinstance(node, MappingNode):
             left += [(item, above) for pair in reversed(node.value) for item in reversed(pair)]
-    raise yaml.MarkedYAMLError(
-        problem=f"with its aliases (*) it holds more than {_MOST_NODES} values",
-        problem_mark=root.start_mark,
-        note="write out what the aliases stand for",
-    )
+    raise _too_many_values(root.start_mark)
 
 
-def _keys_given_twice(node: Node, place: Place) -> Iterator[Mistake]:
-    if isinstance(node, SequenceNode):
+def _mistakes_in(node: Node, place: Place) -> Iterator[Mistake]:
+    if isinstance(node, ScalarNode) and (half := half_character(node.value)):
+        node.value = node.value.encode("utf-8", "replace").decode()
+        problem = f"holds the character U+{ord(half):04X}, which is half a character"
+        yield Mistake(spell(place), f"{problem} (line {node.start_mark.line + 1})", "take another, of whole characters")
+    elif isinstance(node, SequenceNode):
         for index, item in enumerate(node.value):
-            yield from _keys_given_twice(item, (*place, index))
+            yield from _mistakes_in(item, (*place, index))
     elif isinstance(node, MappingNode):
         first: dict[str, int] = {}
         for key, value in node.value:
@@ -125,4 +167,5 @@ def _keys_given_twice(node: Node, place: Place) -> Iterator[Mistake]:
                 problem = f"is given twice, on lines {first[name]} and {line}"
                 yield Mistake(spell((*place, name)), problem, "keep one of the two")
             first.setdefault(name, line)
-            yield from _keys_given_twice(value, (*place, name))
+            yield from _mistakes_in(key, (*place, name))
+            yield from _mistakes_in(value, (*place, name))

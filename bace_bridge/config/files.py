@@ -1,7 +1,5 @@
 """The keys that name files: `<secret>_file`, whose content takes the secret's place, and the files of TLS."""
 
-import os
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -11,8 +9,9 @@ from pydantic.fields import FieldInfo
 
 from bace_bridge.config.mqtt import TlsConfig
 from bace_bridge.config.paths import Place, section_model, spell
+from bace_bridge.config.text import TextProblem, filled_lines, read_text
 from bace_bridge.config.tls import tls_problems
-from bace_bridge.config.values import FromFile, format_size
+from bace_bridge.config.values import FromFile
 from bace_bridge.errors import Mistake
 
 _MOST_OF_A_SECRET = 64 * 2**10
@@ -37,7 +36,11 @@ def inline_files(section: Any, model: type[BaseModel], folder: Path) -> Inlined:
 
 
 def is_from_file(info: FieldInfo) -> bool:
-    return any(isinstance(mark, FromFile) for mark in info.metadata)
+    return _from_file(info) is not None
+
+
+def _from_file(info: FieldInfo) -> FromFile | None:
+    return next((mark for mark in info.metadata if isinstance(mark, FromFile)), None)
 
 
 def _inline(section: Any, model: type[BaseModel], folder: Path, place: Place, inlined: Inlined) -> None:
@@ -46,13 +49,13 @@ def _inline(section: Any, model: type[BaseModel], folder: Path, place: Place, in
     known = len(inlined.mistakes)
     for key, info in model.model_fields.items():
         inner = section_model(info.annotation)
-        if is_from_file(info):
+        if from_file := _from_file(info):
             if f"{key}_file" in section:
-                _read_secret(section, key, folder, (*place, key), inlined)
+                _read_secret(section, key, folder, (*place, key), inlined, several=from_file.several)
         elif Path in get_args(info.annotation):
             if isinstance(section.get(key), str):
                 section[key] = str(folder / section[key])
-                _check_readable(Path(section[key]), spell((*place, key)), inlined)
+                _read(Path(section[key]), spell((*place, key)), inlined, most=_MOST_OF_TLS)
         elif inner:
             value = section.get(key)
             items = enumerate(value) if isinstance(value, list) else [(None, value)]
@@ -72,7 +75,9 @@ def _load_tls(section: dict[Any, Any], path: str, inlined: Inlined) -> None:
         inlined.mistakes.append(Mistake(f"{path}.{problem.key}", problem.problem, problem.hint))
 
 
-def _read_secret(section: dict[Any, Any], key: str, folder: Path, place: Place, inlined: Inlined) -> None:
+def _read_secret(
+    section: dict[Any, Any], key: str, folder: Path, place: Place, inlined: Inlined, *, several: bool
+) -> None:
     name = section.pop(f"{key}_file")
     path, file_path = spell(place), spell(place) + "_file"
     if name is None:
@@ -90,41 +95,24 @@ def _read_secret(section: dict[Any, Any], key: str, folder: Path, place: Place, 
         hint = f"give it to the key {key}, or put it in a file and name that"
         inlined.mistakes.append(Mistake(file_path, "must be the path of a file, not the value itself", hint))
         return
-    content = _check_readable(folder / name, file_path, inlined, most=_MOST_OF_A_SECRET)
+    content = _read(folder / name, file_path, inlined, most=_MOST_OF_A_SECRET)
     if content is None:
         return
-    section[key] = content.removesuffix("\n").removesuffix("\r")
-    if not section[key].strip():
+    lines = filled_lines(content)
+    section[key] = "\n".join(lines)
+    if not lines:
         inlined.mistakes.append(Mistake(file_path, f"{folder / name} is empty"))
+    elif len(lines) > 1 and not several:
+        hint = "it must hold nothing else"
+        inlined.mistakes.append(Mistake(file_path, f"{folder / name} holds {len(lines)} lines, not {key} alone", hint))
 
 
-def _check_readable(path: Path, key_path: str, inlined: Inlined, *, most: int = _MOST_OF_TLS) -> str | None:
+def _read(path: Path, key_path: str, inlined: Inlined, *, most: int) -> str | None:
+    """Its text; None, and a mistake, where it has none."""
     try:
-        content = _read_regular(path, most)
+        return read_text(path, most=most)
     except OSError as error:
         inlined.mistakes.append(Mistake(key_path, f"cannot read {path}: {error.strerror}"))
-        return None
-    except ValueError:  # a character that no path holds
-        inlined.mistakes.append(Mistake(key_path, "must be the path of a file"))
-        return None
-    if content is None:
-        inlined.mistakes.append(Mistake(key_path, f"{path} is not a regular file"))
-    elif len(content) > most:
-        inlined.mistakes.append(Mistake(key_path, f"{path} is larger than {format_size(most)}"))
-    else:
-        try:
-            return content.decode()
-        except UnicodeDecodeError:
-            inlined.mistakes.append(Mistake(key_path, f"{path} is not a UTF-8 text file"))
+    except TextProblem as found:
+        inlined.mistakes.append(Mistake(key_path, f"{path} {found.problem}", found.hint))
     return None
-
-
-def _read_regular(path: Path, most: int) -> bytes | None:
-    """The content, or the first `most` + 1 bytes of it; None for a pipe or a device, which may never end."""
-    with open(path, "rb", opener=_without_waiting) as file:  # Path.open takes no opener
-        return file.read(most + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Opening a pipe waits for its writer otherwise."""
-    return os.open(path, flags | os.O_NONBLOCK)

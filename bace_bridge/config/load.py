@@ -11,21 +11,22 @@ from bace_bridge.config.files import inline_files
 from bace_bridge.config.models import Config
 from bace_bridge.config.paths import is_within
 from bace_bridge.config.rules import mistakes_between
+from bace_bridge.config.text import PIPE_PATIENCE
 from bace_bridge.config.variables import substitute
 from bace_bridge.config.wording import in_words
 from bace_bridge.errors import ConfigError, Mistake
 
 
-def load(path: Path, env: Mapping[str, str]) -> Config:
-    """Reads the configuration; nothing is contacted.
+def load(path: Path, env: Mapping[str, str], *, patience: float | None = PIPE_PATIENCE) -> Config:
+    """Reads the configuration; nothing is contacted. `patience`: seconds that a pipe may take; None reads no pipe.
 
     Raises:
         ConfigError: The configuration is wrong. It holds every mistake, of all stages.
     """
-    document, mistakes = read_document(path)
+    document, mistakes = read_document(path, patience=patience)
     raw, unset = substitute(document, env)
-    inlined = inline_files(raw, Config, path.parent)
-    causes = [*unset, *inlined.mistakes]
+    inlined = inline_files(raw, Config, _folder(path))
+    causes = [*unset, *(one for one in inlined.mistakes if not any(is_within(one.path, other.path) for other in unset))]
     mistakes += causes
     config, invalid = validate(raw)
     for found in (*mistakes_between(raw), *invalid):
@@ -36,6 +37,11 @@ def load(path: Path, env: Mapping[str, str]) -> Config:
     if mistakes or config is None:
         raise ConfigError(mistakes)
     return config
+
+
+def _folder(path: Path) -> Path:
+    """What relative paths are relative to; a pipe of the shell (`-c /dev/stdin`, `-c <(...)`) is in no folder."""
+    return Path() if path.is_relative_to("/dev") or path.is_relative_to("/proc") else path.parent
 
 
 def validate(raw: dict[Any, Any]) -> tuple[Config | None, list[Mistake]]:

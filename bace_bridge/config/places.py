@@ -1,10 +1,14 @@
 """URLs and addresses in the configuration. No message here repeats the URL: it may hold a credential."""
 
+import os
 import re
+import socket
 from collections.abc import Collection
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
+
+from yarl import URL
 
 from bace_bridge.config.values import mistake
 from bace_bridge.domain.mqtt_text import text_problem
@@ -12,8 +16,14 @@ from bace_bridge.domain.mqtt_text import text_problem
 _HIGHEST_PORT = 65535
 _LONGEST_URL = 4096
 _LONGEST_HOST = 253
+_LONGEST_PATH = 3500
+_LONGEST_FOLDER = 255
+_LONGEST_NAME = 200
+"""Bytes. Systems take 4,096 and 255: the rest is for the working directory, and for what is added to the name."""
+
 _SQLITE = "sqlite:///"
 _BLANK_OR_CONTROL = re.compile(r"[\s\x00-\x1f\x7f]")
+_LABEL = re.compile(r"\w([\w-]*\w)?|")
 _AT_HOME = (".local", ".lan", ".home", ".home.arpa", ".internal", ".localhost", ".test")
 
 
@@ -25,6 +35,7 @@ def split_url(url: str, schemes: Collection[str]) -> SplitResult:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
+        URL(url)  # what is to call it refuses more than urlsplit does
     except ValueError:
         raise mistake("must be a URL; its host or its port cannot be read") from None
     if parts.scheme not in schemes or "://" not in url:
@@ -74,8 +85,17 @@ def store_url(url: str) -> str:
     if url.startswith(("postgresql:", "postgres:", "postgresql+")):
         raise mistake("PostgreSQL is not there yet: this version stores in SQLite only", hint)
     name = url.removeprefix(_SQLITE)
-    if name == url or not name or name.endswith("/") or ":memory:" in name or "?" in name:
+    if name == url or not name or name.rpartition("/")[2] in {"", ".", ".."} or ":memory:" in name or "?" in name:
         raise mistake("must name an SQLite file", hint)
+    if re.search(r"[\x00-\x1f\x7f]", name):
+        raise mistake("must name an SQLite file, without control characters", hint)
+    *folders, file = os.fsencode(name).split(b"/")
+    if (
+        len(file) > _LONGEST_NAME
+        or max(map(len, folders), default=0) > _LONGEST_FOLDER
+        or len(os.fsencode(name)) > _LONGEST_PATH
+    ):
+        raise mistake("must name an SQLite file, with a shorter name", f"{_LONGEST_NAME} bytes at most")
     return url
 
 
@@ -89,13 +109,35 @@ def listen_address(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
+        if not _is_ipv6(host):
+            raise mistake("must be host:port, with an IPv6 address in the brackets", "[::1]:8099")
     elif ":" in host:
         raise mistake("must be host:port, with an IPv6 host in brackets", "[::1]:8099")
     if not colon or not host or _BLANK_OR_CONTROL.search(address) or not re.fullmatch(r"[0-9]{1,5}", port):
         raise mistake("must be host:port", hint)
     if int(port) > _HIGHEST_PORT:
         raise mistake("must have a port from 0 to 65535", hint)
+    if ":" not in host and not _is_listened_on(host):
+        raise mistake("must be host:port; its host is neither an address nor a name", hint)
     return host, int(port)
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ip_address(host).version == 6  # noqa: PLR2004  # the version's name
+    except ValueError:
+        return False
+
+
+def _is_listened_on(host: str) -> bool:
+    """Whether the resolver may find an address for it; `*` stands for all of them."""
+    if re.fullmatch(r"[0-9.]+", host):
+        try:
+            socket.inet_aton(host)
+        except OSError:
+            return False
+        return True
+    return host == "*" or (_is_host(host) and all(map(_LABEL.fullmatch, host.split("."))))
 
 
 def is_loopback(host: str) -> bool:

@@ -1,11 +1,14 @@
 """The files of TLS as a context: `check` loads them as `run` does, so both say the same of them."""
 
+import codecs
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from bace_bridge.config.mqtt import TlsConfig
+
+_BEHIND_A_MARK = codecs.BOM_UTF8 + b"-----BEGIN"
 
 
 class TlsFileProblem(Exception):
@@ -38,6 +41,12 @@ def tls_context(tls: TlsConfig) -> ssl.SSLContext:
 
 def tls_problems(tls: TlsConfig) -> Iterator[TlsFileProblem]:
     """Everything that is wrong with the files: of the authority, and of the client's certificate."""
+    marked = [key for key, path in tls if isinstance(path, Path) and _BEHIND_A_MARK in path.read_bytes()]
+    for key in marked:
+        problem = f"{getattr(tls, key)} has a byte order mark (BOM) before -----BEGIN, which OpenSSL does not find then"
+        yield TlsFileProblem(key, problem, "save it as UTF-8 without BOM")
+    if marked:
+        return
     for part in (TlsConfig(ca_file=tls.ca_file), TlsConfig(cert_file=tls.cert_file, key_file=tls.key_file)):
         try:
             tls_context(part)

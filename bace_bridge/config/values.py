@@ -15,7 +15,11 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhd]))+")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhd])")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_SHORTEST = 0.001
 _LONGEST = 36_500 * 86_400.0
+_MOST_DIGITS = 9
+"""Of a whole number: with more of them a pace or a limit would mean nothing, and be no float in the end."""
+
 _END_OF_TIME = 253_402_300_800.0
 """The year 10000, in epoch seconds."""
 
@@ -24,6 +28,9 @@ _BYTES = {
     "kB": 1000, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4,
     "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4,
 }  # fmt: skip
+_MOST_BYTES = 2**63
+"""More than any limit: the digits of a larger size are not worth writing out."""
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kKMGT]B|[KMGT]iB|B)?")
 
 
@@ -41,7 +48,9 @@ def closest(written: str, known: Collection[str]) -> str | None:
 
 @dataclass(frozen=True)
 class FromFile:
-    """Marks a key that has a sibling `<key>_file`, which names the file that holds the value."""
+    """Marks a key that has a sibling `<key>_file`, which names the file that holds the value: one, or one a line."""
+
+    several: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,9 +81,11 @@ def parse_duration(value: object) -> float:
         elif _NUMBER.fullmatch(text):
             seconds = float(text)
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value)
-    if not 0 < seconds <= _LONGEST:
+        seconds = float(min(value, _LONGEST + 1))  # a larger whole number may be no float
+    if not seconds > 0:  # or no number
         raise mistake("must be a duration such as 10s, 5m or 7d")
+    if not _SHORTEST <= seconds <= _LONGEST:
+        raise mistake("must be a duration such as 10s, 5m or 7d, of 1ms to 36500d")
     return seconds
 
 
@@ -96,7 +107,7 @@ def parse_size(value: object) -> int:
     found = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if found is None:
         raise mistake("must be a size such as 512MiB, 2GiB or 500MB")
-    return int(Decimal(found[1]) * _BYTES[found[2] or "B"])
+    return int(min(Decimal(found[1]) * _BYTES[found[2] or "B"], Decimal(_MOST_BYTES)))
 
 
 def format_size(size: int) -> str:
@@ -147,8 +158,12 @@ def whole_number(value: object) -> object:
     # Pydantic takes true for 1, and a Literal of numbers takes no text, which is what ${VAR} yields.
     if isinstance(value, bool):
         raise mistake("must be a whole number")
-    if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value.strip()):
-        return int(value)
+    if isinstance(value, str):
+        if not re.fullmatch(r"-?[0-9]+", value.strip()):
+            raise mistake("must be a whole number")
+        value = int(value.strip()[: _MOST_DIGITS + 2])  # one too many: Python refuses very long ones
+    if isinstance(value, int) and abs(value) >= 10**_MOST_DIGITS:
+        raise mistake(f"must be a whole number of at most {_MOST_DIGITS} digits")
     return value
 
 
@@ -170,7 +185,7 @@ _DURATION_SCHEMA: dict[str, Any] = {
 }
 
 Duration = Annotated[float, BeforeValidator(parse_duration), WithJsonSchema(_DURATION_SCHEMA)]
-"""Seconds, more than 0."""
+"""Seconds, from a millisecond to a century."""
 
 _SIZE_SCHEMA: dict[str, Any] = {
     "type": ["string", "integer"],

@@ -9,17 +9,21 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJson
 from bace_bridge.config.places import split_url
 from bace_bridge.config.section import Section
 from bace_bridge.config.sinks import Events, MaxInFlight, Name
+from bace_bridge.config.text import filled_lines
 from bace_bridge.config.values import Duration, FromFile, Text, mistake
 
 _SECRET_PREFIX = "whsec_"  # noqa: S105  # the prefix of Standard Webhooks, not a secret
 _SECRET_BYTES = range(24, 65)
 _MAKE_ONE = 'make one with: echo "whsec_$(openssl rand -base64 32)"'
+_SLOWEST = 0.001
+"""Requests a second. A much smaller rate would mean that nothing is ever sent."""
+
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 def _secrets(value: object) -> object:
     """One secret, a list of them, or several lines, as a file may hold while secrets are rotated."""
-    return tuple(value.split("\n")) if isinstance(value, str) else value
+    return tuple(filled_lines(value)) if isinstance(value, str) else value
 
 
 def _signing_secret(secret: SecretStr) -> SecretStr:
@@ -62,13 +66,19 @@ def _header_value(value: SecretStr) -> SecretStr:
     return value
 
 
+def _rate(per_second: float) -> float:
+    if 0 < per_second < _SLOWEST:
+        raise mistake(f"must be 0 for no limit, or at least {_SLOWEST}")
+    return per_second
+
+
 HeaderName = Annotated[str, AfterValidator(_header_name)]
 HeaderValue = Annotated[SecretStr, AfterValidator(_header_value)]
 SigningSecrets = Annotated[
     tuple[Annotated[SecretStr, AfterValidator(_signing_secret)], ...],
     BeforeValidator(_secrets),
     AfterValidator(_some_secret),
-    FromFile(),
+    FromFile(several=True),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
 ]
 
@@ -83,8 +93,12 @@ class WebhookConfig(Section):
     groups: tuple[Text, ...] = Field(default=(), description="Only these devices (id_group); empty: all")
     headers: dict[HeaderName, HeaderValue] = Field(default={}, description="Sent with every request")
     timeout: Duration = Field(default=15.0, description="An answer is waited for this long")
-    max_in_flight: MaxInFlight = Field(default=10, ge=1, description="Requests at the same time, one a data session")
-    rate_limit: float = Field(default=0, ge=0, allow_inf_nan=False, description="Requests a second; 0: no limit")
+    max_in_flight: MaxInFlight = Field(
+        default=10, ge=1, le=1000, description="Requests at the same time, one a data session"
+    )
+    rate_limit: Annotated[float, AfterValidator(_rate)] = Field(
+        default=0, ge=0, allow_inf_nan=False, description="Requests a second; 0: no limit"
+    )
 
     @property
     def host(self) -> str:

@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from bace_bridge.config.document import parse_document
+from bace_bridge.config.text import PIPE_PATIENCE, TextProblem, read_text
 from bace_bridge.errors import ConfigError, Mistake
-from bace_bridge.simulator.durations import seconds
+from bace_bridge.simulator.durations import LONGEST, seconds
+
+_MOST_BYTES = 2**20
 
 Duration = Annotated[float, BeforeValidator(seconds)]
 Period = Annotated[float, BeforeValidator(seconds), Field(ge=0.05)]
@@ -30,6 +33,12 @@ class History(_Part):
     spacing: Period = 6 * 3600.0
     duration: Period = 45 * 60.0
     points: Annotated[int, Field(ge=0, le=100_000)] = 0
+
+    @model_validator(mode="after")
+    def _in_our_time(self) -> Self:
+        if self.count * self.spacing + self.duration > LONGEST:
+            raise ValueError("reaches back more than 18250d: take fewer sessions, or a smaller spacing")
+        return self
 
 
 class DevicePlan(_Part):
@@ -120,10 +129,11 @@ class Scenario(_Part):
 def load(path: Path) -> Scenario:
     """Raises ScenarioError: the file cannot be read, or what it says cannot be played."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ScenarioError([Mistake(str(path), f"cannot be read: {reason}")]) from error
+        text = read_text(path, most=_MOST_BYTES, patience=PIPE_PATIENCE)
+    except OSError as error:
+        raise ScenarioError([Mistake(str(path), f"cannot be read: {error.strerror}")]) from None
+    except TextProblem as found:
+        raise ScenarioError([Mistake(str(path), found.problem, found.hint)]) from None
     return parse(text)
 
 
@@ -140,9 +150,11 @@ def bundled_names() -> list[str]:
 def parse(text: str) -> Scenario:
     """Raises ScenarioError with every mistake that there is."""
     try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ScenarioError([Mistake("", f"this is no YAML: {' '.join(str(error).split())}")]) from error
+        raw, mistakes = parse_document(text)
+    except ConfigError as error:
+        raise ScenarioError(error.mistakes) from None
+    if mistakes:
+        raise ScenarioError(mistakes)
     if not isinstance(raw, dict):
         raise ScenarioError([Mistake("", "a scenario is a mapping", "it starts with devices: and sessions:")])
     try:

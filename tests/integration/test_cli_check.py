@@ -196,6 +196,7 @@ def test_the_service_imports_no_more_than_it_needs(tmp_path: Path) -> None:
         (ExceptionGroup("tasks", [ExceptionGroup("more", [StoreLocked("held")])]), 75, "bace-bridge: held\n"),
         (StoreUnusable("of a newer version"), 70, "bace-bridge: of a newer version\n"),
         (BridgeError("x"), 70, "bace-bridge: x\n"),
+        (BridgeError("a folder j\udce4"), 70, "bace-bridge: a folder j\\udce4\n"),
         (KeyboardInterrupt(), 130, ""),
         (BaseExceptionGroup("tasks", [KeyboardInterrupt(), ValueError()]), 130, ""),
         (click.Abort(), 130, ""),

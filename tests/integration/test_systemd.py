@@ -67,6 +67,7 @@ def test_a_manager_that_does_not_read_blocks_nobody(manager: socket.socket, tmp_
         ({"WATCHDOG_USEC": "0"}, None),
         ({"WATCHDOG_USEC": "soon"}, None),
         ({"WATCHDOG_USEC": ""}, None),
+        ({"WATCHDOG_USEC": "9" * 5000}, None),
         ({}, None),
     ],
 )

@@ -1,5 +1,6 @@
 """The files of TLS are loaded by `check`, and named where something is wrong with them."""
 
+import codecs
 import subprocess
 from pathlib import Path
 
@@ -83,6 +84,16 @@ def test_both_files_are_named_at_once(files: Path) -> None:
     found = mistakes(files, configured({"ca_file": "empty", "cert_file": "a.pem", "key_file": "b.key"}))
 
     assert [one.split(":")[0] for one in found] == ["mqtt[0].tls.ca_file", "mqtt[0].tls.key_file"]
+
+
+@pytest.mark.parametrize("key", ["ca_file", "cert_file", "key_file"])
+def test_a_byte_order_mark_that_openssl_does_not_read_is_named(files: Path, key: str) -> None:
+    names = {"ca_file": "a.pem", "cert_file": "a.pem", "key_file": "a.key"}
+    content = (files / names[key]).read_bytes()
+    (files / "marked").write_bytes(codecs.BOM_UTF8 + content)
+    (found,) = mistakes(files, configured({**names, key: "marked"}))
+
+    assert found.startswith(f"mqtt[0].tls.{key}: {files / 'marked'} has a byte order mark (BOM) before -----BEGIN")
 
 
 def configured(tls: dict[str, object]) -> str:

@@ -1,4 +1,5 @@
 import base64
+import math
 import time
 from collections.abc import Iterator
 from datetime import date
@@ -58,7 +59,7 @@ def test_durations(written: object, seconds: float) -> None:
 
 @pytest.mark.parametrize(
     "written",
-    ["", "0s", 0, -1, "-1s", "10 s", "s", "1w", True, None, [], "1e3", float("nan"), float("inf"), "99999d"],
+    ["", "0s", 0, -1, "-1s", "10 s", "s", "1w", True, None, [], "1e3", math.nan, math.inf, "99999d", 1e-300, 10**400],
 )
 def test_what_is_no_duration_is_refused(written: object) -> None:
     with pytest.raises(ValueError, match="must be a duration such as 10s, 5m or 7d"):
@@ -253,14 +254,26 @@ def test_a_webhooks_url_is_a_secret_and_only_its_host_is_shown() -> None:
 
 @pytest.mark.parametrize(
     ("listen", "host", "port"),
-    [("0.0.0.0:0", "0.0.0.0", 0), ("[::1]:8099", "::1", 8099), ("", "", 0)],
+    [
+        ("0.0.0.0:0", "0.0.0.0", 0),
+        ("[::1]:8099", "::1", 8099),
+        ("[fe80::1%lo]:1", "fe80::1%lo", 1),
+        ("my_host.lan.:1", "my_host.lan.", 1),
+        ("", "", 0),
+    ],
 )
 def test_listen(listen: str, host: str, port: int) -> None:
     http = HttpConfig(listen=listen)
     assert (http.host, http.port, http.enabled) == (host, port, bool(listen))
 
 
-@pytest.mark.parametrize("listen", ["8099", ":8099", "h:", "h:x", "h:99999", "::1:8099", "h :1", "h:-1"])
+@pytest.mark.parametrize(
+    "listen",
+    [
+        "8099", ":8099", "h:", "h:x", "h:99999", "::1:8099", "h :1", "h:-1",
+        "256.1.1.1:1", "1.2.3.4.5:1", "a..b:1", "-:1", "%:1", "[zz]:1", "[127.0.0.1]:1", "x" * 64 + ":1",
+    ],
+)  # fmt: skip
 def test_listen_addresses_that_are_refused(listen: str) -> None:
     with pytest.raises(ValidationError):
         HttpConfig(listen=listen)
@@ -271,7 +284,13 @@ def test_store() -> None:
     assert StoreConfig(url="sqlite:///a/b.db").path == Path("a/b.db")
 
 
-@pytest.mark.parametrize("url", ["sqlite://b.db", "sqlite:///", "sqlite:///:memory:", "b.db", "sqlite:///a/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://b.db", "sqlite:///", "sqlite:///:memory:", "b.db", "sqlite:///a/", "sqlite:///a/..", "sqlite:///a\0b",
+        "sqlite:///" + "ä" * 128, "sqlite:///" + "a/" * 2000 + "b",
+    ],
+)  # fmt: skip
 def test_stores_that_are_refused(url: str) -> None:
     with pytest.raises(ValidationError, match="must name an SQLite file"):
         StoreConfig(url=url)

@@ -81,7 +81,7 @@ def test_a_session_plan_becomes_deeds(session: str, expected: list[tuple[float, 
     ("text", "says"),
     [
         ("", "a scenario is a mapping"),
-        ("a: [", "this is no YAML"),
+        ("a: [", "line 1, column 5: expected the node content"),
         ("sessions: []", "devices: is missing"),
         ("devices: []", "devices: there is none (at least one"),
         ("devices: [{label: go, datatypes: []}]", "devices[0].datatypes: there is none"),
