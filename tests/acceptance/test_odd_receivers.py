@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 import subprocess
 import sys
 from collections import defaultdict
@@ -54,7 +55,10 @@ DELIVERED = {
 }  # fmt: skip
 """Answers by path. What follows their status line is odd; the connection stays open unless the answer is cut off."""
 
-CUT_OFF = ("cut-off", "half-a-header", "alone", "without-its-end", "http-1.0", "a-length-that-is-none", "interim")
+CUT_OFF = (
+    "a-body-cut-off", "chunks-cut-off", "half-a-header", "a-status-line-alone", "a-status-line-without-its-end",
+    "a-status-without-words", "a-length-that-is-none", "http-1.0", "interim-answers",
+)  # fmt: skip
 
 Answer = Callable[[str, int], tuple[bytes, bool]]
 """Of a request's target, and how often it was asked: the bytes, and whether the connection is closed after them."""
@@ -74,8 +78,10 @@ class Receiver:
         self._answer = answer
         self.requests: dict[str, list[Request]] = defaultdict(list)
         self.url = ""
+        self.connections = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         with suppress(OSError, asyncio.IncompleteReadError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -98,11 +104,11 @@ class Receiver:
 
 
 @asynccontextmanager
-async def receiving(answer: Answer) -> AsyncIterator[Receiver]:
+async def receiving(answer: Answer, tls: ssl.SSLContext | None = None) -> AsyncIterator[Receiver]:
     receiver = Receiver(answer)
-    server = await asyncio.start_server(receiver.serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(receiver.serve, "127.0.0.1", 0, ssl=tls)
     async with server:
-        receiver.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        receiver.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         yield receiver
 
 
@@ -123,13 +129,15 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-async def a_session(folder: Path, receiver: Receiver, hooks: list[dict[str, Any]], targets: list[str]) -> str:
+async def a_session(
+    folder: Path, receiver: Receiver, hooks: list[dict[str, Any]], targets: list[str], **environment: str
+) -> str:
     """The log of a process that delivers a data session's three events to each target."""
     cloud = SimulatedCloud()
     device = cloud.add_device("BaceGo-1")
     async with SimulatedServer(cloud) as server:
         config = with_webhooks(folder, server.url, hooks)
-        async with running(config, level="debug") as bridge:
+        async with running(config, level="debug", environment=environment) as bridge:
             await until(lambda: len(server.requests) > 4, within=60, what="the first look")
             session = cloud.open_session(device.id_group)
             await until(lambda: all(receiver.types(one) for one in targets), within=60, what="the start everywhere")
@@ -147,7 +155,7 @@ async def test_what_follows_a_2xx_makes_no_failure_of_it(tmp_path: Path) -> None
 
     def answer(target: str, _: int) -> tuple[bytes, bool]:
         name = target.removeprefix("/")
-        return DELIVERED[name], any(part in name for part in CUT_OFF)
+        return DELIVERED[name], name in CUT_OFF
 
     async with receiving(answer) as receiver:
         hooks = [{"url": f"{receiver.url}/{name}"} for name in DELIVERED]
@@ -160,6 +168,27 @@ async def test_what_follows_a_2xx_makes_no_failure_of_it(tmp_path: Path) -> None
     for requests in receiver.requests.values():
         for one in requests:
             Webhook(SECRET).verify(one.raw_body, one.headers)
+
+
+async def test_over_tls_it_is_the_same(tmp_path: Path) -> None:
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=a -out own.pem"
+    more = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "own.key"]
+    subprocess.run([*make.split(), *more], cwd=tmp_path, check=True, capture_output=True)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(tmp_path / "own.pem", tmp_path / "own.key")
+    names = ["bytes-after-the-body", "a-header-of-1-MB", "chunks-cut-off", "half-a-header", "line-feeds-alone"]
+
+    def answer(target: str, _: int) -> tuple[bytes, bool]:
+        name = target.removeprefix("/")
+        return DELIVERED[name], name in CUT_OFF
+
+    async with receiving(answer, tls) as receiver:
+        hooks = [{"url": f"{receiver.url}/{name}"} for name in names]
+        await a_session(
+            tmp_path, receiver, hooks, [f"/{name}" for name in names], SSL_CERT_FILE=str(tmp_path / "own.pem")
+        )
+    assert {name: receiver.types(f"/{name}") for name in names} == dict.fromkeys(names, LIFE)
+    assert receiver.connections < 3 * len(names), "the connection of the good one is used again"
 
 
 async def test_an_answer_without_end_holds_nothing_up(tmp_path: Path) -> None:
