@@ -112,6 +112,25 @@ async def test_a_connection_of_which_the_state_is_unknown_is_closed(answer: byte
     assert socket.connections == 2
 
 
+@pytest.mark.parametrize("reads", [False, True])
+async def test_an_answer_that_is_there_before_the_request_counts(reads: bool) -> None:
+    """So does a socket that answers every connection with the same words; perhaps it resets what it has not read."""
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        with suppress(ConnectionError):
+            if reads:
+                await reader.readuntil(b"\r\n\r\n")
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    large = b'{"x":"' + b"x" * 60_000 + b'"}'
+    async with server, running(config(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")) as sink:
+        for seq in range(20):
+            assert await delivered(sink, attempt(seq + 1, data=large)) is None
+
+
 @given(st.dictionaries(st.text(max_size=8).map("X-".__add__), st.text(max_size=30), max_size=3))
 @settings(max_examples=examples(40), suppress_health_check=[HealthCheck.too_slow])
 async def test_headers_that_are_accepted_arrive_as_they_are_written(headers: dict[str, str]) -> None:

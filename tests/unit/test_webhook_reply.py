@@ -27,6 +27,8 @@ def read(data: bytes, *, ended: bool = False, after_another: bool = False) -> Re
         (OK + b"Transfer-Encoding: chunked\r\n\r\n2;x=y\r\nok\r\n0\r\nA: b\r\n\r\n", b"ok"),
         (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103\r\nLink: <a>\r\n\r\n" + NO_CONTENT + b"\r\n", b""),
         (b"\r\n\r\n" + NO_CONTENT + b"\r\n", b""),
+        (b"HTTP/1.1 204No content\r\n\r\n", b""),
+        (b"http/1.1\t 204 ok\r\n\r\n", b""),
     ],
 )
 def test_an_answer_that_ends_as_http_says_leaves_the_connection_to_the_next(data: bytes, body: bytes) -> None:

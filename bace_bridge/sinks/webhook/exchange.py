@@ -54,9 +54,10 @@ class Exchange:
     async def _connect(self) -> aiohttp.connector.Connection:
         while True:
             connection = await self._connector.connect(self._where, [], aiohttp.ClientTimeout())
-            if connection.protocol is None or not connection.protocol.should_close:
+            protocol = connection.protocol
+            if protocol is None or protocol not in self._used or not protocol.should_close:
                 return connection
-            connection.close()  # something came while nothing was asked for
+            connection.close()  # something came on it while nothing was asked for
 
     def _give_back(self, connection: aiohttp.connector.Connection, reply: Reply | None) -> None:
         protocol, transport = connection.protocol, connection.transport

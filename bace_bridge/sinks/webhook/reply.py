@@ -17,7 +17,7 @@ LARGEST_HEAD = 64 * 1024
 MOST_READ = LARGEST_HEAD + 4 * LONGEST_ANSWER
 """Bytes of an answer that are read; framing in chunks makes a body longer than it is."""
 
-_STATUS = re.compile(rb"HTTP/(\d)(?:\.(\d))? +(\d{3})(?=[ \t\r\n]|\Z)")
+_STATUS = re.compile(rb"HTTP/(\d)(?:\.(\d))?[ \t]+(\d{3})(?!\d)", re.IGNORECASE)
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
@@ -99,7 +99,7 @@ def _refuse_other_protocols(begun: bytes, *, ended: bool, after_another: bool) -
     """What came and holds no status line may still become one."""
     could_be = not ended and len(begun) <= LARGEST_HEAD
     if not after_another:
-        could_be = could_be and begun[:5] == b"HTTP/"[: len(begun)] and b"\n" not in begun
+        could_be = could_be and b"HTTP/".startswith(begun[:5].upper()) and b"\n" not in begun
         could_be = could_be and len(begun) <= _LONGEST_TO_STATUS
     if begun and not could_be:
         raise NotHttp
