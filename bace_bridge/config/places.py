@@ -15,6 +15,7 @@ _LONGEST_URL = 4096
 _LONGEST_HOST = 253
 _SQLITE = "sqlite:///"
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]*[A-Za-z0-9][A-Za-z0-9._-]*")
+_ZONE = re.compile(r"[A-Za-z0-9._~-]*")
 _BLANK_OR_CONTROL = re.compile(r"[\s\x00-\x1f\x7f]")
 _AT_HOME = (".local", ".lan", ".home", ".home.arpa", ".internal", ".localhost", ".test")
 
@@ -46,7 +47,7 @@ def split_url(url: str, schemes: Collection[str]) -> SplitResult:
 def _is_host(host: str) -> bool:
     try:
         if ":" in host:
-            return bool(ip_address(host))
+            return bool(ip_address(host)) and _ZONE.fullmatch(host.partition("%")[2]) is not None
         name = host.encode("idna").decode()
     except ValueError:  # UnicodeError among them
         return False
@@ -59,9 +60,11 @@ def _web_url(url: str) -> SplitResult:
 
     parts = split_url(url, ("https", "http"))
     try:
-        URL.build(scheme=parts.scheme, host=parts.hostname or "", port=parts.port)
+        looked_up = URL.build(scheme=parts.scheme, host=parts.hostname or "", port=parts.port).raw_host
     except ValueError:
-        raise mistake("must be a URL; its host cannot be looked up") from None
+        looked_up = None
+    if not looked_up:
+        raise mistake("must be a URL; its host cannot be looked up")
     return parts
 
 

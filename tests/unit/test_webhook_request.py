@@ -180,7 +180,11 @@ URLS = st.builds(
     st.tuples(
         st.sampled_from(["http://", "https://", "HTTP://"]),
         st.sampled_from(["", "u:p@", "u%E4@", "\u2603:@", "a:b:c@"]),
-        st.one_of(st.sampled_from(["h", "1.2.3.4", "[::1]", "b\u00fccher.example", "h."]), st.text(max_size=8)),
+        st.one_of(
+            st.sampled_from(["h", "1.2.3.4", "[::1]", "b\u00fccher.example", "h."]),
+            st.text(max_size=8),
+            st.text(max_size=4).map("[fe80::1%{}]".format),
+        ),
         st.sampled_from(["", ":1", ":80", ":443", ":", ":65535", ":0", ":x"]),
         st.one_of(st.sampled_from(["", "/", "?", "/%2F"]), st.text(max_size=12).map("/".__add__)),
     ),
