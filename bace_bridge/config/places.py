@@ -15,7 +15,6 @@ _LONGEST_URL = 4096
 _LONGEST_HOST = 253
 _SQLITE = "sqlite:///"
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]*[A-Za-z0-9][A-Za-z0-9._-]*")
-_ZONE = re.compile(r"[A-Za-z0-9._~-]*")
 _BLANK_OR_CONTROL = re.compile(r"[\s\x00-\x1f\x7f]")
 _AT_HOME = (".local", ".lan", ".home", ".home.arpa", ".internal", ".localhost", ".test")
 
@@ -47,7 +46,7 @@ def split_url(url: str, schemes: Collection[str]) -> SplitResult:
 def _is_host(host: str) -> bool:
     try:
         if ":" in host:
-            return bool(ip_address(host)) and _ZONE.fullmatch(host.partition("%")[2]) is not None
+            return bool(ip_address(host))
         name = host.encode("idna").decode()
     except ValueError:  # UnicodeError among them
         return False

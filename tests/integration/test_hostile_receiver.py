@@ -112,6 +112,16 @@ async def test_a_connection_of_which_the_state_is_unknown_is_closed(answer: byte
     assert socket.connections == 2
 
 
+async def test_what_comes_late_of_an_answer_is_not_taken_for_the_next() -> None:
+    async with answering() as socket, running(config(socket.url)) as sink:
+        assert await delivered(sink) is None
+        socket.answer = b"the body of the 204 before" + NO_CONTENT
+        assert await delivered(sink) is None
+        socket.answer = b"or this" + NO_CONTENT.replace(b"204 No Content", b"500 Oh no")
+        assert str(await delivered(sink)) == "HTTP 500"
+    assert socket.connections == 1
+
+
 @pytest.mark.parametrize("reads", [False, True])
 async def test_an_answer_that_is_there_before_the_request_counts(reads: bool) -> None:
     """So does a socket that answers every connection with the same words; perhaps it resets what it has not read."""
