@@ -91,8 +91,8 @@ def _broker(broker: MqttConfig) -> str:
 
 
 def _webhook(webhook: WebhookConfig) -> str:
-    secrets = len(webhook.secret)
-    signed = "signed" if secrets == 1 else f"signed with {secrets} secrets"
+    secrets = len(webhook.secret or ())
+    signed = {0: "unsigned", 1: "signed"}.get(secrets, f"signed with {secrets} secrets")
     return f"{webhook.name}: {webhook.host} (the rest of the URL is a secret), {signed}, {_filter_of(webhook)}"
 
 

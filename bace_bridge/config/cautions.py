@@ -62,6 +62,10 @@ def _about_webhook(webhook: WebhookConfig) -> Iterator[str]:
     parts = split_url(webhook.url.get_secret_value(), ("https", "http"))
     if parts.scheme == "http" and not is_private(parts.hostname or ""):
         yield "url: health data goes over the internet in the clear (use https://)"
+    if parts.fragment:
+        yield "url: what follows # is not sent (write %23 where # belongs to the path or the query)"
+    if webhook.secret is None:
+        yield "secret: is left out: nothing is signed, so the receiver cannot tell who sent it"
     yield from _about_groups(webhook.groups)
     yield from _about_events(webhook.events)
 

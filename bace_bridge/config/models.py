@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator
 
 from bace_bridge.config.mqtt import HomeAssistantConfig, MqttConfig, TlsConfig
 from bace_bridge.config.places import cloud_url, listen_address, store_path, store_url
@@ -21,6 +21,7 @@ from bace_bridge.config.values import (
     mistake,
 )
 from bace_bridge.config.webhook import WebhookConfig
+from bace_bridge.domain.tokens import is_sendable
 
 __all__ = [
     "CloudConfig",
@@ -44,6 +45,12 @@ LARGEST_STORE = 256 * 2**40
 """Bytes: SQLite's own limit."""
 
 
+def _sendable(token: SecretStr | None) -> SecretStr | None:
+    if token is not None and not is_sendable(token.get_secret_value()):
+        raise mistake("is not a token that a header can carry", "visible ASCII characters, without blanks")
+    return token
+
+
 class CloudConfig(Section):
     """The BACE cloud and the login: an access token, or the four others."""
 
@@ -54,7 +61,9 @@ class CloudConfig(Section):
     client_secret: OptionalSecret = Field(default=None, description="OAuth client secret")
     username: Text | None = Field(default=None, description="The account's e-mail address")
     password: OptionalSecret = Field(default=None, description="The account's password")
-    access_token: OptionalSecret = Field(default=None, description="A token, instead of the four above")
+    access_token: Annotated[OptionalSecret, AfterValidator(_sendable)] = Field(
+        default=None, description="A token, instead of the four above"
+    )
     groups: tuple[Text, ...] = Field(
         default=(), description="Only these devices, by id_group or by label; empty: all that the account can see"
     )

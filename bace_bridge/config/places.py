@@ -6,11 +6,12 @@ import socket
 from collections.abc import Collection
 from ipaddress import ip_address
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from yarl import URL
 
 from bace_bridge.config.values import mistake
+from bace_bridge.domain.http_text import request_target, target_problem
 from bace_bridge.domain.mqtt_text import text_problem
 
 _HIGHEST_PORT = 65535
@@ -22,6 +23,7 @@ _LONGEST_NAME = 200
 """Bytes. Systems take 4,096 and 255: the rest is for the working directory, and for what is added to the name."""
 
 _SQLITE = "sqlite:///"
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]*[A-Za-z0-9][A-Za-z0-9._-]*")
 _BLANK_OR_CONTROL = re.compile(r"[\s\x00-\x1f\x7f]")
 _LABEL = re.compile(r"\w([\w-]*\w)?|")
 _AT_HOME = (".local", ".lan", ".home", ".home.arpa", ".internal", ".localhost", ".test")
@@ -44,7 +46,8 @@ def split_url(url: str, schemes: Collection[str]) -> SplitResult:
         raise mistake("must be a URL with a host")
     if len(url) > _LONGEST_URL:
         raise mistake(f"must be a URL of at most {_LONGEST_URL} characters")
-    if text_problem(url) is not None or not _is_host(host):
+    in_brackets = parts.netloc.rpartition("@")[2].startswith("[")
+    if text_problem(url) is not None or not _is_host(host) or in_brackets != (":" in host):
         raise mistake("must be a URL; its host cannot be looked up, or it holds what is no character")
     if port == 0:
         raise mistake("must be a URL with a port from 1 to 65535")
@@ -53,13 +56,39 @@ def split_url(url: str, schemes: Collection[str]) -> SplitResult:
 
 def _is_host(host: str) -> bool:
     try:
-        return ":" in host or len(host.encode("idna")) <= _LONGEST_HOST
-    except UnicodeError:
+        if ":" in host:
+            return bool(ip_address(host))
+        name = host.encode("idna").decode()
+    except ValueError:  # UnicodeError among them
         return False
+    return len(name) <= _LONGEST_HOST and _HOST_NAME.fullmatch(name) is not None
+
+
+def _web_url(url: str) -> SplitResult:
+    """A URL for HTTP, whose rules for international names differ from those of the system's look-up."""
+    from yarl import URL  # noqa: PLC0415  # only where there is such a URL
+
+    parts = split_url(url, ("https", "http"))
+    try:
+        looked_up = URL.build(scheme=parts.scheme, host=parts.hostname or "", port=parts.port).raw_host
+    except ValueError:
+        looked_up = None
+    if not looked_up:
+        raise mistake("must be a URL; its host cannot be looked up")
+    return parts
+
+
+def webhook_url(url: str) -> str:
+    parts = _web_url(url)
+    if problem := target_problem(request_target(url)):
+        raise mistake(problem, "percent-encode it as the receiver expects it: \u00fc is %C3%BC in UTF-8")
+    if ":" in unquote(parts.username or ""):
+        raise mistake("holds a username with a colon, which no login of HTTP can carry")
+    return url
 
 
 def cloud_url(url: str) -> str:
-    parts = split_url(url, ("https", "http"))
+    parts = _web_url(url)
     if parts.username is not None or parts.password is not None:
         raise mistake("must not hold a login", "use cloud.username and cloud.password")
     if parts.query or parts.fragment:

@@ -1,16 +1,16 @@
 import base64
 import binascii
-import re
 from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJsonSchema
 
-from bace_bridge.config.places import split_url
+from bace_bridge.config.places import webhook_url
 from bace_bridge.config.section import Section
 from bace_bridge.config.sinks import Events, MaxInFlight, Name
 from bace_bridge.config.text import filled_lines
 from bace_bridge.config.values import Duration, FromFile, Text, mistake
+from bace_bridge.domain.http_text import PER_CONNECTION, header_name_problem, header_value_problem
 
 _SECRET_PREFIX = "whsec_"  # noqa: S105  # the prefix of Standard Webhooks, not a secret
 _SECRET_BYTES = range(24, 65)
@@ -18,7 +18,7 @@ _MAKE_ONE = 'make one with: echo "whsec_$(openssl rand -base64 32)"'
 _SLOWEST = 0.001
 """Requests a second. A much smaller rate would mean that nothing is ever sent."""
 
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_MAKE_ONE_OR_NONE = f"{_MAKE_ONE}; or leave the key out: then nothing is signed"
 
 
 def _secrets(value: object) -> object:
@@ -28,41 +28,42 @@ def _secrets(value: object) -> object:
 
 def _signing_secret(secret: SecretStr) -> SecretStr:
     text = secret.get_secret_value()
+    if not text.strip():
+        raise mistake("is empty", _MAKE_ONE_OR_NONE)
     try:
         key = base64.b64decode(text.removeprefix(_SECRET_PREFIX), validate=True)
     except (binascii.Error, ValueError):
         key = b""
     if not text.startswith(_SECRET_PREFIX) or len(key) not in _SECRET_BYTES:
-        raise mistake(
-            "must be whsec_ followed by 24 to 64 bytes in base64",
-            _MAKE_ONE,
-        )
+        raise mistake("must be whsec_ followed by 24 to 64 bytes in base64", _MAKE_ONE)
     return secret
 
 
 def _some_secret(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
     if not secrets:
-        raise mistake("holds no secret", _MAKE_ONE)
+        raise mistake("holds no secret", _MAKE_ONE_OR_NONE)
     return secrets
 
 
 def _webhook_url(url: SecretStr) -> SecretStr:
-    split_url(url.get_secret_value(), ("https", "http"))
+    webhook_url(url.get_secret_value())
     return url
 
 
 def _header_name(name: str) -> str:
-    if not _HEADER_NAME.fullmatch(name):
-        raise mistake("is not the name of an HTTP header")
+    if problem := header_name_problem(name):
+        raise mistake(problem)
     lowered = name.lower()
-    if lowered in {"content-type", "content-length", "host"} or lowered.startswith("webhook-"):
+    if lowered == "content-type" or lowered.startswith("webhook-"):
         raise mistake("is a header that bace-bridge sets itself", "leave it out")
+    if lowered in PER_CONNECTION:
+        raise mistake("is a header of the connection, which bace-bridge sets itself where it is needed", "leave it out")
     return name
 
 
 def _header_value(value: SecretStr) -> SecretStr:
-    if re.search(r"[\r\n\x00]", value.get_secret_value()):
-        raise mistake("must be a single line")
+    if problem := header_value_problem(value.get_secret_value()):
+        raise mistake(problem)
     return value
 
 
@@ -72,13 +73,19 @@ def _rate(per_second: float) -> float:
     return per_second
 
 
+def _each_once(headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    names = [name.lower() for name in headers]
+    if twice := next((name for name in headers if names.count(name.lower()) > 1), None):
+        raise mistake(f"holds {twice} twice: upper and lower case are the same to HTTP", "keep one of them")
+    return headers
+
+
 HeaderName = Annotated[str, AfterValidator(_header_name)]
 HeaderValue = Annotated[SecretStr, AfterValidator(_header_value)]
 SigningSecrets = Annotated[
     tuple[Annotated[SecretStr, AfterValidator(_signing_secret)], ...],
     BeforeValidator(_secrets),
     AfterValidator(_some_secret),
-    FromFile(several=True),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
 ]
 
@@ -88,10 +95,14 @@ class WebhookConfig(Section):
     url: Annotated[SecretStr, AfterValidator(_webhook_url), FromFile()] = Field(
         description="http:// or https://; treated as a credential"
     )
-    secret: SigningSecrets = Field(description="whsec_...; a list of them while secrets rotate")
+    secret: Annotated[SigningSecrets | None, FromFile(several=True)] = Field(
+        default=None, description="whsec_...; a list of them while secrets rotate; left out: nothing is signed"
+    )
     events: Events = Field(default=("*",), description="Which events this sink gets: globs on the event type")
     groups: tuple[Text, ...] = Field(default=(), description="Only these devices (id_group); empty: all")
-    headers: dict[HeaderName, HeaderValue] = Field(default={}, description="Sent with every request")
+    headers: Annotated[dict[HeaderName, HeaderValue], AfterValidator(_each_once)] = Field(
+        default={}, description="Sent with every request"
+    )
     timeout: Duration = Field(default=15.0, description="An answer is waited for this long")
     max_in_flight: MaxInFlight = Field(
         default=10, ge=1, le=1000, description="Requests at the same time, one a data session"

@@ -9,6 +9,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 import msgspec
+from multidict import MultiMapping
 
 from bace_bridge.domain.timestamps import EARLIEST, LATEST
 
@@ -29,13 +30,20 @@ class RateLimit(msgspec.Struct, frozen=True):
 
 
 def retry_after(headers: Mapping[str, str], *, now: float) -> float:
-    """Seconds that `Retry-After` asks for, given as a number or as a date; 0 where it is neither."""
-    text = headers.get("Retry-After", "")
-    seconds = _number(text)
-    if seconds is not None:
-        return seconds
-    until = http_date(text)
-    return 0.0 if until is None else max(0.0, until - _server_time(headers, now))
+    """Seconds that `Retry-After` asks for, given as a number or as a date; 0 where it is neither.
+
+    Of several headers, or several numbers in one, the longest wait counts. It may be infinite: the caller has a bound.
+    """
+    texts = headers.getall("Retry-After", []) if isinstance(headers, MultiMapping) else [headers.get("Retry-After", "")]
+    return max((_wait(text, _server_time(headers, now)) for text in texts), default=0.0)
+
+
+def _wait(text: str, server_time: float) -> float:
+    numbers = [_number(part) for part in text.split(",")]
+    if None not in numbers:
+        return max(number for number in numbers if number is not None)
+    until = _moment(text)
+    return 0.0 if until is None else max(0.0, until - server_time)
 
 
 def rate_limit(headers: Mapping[str, str], *, now: float) -> RateLimit:
@@ -53,14 +61,16 @@ def rate_limit(headers: Mapping[str, str], *, now: float) -> RateLimit:
 
 def http_date(text: str | None) -> float | None:
     """Epoch seconds, in UTC where no zone is given; None where it is no date, or one that no calendar holds."""
+    seconds = _moment(text) if text else None
+    return seconds if seconds is not None and EARLIEST < seconds < LATEST else None
+
+
+def _moment(text: str) -> float | None:
     try:
-        moment = parsedate_to_datetime(text) if text else None
-        if moment is None:
-            return None
-        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        moment = parsedate_to_datetime(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (TypeError, ValueError, OverflowError, OSError, IndexError):
         return None
-    return seconds if EARLIEST < seconds < LATEST else None
 
 
 def _server_time(headers: Mapping[str, str], now: float) -> float:

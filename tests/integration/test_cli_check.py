@@ -69,7 +69,9 @@ def test_as_json(tmp_path: Path) -> None:
 
 def test_every_mistake_is_a_line_on_stderr(tmp_path: Path) -> None:
     file = tmp_path / "other.yaml"
-    file.write_text("cloud: {access_token: t}\nmqtt: [{name: a}]\nwebhooks: [{name: a, url: x}]\n", encoding="utf-8")
+    file.write_text(
+        "cloud: {access_token: t}\nmqtt: [{name: a}]\nwebhooks: [{name: a, url: x, secret: y}]\n", encoding="utf-8"
+    )
     done = bridge("check", cwd=tmp_path, BACE_BRIDGE_CONFIG=str(file))
     assert (done.returncode, done.stdout) == (78, "")
     assert [line.split(": ")[0] for line in done.stderr.splitlines()] == [

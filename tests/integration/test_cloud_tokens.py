@@ -2,28 +2,32 @@
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from aiohttp import web
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp, TokenSource
 from bace_bridge.cloud.tokens import Ask, Credentials, FixedToken, Tokens
 from bace_bridge.domain.tokens import Token
-from bace_bridge.errors import CloudLoginFailed, CloudRefused, CloudRequestTooLarge, CloudUnavailable
+from bace_bridge.errors import CloudError, CloudLoginFailed, CloudRefused, CloudRequestTooLarge, CloudUnavailable
 from bace_bridge.store.facts import Facts
 from bace_bridge.store.sqlite import SqliteFile
 from tests.integration.polling_line import Clock
+from tests.models import examples
 
 TOKEN_ENDPOINT = "/oauth2/token"
 EMPTY = {"items": [], "_meta": {"totalCount": 0, "pageCount": 0, "currentPage": 1}}
 
 
-def given(number: int, **changes: Any) -> dict[str, Any]:
+def a_reply(number: int, **changes: Any) -> dict[str, Any]:
     return {"access_token": f"access{number}", "expires_in": 600, "refresh_token": f"refresh{number}"} | changes
 
 
@@ -40,7 +44,7 @@ class Account:
 
     def gives(self, **changes: Any) -> web.Response:
         self.number += 1
-        return web.json_response(given(self.number, **changes))
+        return web.json_response(a_reply(self.number, **changes))
 
     async def answer(self, request: web.Request) -> web.Response:
         if request.path == TOKEN_ENDPOINT:
@@ -85,8 +89,8 @@ class Line:
             await Facts(file).save_token("a", token)
 
 
-@pytest.fixture
-async def line(tmp_path: Path) -> AsyncIterator[Line]:
+@asynccontextmanager
+async def serving(folder: Path) -> AsyncIterator[Line]:
     account = Account()
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", account.answer)
@@ -94,13 +98,55 @@ async def line(tmp_path: Path) -> AsyncIterator[Line]:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
-        yield Line(account, f"http://127.0.0.1:{runner.addresses[0][1]}", Clock(), tmp_path / "b.db")
+        yield Line(account, f"http://127.0.0.1:{runner.addresses[0][1]}", Clock(), folder / "b.db")
     finally:
         await runner.cleanup()
 
 
+@pytest.fixture
+async def line(tmp_path: Path) -> AsyncIterator[Line]:
+    async with serving(tmp_path) as one:
+        yield one
+
+
 def said(status: int, body: str = "", **headers: str) -> web.Response:
     return web.Response(status=status, text=body, headers=headers)
+
+
+ODD: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["9" * 400, "\ud800"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=3,
+)
+
+
+@given(
+    st.lists(
+        st.binary(max_size=20)
+        | st.fixed_dictionaries(
+            {}, optional=dict.fromkeys(("access_token", "expires_in", "refresh_token", "token_type", "error"), ODD)
+        ).map(lambda reply: json.dumps(reply).encode()),
+        min_size=3,
+        max_size=3,
+    )
+)
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
+async def test_whatever_the_token_endpoint_answers_is_a_token_or_a_cloud_error(bodies: list[bytes]) -> None:
+    with TemporaryDirectory() as folder:
+        async with serving(Path(folder)) as line:
+            line.account.logins = [web.Response(body=body) for body in bodies]
+            line.account.refreshes = [web.Response(body=body) for body in bodies]
+            for _ in range(2):
+                async with line.bridge() as cloud:
+                    for _ in range(3):
+                        with suppress(CloudError):
+                            assert (await cloud.session_page((), 1)).count == 0
+                        line.clock.now += 86400
 
 
 REFUSALS = {

@@ -367,6 +367,16 @@ async def test_any_bytes_on_the_wire_are_a_fact_or_a_cloud_error(head: bytes, bo
                 await http.ask_token(FORM)
 
 
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("asked", ["Retry-After: 20.5", "Retry-After: 3\r\nretry-after: 20.5\r\nRetry-After: -60"])
+async def test_the_cloud_s_longest_retry_after_counts(status: int, asked: str) -> None:
+    async with on_the_wire() as (wire, api, _):
+        wire.answer = f"HTTP/1.1 {status} Later\r\n{asked}\r\nContent-Length: 0\r\n\r\n".encode()
+        with pytest.raises(CloudUnavailable) as caught:
+            await api.session_page((), 1)
+    assert 20.5 <= caught.value.retry_after <= 22.5
+
+
 async def test_a_port_that_does_not_speak_tls_is_a_cloud_error() -> None:
     async with on_the_wire(secure=True) as (wire, api, _):
         for answer in (b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", bytes(range(256))):

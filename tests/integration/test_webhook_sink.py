@@ -215,13 +215,13 @@ async def test_a_receiver_that_hangs(receiver: Receiver) -> None:
         assert await delivered(sink) is None
 
 
-async def test_a_receiver_that_drips() -> None:
-    """Each byte comes in time, the whole answer never."""
+async def dripped(beginning: bytes) -> SinkError | None:
+    """Of a receiver whose answer begins so: each further byte comes in time, the whole never."""
     left = asyncio.Event()
 
     async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
-            writer.write(b"HTTP/1.1 200 OK\r\nX: ")
+            writer.write(beginning)
             while not writer.is_closing():
                 writer.write(b"x")
                 await writer.drain()
@@ -235,9 +235,16 @@ async def test_a_receiver_that_drips() -> None:
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
     async with server, asyncio.timeout(30):
         async with running(config(url, timeout=0.2)) as sink:
-            failed = await delivered(sink)
+            result = await delivered(sink)
         await left.wait()
-    assert str(failed) == "no answer within 0.2 s"
+    return result
+
+
+async def test_a_receiver_that_drips() -> None:
+    assert await dripped(b"HTTP/1.1 200 OK\r\nX: ") is None
+    assert str(await dripped(b"HTTP/1.1 500 Oh no\r\nX: ")) == "HTTP 500"
+    assert str(await dripped(b"HTTP/1.1 100 Continue\r\nX: ")) == "no answer within 0.2 s"
+    assert str(await dripped(b"HTTP/1.1 ")) == "the answer is not HTTP"
 
 
 async def test_nobody_listens(unused_port: int) -> None:

@@ -153,15 +153,18 @@ def test_a_key_left_empty_means_its_default(tmp_path: Path) -> None:
 def test_variables(tmp_path: Path) -> None:
     text = """
 cloud:
-  access_token: ${TOKEN}
+  client_id: ${TOKEN}
+  client_secret: ${TOKEN}
+  username: u
+  password: p
   requests_per_minute: ${RPM:-60}
   groups: ["$${x}", "${EMPTY:-d}", "a${A}b"]
 mqtt: [{name: m, url: "mqtt://h", qos: "${QOS}"}]
 """
     env = {"TOKEN": "${NOT} ${READ} again: *", "EMPTY": "", "A": "-", "QOS": "2"}
     config = load_text(tmp_path, text, env)
-    assert config.cloud.access_token is not None
-    assert config.cloud.access_token.get_secret_value() == "${NOT} ${READ} again: *"
+    assert config.cloud.client_secret is not None
+    assert config.cloud.client_secret.get_secret_value() == "${NOT} ${READ} again: *"
     assert config.cloud.requests_per_minute == 60
     assert config.cloud.groups == ("${x}", "d", "a-b")
     assert config.mqtt[0].qos == 2
@@ -177,24 +180,24 @@ def test_variables_that_are_not_set_are_told_with_path_and_name(tmp_path: Path) 
 
 
 def test_secrets_come_from_files_beside_the_configuration(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text(" t\n\n", encoding="utf-8")
+    (tmp_path / "password").write_text(" t\n\n", encoding="utf-8")
     (tmp_path / "url").write_text("https://h/x\n", encoding="utf-8")
     credentials = tmp_path / "credentials"
     credentials.mkdir()
     (credentials / "two").write_text(f"{SECRET}\n{SECRET}BBBB\n", encoding="utf-8")
     (credentials / "one").write_text(f"{SECRET}\r\n", encoding="utf-8")
     text = """
-cloud: {access_token_file: token}
+cloud: {client_id: c, client_secret: s, username: u, password_file: password}
 webhooks:
   - {name: w, url_file: url, secret_file: "${CREDENTIALS_DIRECTORY}/one"}
   - {name: rotating, url_file: url, secret_file: "${CREDENTIALS_DIRECTORY}/two"}
 """
     config = load_text(tmp_path, text, {"CREDENTIALS_DIRECTORY": str(credentials)})
-    assert config.cloud.access_token is not None
-    assert config.cloud.access_token.get_secret_value() == "t"
+    assert config.cloud.password is not None
+    assert config.cloud.password.get_secret_value() == "t"
     assert config.webhooks[0].url.get_secret_value() == "https://h/x"
-    assert [secret.get_secret_value() for secret in config.webhooks[0].secret] == [SECRET]
-    assert [secret.get_secret_value() for secret in config.webhooks[1].secret] == [SECRET, SECRET + "BBBB"]
+    assert [secret.get_secret_value() for secret in config.webhooks[0].secret or ()] == [SECRET]
+    assert [secret.get_secret_value() for secret in config.webhooks[1].secret or ()] == [SECRET, SECRET + "BBBB"]
 
 
 def test_files_that_do_not_give_a_secret(tmp_path: Path) -> None:
@@ -246,9 +249,10 @@ webhooks: [{name: w, url_file: /dev/zero, secret_file: .}, {name: x, url_file: "
 def test_a_file_of_the_greatest_size_is_read_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "large").write_text("x" * (64 * 1024), encoding="utf-8")
     (tmp_path / "link").symlink_to("large")
-    token = load_text(tmp_path, "cloud: {access_token_file: link}\n").cloud.access_token
-    assert token is not None
-    assert len(token.get_secret_value()) == 64 * 1024
+    login = "client_id: c, client_secret: s, username: u"
+    password = load_text(tmp_path, f"cloud: {{{login}, password_file: link}}\n").cloud.password
+    assert password is not None
+    assert len(password.get_secret_value()) == 64 * 1024
 
 
 def test_files_of_tls_are_read_beside_the_configuration(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from email.utils import formatdate
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from multidict import CIMultiDict
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from bace_bridge.domain.retry_after import RateLimit, http_date, rate_limit, retry_after
 
@@ -21,6 +21,9 @@ def headers(**named: str) -> CIMultiDict[str]:
         ("0", 0.0),
         (" 7 ", 7.0),
         ("1.5", 1.5),
+        ("20.5", 20.5),
+        ("5, 30,7", 30.0),
+        ("5, soon", 0.0),
         ("9" * 5000, float("inf")),
         ("Sat, 31 Jan 2026 00:01:30 GMT", 90.0),
         ("Saturday, 31-Jan-26 00:01:30 GMT", 90.0),  # the two obsolete forms of RFC 9110
@@ -32,7 +35,7 @@ def headers(**named: str) -> CIMultiDict[str]:
         ("Fri, 30 Jan 2026 00:00:00 GMT", 0.0),
         ("Sat, 31 Jan 99999 00:00:00 GMT", 0.0),
         ("Sat, 31 Jan 2026 00:01:30 +99999999999999", 0.0),
-        ("Fri, 31 Dec 9999 23:59:59 GMT", 0.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 253_402_300_799.0 - NOW),
         ("soon", 0.0),
         ("-5", 0.0),
         ("1.5.2", 0.0),
@@ -50,6 +53,14 @@ def test_forms_of_retry_after(monkeypatch: pytest.MonkeyPatch, value: str, secon
         assert retry_after(headers(Retry_After=value), now=NOW) == seconds
     monkeypatch.undo()
     time.tzset()
+
+
+def test_of_several_headers_the_longest_wait_counts() -> None:
+    several: CIMultiDict[str] = CIMultiDict()
+    for value in ("5", "Sat, 31 Jan 2026 00:01:30 GMT", "soon", "-200"):
+        several.add("retry-after", value)
+    assert retry_after(several, now=NOW) == 90.0
+    assert retry_after(CIMultiDictProxy(several), now=NOW) == 90.0
 
 
 def test_no_header_asks_for_nothing() -> None:

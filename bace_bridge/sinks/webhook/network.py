@@ -12,6 +12,8 @@ import aiohttp
 
 from bace_bridge.config.models import WebhookConfig
 from bace_bridge.errors import DeliveryFailed
+from bace_bridge.sinks.webhook.reply import NotHttp
+from bace_bridge.sinks.webhook.request import basic_login
 
 _SHORTEST_PART = 8
 """Characters of a part of a path or query: shorter ones are words such as `hook`, and help to read messages."""
@@ -22,13 +24,14 @@ _SHORTEST_SECRET = 4
 _WORDS: tuple[tuple[type[Exception], str], ...] = (
     (TimeoutError, "no answer within {timeout:g} s"),
     (aiohttp.ClientConnectorDNSError, "the host's name cannot be resolved"),
+    (NotHttp, "the answer is not HTTP"),
     (UnicodeError, "the host's name cannot be resolved"),
-    (aiohttp.InvalidURL, "the URL cannot be used"),
     (aiohttp.ClientConnectorCertificateError, "the TLS certificate is refused: {reason}"),
     (ssl.SSLError, "TLS failed: {reason}"),
     (aiohttp.ClientConnectorError, "cannot connect: {reason}"),
     (aiohttp.ServerDisconnectedError, "the connection was closed without an answer"),
-    (aiohttp.ClientResponseError, "the answer is not HTTP"),
+    (OSError, "the connection broke: {reason}"),
+    (ValueError, "the host cannot be used"),
     (Exception, "the connection broke: {reason}"),
 )
 """The first class that fits counts. aiohttp's own texts may hold the URL, which is a credential."""
@@ -63,9 +66,10 @@ def private_texts(config: WebhookConfig) -> tuple[str, ...]:
     values = [pair.partition("=")[2] for pair in parts.query.split("&")]
     told = {text for text in (parts.path, parts.query, *parts.path.split("/"), *values) if len(text) >= _SHORTEST_PART}
     told.update(_login(unquote(parts.username or ""), unquote(parts.password or "")))
+    told.add(basic_login(config.url.get_secret_value()).removeprefix("Basic ").rstrip("="))
     for value in config.headers.values():
         told.update(_header(value.get_secret_value()))
-    for key in config.secret:
+    for key in config.secret or ():
         told.update((key.get_secret_value(), key.get_secret_value().removeprefix("whsec_")))
     forms = {form for text in told for form in _forms(text) if len(form) >= _SHORTEST_SECRET}
     return tuple(sorted(forms, key=len, reverse=True))

@@ -3,21 +3,20 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 
 import aiohttp
 import structlog
-from multidict import CIMultiDict
-from yarl import URL
 
 from bace_bridge.config.models import WebhookConfig
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.lanes import Attempt
 from bace_bridge.domain.pace import Pace
 from bace_bridge.errors import SinkError, SinkUnavailable
-from bace_bridge.sinks.webhook.answer import LONGEST_ANSWER, judge
+from bace_bridge.sinks.webhook.answer import judge
 from bace_bridge.sinks.webhook.cloudevent import CONTENT_TYPE, structured
+from bace_bridge.sinks.webhook.exchange import Exchange
 from bace_bridge.sinks.webhook.network import private_texts, what_went_wrong
+from bace_bridge.sinks.webhook.request import origin, request_bytes, request_head
 from bace_bridge.sinks.webhook.signature import signed_headers, signing_key
 
 KEEP_ALIVE = 4.0
@@ -55,11 +54,15 @@ class WebhookSink:
         self._sleep = sleep
         self._pace = Pace(config.rate_limit)
         self._grace = grace
-        self._url = _address(config)
-        self._keys = [signing_key(secret.get_secret_value()) for secret in config.secret]
+        self._keys = [signing_key(secret.get_secret_value()) for secret in config.secret or ()]
         self._private = private_texts(config)
-        self._headers = CIMultiDict({"Content-Type": CONTENT_TYPE, "User-Agent": f"bace-bridge/{version}"})
-        self._headers.update({name: value.get_secret_value() for name, value in config.headers.items()})
+        url = config.url.get_secret_value()
+        self._origin = origin(url)
+        self._head = request_head(
+            url,
+            {"Accept": "*/*", "Content-Type": CONTENT_TYPE, "User-Agent": f"bace-bridge/{version}"},
+            {name: value.get_secret_value() for name, value in config.headers.items()},
+        )
         self._log = structlog.get_logger().bind(sink=config.name, host=config.host)
         self._queue: asyncio.Queue[tuple[Attempt, Done]] = asyncio.Queue()
         self._workers: list[asyncio.Task[None]] = []
@@ -69,8 +72,9 @@ class WebhookSink:
     async def run(self) -> None:
         """Posts until it is cancelled or closed; then every event that was sent here has had its `done`."""
         try:
-            async with self._session() as session, asyncio.TaskGroup() as group:
-                self._workers = [group.create_task(self._work(session)) for _ in range(self.window)]
+            async with self._connector() as connector, asyncio.TaskGroup() as group:
+                exchange = Exchange(connector, self._origin, timeout=self._config.timeout)
+                self._workers = [group.create_task(self._work(exchange)) for _ in range(self.window)]
                 self._is_ready.set()
                 self._log.info("webhook.opened", max_in_flight=self.window, signatures=len(self._keys))
         finally:
@@ -111,62 +115,35 @@ class WebhookSink:
         await asyncio.gather(*workers, return_exceptions=True)
         self._hand_back()
 
-    def _session(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self.window, keepalive_timeout=KEEP_ALIVE),
-            timeout=aiohttp.ClientTimeout(total=self._config.timeout),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers=self._headers,
-            skip_auto_headers=("Accept-Encoding",),
-            auto_decompress=False,
-            read_bufsize=LONGEST_ANSWER,
-        )
+    def _connector(self) -> aiohttp.TCPConnector:
+        return aiohttp.TCPConnector(limit=self.window, keepalive_timeout=KEEP_ALIVE)
 
-    async def _work(self, session: aiohttp.ClientSession) -> None:
+    async def _work(self, exchange: Exchange) -> None:
         while True:
             attempt, done = await self._queue.get()
             error: SinkError | None = _stopped()
             try:
                 if wait := self._pace.turn(self._steady()):
                     await self._sleep(wait)
-                error = await self._post(session, attempt)
+                error = await self._post(exchange, attempt)
             finally:
                 done(error)
                 self._queue.task_done()
 
-    async def _post(self, session: aiohttp.ClientSession, attempt: Attempt) -> SinkError | None:
+    async def _post(self, exchange: Exchange, attempt: Attempt) -> SinkError | None:
         body = structured(attempt, self._source)
-        headers = signed_headers(attempt.logged.event.id, body, self._keys, now=self._clock())
+        signed = signed_headers(attempt.logged.event.id, body, self._keys, now=self._clock())
         try:
-            response = await session.post(self._url, data=body, headers=headers, allow_redirects=False)
-        except (aiohttp.ClientError, OSError, UnicodeError) as error:
+            reply = await exchange.post(request_bytes(self._head, signed, body))
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             return what_went_wrong(error, timeout=self._config.timeout)
-        answered = b"" if response.ok and response.content.is_eof() else await _beginning(response)
-        return judge(response.status, response.headers, answered, now=self._clock(), private=self._private)
+        return judge(reply.status, reply.headers, reply.body, now=self._clock(), private=self._private)
 
     def _hand_back(self) -> None:
         while not self._queue.empty():
             _, done = self._queue.get_nowait()
             done(_stopped())
             self._queue.task_done()
-
-
-def _address(config: WebhookConfig) -> URL:
-    """A configured Authorization header wins over a login in the URL; aiohttp takes only one of them."""
-    url = URL(config.url.get_secret_value())
-    return url.with_user(None) if any(name.lower() == "authorization" for name in config.headers) else url
-
-
-async def _beginning(response: aiohttp.ClientResponse) -> bytes:
-    """The first bytes of the body; a connection whose answer is longer than that is not used again."""
-    body = b""
-    try:
-        with suppress(aiohttp.ClientError, OSError):  # the status has said what counts
-            while (room := LONGEST_ANSWER - len(body)) and (more := await response.content.read(room)):
-                body += more
-    finally:
-        response.release()
-    return body
 
 
 def _stopped() -> SinkUnavailable:

@@ -1,0 +1,159 @@
+"""What came back on a connection, as far as it can be understood. Pure.
+
+The status line decides about a delivery, so nothing that follows it is an error: headers that cannot be read are left
+out, and a body is taken as far as its framing holds. What was odd makes the connection unfit for another request.
+"""
+
+import re
+
+import msgspec
+from multidict import CIMultiDict
+
+from bace_bridge.sinks.webhook.answer import LONGEST_ANSWER
+
+LARGEST_HEAD = 64 * 1024
+"""Bytes of status line and headers that are read."""
+
+MOST_READ = LARGEST_HEAD + 4 * LONGEST_ANSWER
+"""Bytes of an answer that are read; framing in chunks makes a body longer than it is."""
+
+_STATUS = re.compile(rb"HTTP/(\d)(?:\.(\d))?[ \t]+(\d{3})(?!\d)", re.IGNORECASE)
+_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
+_LONGEST_TO_STATUS = 32
+"""Bytes in which the version and the three digits come."""
+
+_SWITCHING = 101
+_WITHOUT_BODY = (204, 304)
+
+
+class NotHttp(ValueError):
+    """What came is no answer of HTTP/1."""
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """An answer, with the beginning of its body.
+
+    `whole`: nothing that could still come would change it. `reusable`: the connection is as HTTP leaves it.
+    """
+
+    status: int
+    headers: CIMultiDict[str]
+    body: bytes = b""
+    whole: bool = True
+    reusable: bool = False
+
+
+class _Body(msgspec.Struct, frozen=True):
+    """`size`: the bytes that it takes on the connection; None where its end has not come."""
+
+    content: bytes
+    size: int | None = None
+    broken: bool = False
+
+
+def read_reply(data: bytes, *, ended: bool, after_another: bool) -> Reply | None:
+    """The answer that begins with these bytes; None where not even its status has come.
+
+    `ended`: no more will be read. `after_another`: the connection had an answer before, of which something may be left.
+    Raises NotHttp.
+    """
+    found = _final_status(data, ended=ended, after_another=after_another)
+    if found is None:
+        return None
+    status = int(found[3])
+    end = _END_OF_HEAD.search(data, found.end())
+    if end is None:
+        complete = data.rfind(b"\n") + 1
+        headers, _ = _headers(data[found.end() : complete])
+        return Reply(status, headers, whole=ended or len(data) > LARGEST_HEAD)
+    headers, regular = _headers(data[found.end() : end.start()])
+    rest = data[end.end() :]
+    body = _body(status, headers, rest)
+    whole = ended or body.broken or body.size is not None or len(body.content) >= LONGEST_ANSWER
+    reusable = regular and not ended and body.size == len(rest) and _is_kept(found, headers)
+    return Reply(status, headers, body.content[:LONGEST_ANSWER], whole=whole, reusable=reusable)
+
+
+def _final_status(data: bytes, *, ended: bool, after_another: bool) -> re.Match[bytes] | None:
+    """The status line after the interim answers (1xx)."""
+    at = 0
+    while True:
+        at = len(data) - len(data[at:].lstrip(b"\r\n"))
+        found = _STATUS.search(data, at) if after_another else _STATUS.match(data, at)
+        if found is None:
+            _refuse_other_protocols(data[at:], ended=ended, after_another=after_another)
+            return None
+        if found.end() == len(data) and not ended:
+            return None
+        if not found[3].startswith(b"1") or int(found[3]) == _SWITCHING:
+            return found
+        interim = _END_OF_HEAD.search(data, found.end())
+        if interim is None:
+            return None
+        at = interim.end()
+
+
+def _refuse_other_protocols(begun: bytes, *, ended: bool, after_another: bool) -> None:
+    """What came and holds no status line may still become one."""
+    could_be = not ended and len(begun) <= LARGEST_HEAD
+    if not after_another:
+        could_be = could_be and b"HTTP/".startswith(begun[:5].upper()) and b"\n" not in begun
+        could_be = could_be and len(begun) <= _LONGEST_TO_STATUS
+    if begun and not could_be:
+        raise NotHttp
+
+
+def _headers(lines: bytes) -> tuple[CIMultiDict[str], bool]:
+    """Those that can be read, and whether that is all of them. The first line is what is left of the status line."""
+    headers: CIMultiDict[str] = CIMultiDict()
+    regular = True
+    for line in lines.split(b"\n")[1:]:
+        found = _HEADER.fullmatch(line.removesuffix(b"\r"))
+        if found is not None:
+            headers.add(found[1].decode(), found[2].decode("utf-8", "replace"))
+        elif line.strip():
+            regular = False
+    return headers, regular
+
+
+def _is_kept(status: re.Match[bytes], headers: CIMultiDict[str]) -> bool:
+    said = ",".join(headers.getall("Connection", ())).lower()
+    return (status[1], status[2]) == (b"1", b"1") and "close" not in said and "upgrade" not in said
+
+
+def _body(status: int, headers: CIMultiDict[str], rest: bytes) -> _Body:
+    coding = ",".join(headers.getall("Transfer-Encoding", ())).lower()
+    lengths = set(headers.getall("Content-Length", ()))
+    if status in _WITHOUT_BODY:
+        return _Body(b"", 0)
+    if coding:
+        chunked = coding.rpartition(",")[2].strip() == "chunked" and not lengths
+        return _dechunked(rest) if chunked else _Body(rest)
+    length = lengths.pop() if len(lengths) == 1 else ""
+    if not re.fullmatch(r"[0-9]{1,18}", length):
+        return _Body(rest)
+    size = int(length)
+    return _Body(rest[:size], size if len(rest) >= size else None)
+
+
+def _dechunked(rest: bytes) -> _Body:
+    content, at = b"", 0
+    while found := _CHUNK_SIZE.match(rest, at):
+        size = int(found[1], 16)
+        at = found.end()
+        if size == 0:
+            return _Body(content, _end_of_trailers(rest, at))
+        content += rest[at : at + size]
+        at += size
+        end = re.compile(rb"\r?\n").match(rest, at)
+        if end is None:
+            return _Body(content, broken=len(rest) > at + 1)
+        at = end.end()
+    return _Body(content, broken=b"\n" in rest[at:])
+
+
+def _end_of_trailers(rest: bytes, at: int) -> int | None:
+    found = re.compile(rb"(?:[^\r\n]+\r?\n)*\r?\n").match(rest, at)
+    return None if found is None else found.end()
