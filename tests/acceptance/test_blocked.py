@@ -40,6 +40,16 @@ def getaddrinfo(host, *given, **named):
 socket.getaddrinfo = getaddrinfo
 """
 
+_HANGING_STORE = """
+import pathlib, sqlite3, threading
+
+def connect(*given, **named):
+    pathlib.Path({called!r}).touch()
+    threading.Event().wait()
+
+sqlite3.connect = connect
+"""
+
 
 class Resolver:
     """The system's resolver, as where no DNS server answers for names below hangs.test: each look-up takes for ever."""
@@ -122,6 +132,18 @@ async def test_a_listener_whose_name_hangs_does_not_hold_up_the_end(tmp_path: Pa
             assert "Traceback" not in bridge.log
 
 
+async def test_a_second_signal_ends_it_whatever_it_waits_for(tmp_path: Path) -> None:
+    """A store on a network's disk that does not answer: its thread waits in the system, and Python for its thread."""
+    called = tmp_path / "called"
+    (tmp_path / "sitecustomize.py").write_text(_HANGING_STORE.format(called=str(called)))
+    async with SimulatedServer(SimulatedCloud()) as server:
+        config = configuration(tmp_path, cloud_url=server.url)
+        async with running(config, environment={"PYTHONPATH": str(tmp_path)}) as bridge:
+            await until(called.exists, within=SOON, what="the store is opened")
+            bridge.process.send_signal(signal.SIGTERM)
+            assert await bridge.stop(signal.SIGINT) == -signal.SIGALRM
+
+
 @asynccontextmanager
 async def run_with(config: Path, *options: str, **how: Any) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
@@ -179,6 +201,15 @@ async def test_a_log_that_nobody_reads_holds_up_nothing(fmt: str, blocking: bool
                 assert answer.status == 200
             process.send_signal(signal.SIGTERM)
             assert await ended(process) == 0
+    os.close(reading)
+    os.close(writing)
+
+
+async def test_an_end_with_a_mistake_does_not_wait_for_the_reader_of_the_log(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    fill(writing)
+    async with run_with(configuration(tmp_path, cloud_url="ftp://nowhere"), stderr=writing) as process:
+        assert await ended(process) == 78
     os.close(reading)
     os.close(writing)
 
