@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+ENDS_WITHIN = 1.0
+"""Seconds that a look-up may take once the process ends."""
+
 
 class Loop(asyncio.SelectorEventLoop):
     """asyncio's loop, but for its look-ups, which share a few threads that its end waits for.
@@ -21,7 +24,7 @@ class Loop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self._asked: dict[tuple[object, ...], asyncio.Future[list[Any]]] = {}
-        self._given_up: asyncio.Future[None] = self.create_future()
+        self._ending: asyncio.Future[None] = self.create_future()
 
     async def getaddrinfo(self, host: bytes | str | None, port: bytes | str | int | None, **how: int) -> list[Any]:
         """As `socket.getaddrinfo`. Raises OSError, or UnicodeError where the host can be no name."""
@@ -31,15 +34,16 @@ class Loop(asyncio.SelectorEventLoop):
             answer = in_thread(partial(socket.getaddrinfo, host, port, **how), name=f"look-up of {host!r}")
             self._asked[question] = answer
             answer.add_done_callback(partial(self._answered, question))
-        await asyncio.wait((answer, self._given_up), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((answer, self._ending), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((answer,), timeout=ENDS_WITHIN)
         if not answer.done():
             raise socket.gaierror(socket.EAI_AGAIN, "the process ends before the name is resolved")
         return answer.result()
 
-    def give_up_lookups(self) -> None:
-        """Those that are under way fail now, and later ones at once: the process ends."""
-        if not self._given_up.done():
-            self._given_up.set_result(None)
+    def hurry(self) -> None:
+        """The process ends: from now on a look-up that takes longer than `ENDS_WITHIN` fails."""
+        if not self._ending.done():
+            self._ending.set_result(None)
 
     def _answered(self, question: tuple[object, ...], answer: asyncio.Future[list[Any]]) -> None:
         del self._asked[question]

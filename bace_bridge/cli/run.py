@@ -32,9 +32,6 @@ Format = Literal["json", "console"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-_LOOKUPS_END_WITHIN = 1.0
-"""Seconds that names have to be resolved once the end was asked for."""
-
 _AT_ONCE = 2
 """The number of the SIGTERM or SIGINT that cancels the orderly end."""
 
@@ -86,7 +83,7 @@ class _Signals:
         def end_in_order() -> None:
             self.ended = True
             self.stop.set()
-            loop.call_later(_LOOKUPS_END_WITHIN, loop.give_up_lookups)
+            loop.hurry()
 
         def read_again() -> None:
             try:
