@@ -137,6 +137,17 @@ def set_level(level: str) -> None:
             processor.level = number
 
 
+def of_lost_lines(count: int) -> str:
+    """The line that says so, with its end, in the format that is configured; "" below the level."""
+    line: Any = {"event": "log.lines_lost", "lines": count, "hint": "what reads the log did not take them"}
+    try:
+        for processor in tuple(structlog.get_config()["processors"]):
+            line = processor(None, "warning", line)
+    except structlog.DropEvent:
+        return ""
+    return (line if isinstance(line, str) else line[0][0]) + "\n"
+
+
 def _level(name: str) -> int:
     if name.lower() not in _LEVELS:
         raise ValueError(f"the log level must be one of {', '.join(_LEVELS)}")

@@ -1,6 +1,5 @@
 """`bace-bridge devices`: what `cloud.groups` and `groups` take."""
 
-import asyncio
 import os
 from collections.abc import Sequence
 from importlib import metadata
@@ -10,7 +9,7 @@ import click
 import msgspec
 from msgspec.structs import replace
 
-from bace_bridge import logs
+from bace_bridge import logs, lookups
 from bace_bridge.app.account import cloud_http
 from bace_bridge.cli.options import config_option
 from bace_bridge.cli.stored import NoStoreYet, excerpt_of, local_time, printable, stored
@@ -72,7 +71,7 @@ def devices(config: Path, of_cloud: bool, as_json: bool) -> None:
     loaded = load(config, os.environ) if of_cloud else excerpt_of(config).config("store.url", "cloud.groups")
     if of_cloud:
         logs.configure(fmt=None, level="error", secrets=secrets_of(loaded))
-    found, listed = asyncio.run(_of_cloud(loaded) if of_cloud else _of_store(loaded))
+    found, listed = lookups.run(_of_cloud(loaded) if of_cloud else _of_store(loaded))
     rows = [_row(one, loaded.cloud.groups) for one in found]
     if as_json:
         click.echo(b"[" + b",\n ".join(msgspec.json.encode(one) for one in rows) + b"]")

@@ -7,16 +7,18 @@ import time
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
 import click
 import structlog
 
-from bace_bridge import logs
+from bace_bridge import logs, lookups
 from bace_bridge.app.bridge import Bridge
 from bace_bridge.app.running import task_group
 from bace_bridge.cli.options import config_option
+from bace_bridge.cli.stderr import unblock_stderr
 from bace_bridge.config.load import load
 from bace_bridge.config.models import Config
 from bace_bridge.config.secrecy import secrets_of
@@ -30,6 +32,12 @@ Format = Literal["json", "console"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
+_AT_ONCE = 2
+"""The number of the SIGTERM or SIGINT that cancels the orderly end."""
+
+_AT_LAST_IN = 5
+"""Seconds from then on until the process is killed."""
+
 
 @click.command()
 @config_option
@@ -41,14 +49,18 @@ def run(config: Path, log_format: Format | None, log_level: str) -> None:
     """Poll the cloud and deliver to MQTT and webhooks.
 
     SIGTERM or SIGINT ends it well, a second one at once. SIGHUP re-reads the configuration and restarts what has
-    changed in it; a wrong one changes nothing.
+    changed in it; a wrong one changes nothing. On a terminal SIGHUP ends it, since a terminal that closes sends it.
     """
+    unblock_stderr()
     loaded = load(config, os.environ)
-    asyncio.run(_serve(config, loaded, log_format, log_level, asked_for(os.environ)))
+    lookups.run(_serve(config, loaded, log_format, log_level, asked_for(os.environ)))
 
 
 class _Signals:
-    """The first SIGTERM or SIGINT asks for an orderly end, the second cancels; SIGHUP brings a new configuration."""
+    """The first SIGTERM or SIGINT asks for an orderly end, the second cancels; SIGHUP brings a new configuration.
+
+    On a terminal SIGHUP asks for an orderly end, too, and never cancels: one that closes may send several.
+    """
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
@@ -58,15 +70,20 @@ class _Signals:
         self.ended = False
 
     def install(self, path: Path) -> None:
-        task = asyncio.current_task()
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
+        assert isinstance(loop, lookups.Loop)
 
         def end() -> None:
             if self.ended:
                 log.warning("bridge.stopping_now")
                 task.cancel()
+            end_in_order()
+
+        def end_in_order() -> None:
             self.ended = True
             self.stop.set()
+            loop.hurry()
 
         def read_again() -> None:
             try:
@@ -79,7 +96,7 @@ class _Signals:
             log.info("config.reloading")
             self.reloads.put_nowait(config)
 
-        self._listen(end, read_again)
+        self._listen(end, end_in_order if _closes_with_its_terminal() else read_again)
 
     def refused(self, mistakes: list[str], *, then: str) -> None:
         """What is on disk is not what runs, until a reload succeeds."""
@@ -87,12 +104,33 @@ class _Signals:
         self.not_reloaded = mistakes[0]
 
     @staticmethod
-    def _listen(end: Callable[[], None], read_again: Callable[[], None]) -> None:
+    def _listen(end: Callable[[], None], on_hangup: Callable[[], None]) -> None:
         """Not by `loop.add_signal_handler`: the loop gives the signals back when it closes, and the next one kills."""
-        loop = asyncio.get_running_loop()
+        loop, ends = asyncio.get_running_loop(), count(1)
+
+        def received(number: int, _: object) -> None:
+            if number == signal.SIGHUP:
+                loop.call_soon_threadsafe(on_hangup)
+                return
+            if next(ends) == _AT_ONCE:
+                signal.alarm(_AT_LAST_IN)  # SIGALRM kills, whatever the end waits for; nothing is lost
+            loop.call_soon_threadsafe(end)
+
         for one in SIGNALS:
-            then = read_again if one == signal.SIGHUP else end
-            signal.signal(one, lambda *_, then=then: loop.call_soon_threadsafe(then))  # binds now
+            signal.signal(one, received)
+
+
+def _closes_with_its_terminal() -> bool:
+    """False where there is none, or nohup has asked to outlive it."""
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        return False
+    if any(os.isatty(descriptor) for descriptor in (0, 1, 2)):
+        return True
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 async def _serve(
@@ -134,6 +172,9 @@ async def _serve_each(
                 return
             raise
         except BridgeError as error:
+            if signals.ended and not started.is_set():
+                log.info("bridge.not_started", reason=str(error))
+                return
             if before is None or started.is_set():
                 raise
             signals.refused([str(error)], then="the old one goes on")

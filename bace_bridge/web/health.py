@@ -14,6 +14,9 @@ from bace_bridge.errors import ConfigError, Mistake
 Reasons = Callable[[], dict[str, str | None]]
 """Name -> why it is not well; None where it is."""
 
+LISTENS_WITHIN = 10.0
+"""Seconds until a host's name that is not resolved is given up: nothing begins before the server listens."""
+
 
 class HealthServer:
     """Serves from `open` to `close`, or as long as its context is open.
@@ -54,7 +57,8 @@ class HealthServer:
         """Begins to listen. Raises ConfigError where that is not possible."""
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, self._config.host, self._config.port).start()
+            async with asyncio.timeout(LISTENS_WITHIN):
+                await web.TCPSite(self._runner, self._config.host, self._config.port).start()
         except (OSError, UnicodeError) as error:  # UnicodeError: the host can be no name, such as 127.0.0..1
             await self.close()
             raise _cannot_listen(self._config.listen, error) from error
@@ -104,6 +108,8 @@ def _json(content: dict[str, object], status: HTTPStatus) -> web.Response:
 def _cannot_listen(listen: str, error: OSError | UnicodeError) -> ConfigError:
     if isinstance(error, UnicodeError):
         reason: str | None = "that is no host name"
+    elif isinstance(error, TimeoutError):
+        reason = "the host's name is not resolved in time"
     else:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
     problem = f"cannot listen on {listen}: {reason}"

@@ -123,11 +123,13 @@ class Process:
 async def running(
     config: Path, *, level: str = "info", environment: dict[str, str] | None = None
 ) -> AsyncIterator[Process]:
+    """Without the terminal that the tests may be run on: there SIGHUP would end it."""
     errors = config.parent / "stderr.log"
     with errors.open("ab") as stderr:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "bace_bridge", "run", "-c", str(config), "--log-level", level,
-            stderr=stderr, stdout=stderr, env={**os.environ, "NOTIFY_SOCKET": "", **(environment or {})},
+            stdin=asyncio.subprocess.DEVNULL, stderr=stderr, stdout=stderr, start_new_session=True,
+            env={**os.environ, "NOTIFY_SOCKET": "", **(environment or {})},
         )  # fmt: skip
     one = Process(process, errors)
     try:

@@ -153,3 +153,22 @@ def test_a_closed_stream_does_not_end_the_service() -> None:
     logs.configure(fmt="json", level="info", stream=closed)
     closed.close()
     structlog.get_logger().info("lost too")
+
+
+@pytest.mark.parametrize("fmt", ["json", "console"])
+def test_lost_lines_are_said_in_the_format_of_the_others(fmt: logs.Format) -> None:
+    logs.configure(fmt=fmt, level="info", stream=io.StringIO())
+    line = logs.of_lost_lines(3)
+    assert line.endswith("\n")
+    assert line.count("\n") == 1
+    if fmt == "json":
+        assert {"level": "warning", "event": "log.lines_lost", "lines": 3}.items() <= json.loads(line).items()
+    else:
+        assert "log.lines_lost" in line
+        assert "lines=3" in line
+    logs.set_level("error")
+    assert logs.of_lost_lines(3) == ""
+
+
+def test_lost_lines_are_said_before_anything_is_configured() -> None:
+    assert "log.lines_lost" in logs.of_lost_lines(3)

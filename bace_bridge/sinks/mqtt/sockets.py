@@ -1,14 +1,14 @@
 """A socket to the broker: TCP, and TLS and WebSocket where the URL says so. Whatever fails is one error, in words."""
 
 import asyncio
-import contextlib
 import socket
 import ssl
-from collections.abc import Callable
-from threading import Thread
+from collections.abc import Sequence
+from typing import Any
 
 from bace_bridge.config.models import MqttConfig
 from bace_bridge.config.tls import TlsFileProblem, tls_context
+from bace_bridge.lookups import in_thread
 from bace_bridge.sinks.mqtt.websocket import WebSocket, upgraded
 
 CONNECT_WITHIN = 10.0
@@ -27,7 +27,9 @@ async def open_socket(config: MqttConfig) -> Socket:
     """Raises Unreachable. The loop is never blocked."""
     try:
         async with asyncio.timeout(CONNECT_WITHIN + 1):
-            return await _in_thread(lambda: _opened(config))
+            found = await asyncio.get_running_loop().getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)
+            addresses = [address for *_, address in found]
+            return await in_thread(lambda: _opened(config, addresses), name="mqtt-connect", unwanted=_close)
     except TlsFileProblem as error:
         raise Unreachable(f"mqtt.tls.{error.key}: {error}") from None
     except (OSError, ValueError, LookupError) as error:
@@ -64,9 +66,9 @@ def _tls_reason(alert: str, *, certificate: bool) -> str:
     return f"TLS failed ({said})"
 
 
-def _opened(config: MqttConfig) -> Socket:
+def _opened(config: MqttConfig, addresses: Sequence[tuple[Any, ...]]) -> Socket:
     tls = tls_context(config.tls) if config.tls_enabled else None
-    sock = socket.create_connection((config.host, config.port), timeout=CONNECT_WITHIN)
+    sock = _connected(addresses)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls is not None:
@@ -79,32 +81,16 @@ def _opened(config: MqttConfig) -> Socket:
     return sock
 
 
-async def _in_thread(work: Callable[[], Socket]) -> Socket:
-    """A daemon thread and not the loop's executor: a DNS server that is away must not hold up the exit."""
-    loop = asyncio.get_running_loop()
-    finished: asyncio.Future[Socket] = loop.create_future()
-
-    def hand_over(opened: Socket | None, error: Exception | None) -> None:
-        if opened is None:
-            if not finished.done():
-                finished.set_exception(error or OSError("no socket"))
-        elif finished.done():
-            opened.close()
-        else:
-            finished.set_result(opened)
-
-    def run() -> None:
-        opened, failure = None, None
+def _connected(addresses: Sequence[tuple[Any, ...]]) -> socket.socket:
+    """To the first address that answers; else the last one's error."""
+    failure = OSError("its name has no address")
+    for host, port, *_ in addresses:
         try:
-            opened = work()
-        except Exception as error:  # noqa: BLE001  # it is raised again, on the loop
+            return socket.create_connection((host, port), timeout=CONNECT_WITHIN)
+        except OSError as error:
             failure = error
-        try:
-            loop.call_soon_threadsafe(hand_over, opened, failure)
-        except RuntimeError:  # the loop has ended meanwhile
-            with contextlib.suppress(OSError):
-                if opened is not None:
-                    opened.close()
+    raise failure
 
-    Thread(target=run, name="mqtt-connect", daemon=True).start()
-    return await finished
+
+def _close(opened: Socket) -> None:
+    opened.close()
