@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
 
 import structlog
 
@@ -27,9 +26,7 @@ from bace_bridge.store.facts import Facts
 from bace_bridge.store.schedules import Schedules
 from bace_bridge.store.sqlite import SqliteFile
 from bace_bridge.systemd import long_start
-
-if TYPE_CHECKING:
-    from bace_bridge.web.health import HealthServer
+from bace_bridge.web.health import HealthServer
 
 log = structlog.get_logger()
 
@@ -98,7 +95,7 @@ class _Home:
         signals, deciding, clock = Signals(), asyncio.Lock(), clocks.steady
         self.accounts = accounts = Running[AccountConfig, Account](group)
         self.outlets = outlets = Running[OutletConfig, Outlet](group)
-        self.servers: Running[HttpConfig, HealthServer] = Running(group)
+        self.servers = Running[HttpConfig, HealthServer](group)
 
         self.store = store = Storage(file, config, signals, failpoint, clock=clock)
         devices = Devices(store.standing, accounts, changed=signals.devices_changed)
@@ -133,8 +130,6 @@ class _Home:
     async def become(self, config: Config) -> None:
         """Starts what is new in the configuration and ends what left it. Raises ConfigError or StoreError."""
         for http in await self.servers.keep([config.http] if config.http.enabled else []):
-            from bace_bridge.web.health import HealthServer  # noqa: PLC0415  # aiohttp's server is 2 MB
-
             server = HealthServer(http, alive=self.status.alive, ready=self.status.ready, degraded=self.status.degraded)
             await server.open()
             self.servers.start(http, server)

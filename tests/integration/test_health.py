@@ -108,6 +108,79 @@ async def test_anything_else_is_not_found(method: str, path: str) -> None:
     assert body["error"] == "not found"
 
 
+FACTS: dict[str, str | None] = {
+    "cloud": None, "store": None, "mqtt:upstairs": "the broker at 192.0.2.7:1883 does not answer", "mqtt:home": None,
+}  # fmt: skip
+BESIDE = {"webhook:alerts": "HTTP 500: upstairs", "retained:home": "upstairs"}
+
+
+def server_with_facts(listen: str, token: str | None = None) -> HealthServer:
+    config = HttpConfig.model_validate({"listen": listen, "token": token})
+    return HealthServer(config, alive=lambda: {"deliveries:home": None}, ready=lambda: FACTS, degraded=lambda: BESIDE)
+
+
+async def asked(port: str, path: str = "/readyz", **headers: str) -> Any:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{port}{path}", headers=headers) as answer,
+    ):
+        assert "Server" not in answer.headers
+        return await answer.json()
+
+
+@pytest.mark.parametrize(
+    ("listen", "headers"),
+    [
+        ("0.0.0.0:0", {}),
+        ("0.0.0.0:0", {"Authorization": "Bearer wrong"}),
+        ("0.0.0.0:0", {"Authorization": "right"}),
+        ("127.0.0.1:0", {"Host": "evil.example"}),
+        ("127.0.0.1:0", {"Host": "127.0.0.1.evil.example:8099"}),
+        ("127.0.0.1:0", {"Host": "[::1"}),
+        ("127.0.0.1:0", {"Host": "192.0.2.7"}),
+    ],
+)
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+async def test_a_stranger_is_told_kinds_only(path: str, listen: str, headers: dict[str, str]) -> None:
+    async with server_with_facts(listen, "right") as server:
+        answer = await asked(str(server.address).rpartition(":")[2], path, **headers)
+    kinds = {
+        "/healthz": {"status": "ok", "checks": {"deliveries": {"ok": True}}},
+        "/readyz": {
+            "status": "not ready",
+            "checks": {"cloud": {"ok": True}, "store": {"ok": True}, "mqtt": {"ok": False}},
+            "degraded": ["retained", "webhook"],
+        },
+    }
+    assert answer == kinds[path]
+
+
+@pytest.mark.parametrize(
+    ("listen", "headers"),
+    [
+        ("0.0.0.0:0", {"Authorization": "Bearer right"}),
+        ("127.0.0.1:0", {"Host": "evil.example", "Authorization": "Bearer right"}),
+        ("127.0.0.1:0", {}),
+        ("127.0.0.1:0", {"Host": "localhost"}),
+        ("127.0.0.1:0", {"Host": "LocalHost:80"}),
+        ("127.0.0.1:0", {"Host": "[::1]:8099"}),
+    ],
+)
+async def test_who_asks_here_or_has_the_token_is_told_reasons(listen: str, headers: dict[str, str]) -> None:
+    async with server_with_facts(listen, "right") as server:
+        answer = await asked(str(server.address).rpartition(":")[2], **headers)
+    assert answer["checks"]["mqtt:upstairs"]["reason"] == FACTS["mqtt:upstairs"]
+    assert answer["degraded"] == BESIDE
+
+
+@pytest.mark.parametrize("token", [None, ""])
+async def test_no_token_is_no_key(token: str | None) -> None:
+    async with server_with_facts("0.0.0.0:0", token) as server:
+        port = str(server.address).rpartition(":")[2]
+        for given in ("Bearer ", "Bearer", "Bearer None", ""):
+            assert "192.0.2.7" not in str(await asked(port, Authorization=given))
+
+
 async def test_requests_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, logger="aiohttp")
     await answer("/healthz")
