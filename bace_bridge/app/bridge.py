@@ -18,7 +18,9 @@ from bace_bridge.app.service import Service
 from bace_bridge.app.signals import Signals
 from bace_bridge.app.storage import Storage
 from bace_bridge.config.models import Config, HttpConfig, MqttConfig, WebhookConfig
+from bace_bridge.config.secrecy import secrets_of
 from bace_bridge.delivery.outlet import Outlet
+from bace_bridge.domain.redaction import Redaction
 from bace_bridge.failpoints import Failpoint, Untouched
 from bace_bridge.polling.rules.fetches import SLOWEST_FETCH
 from bace_bridge.status import Status
@@ -97,6 +99,7 @@ class _Home:
         self.outlets = outlets = Running[OutletConfig, Outlet](group)
         self.servers = Running[HttpConfig, HealthServer](group)
 
+        self.redaction = redaction = Redaction()
         self.store = store = Storage(file, config, signals, failpoint, clock=clock)
         devices = Devices(store.standing, accounts, changed=signals.devices_changed)
         self.status = status = Status(
@@ -110,11 +113,27 @@ class _Home:
             installation=installation,
         )
         self.account_builder = AccountBuilder(
-            store.journal, store.facts, deciding, signals.list_polled, failpoint, clocks=clocks, version=version
+            store.journal,
+            store.facts,
+            deciding,
+            signals.list_polled,
+            failpoint,
+            redaction,
+            clocks=clocks,
+            version=version,
         )
         poll_now = accounts.each(Account.poll_now)
         self.outlet_builder = OutletBuilder(
-            store, status, devices, installation, poll_now, signals, failpoint, clocks=clocks, version=version
+            store,
+            status,
+            devices,
+            installation,
+            poll_now,
+            signals,
+            failpoint,
+            redaction,
+            clocks=clocks,
+            version=version,
         )
         watch = ClockWatch(clock, deciding=deciding, move_store=store.schedules.move, stepped=signals.clock_stepped)
         self.service = Service(accounts, outlets, status, devices, store, watch, signals, clock=clock)
@@ -129,6 +148,7 @@ class _Home:
 
     async def become(self, config: Config) -> None:
         """Starts what is new in the configuration and ends what left it. Raises ConfigError or StoreError."""
+        self.redaction.learn(secrets_of(config))
         for http in await self.servers.keep([config.http] if config.http.enabled else []):
             server = HealthServer(http, alive=self.status.alive, ready=self.status.ready, degraded=self.status.degraded)
             await server.open()

@@ -11,13 +11,15 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from bace_bridge.config.models import WebhookConfig
+from bace_bridge.config.secrecy import secrets_of
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.lanes import Attempt
 from bace_bridge.domain.pace import Pace
+from bace_bridge.domain.redaction import Redaction
 from bace_bridge.errors import SinkError, SinkUnavailable
 from bace_bridge.sinks.webhook.answer import LONGEST_ANSWER, judge
 from bace_bridge.sinks.webhook.cloudevent import CONTENT_TYPE, structured
-from bace_bridge.sinks.webhook.network import private_texts, what_went_wrong
+from bace_bridge.sinks.webhook.network import what_went_wrong
 from bace_bridge.sinks.webhook.signature import signed_headers, signing_key
 
 KEEP_ALIVE = 4.0
@@ -41,6 +43,7 @@ class WebhookSink:
         *,
         source: str,
         version: str,
+        redaction: Redaction | None = None,
         clock: Callable[[], float] = time.time,
         steady: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -57,7 +60,7 @@ class WebhookSink:
         self._grace = grace
         self._url = _address(config)
         self._keys = [signing_key(secret.get_secret_value()) for secret in config.secret]
-        self._private = private_texts(config)
+        self._redaction = redaction or Redaction(secrets_of(config))
         self._headers = CIMultiDict({"Content-Type": CONTENT_TYPE, "User-Agent": f"bace-bridge/{version}"})
         self._headers.update({name: value.get_secret_value() for name, value in config.headers.items()})
         self._log = structlog.get_logger().bind(sink=config.name, host=config.host)
@@ -142,7 +145,7 @@ class WebhookSink:
         except (aiohttp.ClientError, OSError, UnicodeError) as error:
             return what_went_wrong(error, timeout=self._config.timeout)
         answered = b"" if response.ok and response.content.is_eof() else await _beginning(response)
-        return judge(response.status, response.headers, answered, now=self._clock(), private=self._private)
+        return judge(response.status, response.headers, answered, now=self._clock(), redaction=self._redaction)
 
     def _hand_back(self) -> None:
         while not self._queue.empty():
