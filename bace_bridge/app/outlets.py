@@ -115,7 +115,7 @@ class OutletBuilder:
             return self._webhook(sink, config, build)
         return self._mqtt(sink, config, build)
 
-    # Only the kinds that are configured are imported: MQTT is 1.5 MB, and a webhook loads all of HTML's entities.
+    # Only the kinds that are configured are imported: MQTT is 1.5 MB.
 
     def _webhook(self, webhook: WebhookConfig, config: OutletConfig, build: Callable[..., Outlet]) -> Outlet:
         from bace_bridge.sinks.webhook.sink import WebhookSink  # noqa: PLC0415  # only where one is configured

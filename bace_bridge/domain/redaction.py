@@ -1,7 +1,6 @@
 """Takes secrets out of texts that somebody else wrote, however they are written down in them. Pure."""
 
 import base64
-import html
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -56,13 +55,13 @@ class Redaction:
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         self._secrets: dict[str, None] = {}
         self._tokens: deque[str] = deque(maxlen=_MOST_TOKENS)
-        self._forms: Sequence[str] = ()
+        self._known = _known(())
         self.learn(secrets)
 
     def learn(self, secrets: Iterable[str]) -> None:
         """For ever: an old password may be good elsewhere."""
         self._secrets.update(dict.fromkeys(secrets))
-        self._forms = _forms((*self._secrets, *self._tokens))
+        self._known = _known((*self._secrets, *self._tokens))
 
     def learn_token(self, *tokens: str | None) -> None:
         """The last ones are remembered: a new one comes at least daily."""
@@ -73,16 +72,38 @@ class Redaction:
 
     def __call__(self, text: str, *, also: Iterable[str] = (), cut_off: bool = False) -> str:
         """`also` are more secrets, for this once; `cut_off`: the text may end within one."""
-        secrets = (*self._forms, *_forms(also))
-        return _masked(text, [span for level in _levels(text) for span in _spans(level, secrets, cut_off=cut_off)])
+        more = tuple(also)
+        known = _known((*self._secrets, *self._tokens, *more)) if more else self._known
+        return _masked(text, [span for level in _levels(text) for span in _spans(level, known, cut_off=cut_off)])
 
     def quoted(self, text: str, longest: int, *, also: Iterable[str] = ()) -> str:
         """The beginning of a text. Shortened first, it could end with half of a secret, which nobody recognises."""
         return self(text[:_MOST_READ], also=also, cut_off=len(text) > _MOST_READ)[:longest]
 
 
-def _forms(secrets: Iterable[str]) -> Sequence[str]:
-    return tuple(dict.fromkeys(form for secret in secrets for form in _forms_of(secret) if form))
+class _Known(NamedTuple):
+    """The forms that are looked for; those that are `short`; and what base64 makes of the others."""
+
+    forms: Sequence[str]
+    short: Sequence[str]
+    cores: Sequence[str]
+
+
+def _known(secrets: Iterable[str]) -> _Known:
+    forms = tuple(dict.fromkeys(form for secret in secrets for form in _forms_of(secret) if form))
+    short = tuple(form for form in forms if len(form) < SHORTEST)
+    long = (form for form in forms if len(form) >= SHORTEST)
+    return _Known(forms, short, tuple(dict.fromkeys(core for form in long for core in _cores(form))))
+
+
+def _cores(secret: str) -> Iterator[str]:
+    """The digits of base64 that stand for the secret alone, by how many bytes are before it."""
+    for raw in {secret.encode("utf-8", "replace"), secret.encode("latin-1", "replace")}:
+        for before in range(3):
+            first, last = -(-8 * before // 6), 8 * (before + len(raw)) // 6
+            core = base64.b64encode(bytes(before) + raw).decode()[first:last]
+            yield core
+            yield core.replace("+", "-").replace("/", "_")
 
 
 def _forms_of(secret: str) -> Iterator[str]:
@@ -135,7 +156,9 @@ def _characters(escape: re.Match[str]) -> Iterator[tuple[str, int]]:
             yield char, offset
             offset += 3 * len(char.encode(encoding))
     elif written[0] == "&":
-        yield from ((char, 0) for char in html.unescape(written))
+        from html import unescape  # noqa: PLC0415  # all entities of HTML are half a megabyte
+
+        yield from ((char, 0) for char in unescape(written))
     elif written[1] == "u":
         units = bytes.fromhex(written.replace("\\u", ""))
         yield units.decode("utf-16-be", "replace"), 0
@@ -145,25 +168,23 @@ def _characters(escape: re.Match[str]) -> Iterator[tuple[str, int]]:
         yield _SIMPLE.get(written[1], written[1]), 0
 
 
-def _spans(level: _Level, secrets: Sequence[str], *, cut_off: bool) -> Iterator[tuple[int, int]]:
+def _spans(level: _Level, known: _Known, *, cut_off: bool) -> Iterator[tuple[int, int]]:
     """Where the secrets are in what came."""
     text, at = level
-    for secret in _contained(text, secrets):
+    for secret in _contained(text, known.forms):
         for start in _starts(text, secret):
             yield at[start], at[start + len(secret)]
     if cut_off:
         half = _HALF.search(text, max(0, len(text) - _LONGEST_HALF))
         for whole in {text, text[: half.start()] if half else text}:
-            if size := _beginning(whole, secrets, shortest=1):
+            if size := _beginning(whole, known.forms, shortest=1):
                 yield at[len(whole) - size], at[-1]
-    runs = [(run.span(), _from_base64(run[0])) for run in _BASE64.finditer(text)]
-    contained = _contained("\n".join(line for _, lines in runs for line in lines), secrets)
-    for (start, end), lines in runs:
-        ends_there = cut_off and end == len(text)
-        if (contained and any(_holds(line, contained) for line in lines)) or (
-            ends_there and any(_beginning(line, secrets, shortest=_SHORTEST_BEGINNING) for line in lines)
-        ):
-            yield at[start], at[end]
+    cores = _contained(text, known.cores)
+    if cores or known.short or cut_off:
+        for run in _BASE64.finditer(text):
+            ends_there = cut_off and run.end() == len(text)
+            if _contained(run[0], cores) or _means_a_secret(run[0], known, ends_there=ends_there):
+                yield at[run.start()], at[run.end()]
 
 
 def _contained(text: str, secrets: Sequence[str]) -> Sequence[str]:
@@ -182,10 +203,17 @@ def _stands_alone(text: str, start: int, end: int) -> bool:
     return not text[max(0, start - 1) : start].isalnum() and not text[end : end + 1].isalnum()
 
 
-def _holds(line: str, secrets: Sequence[str]) -> bool:
-    """A short secret counts in plain text only: what is no base64 means anything."""
-    plain = line.isascii() and line.isprintable()
-    return any(any(True for _ in _starts(line, one)) for one in secrets if plain or len(one) >= SHORTEST)
+def _means_a_secret(run: str, known: _Known, *, ends_there: bool) -> bool:
+    """A short secret counts where plain text comes out: what is no base64 means anything."""
+    if not known.short and not ends_there:
+        return False
+    for line in _from_base64(run):
+        plain = line.isascii() and line.isprintable()
+        if plain and any(True for one in known.short for _ in _starts(line, one)):
+            return True
+        if ends_there and _beginning(line, known.forms, shortest=_SHORTEST_BEGINNING):
+            return True
+    return False
 
 
 def _beginning(text: str, secrets: Sequence[str], *, shortest: int) -> int:

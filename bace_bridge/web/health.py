@@ -96,8 +96,11 @@ class HealthServer:
 
 
 def _has_token(request: Request, token: str) -> bool:
-    given = request.fields.get("authorization", ())
-    return any(hmac.compare_digest(one.encode("latin-1"), f"Bearer {token}".encode()) for one in given)
+    given = [one.partition(" ") for one in request.fields.get("authorization", ())]
+    return any(
+        scheme.lower() == "bearer" and hmac.compare_digest(said.strip().encode("latin-1"), token.encode())
+        for scheme, _, said in given
+    )
 
 
 def _names_this_machine(host: str) -> bool:

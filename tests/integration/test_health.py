@@ -159,6 +159,7 @@ async def test_a_stranger_is_told_kinds_only(path: str, listen: str, headers: di
     ("listen", "headers"),
     [
         ("0.0.0.0:0", {"Authorization": "Bearer right"}),
+        ("0.0.0.0:0", {"Authorization": "bearer  right"}),
         ("127.0.0.1:0", {"Host": "evil.example", "Authorization": "Bearer right"}),
         ("127.0.0.1:0", {}),
         ("127.0.0.1:0", {"Host": "localhost"}),

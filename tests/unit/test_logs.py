@@ -117,6 +117,16 @@ def test_an_error_of_a_library_comes_with_its_traceback_without_secrets() -> Non
     assert "hunter2" not in line["exception"]
 
 
+def test_a_library_that_says_the_same_a_thousand_times_is_heard_a_few_times() -> None:
+    stream = io.StringIO()
+    logs.configure(fmt="json", level="debug", stream=stream)
+    for number in range(1000):
+        logging.getLogger("asyncio").error("no free descriptor for socket %d", number)
+    assert 0 < len(lines(stream)) <= 10
+    structlog.get_logger().error("our own")
+    assert lines(stream)[-1]["event"] == "our own"
+
+
 def test_a_warning_of_python_is_a_line_of_the_log() -> None:
     stream = io.StringIO()
     with warnings.catch_warnings():
