@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Self
@@ -82,17 +82,23 @@ class HealthServer:
     def _answer(self, request: Request) -> Answer:
         if request.path not in _KNOWN or request.method not in {"GET", "HEAD"}:
             return Answer(HTTPStatus.NOT_FOUND, {"error": "not found", "known": _KNOWN})
-        report = _full_report if self._may_know(request) else _public_report
+        token = None if self._config.token is None else self._config.token.get_secret_value()
+        listening = [host for host, _ in self._listener.addresses]
+        report = _full_report if may_know(request, listening, token) else _public_report
         if request.path == "/healthz":
             return report(self._alive(), {}, well="ok", unwell="stalled")
         return report(self._ready(), self._degraded(), well="ready", unwell="not ready")
 
-    def _may_know(self, request: Request) -> bool:
-        """A page in a browser on this machine may ask under a name of its own (DNS rebinding): it is a stranger."""
-        if self._config.token is not None and _has_token(request, self._config.token.get_secret_value()):
-            return True
-        local = all(ip_address(host).is_loopback for host, _ in self._listener.addresses)
-        return local and all(_names_this_machine(host) for host in request.fields.get("host", ()))
+
+def may_know(request: Request, listening: Sequence[str], token: str | None) -> bool:
+    """Whether names and reasons are told to who asks; `listening` are the addresses of the listener.
+
+    A page in a browser on this machine may ask under a name of its own (DNS rebinding): it is a stranger.
+    """
+    if token is not None and _has_token(request, token):
+        return True
+    local = all(ip_address(host).is_loopback for host in listening)
+    return local and all(_names_this_machine(host) for host in request.fields.get("host", ()))
 
 
 def _has_token(request: Request, token: str) -> bool:

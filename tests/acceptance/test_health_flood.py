@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -214,3 +215,63 @@ def half_closed(port: int, request: bytes) -> None:
                 pass
         except OSError:  # closed while much of it was still to be sent
             return
+
+
+IN_A_NETWORK_OF_ITS_OWN = """
+import fcntl, http.client, json, socket, struct, subprocess, sys, time
+with socket.socket() as any_socket:
+    fcntl.ioctl(any_socket, 0x8914, struct.pack("16sH14x", b"lo", 0x41))  # SIOCSIFFLAGS: up and running
+bridge = subprocess.Popen([sys.executable, "-m", "bace_bridge", "run", "-c", sys.argv[1]])
+try:
+    deadline = time.monotonic() + 60
+    while True:
+        assert bridge.poll() is None and time.monotonic() < deadline
+        try:
+            answers = []
+            for headers in ({}, {"Authorization": "Bearer right"}):
+                connection = http.client.HTTPConnection("127.0.0.1", 8099, timeout=60)
+                connection.request("GET", "/readyz", headers=headers)
+                answers.append(json.load(connection.getresponse()))
+            if "refuse" in str(answers[1]):
+                print(json.dumps(answers))
+                break
+        except ConnectionRefusedError:
+            pass
+        time.sleep(0.1)
+finally:
+    bridge.terminate()
+    bridge.wait()
+"""
+
+
+def test_beyond_this_machine_kinds_are_told_and_the_rest_takes_the_token(tmp_path: Path) -> None:
+    """In a network namespace, where nobody else reaches the listener."""
+    isolated = ["unshare", "--map-root-user", "--net"]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*isolated, "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("needs unshare, and the right to make a network namespace")
+    config = configuration(
+        tmp_path,
+        cloud_url="http://127.0.0.1:8180",
+        mqtt_port=1883,
+        extra={"http": {"listen": "0.0.0.0:8099", "token": "right"}},
+    )
+    command = [*isolated, sys.executable, "-c", IN_A_NETWORK_OF_ITS_OWN, str(config)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    public, full = json.loads(ended.stdout)
+    assert public == {
+        "status": "not ready",
+        "checks": {"cloud": {"ok": False}, "store": {"ok": True}, "mqtt": {"ok": False}},
+    }
+    assert "127.0.0.1:1883" in full["checks"]["mqtt:home"]["reason"]
+
+
+async def test_a_name_that_is_not_this_machine_s_is_told_kinds(broker: Broker, tmp_path: Path) -> None:
+    """As a page in a browser asks whose name has become 127.0.0.1 (DNS rebinding)."""
+    async with bridge_with_few_files(broker, tmp_path) as it:
+        for host, told in ((b"localhost", True), (b"127.0.0.1:8099", True), (b"evil.example", False)):
+            request = b"GET /readyz HTTP/1.1\r\nHost: %b\r\nConnection: close\r\n\r\n" % host
+            assert (b"mqtt:home" in await asyncio.to_thread(asked, it.port, request)) is told
