@@ -19,6 +19,9 @@ from bace_bridge.web.listener import Listener
 Reasons = Callable[[], dict[str, str | None]]
 """Name -> why it is not well; None where it is."""
 
+LISTENS_WITHIN = 10.0
+"""Seconds until a host's name that is not resolved is given up: nothing begins before the server listens."""
+
 _KNOWN = ["/healthz", "/readyz"]
 
 
@@ -58,7 +61,8 @@ class HealthServer:
     async def open(self) -> None:
         """Begins to listen. Raises ConfigError where that is not possible."""
         try:
-            await self._listener.open(self._config.host, self._config.port)
+            async with asyncio.timeout(LISTENS_WITHIN):
+                await self._listener.open(self._config.host, self._config.port)
         except (OSError, UnicodeError) as error:  # UnicodeError: the host can be no name, such as 127.0.0..1
             raise _cannot_listen(self._config.listen, error) from error
 
@@ -144,6 +148,8 @@ def _report(checks: object, degraded: object, reasons: Mapping[str, str | None],
 def _cannot_listen(listen: str, error: OSError | UnicodeError) -> ConfigError:
     if isinstance(error, UnicodeError):
         reason: str | None = "that is no host name"
+    elif isinstance(error, TimeoutError):
+        reason = "the host's name is not resolved in time"
     else:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
     problem = f"cannot listen on {listen}: {reason}"
