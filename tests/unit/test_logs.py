@@ -65,6 +65,15 @@ def test_no_known_secret_is_ever_written(fmt: logs.Format) -> None:
     assert "x***x" in text
 
 
+def test_a_secret_that_is_a_common_word_leaves_lines_readable() -> None:
+    stream = io.StringIO()
+    logs.configure(fmt="json", level="info", secrets=["s", "info"], stream=stream)
+    structlog.get_logger().info("cloud.unreachable", reason="no answer within 30 s", said="info")
+    (line,) = lines(stream)
+    assert (line["level"], line["event"]) == ("info", "cloud.unreachable")
+    assert (line["reason"], line["said"]) == ("no answer within 30 s", "***")
+
+
 def test_the_level_changes_at_run_time_for_loggers_in_use() -> None:
     stream = io.StringIO()
     logs.configure(fmt="json", level="info", stream=stream)
