@@ -5,6 +5,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
+from unicodedata import normalize
 
 Quote = Callable[[str, int], str]
 """From somebody's text, and the most characters that are wanted of it, to what may be shown of it."""
@@ -107,11 +108,15 @@ def _cores(secret: str) -> Iterator[str]:
 
 
 def _forms_of(secret: str) -> Iterator[str]:
-    """As it is; decoded, since texts are; with blanks as forms write them; and as UTF-8 that was taken for Latin-1."""
+    """As it is; decoded, since texts are; composed and decomposed; and what other encodings make of its characters."""
     for text, _ in _levels(secret):
-        yield text
-        yield text.replace(" ", "+")
-        yield text.encode("utf-8", "replace").decode("latin-1")
+        for one in (text, normalize("NFC", text), normalize("NFD", text)):
+            yield one
+            yield one.replace(" ", "+")
+            if not one.isascii():
+                yield one.encode("utf-8", "replace").decode("latin-1")
+                yield one.encode("latin-1", "replace").decode("utf-8", "replace")
+                yield one.encode("ascii", "replace").decode()
 
 
 def _levels(text: str) -> Iterator[_Level]:

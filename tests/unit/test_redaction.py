@@ -4,6 +4,7 @@ import html
 import json
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable
+from unicodedata import normalize
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -40,6 +41,10 @@ WAYS: dict[str, Callable[[str], str]] = {
     "JSON in HTML": lambda text: html.escape(json.dumps(text)),
     "Basic": lambda text: "Basic " + b64encode(f"me@example.org:{text}".encode()).decode(),
     "Basic without padding": lambda text: b64encode(f"bridge:{text}".encode()).decode().rstrip("="),
+    "UTF-8 taken for Latin-1": lambda text: text.encode().decode("latin-1"),
+    "Latin-1 taken for UTF-8": lambda text: text.encode("latin-1", "replace").decode("utf-8", "replace"),
+    "ASCII": lambda text: text.encode("ascii", "replace").decode(),
+    "decomposed": lambda text: normalize("NFD", text),
     "base64": lambda text: b64encode(text.encode()).decode(),
     "base64 for URLs": lambda text: urlsafe_b64encode(f"?{text}~".encode()).decode(),
     "base64 of a form": lambda text: b64encode(f"grant_type=password&password={quote_plus(text)}&x=".encode()).decode(),
