@@ -1,7 +1,6 @@
 """Structured logs on stderr: for people on a terminal, JSON lines otherwise, and never a secret."""
 
 import logging
-import re
 import sys
 from collections.abc import Callable, Collection, Mapping, MutableMapping
 from typing import Any, Literal, TextIO
@@ -10,10 +9,12 @@ import msgspec
 import structlog
 from structlog.typing import EventDict
 
+from bace_bridge.domain import redaction
+from bace_bridge.log_rate import RateLimit
+
 Format = Literal["console", "json"]
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
-_MASK = "***"
 
 
 class Threshold:
@@ -29,19 +30,18 @@ class Threshold:
 
 
 class Redaction:
-    """Puts `***` in the place of every known secret, however deep in a field it is."""
+    """Puts `***` in the place of every known secret, however deep in a field it is.
+
+    Not of short ones, which would take our own words along: from others' texts they are taken before.
+    """
 
     def __init__(self, secrets: Collection[str]) -> None:
-        longest_first = sorted(filter(None, secrets), key=len, reverse=True)
-        self._secret = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self._redaction = redaction.Redaction(one for one in secrets if len(one) >= redaction.SHORTEST)
 
     def __call__(self, _logger: Any, _method: str, event: EventDict) -> EventDict:
-        if self._secret is None:
-            return event
-        return {key: self._clean(value) for key, value in event.items()}
+        return {key: value if key in {"ts", "level"} else self._clean(value) for key, value in event.items()}
 
     def _clean(self, value: Any) -> Any:
-        assert self._secret is not None
         if value is None or isinstance(value, bool | int | float):
             return value
         if isinstance(value, Mapping):
@@ -49,7 +49,7 @@ class Redaction:
         if isinstance(value, list | tuple | set | frozenset):
             return [self._clean(item) for item in value]
         # What is no text would become text in the renderer, after this point.
-        return self._secret.sub(_MASK, value if isinstance(value, str) else repr(value))
+        return self._redaction(value if isinstance(value, str) else repr(value))
 
 
 class Output:
@@ -78,6 +78,10 @@ class Lines:
 
 class _Forwarding(logging.Handler):
     """Hands the records of libraries (aiohttp, paho, asyncio) to the same processors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addFilter(RateLimit(self.emit))
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -15,6 +15,7 @@ from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp, TokenSource
 from bace_bridge.cloud.tokens import Ask, Credentials, FixedToken, Tokens, TokenStore
 from bace_bridge.config.models import CloudConfig, DatatypeConfig, WatchConfig
+from bace_bridge.domain.redaction import Redaction
 from bace_bridge.failpoints import Failpoint, Untouched
 from bace_bridge.polling.batch_fetch import BatchFetch
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
@@ -146,6 +147,7 @@ class AccountBuilder:
         deciding: asyncio.Lock,
         polled: Callable[[], None],
         failpoint: Failpoint | Untouched,
+        redaction: Redaction,
         *,
         clocks: Clocks,
         version: str,
@@ -155,13 +157,19 @@ class AccountBuilder:
         self._deciding = deciding
         self._polled = polled
         self._failpoint = failpoint
+        self._redaction = redaction
         self._clock = clocks.steady
         self._monotonic = clocks.monotonic
         self._version = version
 
     def build(self, config: AccountConfig) -> Account:
         http = cloud_http(
-            config.cloud, self._tokens, version=self._version, clock=self._clock, monotonic=self._monotonic
+            config.cloud,
+            self._tokens,
+            self._redaction,
+            version=self._version,
+            clock=self._clock,
+            monotonic=self._monotonic,
         )
         cloud = self._failpoint.around_cloud(BaceCloud(http))
         poll = self._list_poll(config, cloud)
@@ -228,12 +236,16 @@ class AccountBuilder:
 def cloud_http(
     cloud: CloudConfig,
     store: TokenStore,
+    redaction: Redaction,
     *,
     version: str,
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> CloudHttp:
-    """The HTTP of an account, with its tokens and its budget; `store` is where its tokens come from and go."""
+    """The HTTP of an account, with its tokens and its budget.
+
+    `store` is where its tokens come from and go; `redaction` learns them.
+    """
 
     def tokens(ask: Ask) -> TokenSource:
         if cloud.access_token is not None:
@@ -244,7 +256,14 @@ def cloud_http(
 
     budget = RequestBudget(cloud.requests_per_minute, clock=monotonic)
     return CloudHttp(
-        cloud.url, budget, tokens, timeout=cloud.timeout, version=version, clock=clock, monotonic=monotonic
+        cloud.url,
+        budget,
+        tokens,
+        timeout=cloud.timeout,
+        version=version,
+        redaction=redaction,
+        clock=clock,
+        monotonic=monotonic,
     )
 
 

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
 
 import structlog
 
@@ -19,7 +18,9 @@ from bace_bridge.app.service import Service
 from bace_bridge.app.signals import Signals
 from bace_bridge.app.storage import Storage
 from bace_bridge.config.models import Config, HttpConfig, MqttConfig, WebhookConfig
+from bace_bridge.config.secrecy import secrets_of
 from bace_bridge.delivery.outlet import Outlet
+from bace_bridge.domain.redaction import Redaction
 from bace_bridge.failpoints import Failpoint, Untouched
 from bace_bridge.polling.rules.fetches import SLOWEST_FETCH
 from bace_bridge.status import Status
@@ -27,9 +28,7 @@ from bace_bridge.store.facts import Facts
 from bace_bridge.store.schedules import Schedules
 from bace_bridge.store.sqlite import SqliteFile
 from bace_bridge.systemd import long_start
-
-if TYPE_CHECKING:
-    from bace_bridge.web.health import HealthServer
+from bace_bridge.web.health import HealthServer
 
 log = structlog.get_logger()
 
@@ -98,8 +97,9 @@ class _Home:
         signals, deciding, clock = Signals(), asyncio.Lock(), clocks.steady
         self.accounts = accounts = Running[AccountConfig, Account](group)
         self.outlets = outlets = Running[OutletConfig, Outlet](group)
-        self.servers: Running[HttpConfig, HealthServer] = Running(group)
+        self.servers = Running[HttpConfig, HealthServer](group)
 
+        self.redaction = redaction = Redaction()
         self.store = store = Storage(file, config, signals, failpoint, clock=clock)
         devices = Devices(store.standing, accounts, changed=signals.devices_changed)
         self.status = status = Status(
@@ -113,11 +113,27 @@ class _Home:
             installation=installation,
         )
         self.account_builder = AccountBuilder(
-            store.journal, store.facts, deciding, signals.list_polled, failpoint, clocks=clocks, version=version
+            store.journal,
+            store.facts,
+            deciding,
+            signals.list_polled,
+            failpoint,
+            redaction,
+            clocks=clocks,
+            version=version,
         )
         poll_now = accounts.each(Account.poll_now)
         self.outlet_builder = OutletBuilder(
-            store, status, devices, installation, poll_now, signals, failpoint, clocks=clocks, version=version
+            store,
+            status,
+            devices,
+            installation,
+            poll_now,
+            signals,
+            failpoint,
+            redaction,
+            clocks=clocks,
+            version=version,
         )
         watch = ClockWatch(clock, deciding=deciding, move_store=store.schedules.move, stepped=signals.clock_stepped)
         self.service = Service(accounts, outlets, status, devices, store, watch, signals, clock=clock)
@@ -132,9 +148,8 @@ class _Home:
 
     async def become(self, config: Config) -> None:
         """Starts what is new in the configuration and ends what left it. Raises ConfigError or StoreError."""
+        self.redaction.learn(secrets_of(config))
         for http in await self.servers.keep([config.http] if config.http.enabled else []):
-            from bace_bridge.web.health import HealthServer  # noqa: PLC0415  # aiohttp's server is 2 MB
-
             server = HealthServer(http, alive=self.status.alive, ready=self.status.ready, degraded=self.status.degraded)
             await server.open()
             self.servers.start(http, server)

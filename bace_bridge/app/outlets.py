@@ -17,6 +17,7 @@ from bace_bridge.app.signals import Signals
 from bace_bridge.app.storage import Storage
 from bace_bridge.config.models import MqttConfig, WebhookConfig
 from bace_bridge.delivery.outlet import Outlet
+from bace_bridge.domain.redaction import Redaction
 from bace_bridge.domain.routing import Filter
 from bace_bridge.failpoints import Failpoint, Untouched
 from bace_bridge.status import StateForTopics, Status
@@ -62,7 +63,7 @@ def _changed_at(path: Path) -> int:
 class OutletBuilder:
     """Builds outlets over one event log.
 
-    `installation` keeps MQTT client ids of two bridges apart.
+    `installation` keeps MQTT client ids of two bridges apart. `redaction` is for what other sides answer.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class OutletBuilder:
         poll_now: Callable[[], None],
         signals: Signals,
         failpoint: Failpoint | Untouched,
+        redaction: Redaction,
         *,
         clocks: Clocks,
         version: str,
@@ -86,6 +88,7 @@ class OutletBuilder:
         self._poll_now = poll_now
         self._signals = signals
         self._failpoint = failpoint
+        self._redaction = redaction
         self._clocks = clocks
         self._version = version
 
@@ -112,12 +115,18 @@ class OutletBuilder:
             return self._webhook(sink, config, build)
         return self._mqtt(sink, config, build)
 
-    # Only the kinds that are configured are imported: MQTT is 1.5 MB, and a webhook loads all of HTML's entities.
+    # Only the kinds that are configured are imported: MQTT is 1.5 MB.
 
     def _webhook(self, webhook: WebhookConfig, config: OutletConfig, build: Callable[..., Outlet]) -> Outlet:
         from bace_bridge.sinks.webhook.sink import WebhookSink  # noqa: PLC0415  # only where one is configured
 
-        sink = WebhookSink(webhook, source=config.source, version=self._version, clock=self._clocks.wall)
+        sink = WebhookSink(
+            webhook,
+            source=config.source,
+            version=self._version,
+            redaction=self._redaction,
+            clock=self._clocks.wall,
+        )
         return build("webhook", self._failpoint.around_sink(sink))
 
     def _mqtt(self, mqtt: MqttConfig, config: OutletConfig, build: Callable[..., Outlet]) -> Outlet:
@@ -133,6 +142,7 @@ class OutletBuilder:
             elsewhere=config.elsewhere,
             requests=self._requests(mqtt.name),
             version=self._version,
+            quote=self._redaction.quoted,
         )
         return build("mqtt", self._failpoint.around_sink(broker), broker=broker)
 

@@ -17,6 +17,7 @@ from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.config.load import load
 from bace_bridge.config.models import Config
 from bace_bridge.config.secrecy import secrets_of
+from bace_bridge.domain.redaction import Redaction
 from bace_bridge.domain.state import KnownDevice
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.domain.tokens import Token
@@ -101,7 +102,9 @@ async def _of_cloud(config: Config) -> tuple[list[KnownDevice], ListedDevices]:
 async def _listed(config: Config, facts: Facts | None) -> ListedDevices:
     try:
         version = metadata.version("bace-bridge")
-        async with cloud_http(config.cloud, _BorrowedTokens(facts), version=version) as http:
+        async with cloud_http(
+            config.cloud, _BorrowedTokens(facts), Redaction(secrets_of(config)), version=version
+        ) as http:
             return await listed_devices(BaceCloud(http))
     except CloudRefused as error:
         hint = "without --cloud the devices are listed of which the bridge has seen data sessions"

@@ -55,7 +55,7 @@ class BaceCloud:
         query = [("id", session_id), ("expand", "group")]
         seen = parse_session((await self._http.get(ONE_SESSION, query, urgency=Urgency.SESSIONS)).body)
         if seen.session.id.lower() != session_id.lower():
-            raise UnexpectedReply(f"data session {seen.session.id} came in place of {session_id}")
+            raise UnexpectedReply(f"another data session came in place of {session_id}")
         return seen
 
     async def group_page(self, page: int) -> Page[tuple[str, str | None]]:

@@ -1,12 +1,13 @@
 """Whatever goes wrong with a request, as one of our errors: the only place where the cloud's faults are translated."""
 
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import aiohttp
 from aiohttp import http_exceptions
 
 from bace_bridge.cloud.problems import is_json, parse_problem
+from bace_bridge.domain.redaction import Quote
 from bace_bridge.domain.retry_after import rate_limit, retry_after
 from bace_bridge.errors import (
     CloudBadGateway,
@@ -34,13 +35,13 @@ class Unauthorized(CloudRefused):
 
 
 def of_answer(
-    what: str, status: int, headers: Mapping[str, str], body: bytes, *, sent: Sequence[str], now: float
+    what: str, status: int, headers: Mapping[str, str], body: bytes, *, quote: Quote, now: float
 ) -> CloudError:
-    """What an answer other than 2xx means. `sent` are the secrets of the request, which a server may repeat.
+    """What an answer other than 2xx means. `quote` takes out the secrets that it repeats.
 
     `now` is the cloud's time, as far as it is known.
     """
-    problem = parse_problem(body, private=sent)
+    problem = parse_problem(body, quote)
     text = f"{what}: {status}" + (f" {problem}" if problem else "")
     wait = min(retry_after(headers, now=now), LONGEST_SILENCE)
     if status == 401:

@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol, Self
 
 import aiohttp
@@ -20,6 +21,7 @@ from bace_bridge.cloud.failures import (
 )
 from bace_bridge.cloud.token_reply import TokenReply, parse_token
 from bace_bridge.cloud.tokens import Ask
+from bace_bridge.domain.redaction import Redaction
 from bace_bridge.domain.retry import backoff
 from bace_bridge.domain.retry_after import RateLimit, http_date, rate_limit
 from bace_bridge.errors import CloudError, CloudRefused, CloudRequestTooLarge, CloudUnavailable, UnexpectedReply
@@ -69,6 +71,7 @@ class CloudHttp:
 
     URLs are built from the configured base alone: `_links` may name internal hosts, and a redirect may lead the token
     elsewhere, so neither is followed. `tokens` makes the source of its tokens, which asks for them over this session.
+    `redaction` learns each token, and takes out of errors what the cloud repeats of any secret.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class CloudHttp:
         *,
         timeout: float,
         version: str,
+        redaction: Redaction | None = None,
         clock: Callable[[], float],
         monotonic: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
@@ -91,6 +95,7 @@ class CloudHttp:
         self._timeout = timeout
         self._agent = f"bace-bridge/{version}"
         self._session: aiohttp.ClientSession | None = None
+        self._redaction = redaction or Redaction()
         self._tokens = tokens(self.ask_token)
         self._forbidden: dict[str, _Forbidden] = {}
         self._good_token = ""
@@ -174,10 +179,14 @@ class CloudHttp:
         failure = answer.failure
         if failure is None:
             try:
-                return parse_token(answer.reply.body)
+                return self._noted(parse_token(answer.reply.body))
             except UnexpectedReply as unusable:
                 failure = unusable
         raise of_token_answer(failure, answer.status, answer.reply.body)
+
+    def _noted(self, reply: TokenReply) -> TokenReply:
+        self._redaction.learn_token(reply.access_token, reply.refresh_token)
+        return reply
 
     async def _send(
         self,
@@ -194,6 +203,7 @@ class CloudHttp:
         self.requests_made += 1
         what = f"{method} {path}"
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._redaction.learn_token(token, (form or {}).get("refresh_token"))
         try:
             url = URL(self._base + path).with_query(list(params)) if params else URL(self._base + path)
             async with self._session.request(
@@ -211,8 +221,8 @@ class CloudHttp:
         if 200 <= response.status < 300:
             self._learn_pace(rate_limit(response.headers, now=cloud_now))
             return _Answer(response.status, reply, None)
-        sent = (*(form or {}).values(), token or "")
-        failure = of_answer(what, response.status, response.headers, body, sent=sent, now=cloud_now)
+        quote = partial(self._redaction.quoted, also=(form or {}).values())
+        failure = of_answer(what, response.status, response.headers, body, quote=quote, now=cloud_now)
         if response.status == 429 and isinstance(failure, CloudUnavailable):
             failure.retry_after += 1 + self._jitter()
             self._budget.silence(failure.retry_after)

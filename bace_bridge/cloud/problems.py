@@ -1,17 +1,14 @@
 """What an answer says that is not what was asked for: BACE's errors, and what came in place of JSON. Pure."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from bace_bridge.domain.foreign_json import decoded_leniently
+from bace_bridge.domain.redaction import Quote, quoted_as_it_is
 
 LONGEST_MESSAGE = 120
 """Characters of an error's message that are quoted."""
-
-SHORTEST_SECRET = 4
-"""Characters: a shorter text occurs by chance."""
 
 
 class _Problem(msgspec.Struct):
@@ -30,28 +27,18 @@ def is_json(body: bytes) -> bool:
     return True
 
 
-def parse_problem(body: bytes, *, private: Sequence[str] = ()) -> str | None:
-    """The message of an error in BACE's own JSON, shortened; None where the body is something else (HTML).
-
-    What it repeats of the `private` texts is masked.
-    """
+def parse_problem(body: bytes, quote: Quote = quoted_as_it_is) -> str | None:
+    """The message of an error in BACE's own JSON, shortened; None where the body is something else (HTML)."""
     try:
         problem: _Problem | list[Any] = decoded_leniently(body, _PROBLEM, strict=False)
     except msgspec.DecodeError:
         return None
     if isinstance(problem, list):
         parts = [f"{one.get('field')}: {one.get('message')}" for one in problem if isinstance(one, dict)]
-        return _told("; ".join(parts), private)
+        return quote("; ".join(parts), LONGEST_MESSAGE)
     if problem.name is None and problem.message is None:
         return None
-    return _told(" ".join((problem.message or problem.name or "").split()), private)
-
-
-def _told(message: str, private: Sequence[str]) -> str:
-    for secret in sorted(private, key=len, reverse=True):
-        if len(secret) >= SHORTEST_SECRET:
-            message = message.replace(secret, "***")
-    return message[:LONGEST_MESSAGE]
+    return " ".join(quote(problem.message or problem.name or "", LONGEST_MESSAGE).split())
 
 
 def instead_of_json(body: bytes) -> str:

@@ -260,9 +260,9 @@ def _identity(name: str, value: str | int | None) -> str:
     """A name that tells series apart, so no part of it, and nothing in its place, will do."""
     text = str(value)
     if len(text) > LONGEST_TEXT:
-        raise ValueError(f"{name} {text[:64]!r}... is longer than {LONGEST_TEXT} characters")
+        raise ValueError(f"{name} is longer than {LONGEST_TEXT} characters")
     if REPLACED in text:
-        raise ValueError(f"{name} {text[:64]!r} holds something that is no character")
+        raise ValueError(f"{name} holds something that is no character")
     return text
 
 
@@ -282,7 +282,7 @@ def _shortened(text: str) -> str:
 def _checked_id(name: str, value: str | int | None) -> str:
     text = str(value)
     if value is None or not _ID.fullmatch(text):
-        raise ValueError(f"{name} {text[:64]!r} is not an id")
+        raise ValueError(f"{name} is not an id")
     return text
 
 

@@ -38,7 +38,10 @@ def _about_watch(config: Config, now: float) -> Iterator[str]:
 
 def _about_http(config: Config) -> Iterator[str]:
     if config.http.enabled and not is_loopback(config.http.host):
-        yield "http.listen: everybody who reaches this port can read the health (it has no login)"
+        if config.http.token is None:
+            yield "http.listen: everybody who reaches this port can read whether all is well (not names or reasons)"
+        else:
+            yield "http.token: goes over the network in the clear (put a proxy with TLS before http.listen)"
 
 
 def _about_broker(broker: MqttConfig) -> Iterator[str]:

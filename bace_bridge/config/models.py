@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, SecretStr, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator
 
 from bace_bridge.config.mqtt import HomeAssistantConfig, MqttConfig, TlsConfig
 from bace_bridge.config.places import cloud_url, listen_address, store_path, store_url
@@ -120,6 +120,9 @@ class StoreConfig(Section):
 
 class HttpConfig(Section):
     listen: str = Field(default="127.0.0.1:8099", description='host:port of /healthz and /readyz; "" turns it off')
+    token: Annotated[OptionalSecret, BeforeValidator(lambda given: given or None)] = Field(
+        default=None, description="Whoever sends it (Authorization: Bearer) is told names and reasons from afar, too"
+    )
 
     @field_validator("listen")
     @classmethod

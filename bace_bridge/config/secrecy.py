@@ -1,22 +1,22 @@
 """Which values of a configuration must never be shown."""
 
+from base64 import b64decode
 from collections.abc import Iterator
-from urllib.parse import urlsplit
+from contextlib import suppress
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, SecretStr
 
-from bace_bridge.config.models import Config
+_SHORTEST_PART = 8
+"""Characters of a part of a URL: shorter ones are words such as `hook`, and help to read messages."""
 
-_SHORTEST = 4
-"""A shorter text occurs by chance: masking it would make logs unreadable and hide nothing."""
-
-_SHORTEST_PATH = 16
-"""The path of a webhook's URL may be the credential; a shorter one, such as /hook, is none."""
+_CREDENTIALS = ("sig", "key", "token", "secret", "pass", "auth", "code")
+"""What the names of parameters contain whose values are secret, however short they are."""
 
 
-def secrets_of(config: Config) -> frozenset[str]:
-    """All secrets, webhook URLs among them, also in the forms in which a library may log them."""
-    return frozenset(form for secret in _secrets_in(config) for form in _forms(secret) if len(form) >= _SHORTEST)
+def secrets_of(config: BaseModel) -> frozenset[str]:
+    """All secrets of a configuration, or of a part of it, and what of them other sides may repeat alone."""
+    return frozenset(part for secret in _secrets_in(config) for part in _parts(secret) if part)
 
 
 def _secrets_in(value: object) -> Iterator[str]:
@@ -33,12 +33,25 @@ def _secrets_in(value: object) -> Iterator[str]:
             yield from _secrets_in(item)
 
 
-def _forms(secret: str) -> Iterator[str]:
+def _parts(secret: str) -> Iterator[str]:
     yield secret
     yield secret.removeprefix("whsec_")
     if secret.startswith(("http://", "https://")):
-        parts = urlsplit(secret)
-        yield parts.password or ""
-        path = parts.path + (f"?{parts.query}" if parts.query else "")
-        if len(path) >= _SHORTEST_PATH:
-            yield path
+        yield from _parts_of_url(secret)
+    scheme, _, credentials = secret.partition(" ")
+    if scheme.isalpha():
+        yield credentials  # of a header: Bearer, Basic
+    if scheme.lower() == "basic":
+        with suppress(ValueError):
+            yield from b64decode(credentials).decode("latin-1").split(":", 1)
+
+
+def _parts_of_url(url: str) -> Iterator[str]:
+    parts = urlsplit(url)
+    yield from (unquote(parts.username or ""), unquote(parts.password or ""))
+    path = parts.path + (f"?{parts.query}" if parts.query else "")
+    yield from (part for part in (path, parts.query, *parts.path.split("/")) if len(part) >= _SHORTEST_PART)
+    for pair in parts.query.split("&"):
+        name, _, value = pair.partition("=")
+        if len(value) >= _SHORTEST_PART or any(word in name.lower() for word in _CREDENTIALS):
+            yield value

@@ -1,15 +1,20 @@
 """The health server: whether the loops make progress, and whether everything that they need is usable."""
 
 import asyncio
+import hmac
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
+from ipaddress import ip_address
 from typing import Self
-
-from aiohttp import web
+from urllib.parse import urlsplit
 
 from bace_bridge.config.models import HttpConfig
+from bace_bridge.config.places import is_loopback
 from bace_bridge.errors import ConfigError, Mistake
+from bace_bridge.web.http import Answer, Request
+from bace_bridge.web.listener import Listener
 
 Reasons = Callable[[], dict[str, str | None]]
 """Name -> why it is not well; None where it is."""
@@ -17,12 +22,15 @@ Reasons = Callable[[], dict[str, str | None]]
 LISTENS_WITHIN = 10.0
 """Seconds until a host's name that is not resolved is given up: nothing begins before the server listens."""
 
+_KNOWN = ["/healthz", "/readyz"]
+
 
 class HealthServer:
     """Serves from `open` to `close`, or as long as its context is open.
 
     `alive` is about the loops, `ready` of the cloud, the store and the brokers; `degraded` of what does not work while
-    all of these do, which is shown beside them and makes nothing unready.
+    all of these do, which is shown beside them and makes nothing unready. Names and reasons are for who asks on this
+    machine or has the token; anybody else gets the kinds of what there is, and whether all of a kind is well.
     """
 
     def __init__(
@@ -32,39 +40,34 @@ class HealthServer:
         alive: Reasons,
         ready: Reasons,
         degraded: Callable[[], dict[str, str]] = dict,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
         self._alive = alive
         self._ready = ready
         self._degraded = degraded
-        app = web.Application()
-        app.router.add_get("/healthz", self._healthz)
-        app.router.add_get("/readyz", self._readyz)
-        app.router.add_route("*", "/{path:.*}", _unknown)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        self._listener = Listener(self._answer, clock=clock)
 
     usable = True
 
     @property
     def address(self) -> str | None:
         """`host:port` where it listens; the port is the real one where the configuration says 0."""
-        if not self._runner.addresses:
+        if not self._listener.addresses:
             return None
-        host, port, *_ = self._runner.addresses[0]
+        host, port = self._listener.addresses[0]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def open(self) -> None:
         """Begins to listen. Raises ConfigError where that is not possible."""
-        await self._runner.setup()
         try:
             async with asyncio.timeout(LISTENS_WITHIN):
-                await web.TCPSite(self._runner, self._config.host, self._config.port).start()
+                await self._listener.open(self._config.host, self._config.port)
         except (OSError, UnicodeError) as error:  # UnicodeError: the host can be no name, such as 127.0.0..1
-            await self.close()
             raise _cannot_listen(self._config.listen, error) from error
 
     async def close(self) -> None:
-        await self._runner.cleanup()
+        await self._listener.close()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Once it is open: answers until `stop`."""
@@ -80,29 +83,66 @@ class HealthServer:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _healthz(self, _: web.Request) -> web.Response:
-        return _report(self._alive(), well="ok", unwell="stalled")
+    def _answer(self, request: Request) -> Answer:
+        if request.path not in _KNOWN or request.method not in {"GET", "HEAD"}:
+            return Answer(HTTPStatus.NOT_FOUND, {"error": "not found", "known": _KNOWN})
+        token = None if self._config.token is None else self._config.token.get_secret_value()
+        listening = [host for host, _ in self._listener.addresses]
+        report = _full_report if may_know(request, listening, token) else _public_report
+        if request.path == "/healthz":
+            return report(self._alive(), {}, well="ok", unwell="stalled")
+        return report(self._ready(), self._degraded(), well="ready", unwell="not ready")
 
-    async def _readyz(self, _: web.Request) -> web.Response:
-        return _report(self._ready(), well="ready", unwell="not ready", degraded=self._degraded())
+
+def may_know(request: Request, listening: Sequence[str], token: str | None) -> bool:
+    """Whether names and reasons are told to who asks; `listening` are the addresses of the listener.
+
+    A page in a browser on this machine may ask under a name of its own (DNS rebinding): it is a stranger.
+    """
+    if token is not None and _has_token(request, token):
+        return True
+    local = all(ip_address(host).is_loopback for host in listening)
+    return local and all(_names_this_machine(host) for host in request.fields.get("host", ()))
 
 
-def _report(
-    reasons: dict[str, str | None], *, well: str, unwell: str, degraded: dict[str, str] | None = None
-) -> web.Response:
+def _has_token(request: Request, token: str) -> bool:
+    given = [one.partition(" ") for one in request.fields.get("authorization", ())]
+    return any(
+        scheme.lower() == "bearer" and hmac.compare_digest(said.strip().encode("latin-1"), token.encode())
+        for scheme, _, said in given
+    )
+
+
+def _names_this_machine(host: str) -> bool:
+    try:
+        return is_loopback(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        return False
+
+
+def _full_report(reasons: Mapping[str, str | None], degraded: Mapping[str, str], *, well: str, unwell: str) -> Answer:
     checks = {name: {"ok": reason is None, "reason": reason} for name, reason in reasons.items()}
+    return _report(checks, dict(degraded), reasons, well=well, unwell=unwell)
+
+
+def _public_report(reasons: Mapping[str, str | None], degraded: Mapping[str, str], *, well: str, unwell: str) -> Answer:
+    checks: dict[str, dict[str, bool]] = {}
+    for name, reason in reasons.items():
+        one = checks.setdefault(_kind(name), {"ok": True})
+        one["ok"] = one["ok"] and reason is None
+    return _report(checks, sorted({_kind(name) for name in degraded}), reasons, well=well, unwell=unwell)
+
+
+def _kind(name: str) -> str:
+    """`mqtt` of `mqtt:home`: what follows is a name that people have chosen."""
+    return name.partition(":")[0]
+
+
+def _report(checks: object, degraded: object, reasons: Mapping[str, str | None], *, well: str, unwell: str) -> Answer:
     fine = all(reason is None for reason in reasons.values())
-    status = HTTPStatus.OK if fine else HTTPStatus.SERVICE_UNAVAILABLE
     beside = {"degraded": degraded} if degraded else {}
-    return _json({"status": well if fine else unwell, "checks": checks, **beside}, status)
-
-
-async def _unknown(_: web.Request) -> web.Response:
-    return _json({"error": "not found", "known": ["/healthz", "/readyz"]}, HTTPStatus.NOT_FOUND)
-
-
-def _json(content: dict[str, object], status: HTTPStatus) -> web.Response:
-    return web.json_response(content, status=status, headers={"Cache-Control": "no-store"})
+    status = HTTPStatus.OK if fine else HTTPStatus.SERVICE_UNAVAILABLE
+    return Answer(status, {"status": well if fine else unwell, "checks": checks, **beside})
 
 
 def _cannot_listen(listen: str, error: OSError | UnicodeError) -> ConfigError:

@@ -20,6 +20,7 @@ from bace_bridge.cli.exits import CONFIG_WRONG
 from bace_bridge.config.load import load
 from bace_bridge.config.models import HttpConfig
 from bace_bridge.web.health import HealthServer
+from bace_bridge.web.listener import MOST_CONNECTIONS
 
 PROJECT = Path(__file__).parents[2]
 DEPLOY = PROJECT / "deploy"
@@ -57,6 +58,22 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     verified = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True, check=False)
     said = (verified.stdout + verified.stderr).splitlines()
     assert [line for line in said if UNIT.name in line] == []  # other units of the machine are not ours to judge
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_calls_the_unit_s_exposure_low() -> None:
+    command = ["systemd-analyze", "security", "--offline=true", str(UNIT)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    level = re.search(r"Overall exposure level for \S+: ([0-9.]+)", said)
+    assert level is not None, said
+    assert float(level[1]) <= 1.7
+
+
+def test_the_unit_bounds_files_and_memory() -> None:
+    """With room for the connections of `most` webhooks, each with ten of them, beside those to the health server."""
+    most = 200
+    assert int(unit_values("LimitNOFILE")[0]) >= 10 * most + MOST_CONNECTIONS + 500
+    assert unit_values("MemoryMax") == ["512M"]
 
 
 def test_the_unit_restarts_but_for_what_only_a_person_can_mend() -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from bace_bridge.config.models import HttpConfig
 from bace_bridge.errors import ConfigError
-from bace_bridge.web.health import HealthServer, Reasons
+from bace_bridge.web.health import HealthServer, Reasons, may_know
+from bace_bridge.web.http import Request
 
 ANY_PORT = HttpConfig(listen="127.0.0.1:0")
 
@@ -106,6 +107,100 @@ async def test_anything_else_is_not_found(method: str, path: str) -> None:
     status, body = await answer(path, method=method)
     assert status == 404
     assert body["error"] == "not found"
+
+
+FACTS: dict[str, str | None] = {
+    "cloud": None, "store": None, "mqtt:upstairs": "the broker at 192.0.2.7:1883 does not answer", "mqtt:home": None,
+}  # fmt: skip
+BESIDE = {"webhook:alerts": "HTTP 500: upstairs", "retained:home": "upstairs"}
+
+
+def server_with_facts(token: str | None = "right") -> HealthServer:
+    config = HttpConfig.model_validate({"listen": "127.0.0.1:0", "token": token})
+    return HealthServer(config, alive=lambda: {"deliveries:home": None}, ready=lambda: FACTS, degraded=lambda: BESIDE)
+
+
+async def asked(server: HealthServer, path: str = "/readyz", **headers: str) -> Any:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://{server.address}{path}", headers=headers) as answer,
+    ):
+        assert "Server" not in answer.headers
+        return await answer.json()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": "127.0.0.1.evil.example:8099"},
+        {"Host": "[::1"},
+        {"Host": "192.0.2.7"},
+        {"Host": "evil.example", "Authorization": "Bearer wrong"},
+        {"Host": "evil.example", "Authorization": "right"},
+        {"Host": "evil.example", "Authorization": "Basic right"},
+    ],
+)
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+async def test_a_stranger_is_told_kinds_only(path: str, headers: dict[str, str]) -> None:
+    async with server_with_facts() as server:
+        answer = await asked(server, path, **headers)
+    kinds = {
+        "/healthz": {"status": "ok", "checks": {"deliveries": {"ok": True}}},
+        "/readyz": {
+            "status": "not ready",
+            "checks": {"cloud": {"ok": True}, "store": {"ok": True}, "mqtt": {"ok": False}},
+            "degraded": ["retained", "webhook"],
+        },
+    }
+    assert answer == kinds[path]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example", "Authorization": "Bearer right"},
+        {"Host": "evil.example", "Authorization": "bearer  right"},
+        {},
+        {"Host": "localhost"},
+        {"Host": "LocalHost:80"},
+        {"Host": "[::1]:8099"},
+    ],
+)
+async def test_who_asks_here_or_has_the_token_is_told_reasons(headers: dict[str, str]) -> None:
+    async with server_with_facts() as server:
+        answer = await asked(server, **headers)
+    assert answer["checks"]["mqtt:upstairs"]["reason"] == FACTS["mqtt:upstairs"]
+    assert answer["degraded"] == BESIDE
+
+
+@pytest.mark.parametrize("token", [None, ""])
+async def test_no_token_is_no_key(token: str | None) -> None:
+    async with server_with_facts(token) as server:
+        for given in ("Bearer ", "Bearer", "Bearer None", ""):
+            assert "192.0.2.7" not in str(await asked(server, Host="evil.example", Authorization=given))
+
+
+@pytest.mark.parametrize(
+    ("listening", "authorization", "may"),
+    [
+        (["127.0.0.1"], "", True),
+        (["127.0.0.1", "::1"], "", True),
+        (["127.0.0.2"], "", True),
+        (["0.0.0.0"], "", False),
+        (["::"], "", False),
+        (["192.0.2.7"], "", False),
+        (["fe80::1%eth0"], "", False),
+        (["127.0.0.1", "192.0.2.7"], "", False),
+        (["0.0.0.0"], "Bearer right", True),
+        (["0.0.0.0"], "Bearer wrong", False),
+    ],
+)
+def test_beyond_this_machine_names_and_reasons_take_the_token(
+    listening: list[str], authorization: str, *, may: bool
+) -> None:
+    request = Request("GET", "/readyz", {"host": ["localhost"], "authorization": [authorization]})
+    assert may_know(request, listening, "right") is may
 
 
 async def test_requests_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:

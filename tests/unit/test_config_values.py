@@ -320,25 +320,37 @@ def test_every_secret_is_known_to_the_redaction() -> None:
     )
     assert secrets_of(config) == {
         "t0ken",
+        "abc",
         "mqttpass",
         "https://u:hunter22@h/services/T000/B000/XYZ",
         "/services/T000/B000/XYZ",
+        "u",
         "hunter22",
+        "services",
         "headerkey",
         SECRET,
         SECRET.removeprefix("whsec_"),
     }
 
 
-def test_a_text_is_a_secret_from_four_characters_on_and_a_webhook_s_path_from_sixteen() -> None:
-    found = secrets_of(
-        Config(
-            cloud=CloudConfig(access_token=SecretStr("four"), password=SecretStr("abc")),
-            webhooks=(webhook(url="https://h/15-characters/"), webhook(name="x", url="https://h/16-characters/x")),
-        )
-    )
-    assert {"four", "/16-characters/x"} <= found
-    assert not {"abc", "/15-characters/"} & found
+@pytest.mark.parametrize(
+    ("url", "parts", "words"),
+    [
+        ("https://h/hook/8-letters", {"8-letters", "/hook/8-letters"}, {"hook", "h"}),
+        ("https://h/x?sig=aB%2B&v=1", {"aB%2B", "sig=aB%2B&v=1", "/x?sig=aB%2B&v=1"}, {"1", "x"}),
+        ("https://h/?api_key=k&page=longer-than-7", {"k", "longer-than-7"}, set()),
+        ("https://p%40ss@h/", {"p@ss"}, set()),
+    ],
+)
+def test_the_parts_of_a_url_that_may_be_credentials(url: str, parts: set[str], words: set[str]) -> None:
+    found = secrets_of(webhook(url=url))
+    assert parts <= found
+    assert not words & found
+
+
+def test_what_a_header_carries_after_its_scheme_is_secret_too() -> None:
+    headers = {"Authorization": "Bearer t0ken", "X-Login": "Basic dXNlcjpodW50ZXIyMg=="}
+    assert {"t0ken", "Bearer t0ken", "dXNlcjpodW50ZXIyMg==", "hunter22"} <= secrets_of(webhook(headers=headers))
 
 
 def test_warnings_name_what_they_are_about() -> None:

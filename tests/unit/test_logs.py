@@ -65,6 +65,15 @@ def test_no_known_secret_is_ever_written(fmt: logs.Format) -> None:
     assert "x***x" in text
 
 
+def test_a_secret_that_is_a_common_word_leaves_lines_readable() -> None:
+    stream = io.StringIO()
+    logs.configure(fmt="json", level="info", secrets=["s", "info"], stream=stream)
+    structlog.get_logger().info("cloud.unreachable", reason="no answer within 30 s", said="info")
+    (line,) = lines(stream)
+    assert (line["level"], line["event"]) == ("info", "cloud.unreachable")
+    assert (line["reason"], line["said"]) == ("no answer within 30 s", "***")
+
+
 def test_the_level_changes_at_run_time_for_loggers_in_use() -> None:
     stream = io.StringIO()
     logs.configure(fmt="json", level="info", stream=stream)
@@ -115,6 +124,16 @@ def test_an_error_of_a_library_comes_with_its_traceback_without_secrets() -> Non
     assert line["event"] == "a task failed"
     assert "ValueError: invalid literal" in line["exception"]
     assert "hunter2" not in line["exception"]
+
+
+def test_a_library_that_says_the_same_a_thousand_times_is_heard_a_few_times() -> None:
+    stream = io.StringIO()
+    logs.configure(fmt="json", level="debug", stream=stream)
+    for number in range(1000):
+        logging.getLogger("asyncio").error("no free descriptor for socket %d", number)
+    assert 0 < len(lines(stream)) <= 10
+    structlog.get_logger().error("our own")
+    assert lines(stream)[-1]["event"] == "our own"
 
 
 def test_a_warning_of_python_is_a_line_of_the_log() -> None:

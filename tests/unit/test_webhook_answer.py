@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
+from bace_bridge.domain.redaction import Redaction
 from bace_bridge.errors import DeliveryFailed, SinkDisabled
 from bace_bridge.sinks.webhook.answer import LONGEST_ANSWER, LONGEST_QUOTE, excerpt, judge
 
@@ -12,7 +13,7 @@ NOW = 1_769_817_600.0  # 2026-01-31T00:00:00Z
 
 
 def answered(status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> object:
-    return judge(status, CIMultiDict(headers or {}), body, now=NOW)
+    return judge(status, CIMultiDict(headers or {}), body, now=NOW, redaction=Redaction())
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
@@ -80,7 +81,7 @@ def test_a_date_counts_by_the_clock_of_the_endpoint(wrong_by: int) -> None:
     ],
 )
 def test_a_body_becomes_one_printable_line(body: bytes, line: str) -> None:
-    assert excerpt(body) == line
+    assert excerpt(body, Redaction()) == line
 
 
 @given(st.binary(max_size=LONGEST_ANSWER))
@@ -97,13 +98,13 @@ def test_what_is_said_and_kept_of_an_answer_is_short_and_printable(body: bytes) 
 def test_a_secret_that_is_cut_off_with_the_answer_is_not_shown_either(cut: int) -> None:
     secret = "T0kenT0kenT0"
     body = (b"x" * LONGEST_ANSWER + secret.encode())[cut : LONGEST_ANSWER + cut]
-    assert "T0k" not in excerpt(body, (secret,))
+    assert "T0k" not in excerpt(body, Redaction((secret,)))
 
 
 def test_a_message_quotes_the_body_but_nothing_private() -> None:
     body = b"Cannot POST /hooks/T0kenT0ken"
-    failed = judge(404, {}, body, now=NOW, private=("/hooks/T0kenT0ken", "T0kenT0ken"))
+    failed = judge(404, {}, body, now=NOW, redaction=Redaction(("/hooks/T0kenT0ken", "T0kenT0ken")))
     assert isinstance(failed, DeliveryFailed)
     assert str(failed) == "HTTP 404: Cannot POST ***"
     assert failed.answer == "Cannot POST ***", "what is kept with the attempt is shown to people too"
-    assert str(judge(500, {}, b"", now=NOW)) == "HTTP 500"
+    assert str(answered(500)) == "HTTP 500"

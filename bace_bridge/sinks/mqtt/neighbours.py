@@ -4,6 +4,7 @@ import msgspec
 
 from bace_bridge.domain.foreign_json import decoded
 from bace_bridge.domain.mqtt_text import made_sendable
+from bace_bridge.domain.redaction import Quote, quoted_as_it_is
 
 _LONGEST_NAME = 64
 _NAMED = 3
@@ -16,26 +17,31 @@ class _Info(msgspec.Struct):
 class Neighbours:
     """`bridge/info` names whose a base topic is; any other bridge leaves a `bridge/guest/<installation>` there."""
 
-    def __init__(self, installation: str) -> None:
+    def __init__(self, installation: str, *, quote: Quote = quoted_as_it_is) -> None:
         self._own = installation
+        self._quote = quote
         self._named: dict[str, str] = {}
         self._guests: dict[str, set[str]] = {}
 
     def heard_info(self, base: str, payload: bytes) -> None:
         """An empty one, and one that names nobody, is no bridge's."""
-        named = _installation_in(payload)
-        if named is None:
+        named = self._named_as(_installation_in(payload))
+        if not named:
             self._named.pop(base, None)
         else:
             self._named[base] = named
 
     def heard_guest(self, base: str, installation: str, payload: bytes) -> None:
         guests = self._guests.setdefault(base, set())
-        name = _shortened(installation)
+        name = self._named_as(installation)
         if payload and name != self._own:
             guests.add(name)
         else:
             guests.discard(name)
+
+    def _named_as(self, installation: str) -> str:
+        """Anybody may have written it."""
+        return made_sendable(self._quote(installation, _LONGEST_NAME)) if installation != self._own else self._own
 
     def owner(self, base: str) -> str | None:
         """The other installation that `bridge/info` names."""
@@ -54,13 +60,8 @@ class Neighbours:
         return ", ".join(others[:_NAMED]) + more or None
 
 
-def _installation_in(payload: bytes) -> str | None:
+def _installation_in(payload: bytes) -> str:
     try:
-        return _shortened(decoded(payload, _Info).installation or "") or None
+        return decoded(payload, _Info).installation or ""
     except msgspec.DecodeError:
-        return None
-
-
-def _shortened(name: str) -> str:
-    """Anybody may have written it."""
-    return made_sendable(name[:_LONGEST_NAME])
+        return ""

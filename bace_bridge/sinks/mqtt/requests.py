@@ -10,6 +10,7 @@ from structlog.typing import FilteringBoundLogger
 
 from bace_bridge.domain.foreign_json import decoded
 from bace_bridge.domain.mqtt_text import topic_problem
+from bace_bridge.domain.redaction import Quote, quoted_as_it_is
 from bace_bridge.errors import BridgeError
 from bace_bridge.sinks.mqtt.client import Beginning
 from bace_bridge.sinks.mqtt.properties import correlation
@@ -48,10 +49,12 @@ class Requests:
         topics: Topics,
         log: FilteringBoundLogger,
         *,
+        quote: Quote = quoted_as_it_is,
         clock: Callable[[], float],
     ) -> None:
         self._answers = answers
         self._topics = topics
+        self._quote = quote
         self._warn = _OnceAMinute(log, clock)
         self._allowance = Allowance(MOST_A_MINUTE, clock)
         self._asked: asyncio.Queue[Request] = asyncio.Queue(_MOST_WAITING)
@@ -63,7 +66,7 @@ class Requests:
         except UnicodeDecodeError:
             self._warn("mqtt.unreadable_topic_ignored", hint="a topic must be UTF-8")
             return
-        shown = name[:_LONGEST_NAME]
+        shown = self._shown(name)
         if topic_problem(self._topics.response(name)) is not None:
             self._warn("mqtt.unreadable_topic_ignored", request=shown, hint="its answer could go nowhere")
         elif message.retain:
@@ -81,6 +84,9 @@ class Requests:
             for message in self._responses(request, payload):
                 publish(message)
 
+    def _shown(self, text: str) -> str:
+        return self._quote(text, _LONGEST_NAME)
+
     def not_delivered(self, topic: str, problem: str) -> None:
         self._warn("mqtt.response_not_delivered", topic=topic, problem=problem)
 
@@ -90,7 +96,7 @@ class Requests:
         if request.correlation is not None and len(request.correlation) > _LARGEST_CORRELATION:
             return f"the correlation data are larger than {_LARGEST_CORRELATION} bytes"
         if request.response_topic is not None and (problem := self._unusable(request.response_topic)):
-            return f"the response topic {request.response_topic[:_LONGEST_NAME]!a} {problem}"
+            return f"the response topic {self._shown(request.response_topic)!a} {problem}"
         return None
 
     def _unusable(self, topic: str) -> str | None:
@@ -105,7 +111,7 @@ class Requests:
         answer = self._answers.get(request.name)
         if answer is None:
             known = ", ".join(sorted(self._answers))
-            return _error(f"there is no request {request.name[:_LONGEST_NAME]!r}; known: {known}")
+            return _error(f"there is no request {self._shown(request.name)!r}; known: {known}")
         try:
             asked, transaction = _asked(request.payload)
         except msgspec.DecodeError:
@@ -117,7 +123,7 @@ class Requests:
         except BridgeError as error:
             return _error(str(error), transaction)
         except Exception as error:  # noqa: BLE001  # a message from outside must not end the service
-            self._warn("mqtt.request_failed", request=request.name, exc_info=error)
+            self._warn("mqtt.request_failed", request=self._shown(request.name), exc_info=error)
             return _error("an internal error; the log has its details", transaction)
 
     def _responses(self, request: Request, payload: bytes) -> list[Message]:

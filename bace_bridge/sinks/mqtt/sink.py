@@ -15,6 +15,7 @@ from bace_bridge.config.models import MqttConfig
 from bace_bridge.config.mqtt import Version
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.lanes import Attempt
+from bace_bridge.domain.redaction import Quote, quoted_as_it_is
 from bace_bridge.domain.retry import backoff
 from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
@@ -53,7 +54,7 @@ class MqttSink:
     """`run` keeps the connection; `send` hands events over while there is one that is `ready`.
 
     `client_id` must be the bridge's own and stay the same; `source` is what CloudEvents call the cloud. `elsewhere` are
-    the `groups` of the other sinks on the same broker and base topic.
+    the `groups` of the other sinks on the same broker and base topic. `quote` takes secrets out of others' texts.
     """
 
     pipelined = True
@@ -69,6 +70,7 @@ class MqttSink:
         installation: str,
         requests: Mapping[str, Answer],
         version: str,
+        quote: Quote = quoted_as_it_is,
         elsewhere: Sequence[Collection[str]] = (),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
@@ -84,14 +86,14 @@ class MqttSink:
         self._log: FilteringBoundLogger = structlog.get_logger().bind(sink=config.name)
         self._topics = Topics(config.base_topic)
         self._attributes = CloudEventAttributes(source)
-        self._requests = Requests(requests, self._topics, self._log, clock=clock)
+        self._requests = Requests(requests, self._topics, self._log, quote=quote, clock=clock)
         self._outage = Outage(self._log)
         self._kept = Kept(
             installation,
             Scope(frozenset(config.groups), tuple(frozenset(groups) for groups in elsewhere)),
             Refusals(self._log, clock=clock, jitter=jitter),
             TopicSuspicion(self._log, explained=self._outage.explained),
-            Neighbours(installation),
+            Neighbours(installation, quote=quote),
             set(),
         )
         self._tree = Tree(self._topics, self._kept.neighbours, self._log, sleep=sleep)

@@ -8,14 +8,16 @@ import aiohttp
 import structlog
 
 from bace_bridge.config.models import WebhookConfig
+from bace_bridge.config.secrecy import secrets_of
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.lanes import Attempt
 from bace_bridge.domain.pace import Pace
+from bace_bridge.domain.redaction import Redaction
 from bace_bridge.errors import SinkError, SinkUnavailable
 from bace_bridge.sinks.webhook.answer import judge
 from bace_bridge.sinks.webhook.cloudevent import CONTENT_TYPE, structured
 from bace_bridge.sinks.webhook.exchange import Exchange
-from bace_bridge.sinks.webhook.network import private_texts, what_went_wrong
+from bace_bridge.sinks.webhook.network import what_went_wrong
 from bace_bridge.sinks.webhook.request import origin, request_bytes, request_head
 from bace_bridge.sinks.webhook.signature import signed_headers, signing_key
 
@@ -40,6 +42,7 @@ class WebhookSink:
         *,
         source: str,
         version: str,
+        redaction: Redaction | None = None,
         clock: Callable[[], float] = time.time,
         steady: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -55,7 +58,7 @@ class WebhookSink:
         self._pace = Pace(config.rate_limit)
         self._grace = grace
         self._keys = [signing_key(secret.get_secret_value()) for secret in config.secret or ()]
-        self._private = private_texts(config)
+        self._redaction = redaction or Redaction(secrets_of(config))
         url = config.url.get_secret_value()
         self._origin = origin(url)
         self._head = request_head(
@@ -137,7 +140,7 @@ class WebhookSink:
             reply = await exchange.post(request_bytes(self._head, signed, body))
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return what_went_wrong(error, timeout=self._config.timeout)
-        return judge(reply.status, reply.headers, reply.body, now=self._clock(), private=self._private)
+        return judge(reply.status, reply.headers, reply.body, now=self._clock(), redaction=self._redaction)
 
     def _hand_back(self) -> None:
         while not self._queue.empty():
