@@ -241,13 +241,13 @@ def test_a_topic_is_tried_again_after_a_refusal_and_is_no_problem_once_it_was_ta
         assert dict(picture.changes(alone=False)) == {"bace/g1/session": b"{}"}
         picture.refused("bace/g1/session", "not authorized")
         assert dict(picture.changes(alone=False)) == {}
-        wait = one.refusals.next_in()
+        wait = picture.next_in()
         assert wait == min(LONGEST, FIRST * 2 ** (attempt - 1))
         now.seconds += wait or 0.0
     assert "bace/g1/session" in str(one.refusals.problem)
     assert published(picture) == {"bace/g1/session": b"{}"}
     assert one.refusals.problem is None
-    assert one.refusals.next_in() is None
+    assert picture.next_in() is None
 
 
 # --- the broker closes the connection on a topic
@@ -319,6 +319,20 @@ def test_a_kind_of_topic_that_the_broker_never_takes_is_set_aside_as_a_whole() -
     tried = [topic for topic in closing(one, picture, "nothing") if "/latest/" in topic]
     assert len(tried) == 1, "one is tried"
     assert len(published(picture) | published(picture, alone=True)) == 49, "and then the others are"
+
+
+def test_while_a_kind_of_topic_is_set_aside_nothing_is_woken_in_vain() -> None:
+    now = Now()
+    one = kept(now=now)
+    devices = {f"g{n}": {f"bace/g{n}/latest/a/1": b"x"} for n in range(4)}
+    waits: list[float | None] = []
+    for _ in range(60):
+        picture = connect(one, devices)
+        if not closing(one, picture, "/latest/"):
+            waits.append(picture.next_in())
+            now.seconds += waits[-1] or 0.0
+    assert len(waits) > 20
+    assert all(waits), waits
 
 
 def test_two_cuts_of_a_bad_network_cost_one_careful_connect_and_blame_nobody() -> None:

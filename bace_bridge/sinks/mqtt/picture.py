@@ -59,10 +59,10 @@ class Picture:
         self.noted: set[str] = set()
         self.bases: list[str] = []
 
-    @property
-    def waits(self) -> bool:
-        """True where there is something left that is tried later."""
-        return bool(self._undecided)
+    def next_in(self) -> float | None:
+        """Seconds until something that is left may be tried; None where nothing is left."""
+        due_in = self._kept.refusals.due_in
+        return min((due_in(topic, self._topics.kind(topic)) for topic in self._undecided), default=None)
 
     @property
     def online_devices(self) -> list[str]:
@@ -71,6 +71,9 @@ class Picture:
         return [topic for topic in found if self.acknowledged.get(topic) == ONLINE]
 
     # --- what is meant, and what the others know
+
+    def meant(self, topic: str) -> bytes | None:
+        return self._meant.get(topic)
 
     def read_ledger(self, topics: Collection[str]) -> None:
         self.noted.update(topics)
