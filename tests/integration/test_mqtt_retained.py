@@ -398,3 +398,22 @@ async def test_what_changes_while_the_broker_is_read_is_not_taken_for_lost(new_m
                 await asyncio.sleep(0.01)
             assert sink.state_problem is None
     assert not named(logs, "mqtt.state_not_kept")
+
+
+# --- the list of devices
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_the_list_of_a_fleet_is_cut_where_the_broker_says_what_it_takes_and_else_set_aside(
+    new_mosquitto: NewMosquitto, protocol: str
+) -> None:
+    port = new_mosquitto("max_packet_size 50000", "max_queued_messages 0").port
+    state = Home(*(device(f"g{n:04}" + 31 * "x") for n in range(1000)))
+    with listening(port, "bace/bridge/#") as listener:
+        async with connected(port, state, protocol=protocol) as sink:
+            said = "leaves out" if protocol == "5" else "bace/bridge/devices"
+            await eventually(lambda: said in str(sink.state_problem) and bool(listener.on("bace/bridge/info")))
+            await sink.ready()
+            assert await deliver(sink, event(1)) is None
+        lists = [json.loads(one) for one in listener.payloads("bace/bridge/devices")]
+    assert [0 < len(one) < 1000 for one in lists] == ([True] if protocol == "5" else [])

@@ -25,7 +25,7 @@ from structlog.typing import EventDict
 from bace_bridge.config.models import MqttConfig
 from bace_bridge.domain.events import Event, LoggedEvent
 from bace_bridge.domain.lanes import Attempt
-from bace_bridge.domain.state import DeviceState, LatestPoint
+from bace_bridge.domain.state import DeviceState, KnownDevice, LatestPoint
 from bace_bridge.errors import (
     BridgeError,
     DeliveryFailed,
@@ -96,6 +96,10 @@ class Home:
             raise StoreError("disk on holiday")
         return [state for device, state in self.known.items() if ids is None or device in ids]
 
+    async def known_devices(self, ids: Collection[str] | None) -> list[KnownDevice]:
+        found = await self.devices(ids)
+        return [KnownDevice(one.device_id, None, one.active_session_id, one.last_session_id, 60.0) for one in found]
+
     def is_current(self) -> bool:
         return self.current
 
@@ -104,6 +108,11 @@ class Home:
 
     def health(self) -> bytes:
         return self.health_payload
+
+
+LISTED = (
+    b'[{"id":"g1","label":null,"active_session_id":null,"last_seen_at":"1970-01-01T00:01:00Z","last_session_id":null}]'
+)
 
 
 def bed(session: bytes | None = b'{"id":"s1"}', *, available: bool = True, avg: int = 1) -> DeviceState:
@@ -240,12 +249,13 @@ async def test_every_topic_of_the_contract_is_published_and_only_state_is_retain
             assert await deliver(sink, event(3, "cloud.unreachable", device=None)) is None
             await eventually(lambda: bool(before.on("bace/bridge/event") and before.on("bace/bridge/info")))
             with heard_on(broker.port, speaks=broker.speaks) as after:
-                await eventually(lambda: len(after.heard) == 6)
+                await eventually(lambda: len(after.heard) == 7)
 
     retained = {
         "bace/bridge/state": b"online",
         "bace/bridge/info": b'{"version":"1","installation":"here"}',
         "bace/bridge/health": b'{"healthy":true}',
+        "bace/bridge/devices": LISTED,
         "bace/g1/availability": b"online",
         "bace/g1/session": b'{"id":"s1"}',
         "bace/g1/latest/src/6000": b'{"avg":1}',

@@ -5,8 +5,9 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
 from typing import Protocol
 
-from bace_bridge.domain.state import DeviceState
+from bace_bridge.domain.state import DeviceState, KnownDevice
 from bace_bridge.errors import SinkError, SinkUnavailable, StoreError
+from bace_bridge.sinks.mqtt.device_list import DeviceList
 from bace_bridge.sinks.mqtt.picture import OFFLINE, Kept, Picture
 from bace_bridge.sinks.mqtt.retained import CLEARED, device_topics
 from bace_bridge.sinks.mqtt.topics import Topics
@@ -23,6 +24,9 @@ _AFTER_TROUBLE = 5.0
 class StateSource(Protocol):
     async def devices(self, ids: Collection[str] | None) -> list[DeviceState]:
         """How these devices stand now; all of them for None."""
+
+    async def known_devices(self, ids: Collection[str] | None) -> list[KnownDevice]:
+        """What is known of these devices; of all of them for None."""
 
     def is_current(self) -> bool:
         """True while the last poll went well: what is not known then is not there."""
@@ -50,6 +54,7 @@ class Mirror:
         topics: Topics,
         publish: Publish,
         kept: Kept,
+        device_list: DeviceList,
         *,
         window: int,
         sleep: Callable[[float], Awaitable[None]],
@@ -62,6 +67,7 @@ class Mirror:
         self._topics = topics
         self._publish = publish
         self._kept = kept
+        self._device_list = device_list
         self._window = window
         self._sleep = sleep
         self._warn = warn
@@ -107,14 +113,14 @@ class Mirror:
             self._news.clear()
             self._begun += 1
             readable = await self._read_ledger()
-            self.picture.mean_bridge(self._state.info(), self._state.health())
-            readable = await self._read_devices() and readable
+            readable = await self._read_devices() and await self._read_device_list() and readable
+            self.picture.mean_bridge(self._state.info(), self._state.health(), self._device_list.payload)
             if self._ledger_is_read and self._devices_are_read:
                 self.picture.compare(is_current=self._state.is_current())
             await self._publish_changes(alone=False)
-            if not self.complete.is_set():
+            self.complete.set()
+            if self.picture.is_whole:
                 self._kept.suspicion.completed()
-                self.complete.set()
             await self._publish_changes(alone=True)
             self._done_with = self._begun
             self.settled.set()
@@ -122,8 +128,8 @@ class Mirror:
             await self._changed()
 
     async def _changed(self) -> None:
-        seconds = self.picture.next_in()
-        timer = None if seconds is None else self._loop.call_later(seconds, self._news.set)
+        due = [one for one in (self.picture.next_in(), self._device_list.due_in()) if one is not None]
+        timer = self._loop.call_later(min(due), self._news.set) if due else None
         await self._news.wait()
         if timer is not None:
             timer.cancel()
@@ -154,7 +160,23 @@ class Mirror:
             return False
         meant = {state.device_id: device_topics(state, self._topics) for state in states}
         self.picture.mean_devices(meant, asked=asked)
+        shown = {state.device_id: state for state in states if self._kept.scope.shows(state.device_id)}
+        self._device_list.note(shown, asked=asked)
         self._devices_are_read = True
+        return True
+
+    async def _read_device_list(self) -> bool:
+        """As above; not more often than the list is due."""
+        if self._device_list.due_in() != 0:
+            return True
+        asked = self._device_list.begin()
+        try:
+            known = await self._state.known_devices(asked)
+        except StoreError as error:
+            self._warn("mqtt.state_unreadable", problem=str(error))
+            self._device_list.failed(asked)
+            return False
+        self._device_list.read(known, asked=asked)
         return True
 
     async def _publish_changes(self, *, alone: bool) -> None:

@@ -20,6 +20,7 @@ from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
 from bace_bridge.sinks.mqtt.client import UNSENDABLE
 from bace_bridge.sinks.mqtt.connection import Connection
+from bace_bridge.sinks.mqtt.device_list import DeviceList
 from bace_bridge.sinks.mqtt.dialing import Dialer
 from bace_bridge.sinks.mqtt.endings import Ending
 from bace_bridge.sinks.mqtt.messages import topic_and_payload, topic_of
@@ -83,6 +84,7 @@ class MqttSink:
         self._ledger = ledger
         self._sleep = sleep
         self._jitter = jitter
+        self._clock = clock
         self._log: FilteringBoundLogger = structlog.get_logger().bind(sink=config.name)
         self._topics = Topics(config.base_topic)
         self._attributes = CloudEventAttributes(source)
@@ -114,6 +116,7 @@ class MqttSink:
         self._connection: Connection | None = None
         self._mirror: Mirror | None = None
         self._watch: Watch | None = None
+        self._device_list = DeviceList(largest_packet=None, clock=clock)
         self._ready = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
         self._closing = False
@@ -132,7 +135,7 @@ class MqttSink:
         """What is wrong with the retained picture, while events can be sent."""
         others = self._kept.neighbours.described(self._topics.base)
         shared = f"another bridge uses the base topic {self._topics.base}, too: {others}" if others else None
-        found = (self._kept.refusals.problem, shared, self._tree.problem)
+        found = (self._kept.refusals.problem, shared, self._tree.problem, self._device_list.problem)
         return "; ".join(one for one in found if one is not None) or None
 
     @property
@@ -206,6 +209,7 @@ class MqttSink:
 
     async def _use(self, connection: Connection) -> Ending:
         """Uses the connection until its end."""
+        self._device_list = DeviceList(largest_packet=connection.limits.packet_size, clock=self._clock)
         mirror = self._mirror = self._new_mirror(connection)
         watch = self._watch = self._new_watch(connection, mirror)
         try:
@@ -261,6 +265,7 @@ class MqttSink:
             self._topics,
             connection.publish,
             self._kept,
+            self._device_list,
             window=self.window,
             sleep=self._sleep,
             warn=self._warn_once,

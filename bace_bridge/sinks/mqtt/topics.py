@@ -19,6 +19,7 @@ class Topics:
         self.bridge_state = f"{base}/bridge/state"
         self.bridge_info = f"{base}/bridge/info"
         self.bridge_health = f"{base}/bridge/health"
+        self.bridge_devices = f"{base}/bridge/devices"
         self.bridge_event = f"{base}/bridge/event"
         self.of_every_bridge = frozenset((self.bridge_state, self.bridge_health))
         self.requests = f"{base}/bridge/request/+"

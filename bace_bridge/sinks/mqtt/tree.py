@@ -51,6 +51,7 @@ class Tree:
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self.watched = watched
+        self._own = {*topics.of_every_bridge, topics.bridge_devices, *watched}
         self._topics = topics
         self._neighbours = neighbours
         self._log = log
@@ -78,7 +79,7 @@ class Tree:
         await mirror.settle()  # what has waited for this
         lost = set(shown.lost)
         if readable:
-            of_bridge = await self.look(connection, picture, self._topics.of_every_bridge.union(self.watched))
+            of_bridge = await self.look(connection, picture, self._own)
             if connection.end.done():
                 return ()
             lost |= of_bridge or set()
