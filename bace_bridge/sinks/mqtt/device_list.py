@@ -101,4 +101,11 @@ def _precedence(one: KnownDevice) -> tuple[bool, float, str]:
 
 def _row(one: KnownDevice) -> _Row:
     seen = None if one.last_seen_at is None else iso_utc(one.last_seen_at)
-    return _Row(one.id, one.label, one.active_session_id, seen, one.last_session_id)
+    return _Row(
+        _whole(one.id) or "", _whole(one.label), _whole(one.active_session_id), seen, _whole(one.last_session_id)
+    )
+
+
+def _whole(text: str | None) -> str | None:
+    """Without half characters, for which UTF-8 has no bytes."""
+    return None if text is None else text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
