@@ -162,16 +162,20 @@ def _latest_points(connection: sqlite3.Connection, device: str) -> list[LatestPo
 
 def _known_device(connection: sqlite3.Connection, device: str) -> KnownDevice:
     last = _last_session(connection, device)
+    # Of each kind of its data sessions the newest: a device has had thousands.
     (seen_at,) = connection.execute(
-        """select max(at) from (
+        """with kinds (gone, now) as (values (0, 0), (0, 1), (1, 0), (1, 1))
+        select max(at) from (
           select max(start, coalesce(json_extract(known, '$.session.end'), start)) as at from sessions
-            where group_id = :device
+            where id in (select (select id from sessions
+              where group_id = :device and removed = gone and active = now order by start desc limit 1) from kinds)
           union all select timestamp from latest where device_id = :device)""",
         {"device": device},
     ).fetchone()
+    label = None if last is None else last.device_label
     return KnownDevice(
         device,
-        _label(connection, device),
+        _label(connection, device) if label is None else label,
         None if last is None else _active(last),
         None if last is None else last.session.id,
         seen_at,
