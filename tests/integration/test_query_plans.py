@@ -25,7 +25,7 @@ from tests.integration.whole_bridge import SOON, bridge_file, whole_bridge
 
 VERBS = ("select", "with", "insert", "update", "delete")
 
-SMALL = {"sinks", "facts", "sqlite_sequence", "next", "devices", "seen"}
+SMALL = {"sinks", "facts", "sqlite_sequence", "next", "devices", "seen", "kinds"}
 """A row a sink, or what a query itself has made."""
 
 FEW = ("sessions_unfinished", "sessions_with_an_end_to_tell", "lanes_failed", "lanes_behind")
