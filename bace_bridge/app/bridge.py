@@ -122,13 +122,13 @@ class _Home:
             clocks=clocks,
             version=version,
         )
-        poll_now = accounts.each(Account.poll_now)
         self.outlet_builder = OutletBuilder(
             store,
             status,
             devices,
             installation,
-            poll_now,
+            lambda: outlets.configs,
+            accounts.each(Account.poll_now),
             signals,
             failpoint,
             redaction,

@@ -1,7 +1,7 @@
 """Builds outlets from their configuration."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +48,10 @@ def outlet_config(sink: MqttConfig | WebhookConfig, source: str, brokers: Sequen
     return OutletConfig(sink, source, tuple((path, _changed_at(path)) for path in paths), elsewhere)
 
 
+def base_topics(outlets: Iterable[OutletConfig]) -> set[str]:
+    return {one.sink.base_topic for one in outlets if isinstance(one.sink, MqttConfig)}
+
+
 def _place(broker: MqttConfig) -> tuple[str, int, str]:
     return broker.host, broker.port, broker.base_topic
 
@@ -63,7 +67,8 @@ def _changed_at(path: Path) -> int:
 class OutletBuilder:
     """Builds outlets over one event log.
 
-    `installation` keeps MQTT client ids of two bridges apart. `redaction` is for what other sides answer.
+    `installation` keeps MQTT client ids of two bridges apart; `running` are the outlets that run now. `redaction` is
+    for what other sides answer.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class OutletBuilder:
         status: Status,
         devices: Devices,
         installation: str,
+        running: Callable[[], Iterable[OutletConfig]],
         poll_now: Callable[[], None],
         signals: Signals,
         failpoint: Failpoint | Untouched,
@@ -85,6 +91,7 @@ class OutletBuilder:
         self._status = status
         self._state = StateForTopics(status, devices)
         self._installation = installation
+        self._running = running
         self._poll_now = poll_now
         self._signals = signals
         self._failpoint = failpoint
@@ -140,6 +147,7 @@ class OutletBuilder:
             ledger=self._store.ledger(mqtt.name, f"{mqtt.host}:{mqtt.port}"),
             installation=self._installation,
             elsewhere=config.elsewhere,
+            base_topics=lambda: base_topics(self._running()),
             requests=self._requests(mqtt.name),
             version=self._version,
             quote=self._redaction.quoted,

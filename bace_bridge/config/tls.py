@@ -2,11 +2,17 @@
 
 import codecs
 import ssl
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from bace_bridge.config.mqtt import TlsConfig
+from bace_bridge.config.values import format_size
+
+_LARGEST = 4 * 2**20
+"""Bytes of a file. A system's bundle of authorities has about 200 kB."""
+
 
 _BEHIND_A_MARK = codecs.BOM_UTF8 + b"-----BEGIN"
 
@@ -26,11 +32,8 @@ class _Encrypted(Exception):
 
 
 def tls_context(tls: TlsConfig) -> ssl.SSLContext:
-    """Raises TlsFileProblem for whatever is wrong with a file. It never asks for a pass phrase."""
-    try:
-        context = ssl.create_default_context(cafile=tls.ca_file)
-    except (OSError, ValueError) as error:
-        raise _authority_problem(tls.ca_file, error) from None
+    """Raises TlsFileProblem for whatever is wrong with a file. It asks for no pass phrase, and waits for no pipe."""
+    context = _trusting(tls.ca_file)
     if tls.insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -41,27 +44,58 @@ def tls_context(tls: TlsConfig) -> ssl.SSLContext:
 
 def tls_problems(tls: TlsConfig) -> Iterator[TlsFileProblem]:
     """Everything that is wrong with the files: of the authority, and of the client's certificate."""
-    marked = [key for key, path in tls if isinstance(path, Path) and _BEHIND_A_MARK in path.read_bytes()]
-    for key in marked:
-        problem = f"{getattr(tls, key)} has a byte order mark (BOM) before -----BEGIN, which OpenSSL does not find then"
-        yield TlsFileProblem(key, problem, "save it as UTF-8 without BOM")
-    if marked:
-        return
-    for part in (TlsConfig(ca_file=tls.ca_file), TlsConfig(cert_file=tls.cert_file, key_file=tls.key_file)):
-        try:
-            tls_context(part)
-        except TlsFileProblem as problem:
-            yield problem
+    try:
+        if tls.ca_file is not None:
+            _trusting(tls.ca_file)
+    except TlsFileProblem as problem:
+        yield problem
+    try:
+        if tls.cert_file is not None:
+            _show_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), tls.cert_file, tls.key_file)
+    except TlsFileProblem as problem:
+        yield problem
 
 
-def _authority_problem(path: Path | None, error: Exception) -> TlsFileProblem:
-    if isinstance(error, ssl.SSLError) or not isinstance(error, OSError):
-        return TlsFileProblem("ca_file", f"{path} holds no certificate in PEM", "-----BEGIN CERTIFICATE-----")
-    return TlsFileProblem("ca_file", f"cannot read {path}: {error.strerror}")
+def _trusting(ca_file: Path | None) -> ssl.SSLContext:
+    if ca_file is not None:
+        _check_file("ca_file", ca_file)
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (ssl.SSLError, ValueError):
+        problem = f"{ca_file} holds no certificate in PEM"
+        raise TlsFileProblem("ca_file", problem, "-----BEGIN CERTIFICATE-----") from None
+    except OSError as error:
+        raise TlsFileProblem("ca_file", f"cannot read {ca_file}: {error.strerror}") from None
+
+
+def _check_file(key: str, path: Path) -> None:
+    """OpenSSL would wait for the writer of a pipe, and read a device to its end."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise TlsFileProblem(key, f"cannot read {path}: {error.strerror}") from None
+    except ValueError:  # a character that no path holds
+        raise TlsFileProblem(key, "must be the path of a file") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise TlsFileProblem(key, f"{path} is not a regular file")
+    if found.st_size > _LARGEST:
+        raise TlsFileProblem(key, f"{path} is larger than {format_size(_LARGEST)}")
+    if _BEHIND_A_MARK in _content(key, path):
+        problem = f"{path} has a byte order mark (BOM) before -----BEGIN, which OpenSSL does not find then"
+        raise TlsFileProblem(key, problem, "save it as UTF-8 without BOM")
+
+
+def _content(key: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TlsFileProblem(key, f"cannot read {path}: {error.strerror}") from None
 
 
 def _show_certificate(context: ssl.SSLContext, cert_file: Path, key_file: Path | None) -> None:
     key, path = ("key_file", key_file) if key_file is not None else ("cert_file", cert_file)
+    _check_file("cert_file", cert_file)
+    _check_file(key, path)
     try:
         ssl.create_default_context(cafile=cert_file)
     except ssl.SSLError:

@@ -1,11 +1,14 @@
 """The files of TLS are loaded by `check`, and named where something is wrong with them."""
 
 import codecs
+import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from bace_bridge.config.tls import TlsFileProblem, tls_context
 from tests.unit.test_config import TOKEN, load_text, mistakes
 
 NO_CERTIFICATE = "{} holds no certificate in PEM"
@@ -23,6 +26,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     openssl(where, "genrsa -out rsa.key 2048")
     (where / "empty").write_text("")
     (where / "text").write_text("hello\n")
+    (where / "latin").write_bytes(b"M\xfcller\n" + (where / "a.pem").read_bytes())
+    (where / "marked").write_bytes(b"\xef\xbb\xbf" + (where / "a.pem").read_bytes())
     (where / "cut.pem").write_text((where / "a.pem").read_text()[:200])
     (where / "both.pem").write_text((where / "a.pem").read_text() + (where / "a.key").read_text())
     return where
@@ -38,6 +43,8 @@ def openssl(where: Path, arguments: str) -> None:
         {"ca_file": "a.pem"},
         {"cert_file": "a.pem", "key_file": "a.key"},
         {"cert_file": "both.pem"},
+        {"ca_file": "latin"},
+        {"cert_file": "latin", "key_file": "a.key"},
         {"ca_file": "b.pem", "cert_file": "a.pem", "key_file": "a.key", "insecure": True},
     ],
 )
@@ -62,6 +69,7 @@ def test_a_file_of_no_authority(files: Path, name: str) -> None:
         ("a.pem", "empty", "key_file", NO_KEY),
         ("a.pem", "a.pem", "key_file", NO_KEY),
         ("empty", "a.key", "cert_file", NO_CERTIFICATE),
+        ("marked", "a.key", "cert_file", "{} has a byte order mark (BOM)"),
         ("a.key", "a.key", "cert_file", NO_CERTIFICATE),
     ],
 )
@@ -94,6 +102,24 @@ def test_a_byte_order_mark_that_openssl_does_not_read_is_named(files: Path, key:
     (found,) = mistakes(files, configured({**names, key: "marked"}))
 
     assert found.startswith(f"mqtt[0].tls.{key}: {files / 'marked'} has a byte order mark (BOM) before -----BEGIN")
+
+
+@pytest.mark.parametrize("key", ["ca_file", "cert_file", "key_file"])
+def test_a_pipe_is_waited_for_neither_by_check_nor_when_it_takes_the_place_of_a_file(
+    files: Path, tmp_path: Path, key: str
+) -> None:
+    """As a broker that is connected to anew finds it. OpenSSL would wait for the pipe's writer for ever."""
+    tls: dict[str, object] = {"ca_file": "ca", "cert_file": "cert", "key_file": "key"}
+    for name, source in (("ca", "b.pem"), ("cert", "a.pem"), ("key", "a.key")):
+        shutil.copy(files / source, tmp_path / name)
+    config = load_text(tmp_path, configured(tls)).mqtt[0].tls
+    path = getattr(config, key)
+    path.unlink()
+    os.mkfifo(path)
+
+    with pytest.raises(TlsFileProblem, match="is not a regular file"):
+        tls_context(config)
+    assert f"mqtt[0].tls.{key}: {path} is not a regular file" in mistakes(tmp_path, configured(tls))
 
 
 def configured(tls: dict[str, object]) -> str:
