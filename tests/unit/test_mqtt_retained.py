@@ -268,8 +268,6 @@ def closing(one: Kept, picture: Picture, poison: str) -> list[str]:
                 return sent
             one.suspicion.acknowledged(topic)
             picture.taken(topic, payload)
-        if not alone:
-            one.suspicion.completed()
     return sent
 
 
@@ -333,9 +331,19 @@ def test_two_cuts_of_a_bad_network_cost_one_careful_connect_and_blame_nobody() -
     assert not one.suspicion.blames(["a/b"], alone=True), "it begins anew"
 
 
-def test_a_connection_on_which_all_was_acknowledged_ends_the_count() -> None:
+def test_that_all_of_what_was_in_flight_is_acknowledged_ends_the_count() -> None:
     one = kept()
     for _ in range(5):
-        assert not one.suspicion.blames(["a/b"], alone=False)
-        one.suspicion.completed()
+        assert not one.suspicion.blames(["a/b", "a/c"], alone=False)
+        one.suspicion.acknowledged("a/b")
+        one.suspicion.acknowledged("a/c")
         assert not one.suspicion.counts
+
+
+def test_what_others_acknowledge_does_not_clear_a_topic_that_comes_after_them() -> None:
+    one = kept()
+    for _ in range(2):
+        one.suspicion.acknowledged("bace/bridge/state")
+        assert not one.suspicion.blames(["bace/bridge/info"], alone=True)
+    assert one.suspicion.sent_alone("bace/bridge/info")
+    assert one.suspicion.blames(["bace/bridge/info"], alone=True)

@@ -114,9 +114,7 @@ class Mirror:
             if self._ledger_is_read and self._devices_are_read:
                 self.picture.compare(is_current=self._state.is_current())
             await self._publish_changes(alone=False)
-            if not self.complete.is_set():
-                self._kept.suspicion.completed()
-                self.complete.set()
+            self.complete.set()
             await self._publish_changes(alone=True)
             self.settled.set()
             await self._sleep(_AT_MOST_EVERY if readable else _AFTER_TROUBLE)
