@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from bace_bridge.domain.state import DeviceState
+from bace_bridge.domain.state import DeviceState, KnownDevice
 from bace_bridge.domain.timestamps import iso_utc
 
 SLOWEST_PROGRESS = 120.0
@@ -65,6 +65,7 @@ class DeviceStates(Protocol):
     @property
     def is_current(self) -> bool: ...
     async def states(self, ids: Collection[str] | None) -> list[DeviceState]: ...
+    async def known(self, ids: Collection[str] | None) -> list[KnownDevice]: ...
 
 
 class Status:
@@ -158,6 +159,10 @@ class StateForTopics:
     async def devices(self, ids: Collection[str] | None) -> list[DeviceState]:
         """Raises StoreError."""
         return await self._devices.states(ids)
+
+    async def known_devices(self, ids: Collection[str] | None) -> list[KnownDevice]:
+        """Raises StoreError."""
+        return await self._devices.known(ids)
 
     def is_current(self) -> bool:
         """True while the session list can be polled: what is not known then is not there."""

@@ -11,7 +11,7 @@ from bace_bridge.config.models import MqttConfig, WebhookConfig
 from bace_bridge.delivery.dispatcher import Dispatcher, Sink
 from bace_bridge.domain.events import Event
 from bace_bridge.domain.routing import Filter
-from bace_bridge.domain.state import DeviceState
+from bace_bridge.domain.state import DeviceState, KnownDevice
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from bace_bridge.sinks.webhook.sink import WebhookSink
 from bace_bridge.store.eventlog import EventLog
@@ -27,6 +27,10 @@ class NoState:
     """Nothing to retain: the figure is that of event messages alone."""
 
     async def devices(self, ids: object) -> list[DeviceState]:
+        del ids
+        return []
+
+    async def known_devices(self, ids: object) -> list[KnownDevice]:
         del ids
         return []
 

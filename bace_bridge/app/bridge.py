@@ -115,9 +115,17 @@ class _Home:
         self.account_builder = AccountBuilder(
             store.journal, store.facts, deciding, signals.list_polled, failpoint, clocks=clocks, version=version
         )
-        poll_now = accounts.each(Account.poll_now)
         self.outlet_builder = OutletBuilder(
-            store, status, devices, installation, poll_now, signals, failpoint, clocks=clocks, version=version
+            store,
+            status,
+            devices,
+            installation,
+            lambda: outlets.configs,
+            accounts.each(Account.poll_now),
+            signals,
+            failpoint,
+            clocks=clocks,
+            version=version,
         )
         watch = ClockWatch(clock, deciding=deciding, move_store=store.schedules.move, stepped=signals.clock_stepped)
         self.service = Service(accounts, outlets, status, devices, store, watch, signals, clock=clock)

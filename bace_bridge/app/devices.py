@@ -3,11 +3,12 @@
 from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
-from bace_bridge.domain.state import DeviceState
+from bace_bridge.domain.state import DeviceState, KnownDevice
 
 
 class Views(Protocol):
     async def devices(self, ids: Collection[str] | None, *, available: bool) -> list[DeviceState]: ...
+    async def known_devices(self, ids: Collection[str] | None) -> list[KnownDevice]: ...
     async def stale(self) -> frozenset[str]: ...
     async def oldest_view(self) -> float: ...
 
@@ -41,6 +42,10 @@ class Devices:
     async def states(self, ids: Collection[str] | None) -> list[DeviceState]:
         """Of these devices; of all of them for None. Raises StoreError."""
         return await self._views.devices(ids, available=self.is_current)
+
+    async def known(self, ids: Collection[str] | None) -> list[KnownDevice]:
+        """What is known of these devices; of all of them for None. Raises StoreError."""
+        return await self._views.known_devices(ids)
 
     @property
     def is_current(self) -> bool:

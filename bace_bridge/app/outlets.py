@@ -1,7 +1,7 @@
 """Builds outlets from their configuration."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +47,10 @@ def outlet_config(sink: MqttConfig | WebhookConfig, source: str, brokers: Sequen
     return OutletConfig(sink, source, tuple((path, _changed_at(path)) for path in paths), elsewhere)
 
 
+def base_topics(outlets: Iterable[OutletConfig]) -> set[str]:
+    return {one.sink.base_topic for one in outlets if isinstance(one.sink, MqttConfig)}
+
+
 def _place(broker: MqttConfig) -> tuple[str, int, str]:
     return broker.host, broker.port, broker.base_topic
 
@@ -62,7 +66,7 @@ def _changed_at(path: Path) -> int:
 class OutletBuilder:
     """Builds outlets over one event log.
 
-    `installation` keeps MQTT client ids of two bridges apart.
+    `installation` keeps MQTT client ids of two bridges apart; `running` are the outlets that run now.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class OutletBuilder:
         status: Status,
         devices: Devices,
         installation: str,
+        running: Callable[[], Iterable[OutletConfig]],
         poll_now: Callable[[], None],
         signals: Signals,
         failpoint: Failpoint | Untouched,
@@ -83,6 +88,7 @@ class OutletBuilder:
         self._status = status
         self._state = StateForTopics(status, devices)
         self._installation = installation
+        self._running = running
         self._poll_now = poll_now
         self._signals = signals
         self._failpoint = failpoint
@@ -131,6 +137,7 @@ class OutletBuilder:
             ledger=self._store.ledger(mqtt.name, f"{mqtt.host}:{mqtt.port}"),
             installation=self._installation,
             elsewhere=config.elsewhere,
+            base_topics=lambda: base_topics(self._running()),
             requests=self._requests(mqtt.name),
             version=self._version,
         )

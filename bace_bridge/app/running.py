@@ -42,6 +42,10 @@ class Running(Generic[ConfigT, PartT]):
     def __iter__(self) -> Iterator[PartT]:
         return iter([one.part for one in self._running])
 
+    @property
+    def configs(self) -> list[ConfigT]:
+        return [one.config for one in self._running]
+
     def each(self, method: Callable[Concatenate[PartT, P], None]) -> Callable[P, None]:
         """Calls the method of each part that runs at the time of the call."""
 
@@ -64,8 +68,7 @@ class Running(Generic[ConfigT, PartT]):
         leaving = [one for one in self._running if one.config not in wanted or not one.part.usable]
         await asyncio.gather(*(one.end() for one in leaving))
         self._running = tuple(one for one in self._running if one not in leaving)
-        kept = [one.config for one in self._running]
-        return [config for config in wanted if config not in kept]
+        return [config for config in wanted if config not in self.configs]
 
     async def end(self) -> None:
         await self.keep(())

@@ -23,11 +23,8 @@ class _Encrypted(Exception):
 
 
 def tls_context(tls: TlsConfig) -> ssl.SSLContext:
-    """Raises TlsFileProblem for whatever is wrong with a file. It never asks for a pass phrase."""
-    try:
-        context = ssl.create_default_context(cafile=tls.ca_file)
-    except (OSError, ValueError) as error:
-        raise _authority_problem(tls.ca_file, error) from None
+    """Raises TlsFileProblem for whatever is wrong with a file. It asks for no pass phrase, and waits for no pipe."""
+    context = _trusting(tls.ca_file)
     if tls.insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -38,21 +35,44 @@ def tls_context(tls: TlsConfig) -> ssl.SSLContext:
 
 def tls_problems(tls: TlsConfig) -> Iterator[TlsFileProblem]:
     """Everything that is wrong with the files: of the authority, and of the client's certificate."""
-    for part in (TlsConfig(ca_file=tls.ca_file), TlsConfig(cert_file=tls.cert_file, key_file=tls.key_file)):
-        try:
-            tls_context(part)
-        except TlsFileProblem as problem:
-            yield problem
+    try:
+        if tls.ca_file is not None:
+            _trusting(tls.ca_file)
+    except TlsFileProblem as problem:
+        yield problem
+    try:
+        if tls.cert_file is not None:
+            _show_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), tls.cert_file, tls.key_file)
+    except TlsFileProblem as problem:
+        yield problem
 
 
-def _authority_problem(path: Path | None, error: Exception) -> TlsFileProblem:
-    if isinstance(error, ssl.SSLError) or not isinstance(error, OSError):
-        return TlsFileProblem("ca_file", f"{path} holds no certificate in PEM", "-----BEGIN CERTIFICATE-----")
-    return TlsFileProblem("ca_file", f"cannot read {path}: {error.strerror}")
+def _trusting(ca_file: Path | None) -> ssl.SSLContext:
+    if ca_file is not None:
+        _check_regular("ca_file", ca_file)
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (ssl.SSLError, ValueError):
+        problem = f"{ca_file} holds no certificate in PEM"
+        raise TlsFileProblem("ca_file", problem, "-----BEGIN CERTIFICATE-----") from None
+    except OSError as error:
+        raise TlsFileProblem("ca_file", f"cannot read {ca_file}: {error.strerror}") from None
+
+
+def _check_regular(key: str, path: Path) -> None:
+    """OpenSSL would wait for the writer of a pipe, and read a device to its end."""
+    try:
+        is_regular = path.is_file() or not path.exists()
+    except (OSError, ValueError) as error:
+        raise TlsFileProblem(key, f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
+    if not is_regular:
+        raise TlsFileProblem(key, f"{path} is not a regular file")
 
 
 def _show_certificate(context: ssl.SSLContext, cert_file: Path, key_file: Path | None) -> None:
     key, path = ("key_file", key_file) if key_file is not None else ("cert_file", cert_file)
+    _check_regular("cert_file", cert_file)
+    _check_regular(key, path)
     try:
         ssl.create_default_context(cafile=cert_file)
     except ssl.SSLError:

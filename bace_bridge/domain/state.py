@@ -29,10 +29,13 @@ class DeviceState(msgspec.Struct, frozen=True):
     """How a device stands now.
 
     `session` is the contract's `session` object, with `csv_url` once there is one, of the newest active data session,
-    else of the newest one, as JSON; None where there is none. `available` is false while the view is not current.
+    else of the newest one, as JSON; None where there is none. `available` is false while the view is not current. The
+    last session is the one that is shown.
     """
 
     device_id: str
     available: bool
     session: bytes | None
     latest: tuple[LatestPoint, ...] = ()
+    active_session_id: str | None = None
+    last_session_id: str | None = None

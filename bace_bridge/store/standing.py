@@ -45,11 +45,13 @@ class Standing:
 
         return await self._file.read(work)
 
-    async def known_devices(self) -> list[KnownDevice]:
-        """For people, those that were seen last first."""
+    async def known_devices(self, ids: Collection[str] | None = None) -> list[KnownDevice]:
+        """These devices, or all of them, those that were seen last first."""
 
         def work(connection: sqlite3.Connection) -> list[KnownDevice]:
-            return [_known_device(connection, device) for device in _all_devices(connection)]
+            wanted = _all_devices(connection) if ids is None else ids
+            watched = [device for device in wanted if self._watched(connection, device)]
+            return [_known_device(connection, device) for device in watched]
 
         return sorted(await self._file.read(work), key=lambda one: one.last_seen_at or 0.0, reverse=True)
 
@@ -75,6 +77,8 @@ class Standing:
             available=available and (known is None or self._is_current(known)),
             session=None if known is None else self._session(known),
             latest=tuple(points),
+            active_session_id=None if known is None else _active(known),
+            last_session_id=None if known is None else known.session.id,
         )
 
     def _watched(self, connection: sqlite3.Connection, device: str) -> bool:
@@ -128,6 +132,10 @@ def _last_session(connection: sqlite3.Connection, device: str) -> KnownSession |
     return None if row is None else msgspec.json.decode(row[0], type=KnownSession)
 
 
+def _active(last: KnownSession) -> str | None:
+    return last.session.id if last.session.end is None else None
+
+
 def _label(connection: sqlite3.Connection, device: str) -> str | None:
     found = connection.execute(
         """select json_extract(known, '$.device_label') as label from sessions
@@ -154,17 +162,21 @@ def _latest_points(connection: sqlite3.Connection, device: str) -> list[LatestPo
 
 def _known_device(connection: sqlite3.Connection, device: str) -> KnownDevice:
     last = _last_session(connection, device)
+    # Of each kind of its data sessions the newest: a device has had thousands.
     (seen_at,) = connection.execute(
-        """select max(at) from (
+        """with kinds (gone, now) as (values (0, 0), (0, 1), (1, 0), (1, 1))
+        select max(at) from (
           select max(start, coalesce(json_extract(known, '$.session.end'), start)) as at from sessions
-            where group_id = :device
+            where id in (select (select id from sessions
+              where group_id = :device and removed = gone and active = now order by start desc limit 1) from kinds)
           union all select timestamp from latest where device_id = :device)""",
         {"device": device},
     ).fetchone()
+    label = None if last is None else last.device_label
     return KnownDevice(
         device,
-        _label(connection, device),
-        last.session.id if last is not None and last.session.end is None else None,
+        _label(connection, device) if label is None else label,
+        None if last is None else _active(last),
         None if last is None else last.session.id,
         seen_at,
     )

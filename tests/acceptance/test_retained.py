@@ -21,7 +21,7 @@ from tests.integration.brokers import Listener, Mosquitto, listening
 
 NewMosquitto = Callable[..., Mosquitto]
 Retained = dict[str, bytes]
-BRIDGE = {f"bace/bridge/{topic}" for topic in ("state", "info", "health")}
+BRIDGE = {f"bace/bridge/{topic}" for topic in ("state", "info", "health", "devices")}
 QUIET = 0.3
 
 
@@ -82,6 +82,10 @@ def of_state(topic: str) -> bool:
 
 def topics_of(device: Device, found: Mapping[str, bytes], base: str = "bace") -> set[str]:
     return {topic for topic in found if topic.startswith(f"{base}/{device.id_group}/")}
+
+
+def ids_in(devices: bytes) -> set[str]:
+    return {one["id"] for one in json.loads(devices)}
 
 
 def full(device: Device, base: str = "bace") -> set[str]:
@@ -279,8 +283,9 @@ async def test_two_bridges_on_one_base_topic_leave_each_other_s_topics_alone(
                 port, lambda found: found.get("bace/bridge/state") == b"online", "the first one goes on"
             )
             assert found["bace/bridge/info"] == before["bace/bridge/info"]
+            assert ids_in(found["bace/bridge/devices"]) == {one.one.id_group}
             assert full(one.one) <= found.keys()
-        assert "mqtt.foreign_offline" in first.log
+        assert "mqtt.foreign_message" in first.log
         assert await first.stop() == 0
     async with running(configs[0]) as first:
         await says(first, "mqtt.base_topic_shared")
@@ -345,7 +350,7 @@ async def test_a_foreign_offline_is_answered_and_not_too_often(
                 lambda: listener.payloads("bace/bridge/state").count(b"online") > online, within=60, what="another one"
             )
             assert listener.payloads("bace/bridge/state").count(b"online") <= 4
-        assert bridge.log.count('"mqtt.foreign_offline"') == 1
+        assert bridge.log.count('"mqtt.foreign_message"') == 1
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])

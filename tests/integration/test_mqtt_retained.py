@@ -199,21 +199,22 @@ async def test_a_broker_that_ends_the_connection_on_the_reading_is_read_no_more(
     with capture_logs() as logs:
         async with scripted(script) as broker, connected(broker.port, Home(bed())) as sink:
             await eventually(lambda: bool(topics_on(broker, "bridge/info")))
-            assert "ends the connection when the bridge subscribes" in str(sink.state_problem)
+            await eventually(lambda: "ends the connection when the bridge subscribes" in str(sink.state_problem))
             await arrives(broker, sink, 1)
             assert len(broker.versions) == 3
     assert len(named(logs, "mqtt.tree_not_read")) == 1
 
 
-async def test_the_reading_is_unsubscribed_from_and_state_and_info_are_watched() -> None:
+async def test_the_reading_is_unsubscribed_from_and_what_names_this_bridge_is_watched() -> None:
     async with scripted(Script()) as broker, connected(broker.port, Home(bed())):
-        await eventually(lambda: bool(broker.unsubscribed))
-    (left,) = broker.unsubscribed
-    assert [one for some in broker.subscribed for one in some if one not in left] == [
+        await eventually(lambda: len(broker.unsubscribed) == 2)
+    left = {one for some in broker.unsubscribed for one in some}
+    assert {one for some in broker.subscribed for one in some} - left == {
         "bace/bridge/request/+",
         "bace/bridge/state",
         "bace/bridge/info",
-    ]
+        "bace/bridge/guest/here",
+    }
 
 
 # --- goodbye
@@ -352,6 +353,7 @@ async def test_a_clearing_that_is_refused_is_tried_again(new_mosquitto: NewMosqu
         ("bace/g1/session", b'{"id":"s1"}'),
         ("bace/bridge/state", b"online"),
         ("bace/bridge/health", b'{"healthy":true}'),
+        ("bace/bridge/info", b'{"version":"1","installation":"here"}'),
     ],
 )
 async def test_what_a_3_1_1_broker_acknowledges_and_forbids_is_published_when_it_is_allowed(
@@ -396,3 +398,22 @@ async def test_what_changes_while_the_broker_is_read_is_not_taken_for_lost(new_m
                 await asyncio.sleep(0.01)
             assert sink.state_problem is None
     assert not named(logs, "mqtt.state_not_kept")
+
+
+# --- the list of devices
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_the_list_of_a_fleet_is_cut_where_the_broker_says_what_it_takes_and_else_set_aside(
+    new_mosquitto: NewMosquitto, protocol: str
+) -> None:
+    port = new_mosquitto("max_packet_size 50000", "max_queued_messages 0").port
+    state = Home(*(device(f"g{n:04}" + 31 * "x") for n in range(1000)))
+    with listening(port, "bace/bridge/#") as listener:
+        async with connected(port, state, protocol=protocol) as sink:
+            said = "leaves out" if protocol == "5" else "bace/bridge/devices"
+            await eventually(lambda: said in str(sink.state_problem) and bool(listener.on("bace/bridge/info")))
+            await sink.ready()
+            assert await deliver(sink, event(1)) is None
+        lists = [json.loads(one) for one in listener.payloads("bace/bridge/devices")]
+    assert [0 < len(one) < 1000 for one in lists] == ([True] if protocol == "5" else [])

@@ -25,7 +25,7 @@ from structlog.typing import EventDict
 from bace_bridge.config.models import MqttConfig
 from bace_bridge.domain.events import Event, LoggedEvent
 from bace_bridge.domain.lanes import Attempt
-from bace_bridge.domain.state import DeviceState, LatestPoint
+from bace_bridge.domain.state import DeviceState, KnownDevice, LatestPoint
 from bace_bridge.errors import (
     BridgeError,
     DeliveryFailed,
@@ -96,6 +96,10 @@ class Home:
             raise StoreError("disk on holiday")
         return [state for device, state in self.known.items() if ids is None or device in ids]
 
+    async def known_devices(self, ids: Collection[str] | None) -> list[KnownDevice]:
+        found = await self.devices(ids)
+        return [KnownDevice(one.device_id, None, one.active_session_id, one.last_session_id, 60.0) for one in found]
+
     def is_current(self) -> bool:
         return self.current
 
@@ -104,6 +108,11 @@ class Home:
 
     def health(self) -> bytes:
         return self.health_payload
+
+
+LISTED = (
+    b'[{"id":"g1","label":null,"active_session_id":null,"last_seen_at":"1970-01-01T00:01:00Z","last_session_id":null}]'
+)
 
 
 def bed(session: bytes | None = b'{"id":"s1"}', *, available: bool = True, avg: int = 1) -> DeviceState:
@@ -240,12 +249,13 @@ async def test_every_topic_of_the_contract_is_published_and_only_state_is_retain
             assert await deliver(sink, event(3, "cloud.unreachable", device=None)) is None
             await eventually(lambda: bool(before.on("bace/bridge/event") and before.on("bace/bridge/info")))
             with heard_on(broker.port, speaks=broker.speaks) as after:
-                await eventually(lambda: len(after.heard) == 6)
+                await eventually(lambda: len(after.heard) == 7)
 
     retained = {
         "bace/bridge/state": b"online",
         "bace/bridge/info": b'{"version":"1","installation":"here"}',
         "bace/bridge/health": b'{"healthy":true}',
+        "bace/bridge/devices": LISTED,
         "bace/g1/availability": b"online",
         "bace/g1/session": b'{"id":"s1"}',
         "bace/g1/latest/src/6000": b'{"avg":1}',
@@ -417,17 +427,17 @@ async def test_after_a_change_only_what_changed_is_published(broker: Broker) -> 
     state = Home(bed())
     with heard_on(broker.port, speaks=broker.speaks) as listener:
         async with connected(broker.port, state, protocol=broker.speaks) as sink:
-            await eventually(lambda: len(listener.heard) == 6)
+            await eventually(lambda: len(listener.heard) == 7)
             state.known["g1"] = bed(avg=2)
             state.health_payload = b'{"healthy":false}'
             await deliver(sink, event(1))
-            await eventually(lambda: len(listener.heard) == 9)
-            changed = {heard.topic for heard in listener.heard[6:]}
+            await eventually(lambda: len(listener.heard) == 10)
+            changed = {heard.topic for heard in listener.heard[7:]}
             assert changed == {"bace/g1/event", "bace/g1/latest/src/6000", "bace/bridge/health"}
 
             state.known["g1"] = bed(session=None, avg=2)
             sink.refresh_devices(["g1"])
-            await eventually(lambda: len(listener.heard) == 10)
+            await eventually(lambda: len(listener.heard) == 11)
             assert listener.payloads("bace/g1/session")[-1] == b""
 
             state.health_payload = b'{"healthy":true}'
@@ -448,9 +458,12 @@ async def test_all_state_is_published_again_on_every_connect(new_mosquitto: NewM
         async with asyncio.timeout(60):
             await sink.ready()
         with heard_on(mosquitto.port) as listener:
-            await eventually(lambda: len(listener.heard) == 6)
+            await eventually(lambda: len(listener.heard) == 7)
 
-    assert [heard.topic for heard in listener.heard if not heard.retained] in ([], ["bace/bridge/info"])
+    assert {heard.topic for heard in listener.heard if not heard.retained} <= {
+        "bace/bridge/info",
+        "bace/bridge/devices",
+    }
 
 
 async def test_much_state_keeps_to_the_window(new_mosquitto: NewMosquitto) -> None:
@@ -527,7 +540,7 @@ async def test_a_graceful_stop_tells_that_everything_is_offline(broker: Broker, 
         else:
             await sink.close()
             await task
-        await eventually(lambda: listener.payloads("bace/bridge/state")[-1] == b"offline")
+        await eventually(lambda: listener.payloads("bace/g1/availability")[-1] == b"offline")
 
     assert waiting == [None] * 150, "what was in flight was acknowledged first"
     assert listener.payloads("bace/g1/availability") == [b"online", b"offline"]

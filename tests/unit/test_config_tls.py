@@ -1,10 +1,13 @@
 """The files of TLS are loaded by `check`, and named where something is wrong with them."""
 
+import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from bace_bridge.config.tls import TlsFileProblem, tls_context
 from tests.unit.test_config import TOKEN, load_text, mistakes
 
 NO_CERTIFICATE = "{} holds no certificate in PEM"
@@ -83,6 +86,24 @@ def test_both_files_are_named_at_once(files: Path) -> None:
     found = mistakes(files, configured({"ca_file": "empty", "cert_file": "a.pem", "key_file": "b.key"}))
 
     assert [one.split(":")[0] for one in found] == ["mqtt[0].tls.ca_file", "mqtt[0].tls.key_file"]
+
+
+@pytest.mark.parametrize("key", ["ca_file", "cert_file", "key_file"])
+def test_a_pipe_is_waited_for_neither_by_check_nor_when_it_takes_the_place_of_a_file(
+    files: Path, tmp_path: Path, key: str
+) -> None:
+    """As a broker that is connected to anew finds it. OpenSSL would wait for the pipe's writer for ever."""
+    tls: dict[str, object] = {"ca_file": "ca", "cert_file": "cert", "key_file": "key"}
+    for name, source in (("ca", "b.pem"), ("cert", "a.pem"), ("key", "a.key")):
+        shutil.copy(files / source, tmp_path / name)
+    config = load_text(tmp_path, configured(tls)).mqtt[0].tls
+    path = getattr(config, key)
+    path.unlink()
+    os.mkfifo(path)
+
+    with pytest.raises(TlsFileProblem, match="is not a regular file"):
+        tls_context(config)
+    assert f"mqtt[0].tls.{key}: {path} is not a regular file" in mistakes(tmp_path, configured(tls))
 
 
 def configured(tls: dict[str, object]) -> str:

@@ -156,12 +156,12 @@ def compared(one: Kept, *, ledger: Collection[str] = (), tree: Collection[str] =
     """The picture after everything that is meant was published, and the broker was read."""
     picture = Picture(TOPICS, one)
     picture.read_ledger(ledger)
-    picture.mean_bridge(b"info", b"health")
+    picture.mean_bridge(b"info", b"health", b"[]")
     picture.mean_devices({meant: {f"bace/{meant}/session": b"{}"}}, asked=None)
     picture.compare(is_current=True)
     assert set(published(picture)) == {"bace/bridge/state", "bace/bridge/health", f"bace/{meant}/session"}
     picture.read_tree(tree)
-    picture.mean_bridge(b"info", b"health")
+    picture.mean_bridge(b"info", b"health", b"[]")
     picture.compare(is_current=True)
     return picture
 
@@ -171,7 +171,7 @@ def test_what_the_ledger_holds_and_is_not_meant_is_cleared_and_forgotten() -> No
     picture = compared(kept(), ledger=ledger)
 
     gone = {"bace/g2/session": CLEARED, "old/bridge/state": CLEARED, "old/g1/session": CLEARED}
-    assert published(picture) == {"bace/bridge/info": b"info", **gone}
+    assert published(picture) == {"bace/bridge/info": b"info", "bace/bridge/devices": b"[]", **gone}
     assert picture.forget() == gone.keys()
     assert published(picture) == {}
 
@@ -196,8 +196,8 @@ def test_where_another_bridge_is_nothing_of_it_is_touched(sign: str) -> None:
         one.neighbours.heard_guest("bace", "there", b"{}")
     picture = compared(one, ledger={"bace/g2/session", "bace/bridge/info"}, tree={"bace/g3/session"})
 
-    ours = "bace/bridge/guest/here" if sign == "owner" else "bace/bridge/info"
-    assert published(picture) == {ours: b"info"}
+    guest, owner = {"bace/bridge/guest/here": b"info"}, {"bace/bridge/info": b"info", "bace/bridge/devices": b"[]"}
+    assert published(picture) == (guest if sign == "owner" else owner)
 
 
 def test_a_guest_becomes_the_owner_when_the_other_is_gone() -> None:
@@ -206,8 +206,12 @@ def test_a_guest_becomes_the_owner_when_the_other_is_gone() -> None:
     picture = compared(one)
     assert published(picture) == {"bace/bridge/guest/here": b"info"}
     one.neighbours.heard_info("bace", b"")
-    picture.mean_bridge(b"info", b"health")
-    assert published(picture) == {"bace/bridge/info": b"info", "bace/bridge/guest/here": CLEARED}
+    picture.mean_bridge(b"info", b"health", b"[]")
+    assert published(picture) == {
+        "bace/bridge/info": b"info",
+        "bace/bridge/devices": b"[]",
+        "bace/bridge/guest/here": CLEARED,
+    }
 
 
 def test_of_a_former_base_topic_that_another_bridge_uses_only_what_is_its_own_is_cleared() -> None:
@@ -217,7 +221,7 @@ def test_of_a_former_base_topic_that_another_bridge_uses_only_what_is_its_own_is
     picture = compared(one, ledger=ledger)
 
     cleared = {"old/bridge/info": CLEARED, "old/bridge/guest/here": CLEARED}
-    assert published(picture) == {"bace/bridge/info": b"info", **cleared}
+    assert published(picture) == {"bace/bridge/info": b"info", "bace/bridge/devices": b"[]", **cleared}
 
 
 def test_what_another_sink_on_the_same_base_topic_means_is_left() -> None:
@@ -241,13 +245,13 @@ def test_a_topic_is_tried_again_after_a_refusal_and_is_no_problem_once_it_was_ta
         assert dict(picture.changes(alone=False)) == {"bace/g1/session": b"{}"}
         picture.refused("bace/g1/session", "not authorized")
         assert dict(picture.changes(alone=False)) == {}
-        wait = one.refusals.next_in()
+        wait = picture.next_in()
         assert wait == min(LONGEST, FIRST * 2 ** (attempt - 1))
         now.seconds += wait or 0.0
     assert "bace/g1/session" in str(one.refusals.problem)
     assert published(picture) == {"bace/g1/session": b"{}"}
     assert one.refusals.problem is None
-    assert one.refusals.next_in() is None
+    assert picture.next_in() is None
 
 
 # --- the broker closes the connection on a topic
@@ -268,6 +272,8 @@ def closing(one: Kept, picture: Picture, poison: str) -> list[str]:
                 return sent
             one.suspicion.acknowledged(topic)
             picture.taken(topic, payload)
+        if not alone:
+            one.suspicion.completed()
     return sent
 
 
@@ -319,6 +325,20 @@ def test_a_kind_of_topic_that_the_broker_never_takes_is_set_aside_as_a_whole() -
     assert len(published(picture) | published(picture, alone=True)) == 49, "and then the others are"
 
 
+def test_while_a_kind_of_topic_is_set_aside_nothing_is_woken_in_vain() -> None:
+    now = Now()
+    one = kept(now=now)
+    devices = {f"g{n}": {f"bace/g{n}/latest/a/1": b"x"} for n in range(4)}
+    waits: list[float | None] = []
+    for _ in range(60):
+        picture = connect(one, devices)
+        if not closing(one, picture, "/latest/"):
+            waits.append(picture.next_in())
+            now.seconds += waits[-1] or 0.0
+    assert len(waits) > 20
+    assert all(waits), waits
+
+
 def test_two_cuts_of_a_bad_network_cost_one_careful_connect_and_blame_nobody() -> None:
     one = kept()
     for _ in range(2):
@@ -331,19 +351,9 @@ def test_two_cuts_of_a_bad_network_cost_one_careful_connect_and_blame_nobody() -
     assert not one.suspicion.blames(["a/b"], alone=True), "it begins anew"
 
 
-def test_that_all_of_what_was_in_flight_is_acknowledged_ends_the_count() -> None:
+def test_a_connection_on_which_all_was_acknowledged_ends_the_count() -> None:
     one = kept()
     for _ in range(5):
-        assert not one.suspicion.blames(["a/b", "a/c"], alone=False)
-        one.suspicion.acknowledged("a/b")
-        one.suspicion.acknowledged("a/c")
+        assert not one.suspicion.blames(["a/b"], alone=False)
+        one.suspicion.completed()
         assert not one.suspicion.counts
-
-
-def test_what_others_acknowledge_does_not_clear_a_topic_that_comes_after_them() -> None:
-    one = kept()
-    for _ in range(2):
-        one.suspicion.acknowledged("bace/bridge/state")
-        assert not one.suspicion.blames(["bace/bridge/info"], alone=True)
-    assert one.suspicion.sent_alone("bace/bridge/info")
-    assert one.suspicion.blames(["bace/bridge/info"], alone=True)

@@ -5,9 +5,10 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
 from typing import Protocol
 
-from bace_bridge.domain.state import DeviceState
+from bace_bridge.domain.state import DeviceState, KnownDevice
 from bace_bridge.errors import SinkError, SinkUnavailable, StoreError
-from bace_bridge.sinks.mqtt.picture import OFFLINE, ONLINE, Kept, Picture
+from bace_bridge.sinks.mqtt.device_list import DeviceList
+from bace_bridge.sinks.mqtt.picture import OFFLINE, Kept, Picture
 from bace_bridge.sinks.mqtt.retained import CLEARED, device_topics
 from bace_bridge.sinks.mqtt.topics import Topics
 from bace_bridge.sinks.mqtt.window import Done, Message
@@ -19,13 +20,13 @@ _AT_MOST_EVERY = 0.25
 
 _AFTER_TROUBLE = 5.0
 
-_ANSWER_EVERY = 10.0
-"""Seconds between two answers to an `offline` that somebody else has published."""
-
 
 class StateSource(Protocol):
     async def devices(self, ids: Collection[str] | None) -> list[DeviceState]:
         """How these devices stand now; all of them for None."""
+
+    async def known_devices(self, ids: Collection[str] | None) -> list[KnownDevice]:
+        """What is known of these devices; of all of them for None."""
 
     def is_current(self) -> bool:
         """True while the last poll went well: what is not known then is not there."""
@@ -53,17 +54,20 @@ class Mirror:
         topics: Topics,
         publish: Publish,
         kept: Kept,
+        device_list: DeviceList,
         *,
         window: int,
         sleep: Callable[[float], Awaitable[None]],
         warn: Callable[..., None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._begun = self._done_with = 0
         self._state = state
         self._ledger = ledger
         self._topics = topics
         self._publish = publish
         self._kept = kept
+        self._device_list = device_list
         self._window = window
         self._sleep = sleep
         self._warn = warn
@@ -74,9 +78,6 @@ class Mirror:
         self._news = asyncio.Event()
         self._unnoted: set[str] = set()
         self._ledger_is_read = self._devices_are_read = False
-        self._answered_at = float("-inf")
-        self._answer: asyncio.TimerHandle | None = None
-        self._leaves = False
         self.picture = Picture(topics, kept)
         self.complete = asyncio.Event()
         self.settled = asyncio.Event()
@@ -95,34 +96,40 @@ class Mirror:
     def look_at_bridge(self) -> None:
         self._news.set()
 
-    async def publish_again(self, topics: Iterable[str]) -> None:
-        """Returns when that was done."""
-        for topic in topics:
+    async def settle(self, *, again: Iterable[str] = ()) -> None:
+        """Returns when everything that is meant now was published, these topics `again`."""
+        for topic in again:
             self.picture.again(topic)
-        self.settled.clear()
         self._news.set()
-        await self.settled.wait()
+        next_round = self._begun + 1  # the one that is under way may have missed it
+        while self._done_with < next_round:
+            self.settled.clear()
+            await self.settled.wait()
 
     async def keep(self) -> None:
         """Never returns. `complete` is set when the broker has all but what is suspected; `settled` after that."""
         self._kept.refusals.begin()
         while True:
             self._news.clear()
+            self._begun += 1
             readable = await self._read_ledger()
-            self.picture.mean_bridge(self._state.info(), self._state.health())
-            readable = await self._read_devices() and readable
+            readable = await self._read_devices() and await self._read_device_list() and readable
+            self.picture.mean_bridge(self._state.info(), self._state.health(), self._device_list.payload)
             if self._ledger_is_read and self._devices_are_read:
                 self.picture.compare(is_current=self._state.is_current())
             await self._publish_changes(alone=False)
             self.complete.set()
+            if self.picture.is_whole:
+                self._kept.suspicion.completed()
             await self._publish_changes(alone=True)
+            self._done_with = self._begun
             self.settled.set()
             await self._sleep(_AT_MOST_EVERY if readable else _AFTER_TROUBLE)
             await self._changed()
 
     async def _changed(self) -> None:
-        seconds = self._kept.refusals.next_in() if self.picture.waits else None
-        timer = None if seconds is None else self._loop.call_later(seconds, self._news.set)
+        due = [one for one in (self.picture.next_in(), self._device_list.due_in()) if one is not None]
+        timer = self._loop.call_later(min(due), self._news.set) if due else None
         await self._news.wait()
         if timer is not None:
             timer.cancel()
@@ -153,7 +160,23 @@ class Mirror:
             return False
         meant = {state.device_id: device_topics(state, self._topics) for state in states}
         self.picture.mean_devices(meant, asked=asked)
+        shown = {state.device_id: state for state in states if self._kept.scope.shows(state.device_id)}
+        self._device_list.note(shown, asked=asked)
         self._devices_are_read = True
+        return True
+
+    async def _read_device_list(self) -> bool:
+        """As above; not more often than the list is due."""
+        if self._device_list.due_in() != 0:
+            return True
+        asked = self._device_list.begin()
+        try:
+            known = await self._state.known_devices(asked)
+        except StoreError as error:
+            self._warn("mqtt.state_unreadable", problem=str(error))
+            self._device_list.failed(asked)
+            return False
+        self._device_list.read(known, asked=asked)
         return True
 
     async def _publish_changes(self, *, alone: bool) -> None:
@@ -209,23 +232,7 @@ class Mirror:
             self._progress.clear()
             await self._progress.wait()
 
-    # --- online and offline
-
-    def heard_offline(self) -> None:
-        """Somebody else said so in the bridge's name, such as the last will of an old connection."""
-        is_online = self.picture.acknowledged.get(self._topics.bridge_state) == ONLINE
-        if not is_online or self._leaves or self._answer is not None:
-            return
-        wait = max(0.0, self._answered_at + _ANSWER_EVERY - self._loop.time())
-        self._answer = self._loop.call_later(wait, self._answer_offline)
-
-    def _answer_offline(self) -> None:
-        self._answered_at, self._answer = self._loop.time(), None
-        if self._leaves:
-            return
-        self._warn("mqtt.foreign_offline", topic=self._topics.bridge_state, then="answered with online")
-        self.picture.again(self._topics.bridge_state)
-        self._news.set()
+    # --- the end
 
     @property
     def is_offline(self) -> bool:
@@ -234,7 +241,6 @@ class Mirror:
 
     async def say_offline(self) -> None:
         """That of the bridge; `keep` must have been cancelled."""
-        self._leaves = True
         await self._send(self._topics.bridge_state, OFFLINE)
 
     async def farewell(self) -> None:

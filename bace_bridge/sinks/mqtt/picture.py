@@ -60,9 +60,14 @@ class Picture:
         self.bases: list[str] = []
 
     @property
-    def waits(self) -> bool:
-        """True where there is something left that is tried later."""
-        return bool(self._undecided)
+    def is_whole(self) -> bool:
+        """False while something waits for the broker to have shown what it keeps."""
+        return self._shown is not None
+
+    def next_in(self) -> float | None:
+        """Seconds until something that is left may be tried; None where nothing is left."""
+        due_in = self._kept.refusals.due_in
+        return min((due_in(topic, self._topics.kind(topic)) for topic in self._undecided), default=None)
 
     @property
     def online_devices(self) -> list[str]:
@@ -72,6 +77,9 @@ class Picture:
 
     # --- what is meant, and what the others know
 
+    def meant(self, topic: str) -> bytes | None:
+        return self._meant.get(topic)
+
     def read_ledger(self, topics: Collection[str]) -> None:
         self.noted.update(topics)
         self.bases = base_topics(topics, self._topics)
@@ -80,7 +88,8 @@ class Picture:
         """The broker has shown what it keeps, as far as it may be read: the topics among it that nobody here knows."""
         self._shown = unknown
 
-    def mean_bridge(self, info: bytes, health: bytes) -> None:
+    def mean_bridge(self, info: bytes, health: bytes, devices: bytes | None) -> None:
+        """`devices` is the list of them, None before it was read."""
         topics = self._topics
         self._mean(topics.bridge_state, ONLINE)
         self._mean(topics.bridge_health, health)
@@ -90,9 +99,12 @@ class Picture:
         if self._kept.neighbours.owner(topics.base) is None:
             self._mean(topics.bridge_info, info)
             self._mean(guest, None)
+            if devices is not None:
+                self._mean(topics.bridge_devices, devices)
         else:
             self._mean(guest, info)
             self._leave(topics.bridge_info)
+            self._leave(topics.bridge_devices)
 
     def mean_devices(self, meant: Mapping[str, Mapping[str, bytes]], *, asked: Collection[str] | None) -> None:
         """The topics of each device; of all there are, where none were `asked` for."""

@@ -1,6 +1,6 @@
 """The retained topics that the broker does not take: set aside one by one, and tried again."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import msgspec
 from structlog.typing import FilteringBoundLogger
@@ -63,17 +63,16 @@ class Refusals:
 
     def may_try(self, topic: str, kind: Kind | None) -> bool:
         """False while the topic is set aside. Of a kind that is set aside one topic is tried at a time."""
-        now = self._clock()
-        refusal = self._topics.get(topic)
-        if refusal is not None and refusal.due_at > now:
+        if self.due_in(topic, kind) > 0:
             return False
-        of_kind = self._kinds.get(kind) if kind is not None else None
-        if of_kind is None:
-            return True
-        if of_kind.due_at > now:
-            return False
-        of_kind.due_at = now + FIRST_AFTER_CLOSING
+        if kind in self._kinds:
+            self._kinds[kind].due_at = self._clock() + FIRST_AFTER_CLOSING
         return True
+
+    def due_in(self, topic: str, kind: Kind | None) -> float:
+        """Seconds until the topic may be tried; 0 where it may be now."""
+        waiting = (self._topics.get(topic), self._kinds.get(kind) if kind is not None else None)
+        return max([0.0, *(one.due_at - self._clock() for one in waiting if one is not None)])
 
     def refused(self, topic: str, kind: Kind | None, problem: str, *, closes: bool) -> None:
         refusal = self._topics.setdefault(topic, _Refusal(problem))
@@ -97,15 +96,6 @@ class Refusals:
     def drop(self, topic: str) -> None:
         """There is nothing to publish or clear there any more."""
         self._topics.pop(topic, None)
-
-    def due(self) -> Iterator[str]:
-        now = self._clock()
-        return (topic for topic, refusal in list(self._topics.items()) if refusal.due_at <= now)
-
-    def next_in(self) -> float | None:
-        """Seconds until something is due; None where nothing is refused."""
-        due = [one.due_at for one in (*self._topics.values(), *self._kinds.values())]
-        return max(0.0, min(due) - self._clock()) if due else None
 
     def _put_off(self, refusal: _Refusal, problem: str, *, closes: bool) -> None:
         refusal.problem, refusal.closes = problem, closes

@@ -1,7 +1,7 @@
 """What people ask of the bridge over MQTT, and its answers."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -13,6 +13,7 @@ from bace_bridge.domain.mqtt_text import topic_problem
 from bace_bridge.errors import BridgeError
 from bace_bridge.sinks.mqtt.client import Beginning
 from bace_bridge.sinks.mqtt.properties import correlation
+from bace_bridge.sinks.mqtt.retained import base_of
 from bace_bridge.sinks.mqtt.topics import Topics
 from bace_bridge.sinks.mqtt.window import Message
 
@@ -40,7 +41,10 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Requests:
-    """Answers one request after the other; few are made, and some start work. `clock` is in seconds."""
+    """Answers one request after the other; few are made, and some start work. `clock` is in seconds.
+
+    `base_topics` are those of all sinks of this bridge, at the time of the call.
+    """
 
     def __init__(
         self,
@@ -48,10 +52,12 @@ class Requests:
         topics: Topics,
         log: FilteringBoundLogger,
         *,
+        base_topics: Callable[[], Collection[str]] = tuple,
         clock: Callable[[], float],
     ) -> None:
         self._answers = answers
         self._topics = topics
+        self._base_topics = base_topics
         self._warn = _OnceAMinute(log, clock)
         self._allowance = Allowance(MOST_A_MINUTE, clock)
         self._asked: asyncio.Queue[Request] = asyncio.Queue(_MOST_WAITING)
@@ -97,9 +103,10 @@ class Requests:
         """Why no answer goes there: the bridge writes with its own rights, and could be made to forge its own state."""
         if problem := topic_problem(topic):
             return problem
-        if self._topics.is_own(topic) and not topic.startswith(self._topics.response("")):
-            return f"is one of the bridge's own; below {self._topics.response('')} it may be anything"
-        return None
+        base = base_of(f"{topic}/", {self._topics.base, *self._base_topics()})
+        if base is None or (base == self._topics.base and topic.startswith(self._topics.response(""))):
+            return None
+        return f"is one of the bridge's own; below {self._topics.response('')} it may be anything"
 
     async def _answer(self, request: Request) -> bytes:
         answer = self._answers.get(request.name)

@@ -20,6 +20,7 @@ from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
 from bace_bridge.sinks.mqtt.client import UNSENDABLE
 from bace_bridge.sinks.mqtt.connection import Connection
+from bace_bridge.sinks.mqtt.device_list import DeviceList
 from bace_bridge.sinks.mqtt.dialing import Dialer
 from bace_bridge.sinks.mqtt.endings import Ending
 from bace_bridge.sinks.mqtt.messages import topic_and_payload, topic_of
@@ -33,6 +34,7 @@ from bace_bridge.sinks.mqtt.requests import Answer, Requests
 from bace_bridge.sinks.mqtt.suspicion import Suspicion, TopicSuspicion
 from bace_bridge.sinks.mqtt.topics import Topics
 from bace_bridge.sinks.mqtt.tree import Tree
+from bace_bridge.sinks.mqtt.watch import Watch
 from bace_bridge.sinks.mqtt.window import Done, Message
 
 _IN_FLIGHT_WITHIN = 3.0
@@ -53,7 +55,7 @@ class MqttSink:
     """`run` keeps the connection; `send` hands events over while there is one that is `ready`.
 
     `client_id` must be the bridge's own and stay the same; `source` is what CloudEvents call the cloud. `elsewhere` are
-    the `groups` of the other sinks on the same broker and base topic.
+    the `groups` of the other sinks on the same broker and base topic; `base_topics` those of all sinks that run now.
     """
 
     pipelined = True
@@ -70,6 +72,7 @@ class MqttSink:
         requests: Mapping[str, Answer],
         version: str,
         elsewhere: Sequence[Collection[str]] = (),
+        base_topics: Callable[[], Collection[str]] = tuple,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
@@ -81,10 +84,11 @@ class MqttSink:
         self._ledger = ledger
         self._sleep = sleep
         self._jitter = jitter
+        self._clock = clock
         self._log: FilteringBoundLogger = structlog.get_logger().bind(sink=config.name)
         self._topics = Topics(config.base_topic)
         self._attributes = CloudEventAttributes(source)
-        self._requests = Requests(requests, self._topics, self._log, clock=clock)
+        self._requests = Requests(requests, self._topics, self._log, base_topics=base_topics, clock=clock)
         self._outage = Outage(self._log)
         self._kept = Kept(
             installation,
@@ -94,7 +98,8 @@ class MqttSink:
             Neighbours(installation),
             set(),
         )
-        self._tree = Tree(self._topics, self._kept.neighbours, self._log, sleep=sleep)
+        watched = (self._topics.bridge_state, self._topics.bridge_info, self._topics.guest(installation))
+        self._tree = Tree(self._topics, self._kept.neighbours, self._log, watched=watched, sleep=sleep)
         self._dialer = Dialer(
             config,
             self._topics,
@@ -110,6 +115,8 @@ class MqttSink:
         self._problem: str | None = f"not connected to the broker at {self._dialer.broker} yet"
         self._connection: Connection | None = None
         self._mirror: Mirror | None = None
+        self._watch: Watch | None = None
+        self._device_list = DeviceList(largest_packet=None, clock=clock)
         self._ready = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
         self._closing = False
@@ -128,7 +135,7 @@ class MqttSink:
         """What is wrong with the retained picture, while events can be sent."""
         others = self._kept.neighbours.described(self._topics.base)
         shared = f"another bridge uses the base topic {self._topics.base}, too: {others}" if others else None
-        found = (self._kept.refusals.problem, shared, self._tree.problem)
+        found = (self._kept.refusals.problem, shared, self._tree.problem, self._device_list.problem)
         return "; ".join(one for one in found if one is not None) or None
 
     @property
@@ -202,7 +209,9 @@ class MqttSink:
 
     async def _use(self, connection: Connection) -> Ending:
         """Uses the connection until its end."""
+        self._device_list = DeviceList(largest_packet=connection.limits.packet_size, clock=self._clock)
         mirror = self._mirror = self._new_mirror(connection)
+        watch = self._watch = self._new_watch(connection, mirror)
         try:
             await self._listen_to_requests(connection)
             if not connection.end.done():
@@ -213,6 +222,7 @@ class MqttSink:
                     tasks.create_task(self._requests.serve(partial(self._respond, connection))),
                     tasks.create_task(self._become_ready(connection, mirror)),
                     tasks.create_task(self._compare(connection, mirror)),
+                    tasks.create_task(watch.keep()),
                 ]
                 try:
                     ended = await self._until_the_end_of(connection)
@@ -255,9 +265,21 @@ class MqttSink:
             self._topics,
             connection.publish,
             self._kept,
+            self._device_list,
             window=self.window,
             sleep=self._sleep,
             warn=self._warn_once,
+        )
+
+    def _new_watch(self, connection: Connection, mirror: Mirror) -> Watch:
+        return Watch(
+            self._topics,
+            self._tree,
+            connection,
+            mirror,
+            sleep=self._sleep,
+            warn=self._warn_once,
+            changed=self._warn_of_others,
         )
 
     async def _listen_to_requests(self, connection: Connection) -> None:
@@ -280,7 +302,7 @@ class MqttSink:
         while lost:
             attempts += 1
             await self._sleep(backoff(attempts, jitter=self._jitter(), first=_LOST_AGAIN, longest=_LOST_AT_LAST))
-            await mirror.publish_again(lost)
+            await mirror.settle(again=lost)
             lost = await self._tree.read(connection, mirror)
 
     def _warn_of_others(self) -> None:
@@ -295,8 +317,9 @@ class MqttSink:
             topic = None
         if topic is None or self._topics.is_request(topic):
             self._requests.take(message)
-        elif self._mirror is not None:
+        elif self._mirror is not None and self._watch is not None:
             self._tree.heard(topic, message, self._mirror)
+            self._watch.heard(topic, message)
 
     def _warn_once(self, event: str, **fields: object) -> None:
         """What the broker does not allow is the same on every connection."""
@@ -305,7 +328,7 @@ class MqttSink:
         self._warned.add(event)
 
     def _leave(self, problem: str) -> None:
-        self._connection = self._mirror = None
+        self._connection = self._mirror = self._watch = None
         self._problem = problem
         self._ready.clear()
 

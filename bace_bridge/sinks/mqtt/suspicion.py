@@ -82,9 +82,8 @@ class Suspicion:
 class TopicSuspicion:
     """The same of retained topics, all of which are published on every connect: that some were taken says little.
 
-    After two connections that were lost before what was in flight at the first one was acknowledged, what was in flight
-    at the second one is suspected: it is published last, and one by one. What is alone in flight when a connection is
-    lost is to blame.
+    After two connections in a row that were lost before all of it was acknowledged, what was in flight is suspected: it
+    is published last, and one by one. What is alone in flight when a connection is lost is to blame.
     """
 
     def __init__(self, log: FilteringBoundLogger, *, explained: Callable[[], None]) -> None:
@@ -106,6 +105,12 @@ class TopicSuspicion:
 
     def is_blamed(self, topic: str) -> bool:
         return topic in self._blamed
+
+    def completed(self) -> None:
+        """The broker has acknowledged all that is not suspected."""
+        if self._losses < _UNFINISHED:
+            self._losses = 0
+            self._in_flight.clear()
 
     def blames(self, topics: Sequence[str], *, alone: bool) -> bool:
         """The broker closed the connection with these in flight; whether on one of them that was `alone`."""

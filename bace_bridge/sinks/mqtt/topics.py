@@ -19,7 +19,9 @@ class Topics:
         self.bridge_state = f"{base}/bridge/state"
         self.bridge_info = f"{base}/bridge/info"
         self.bridge_health = f"{base}/bridge/health"
+        self.bridge_devices = f"{base}/bridge/devices"
         self.bridge_event = f"{base}/bridge/event"
+        self.of_every_bridge = frozenset((self.bridge_state, self.bridge_health))
         self.requests = f"{base}/bridge/request/+"
         self.guests = f"{base}/bridge/guest/+"
         self.states_of_devices = (f"{base}/+/availability", f"{base}/+/session", f"{base}/+/latest/+/+")
@@ -27,10 +29,6 @@ class Topics:
 
     def request_name(self, topic: str) -> str:
         return topic.removeprefix(self.requests[:-1])
-
-    def is_own(self, topic: str) -> bool:
-        """True below the base topic, where the bridge alone publishes."""
-        return topic == self.base or topic.startswith(f"{self.base}/")
 
     def is_request(self, topic: str) -> bool:
         return topic.startswith(self.requests[:-1])

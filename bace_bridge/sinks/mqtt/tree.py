@@ -1,4 +1,4 @@
-"""Reads once what the broker keeps below the base topic, bounded."""
+"""Reads what the broker keeps below the base topic, bounded."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -9,7 +9,7 @@ from structlog.typing import FilteringBoundLogger
 
 from bace_bridge.sinks.mqtt.connection import Connection
 from bace_bridge.sinks.mqtt.neighbours import Neighbours
-from bace_bridge.sinks.mqtt.picture import OFFLINE, Picture
+from bace_bridge.sinks.mqtt.picture import Picture
 from bace_bridge.sinks.mqtt.topics import Topics
 
 MOST_MESSAGES = 50_000
@@ -30,14 +30,15 @@ _REST = 3600.0
 class _Mirror(Protocol):
     picture: Picture
 
-    def heard_offline(self) -> None: ...
     def look_at_bridge(self) -> None: ...
+    async def settle(self) -> None: ...
 
 
 class Tree:
     """What the broker shows of the bridge's own topics; one for each sink.
 
-    Reading is of no use where nothing is kept, or nothing may be read: `problem` says so then.
+    Reading is of no use where nothing is kept, or nothing may be read: `problem` says so then. `watched` stay
+    subscribed to: others may write there at any time.
     """
 
     def __init__(
@@ -46,8 +47,11 @@ class Tree:
         neighbours: Neighbours,
         log: FilteringBoundLogger,
         *,
+        watched: Sequence[str],
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
+        self.watched = watched
+        self._own = {*topics.of_every_bridge, topics.bridge_devices, *watched}
         self._topics = topics
         self._neighbours = neighbours
         self._log = log
@@ -55,6 +59,7 @@ class Tree:
         self._endings = 0
         self._rests_until = 0.0
         self._reading: _Reading | None = None
+        self._one_at_a_time = asyncio.Lock()
         self.problem: str | None = None
 
     async def read(self, connection: Connection, mirror: _Mirror) -> Collection[str]:
@@ -62,33 +67,68 @@ class Tree:
 
         Returns the topics that the broker has acknowledged and does not keep: with 3.1.1 it cannot say no.
         """
-        shown, problem = _Shown(), None
-        if connection.limits.retain and self._may_subscribe():
-            shown, problem = await self._read(connection, mirror.picture)
-            if connection.end.done():
-                return ()
+        picture, shown, problem = mirror.picture, _Shown(), None
+        readable = connection.limits.retain and self._may_subscribe()
+        if readable:
+            shown, problem = await self._read(connection, picture)
         elif connection.limits.retain:
             problem = "it ends the connection when the bridge subscribes"
-        self._say(problem, sorted(shown.lost))
-        mirror.picture.read_tree(shown.unknown)
-        mirror.look_at_bridge()
-        return shown.lost
+        if connection.end.done():
+            return ()
+        picture.read_tree(shown.unknown)
+        await mirror.settle()  # what has waited for this
+        lost = set(shown.lost)
+        if readable:
+            of_bridge = await self.look(connection, picture, self._own)
+            if connection.end.done():
+                return ()
+            lost |= of_bridge or set()
+            if of_bridge is None and not shown.shows_devices:
+                problem = problem or self._may_not_read
+            self._endings = 0
+        self._say(problem, sorted(lost))
+        return lost
+
+    async def look(self, connection: Connection, picture: Picture, topics: Collection[str]) -> set[str] | None:
+        """Which of these topics of the bridge, `watched` among them, the broker does not keep as it has acknowledged.
+
+        None where it shows none of them. A message that comes live does not say whether it is kept, hence this.
+        """
+        async with self._one_at_a_time:
+            reading = self._reading = _Reading(self._topics, picture)
+            try:
+                shown = await self._subscribed(connection, sorted(topics), qos=1)
+                if not shown:
+                    return None
+                await reading.completed(self._sleep)
+            finally:
+                self._reading = None
+            if not_watched := set(topics).difference(self.watched):
+                connection.unsubscribe(sorted(not_watched))
+        if not reading.shows_bridge:
+            return None
+        base, info = self._topics.base, self._topics.bridge_info
+        if not reading.shows(info):
+            self._neighbours.heard_info(base, b"")
+        ours = set(topics) - ({info} if self._neighbours.owner(base) is not None else set())
+        return reading.lost_of(ours, shared=bool(self._neighbours.others(base)))
 
     def heard(self, topic: str, message: MQTTMessage, mirror: _Mirror) -> None:
         if self._reading is not None:
             self._reading.take(topic, message)
-        payload = bytes(message.payload)
-        if topic == self._topics.bridge_state:
-            if payload == OFFLINE:
-                mirror.heard_offline()
+        if not message.retain:  # it may not be kept
             return
         for base in (self._topics.base, *mirror.picture.bases):
             if topic == f"{base}/bridge/info":
-                self._neighbours.heard_info(base, payload)
+                self._neighbours.heard_info(base, bytes(message.payload))
                 mirror.look_at_bridge()
             elif topic.startswith(guest := f"{base}/bridge/guest/"):
-                self._neighbours.heard_guest(base, topic.removeprefix(guest), payload)
+                self._neighbours.heard_guest(base, topic.removeprefix(guest), bytes(message.payload))
                 mirror.look_at_bridge()
+
+    @property
+    def _may_not_read(self) -> str:
+        return f"it does not let the bridge read {self._topics.base}/#"
 
     def _may_subscribe(self) -> bool:
         """False for a while after some connections have ended before the broker answered."""
@@ -97,30 +137,33 @@ class Tree:
             self._endings, self._rests_until = 0, now + _REST
         return now >= self._rests_until
 
+    async def _subscribed(self, connection: Connection, filters: Sequence[str], *, qos: int) -> bool | None:
+        self._endings += 1
+        taken = await connection.subscribe(filters, qos=qos)
+        if not connection.end.done():
+            self._endings -= 1
+        return taken
+
     async def _read(self, connection: Connection, picture: Picture) -> tuple["_Shown", str | None]:
-        """What was shown, and why that is not everything."""
-        once = [*self._topics.states_of_devices, self._topics.guests, self._topics.bridge_health]
+        """What was shown of the devices and of other bridges, and why that is not everything."""
+        once = [*self._topics.states_of_devices, self._topics.guests]
         for base in picture.bases:
             once += [f"{base}/bridge/info", f"{base}/bridge/guest/+"]
-        reading = self._reading = _Reading(self._topics, picture)
-        try:
-            self._endings += 1
-            # These two stay subscribed to: others may write there at any time.
-            watched = await connection.subscribe((self._topics.bridge_state, self._topics.bridge_info), qos=1)
-            shown = await connection.subscribe(once, qos=0)
-            if not connection.end.done():
-                self._endings = 0
-            if watched is None or shown is None:
-                return _Shown(), "it does not answer when the bridge subscribes"
-            is_complete = await reading.completed(self._sleep)
-        finally:
-            self._reading = None
-        connection.unsubscribe(once)
-        if not (watched and shown and reading.shows_own):
-            return _Shown(reading.unknown), f"it does not let the bridge read {self._topics.base}/#"
-        if not is_complete:
-            return _Shown(reading.unknown), "there is more than is read at a time"
-        return _Shown(reading.unknown, reading.lost), None
+        async with self._one_at_a_time:
+            reading = self._reading = _Reading(self._topics, picture)
+            try:
+                watched = await self._subscribed(connection, self.watched, qos=1)
+                shown = await self._subscribed(connection, once, qos=0)
+                if watched is None or shown is None:
+                    return _Shown(), "it does not answer when the bridge subscribes"
+                is_complete = await reading.completed(self._sleep)
+            finally:
+                self._reading = None
+            connection.unsubscribe(once)
+        found = _Shown(reading.unknown, reading.lost_devices if is_complete else (), reading.shows_devices)
+        if not (watched and shown) or reading.hides_devices:
+            return found, self._may_not_read
+        return found, None if is_complete else "there is more than is read at a time"
 
     def _say(self, problem: str | None, lost: Sequence[str]) -> None:
         told = None
@@ -136,25 +179,26 @@ class Tree:
 
 
 class _Shown(NamedTuple):
-    """What is `unknown` here, and what of ours is not there."""
+    """What is `unknown` here, and which topics of our devices are not there."""
 
     unknown: Collection[str] = ()
     lost: Collection[str] = ()
+    shows_devices: bool = False
 
 
 class _Reading:
-    """Of topics that are acknowledged or noted only whether they came counts, of others their names."""
+    """Of a device's topics that are acknowledged or noted only whether they came counts, of others their names."""
 
     def __init__(self, topics: Topics, picture: Picture) -> None:
         self._topics = topics
         self._picture = picture
         self._of_devices = {topic for topic in picture.acknowledged if topics.kind(topic) is not None}
-        self._of_bridge = {topics.bridge_state, topics.bridge_health} & picture.acknowledged.keys()
         self._loop = asyncio.get_running_loop()
         self._messages = self._bytes = 0
         self._last = 0.0
         self._kept: set[str] = set()
-        self._shows_devices = False
+        self._of_bridge: dict[str, bytes] = {}
+        self.shows_devices = False
         self.unknown: set[str] = set()
 
     @property
@@ -168,31 +212,43 @@ class _Reading:
             return
         self._messages += 1
         self._bytes += len(topic) + len(message.payload)
-        if topic in self._of_bridge:  # another bridge on this base topic writes there, too
-            self._kept.add(topic)
+        if topic.startswith(f"{self._topics.base}/bridge/"):
+            self._of_bridge[topic] = bytes(message.payload)
         elif topic in self._of_devices:
-            self._shows_devices = True
+            self.shows_devices = True
             # What comes while it is read was accepted just now.
             if not message.retain or message.payload == self._picture.acknowledged.get(topic):
                 self._kept.add(topic)
-        elif message.payload and topic not in self._picture.noted and self._topics.kind(topic) is not None:
+        elif message.retain and topic not in self._picture.noted and self._topics.kind(topic) is not None:
             self.unknown.add(topic)
 
     @property
-    def shows_own(self) -> bool:
-        return self._shows_devices if self._of_devices else self._shows_bridge
+    def hides_devices(self) -> bool:
+        return bool(self._of_devices) and not self.shows_devices
 
     @property
-    def lost(self) -> set[str]:
-        """Only of what may be read: of the devices, of the bridge, or both."""
-        readable = (self._of_devices if self._shows_devices else set()) | (
-            self._of_bridge if self._shows_bridge else set()
-        )
-        return {topic for topic in readable - self._kept if self._picture.acknowledged.get(topic)}
+    def shows_bridge(self) -> bool:
+        return bool(self._of_bridge)
+
+    def shows(self, topic_of_bridge: str) -> bool:
+        return bool(self._of_bridge.get(topic_of_bridge))
 
     @property
-    def _shows_bridge(self) -> bool:
-        return not self._of_bridge.isdisjoint(self._kept)
+    def lost_devices(self) -> set[str]:
+        """Only where they may be read."""
+        return {topic for topic in self._of_devices - self._kept if self.shows_devices and self._acknowledged(topic)}
+
+    def lost_of(self, topics: Collection[str], *, shared: bool) -> set[str]:
+        """Of the bridge's own topics. Where the base topic is `shared` another bridge writes to some of them, too."""
+        return {topic for topic in topics if self._acknowledged(topic) and not self._is_kept(topic, shared=shared)}
+
+    def _is_kept(self, topic: str, *, shared: bool) -> bool:
+        if shared and topic in self._topics.of_every_bridge:
+            return self.shows(topic)
+        return self._of_bridge.get(topic) in {self._acknowledged(topic), self._picture.meant(topic)}
+
+    def _acknowledged(self, topic: str) -> bytes | None:
+        return self._picture.acknowledged.get(topic)
 
     async def completed(self, sleep: Callable[[float], Awaitable[None]]) -> bool:
         """Returns when nothing comes any more; False where a bound ended it."""
