@@ -17,8 +17,6 @@ from bace_bridge.errors import Mistake
 
 _MOST_OF_A_SECRET = 64 * 2**10
 _TLS_FILES = ("ca_file", "cert_file", "key_file")
-_MOST_OF_TLS = 4 * 2**20
-"""Bytes. A system's bundle of authorities has about 200 kB."""
 
 
 @dataclass
@@ -43,7 +41,6 @@ def is_from_file(info: FieldInfo) -> bool:
 def _inline(section: Any, model: type[BaseModel], folder: Path, place: Place, inlined: Inlined) -> None:
     if not isinstance(section, dict):
         return
-    known = len(inlined.mistakes)
     for key, info in model.model_fields.items():
         inner = section_model(info.annotation)
         if is_from_file(info):
@@ -52,19 +49,17 @@ def _inline(section: Any, model: type[BaseModel], folder: Path, place: Place, in
         elif Path in get_args(info.annotation):
             if isinstance(section.get(key), str):
                 section[key] = str(folder / section[key])
-                _check_readable(Path(section[key]), spell((*place, key)), inlined)
         elif inner:
             value = section.get(key)
             items = enumerate(value) if isinstance(value, list) else [(None, value)]
             for index, item in items:
                 step: Place = (key,) if index is None else (key, index)
                 _inline(item, inner, folder, (*place, *step), inlined)
-    if model is TlsConfig and len(inlined.mistakes) == known:
+    if model is TlsConfig:
         _load_tls(section, spell(place), inlined)
 
 
 def _load_tls(section: dict[Any, Any], path: str, inlined: Inlined) -> None:
-    """Only files that were read above: OpenSSL would wait for a pipe."""
     files = {key: Path(section[key]) for key in _TLS_FILES if isinstance(section.get(key), str)}
     if "key_file" in files and "cert_file" not in files:
         return
@@ -98,7 +93,7 @@ def _read_secret(section: dict[Any, Any], key: str, folder: Path, place: Place, 
         inlined.mistakes.append(Mistake(file_path, f"{folder / name} is empty"))
 
 
-def _check_readable(path: Path, key_path: str, inlined: Inlined, *, most: int = _MOST_OF_TLS) -> str | None:
+def _check_readable(path: Path, key_path: str, inlined: Inlined, *, most: int) -> str | None:
     try:
         content = _read_regular(path, most)
     except OSError as error:

@@ -1,11 +1,20 @@
 """The files of TLS as a context: `check` loads them as `run` does, so both say the same of them."""
 
+import codecs
 import ssl
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from bace_bridge.config.mqtt import TlsConfig
+from bace_bridge.config.values import format_size
+
+_LARGEST = 4 * 2**20
+"""Bytes of a file. A system's bundle of authorities has about 200 kB."""
+
+
+_BEHIND_A_MARK = codecs.BOM_UTF8 + b"-----BEGIN"
 
 
 class TlsFileProblem(Exception):
@@ -49,7 +58,7 @@ def tls_problems(tls: TlsConfig) -> Iterator[TlsFileProblem]:
 
 def _trusting(ca_file: Path | None) -> ssl.SSLContext:
     if ca_file is not None:
-        _check_regular("ca_file", ca_file)
+        _check_file("ca_file", ca_file)
     try:
         return ssl.create_default_context(cafile=ca_file)
     except (ssl.SSLError, ValueError):
@@ -59,20 +68,34 @@ def _trusting(ca_file: Path | None) -> ssl.SSLContext:
         raise TlsFileProblem("ca_file", f"cannot read {ca_file}: {error.strerror}") from None
 
 
-def _check_regular(key: str, path: Path) -> None:
+def _check_file(key: str, path: Path) -> None:
     """OpenSSL would wait for the writer of a pipe, and read a device to its end."""
     try:
-        is_regular = path.is_file() or not path.exists()
-    except (OSError, ValueError) as error:
-        raise TlsFileProblem(key, f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
-    if not is_regular:
+        found = path.stat()
+    except OSError as error:
+        raise TlsFileProblem(key, f"cannot read {path}: {error.strerror}") from None
+    except ValueError:  # a character that no path holds
+        raise TlsFileProblem(key, "must be the path of a file") from None
+    if not stat.S_ISREG(found.st_mode):
         raise TlsFileProblem(key, f"{path} is not a regular file")
+    if found.st_size > _LARGEST:
+        raise TlsFileProblem(key, f"{path} is larger than {format_size(_LARGEST)}")
+    if _BEHIND_A_MARK in _content(key, path):
+        problem = f"{path} has a byte order mark (BOM) before -----BEGIN, which OpenSSL does not find then"
+        raise TlsFileProblem(key, problem, "save it as UTF-8 without BOM")
+
+
+def _content(key: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TlsFileProblem(key, f"cannot read {path}: {error.strerror}") from None
 
 
 def _show_certificate(context: ssl.SSLContext, cert_file: Path, key_file: Path | None) -> None:
     key, path = ("key_file", key_file) if key_file is not None else ("cert_file", cert_file)
-    _check_regular("cert_file", cert_file)
-    _check_regular(key, path)
+    _check_file("cert_file", cert_file)
+    _check_file(key, path)
     try:
         ssl.create_default_context(cafile=cert_file)
     except ssl.SSLError:

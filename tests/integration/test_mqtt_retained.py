@@ -18,6 +18,7 @@ from bace_bridge.sinks.mqtt.sink import MqttSink
 from tests.integration.brokers import Listener, eventually, listening
 from tests.integration.scripted_broker import Script, ScriptedBroker, scripted
 from tests.integration.test_mqtt_sink import (
+    LISTED,
     Home,
     MemoryLedger,
     NewMosquitto,
@@ -375,6 +376,7 @@ async def test_a_clearing_that_is_refused_is_tried_again(new_mosquitto: NewMosqu
         ("bace/bridge/state", b"online"),
         ("bace/bridge/health", b'{"healthy":true}'),
         ("bace/bridge/info", b'{"version":"1","installation":"here"}'),
+        ("bace/bridge/devices", LISTED),
     ],
 )
 async def test_what_a_3_1_1_broker_acknowledges_and_forbids_is_published_when_it_is_allowed(

@@ -236,6 +236,7 @@ webhooks: [{name: w, url_file: /dev/zero, secret_file: .}, {name: x, url_file: "
         f"cloud.client_secret_file: {tmp_path / 'pipe'} is not a regular file",
         f"cloud.password_file: {tmp_path / 'large'} is larger than 64KiB",
         "mqtt[0].tls.ca_file: /dev/zero is not a regular file",
+        f"mqtt[0].tls.cert_file: {tmp_path / 'large'} holds no certificate in PEM",
         "webhooks[0].url_file: /dev/zero is not a regular file",
         f"webhooks[0].secret_file: cannot read {tmp_path}: Is a directory",
         "webhooks[1].url_file: must be the path of a file",

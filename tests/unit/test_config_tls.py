@@ -25,6 +25,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     openssl(where, "genrsa -out rsa.key 2048")
     (where / "empty").write_text("")
     (where / "text").write_text("hello\n")
+    (where / "latin").write_bytes(b"M\xfcller\n" + (where / "a.pem").read_bytes())
+    (where / "marked").write_bytes(b"\xef\xbb\xbf" + (where / "a.pem").read_bytes())
     (where / "cut.pem").write_text((where / "a.pem").read_text()[:200])
     (where / "both.pem").write_text((where / "a.pem").read_text() + (where / "a.key").read_text())
     return where
@@ -40,6 +42,8 @@ def openssl(where: Path, arguments: str) -> None:
         {"ca_file": "a.pem"},
         {"cert_file": "a.pem", "key_file": "a.key"},
         {"cert_file": "both.pem"},
+        {"ca_file": "latin"},
+        {"cert_file": "latin", "key_file": "a.key"},
         {"ca_file": "b.pem", "cert_file": "a.pem", "key_file": "a.key", "insecure": True},
     ],
 )
@@ -64,6 +68,7 @@ def test_a_file_of_no_authority(files: Path, name: str) -> None:
         ("a.pem", "empty", "key_file", NO_KEY),
         ("a.pem", "a.pem", "key_file", NO_KEY),
         ("empty", "a.key", "cert_file", NO_CERTIFICATE),
+        ("marked", "a.key", "cert_file", "{} has a byte order mark (BOM)"),
         ("a.key", "a.key", "cert_file", NO_CERTIFICATE),
     ],
 )

@@ -95,7 +95,7 @@ class Tree:
         None where it shows none of them. A message that comes live does not say whether it is kept, hence this.
         """
         async with self._one_at_a_time:
-            reading = self._reading = _Reading(self._topics, picture)
+            reading = self._reading = _Reading(self._topics, picture, self._own)
             try:
                 shown = await self._subscribed(connection, sorted(topics), qos=1)
                 if not shown:
@@ -150,7 +150,7 @@ class Tree:
         for base in picture.bases:
             once += [f"{base}/bridge/info", f"{base}/bridge/guest/+"]
         async with self._one_at_a_time:
-            reading = self._reading = _Reading(self._topics, picture)
+            reading = self._reading = _Reading(self._topics, picture, self._own)
             try:
                 watched = await self._subscribed(connection, self.watched, qos=1)
                 shown = await self._subscribed(connection, once, qos=0)
@@ -189,9 +189,10 @@ class _Shown(NamedTuple):
 class _Reading:
     """Of a device's topics that are acknowledged or noted only whether they came counts, of others their names."""
 
-    def __init__(self, topics: Topics, picture: Picture) -> None:
+    def __init__(self, topics: Topics, picture: Picture, of_bridge: Collection[str]) -> None:
         self._topics = topics
         self._picture = picture
+        self._own = of_bridge
         self._of_devices = {topic for topic in picture.acknowledged if topics.kind(topic) is not None}
         self._loop = asyncio.get_running_loop()
         self._messages = self._bytes = 0
@@ -212,7 +213,7 @@ class _Reading:
             return
         self._messages += 1
         self._bytes += len(topic) + len(message.payload)
-        if topic.startswith(f"{self._topics.base}/bridge/"):
+        if topic in self._own:
             self._of_bridge[topic] = bytes(message.payload)
         elif topic in self._of_devices:
             # Some, such as RabbitMQ, keep messages and show none of them to a filter with wildcards.
