@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.server import SimulatedServer
 from tests.acceptance.line import Process, configuration, running, until
 from tests.integration.brokers import Listener, Mosquitto, listening
-from tests.integration.scripted_broker import Script, scripted
+from tests.integration.scripted_broker import Published, Script, ScriptedBroker, scripted
 
 SOON = 60.0
 MOST = 30 * 1024
@@ -29,8 +30,10 @@ def memory(bridge: Process, field: str) -> int:
 
 
 @asynccontextmanager
-async def bridge_at(folder: Path, port: int, **mqtt: Any) -> AsyncIterator[Process]:
-    async with SimulatedServer(SimulatedCloud()) as server:
+async def bridge_at(
+    folder: Path, port: int, *, cloud: SimulatedCloud | None = None, **mqtt: Any
+) -> AsyncIterator[Process]:
+    async with SimulatedServer(cloud or SimulatedCloud()) as server:
         path = configuration(folder, cloud_url=server.url, mqtt_port=port)
         settings = json.loads(path.read_text())
         settings["mqtt"][0] |= mqtt
@@ -109,3 +112,39 @@ async def test_20000_requests_are_few_log_lines(tmp_path: Path, new_mosquitto: C
 def publish_many(listener: Listener, count: int) -> None:
     sent = [listener._client.publish(REQUEST, b"{}", 1) for _ in range(count)]
     sent[-1].wait_for_publish(SOON)
+
+
+KINDS = ["bridge/state", "bridge/info", "bridge/health", "/availability", "/session", "/latest/"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_broker_that_closes_the_connection_on_a_topic_gets_all_others(tmp_path: Path, kind: str) -> None:
+    """As Mosquitto does on some characters, RabbitMQ without a permission, and aedes where a hook says no."""
+    cloud = SimulatedCloud()
+    device = cloud.add_device("BaceGo-1")
+    session = cloud.open_session(device.id_group)
+    cloud.add_points(session, device.series[0].id_container_data_latest, [(time.time(), 60.0)])
+    async with (
+        scripted(Script(closes_on_topic=kind)) as broker,
+        bridge_at(tmp_path, broker.port, cloud=cloud) as bridge,
+    ):
+        await until(lambda: any(kind in line for line in refusals(bridge)), within=SOON, what="it is named")
+        await until(lambda: shown(broker) == {*KINDS} - {kind}, within=SOON, what="all others")
+        cloud.end_session(session)
+        await until(
+            lambda: any("session.ended" in text(one) for one in broker.published), within=SOON, what="the event"
+        )
+        assert len(broker.versions) <= 6
+    assert len(refusals(bridge)) == 1
+
+
+def refusals(bridge: Process) -> list[str]:
+    return [line for line in bridge.log.splitlines() if '"mqtt.state_refused"' in line]
+
+
+def shown(broker: ScriptedBroker) -> set[str]:
+    return {kind for kind in KINDS for one in broker.published if kind in one.topic and one.retained}
+
+
+def text(one: Published) -> str:
+    return one.payload.decode() if one.topic.endswith("/event") else ""

@@ -294,6 +294,28 @@ async def test_two_bridges_on_one_base_topic_leave_each_other_s_topics_alone(
     assert one.everything <= (await retained(port)).keys()
 
 
+async def test_where_another_bridge_leaves_the_devices_of_this_one_are_online_again(
+    new_mosquitto: NewMosquitto, tmp_path: Path, home: tuple[Home, SimulatedServer]
+) -> None:
+    one, server = home
+    port = new_mosquitto().port
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+    configs = [configured(folder, server, port) for folder in folders]
+    availability = {f"bace/{device.id_group}/availability" for device in (one.one, one.other)}
+    async with running(configs[0]) as first:
+        await keeps(port, lambda found: found.keys() == one.everything, "the first one's topics")
+        with listening(port) as listener:
+            async with running(configs[1]) as second:
+                await says(second, "mqtt.base_topic_shared")
+                assert await second.stop() == 0
+            offline = {one.topic for one in listener.heard if one.payload == b"offline"}
+            assert availability <= offline, "so it has said goodbye"
+        await keeps(port, lambda found: all(found.get(topic) == b"online" for topic in availability), "they are online")
+        assert await first.stop() == 0
+
+
 async def test_state_that_was_refused_is_published_when_the_access_rules_allow_it(
     new_mosquitto: NewMosquitto, tmp_path: Path, home: tuple[Home, SimulatedServer]
 ) -> None:

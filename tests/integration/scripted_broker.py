@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
+from paho.mqtt.client import topic_matches_sub
+
 CONNECT, CONNACK, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP = 1, 2, 3, 4, 5, 6, 7
 SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK, PINGREQ, PINGRESP, DISCONNECT = 8, 9, 10, 11, 12, 13, 14
 
@@ -48,6 +50,8 @@ class Script:
     """Text in a topic."""
     closes_on_subscribing: str = ""
     """A filter that makes the broker end the connection."""
+    keeps: bool = False
+    """As RabbitMQ: what is retained is shown to filters without wildcards alone, and what is published to all."""
 
 
 class ScriptedBroker:
@@ -64,6 +68,8 @@ class ScriptedBroker:
         self.connections: list[asyncio.StreamWriter] = []
         self.unacknowledged = 0
         self.most_unacknowledged = 0
+        self.kept: dict[str, bytes] = {}
+        self._filters: list[str] = []
 
     def send(self, packet: bytes) -> None:
         self.connections[-1].write(packet)
@@ -111,6 +117,9 @@ class ScriptedBroker:
                     raise ConnectionAbortedError
                 tail = (b"\x00" if version == 5 else b"") + bytes([self.script.suback]) * len(filters)
                 writer.write(bytes([SUBACK << 4, 2 + len(tail)]) + body[:2] + tail)
+                self._filters += filters
+                for topic in self.kept.keys() & set(filters):
+                    writer.write(_publish(version, topic, self.kept[topic], retained=True))
             case 10:
                 self.unsubscribed.append(_filters(body[3:] if version == 5 else body[2:], options=0))
                 tail = b"\x00\x00" if version == 5 else b""
@@ -139,6 +148,8 @@ class ScriptedBroker:
             writer.transport.abort()
             raise ConnectionAbortedError
         self.published.append(Published(topic, rest, qos, bool(first & 1)))
+        if script.keeps:
+            self._keep_and_show(writer, version, self.published[-1])
         if not qos:
             return
         self.unacknowledged += 1
@@ -147,6 +158,12 @@ class ScriptedBroker:
             asyncio.get_running_loop().call_later(
                 self.script.acknowledges_after, self._acknowledge, writer, topic, mid, qos
             )
+
+    def _keep_and_show(self, writer: asyncio.StreamWriter, version: int, message: Published) -> None:
+        if message.retained:
+            self.kept[message.topic] = message.payload
+        if any(topic_matches_sub(one, message.topic) for one in self._filters):
+            writer.write(_publish(version, message.topic, message.payload, retained=False))
 
     def _acknowledge(self, writer: asyncio.StreamWriter, topic: str, mid: bytes, qos: int) -> None:
         if self.script.never_acknowledges and self.script.never_acknowledges in topic:
@@ -183,6 +200,13 @@ async def packet(reader: asyncio.StreamReader) -> tuple[int, bytes]:
         shift += 7
         if not byte & 0x80:
             return first, await reader.readexactly(length)
+
+
+def _publish(version: int, topic: str, payload: bytes, *, retained: bool) -> bytes:
+    name = topic.encode()
+    body = len(name).to_bytes(2, "big") + name + (b"\x00" if version == 5 else b"") + payload
+    length = bytes([len(body) & 0x7F | 0x80, len(body) >> 7 & 0x7F | 0x80, len(body) >> 14])
+    return bytes([PUBLISH << 4 | retained]) + length + body
 
 
 def _filters(body: bytes, options: int = 1) -> list[str]:

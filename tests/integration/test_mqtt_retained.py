@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
@@ -204,6 +205,26 @@ async def test_a_broker_that_ends_the_connection_on_the_reading_is_read_no_more(
             await arrives(broker, sink, 1)
             assert len(broker.versions) == 3
     assert len(named(logs, "mqtt.tree_not_read")) == 1
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_a_broker_that_shows_nothing_retained_to_wildcards_is_not_taken_for_one_that_loses_it(
+    protocol: str,
+) -> None:
+    state = Home(*(device(f"g{n}", "a") for n in range(3)))
+    with capture_logs() as logs:
+        async with scripted(Script(keeps=True)) as broker:
+            async with connected(broker.port, state, protocol=protocol) as sink:
+                await eventually(lambda: bool(topics_on(broker, "/session")))
+                while not named(logs, "mqtt.tree_not_read") and not named(logs, "mqtt.state_not_kept"):
+                    state.known["g2"] = msgspec.structs.replace(
+                        state.known["g2"], session=b"%d" % len(broker.published)
+                    )
+                    sink.refresh_devices(["g2"])  # so that messages come while it is read
+                    await asyncio.sleep(0.05)
+                assert "shows nothing that it keeps to wildcards" in str(sink.state_problem)
+            assert broker.kept["bace/bridge/state"] == b"offline"
+    assert not named(logs, "mqtt.state_not_kept")
 
 
 async def test_the_reading_is_unsubscribed_from_and_what_names_this_bridge_is_watched() -> None:

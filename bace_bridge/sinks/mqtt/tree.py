@@ -128,7 +128,7 @@ class Tree:
 
     @property
     def _may_not_read(self) -> str:
-        return f"it does not let the bridge read {self._topics.base}/#"
+        return f"it does not let the bridge read {self._topics.base}/#, or shows nothing that it keeps to wildcards"
 
     def _may_subscribe(self) -> bool:
         """False for a while after some connections have ended before the broker answered."""
@@ -216,7 +216,8 @@ class _Reading:
         if topic in self._own:
             self._of_bridge[topic] = bytes(message.payload)
         elif topic in self._of_devices:
-            self.shows_devices = True
+            # Some, such as RabbitMQ, keep messages and show none of them to a filter with wildcards.
+            self.shows_devices = self.shows_devices or message.retain
             # What comes while it is read was accepted just now.
             if not message.retain or message.payload == self._picture.acknowledged.get(topic):
                 self._kept.add(topic)

@@ -63,6 +63,8 @@ class Watch:
             await self._mirror.settle(again=[topic] if wrong else [])
             self._changed()
             await self._sleep(_ANSWER_EVERY)
+            if topic == self._topics.bridge_state:  # another bridge that leaves says the same of its devices, then
+                await self._mirror.settle(again=self._mirror.picture.online_devices)
 
     async def _is_wrong(self, topic: str) -> bool:
         """Subscribers have heard a wrong state, also where it is not kept; all else counts only as it is kept."""
