@@ -76,9 +76,11 @@ def test_most_fetches_of_an_active_session_read_the_present_and_what_is_to_be_se
     given = [state(one, settled=False) for one in hours(0, 1, 2)]
     known = replace(KNOWN, newest_point_at=HOUR.end + newest)
     assert likely_news(hours(0, 1, 2), known, states(*given), now=HOUR.end + after) == hours(*found)
-    unread = replace(known, reading=1)
-    assert likely_news(hours(0, 1, 2), unread, states(*given), now=HOUR.end + after) == hours(0, 1, 2)
-    assert likely_news(hours(0, 1, 2), known, {}, now=HOUR.end + after) == hours(0, 1, 2)
+    unread, up_to_the_present = replace(known, reading=1), hours(*range(found[-1] + 1))
+    assert likely_news(hours(0, 1, 2), unread, states(*given), now=HOUR.end + after) == up_to_the_present
+    assert likely_news(hours(0, 1, 2), known, {}, now=HOUR.end + after) == up_to_the_present
+    ahead = replace(started(HOUR.end + SPAN + 1.0), newest_point_at=None)
+    assert likely_news(hours(0, 1, 2), ahead, {}, now=HOUR.end + after) == hours(0, 1, 2)
 
 
 def test_every_fourth_round_reads_what_is_late_too() -> None:

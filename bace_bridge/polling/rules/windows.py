@@ -123,17 +123,15 @@ def windows_due(known: KnownSession, states: States, *, now: float, hours: Itera
 def likely_news(windows: Iterable[Window], known: KnownSession, states: States, *, now: float) -> list[Window]:
     """Those windows of an active session that were not read yet, are to be settled, or hold the present.
 
-    The present is now, and by the device's clock the time of its newest point.
+    The present is now, and by the device's clock the time of its newest point; what lies further ahead can wait.
     """
     newest = known.newest_point_at if known.newest_point_at is not None else now
-    first, last = min(now, newest) - OVER_FOR, max(now, newest) + AHEAD
+    first, last = min(now, newest) - OVER_FOR, max(now, newest, known.session.start) + AHEAD
     return [
         one
         for one in windows
-        if one not in states
-        or states[one].reading < known.reading
-        or one.end + SETTLING <= now
-        or (first < one.end and one.start <= last)
+        if one.start <= last
+        and (one not in states or states[one].reading < known.reading or one.end + SETTLING <= now or first < one.end)
     ]
 
 
