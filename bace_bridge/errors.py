@@ -164,5 +164,9 @@ class StoreNewer(StoreUnusable):
     """A newer version of bace-bridge wrote the file."""
 
 
+class StoreOlder(StoreUnusable):
+    """An older version wrote the file, and only the service may migrate it: it may be at that."""
+
+
 class StoreGone(StoreUnusable):
     """The file was moved or deleted under the running bridge: what is written now would be lost."""

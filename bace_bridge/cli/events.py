@@ -17,7 +17,7 @@ from bace_bridge.cli.options import config_option
 from bace_bridge.cli.stored import NoStoreYet, ensure_session, excerpt_of, is_wide, stored, unknown_session
 from bace_bridge.domain.events import EVENT_TYPES, LoggedEvent
 from bace_bridge.domain.routing import matches
-from bace_bridge.errors import StoreError, StoreUnusable
+from bace_bridge.errors import StoreError, StoreOlder, StoreUnusable
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.sqlite import SqliteFile
 
@@ -148,6 +148,8 @@ class _Following:
                 await self._watch(file, stop)
         except NoStoreYet as missing:
             self._tell(f"{missing.message}; waiting for it")
+        except StoreOlder as error:
+            self._tell(f"{error}; waiting for it")
         except StoreUnusable:
             raise
         except StoreError as error:

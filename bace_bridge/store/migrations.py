@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from bace_bridge.errors import StoreMissing, StoreNewer, StoreUnusable
+from bace_bridge.errors import StoreMissing, StoreNewer, StoreOlder
 
 log = structlog.get_logger()
 
@@ -52,13 +52,13 @@ def newer(path: Path, version: int) -> StoreNewer:
 def refuse_other(connection: sqlite3.Connection, path: Path) -> None:
     """Migrations belong to the service: what stands beside it takes the store as this very version left it.
 
-    Raises StoreMissing where nothing has been made in the file yet, or StoreUnusable.
+    Raises StoreMissing where nothing has been made in the file yet, StoreNewer or StoreOlder.
     """
     version = refuse_newer(connection, path)
     if not version:
         raise StoreMissing(f"no store at {path} yet")
     if version < newest():
-        raise StoreUnusable(
+        raise StoreOlder(
             f"{path} was written by an older bace-bridge (schema {version}, this one knows {newest()}): "
             "start this version's service once"
         )
