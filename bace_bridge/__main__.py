@@ -11,7 +11,7 @@ from click.exceptions import Exit  # noqa: E402  # after rich was shut out
 
 from bace_bridge.cli.exits import explain  # noqa: E402  # after rich was shut out
 from bace_bridge.cli.main import Invocation, cli  # noqa: E402  # after rich was shut out
-from bace_bridge.cli.stdout import guard_stdout  # noqa: E402  # after rich was shut out
+from bace_bridge.cli.streams import guard_stdout  # noqa: E402  # after rich was shut out
 
 del sys.modules["rich"]
 

@@ -9,10 +9,9 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar, cast
 
-from bace_bridge.domain.lanes import Attempt, Progress, Recorded
 from bace_bridge.errors import ConfigError, Mistake, SinkError
-from bace_bridge.polling.rules.changes import Changes
-from bace_bridge.polling.rules.seen import Page, SeenSession
+from bace_bridge.events.types import Attempt, Progress, Recorded
+from bace_bridge.polling.rules.changes import Changes, Page, SeenSession
 
 VARIABLE = "BACE_BRIDGE_FAILPOINT"
 

@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bace_bridge.domain.events import Event
+from bace_bridge.events.types import Event
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.journal import Journal

@@ -6,8 +6,8 @@ import sys
 import time
 
 from bace_bridge.simulator.cloud import SimulatedCloud
-from bace_bridge.simulator.downsample import Resolution
 from bace_bridge.simulator.quirks import Quirks
+from bace_bridge.simulator.samples import Resolution
 from bace_bridge.simulator.server import SimulatedServer
 
 POINTS = 20_000

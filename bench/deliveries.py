@@ -9,9 +9,8 @@ from pathlib import Path
 
 from bace_bridge.config.models import MqttConfig, WebhookConfig
 from bace_bridge.delivery.dispatcher import Dispatcher, Sink
-from bace_bridge.domain.events import Event
-from bace_bridge.domain.routing import Filter
-from bace_bridge.domain.state import DeviceState, KnownDevice
+from bace_bridge.events.state import DeviceState, KnownDevice
+from bace_bridge.events.types import Event, Filter
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from bace_bridge.sinks.webhook.sink import WebhookSink
 from bace_bridge.store.eventlog import EventLog

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from bace_bridge.domain.events import Event, event_id
+from bace_bridge.events.types import Event, event_id
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession, session_event
 from bace_bridge.store.eventlog import EventLog

@@ -32,8 +32,8 @@ WRITTEN_BY = "f8ef53d8e14e371b3456d93e28f8528e7d00f3f8"
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from bace_bridge.domain.events import Event
-from bace_bridge.domain.lanes import DeadLetter, FailedAttempt, Parked, Progress, letter_lane
+from bace_bridge.events.types import Event
+from bace_bridge.events.types import DeadLetter, FailedAttempt, Parked, Progress, letter_lane
 from bace_bridge.polling.rules.changes import Changes, WindowRead
 from bace_bridge.polling.rules.datapoints import EmittedPoint
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession

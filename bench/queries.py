@@ -16,16 +16,14 @@ from typing import Any
 import msgspec
 import structlog
 
-from bace_bridge.domain.events import Event
-from bace_bridge.domain.lanes import Claim, LaneRecord, Share
-from bace_bridge.domain.routing import Filter
+from bace_bridge.events.types import Claim, Event, Filter, LaneRecord, Share
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.store import lanes
 from bace_bridge.store.eventlog import EventLog
+from bace_bridge.store.facts import Schedules
 from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal
-from bace_bridge.store.schedules import Schedules
 from bace_bridge.store.sqlite import SqliteFile
 from bace_bridge.store.standing import Standing
 from tests.delivered import deliver, lanes_of

@@ -19,8 +19,8 @@ from collections import Counter
 from pathlib import Path
 
 from bace_bridge.simulator.cloud import SimulatedCloud
-from bace_bridge.simulator.downsample import Resolution
 from bace_bridge.simulator.quirks import Quirks
+from bace_bridge.simulator.samples import Resolution
 from bace_bridge.simulator.server import SimulatedServer
 from bench import machinery, processes
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec.structs import replace
 
-from bace_bridge.domain.lanes import DeadLetter, FailedAttempt, Lane, LaneRecord, Progress, Recorded
+from bace_bridge.events.types import DeadLetter, FailedAttempt, Lane, LaneRecord, Progress, Recorded
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.sqlite import SqliteFile
 

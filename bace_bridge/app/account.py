@@ -8,14 +8,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
-from bace_bridge.app.clocks import Clocks
-from bace_bridge.app.signals import Signal
+from bace_bridge.app.running import Clocks, Signal
 from bace_bridge.cloud.api import BaceCloud, csv_url
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp, TokenSource
 from bace_bridge.cloud.tokens import Ask, Credentials, FixedToken, Tokens, TokenStore
 from bace_bridge.config.models import CloudConfig, DatatypeConfig, WatchConfig
-from bace_bridge.domain.redaction import Redaction
 from bace_bridge.failpoints import Failpoint, Untouched
 from bace_bridge.polling.batch_fetch import BatchFetch
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
@@ -24,11 +22,12 @@ from bace_bridge.polling.list_poll import ListPoll
 from bace_bridge.polling.loops import SessionLoop
 from bace_bridge.polling.points import PointEndpoint
 from bace_bridge.polling.recording import SessionRecorder
+from bace_bridge.polling.rules.changes import Urgency
 from bace_bridge.polling.rules.datapoints import Datatype
-from bace_bridge.polling.rules.first_start import FirstStart
-from bace_bridge.polling.rules.seen import Urgency
+from bace_bridge.polling.rules.session_list import FirstStart
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.session_lists import PollSettings
+from bace_bridge.redaction import Redaction
 from bace_bridge.store.journal import Journal
 
 

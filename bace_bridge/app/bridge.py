@@ -8,27 +8,21 @@ from contextlib import AsyncExitStack
 import structlog
 
 from bace_bridge.app.account import Account, AccountBuilder, AccountConfig
-from bace_bridge.app.clocks import Clocks, ClockWatch, SteadyClock, bring_back
-from bace_bridge.app.devices import Devices
-from bace_bridge.app.installation import installation_name
 from bace_bridge.app.outlets import OutletBuilder, OutletConfig, outlet_config
 from bace_bridge.app.reloads import Reloads
-from bace_bridge.app.running import Running, task_group
-from bace_bridge.app.service import Service
-from bace_bridge.app.signals import Signals
-from bace_bridge.app.storage import Storage
+from bace_bridge.app.running import Clocks, ClockWatch, Running, Signals, SteadyClock, bring_back, task_group
+from bace_bridge.app.service import Service, long_start
+from bace_bridge.app.storage import Devices, Storage, installation_name
 from bace_bridge.config.models import Config, HttpConfig, MqttConfig, WebhookConfig
-from bace_bridge.config.secrecy import secrets_of
+from bace_bridge.config.values import secrets_of
 from bace_bridge.delivery.outlet import Outlet
-from bace_bridge.domain.redaction import Redaction
 from bace_bridge.failpoints import Failpoint, Untouched
 from bace_bridge.polling.rules.fetches import SLOWEST_FETCH
-from bace_bridge.status import Status
-from bace_bridge.store.facts import Facts
-from bace_bridge.store.schedules import Schedules
+from bace_bridge.redaction import Redaction
+from bace_bridge.status.server import HealthServer
+from bace_bridge.status.standing import Status
+from bace_bridge.store.facts import Facts, Schedules
 from bace_bridge.store.sqlite import SqliteFile
-from bace_bridge.systemd import long_start
-from bace_bridge.web.health import HealthServer
 
 log = structlog.get_logger()
 

@@ -1,11 +1,137 @@
-"""Parts that run side by side, and come and go while the others go on."""
+"""That something has happened, between parts that do not know each other."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
 from typing import Concatenate, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
 
+import structlog
+
+from bace_bridge.errors import StoreError, StoreUnusable
+
 P = ParamSpec("P")
+
+
+class Signal(Generic[P]):
+    """Made before those who send it and those who listen, and handed to both. Calling it sends it.
+
+    Listeners are called at once, in the order in which they came; they must neither block nor raise.
+    """
+
+    def __init__(self) -> None:
+        self._listeners: list[Callable[P, None]] = []
+
+    def listen(self, listener: Callable[P, None]) -> None:
+        self._listeners.append(listener)
+
+    def __call__(self, *given: P.args, **named: P.kwargs) -> None:
+        for listener in self._listeners:
+            listener(*given, **named)
+
+
+class Signals:
+    """What happens in a bridge."""
+
+    def __init__(self) -> None:
+        self.log_grew: Signal[[]] = Signal()
+        """There are new events, or somebody has moved lanes."""
+
+        self.list_polled: Signal[[]] = Signal()
+        """A poll of a session list has ended, well or not."""
+
+        self.devices_changed: Signal[[Collection[str] | None]] = Signal()
+        """The state of these devices may be another one now; None: of all of them."""
+
+        self.status_changed: Signal[[]] = Signal()
+        """The bridge's info or health may be another one now."""
+
+        self.clock_stepped: Signal[[float]] = Signal()
+        """The wall clock was set by so many seconds."""
+
+
+log = structlog.get_logger()
+
+SMALLEST_STEP = 1.0
+"""Seconds: NTP slews the clock by a few milliseconds a tick; what is less than this is followed in silence."""
+
+Seconds = Callable[[], float]
+
+
+class SteadyClock:
+    """Epoch seconds that go on evenly when the wall clock is set, until `follow` says by how much to move."""
+
+    def __init__(self, wall: Seconds = time.time, monotonic: Seconds = time.monotonic) -> None:
+        self._wall = wall
+        self._monotonic = monotonic
+        self._offset = wall() - monotonic()
+
+    def __call__(self) -> float:
+        return self._monotonic() + self._offset
+
+    @property
+    def behind(self) -> float:
+        """Seconds by which the wall clock was set forward since the last `follow`; negative: back."""
+        return self._wall() - self()
+
+    def follow(self, seconds: float) -> None:
+        self._offset += seconds
+
+
+class Clocks(NamedTuple):
+    """In seconds: what others compare with theirs, what schedules go by, and what waits are measured with."""
+
+    wall: Seconds
+    steady: SteadyClock
+    monotonic: Seconds
+
+
+class ClockWatch:
+    """Notices that the wall clock was set, and moves what is scheduled along with it.
+
+    Between the step and `look` every schedule goes on by the steady clock, so nothing fires early or waits for days.
+    `move_store` moves what is kept in the store, `stepped` what is in memory, by so many seconds.
+    """
+
+    def __init__(
+        self,
+        clock: SteadyClock,
+        *,
+        deciding: asyncio.Lock,
+        move_store: Callable[[float], Awaitable[None]],
+        stepped: Callable[[float], None],
+    ) -> None:
+        self._clock = clock
+        self._deciding = deciding
+        self._move_store = move_store
+        self._stepped = stepped
+
+    async def look(self) -> None:
+        if abs(self._clock.behind) < SMALLEST_STEP:
+            self._clock.follow(self._clock.behind)
+            return
+        async with self._deciding:
+            seconds = self._clock.behind
+            try:
+                await self._move_store(seconds)
+            except StoreUnusable:
+                raise
+            except StoreError as error:
+                log.debug("clock.step_not_recorded", reason=str(error))
+                return
+            self._clock.follow(seconds)
+            self._stepped(seconds)
+        log.warning("clock.stepped", seconds=round(seconds, 1), then="what is scheduled moves along")
+
+
+class Schedules(Protocol):
+    async def bound(self, *, now: float, furthest: float) -> int: ...
+
+
+async def bring_back(schedules: Schedules, *, now: float, furthest: float) -> None:
+    """At the start: the clock may have been set back while nothing ran. Raises StoreError."""
+    if sessions := await schedules.bound(now=now, furthest=furthest):
+        log.warning("clock.was_behind", sessions=sessions, then="what lay too far ahead is due now")
 
 
 class Part(Protocol):

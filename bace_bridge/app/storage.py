@@ -1,21 +1,103 @@
-"""The store as the parts see it."""
+"""The name of this installation: of a bridge with a store, on a machine."""
 
 import asyncio
-from collections.abc import Callable
+import hashlib
+import socket
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
+from typing import Protocol
 
-from bace_bridge.app.signals import Signals
+from bace_bridge.app.running import Signals
 from bace_bridge.cloud.api import csv_url
 from bace_bridge.config.models import Config
+from bace_bridge.events.state import DeviceState, KnownDevice
 from bace_bridge.failpoints import Failpoint, Untouched
 from bace_bridge.store.eventlog import EventLog
-from bace_bridge.store.facts import Facts
+from bace_bridge.store.facts import Facts, RetainedLedger, Schedules
 from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal
-from bace_bridge.store.ledger import RetainedLedger
-from bace_bridge.store.schedules import Schedules
 from bace_bridge.store.sqlite import SqliteFile
 from bace_bridge.store.standing import Standing
+
+_MACHINE = Path("/etc/machine-id")
+
+
+def installation_name(config: Config) -> str:
+    """Eight hex digits: the same for the same store's path, machine, host name and account.
+
+    So a store that was lost gets its name again, and finds its own retained topics; in a container as long as its host
+    name stays the same.
+    """
+    machine = ""
+    with suppress(OSError, UnicodeDecodeError):
+        machine = _MACHINE.read_text("utf-8").strip()
+    cloud = config.cloud
+    parts = (machine, socket.gethostname(), str(config.store.path.resolve()), cloud.username or cloud.client_id or "")
+    return hashlib.blake2b("\n".join(parts).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+
+
+class Views(Protocol):
+    async def devices(self, ids: Collection[str] | None, *, available: bool) -> list[DeviceState]: ...
+    async def known_devices(self, ids: Collection[str] | None) -> list[KnownDevice]: ...
+    async def stale(self) -> frozenset[str]: ...
+    async def oldest_view(self) -> float: ...
+
+
+class Account(Protocol):
+    @property
+    def view_is_current(self) -> bool: ...
+
+
+class Devices:
+    """Reads devices' states. `changed` is called with those that look different now (None: all of them).
+
+    What becomes different with an event is not its business; this is about what turns old.
+    """
+
+    def __init__(
+        self,
+        views: Views,
+        accounts: Iterable[Account],
+        *,
+        changed: Callable[[Collection[str] | None], None],
+    ) -> None:
+        self._views = views
+        self._accounts = accounts
+        self._changed = changed
+        self._stale: frozenset[str] = frozenset()
+        # Of the last poll: while an account begins anew by another configuration, it stays.
+        self._polls_go_well: bool | None = None
+        self.oldest_view = 0.0
+
+    async def states(self, ids: Collection[str] | None) -> list[DeviceState]:
+        """Of these devices; of all of them for None. Raises StoreError."""
+        return await self._views.devices(ids, available=self.is_current)
+
+    async def known(self, ids: Collection[str] | None) -> list[KnownDevice]:
+        """What is known of these devices; of all of them for None. Raises StoreError."""
+        return await self._views.known_devices(ids)
+
+    @property
+    def is_current(self) -> bool:
+        """True while the session list can be polled."""
+        return bool(self._polls_go_well)
+
+    def polled(self) -> None:
+        """A session list was polled: with the cloud or the store away no view is current any more."""
+        go_well = all(one.view_is_current for one in self._accounts)
+        if go_well != self._polls_go_well:
+            self._polls_go_well = go_well
+            self._changed(None)
+
+    async def look(self) -> None:
+        """A device becomes unavailable by nothing but time. Raises StoreError."""
+        self.oldest_view = await self._views.oldest_view()
+        stale = await self._views.stale()
+        if turned := stale ^ self._stale:
+            self._stale = stale
+            self._changed(turned)
 
 
 class Storage:

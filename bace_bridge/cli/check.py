@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from bace_bridge.cli.options import config_option
+from bace_bridge.cli.exits import config_option
 from bace_bridge.cli.stored import store_cautions
 from bace_bridge.config.cautions import warnings
 from bace_bridge.config.load import load
 from bace_bridge.config.models import Config, MqttConfig, WatchConfig, WebhookConfig
 from bace_bridge.config.values import format_duration
-from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import ConfigError
+from bace_bridge.formats import iso_utc
 
 
 @click.command()

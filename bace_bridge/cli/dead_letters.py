@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from bace_bridge.cli.options import config_option
+from bace_bridge.cli.exits import config_option
 from bace_bridge.cli.stored import (
     ensure_session,
     ensure_sink,
@@ -18,8 +18,8 @@ from bace_bridge.cli.stored import (
     stored,
     when_it_happens,
 )
-from bace_bridge.domain.lanes import FailedAttempt
-from bace_bridge.domain.timestamps import iso_utc
+from bace_bridge.events.types import FailedAttempt
+from bace_bridge.formats import iso_utc
 from bace_bridge.store.deadletters import DeadLetters, StoredDelivery, Which
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.sqlite import SqliteFile
@@ -153,7 +153,7 @@ def _print_table(found: Sequence[StoredDelivery], *, parked: bool) -> None:
     if not found:
         click.echo("Nothing waits for another attempt." if parked else "No dead letters.")
         return
-    from bace_bridge.cli.tables import Text, console_of_stdout, new_table, print_table  # noqa: PLC0415  # slow
+    from bace_bridge.cli.stored import Text, console_of_stdout, new_table, print_table  # noqa: PLC0415  # slow
 
     console = console_of_stdout()
     table = new_table()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 import click
 
-from bace_bridge.simulator.durations import seconds
+from bace_bridge.simulator.facts import seconds
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -81,8 +81,8 @@ def _stop_at_signals(stop: asyncio.Event) -> None:
 
 async def _perform(screen: "_Screen", stop: asyncio.Event) -> None:
     from bace_bridge import logs  # noqa: PLC0415
-    from bace_bridge.config.secrecy import secrets_of  # noqa: PLC0415
-    from bace_bridge.demo.ports import DemoFailed  # noqa: PLC0415
+    from bace_bridge.config.values import secrets_of  # noqa: PLC0415
+    from bace_bridge.demo.outside import DemoFailed  # noqa: PLC0415
     from bace_bridge.demo.stage import staged  # noqa: PLC0415
 
     try:
@@ -121,7 +121,7 @@ class _Lines:
 
     def __init__(self) -> None:
         from bace_bridge.demo.board import Board  # noqa: PLC0415
-        from bace_bridge.demo.lines import Lines  # noqa: PLC0415
+        from bace_bridge.demo.view import Lines  # noqa: PLC0415
 
         self._lines = Lines(click.echo)
         self.board = Board(on_new=self._lines.add)

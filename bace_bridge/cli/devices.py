@@ -11,19 +11,18 @@ from msgspec.structs import replace
 
 from bace_bridge import logs, lookups
 from bace_bridge.app.account import cloud_http
-from bace_bridge.cli.options import config_option
+from bace_bridge.cli.exits import config_option
 from bace_bridge.cli.stored import NoStoreYet, excerpt_of, local_time, printable, stored
 from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.config.load import load
 from bace_bridge.config.models import Config
-from bace_bridge.config.secrecy import secrets_of
-from bace_bridge.domain.redaction import Redaction
-from bace_bridge.domain.state import KnownDevice
-from bace_bridge.domain.timestamps import iso_utc
-from bace_bridge.domain.tokens import Token
+from bace_bridge.config.values import secrets_of
 from bace_bridge.errors import CloudError, CloudRefused
+from bace_bridge.events.state import KnownDevice, Token
+from bace_bridge.formats import iso_utc
 from bace_bridge.polling.devices import ListedDevices, listed_devices
-from bace_bridge.polling.rules.selection import is_selected, unmatched
+from bace_bridge.polling.rules.session_list import is_selected, unmatched
+from bace_bridge.redaction import Redaction
 from bace_bridge.store.facts import Facts
 from bace_bridge.store.standing import Standing
 
@@ -135,7 +134,7 @@ def _print_table(rows: Sequence[_Row], found: Sequence[KnownDevice]) -> None:
     if not rows:
         click.echo("No devices.")
         return
-    from bace_bridge.cli.tables import Text, console_of_stdout, new_table, print_table  # noqa: PLC0415  # slow
+    from bace_bridge.cli.stored import Text, console_of_stdout, new_table, print_table  # noqa: PLC0415  # slow
 
     console = console_of_stdout()
     table = new_table()

@@ -1,4 +1,4 @@
-"""Which exit code and which words a command ends with when it could not do its work."""
+"""Options that several commands share."""
 
 import os
 import select
@@ -12,6 +12,18 @@ import structlog
 
 from bace_bridge import logs
 from bace_bridge.errors import BridgeError, ConfigError, StoreLocked
+
+config_option = click.option(
+    "-c",
+    "--config",
+    "config",
+    default="bridge.yaml",
+    show_default=True,
+    envvar="BACE_BRIDGE_CONFIG",
+    type=click.Path(path_type=Path),
+    help="The configuration file (or BACE_BRIDGE_CONFIG).",
+)
+
 
 INTERNAL_ERROR = 70
 STORE_LOCKED = 75

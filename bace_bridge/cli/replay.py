@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bace_bridge.cli.options import config_option
+from bace_bridge.cli.exits import config_option
 from bace_bridge.cli.stored import ensure_sink, excerpt_of, refuse_disabled, stored, unknown_session, when_it_happens
 from bace_bridge.config.values import StartFrom, parse_start_from
 from bace_bridge.store.eventlog import EventLog

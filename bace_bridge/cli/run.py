@@ -17,14 +17,14 @@ import structlog
 from bace_bridge import logs, lookups
 from bace_bridge.app.bridge import Bridge
 from bace_bridge.app.running import task_group
-from bace_bridge.cli.options import config_option
-from bace_bridge.cli.stderr import unblock_stderr
+from bace_bridge.app.service import notify, watchdog_interval
+from bace_bridge.cli.exits import config_option
+from bace_bridge.cli.streams import unblock_stderr
 from bace_bridge.config.load import load
 from bace_bridge.config.models import Config
-from bace_bridge.config.secrecy import secrets_of
+from bace_bridge.config.values import secrets_of
 from bace_bridge.errors import BridgeError, ConfigError
 from bace_bridge.failpoints import Failpoint, asked_for
-from bace_bridge.systemd import notify, watchdog_interval
 
 log = structlog.get_logger()
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import click
 import msgspec
 
-from bace_bridge.cli.options import config_option
+from bace_bridge.cli.exits import config_option
 from bace_bridge.cli.stored import ROOM_FOR_IDS, excerpt_of, local_time, printable, stored
 from bace_bridge.cloud.api import csv_url
-from bace_bridge.config.excerpt import Excerpt
+from bace_bridge.config.load import Excerpt
 from bace_bridge.config.values import format_duration
 from bace_bridge.errors import ConfigError
 from bace_bridge.polling.rules.sessions import DeviceView, KnownSession, view
@@ -85,7 +85,7 @@ def _print_table(known: Sequence[KnownSession], cloud: str | None) -> None:
     if not known:
         click.echo("No data sessions.")
         return
-    from bace_bridge.cli.tables import Text, console_of_stdout, new_table, print_table  # noqa: PLC0415  # slow
+    from bace_bridge.cli.stored import Text, console_of_stdout, new_table, print_table  # noqa: PLC0415  # slow
 
     console = console_of_stdout()
     wide, narrow = console.width >= ROOM_FOR_IDS, console.width < _ROOM_FOR_DEVICES

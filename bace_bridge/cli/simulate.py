@@ -8,8 +8,7 @@ from pathlib import Path
 import click
 
 from bace_bridge.simulator.cloud import SimulatedCloud
-from bace_bridge.simulator.durations import seconds
-from bace_bridge.simulator.facts import Credentials
+from bace_bridge.simulator.facts import Credentials, seconds
 from bace_bridge.simulator.player import play
 from bace_bridge.simulator.quirks import Quirks, describe
 from bace_bridge.simulator.scenario import Scenario, ScenarioError, bundled, bundled_names, load

@@ -9,8 +9,8 @@ from bace_bridge.cloud.replies import (
     parse_sessions,
 )
 from bace_bridge.errors import UnexpectedReply
+from bace_bridge.polling.rules.changes import Page, SeenSession, Urgency
 from bace_bridge.polling.rules.datapoints import Datapoint
-from bace_bridge.polling.rules.seen import Page, SeenSession, Urgency
 
 SESSIONS = "/api/v2/data-session"
 ONE_SESSION = "/api/v2/data-session/view"

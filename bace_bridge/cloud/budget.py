@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from bace_bridge.polling.rules.seen import Urgency
+from bace_bridge.polling.rules.changes import Urgency
 
 TURNS = {Urgency.SESSIONS: 4, Urgency.BACKLOG: 10}
 """While live datapoints wait the session list has one turn of so many, and while anything waits the backlog has.

@@ -12,20 +12,12 @@ import structlog
 from yarl import URL
 
 from bace_bridge.cloud.budget import RequestBudget
-from bace_bridge.cloud.failures import (
-    LARGEST_HEADER,
-    Unauthorized,
-    of_answer,
-    of_exception,
-    of_token_answer,
-)
-from bace_bridge.cloud.token_reply import TokenReply, parse_token
-from bace_bridge.cloud.tokens import Ask
-from bace_bridge.domain.redaction import Redaction
-from bace_bridge.domain.retry import backoff
-from bace_bridge.domain.retry_after import RateLimit, http_date, rate_limit
+from bace_bridge.cloud.failures import LARGEST_HEADER, Unauthorized, of_answer, of_exception, of_token_answer
+from bace_bridge.cloud.tokens import Ask, TokenReply, parse_token
 from bace_bridge.errors import CloudError, CloudRefused, CloudRequestTooLarge, CloudUnavailable, UnexpectedReply
-from bace_bridge.polling.rules.seen import Urgency
+from bace_bridge.polling.rules.changes import Urgency
+from bace_bridge.redaction import Redaction
+from bace_bridge.retry import RateLimit, backoff, http_date, rate_limit
 
 log = structlog.get_logger()
 

@@ -5,10 +5,10 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from bace_bridge.cloud.problems import instead_of_json
-from bace_bridge.domain.foreign_json import decoded_leniently
+from bace_bridge.cloud.failures import instead_of_json
 from bace_bridge.errors import UnexpectedReply
-from bace_bridge.polling.rules.seen import Page
+from bace_bridge.formats import decoded_leniently
+from bace_bridge.polling.rules.changes import Page
 
 T = TypeVar("T")
 Row = TypeVar("Row")

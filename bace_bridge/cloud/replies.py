@@ -11,13 +11,12 @@ from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
+from bace_bridge.cloud.failures import instead_of_json
 from bace_bridge.cloud.pages import LARGEST, figure, parse_page
-from bace_bridge.cloud.problems import instead_of_json
-from bace_bridge.domain.foreign_json import decoded_leniently
-from bace_bridge.domain.timestamps import EARLIEST, LATEST
 from bace_bridge.errors import UnexpectedReply
+from bace_bridge.formats import EARLIEST, LATEST, decoded_leniently
+from bace_bridge.polling.rules.changes import LostRow, Page, SeenSession
 from bace_bridge.polling.rules.datapoints import Datapoint
-from bace_bridge.polling.rules.seen import LostRow, Page, SeenSession
 from bace_bridge.polling.rules.sessions import DataSession
 
 MOST_SAMPLES = 2**40

@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from bace_bridge.config.models import Config, MqttConfig, TlsConfig, WebhookConfig
-from bace_bridge.config.places import is_loopback, is_private, split_url
-from bace_bridge.config.sinks import has_no_effect_yet
+from bace_bridge.config.sections import has_no_effect_yet, is_loopback, is_private, split_url
 
 _GROUP_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 

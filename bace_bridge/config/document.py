@@ -1,16 +1,120 @@
-"""Reading YAML: plain values, and every mistake of its form with its place."""
+"""Where in the configuration something is."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
+from pydantic import BaseModel
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from bace_bridge.config.paths import Place, spell
 from bace_bridge.config.text import PIPE_PATIENCE, TextProblem, half_character, read_text
 from bace_bridge.errors import ConfigError, Mistake
+
+Place = tuple[str | int, ...]
+
+
+def spell(place: Place) -> str:
+    """`("webhooks", 0, "url")` as `webhooks[0].url`; a datatype's number is a key, not an index."""
+    spelled = ""
+    for step in place:
+        if isinstance(step, int) and spelled != "datatypes":
+            spelled += f"[{step}]"
+        else:
+            spelled += f".{step}" if spelled else str(step)
+    return spelled
+
+
+def is_within(path: str, outer: str) -> bool:
+    return path == outer or path.startswith((f"{outer}.", f"{outer}["))
+
+
+def section_model(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, once or many times."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for inner in get_args(annotation) if (model := section_model(inner))), None)
+
+
+def model_at(model: type[BaseModel], place: Place) -> type[BaseModel]:
+    """The section that `place` is in or names."""
+    for step in place:
+        field = model.model_fields.get(step) if isinstance(step, str) else None
+        inner = section_model(field.annotation) if field else None
+        model = inner or model
+    return model
+
+
+def as_written(place: Place, raw: Any) -> Place:
+    """`place`, but no deeper than `raw` goes: a single secret in the place of a list has no index."""
+    for depth, step in enumerate(place):
+        if not isinstance(raw, dict | list):
+            return place[:depth]
+        if isinstance(raw, dict):
+            raw = raw.get(step)
+        elif isinstance(step, int) and step < len(raw):
+            raw = raw[step]
+    return place
+
+
+_VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}|\$\{")
+_UNCLOSED = re.compile(r"\$\$\{|\$\{()()")
+"""Behind the last brace: the other one would search for a brace from each `${A:-` on."""
+
+
+def substitute(value: Any, env: Mapping[str, str], place: Place = ()) -> tuple[Any, list[Mistake]]:
+    """A copy of `value` with the variables put in; `$${` stands for a plain `${`.
+
+    What is put in is not read again. Where a variable is not set, the string stays as it is.
+    """
+    if isinstance(value, str):
+        return _substitute_text(value, env, spell(place))
+    mistakes: list[Mistake] = []
+    if isinstance(value, dict):
+        copy: Any = {}
+        for key, item in value.items():
+            copy[key], found = substitute(item, env, (*place, key if isinstance(key, int) else str(key)))
+            mistakes += found
+        return copy, mistakes
+    if isinstance(value, list):
+        copy = []
+        for index, item in enumerate(value):
+            done, found = substitute(item, env, (*place, index))
+            copy.append(done)
+            mistakes += found
+        return copy, mistakes
+    return value, mistakes
+
+
+def _substitute_text(text: str, env: Mapping[str, str], path: str) -> tuple[str, list[Mistake]]:
+    mistakes: dict[str, Mistake] = {}
+
+    def wrong(found: re.Match[str], problem: str, hint: str = "") -> str:
+        mistakes.setdefault(problem, Mistake(path, problem, hint))
+        return found.group()
+
+    def put_in(found: re.Match[str]) -> str:
+        name, default = found.group(1), found.group(2)
+        if found.group() == "$${":
+            return "${"
+        if not name:
+            return wrong(found, "holds ${ without a variable", "write ${NAME}, or $${ for a plain ${")
+        # A file of variables may have the line ends of Windows, and a secret of Kubernetes one at its end.
+        value = None if name not in env else env[name].removeprefix("\ufeff").rstrip("\r\n")
+        if value is not None and half_character(value):
+            return wrong(found, f"the environment variable {name} is not UTF-8 text")
+        if default is not None:
+            return value or default
+        if value is None:
+            hint = f"set it, or write ${{{name}:-default}}"
+            return wrong(found, f"the environment variable {name} is not set", hint)
+        return value
+
+    closed = text.rfind("}") + 1
+    done = _VARIABLE.sub(put_in, text[:closed]) + _UNCLOSED.sub(put_in, text[closed:])
+    return (text, list(mistakes.values())) if mistakes else (done, [])
+
 
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
 _MOST_BYTES = 2**20

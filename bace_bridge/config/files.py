@@ -7,12 +7,12 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bace_bridge.config.mqtt import TlsConfig
-from bace_bridge.config.paths import Place, section_model, spell
+from bace_bridge.config.document import Place, section_model, spell
 from bace_bridge.config.text import TextProblem, filled_lines, read_text
-from bace_bridge.config.tls import tls_problems
 from bace_bridge.config.values import FromFile
 from bace_bridge.errors import Mistake
+from bace_bridge.sinks.mqtt.config import TlsConfig
+from bace_bridge.sinks.mqtt.tls import tls_problems
 
 _MOST_OF_A_SECRET = 64 * 2**10
 _TLS_FILES = ("ca_file", "cert_file", "key_file")

@@ -1,20 +1,168 @@
-"""From the YAML file to a Config, or to every mistake in it at once."""
+"""Pydantic's findings in words for people. The value itself is never shown: it may be a secret."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-from bace_bridge.config.document import read_document
-from bace_bridge.config.files import inline_files
+from bace_bridge.config.document import (
+    Place,
+    as_written,
+    is_within,
+    model_at,
+    read_document,
+    section_model,
+    spell,
+    substitute,
+)
+from bace_bridge.config.files import inline_files, is_from_file
 from bace_bridge.config.models import Config
-from bace_bridge.config.paths import is_within
-from bace_bridge.config.rules import mistakes_between
 from bace_bridge.config.text import PIPE_PATIENCE
-from bace_bridge.config.variables import substitute
-from bace_bridge.config.wording import in_words
+from bace_bridge.config.values import FormerNames, closest
 from bace_bridge.errors import ConfigError, Mistake
+from bace_bridge.sinks.mqtt.config import MqttConfig
+
+_WHOLE_NUMBER = ("must be a whole number", "")
+_NUMBER = ("must be a number", "")
+_BOOLEAN = ("must be true or false", "")
+_LIST = ("must be a list", "begin each entry with - on a line of its own, or write [one, two]")
+_SECTION = ("must be a section with keys of its own", "")
+_WORDS = {
+    "missing": ("is missing", ""),
+    "string_type": ("must be text", "put it in quotes"),
+    "bool_type": _BOOLEAN,
+    "bool_parsing": _BOOLEAN,
+    "int_type": _WHOLE_NUMBER,
+    "int_parsing": _WHOLE_NUMBER,
+    "int_parsing_size": _WHOLE_NUMBER,
+    "int_from_float": _WHOLE_NUMBER,
+    "float_type": _NUMBER,
+    "float_parsing": _NUMBER,
+    "finite_number": ("must be a number, neither .inf nor .nan", ""),
+    "greater_than_equal": ("must be at least {ge:g}", ""),
+    "less_than_equal": ("must be at most {le}", ""),
+    "literal_error": ("must be {expected}", ""),
+    "tuple_type": _LIST,
+    "list_type": _LIST,
+    "model_type": _SECTION,
+    "model_attributes_type": _SECTION,
+    "dict_type": _SECTION,
+    "path_type": ("must be the path of a file", ""),
+    "invalid_key": ("has a key that is not text", "put the key in quotes"),
+}
+
+
+def in_words(error: ErrorDetails, model: type[BaseModel], raw: object) -> Mistake:
+    """What is wrong with `raw`, which `model` refused."""
+    place = as_written(tuple(step for step in error["loc"] if step != "[key]"), raw)
+    if error["type"] == "extra_forbidden":
+        return _unknown_key(place, model_at(model, place[:-1]))
+    context = error.get("ctx", {})
+    if error["type"] == "mistake":
+        return Mistake(spell(place), context["problem"], context["hint"])
+    problem, hint = _WORDS.get(error["type"], ("is not valid here", ""))
+    return Mistake(spell(place), problem.format(**context), hint)
+
+
+def _unknown_key(place: Place, section: type[BaseModel]) -> Mistake:
+    known = [*section.model_fields]
+    known += [f"{key}_file" for key, info in section.model_fields.items() if is_from_file(info)]
+    written, now_called = str(place[-1]), _former_names(section)
+    if written in now_called:
+        return Mistake(spell(place), f"is now called {now_called[written]}")
+    close = closest(written, [*known, *now_called])
+    hint = f"did you mean {now_called.get(close, close)}?" if close else f"known here: {', '.join(sorted(known))}"
+    return Mistake(spell(place), "is not a key that bace-bridge knows", hint)
+
+
+def _former_names(section: type[BaseModel]) -> dict[str, str]:
+    """Each former name of a key, with the name that the key has now."""
+    return {
+        former: key
+        for key, info in section.model_fields.items()
+        for mark in info.metadata
+        if isinstance(mark, FormerNames)
+        for former in mark.names
+    }
+
+
+_LOGIN = ("client_id", "client_secret", "username", "password")
+
+
+def mistakes_between(raw: dict[Any, Any]) -> list[Mistake]:
+    sinks = [*_entries(raw, "mqtt"), *_entries(raw, "webhooks")]
+    brokers = _entries(raw, "mqtt")
+    return [*_login(raw.get("cloud")), *_names(sinks), *_mqtt_logins(brokers), *_brokers(brokers)]
+
+
+def _entries(raw: dict[Any, Any], section: str) -> list[tuple[str, dict[Any, Any]]]:
+    entries = raw.get(section)
+    if not isinstance(entries, list):
+        return []
+    return [(f"{section}[{index}]", entry) for index, entry in enumerate(entries) if isinstance(entry, dict)]
+
+
+def _login(cloud: Any) -> Iterator[Mistake]:
+    if not isinstance(cloud, dict):
+        return
+    given = [key for key in _LOGIN if cloud.get(key) is not None]
+    missing = [key for key in _LOGIN if key not in given]
+    if cloud.get("access_token") is not None:
+        if given:
+            hint = "keep either the access token or the login"
+            yield Mistake("cloud.access_token", f"is given besides {', '.join(given)}", hint)
+    elif missing:
+        hint = "or give access_token instead of client_id, client_secret, username and password"
+        yield Mistake("cloud", f"lacks {', '.join(missing)}", hint)
+
+
+def _names(sinks: list[tuple[str, dict[Any, Any]]]) -> Iterator[Mistake]:
+    first: dict[str, str] = {}
+    for path, sink in sinks:
+        name = sink.get("name")
+        if not isinstance(name, str):
+            continue
+        if name in first:
+            hint = "what a sink has got so far is kept under its name, so no two may share one"
+            yield Mistake(f"{path}.name", f"{name!r} is the name of {first[name]} as well", hint)
+        first.setdefault(name, path)
+
+
+def _mqtt_logins(brokers: list[tuple[str, dict[Any, Any]]]) -> Iterator[Mistake]:
+    for path, sink in brokers:
+        if sink.get("password") is not None and sink.get("username") is None:
+            yield Mistake(f"{path}.username", "is missing, while a password is given")
+        tls = sink.get("tls")
+        if isinstance(tls, dict) and tls.get("key_file") is not None and tls.get("cert_file") is None:
+            yield Mistake(f"{path}.tls.cert_file", "is missing, while key_file is given")
+
+
+def _brokers(brokers: list[tuple[str, dict[Any, Any]]]) -> Iterator[Mistake]:
+    """Sinks on the same topics would undo each other's state; with one client id, throw each other out."""
+    first: dict[tuple[object, ...], str] = {}
+    for path, sink in brokers:
+        address = _address(sink.get("url"))
+        if address is None:
+            continue
+        for key, value in (
+            ("base_topic", sink.get("base_topic") or "bace"),
+            ("client_id", sink.get("client_id")),
+        ):
+            if not isinstance(value, str):
+                continue
+            other = first.setdefault((*address, key, value), path)
+            if other != path:
+                yield Mistake(f"{path}.{key}", f"{other} has the same {key} at the same broker", "choose another")
+
+
+def _address(url: Any) -> tuple[str, int] | None:
+    try:
+        sink = MqttConfig(name="any", url=url)
+    except ValidationError:
+        return None
+    return sink.host, sink.port
 
 
 def load(path: Path, env: Mapping[str, str], *, patience: float | None = PIPE_PATIENCE) -> Config:
@@ -58,3 +206,58 @@ def _renamed(path: str, renamed: Mapping[str, str]) -> str:
         if is_within(path, value_path):
             return file_path + path.removeprefix(value_path)
     return path
+
+
+_SINKS = ("mqtt", "webhooks")
+
+
+class Excerpt:
+    """Raises ConfigError where the file cannot be read, or is no YAML."""
+
+    def __init__(self, path: Path, env: Mapping[str, str]) -> None:
+        self._document, self._twice = read_document(path)
+        self._env = env
+
+    def config(self, *keys: str) -> Config:
+        """The configuration as if there were only these keys, such as `store.url`; the others have their defaults.
+
+        Raises:
+            ConfigError: One of them is wrong, or a key is unknown that may be one of them misspelt: a section, or one
+                in their sections.
+        """
+        raw, mistakes = substitute(self._only(keys), self._env)
+        mistakes += [one for one in self._twice if any(is_within(key, one.path) for key in keys)]
+        causes = [one.path for one in mistakes]
+        config, invalid = validate(raw)
+        mistakes += [one for one in invalid if not any(is_within(one.path, cause) for cause in causes)]
+        if mistakes or config is None:
+            raise ConfigError(mistakes)
+        return config
+
+    def sinks(self) -> list[str]:
+        """The names of the brokers and webhooks, as far as they can be read."""
+        return [name for section in _SINKS for name in self._names(self._document.get(section))]
+
+    def _names(self, entries: Any) -> Iterator[str]:
+        for entry in entries if isinstance(entries, list) else ():
+            name, mistakes = substitute(entry.get("name") if isinstance(entry, dict) else None, self._env)
+            if isinstance(name, str) and not mistakes:
+                yield name
+
+    def _only(self, keys: Collection[str]) -> dict[Any, Any]:
+        raw: dict[Any, Any] = {"cloud": {}}  # the only section that must be there
+        for section, value in self._document.items():
+            field = Config.model_fields.get(section) if isinstance(section, str) else None
+            wanted = {key.partition(".")[2] for key in keys if key.startswith(f"{section}.")}
+            model = field and section_model(field.annotation)
+            if model is None:
+                raw[section] = value
+            elif wanted and isinstance(value, dict):
+                raw[section] = {key: one for key, one in value.items() if key in wanted or not _is_known(key, model)}
+            elif wanted and value is not None:
+                raw[section] = value
+        return raw
+
+
+def _is_known(key: Any, model: type[BaseModel]) -> bool:
+    return isinstance(key, str) and {key, key.removesuffix("_file")} & model.model_fields.keys() != set()

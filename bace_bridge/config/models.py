@@ -5,9 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator
 
-from bace_bridge.config.mqtt import HomeAssistantConfig, MqttConfig, TlsConfig
-from bace_bridge.config.places import cloud_url, listen_address, store_path, store_url
-from bace_bridge.config.section import Section
+from bace_bridge.config.sections import Section, cloud_url, listen_address, store_path, store_url
 from bace_bridge.config.values import (
     Duration,
     FormerNames,
@@ -20,8 +18,9 @@ from bace_bridge.config.values import (
     format_size,
     mistake,
 )
-from bace_bridge.config.webhook import WebhookConfig
-from bace_bridge.domain.tokens import is_sendable
+from bace_bridge.events.state import is_sendable
+from bace_bridge.sinks.mqtt.config import HomeAssistantConfig, MqttConfig, TlsConfig
+from bace_bridge.sinks.webhook.config import WebhookConfig
 
 __all__ = [
     "CloudConfig",

@@ -9,22 +9,9 @@ from typing import Protocol
 
 import structlog
 
-from bace_bridge.domain import retry
-from bace_bridge.domain.dead_letters import dead_letter_event, is_reported
-from bace_bridge.domain.events import Event
-from bace_bridge.domain.lanes import (
-    Attempt,
-    Claim,
-    Claimed,
-    DeadLetter,
-    FailedAttempt,
-    LaneRecord,
-    Progress,
-    Recorded,
-    session_lane,
-)
-from bace_bridge.domain.outbox import Outbox
-from bace_bridge.domain.routing import Filter
+from bace_bridge import retry
+from bace_bridge.delivery.rules.outbox import Outbox
+from bace_bridge.delivery.rules.outcomes import dead_letter_event, is_reported
 from bace_bridge.errors import (
     DeliveryFailed,
     DeliveryRejected,
@@ -33,6 +20,19 @@ from bace_bridge.errors import (
     SinkUnavailable,
     StoreError,
     StoreUnusable,
+)
+from bace_bridge.events.types import (
+    Attempt,
+    Claim,
+    Claimed,
+    DeadLetter,
+    Event,
+    FailedAttempt,
+    Filter,
+    LaneRecord,
+    Progress,
+    Recorded,
+    session_lane,
 )
 
 log = structlog.get_logger()

@@ -16,17 +16,21 @@ import msgspec
 from bace_bridge.app.bridge import Bridge
 from bace_bridge.config.load import load
 from bace_bridge.config.models import Config
-from bace_bridge.demo.arrivals import BASE_TOPIC
-from bace_bridge.demo.board import Board
-from bace_bridge.demo.broker import embedded_broker
-from bace_bridge.demo.ports import HOST, DemoFailed, any_port, ports_to_try
-from bace_bridge.demo.receiver import webhook_receiver
-from bace_bridge.demo.subscriber import subscribed
+from bace_bridge.demo.board import BASE_TOPIC, Board
+from bace_bridge.demo.outside import (
+    HOST,
+    DemoFailed,
+    any_port,
+    embedded_broker,
+    ports_to_try,
+    subscribed,
+    webhook_receiver,
+)
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.player import play
+from bace_bridge.simulator.samples import SIGNALS
 from bace_bridge.simulator.scenario import History, bundled
 from bace_bridge.simulator.server import SimulatedServer
-from bace_bridge.simulator.signals import SIGNALS
 
 _SPEED = 1.5
 """How much faster than written the scenario is played: its first session is ingested 6 s after the start."""

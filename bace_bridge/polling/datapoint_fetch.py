@@ -13,11 +13,10 @@ from bace_bridge.errors import CloudError, CloudRefused, CloudUnavailable
 from bace_bridge.polling.needs import PointCloud, PointJournal
 from bace_bridge.polling.points import PointEndpoint, PointReader, PointsForbidden, TooMuch
 from bace_bridge.polling.reading import MOST_NARROWING, Unreadable
-from bace_bridge.polling.rules.changes import Changes
+from bace_bridge.polling.rules.changes import Changes, Urgency
 from bace_bridge.polling.rules.datapoints import Datapoint, Datatype
 from bace_bridge.polling.rules.fetches import MOST_FAILURES, Outcome, absorb, conclude, judge, left_out, split
 from bace_bridge.polling.rules.followed import own_group
-from bace_bridge.polling.rules.seen import Urgency
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import (
     DAY,

@@ -12,8 +12,7 @@ from bace_bridge.errors import CloudError, StoreError, StoreUnusable
 from bace_bridge.polling.loops import LONGEST_REST, Pause, pause_after, pause_until
 from bace_bridge.polling.needs import PointJournal
 from bace_bridge.polling.rules.batches import Batch, Plan
-from bace_bridge.polling.rules.outages import FAILURES_TO_REPORT
-from bace_bridge.polling.rules.seen import Urgency
+from bace_bridge.polling.rules.changes import FAILURES_TO_REPORT, Urgency
 from bace_bridge.polling.rules.sessions import END_PATIENCE, KnownSession
 
 log = structlog.get_logger()

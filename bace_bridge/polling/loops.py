@@ -6,12 +6,11 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 import structlog
 
-from bace_bridge.domain.events import Event
-from bace_bridge.domain.retry import backoff
 from bace_bridge.errors import CloudError, CloudLoginFailed, CloudRefused, CloudUnavailable, StoreError, StoreUnusable
+from bace_bridge.events.types import Event
 from bace_bridge.polling.needs import SessionJournal
-from bace_bridge.polling.rules.changes import Changes
-from bace_bridge.polling.rules.outages import CloudOutage, Kind, after_failure, after_success
+from bace_bridge.polling.rules.changes import Changes, CloudOutage, Kind, after_failure, after_success
+from bace_bridge.retry import backoff
 
 log = structlog.get_logger()
 

@@ -3,10 +3,8 @@
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from bace_bridge.polling.rules.changes import Changes, PollState
+from bace_bridge.polling.rules.changes import Changes, CloudOutage, Page, PollState, SeenSession, Urgency
 from bace_bridge.polling.rules.datapoints import Datapoint, Emitted
-from bace_bridge.polling.rules.outages import CloudOutage
-from bace_bridge.polling.rules.seen import Page, SeenSession, Urgency
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
 

@@ -17,13 +17,12 @@ from bace_bridge.errors import (
 )
 from bace_bridge.polling.needs import PointCloud
 from bace_bridge.polling.reading import BREAKS, PagesBroken, Reader, Unreadable, pages
-from bace_bridge.polling.rules.batch_size import FAILURE_COUNTS_FOR, BatchSize
+from bace_bridge.polling.rules.batches import FAILURE_COUNTS_FOR, BatchSize
+from bace_bridge.polling.rules.changes import Page, PointsRead, Urgency
 from bace_bridge.polling.rules.datapoints import Datapoint, are_raw, is_sample, samples_per_hour
 from bace_bridge.polling.rules.point_pages import PointQuery, as_set, fit_together, shown_by_day, within
-from bace_bridge.polling.rules.ranges import LATEST_FILTER, NOBODY
-from bace_bridge.polling.rules.seen import Page, PointsRead, Urgency
 from bace_bridge.polling.rules.sessions import DataSession
-from bace_bridge.polling.rules.windows import EARLIEST_WINDOW, FINEST_SPAN, SPAN, Window
+from bace_bridge.polling.rules.windows import EARLIEST_WINDOW, FINEST_SPAN, LATEST_FILTER, NOBODY, SPAN, Window
 
 log = structlog.get_logger()
 

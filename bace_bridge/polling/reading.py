@@ -14,9 +14,9 @@ from bace_bridge.errors import (
     UnexpectedReply,
 )
 from bace_bridge.polling.needs import SessionCloud
-from bace_bridge.polling.rules.ranges import NOBODY, PageRange
-from bace_bridge.polling.rules.seen import LostRow, Page, SeenSession
+from bace_bridge.polling.rules.changes import LostRow, Page, SeenSession
 from bace_bridge.polling.rules.session_list import NEWEST_FIRST, Params, by_ids
+from bace_bridge.polling.rules.windows import NOBODY, PageRange
 
 T = TypeVar("T")
 Range = TypeVar("Range")

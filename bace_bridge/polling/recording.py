@@ -1,4 +1,4 @@
-"""Rows of the session list become known sessions and events."""
+"""The records that cannot be read while the cloud answers everything else: named once, and shown in `degraded`."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -9,10 +9,8 @@ from bace_bridge.errors import CloudGone, CloudRefused, CloudUnavailable
 from bace_bridge.polling.devices import Devices
 from bace_bridge.polling.needs import SessionCloud, SessionJournal
 from bace_bridge.polling.reading import Reader, Unreadable
-from bace_bridge.polling.rules.changes import Changes, PollState
-from bace_bridge.polling.rules.ranges import RETRY_UNREADABLE, is_recent
-from bace_bridge.polling.rules.seen import Page, SeenSession
-from bace_bridge.polling.rules.selection import is_selected, starts_from
+from bace_bridge.polling.rules.changes import Changes, LostRow, Page, PollState, SeenSession
+from bace_bridge.polling.rules.session_list import is_selected, starts_from
 from bace_bridge.polling.rules.sessions import (
     DataSession,
     Observation,
@@ -21,9 +19,52 @@ from bace_bridge.polling.rules.sessions import (
     observe,
     observe_absence,
 )
-from bace_bridge.polling.unreadable import UnreadableRecords, record_of
+from bace_bridge.polling.rules.windows import RETRY_UNREADABLE, is_recent
 
 log = structlog.get_logger()
+
+
+class UnreadableRecords:
+    """Data sessions, and parts of the session list."""
+
+    def __init__(self, *, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._failed_at: dict[str, float] = {}
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._failed_at)
+
+    def failed(self, name: str, reason: str) -> None:
+        if name not in self._failed_at:
+            log.error(
+                "cloud.record_unreadable", record=name, reason=reason, then="everything else is read; trying again"
+            )
+        self._failed_at[name] = self._clock()
+
+    def was_read(self, name: str) -> None:
+        if self._failed_at.pop(name, None) is not None:
+            log.info("cloud.record_readable", record=name)
+
+    def name_rows(self, lost: Sequence[LostRow], place: str) -> None:
+        """Names rows that cannot be read by their ids, and those without one by their place in the list."""
+        for row in lost:
+            self.failed(place if row.id is None else record_of(row.id), row.reason)
+        if all(row.id is not None for row in lost):
+            self.was_read(place)
+
+    def forget(self, name: str) -> None:
+        """Whether it can be read is not asked any more."""
+        self._failed_at.pop(name, None)
+
+    def rests(self, name: str) -> bool:
+        """True for one that was tried a short while ago."""
+        return is_recent(self._failed_at.get(name), self._clock(), RETRY_UNREADABLE)
+
+
+def record_of(session_id: str) -> str:
+    return f"data session {session_id}"
+
 
 MOST_ASKED_AGAIN = 20
 """Sessions of one page that are asked for once more; the others wait for the next poll."""

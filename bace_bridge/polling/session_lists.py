@@ -13,11 +13,9 @@ from bace_bridge.errors import CloudError, CloudRefused, CloudUnavailable
 from bace_bridge.polling.reading import MOST_NARROWING, MOST_ROWS, NOT_SUPPORTED, Reader, Unreadable, is_last
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules import session_list
-from bace_bridge.polling.rules.changes import PollState
-from bace_bridge.polling.rules.first_start import FirstStart
-from bace_bridge.polling.rules.ranges import NOBODY, RETRY_UNREADABLE, is_recent
-from bace_bridge.polling.rules.seen import LostRow
-from bace_bridge.polling.rules.selection import are_ids
+from bace_bridge.polling.rules.changes import LostRow, PollState
+from bace_bridge.polling.rules.session_list import FirstStart, are_ids
+from bace_bridge.polling.rules.windows import NOBODY, RETRY_UNREADABLE, is_recent
 
 log = structlog.get_logger()
 

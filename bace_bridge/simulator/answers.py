@@ -1,17 +1,24 @@
 """aiohttp responses in the formats of the API."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
 
+from bace_bridge.simulator import filters
+from bace_bridge.simulator.filters import All, Compare, Condition, FilterRefused, Kind, has_bad_uuid
+from bace_bridge.simulator.query import Order, Page, PageRules, Pairs, last, order, page
+from bace_bridge.simulator.quirks import Quirks
 from bace_bridge.simulator.replies import error_body
 
 _JSON = "application/json; charset=UTF-8"
 _XML = "application/xml; charset=UTF-8"
 _OF_PHP = {"X-Powered-By": "PHP/8.3.6", "Vary": "Accept"}
+
+API = "/api/v2/"
+TOKEN = "/oauth2/token"  # noqa: S105 - a path, no secret
 
 
 class ApiError(Exception):
@@ -99,3 +106,119 @@ def _xml(value: Any) -> str:
     if isinstance(value, bool):
         return str(int(value))
     return "" if value is None else escape(str(value))
+
+
+_LARGEST_INT4 = 2**31 - 1
+_RANGES = frozenset(("gt", "gte", "lt", "lte"))
+_LISTS = frozenset(("in", "nin"))
+
+
+def as_understood(condition: All, kinds: Mapping[str, Kind], quirks: Quirks) -> All:
+    """The condition that a server with these quirks applies.
+
+    Raises:
+        FilterRefused: it does not support an operator.
+        ApiError: its database breaks on a value.
+    """
+    if quirks.bad_uuid_500 and has_bad_uuid(condition, kinds):
+        raise ApiError(500, "Database Exception: invalid input syntax for type uuid")
+    for part in _comparisons(condition):
+        if quirks.int4 and kinds[part.field] is Kind.INTEGER and (wide := _too_wide(part)) is not None:
+            raise ApiError(500, f'Numeric value out of range: value "{wide}" is out of range for type integer')
+        unsupported = (quirks.no_in_filter and part.operator in _LISTS) or (
+            quirks.gte_unsupported and part.field == "updated_at" and part.operator in _RANGES
+        )
+        if unsupported:
+            raise FilterRefused(f'"{part.field}" does not support operator "{part.operator}".')
+    ignored: list[Callable[[Compare], bool]] = []
+    if quirks.in_filter_ignored:
+        ignored.append(lambda part: part.operator in _LISTS)
+    if quirks.end_filter_ignored:
+        ignored.append(lambda part: part.field == "end")
+    if quirks.updated_filter_ignored:
+        ignored.append(lambda part: part.field == "updated_at")
+    kept = [one for one in condition.parts if not (isinstance(one, Compare) and any(test(one) for test in ignored))]
+    return All(tuple(kept))
+
+
+def _comparisons(condition: Condition) -> Iterator[Compare]:
+    if isinstance(condition, Compare):
+        yield condition
+        return
+    for part in condition.parts:
+        yield from _comparisons(part)
+
+
+def _too_wide(part: Compare) -> int | None:
+    values = part.value if isinstance(part.value, tuple) else (part.value,)
+    return next((value for value in values if isinstance(value, int) and abs(value) > _LARGEST_INT4), None)
+
+
+T = TypeVar("T")
+
+
+def pairs_of(request: web.Request) -> Pairs:
+    return tuple(request.query.items())
+
+
+def base_of(request: web.Request, quirks: Quirks) -> str:
+    """What links start with."""
+    return "http://bace-api.internal:8080" if quirks.internal_links else str(request.url.origin())
+
+
+def rules(quirks: Quirks, *, default: int, maximum: int) -> PageRules:
+    most = min(maximum, quirks.per_page_max or maximum)
+    return PageRules(default=min(default, most), maximum=most, clamp=quirks.page_clamp)
+
+
+def order_of(pairs: Pairs, known: Iterable[str], default: Order, quirks: Quirks) -> Order | None:
+    """The order of the rows; None: there is none."""
+    asked = [] if quirks.sort_ignored else pairs
+    if quirks.unstable_order and last(asked, "sort") is None:
+        return None
+    return order(asked, known, default)
+
+
+def collection(
+    request: web.Request,
+    rows: Sequence[T],
+    as_json: Callable[[T], Any],
+    *,
+    quirks: Quirks,
+    page_rules: PageRules,
+    beside: Mapping[str, Any] | None = None,
+    altered: Callable[[Sequence[T]], Iterable[T]] = lambda page: page,
+) -> web.Response:
+    """One page of the rows, in the form of every BACE collection; `altered` changes the rows of that page."""
+    pairs = pairs_of(request)
+    shown = page(pairs, len(rows), page_rules)
+    links = _links(f"{base_of(request, quirks)}{request.path}", pairs, shown, page_rules)
+    body = {
+        "items": _items([as_json(row) for row in altered(rows[shown.rows])], quirks),
+        "_links": {name: {"href": url} for name, url in links.items()},
+        "_meta": shown.meta,
+        **(beside or {}),
+    }
+    headers = {
+        "X-Pagination-Total-Count": str(shown.total),
+        "X-Pagination-Page-Count": str(shown.count),
+        "X-Pagination-Current-Page": str(shown.number),
+        "X-Pagination-Per-Page": str(shown.per_page),
+        "Link": ", ".join(f"<{url}>; rel={name}" for name, url in links.items()),
+    }
+    return reply(request, body, headers=headers)
+
+
+def _items(rows: list[Any], quirks: Quirks) -> list[Any] | dict[str, Any]:
+    """The rows; from a serializer that keeps keys an object, whose keys have gaps."""
+    return {str(5 + 4 * place): row for place, row in enumerate(rows)} if quirks.object_items else rows
+
+
+def _links(place: str, pairs: Pairs, shown: Page, page_rules: PageRules) -> Mapping[str, str]:
+    """Each one repeats the whole query; as in Yii, `per-page` is there unless it is the default."""
+    size = {} if shown.per_page == page_rules.default else {"per-page": str(shown.per_page)}
+    others = [(name, value) for name, value in pairs if name not in {"page", "per-page"}]
+    return {
+        name: f"{place}?{filters.built_query([*others, *size.items(), ('page', str(number))])}"
+        for name, number in shown.neighbours.items()
+    }

@@ -6,14 +6,11 @@ from copy import copy
 from dataclasses import replace
 from typing import Any
 
-from bace_bridge.simulator import history
-from bace_bridge.simulator.downsample import Resolution
-from bace_bridge.simulator.facts import Credentials, Device, Series, Session
+from bace_bridge.simulator import shelf
+from bace_bridge.simulator.facts import Credentials, Device, Series, Session, TokenDesk
 from bace_bridge.simulator.quirks import Quirks
-from bace_bridge.simulator.replica import Replica
-from bace_bridge.simulator.samples import Samples
-from bace_bridge.simulator.shelf import Shelf
-from bace_bridge.simulator.tokens import TokenDesk
+from bace_bridge.simulator.samples import Resolution, Samples
+from bace_bridge.simulator.shelf import Replica, Shelf
 
 # Devices keep their ids from one run to the next, so that automations built on them keep working.
 _NAMES = uuid.UUID("5f0c1d52-7a0e-4d0b-9d3c-6f1f5d3f2b10")
@@ -88,7 +85,7 @@ class SimulatedCloud:
         session = Session(
             id_data_session=self._new_id(),
             id_group=id_group,
-            label=history.default_label(device, started) if label is None else label,
+            label=shelf.default_label(device, started) if label is None else label,
             start=started,
             created_at=created,
             updated_at=None if self.quirks.no_updated_at else created,
@@ -157,10 +154,10 @@ class SimulatedCloud:
         sessions = []
         for number in range(count):
             device, start = devices[number % len(devices)], first_start + number * spacing
-            sessions.append(history.finished(self._new_id(), device, start, duration, points))
+            sessions.append(shelf.finished(self._new_id(), device, start, duration, points))
             if points:
                 series = device.series[0].id_container_data_latest
-                made = history.samples(start, duration, points)
+                made = shelf.samples(start, duration, points)
                 self.samples.add(sessions[-1].id_data_session, series, made)
         self.sessions.put_new(sessions)
         return [session.id_data_session for session in sessions]

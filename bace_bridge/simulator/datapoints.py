@@ -1,17 +1,18 @@
 """What `data-downsampled` answers: which rows, and how fine."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from heapq import merge
 from math import inf
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
+from zlib import crc32
 
 from bace_bridge.simulator.cloud import SimulatedCloud
-from bace_bridge.simulator.downsample import buckets
-from bace_bridge.simulator.facts import Series
+from bace_bridge.simulator.facts import Series, Session
 from bace_bridge.simulator.filters import All, Compare, Condition, FilterRefused, Kind, holds
 from bace_bridge.simulator.query import Bounds, Order, bounds
+from bace_bridge.simulator.samples import buckets
 from bace_bridge.simulator.shelf import sort_key
 
 MAX_SERIES = 100
@@ -157,3 +158,32 @@ def _series(cloud: SimulatedCloud, question: Asked, sessions: list[str]) -> list
 def _together(tracks: list[tuple[list[float], list[float]]]) -> tuple[list[float], list[float]]:
     pairs = list(merge(*(list(zip(*track, strict=True)) for track in tracks)))
     return [at for at, _ in pairs], [value for _, value in pairs]
+
+
+OTHER_VALUE = 0.5
+"""By how much the average of a conflicting datapoint differs."""
+
+_POINTS = 20
+_SESSIONS = 2
+
+
+def sessions(rows: Iterable[Session]) -> Iterator[Session]:
+    """About each second session is followed by itself, active and with another label, but equally new."""
+    for session in rows:
+        yield session
+        if _is_chosen(session.id_data_session, _SESSIONS):
+            yield replace(session, label=f"{session.label} (copy)", end=None, is_ingestion_finished=False)
+
+
+def points(rows: Iterable[Row], *, conflicting: bool) -> Iterator[Row]:
+    """About each twentieth datapoint is followed by itself, or by one with other values."""
+    for row in rows:
+        yield row
+        if _is_chosen(f"{row.series.id_container_data_latest} {row.timestamp_seconds}", _POINTS):
+            low, high, average = row.min_val - 1, row.max_val + 1, row.avg_val + OTHER_VALUE
+            yield row._replace(min_val=low, max_val=high, avg_val=average) if conflicting else row
+
+
+def _is_chosen(name: str, one_in: int) -> bool:
+    """The same rows at each request, in each process."""
+    return crc32(name.encode()) % one_in == 0

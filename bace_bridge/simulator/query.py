@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from bace_bridge.simulator import php
+from bace_bridge.simulator import filters
 from bace_bridge.simulator.filters import All, Compare
 
 Pairs = Sequence[tuple[str, str]]
@@ -106,9 +106,9 @@ class Page:
 
 def page(pairs: Pairs, total: int, rules: PageRules) -> Page:
     asked_size = last(pairs, "per-page")
-    size = rules.default if asked_size is None else php.integer(asked_size)
+    size = rules.default if asked_size is None else filters.integer(asked_size)
     per_page = max(1, min(size, rules.maximum))
-    number = max(1, php.integer(last(pairs, "page") or "1"))
+    number = max(1, filters.integer(last(pairs, "page") or "1"))
     if rules.clamp:
         number = max(1, min(number, -(-total // per_page)))
     return Page(total, number, per_page)

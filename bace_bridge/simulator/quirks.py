@@ -6,12 +6,29 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bace_bridge.simulator.durations import seconds
-from bace_bridge.simulator.facts import DEFAULT_TOKEN_LIFETIME
-from bace_bridge.simulator.maintenance import Maintenance
-from bace_bridge.simulator.ratelimit import RateLimit
-from bace_bridge.simulator.replica import Lag
-from bace_bridge.simulator.tokens import Refresh
+from bace_bridge.simulator.facts import DEFAULT_TOKEN_LIFETIME, RateLimit, Refresh, seconds
+from bace_bridge.simulator.shelf import Lag
+
+
+@dataclass(frozen=True, slots=True)
+class Maintenance:
+    """The last `lasts` seconds of each `every`, counted from the cloud's beginning: a client starts in peace."""
+
+    lasts: float
+    every: float
+
+    @staticmethod
+    def parse(written: str) -> "Maintenance":
+        """`12s/60s`. Raises ValueError."""
+        lasts, _slash, every = written.partition("/")
+        found = Maintenance(seconds(lasts), seconds(every))
+        if not 0 < found.lasts < found.every:
+            raise ValueError("it must last less than the time after which it comes again")
+        return found
+
+    def is_on(self, age: float) -> bool:
+        """`age`: seconds since the cloud's beginning."""
+        return age % self.every >= self.every - self.lasts
 
 
 @dataclass(frozen=True, slots=True)

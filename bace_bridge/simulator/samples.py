@@ -1,6 +1,12 @@
+"""Plausible values, the same ones for the same seed."""
+
+import math
+import zlib
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
+from typing import NamedTuple
 
 
 class Track:
@@ -90,3 +96,111 @@ class Samples:
     def _changed(self, session: str) -> None:
         self.version = next(self._changes)
         self._versions[session] = self.version
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """A rest value with a slow swing (`period` in seconds) and a little noise around it."""
+
+    name: str
+    unit: str
+    rest: float
+    swing: float
+    period: float
+    noise: float
+    decimals: int
+    low: float
+    high: float
+    drift_per_hour: float = 0.0
+
+
+# 6000, 6001, 6002 and 6011 are known datatypes of BACE and 5205 seems to be one; 6005 is our invention.
+SIGNALS: Mapping[int, Signal] = {
+    6000: Signal("Heart rate", "bpm", 74, 9, 240, 2, 0, 38, 190),
+    6001: Signal("Respiration rate", "/min", 15, 2.5, 180, 0.8, 0, 6, 40),
+    6002: Signal("Oxygen saturation", "%", 97, 0.9, 300, 0.5, 0, 80, 100),
+    6005: Signal("Body temperature", "°C", 36.8, 0.25, 3600, 0.05, 1, 34, 42),
+    6011: Signal("Body weight", "kg", 72.4, 0.1, 5400, 0.15, 1, 2, 250),
+    5205: Signal("Battery voltage", "V", 3.95, 0.01, 900, 0.005, 2, 3.0, 4.2, drift_per_hour=-0.03),
+}
+_OTHER = Signal("Value", "", 20, 4, 600, 0.5, 2, -1e6, 1e6)
+
+
+def name_of(datatype: int) -> str:
+    signal = SIGNALS.get(datatype)
+    return signal.name if signal else f"Datatype {datatype}"
+
+
+def value(datatype: int, at: float, *, seed: int, since: float = 0.0) -> float:
+    """What the signal shows `at` seconds; `since`: when the session began, from where it drifts."""
+    signal = SIGNALS.get(datatype, _OTHER)
+    phase = _fraction(f"{seed}/{datatype}") * math.tau
+    person = (_fraction(f"{seed}/{datatype}/person") - 0.5) * signal.swing
+    wave = math.sin(at * math.tau / signal.period + phase)
+    ripple = math.sin(at * math.tau / (signal.period / 7.3) + 2 * phase) / 3
+    noise = (_fraction(f"{seed}/{datatype}/{at:.3f}") - 0.5) * 2 * signal.noise
+    drift = signal.drift_per_hour * (at - since) / 3600
+    shown = signal.rest + person + signal.swing * (wave + ripple) / 2 + noise + drift
+    return round(min(signal.high, max(signal.low, shown)), signal.decimals)
+
+
+def _fraction(text: str) -> float:
+    """A number from 0 to 1 that is a function of the text in every process, unlike `hash`."""
+    return zlib.crc32(text.encode()) / 0xFFFFFFFF
+
+
+MINUTE = 60.0
+HOUR = 3600.0
+DAY = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """Up to which requested interval (seconds) the answer is raw, and up to which a row a minute.
+
+    BACE does not tell its own thresholds, so they can be set; `raw=0` never answers raw samples.
+    """
+
+    raw: float = HOUR
+    minute: float = DAY
+
+    def width(self, interval: float | None) -> float:
+        """The seconds in one bucket, 0 for raw samples; `interval` None: the request names none."""
+        if interval is None:
+            return DAY
+        if interval <= self.raw and self.raw > 0:
+            return 0.0
+        return MINUTE if interval <= self.minute else HOUR
+
+
+class Bucket(NamedTuple):
+    timestamp: float
+    min_val: float
+    max_val: float
+    avg_val: float
+    count_val: int
+
+
+def buckets(
+    times: Sequence[float], values: Sequence[float], width: float, *, lone_at_start: bool = False
+) -> list[Bucket]:
+    """Samples in ascending order -> what the cloud tells of them.
+
+    A bucket of one sample keeps that sample's own time, unless `lone_at_start`; any other has that at which it begins.
+    """
+    if width <= 0:
+        return [Bucket(at, value, value, value, 1) for at, value in zip(times, values, strict=True)]
+    found = []
+    first = 0
+    while first < len(times):
+        begins = times[first] // width * width
+        behind = bisect_left(times, begins + width, first)
+        # Guards against rounding: a bucket always holds at least the sample that opened it.
+        behind = max(behind, first + 1)
+        inside = values[first:behind]
+        count = len(inside)
+        average = inside[0] if count == 1 else round(sum(inside) / count, 6)
+        at = times[first] if count == 1 and not lone_at_start else begins
+        found.append(Bucket(at, min(inside), max(inside), average, count))
+        first = behind
+    return found

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from bace_bridge.config.document import parse_document
 from bace_bridge.config.text import PIPE_PATIENCE, TextProblem, read_text
 from bace_bridge.errors import ConfigError, Mistake
-from bace_bridge.simulator.durations import LONGEST, seconds
+from bace_bridge.simulator.facts import LONGEST, seconds
 
 _MOST_BYTES = 2**20
 

@@ -1,12 +1,64 @@
+"""A database replica that lags: some lists show the cloud as it was some seconds ago."""
+
+import random
+import re
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterable, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import count, groupby
 from math import inf
 from operator import attrgetter
-from typing import Any
+from random import Random
+from typing import Any, Generic, TypeAlias, TypeVar
 
-from bace_bridge.simulator.facts import Session
+from bace_bridge.simulator.facts import Device, Session, seconds
 from bace_bridge.simulator.filters import All, Compare, Kind, Reader, holds
 from bace_bridge.simulator.query import Order, bounds
+from bace_bridge.simulator.samples import Samples
+
+_CREATED_AFTER = 4  # seconds, as in BACE's documented example: the device tells of its session a little late
+_UPDATED_AFTER = 317  # seconds after the end in the same example: ingestion goes on that long
+
+
+def default_label(device: Device, start: int) -> str:
+    return f"{device.label} {datetime.fromtimestamp(start, UTC):%Y-%m-%d %H:%M}"
+
+
+def finished(identifier: str, device: Device, start: float, duration: float, points: int) -> Session:
+    """A session as it looks long after its end."""
+    end = int(start + duration)
+    return Session(
+        id_data_session=identifier,
+        id_group=device.id_group,
+        label=default_label(device, int(start)),
+        start=int(start),
+        created_at=int(start) + _CREATED_AFTER,
+        updated_at=end + _UPDATED_AFTER,
+        end=end,
+        datapoint_count=points,
+        is_ingestion_finished=True,
+    )
+
+
+def samples(start: float, duration: float, points: int) -> list[tuple[float, float]]:
+    step = duration / points
+    return [(start + number * step, 60.0 + number % 20) for number in range(points)]
+
+
+T = TypeVar("T")
+
+
+def shuffled(rows: Sequence[T], key: Callable[[T], Any], random: Random) -> list[T]:
+    """Sorted rows, with those of equal key in any order: what a database without a tie-breaker gives."""
+    found: list[T] = []
+    for _, tied in groupby(rows, key):
+        group = list(tied)
+        random.shuffle(group)
+        found.extend(group)
+    return found
+
 
 FIELDS: Mapping[str, Kind] = {
     "id_data_session": Kind.UUID,
@@ -145,3 +197,89 @@ class Shelf:
                 low, high = bisect_left(index, (limits.lower, "")), bisect_right(index, (limits.upper, "~"))
                 return [self._sessions[identifier] for _, identifier in index[low:high]]
         return None
+
+
+class Recall(Generic[T]):
+    """The last few results, so that the next page of a walk need not select and sort again."""
+
+    def __init__(self, size: int = 24) -> None:
+        self._size = size
+        self._kept: OrderedDict[Hashable, T] = OrderedDict()
+
+    def of(self, key: Hashable, make: Callable[[], T]) -> T:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        made = self._kept[key] = make()
+        if len(self._kept) > self._size:
+            self._kept.popitem(last=False)
+        return made
+
+
+_SHARE = re.compile(r"([1-9]\d?|100)%")
+_Undo: TypeAlias = Callable[[Shelf, Samples], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """`share`: of all lists, those that show what was `seconds` ago."""
+
+    seconds: float
+    share: float
+
+    @staticmethod
+    def parse(written: str) -> "Lag":
+        """`5s 30%`. Raises ValueError."""
+        behind, _space, share = written.partition(" ")
+        match = _SHARE.fullmatch(share)
+        if match is None:
+            raise ValueError(f"{share!r} is no share from 1% to 100%")
+        return Lag(seconds(behind), int(match[1]) / 100)
+
+
+class Replica:
+    """What happened in the last few seconds, so that a list can be answered as if it had not happened yet."""
+
+    def __init__(self, *, clock: Callable[[], float], remembers: float, seed: int) -> None:
+        self._clock = clock
+        self._remembers = remembers
+        # Of its own, so that ids do not depend on how often the cloud is read.
+        self._random = random.Random(seed)  # noqa: S311 - repeatable, no secrets
+        self._undos: deque[tuple[float, _Undo]] = deque()
+        self._versions = count(-1, -1)
+
+    def session_changes(self, identifier: str, before: Session | None) -> None:
+        self._note(lambda shelf, _: shelf.restore(identifier, before))
+
+    def points_change(self, session: str, series: str, before: Mapping[float, float | None]) -> None:
+        self._note(lambda _, samples: samples.restore(session, series, before))
+
+    def lags_now(self, lag: Lag) -> bool:
+        return self._random.random() < lag.share
+
+    def as_it_was(self, lag: Lag, shelf: Shelf, samples: Samples) -> tuple[Shelf, Samples]:
+        """Copies, as of so many seconds ago."""
+        version = next(self._versions)
+        old_shelf, old_samples = shelf.copy(version), samples.copy(version)
+        moment = self._clock() - lag.seconds
+        for at, undo in reversed(self._undos):
+            if at <= moment:
+                break
+            undo(old_shelf, old_samples)
+        return old_shelf, old_samples
+
+    def with_stamps_of_now(self, lag: Lag, shelf: Shelf, samples: Samples) -> Shelf:
+        """The sessions as of so many seconds ago, those of then and now, with the `updated_at` of now."""
+        then, _ = self.as_it_was(lag, shelf, samples)
+        mixed = shelf.copy(next(self._versions))
+        for session in shelf.all():
+            old = then.get(session.id_data_session)
+            if old is not None and old is not session:
+                mixed.restore(session.id_data_session, replace(old, updated_at=session.updated_at))
+        return mixed
+
+    def _note(self, undo: _Undo) -> None:
+        now = self._clock()
+        while self._undos and self._undos[0][0] < now - self._remembers:
+            self._undos.popleft()
+        self._undos.append((now, undo))

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from bace_bridge.domain.lanes import LETTER_LANE, FailedAttempt
+from bace_bridge.events.types import LETTER_LANE, FailedAttempt
 from bace_bridge.store.lanes import retry_letters
 from bace_bridge.store.sqlite import SqliteFile
 

@@ -1,10 +1,12 @@
 """Small durable facts: the cloud's tokens and the name of this installation."""
 
 import sqlite3
+from collections.abc import Iterable
 
 import msgspec
 
-from bace_bridge.domain.tokens import Token
+from bace_bridge.events.state import Token
+from bace_bridge.retry import LONGEST_WAIT
 from bace_bridge.store.sqlite import SqliteFile
 
 
@@ -43,3 +45,91 @@ def read_fact(connection: sqlite3.Connection, name: str) -> str | None:
 
 def write_fact(connection: sqlite3.Connection, name: str, value: str) -> None:
     connection.execute("insert or replace into facts (name, value) values (?, ?)", (name, value))
+
+
+_OURS = "(sink = ? or sink not in (select name from sinks where routed_through is null))"
+
+
+class RetainedLedger:
+    """Of one sink at one broker (`host:port`). It knows topics and not their payloads, so it is rarely written.
+
+    What a sink has left that is not configured any more, such as one that was renamed, belongs to every sink there.
+    """
+
+    def __init__(self, file: SqliteFile, *, sink: str, broker: str) -> None:
+        self._file = file
+        self._sink = sink
+        self._broker = broker
+
+    async def topics(self) -> set[str]:
+        """Raises StoreError, as all methods do."""
+        query = f"select topic from retained where broker = ? and {_OURS}"  # noqa: S608  # a constant
+
+        def work(connection: sqlite3.Connection) -> set[str]:
+            return {topic for (topic,) in connection.execute(query, (self._broker, self._sink))}
+
+        return await self._file.read(work)
+
+    async def note(self, topics: Iterable[str]) -> None:
+        """Before they are published first."""
+        rows = [(self._broker, self._sink, topic) for topic in topics]
+        query = "insert or ignore into retained (broker, sink, topic) values (?, ?, ?)"
+        await self._file.write(lambda connection: connection.executemany(query, rows), side="facts")
+
+    async def forget(self, topics: Iterable[str]) -> None:
+        """After the broker has acknowledged that they are cleared, or where they belong to another bridge now."""
+        query = f"delete from retained where broker = ? and topic = ? and {_OURS}"  # noqa: S608  # a constant
+        rows = [(self._broker, topic, self._sink) for topic in topics]
+        await self._file.write(lambda connection: connection.executemany(query, rows), side="facts")
+
+
+TIMES = (("fetch_at", "fetch_at"), ("end_waits_since", "end_seen_at"))
+"""The columns of a session that hold times to come, and their names in its JSON."""
+
+LATER = "sink in (select name from sinks) and behind in (0, 1) and due_at >"
+"""Each sink's lanes that wait for a time, by their index."""
+
+
+class Schedules:
+    def __init__(self, file: SqliteFile) -> None:
+        self._file = file
+
+    async def move(self, seconds: float) -> None:
+        """Every schedule so much later; negative: earlier.
+
+        That is every fetch, the last one of an active session, the time since which an end waits, and every retry.
+        """
+
+        def work(connection: sqlite3.Connection) -> None:
+            for column, name in TIMES:
+                _set(connection, column, name, f"{column} + :by", f"{column} is not null", by=seconds)
+            connection.execute(
+                """update sessions set known = json_set(known, '$.fetched_at', json_extract(known, '$.fetched_at') + ?)
+                where unfinished and active and json_extract(known, '$.fetched_at') is not null""",
+                (seconds,),
+            )
+            connection.execute(f"update lanes set due_at = due_at + ? where {LATER} 0", (seconds,))  # noqa: S608  # our own text
+
+        await self._file.write(work)
+
+    async def bound(self, *, now: float, furthest: float) -> int:
+        """What no schedule allows (the clock was set back while nothing ran) is due now; returns how many sessions."""
+
+        def work(connection: sqlite3.Connection) -> int:
+            connection.execute(f"update lanes set due_at = ? where {LATER} ?", (now, now + LONGEST_WAIT))  # noqa: S608  # our own text
+            fetches, ends = (
+                _set(connection, column, name, ":now", f"{column} > :upto", now=now, upto=upto)
+                for (column, name), upto in zip(TIMES, (now + furthest, now), strict=True)
+            )
+            return max(fetches, ends)
+
+        return await self._file.write(work)
+
+
+def _set(connection: sqlite3.Connection, column: str, name: str, to: str, where: str, **given: float) -> int:
+    """A known session holds its times twice: in columns, and in its JSON."""
+    return connection.execute(
+        f"""update sessions set {column} = {to}, known = json_set(known, '$.{name}', {to})
+        where over_when_found in (0, 1) and {where}""",  # noqa: S608  # our own text
+        given,
+    ).rowcount

@@ -7,16 +7,15 @@ from typing import Any
 
 import msgspec
 
-from bace_bridge.polling.rules.changes import Changes, LatestSeen, PollState, WindowRead
+from bace_bridge.polling.rules.changes import Changes, CloudOutage, LatestSeen, PollState, WindowRead
 from bace_bridge.polling.rules.datapoints import Emitted
-from bace_bridge.polling.rules.outages import CloudOutage
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
-from bace_bridge.store.devices import WITH_DEVICES
 from bace_bridge.store.facts import read_fact, write_fact
 from bace_bridge.store.lanes import append_events
-from bace_bridge.store.slices import read_emitted, write_emitted
+from bace_bridge.store.packing import read_emitted, write_emitted
 from bace_bridge.store.sqlite import SqliteFile
+from bace_bridge.store.standing import WITH_DEVICES
 
 WATCH = "watch"
 OUTAGE = "trouble"

@@ -8,23 +8,25 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from bace_bridge.domain.events import Event, LoggedEvent
-from bace_bridge.domain.lanes import (
+from bace_bridge.events.types import (
     BRIDGE_LANE,
     LETTER_LANE,
     Claim,
     Claimed,
     DeadLetter,
+    Event,
+    Filter,
     Lane,
     LaneRecord,
+    LoggedEvent,
     Piece,
     Recorded,
     Share,
     letter_lane,
     letter_place,
     session_lane,
+    wanted,
 )
-from bace_bridge.domain.routing import Filter, wanted
 from bace_bridge.store.facts import read_fact, write_fact
 from bace_bridge.store.packing import pack, unpack
 

@@ -15,12 +15,11 @@ from typing import Self, TypeVar
 import msgspec
 import structlog
 
-from bace_bridge.domain.store_trouble import Side, StoreTrouble, after_failure, after_success
 from bace_bridge.errors import StoreError, StoreGone, StoreMissing, StoreUnusable
 from bace_bridge.store import faults
-from bace_bridge.store.holding import hold, let_go
+from bace_bridge.store.faults import Side, StoreTrouble, after_failure, after_success
 from bace_bridge.store.migrations import migrate, refuse_other
-from bace_bridge.store.recognition import APPLICATION_ID, recognise
+from bace_bridge.store.ownership import APPLICATION_ID, hold, let_go, recognise
 
 log = structlog.get_logger()
 

@@ -1,4 +1,4 @@
-"""How things stand: the state that retained topics show, read from what is known."""
+"""The devices whose data sessions or datapoints are known: one step in an index a device, not one a row."""
 
 import sqlite3
 import time
@@ -6,12 +6,28 @@ from collections.abc import Callable, Collection
 
 import msgspec
 
-from bace_bridge.domain.state import DeviceState, KnownDevice, LatestPoint
+from bace_bridge.events.state import DeviceState, KnownDevice, LatestPoint
 from bace_bridge.polling.rules.fetches import is_current
-from bace_bridge.polling.rules.selection import decides_by_label, is_selected
+from bace_bridge.polling.rules.session_list import decides_by_label, is_selected
 from bace_bridge.polling.rules.sessions import KnownSession, view
-from bace_bridge.store.devices import ALL_DEVICES
 from bace_bridge.store.sqlite import SqliteFile
+
+
+def _distinct(name: str, column: str, table: str) -> str:
+    return f"""{name} (device) as (
+      select min({column}) from {table}
+      union all
+      select (select min({column}) from {table} where {column} > device) from {name} where device is not null
+    )"""  # noqa: S608  # our own names
+
+
+WITH_DEVICES = f"with recursive {_distinct('devices', 'group_id', 'sessions')}"
+"""The table `devices` for a query, those of the sessions. It ends with a null."""
+
+ALL_DEVICES = f"""{WITH_DEVICES}, {_distinct("seen", "device_id", "latest")}
+    select device from devices where device is not null union select device from seen
+    where device is not null"""  # noqa: S608  # our own text
+"""Those of which datapoints are known, too."""
 
 
 class Standing:

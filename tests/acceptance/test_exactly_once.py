@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bace_bridge.simulator.cloud import SimulatedCloud
-from bace_bridge.simulator.duplicates import OTHER_VALUE
+from bace_bridge.simulator.datapoints import OTHER_VALUE
 from bace_bridge.simulator.facts import Device
 from bace_bridge.simulator.quirks import Quirks
 from bace_bridge.simulator.server import SimulatedServer

@@ -15,34 +15,31 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from bace_bridge.domain.dead_letters import dead_letter_event
-from bace_bridge.domain.events import Event
-from bace_bridge.domain.lanes import (
+from bace_bridge.delivery.rules.outbox import Outbox
+from bace_bridge.delivery.rules.outcomes import dead_letter_event
+from bace_bridge.events.state import Token
+from bace_bridge.events.types import (
     BRIDGE_LANE,
     Claim,
     DeadLetter,
+    Event,
     FailedAttempt,
+    Filter,
     Lane,
     LaneRecord,
     Progress,
     Share,
     letter_lane,
 )
-from bace_bridge.domain.outbox import Outbox
-from bace_bridge.domain.routing import Filter
-from bace_bridge.domain.tokens import Token
 from bace_bridge.polling.rules.changes import Changes, LatestSeen, PollState, WindowRead
 from bace_bridge.polling.rules.datapoints import Emitted, EmittedPoint
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
 from bace_bridge.store.deadletters import DeadLetters, Which
-from bace_bridge.store.eventlog import EventLog
-from bace_bridge.store.facts import Facts
+from bace_bridge.store.eventlog import ATTEMPTS_KEPT, EventLog
+from bace_bridge.store.facts import Facts, RetainedLedger, Schedules
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.lanes import read_lane
-from bace_bridge.store.ledger import RetainedLedger
-from bace_bridge.store.records import ATTEMPTS_KEPT
-from bace_bridge.store.schedules import Schedules
 from bace_bridge.store.sqlite import SqliteFile
 from bace_bridge.store.standing import Standing
 from tests.delivered import deliver, lanes_of

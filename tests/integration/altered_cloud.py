@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import ClientSession, web
 
-from bace_bridge.polling.rules.first_start import StartKind
+from bace_bridge.polling.rules.session_list import StartKind
 from bace_bridge.simulator.cloud import SimulatedCloud
 from tests.integration.polling_line import Clock, Watching, watching
 

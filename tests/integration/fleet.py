@@ -3,11 +3,11 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from bace_bridge.domain.events import LoggedEvent
-from bace_bridge.domain.timestamps import iso_utc
+from bace_bridge.events.types import LoggedEvent
+from bace_bridge.formats import iso_utc
 from bace_bridge.simulator.cloud import SimulatedCloud
-from bace_bridge.simulator.downsample import buckets
 from bace_bridge.simulator.facts import RequestSeen
+from bace_bridge.simulator.samples import buckets
 from tests.integration.polling_line import Clock, Watching, data
 
 POINTS = "/api/v2/data-downsampled"

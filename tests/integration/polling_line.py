@@ -12,16 +12,16 @@ from bace_bridge.cloud.api import BaceCloud, csv_url
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
 from bace_bridge.cloud.tokens import Ask, Credentials, Tokens
-from bace_bridge.domain.events import LoggedEvent
+from bace_bridge.events.types import LoggedEvent
 from bace_bridge.polling.batch_fetch import BatchFetch
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
 from bace_bridge.polling.list_poll import ListPoll
 from bace_bridge.polling.needs import PointCloud
 from bace_bridge.polling.points import PointEndpoint, PointReader
 from bace_bridge.polling.recording import SessionRecorder
+from bace_bridge.polling.rules.changes import Urgency
 from bace_bridge.polling.rules.datapoints import Datatype
-from bace_bridge.polling.rules.first_start import FirstStart, StartKind
-from bace_bridge.polling.rules.seen import Urgency
+from bace_bridge.polling.rules.session_list import FirstStart, StartKind
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.polling.session_lists import PollSettings
 from bace_bridge.simulator.cloud import SimulatedCloud

@@ -9,9 +9,9 @@ import aiohttp
 from multidict import CIMultiDictProxy
 
 from bace_bridge.simulator.cloud import SimulatedCloud
-from bace_bridge.simulator.downsample import Resolution
 from bace_bridge.simulator.facts import Device
 from bace_bridge.simulator.quirks import Quirks
+from bace_bridge.simulator.samples import Resolution
 from bace_bridge.simulator.server import SimulatedServer
 
 LOGIN = {

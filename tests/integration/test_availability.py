@@ -8,15 +8,12 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from bace_bridge.app.account import Account
-from bace_bridge.app.clocks import ClockWatch, SteadyClock
-from bace_bridge.app.devices import Devices
-from bace_bridge.app.running import Running
+from bace_bridge.app.running import ClockWatch, Running, Signals, SteadyClock
 from bace_bridge.app.service import Service
-from bace_bridge.app.signals import Signals
-from bace_bridge.app.storage import Storage
+from bace_bridge.app.storage import Devices, Storage
 from bace_bridge.config.models import CloudConfig, Config, WatchConfig
 from bace_bridge.delivery.outlet import Outlet
-from bace_bridge.domain.routing import Filter
+from bace_bridge.events.types import Filter
 from bace_bridge.failpoints import Untouched
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession

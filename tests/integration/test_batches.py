@@ -9,12 +9,11 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import CloudBadGateway
-from bace_bridge.polling.rules.batch_size import MOST_IDS
-from bace_bridge.polling.rules.ranges import NOBODY
-from bace_bridge.polling.rules.windows import Window
-from bace_bridge.simulator.downsample import Resolution
+from bace_bridge.formats import iso_utc
+from bace_bridge.polling.rules.batches import MOST_IDS
+from bace_bridge.polling.rules.windows import NOBODY, Window
+from bace_bridge.simulator.samples import Resolution
 from tests.integration.altered_cloud import altered
 from tests.integration.fleet import (
     IN,

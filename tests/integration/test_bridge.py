@@ -17,8 +17,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from bace_bridge.domain.events import Event
-from bace_bridge.domain.lanes import Claimed
+from bace_bridge.events.types import Claimed, Event
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.server import SimulatedServer

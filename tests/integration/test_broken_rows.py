@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from bace_bridge.domain.events import LoggedEvent
 from bace_bridge.errors import CloudFault
+from bace_bridge.events.types import LoggedEvent
 from bace_bridge.simulator.cloud import SimulatedCloud
 from tests.integration.polling_line import Clock, Watching, simulated, types, watching
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bace_bridge.sinks.mqtt.buffered import BufferedSocket
+from bace_bridge.sinks.mqtt.sockets import BufferedSocket
 
 Pair = tuple[BufferedSocket, socket.socket]
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from bace_bridge.domain.events import Event
-from bace_bridge.domain.lanes import DeadLetter, FailedAttempt, Lane
+from bace_bridge.events.types import DeadLetter, Event, FailedAttempt, Lane
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.journal import Journal

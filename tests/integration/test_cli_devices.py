@@ -15,8 +15,8 @@ from bace_bridge.app.account import fingerprint
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
 from bace_bridge.cloud.tokens import Ask, Credentials, Tokens
-from bace_bridge.domain.timestamps import iso_utc
-from bace_bridge.domain.tokens import Token
+from bace_bridge.events.state import Token
+from bace_bridge.formats import iso_utc
 from bace_bridge.polling.rules.changes import Changes, LatestSeen
 from bace_bridge.polling.rules.sessions import DataSession, observe
 from bace_bridge.simulator.cloud import SimulatedCloud

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bace_bridge.domain.events import CLOUD_UNREACHABLE, Event, bridge_event
+from bace_bridge.events.types import CLOUD_UNREACHABLE, Event, bridge_event
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.datapoints import Datapoint, Datatype, datapoint_events
 from bace_bridge.polling.rules.fetches import conclude

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bace_bridge.domain.lanes import DeadLetter
+from bace_bridge.events.types import DeadLetter
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.journal import Journal

@@ -10,18 +10,17 @@ import pytest
 from structlog.testing import capture_logs
 
 from bace_bridge.app.bridge import Bridge
-from bace_bridge.app.clocks import ClockWatch, SteadyClock
-from bace_bridge.app.signals import Signal
+from bace_bridge.app.running import ClockWatch, Signal, SteadyClock
 from bace_bridge.config.load import load
-from bace_bridge.domain.lanes import Lane
-from bace_bridge.domain.retry import LONGEST_WAIT
+from bace_bridge.events.types import Lane
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
+from bace_bridge.retry import LONGEST_WAIT
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.server import SimulatedServer
 from bace_bridge.store.eventlog import EventLog
+from bace_bridge.store.facts import Schedules
 from bace_bridge.store.journal import Journal
-from bace_bridge.store.schedules import Schedules
 from bace_bridge.store.sqlite import SqliteFile
 from tests.acceptance.line import configuration, until
 from tests.delivered import deliver, lanes_of

@@ -10,8 +10,7 @@ import pytest
 from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
-from bace_bridge.cloud.token_reply import TokenReply, parse_token
-from bace_bridge.cloud.tokens import Credentials, FixedToken, Tokens
+from bace_bridge.cloud.tokens import Credentials, FixedToken, TokenReply, Tokens, parse_token
 from bace_bridge.errors import (
     CloudBadGateway,
     CloudFault,
@@ -23,7 +22,7 @@ from bace_bridge.errors import (
     UnexpectedReply,
 )
 from bace_bridge.polling.reading import Reader
-from bace_bridge.polling.rules.seen import Urgency
+from bace_bridge.polling.rules.changes import Urgency
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.server import SimulatedServer
 from bace_bridge.store.facts import Facts

@@ -38,9 +38,9 @@ from bace_bridge.polling.list_poll import ListPoll
 from bace_bridge.polling.loops import SessionLoop
 from bace_bridge.polling.points import PointEndpoint
 from bace_bridge.polling.recording import SessionRecorder
-from bace_bridge.polling.rules.first_start import FirstStart
+from bace_bridge.polling.rules.session_list import FirstStart
 from bace_bridge.polling.session_lists import PollSettings
-from bace_bridge.status import Status
+from bace_bridge.status.standing import Status
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal

@@ -11,9 +11,8 @@ from msgspec.structs import replace
 from bace_bridge.errors import CloudError
 from bace_bridge.polling.datapoint_loop import AT_ONCE, DatapointLoop, Kind
 from bace_bridge.polling.rules.batches import Batch, Plan
-from bace_bridge.polling.rules.changes import Changes
+from bace_bridge.polling.rules.changes import Changes, Urgency
 from bace_bridge.polling.rules.followed import SILENT_ROUNDS
-from bace_bridge.polling.rules.seen import Urgency
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.store.journal import Journal
 from tests.integration.fleet import INTERVAL, Fleet, batches, check, fetches

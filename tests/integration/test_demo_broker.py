@@ -4,8 +4,7 @@ import socket
 
 import pytest
 
-from bace_bridge.demo.broker import started
-from bace_bridge.demo.ports import HOST, DemoFailed, any_port, is_free
+from bace_bridge.demo.outside import HOST, DemoFailed, any_port, is_free, started
 
 
 async def test_a_port_that_somebody_was_faster_to_take_is_passed_over() -> None:

@@ -19,8 +19,8 @@ import yaml
 from bace_bridge.cli.exits import CONFIG_WRONG
 from bace_bridge.config.load import load
 from bace_bridge.config.models import HttpConfig
-from bace_bridge.web.health import HealthServer
-from bace_bridge.web.listener import MOST_CONNECTIONS
+from bace_bridge.status.listener import MOST_CONNECTIONS
+from bace_bridge.status.server import HealthServer
 
 PROJECT = Path(__file__).parents[2]
 DEPLOY = PROJECT / "deploy"

@@ -15,14 +15,12 @@ from aiohttp import web
 
 from bace_bridge.config.models import WebhookConfig
 from bace_bridge.delivery.dispatcher import Dispatcher
-from bace_bridge.delivery.sink_watch import SinkWatch
-from bace_bridge.domain.events import Event, LoggedEvent
-from bace_bridge.domain.lanes import Attempt, Lane
-from bace_bridge.domain.outbox import BEHIND
-from bace_bridge.domain.retry import WEBHOOK_SCHEDULE
-from bace_bridge.domain.routing import Filter
+from bace_bridge.delivery.outlet import SinkWatch
+from bace_bridge.delivery.rules.outbox import BEHIND
 from bace_bridge.errors import DeliveryFailed, DeliveryRejected, SinkDisabled, SinkError, SinkUnavailable
+from bace_bridge.events.types import Attempt, Event, Filter, Lane, LoggedEvent
 from bace_bridge.polling.rules.changes import Changes
+from bace_bridge.retry import WEBHOOK_SCHEDULE
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from bace_bridge.sinks.webhook.sink import WebhookSink
 from bace_bridge.store.deadletters import DeadLetters, Which

@@ -17,7 +17,7 @@ import pytest
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.store.journal import Journal
-from bace_bridge.store.recognition import APPLICATION_ID
+from bace_bridge.store.ownership import APPLICATION_ID
 from bace_bridge.store.sqlite import SqliteFile
 from tests.contract.test_migrations import SCRIPTS, store_of_schema_1, store_of_schema_3, version_of
 

@@ -7,8 +7,8 @@ import pytest
 
 from bace_bridge.config.models import HttpConfig
 from bace_bridge.errors import ConfigError
-from bace_bridge.web.health import HealthServer, Reasons, may_know
-from bace_bridge.web.http import Request
+from bace_bridge.status.listener import Request
+from bace_bridge.status.server import HealthServer, Reasons, may_know
 
 ANY_PORT = HttpConfig(listen="127.0.0.1:0")
 

@@ -25,7 +25,7 @@ from bace_bridge.errors import (
     UnexpectedReply,
 )
 from bace_bridge.polling.reading import Reader, Unreadable
-from bace_bridge.polling.rules.seen import Page, Urgency
+from bace_bridge.polling.rules.changes import Page, Urgency
 from tests.integration.polling_line import Clock, points_of
 from tests.models import examples
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bace_bridge.simulator.cloud import SimulatedCloud
-from bace_bridge.simulator.downsample import Resolution
+from bace_bridge.simulator.samples import Resolution
 from bace_bridge.simulator.server import SimulatedServer
 from bace_bridge.store.sqlite import SqliteFile
 from tests.acceptance.line import receiver, until

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from bace_bridge.domain.events import LoggedEvent
 from bace_bridge.errors import CloudError
+from bace_bridge.events.types import LoggedEvent
 from bace_bridge.simulator.cloud import SimulatedCloud
 from tests.integration.altered_cloud import altered
 from tests.integration.polling_line import Clock, simulated, types, watching

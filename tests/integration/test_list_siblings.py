@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from bace_bridge.domain.events import LoggedEvent
 from bace_bridge.errors import CloudError, UnexpectedReply
+from bace_bridge.events.types import LoggedEvent
 from tests.integration.altered_cloud import altered
 from tests.integration.polling_line import Clock, Watching, simulated, types, watching
 

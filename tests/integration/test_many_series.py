@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from bace_bridge.domain.events import LoggedEvent
+from bace_bridge.events.types import LoggedEvent
+from bace_bridge.polling.rules.changes import Page, Urgency
 from bace_bridge.polling.rules.datapoints import Datapoint
-from bace_bridge.polling.rules.seen import Page, Urgency
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.facts import RequestSeen
 from tests.integration.polling_line import Clock, Watching, points, simulated, types, watching

@@ -15,7 +15,7 @@ from paho.mqtt.properties import Properties
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
-from bace_bridge.answers import request_handlers
+from bace_bridge.app.outlets import request_handlers
 from bace_bridge.config.models import MqttConfig
 from bace_bridge.sinks.mqtt.requests import LARGEST, MOST_A_MINUTE, Answer, Requests
 from bace_bridge.sinks.mqtt.topics import Topics

@@ -10,9 +10,8 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from bace_bridge.domain.events import Event, LoggedEvent
-from bace_bridge.domain.lanes import Attempt
-from bace_bridge.domain.state import DeviceState, LatestPoint
+from bace_bridge.events.state import DeviceState, LatestPoint
+from bace_bridge.events.types import Attempt, Event, LoggedEvent
 from bace_bridge.sinks.mqtt.refusals import FIRST_AFTER_CLOSING
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from tests.integration.brokers import Listener, eventually, listening

@@ -23,9 +23,6 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from bace_bridge.config.models import MqttConfig
-from bace_bridge.domain.events import Event, LoggedEvent
-from bace_bridge.domain.lanes import Attempt
-from bace_bridge.domain.state import DeviceState, KnownDevice, LatestPoint
 from bace_bridge.errors import (
     BridgeError,
     DeliveryFailed,
@@ -34,6 +31,8 @@ from bace_bridge.errors import (
     SinkUnavailable,
     StoreError,
 )
+from bace_bridge.events.state import DeviceState, KnownDevice, LatestPoint
+from bace_bridge.events.types import Attempt, Event, LoggedEvent
 from bace_bridge.sinks.mqtt.requests import Answer
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from tests.integration.brokers import (

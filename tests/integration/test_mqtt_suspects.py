@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from bace_bridge.domain.events import Event
-from bace_bridge.domain.retry import WEBHOOK_SCHEDULE
 from bace_bridge.errors import SinkError, SinkUnavailable
+from bace_bridge.events.types import Event
+from bace_bridge.retry import WEBHOOK_SCHEDULE
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from tests.integration.brokers import Mosquitto, eventually
 from tests.integration.polling_line import Clock

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from bace_bridge.domain.events import LoggedEvent
+from bace_bridge.events.types import LoggedEvent
 from bace_bridge.simulator.cloud import SimulatedCloud
-from bace_bridge.simulator.downsample import Resolution
+from bace_bridge.simulator.samples import Resolution
 from tests.integration.polling_line import Clock, points, simulated, types, watching
 
 POINTS = "/api/v2/data-downsampled"

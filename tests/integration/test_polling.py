@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from bace_bridge.errors import StoreError
-from bace_bridge.simulator.downsample import Resolution
+from bace_bridge.simulator.samples import Resolution
 from bace_bridge.store.journal import Journal
 from tests.integration.polling_line import Clock, data, points, simulated, types, watching
 

@@ -19,16 +19,16 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bace_bridge.domain.events import LoggedEvent
-from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import CloudError
+from bace_bridge.events.types import LoggedEvent
+from bace_bridge.formats import iso_utc
 from bace_bridge.polling.reading import pages
+from bace_bridge.polling.rules.changes import Page, Urgency
 from bace_bridge.polling.rules.datapoints import Datapoint
 from bace_bridge.polling.rules.point_pages import PointQuery
-from bace_bridge.polling.rules.seen import Page, Urgency
 from bace_bridge.polling.rules.windows import SPAN, window_at
 from bace_bridge.simulator.cloud import SimulatedCloud
-from bace_bridge.simulator.downsample import Resolution
+from bace_bridge.simulator.samples import Resolution
 from tests.integration.polling_line import Clock, Watching, data, points, simulated, types, watching
 from tests.models import examples
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from bace_bridge.domain.events import Event
-from bace_bridge.domain.lanes import LaneRecord, Progress
 from bace_bridge.errors import StoreError
+from bace_bridge.events.types import Event, LaneRecord, Progress
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.journal import Journal

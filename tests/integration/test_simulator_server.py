@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from bace_bridge.simulator.cloud import SimulatedCloud
-from bace_bridge.simulator.downsample import Resolution
+from bace_bridge.simulator.samples import Resolution
 from bace_bridge.simulator.server import SimulatedServer
 from tests.integration.simulator_account import (
     LOGIN,

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from bace_bridge.domain.events import LoggedEvent
-from bace_bridge.domain.timestamps import iso_utc
+from bace_bridge.events.types import LoggedEvent
+from bace_bridge.formats import iso_utc
 from bace_bridge.polling.reading import pages
+from bace_bridge.polling.rules.changes import Urgency
 from bace_bridge.polling.rules.point_pages import PointQuery
-from bace_bridge.polling.rules.seen import Urgency
 from bace_bridge.polling.rules.windows import SPAN, window_at
 from bace_bridge.simulator.cloud import SimulatedCloud
-from bace_bridge.simulator.downsample import Resolution
+from bace_bridge.simulator.samples import Resolution
 from tests.integration.altered_cloud import Alter, altered
 from tests.integration.polling_line import Clock, Watching, points, simulated, types, watching
 

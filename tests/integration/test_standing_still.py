@@ -6,14 +6,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from bace_bridge.app.signals import Signal
+from bace_bridge.app.running import Signal
 from bace_bridge.delivery.dispatcher import LONGEST_REST
 from bace_bridge.delivery.outlet import Outlet
-from bace_bridge.domain.events import Event
-from bace_bridge.domain.routing import Filter
 from bace_bridge.errors import SinkDisabled
+from bace_bridge.events.types import Event, Filter
 from bace_bridge.polling.rules.changes import Changes
-from bace_bridge.status import SLOWEST_PROGRESS
+from bace_bridge.status.standing import SLOWEST_PROGRESS
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile

@@ -14,9 +14,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from bace_bridge.app.service import keep_store
-from bace_bridge.domain.events import Event
-from bace_bridge.domain.lanes import DeadLetter, Lane
 from bace_bridge.errors import StoreAtCap
+from bace_bridge.events.types import DeadLetter, Event, Lane
 from bace_bridge.polling.rules.changes import Changes, PollState, WindowRead
 from bace_bridge.polling.rules.datapoints import EmittedPoint
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession

@@ -11,10 +11,7 @@ import pytest
 from msgspec.structs import replace
 from structlog.testing import capture_logs
 
-from bace_bridge.cloud.token_reply import TokenReply
-from bace_bridge.cloud.tokens import Credentials, Tokens
-from bace_bridge.domain.events import Event
-from bace_bridge.domain.lanes import FailedAttempt, Progress
+from bace_bridge.cloud.tokens import Credentials, TokenReply, Tokens
 from bace_bridge.errors import (
     CloudUnavailable,
     StoreBusy,
@@ -26,14 +23,15 @@ from bace_bridge.errors import (
     StoreReadOnly,
     StoreUnusable,
 )
+from bace_bridge.events.types import Event, FailedAttempt, Progress
 from bace_bridge.polling.loops import SessionLoop
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.store.deadletters import DeadLetters
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.facts import Facts
-from bace_bridge.store.holding import is_held
 from bace_bridge.store.journal import Journal
+from bace_bridge.store.ownership import is_held
 from bace_bridge.store.sqlite import BUSY_TIMEOUT, SqliteFile
 from tests.integration.disks import fill_up, make_read_only, small_disk
 from tests.integration.polling_line import Clock

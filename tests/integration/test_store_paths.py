@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bace_bridge.domain.events import Event
+from bace_bridge.events.types import Event
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.store.eventlog import EventLog

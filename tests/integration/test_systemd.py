@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from bace_bridge.systemd import long_start, notify, watchdog_interval
+from bace_bridge.app.service import long_start, notify, watchdog_interval
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from bace_bridge.domain.events import LoggedEvent
 from bace_bridge.errors import CloudError, StoreUnusable
+from bace_bridge.events.types import LoggedEvent
 from bace_bridge.polling.datapoint_loop import DatapointLoop
+from bace_bridge.polling.rules.changes import Urgency
 from bace_bridge.polling.rules.fetches import MOST_FAILED_FETCHES, MOST_FAILURES
-from bace_bridge.polling.rules.seen import Urgency
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.simulator.cloud import SimulatedCloud
 from tests.integration.altered_cloud import Alter, altered

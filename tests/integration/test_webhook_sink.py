@@ -18,10 +18,9 @@ from standardwebhooks import Webhook
 from structlog.testing import capture_logs
 
 from bace_bridge.config.models import WebhookConfig
-from bace_bridge.domain.events import Event, LoggedEvent
-from bace_bridge.domain.lanes import Attempt
 from bace_bridge.errors import DeliveryFailed, SinkDisabled, SinkError, SinkUnavailable
-from bace_bridge.sinks.webhook.answer import LONGEST_ANSWER
+from bace_bridge.events.types import Attempt, Event, LoggedEvent
+from bace_bridge.sinks.webhook.reply import LONGEST_ANSWER
 from bace_bridge.sinks.webhook.sink import WebhookSink
 
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bace_bridge.domain.events import LoggedEvent
+from bace_bridge.events.types import LoggedEvent
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.facts import Device
 from tests.integration.polling_line import Clock, Watching, points, simulated, types, watching

@@ -8,14 +8,18 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from bace_bridge.polling.rules.batch_size import FAILURE_COUNTS_FOR, FIRST_SIZE, GOOD_BEFORE_GROWTH, MOST_IDS, BatchSize
 from bace_bridge.polling.rules.batches import (
     BACK,
+    FAILURE_COUNTS_FOR,
+    FIRST_SIZE,
     FURTHER_BACK,
+    GOOD_BEFORE_GROWTH,
     LEAST_IDS,
     MOST_BACK,
+    MOST_IDS,
     MOST_SERIES,
     WAITING,
+    BatchSize,
     Member,
     Plan,
     absorb_batch,

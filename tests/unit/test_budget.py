@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 
 from bace_bridge.cloud.budget import RequestBudget
-from bace_bridge.polling.rules.seen import Urgency
-from bace_bridge.simulator.ratelimit import Allowance, RateLimit, judge
+from bace_bridge.polling.rules.changes import Urgency
+from bace_bridge.simulator.facts import Allowance, RateLimit, judge
 
 
 class Clock:

@@ -11,12 +11,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from bace_bridge.config.cautions import warnings
+from bace_bridge.config.document import section_model
 from bace_bridge.config.files import is_from_file
 from bace_bridge.config.json_schema import config_schema, default_as_written
 from bace_bridge.config.load import load
 from bace_bridge.config.models import CloudConfig, Config
-from bace_bridge.config.paths import section_model
-from bace_bridge.domain.events import EVENT_TYPES
+from bace_bridge.events.types import EVENT_TYPES
 from bace_bridge.polling.rules.event_schema import event_schema
 
 ROOT = Path(__file__).parents[2]

@@ -23,8 +23,14 @@ from bace_bridge.config.models import (
     WatchConfig,
     WebhookConfig,
 )
-from bace_bridge.config.secrecy import secrets_of
-from bace_bridge.config.values import format_duration, format_size, parse_duration, parse_size, parse_start_from
+from bace_bridge.config.values import (
+    format_duration,
+    format_size,
+    parse_duration,
+    parse_size,
+    parse_start_from,
+    secrets_of,
+)
 
 SECRET = "whsec_" + "A" * 40
 

@@ -1,8 +1,8 @@
 import msgspec
 import pytest
 
-from bace_bridge.domain.dead_letters import dead_letter_event, is_reported
-from bace_bridge.domain.events import SINK_DEAD_LETTER, SINK_DISABLED, Event
+from bace_bridge.delivery.rules.outcomes import dead_letter_event, is_reported
+from bace_bridge.events.types import SINK_DEAD_LETTER, SINK_DISABLED, Event
 
 NOW = 1_769_817_600.0
 EVENT = Event("evt_1", "session.ended", "s1", "g1", NOW - 60, NOW - 50, b"{}")

@@ -2,8 +2,8 @@ import base64
 
 import pytest
 
-from bace_bridge.demo.receiver import is_signed
-from bace_bridge.sinks.webhook.signature import signed_headers, signing_key
+from bace_bridge.demo.outside import is_signed
+from bace_bridge.sinks.webhook.message import signed_headers, signing_key
 
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()
 OTHER = "whsec_" + base64.b64encode(b"o" * 32).decode()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bace_bridge.domain.state import DeviceState, KnownDevice
+from bace_bridge.events.state import DeviceState, KnownDevice
 from bace_bridge.sinks.mqtt.device_list import AT_MOST_EVERY, LARGEST, DeviceList
 
 

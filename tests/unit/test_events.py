@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bace_bridge.domain.events import EVENT_TYPES, bridge_event, event_id
+from bace_bridge.events.types import EVENT_TYPES, bridge_event, event_id
 
 FACTS = st.recursive(
     st.none() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

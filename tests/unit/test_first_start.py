@@ -1,6 +1,6 @@
 import pytest
 
-from bace_bridge.polling.rules.first_start import (
+from bace_bridge.polling.rules.session_list import (
     BEFORE_EVERYTHING,
     PLAUSIBLE_AHEAD,
     FirstStart,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bace_bridge.app.installation import installation_name
+from bace_bridge.app.storage import installation_name
 from bace_bridge.config.models import Config
 
 

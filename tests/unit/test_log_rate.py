@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bace_bridge.log_rate import MINUTE, MOST, RateLimit
+from bace_bridge.logs import MINUTE, MOST, RateLimit
 
 
 class Line:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bace_bridge.config.mqtt import Version
+from bace_bridge.sinks.mqtt.config import Version
 from bace_bridge.sinks.mqtt.endings import NO_RETAIN, QOS_TOO_HIGH, Ending
 from bace_bridge.sinks.mqtt.manners import Course, Manner, accepted, begin, ended, from_the_top, subscribed
 

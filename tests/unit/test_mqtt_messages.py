@@ -10,25 +10,23 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from structlog.testing import capture_logs
 
-from bace_bridge.domain.events import Event, LoggedEvent
-from bace_bridge.domain.lanes import Attempt
 from bace_bridge.errors import DeliveryFailed, DeliveryRejected
+from bace_bridge.events.types import Attempt, Event, LoggedEvent
+from bace_bridge.sinks.mqtt.client import CloudEventAttributes, correlation, introduction
 from bace_bridge.sinks.mqtt.endings import (
     During,
     Ending,
     Kind,
+    Outage,
     ended,
     may_be_about_a_message,
     publish_refused,
     refused,
 )
 from bace_bridge.sinks.mqtt.manners import Limits, announced
-from bace_bridge.sinks.mqtt.messages import topic_and_payload
-from bace_bridge.sinks.mqtt.outage import Outage
-from bace_bridge.sinks.mqtt.properties import CloudEventAttributes, correlation, introduction
+from bace_bridge.sinks.mqtt.refusals import Suspicion
 from bace_bridge.sinks.mqtt.sockets import reason
-from bace_bridge.sinks.mqtt.suspicion import Suspicion
-from bace_bridge.sinks.mqtt.topics import Topics
+from bace_bridge.sinks.mqtt.topics import Topics, topic_and_payload
 
 TOPICS = Topics("bace")
 SESSION_DATA = b'{"session":{"id":"s1","label":"caf\xc3\xa9"},"device":{"id":"g1","label":"Bed"},"observed_at":"x"'

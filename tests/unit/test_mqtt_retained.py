@@ -7,13 +7,19 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from bace_bridge.domain.state import DeviceState, LatestPoint
-from bace_bridge.sinks.mqtt.neighbours import Neighbours
+from bace_bridge.events.state import DeviceState, LatestPoint
 from bace_bridge.sinks.mqtt.picture import Kept, Picture, Scope
-from bace_bridge.sinks.mqtt.refusals import FIRST, FIRST_AFTER_CLOSING, LONGEST, Refusals
-from bace_bridge.sinks.mqtt.retained import CLEARED, Views, base_of, base_topics, decide, device_topics
-from bace_bridge.sinks.mqtt.suspicion import TopicSuspicion
-from bace_bridge.sinks.mqtt.topics import Topics
+from bace_bridge.sinks.mqtt.refusals import FIRST, FIRST_AFTER_CLOSING, LONGEST, Refusals, TopicSuspicion
+from bace_bridge.sinks.mqtt.topics import (
+    CLEARED,
+    Neighbours,
+    Topics,
+    Views,
+    base_of,
+    base_topics,
+    decide,
+    device_topics,
+)
 
 TOPICS = Topics("bace")
 ALL_VIEWS = [

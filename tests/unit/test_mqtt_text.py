@@ -4,14 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bace_bridge.domain.mqtt_text import (
-    LONGEST,
-    LONGEST_TOPIC,
-    encoding_problem,
-    made_sendable,
-    text_problem,
-    topic_problem,
-)
+from bace_bridge.formats import LONGEST, LONGEST_TOPIC, encoding_problem, made_sendable, text_problem, topic_problem
 
 REFUSED = ["\x00", "\x01", "\t", "\n", "\x7f", "\x80", "\x9f", "\ufdd0", "\ufdef", "\ufffe", "\uffff", "\U0010ffff"]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bace_bridge.sinks.mqtt.websocket import WebSocket
+from bace_bridge.sinks.mqtt.sockets import WebSocket
 
 
 @pytest.fixture

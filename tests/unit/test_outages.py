@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 
-from bace_bridge.polling.rules.outages import CloudOutage, Kind, after_failure, after_success
+from bace_bridge.polling.rules.changes import CloudOutage, Kind, after_failure, after_success
 
 NOON = 1_764_590_400.0
 

@@ -4,18 +4,19 @@ from collections.abc import Iterable
 
 import pytest
 
-from bace_bridge.domain.events import Event, LoggedEvent
-from bace_bridge.domain.lanes import (
+from bace_bridge.delivery.rules.outbox import BEHIND, FRESH, Outbox
+from bace_bridge.events.types import (
     BRIDGE_LANE,
     Claimed,
     DeadLetter,
+    Event,
     Lane,
     LaneRecord,
+    LoggedEvent,
     Piece,
     Recorded,
     Share,
 )
-from bace_bridge.domain.outbox import BEHIND, FRESH, Outbox
 
 ROOM = Share(lanes=10, events=100, size=10_000)
 

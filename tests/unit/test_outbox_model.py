@@ -16,13 +16,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from bace_bridge.domain.events import Event
-from bace_bridge.domain.lanes import (
+from bace_bridge.delivery.rules.outbox import Outbox
+from bace_bridge.events.types import (
     BRIDGE_LANE,
     Attempt,
     Claim,
     Claimed,
     DeadLetter,
+    Event,
+    Filter,
     LaneRecord,
     Recorded,
     Share,
@@ -30,8 +32,6 @@ from bace_bridge.domain.lanes import (
     letter_place,
     session_lane,
 )
-from bace_bridge.domain.outbox import Outbox
-from bace_bridge.domain.routing import Filter
 from bace_bridge.store import lanes
 from bace_bridge.store.migrations import migrate
 from tests.models import examples

@@ -3,7 +3,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bace_bridge.domain.pace import Pace
+from bace_bridge.sinks.webhook.sink import Pace
 
 
 @given(st.sampled_from([0.5, 3.0, 50.0]), st.lists(st.floats(0, 5), min_size=2, max_size=50))

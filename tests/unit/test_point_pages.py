@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from bace_bridge.polling.rules.changes import Page
 from bace_bridge.polling.rules.datapoints import Datapoint, are_raw
 from bace_bridge.polling.rules.point_pages import PointQuery, as_set, fit_together, within
-from bace_bridge.polling.rules.ranges import NOBODY
-from bace_bridge.polling.rules.seen import Page
 from bace_bridge.polling.rules.sessions import DataSession
+from bace_bridge.polling.rules.windows import NOBODY
 
 BOUNDS = ("filter[timestamp_seconds][gte]", "filter[timestamp_seconds][lt]")
 POINT = Datapoint("x", "device", 6000, 100.0, 1.0, 3.0, 2.0, 4, "g1")

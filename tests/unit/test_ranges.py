@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bace_bridge.polling.rules.ranges import PageRange, halves_of, is_recent
+from bace_bridge.polling.rules.windows import PageRange, halves_of, is_recent
 
 
 @given(st.integers(1, 50), st.integers(1, 120))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bace_bridge.domain.redaction import MASK, Redaction
+from bace_bridge.redaction import MASK, Redaction
 
 ODD = "pä ss/\"+&<47\\n'=%2B"
 SECRETS = st.text(

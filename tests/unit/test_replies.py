@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bace_bridge.cloud.problems import parse_problem
+from bace_bridge.cloud.failures import parse_problem
 from bace_bridge.cloud.replies import (
     parse_datapoints,
     parse_groups,
@@ -14,12 +14,12 @@ from bace_bridge.cloud.replies import (
     parse_session,
     parse_sessions,
 )
-from bace_bridge.cloud.token_reply import TokenReply, parse_token
-from bace_bridge.domain.redaction import Redaction
-from bace_bridge.domain.timestamps import iso_utc
+from bace_bridge.cloud.tokens import TokenReply, parse_token
 from bace_bridge.errors import UnexpectedReply
+from bace_bridge.formats import iso_utc
 from bace_bridge.polling.rules.datapoints import Datapoint, datapoint_events
 from bace_bridge.polling.rules.sessions import DataSession, observe
+from bace_bridge.redaction import Redaction
 
 ID = "0c7c3d9e-4c53-4a13-9e8b-9d7e3e6a3c11"
 NOW = 1_764_590_400.0

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bace_bridge.domain.retry import (
+from bace_bridge.retry import (
     JITTER,
     LONGEST_RETRY_AFTER,
     WEBHOOK_SCHEDULE,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from bace_bridge.domain.retry_after import RateLimit, http_date, rate_limit, retry_after
+from bace_bridge.retry import RateLimit, http_date, rate_limit, retry_after
 
 NOW = 1_769_817_600.0  # 2026-01-31T00:00:00Z
 

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bace_bridge.domain.room import Room, room_left
-from bace_bridge.domain.store_trouble import FORGOTTEN_AFTER, StoreTrouble, after_failure, after_success
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.polling.rules.windows import may_be_forgotten
+from bace_bridge.store.faults import FORGOTTEN_AFTER, StoreTrouble, after_failure, after_success
+from bace_bridge.store.housekeeping import Room, room_left
 
 FREE, PRUNING, PAUSED = Room(), Room(surplus=1), Room(surplus=1, paused=True)
 

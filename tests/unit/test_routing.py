@@ -2,8 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bace_bridge.domain.events import EVENT_TYPES, Event
-from bace_bridge.domain.routing import Filter, matches, wanted
+from bace_bridge.events.types import EVENT_TYPES, Event, Filter, matches, wanted
 
 
 def event(event_type: str, device: str | None) -> Event:

@@ -1,7 +1,7 @@
 import pytest
 
 from bace_bridge.polling.rules.changes import PollState
-from bace_bridge.polling.rules.selection import is_selected, starts_from, with_selection
+from bace_bridge.polling.rules.session_list import is_selected, starts_from, with_selection
 
 START, LATER = 100.0, 900.0
 

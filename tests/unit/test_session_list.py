@@ -1,8 +1,7 @@
 import pytest
 from msgspec.structs import replace
 
-from bace_bridge.polling.rules.changes import PollState
-from bace_bridge.polling.rules.seen import LostRow, Page, SeenSession
+from bace_bridge.polling.rules.changes import LostRow, Page, PollState, SeenSession
 from bace_bridge.polling.rules.session_list import (
     after_updates,
     bound_of,

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 )
 from msgspec.structs import replace
 
-from bace_bridge.domain.events import Event
+from bace_bridge.events.types import Event
 from bace_bridge.polling.rules.datapoints import Datapoint, Emitted, compare, datapoint_events
 from bace_bridge.polling.rules.fetches import Outcome, conclude
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession, observe, observe_absence

@@ -3,7 +3,7 @@ import time
 import pytest
 
 from bace_bridge.simulator.cloud import SimulatedCloud
-from bace_bridge.simulator.signals import SIGNALS, value
+from bace_bridge.simulator.samples import SIGNALS, value
 
 
 class Clock:

@@ -2,8 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bace_bridge.simulator.downsample import Bucket, Resolution, buckets
-from bace_bridge.simulator.samples import Samples, Track
+from bace_bridge.simulator.samples import Bucket, Resolution, Samples, Track, buckets
 
 
 @pytest.mark.parametrize(

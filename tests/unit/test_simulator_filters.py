@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bace_bridge.simulator import filters, php
+from bace_bridge.simulator import filters
 from bace_bridge.simulator.filters import All, AnyOf, Compare, Condition, FilterRefused, Kind
 
 KINDS = {"start": Kind.INTEGER, "end": Kind.INTEGER, "at": Kind.NUMBER, "label": Kind.TEXT, "done": Kind.FLAG}
@@ -18,7 +18,7 @@ ROWS: list[dict[str, Any]] = [
 
 def starts(query: str) -> list[int]:
     pairs = [tuple(part.split("=", 1)) for part in query.split("&")]
-    tree = php.nested([(name, value) for name, value in pairs], "filter")
+    tree = filters.nested([(name, value) for name, value in pairs], "filter")
     test = filters.holds(filters.parse(tree, KINDS), itemgetter)
     return [row["start"] for row in ROWS if test(row)]
 
@@ -91,7 +91,7 @@ def test_a_wrong_filter_is_refused(query: str, message: str) -> None:
     ],
 )
 def test_parameters_nest_as_in_php(names: list[str], tree: Any) -> None:
-    assert php.nested([(name, str(number)) for number, name in enumerate(names)], "filter") == tree
+    assert filters.nested([(name, str(number)) for number, name in enumerate(names)], "filter") == tree
 
 
 comparisons = st.builds(

@@ -3,12 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from bace_bridge.simulator.durations import seconds
-from bace_bridge.simulator.maintenance import Maintenance
-from bace_bridge.simulator.quirks import Quirks, describe
-from bace_bridge.simulator.ratelimit import RateLimit
-from bace_bridge.simulator.replica import Lag
-from bace_bridge.simulator.tokens import Refresh
+from bace_bridge.simulator.facts import RateLimit, Refresh, seconds
+from bace_bridge.simulator.quirks import Maintenance, Quirks, describe
+from bace_bridge.simulator.shelf import Lag
 
 
 def test_no_quirk_is_the_documented_cloud() -> None:

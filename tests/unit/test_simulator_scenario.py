@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.filters import All
-from bace_bridge.simulator.player import play
+from bace_bridge.simulator.player import Deed, play, timeline
 from bace_bridge.simulator.scenario import Scenario, ScenarioError, bundled, bundled_names, load, parse
-from bace_bridge.simulator.timeline import Deed, timeline
 
 DEVICE = "devices: [{label: go}]\n"
 REOPEN = "reopen: {after: 1, duration: 1}"

@@ -2,9 +2,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from bace_bridge.simulator.facts import Credentials
-from bace_bridge.simulator.ratelimit import RateLimit, Verdict, judge
-from bace_bridge.simulator.tokens import REFRESH_LIFETIME, Refresh, TokenDesk
+from bace_bridge.simulator.facts import REFRESH_LIFETIME, Credentials, RateLimit, Refresh, TokenDesk, Verdict, judge
 
 CLIENT = {"client_id": "simulator", "client_secret": "simulator-secret"}
 LOGIN = {**CLIENT, "grant_type": "password", "username": "demo@example.org", "password": "demo"}

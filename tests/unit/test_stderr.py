@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 
-from bace_bridge.cli.stderr import MOST_WAITING, Unblocked
+from bace_bridge.cli.streams import MOST_WAITING, Unblocked
 
 
 def note(lost: int) -> str:

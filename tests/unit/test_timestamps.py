@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bace_bridge.domain.timestamps import iso_utc
+from bace_bridge.formats import iso_utc
 
 
 @pytest.mark.parametrize(

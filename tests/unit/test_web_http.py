@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bace_bridge.web.http import NotHttp, parse_head
+from bace_bridge.status.listener import NotHttp, parse_head
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from bace_bridge.domain.redaction import Redaction
 from bace_bridge.errors import DeliveryFailed, SinkDisabled
-from bace_bridge.sinks.webhook.answer import LONGEST_ANSWER, LONGEST_QUOTE, excerpt, judge
+from bace_bridge.redaction import Redaction
+from bace_bridge.sinks.webhook.reply import LONGEST_ANSWER, LONGEST_QUOTE, excerpt, judge
 
 NOW = 1_769_817_600.0  # 2026-01-31T00:00:00Z
 

@@ -3,9 +3,8 @@ import json
 import pytest
 from cloudevents.core.bindings.http import HTTPMessage, from_structured_event
 
-from bace_bridge.domain.events import Event, LoggedEvent
-from bace_bridge.domain.lanes import Attempt
-from bace_bridge.sinks.webhook.cloudevent import CONTENT_TYPE, structured
+from bace_bridge.events.types import Attempt, Event, LoggedEvent
+from bace_bridge.sinks.webhook.message import CONTENT_TYPE, structured
 
 DATA = b'{"session":{"id":"s1","label":"gr\xc3\xbcn"},"n":1.50}'
 

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bace_bridge.config.models import WebhookConfig
-from bace_bridge.domain.http_text import PER_CONNECTION, header_name_problem, header_value_problem
-from bace_bridge.sinks.webhook.request import basic_login, origin, request_bytes, request_head
+from bace_bridge.formats import PER_CONNECTION, header_name_problem, header_value_problem
+from bace_bridge.sinks.webhook.message import basic_login, origin, request_bytes, request_head
 
 
 def head(url: str, **headers: str) -> list[str]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from bace_bridge.sinks.webhook.signature import signed_headers, signing_key
+from bace_bridge.sinks.webhook.message import signed_headers, signing_key
 
 
 def secret_of(key: bytes) -> str:

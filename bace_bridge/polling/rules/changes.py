@@ -1,14 +1,109 @@
-"""What a poll or a fetch changes: everything in it becomes durable together, or not at all."""
+"""The cloud's outages: when they are reported as events, and that they are reported once."""
 
 from collections.abc import Iterable
+from enum import IntEnum
+from typing import Generic, Literal, TypeVar
 
 import msgspec
 
-from bace_bridge.domain.events import Event
-from bace_bridge.polling.rules.datapoints import Emitted
-from bace_bridge.polling.rules.outages import CloudOutage
-from bace_bridge.polling.rules.sessions import KnownSession
+from bace_bridge.events.types import CLOUD_AUTH_FAILED, CLOUD_RECOVERED, CLOUD_UNREACHABLE, Event, bridge_event
+from bace_bridge.formats import iso_utc
+from bace_bridge.polling.rules.datapoints import Datapoint, Emitted
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.polling.rules.windows import WindowState
+
+FAILURES_TO_REPORT = 2
+"""One failed poll may be a hiccup; the second in a row is reported."""
+
+Kind = Literal["unreachable", "auth_failed"]
+
+
+class CloudOutage(msgspec.Struct, frozen=True, rename={"reported": "told"}):  # its name in stores of earlier versions
+    """How the cloud has behaved: `since` is the time of the first failure in a row, `reported` the last event of it."""
+
+    failures: int = 0
+    since: float | None = None
+    kind: Kind | None = None
+    reported: Kind | None = None
+    reason: str = ""
+
+
+def after_failure(outage: CloudOutage, kind: Kind, reason: str, *, now: float) -> tuple[CloudOutage, list[Event]]:
+    since = outage.since if outage.since is not None else now
+    after = CloudOutage(outage.failures + 1, since, kind, outage.reported, reason)
+    if outage.reported == kind or (kind == "unreachable" and after.failures < FAILURES_TO_REPORT):
+        return after, []
+    event_type = CLOUD_AUTH_FAILED if kind == "auth_failed" else CLOUD_UNREACHABLE
+    data = {"reason": reason, "since": iso_utc(since), "observed_at": iso_utc(now)}
+    reported = msgspec.structs.replace(after, reported=kind)
+    return reported, [bridge_event(event_type, at=since, facts=(since,), data=data)]
+
+
+def after_success(outage: CloudOutage, *, now: float) -> tuple[CloudOutage, list[Event]]:
+    if outage.reported is None or outage.since is None:
+        return CloudOutage(), []
+    data = {
+        "since": iso_utc(outage.since),
+        "seconds": round(now - outage.since, 3),
+        "observed_at": iso_utc(now),
+    }
+    return CloudOutage(), [bridge_event(CLOUD_RECOVERED, at=now, facts=(outage.since, now), data=data)]
+
+
+T = TypeVar("T")
+
+
+class Urgency(IntEnum):
+    """Who goes first when requests have to wait: a session's start and end, then live datapoints, then the rest."""
+
+    SESSIONS = 0
+    LIVE = 1
+    BACKLOG = 2
+
+
+class LostRow(msgspec.Struct, frozen=True):
+    """A data session's row that could not be read, with what is known of it."""
+
+    reason: str
+    id: str | None = None
+    updated_at: float | None = None
+
+
+class Page(msgspec.Struct, Generic[T], frozen=True):
+    """A page of a collection. `unreadable` names the rows that could not be read; `count` includes them.
+
+    Of data sessions `lost` are these rows, and `odd` the fields that were read as if they were not there, with reasons.
+
+    `per_page` is the size of the pages that were served, which may be less than was asked for.
+    """
+
+    items: tuple[T, ...]
+    count: int
+    page: int | None
+    page_count: int | None
+    total: int | None
+    unreadable: tuple[str, ...] = ()
+    per_page: int | None = None
+    lost: tuple[LostRow, ...] = ()
+    odd: tuple[tuple[str, str], ...] = ()
+
+
+class SeenSession(msgspec.Struct, frozen=True):
+    """A data session and, where the reply was expanded with it, its group's label."""
+
+    session: DataSession
+    device_label: str | None = None
+
+
+class PointsRead(msgspec.Struct, frozen=True):
+    """A complete reading of datapoints, each (series, timestamp) once.
+
+    `own` is false where the cloud served rows of other data sessions, too: these can be no other's.
+    """
+
+    points: tuple[Datapoint, ...]
+    pages: int
+    own: bool = True
 
 
 class WindowRead(msgspec.Struct, frozen=True):

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from bace_bridge.domain import events
-from bace_bridge.domain.events import Event
-from bace_bridge.domain.timestamps import iso_utc
+from bace_bridge.events import types
+from bace_bridge.events.types import Event
+from bace_bridge.formats import iso_utc
 from bace_bridge.polling.rules.sessions import KnownSession, session_event
 from bace_bridge.polling.rules.windows import SPAN, summed
 
@@ -128,7 +128,7 @@ def _fitting(
     facts = ([_facts(one) for one in changed],)
     views = [view(one, datatypes) for one in changed]
     at = changed[-1].timestamp
-    event = session_event(events.SESSION_DATAPOINTS, known, time=at, now=now, facts=facts, datapoints=views)
+    event = session_event(types.SESSION_DATAPOINTS, known, time=at, now=now, facts=facts, datapoints=views)
     if len(event.data) <= BYTES_PER_EVENT or len(changed) == 1:
         return [event]
     middle = len(changed) // 2

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from bace_bridge.domain import events
+from bace_bridge.events import types
 from bace_bridge.polling.rules.datapoints import POINTS_PER_EVENT, DatapointView
 from bace_bridge.polling.rules.sessions import DeviceView, SessionView
 
@@ -21,7 +21,7 @@ def event_schema() -> dict[str, Any]:
     about_session = {"session": session, "device": device, "observed_at": _TIME}
     besides = _besides(datapoint)
     kinds: list[dict[str, Any]] = []
-    for event_type in events.EVENT_TYPES:
+    for event_type in types.EVENT_TYPES:
         of_session = event_type.startswith("session.")
         data = {**(about_session if of_session else {}), **besides.get(event_type, {})}
         kinds.append(_kind(event_type, data, of_session=of_session))
@@ -60,15 +60,15 @@ def _besides(datapoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
     event = {"id": _TEXT, "type": _TEXT, "session_id": {"type": ["string", "null"]}}
     return {
-        events.SESSION_DATAPOINTS: {
+        types.SESSION_DATAPOINTS: {
             "datapoints": {"type": "array", "items": datapoint, "minItems": 1, "maxItems": POINTS_PER_EVENT}
         },
-        events.SESSION_UPDATED: {
+        types.SESSION_UPDATED: {
             "changed": {"type": "array", "items": {"enum": ["label", "person", "group"]}, "minItems": 1}
         },
-        events.SESSION_CSV_READY: {"csv": _object(csv, required=["url", "revision"])},
-        events.SINK_DISABLED: {"sink": _TEXT, "reason": _TEXT},
-        events.SINK_DEAD_LETTER: {
+        types.SESSION_CSV_READY: {"csv": _object(csv, required=["url", "revision"])},
+        types.SINK_DISABLED: {"sink": _TEXT, "reason": _TEXT},
+        types.SINK_DEAD_LETTER: {
             "sink": _TEXT,
             "reason": _TEXT,
             "attempts": {"type": "integer", "minimum": 1},

@@ -5,9 +5,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from bace_bridge.domain import events
-from bace_bridge.domain.events import Event
-from bace_bridge.domain.retry import backoff
+from bace_bridge.events import types
+from bace_bridge.events.types import Event
 from bace_bridge.polling.rules.changes import Changes, LatestSeen, WindowRead
 from bace_bridge.polling.rules.datapoints import (
     Datapoint,
@@ -20,6 +19,7 @@ from bace_bridge.polling.rules.datapoints import (
 )
 from bace_bridge.polling.rules.sessions import END_PATIENCE, DataSession, KnownSession, Observation, session_event
 from bace_bridge.polling.rules.windows import Window, WindowState, halves, is_settled
+from bace_bridge.retry import backoff
 
 SLOWEST_LATE_FETCH = 600.0
 """Seconds: an ended session whose ingestion does not finish is asked ever more rarely, down to this."""
@@ -158,7 +158,7 @@ def conclude(
         end = known.session.end
         assert end is not None
         known = msgspec.structs.replace(known, end_emitted=end)
-        emitted.append(session_event(events.SESSION_ENDED, known, time=end, now=now, facts=(end, known.reopenings)))
+        emitted.append(session_event(types.SESSION_ENDED, known, time=end, now=now, facts=(end, known.reopenings)))
     ingested = known.session.state == "ingested" and not known.removed
     if (known.csv_due or known.unread) and read and ingested and known.end_emitted is not None:
         known, more = _csv_ready(known, csv_url, now)
@@ -200,7 +200,7 @@ def _csv_ready(known: KnownSession, csv_url: str, now: float) -> tuple[KnownSess
     known = msgspec.structs.replace(known, csv_revision=revision, **done)
     at = next((one for one in (session.updated_at, session.end) if one is not None), now)
     csv = {"url": csv_url, "revision": revision, "datapoint_count": session.datapoint_count}
-    return known, [session_event(events.SESSION_CSV_READY, known, time=at, now=now, facts=(revision, *facts), csv=csv)]
+    return known, [session_event(types.SESSION_CSV_READY, known, time=at, now=now, facts=(revision, *facts), csv=csv)]
 
 
 def _next_fetch(known: KnownSession, outcome: Outcome, interval: float, now: float) -> float | None:

@@ -4,11 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from bace_bridge.polling.rules.changes import Page
 from bace_bridge.polling.rules.datapoints import Datapoint
-from bace_bridge.polling.rules.ranges import LATEST_FILTER, NOBODY
-from bace_bridge.polling.rules.seen import Page
 from bace_bridge.polling.rules.sessions import DataSession
-from bace_bridge.polling.rules.windows import Window
+from bace_bridge.polling.rules.windows import LATEST_FILTER, NOBODY, Window
 
 Params = tuple[tuple[str, str], ...]
 

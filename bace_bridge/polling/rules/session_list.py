@@ -3,15 +3,17 @@
 A Yii server ignores what it does not know and still answers 200, so every filter and sort is checked on its rows.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
+from typing import Literal
 
+import msgspec
 from msgspec.structs import replace
 
-from bace_bridge.polling.rules.changes import PollState
-from bace_bridge.polling.rules.ranges import LATEST_FILTER
-from bace_bridge.polling.rules.seen import Page, SeenSession
+from bace_bridge.polling.rules.changes import Page, PollState, SeenSession
 from bace_bridge.polling.rules.sessions import DataSession
+from bace_bridge.polling.rules.windows import LATEST_FILTER
 
 OVERLAP = 120.0
 """Seconds below the watermark from which a list is asked for: rows may become visible after newer ones.
@@ -113,3 +115,85 @@ def after_time_out(state: PollState) -> PollState:
     if state.timed_out == state.backfill_page - 1:
         return replace(state, backfill_page=1, timed_out=None)
     return replace(state, timed_out=state.backfill_page)
+
+
+BEFORE_EVERYTHING = -1.0
+PLAUSIBLE_AHEAD = 600.0
+"""Seconds that the cloud's newest record may be ahead of its answers' `Date` before it is taken for a wrong one."""
+
+StartKind = Literal["now", "all", "since", "ago"]
+
+
+class FirstStart(msgspec.Struct, frozen=True):
+    """`watch.start_from`. `seconds` is a time (epoch) for `since` and a duration for `ago`."""
+
+    kind: StartKind
+    seconds: float = 0.0
+
+    def start_from(self, newest: float | None, *, now: float, cloud_now: float, empty: bool = False) -> float:
+        """Epoch seconds in the cloud's time.
+
+        For `now` that is `newest`, the newest stamp of all its rows: then a difference between its clock and ours is
+        harmless. Where there is none, or not every row could be read, it is the time of the cloud's answers; only an
+        `empty` cloud has no history.
+        """
+        if self.kind == "all" or (self.kind == "now" and empty):
+            return BEFORE_EVERYTHING
+        if self.kind == "since":
+            return self.seconds
+        if self.kind == "ago":
+            return now - self.seconds
+        return newest if newest is not None and newest <= cloud_now + PLAUSIBLE_AHEAD else cloud_now
+
+
+def newest_stamp(rows: Sequence[DataSession]) -> float | None:
+    """The time of the latest change that the rows show; their ends count where `updated_at` is null."""
+    stamps = [stamp for row in rows for stamp in (row.updated_at, row.created_at, row.end) if stamp is not None]
+    return max(stamps, default=None)
+
+
+_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+def is_selected(groups: Collection[str], group_id: str, label: str | None) -> bool:
+    """True when `groups` name the device by id or by label; without any, every device is watched."""
+    return not groups or group_id in groups or (label is not None and label in groups)
+
+
+def decides_by_label(groups: Collection[str], group_id: str) -> bool:
+    """True when the device's label decides whether it is watched: its id does not, and some entry may be a label."""
+    return bool(groups) and group_id not in groups and not are_ids(groups)
+
+
+def are_ids(groups: Collection[str]) -> bool:
+    return all(_ID.fullmatch(one) for one in groups)
+
+
+def unmatched(groups: Collection[str], devices: Mapping[str, str | None]) -> list[str]:
+    """The entries that are neither the id nor the label of one of these devices (labels by id)."""
+    labels = set(devices.values())
+    return [one for one in groups if one not in devices and one not in labels]
+
+
+def starts_from(state: PollState, group_id: str, label: str | None) -> float:
+    """The time (epoch seconds, the cloud's) from which a device's sessions are reported."""
+    names = [name for name in (group_id, label) if name is not None]
+    named = [name for name in names if name in (state.groups or ())] or [one for one in names if one in state.joined]
+    return min((state.joined.get(name, state.start_from) for name in named), default=state.start_from)
+
+
+def with_selection(state: PollState, groups: Sequence[str], *, start_from: float) -> PollState:
+    """The state with another selection. Devices that it adds are reported from `start_from`, and asked for at once."""
+    now, before = tuple(sorted(groups)), state.groups
+    state = replace(state, groups=now, groups_checked_at=None)
+    if not before or before == now:
+        return state
+    if now:
+        added = dict.fromkeys(set(now) - set(before), start_from)
+        state = replace(state, joined={name: since for name, since in state.joined.items() if name in now} | added)
+        if not added:
+            return state
+    else:
+        joined = {name: state.joined.get(name, state.start_from) for name in before}
+        state = replace(state, start_from=start_from, joined=joined)
+    return replace(backfilled_at_once(state), active_found=False)

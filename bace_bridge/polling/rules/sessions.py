@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from bace_bridge.domain import events
-from bace_bridge.domain.events import Event, event_id
-from bace_bridge.domain.timestamps import iso_utc
+from bace_bridge.events import types as events
+from bace_bridge.events.types import Event, event_id
+from bace_bridge.formats import iso_utc
 
 State = Literal["active", "ended", "ingested"]
 

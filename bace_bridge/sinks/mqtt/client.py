@@ -1,12 +1,9 @@
-"""A paho client for one connection, and all that reaches into paho.
-
-Used again, a client would send by itself what it still holds.
-"""
+"""QoS 1: consent without paho's decoding of it, which takes longer than all the rest that is done for an event."""
 
 import ssl
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from paho.mqtt.client import Client
@@ -14,13 +11,128 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
-from bace_bridge.config.models import MqttConfig
-from bace_bridge.sinks.mqtt.buffered import BufferedSocket
+from bace_bridge.events.types import Attempt
+from bace_bridge.formats import LONGEST, made_sendable
+from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.endings import FIRST_FAILURE
 from bace_bridge.sinks.mqtt.manners import Manner
-from bace_bridge.sinks.mqtt.properties import introduction
-from bace_bridge.sinks.mqtt.puback import read_consent
-from bace_bridge.sinks.mqtt.sockets import Socket, Unreachable, reason
+from bace_bridge.sinks.mqtt.sockets import BufferedSocket, Socket, Unreachable, reason
+
+_REASON_AT = 2
+_NO_SUBSCRIBERS = 0x10
+
+
+def read_consent(client: Client) -> None:
+    """A PUBACK that says anything else, or more, is left to paho, which has no public way to do less."""
+    inside: Any = client
+    decode = inside._handle_pubackcomp  # noqa: SLF001
+    taken, unheard = (ReasonCode(PacketTypes.PUBACK, identifier=code) for code in (0, _NO_SUBSCRIBERS))
+    consents = {b"": taken}
+    if client.protocol == MQTTProtocolVersion.MQTTv5:
+        consents |= {bytes([taken.value]): taken, bytes([unheard.value]): unheard}
+
+    def handle(command: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
+        packet: bytes = inside._in_packet["packet"]  # noqa: SLF001
+        consent = consents.get(bytes(packet[_REASON_AT:])) if command == "PUBACK" else None
+        mid = int.from_bytes(packet[:_REASON_AT], "big")
+        if consent is None or len(packet) < _REASON_AT or mid not in inside._out_messages:  # noqa: SLF001
+            return MQTTErrorCode(decode(command))
+        return MQTTErrorCode(inside._do_on_publish(mid, consent, None))  # noqa: SLF001
+
+    inside._handle_pubackcomp = handle  # noqa: SLF001
+
+
+_CONTENT_TYPE = b"\x03"
+_CORRELATION_DATA = b"\x09"
+_USER_PROPERTY = b"\x26"
+_MAXIMUM_PACKET_SIZE = b"\x27"
+_LARGEST_IN_ONE_BYTE = 127
+
+SEQUENCE_DIGITS = 20
+
+
+class EncodedProperties:
+    """Stands in for paho's `Properties`, of which sending a message needs no more than `pack`."""
+
+    __slots__ = ("_packed",)
+
+    def __init__(self, encoded: bytes) -> None:
+        self._packed = _variable_integer(len(encoded)) + encoded
+
+    def pack(self) -> bytes:
+        return self._packed
+
+
+def introduction(version: str, largest_packet: int) -> EncodedProperties:
+    """Those of CONNECT: who we are, and how many bytes of a packet we take."""
+    size = _MAXIMUM_PACKET_SIZE + largest_packet.to_bytes(4, "big")
+    return EncodedProperties(size + _pair("bace-bridge", version))
+
+
+def correlation(data: bytes) -> EncodedProperties:
+    return EncodedProperties(_CORRELATION_DATA + len(data).to_bytes(2, "big") + data)
+
+
+class CloudEventAttributes:
+    def __init__(self, source: str) -> None:
+        self._same_for_all = (
+            _CONTENT_TYPE + _text("application/json") + _pair("specversion", "1.0") + _pair("source", source)
+        )
+        self._id, self._subject, self._time = _name("id"), _name("subject"), _name("time")
+        self._sequence = _name("sequence") + SEQUENCE_DIGITS.to_bytes(2, "big")
+        self._types: dict[str, bytes] = {}
+        self._replay = _pair("replay", "true")
+
+    def of(self, attempt: Attempt, *, time: str) -> EncodedProperties:
+        """`time` is the event's, as text."""
+        logged = attempt.logged
+        event = logged.event
+        subject = b"" if event.session_id is None else self._subject + _text(event.session_id)
+        parts = (
+            self._same_for_all,
+            self._type_of(event.type),
+            self._id,
+            _text(event.id),
+            subject,
+            self._time,
+            _text(time),
+            self._sequence,
+            b"%020d" % logged.seq,
+            self._replay if attempt.replay else b"",
+        )
+        return EncodedProperties(b"".join(parts))
+
+    def _type_of(self, event_type: str) -> bytes:
+        """There are a few types and many events."""
+        encoded = self._types.get(event_type)
+        if encoded is None:
+            encoded = self._types[event_type] = _pair("type", f"bace.{event_type}")
+        return encoded
+
+
+def _text(value: str) -> bytes:
+    """Nothing that a cloud or a configuration holds may make the broker close the connection."""
+    encoded = value.encode() if value.isascii() and value.isprintable() else made_sendable(value).encode()
+    encoded = encoded[:LONGEST]
+    return len(encoded).to_bytes(2, "big") + encoded
+
+
+def _name(name: str) -> bytes:
+    return _USER_PROPERTY + _text(name)
+
+
+def _pair(name: str, value: str) -> bytes:
+    return _name(name) + _text(value)
+
+
+def _variable_integer(number: int) -> bytes:
+    encoded = bytearray()
+    while number > _LARGEST_IN_ONE_BYTE:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
 
 LARGEST_PACKET = 2**20
 """Bytes of a packet that is read whole. With MQTT 5 brokers are told; of a larger message the beginning is kept."""
@@ -33,7 +145,6 @@ _KEPT = 72 * 2**10
 
 _PIECE = 64 * 2**10
 _EXACTLY_ONCE = 2
-_REASON_AT = 2
 
 
 class Will(msgspec.Struct, frozen=True):

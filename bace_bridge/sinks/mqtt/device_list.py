@@ -4,8 +4,8 @@ from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
-from bace_bridge.domain.state import DeviceState, KnownDevice
-from bace_bridge.domain.timestamps import iso_utc
+from bace_bridge.events.state import DeviceState, KnownDevice
+from bace_bridge.formats import iso_utc
 
 AT_MOST_EVERY = 60.0
 """Seconds between two lists, unless a data session starts or ends."""

@@ -5,15 +5,14 @@ from collections.abc import Callable
 from paho.mqtt.client import MQTTMessage
 from structlog.typing import FilteringBoundLogger
 
-from bace_bridge.config.models import MqttConfig
-from bace_bridge.config.mqtt import Version
 from bace_bridge.sinks.mqtt import manners
 from bace_bridge.sinks.mqtt.client import Will, new_client
+from bace_bridge.sinks.mqtt.config import MqttConfig, Version
 from bace_bridge.sinks.mqtt.connection import Connection
 from bace_bridge.sinks.mqtt.endings import Ending, not_reached
 from bace_bridge.sinks.mqtt.manners import Manner
+from bace_bridge.sinks.mqtt.refusals import Suspicion, TopicSuspicion
 from bace_bridge.sinks.mqtt.sockets import Unreachable, open_socket
-from bace_bridge.sinks.mqtt.suspicion import Suspicion, TopicSuspicion
 from bace_bridge.sinks.mqtt.topics import Topics
 from bace_bridge.sinks.mqtt.window import Message
 

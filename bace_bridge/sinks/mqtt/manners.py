@@ -9,7 +9,7 @@ then, after an hour at first, for another try from the top.
 import msgspec
 from msgspec.structs import replace
 
-from bace_bridge.config.mqtt import Version
+from bace_bridge.sinks.mqtt.config import Version
 from bace_bridge.sinks.mqtt.endings import NO_RETAIN, QOS_TOO_HIGH, Ending, may_be_about_a_message
 
 _FIRST_AGAIN = 3600.0

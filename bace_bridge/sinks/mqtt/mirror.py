@@ -5,12 +5,11 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
 from typing import Protocol
 
-from bace_bridge.domain.state import DeviceState, KnownDevice
 from bace_bridge.errors import SinkError, SinkUnavailable, StoreError
+from bace_bridge.events.state import DeviceState, KnownDevice
 from bace_bridge.sinks.mqtt.device_list import DeviceList
 from bace_bridge.sinks.mqtt.picture import OFFLINE, Kept, Picture
-from bace_bridge.sinks.mqtt.retained import CLEARED, device_topics
-from bace_bridge.sinks.mqtt.topics import Topics
+from bace_bridge.sinks.mqtt.topics import CLEARED, Topics, device_topics
 from bace_bridge.sinks.mqtt.window import Done, Message
 
 Publish = Callable[[Message, Done], None]

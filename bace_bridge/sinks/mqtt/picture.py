@@ -3,11 +3,8 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
-from bace_bridge.sinks.mqtt.neighbours import Neighbours
-from bace_bridge.sinks.mqtt.refusals import Refusals
-from bace_bridge.sinks.mqtt.retained import CLEARED, Views, base_of, base_topics, decide
-from bace_bridge.sinks.mqtt.suspicion import TopicSuspicion
-from bace_bridge.sinks.mqtt.topics import Topics
+from bace_bridge.sinks.mqtt.refusals import Refusals, TopicSuspicion
+from bace_bridge.sinks.mqtt.topics import CLEARED, Neighbours, Topics, Views, base_of, base_topics, decide
 
 ONLINE, OFFLINE = b"online", b"offline"
 

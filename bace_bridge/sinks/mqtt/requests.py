@@ -8,14 +8,11 @@ import msgspec
 from paho.mqtt.client import MQTTMessage
 from structlog.typing import FilteringBoundLogger
 
-from bace_bridge.domain.foreign_json import decoded
-from bace_bridge.domain.mqtt_text import topic_problem
-from bace_bridge.domain.redaction import Quote, quoted_as_it_is
 from bace_bridge.errors import BridgeError
-from bace_bridge.sinks.mqtt.client import Beginning
-from bace_bridge.sinks.mqtt.properties import correlation
-from bace_bridge.sinks.mqtt.retained import base_of
-from bace_bridge.sinks.mqtt.topics import Topics
+from bace_bridge.formats import decoded, topic_problem
+from bace_bridge.redaction import Quote, quoted_as_it_is
+from bace_bridge.sinks.mqtt.client import Beginning, correlation
+from bace_bridge.sinks.mqtt.topics import Topics, base_of
 from bace_bridge.sinks.mqtt.window import Message
 
 Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]

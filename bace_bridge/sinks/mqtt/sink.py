@@ -11,29 +11,22 @@ import structlog
 from paho.mqtt.client import MQTTMessage
 from structlog.typing import FilteringBoundLogger
 
-from bace_bridge.config.models import MqttConfig
-from bace_bridge.config.mqtt import Version
-from bace_bridge.domain.events import Event
-from bace_bridge.domain.lanes import Attempt
-from bace_bridge.domain.redaction import Quote, quoted_as_it_is
-from bace_bridge.domain.retry import backoff
-from bace_bridge.domain.timestamps import iso_utc
 from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
-from bace_bridge.sinks.mqtt.client import UNSENDABLE
+from bace_bridge.events.types import Attempt, Event
+from bace_bridge.formats import iso_utc
+from bace_bridge.redaction import Quote, quoted_as_it_is
+from bace_bridge.retry import backoff
+from bace_bridge.sinks.mqtt.client import UNSENDABLE, CloudEventAttributes
+from bace_bridge.sinks.mqtt.config import MqttConfig, Version
 from bace_bridge.sinks.mqtt.connection import Connection
 from bace_bridge.sinks.mqtt.device_list import DeviceList
 from bace_bridge.sinks.mqtt.dialing import Dialer
-from bace_bridge.sinks.mqtt.endings import Ending
-from bace_bridge.sinks.mqtt.messages import topic_and_payload, topic_of
+from bace_bridge.sinks.mqtt.endings import Ending, Outage
 from bace_bridge.sinks.mqtt.mirror import Ledger, Mirror, StateSource
-from bace_bridge.sinks.mqtt.neighbours import Neighbours
-from bace_bridge.sinks.mqtt.outage import Outage
 from bace_bridge.sinks.mqtt.picture import OFFLINE, Kept, Scope
-from bace_bridge.sinks.mqtt.properties import CloudEventAttributes
-from bace_bridge.sinks.mqtt.refusals import Refusals
+from bace_bridge.sinks.mqtt.refusals import Refusals, Suspicion, TopicSuspicion
 from bace_bridge.sinks.mqtt.requests import Answer, Requests
-from bace_bridge.sinks.mqtt.suspicion import Suspicion, TopicSuspicion
-from bace_bridge.sinks.mqtt.topics import Topics
+from bace_bridge.sinks.mqtt.topics import Neighbours, Topics, topic_and_payload, topic_of
 from bace_bridge.sinks.mqtt.tree import Tree
 from bace_bridge.sinks.mqtt.watch import Watch
 from bace_bridge.sinks.mqtt.window import Done, Message

@@ -1,9 +1,15 @@
 """The topics of the contract, all below the base topic."""
 
 import re
+from collections.abc import Collection, Iterable
 from typing import Literal
 
-from bace_bridge.domain.mqtt_text import UNSENDABLE
+import msgspec
+
+from bace_bridge.events.state import DeviceState
+from bace_bridge.events.types import SESSION_DATAPOINTS, Event
+from bace_bridge.formats import UNSENDABLE, decoded, made_sendable
+from bace_bridge.redaction import Quote, quoted_as_it_is
 
 Kind = Literal["availability", "session", "latest"]
 """What a device's retained topic says."""
@@ -87,3 +93,181 @@ def level(name: str) -> str:
 
 def _percent_encoded(found: re.Match[str]) -> str:
     return "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogatepass"))
+
+
+_EMPTY_OBJECT = b"{}"
+_OF_A_SESSION = "session."
+
+_Mark = bool | msgspec.UnsetType
+
+
+class _Head(msgspec.Struct):
+    event_type: str
+    id: str
+    time: str
+    replay: _Mark
+
+
+class _PointsOfEvent(msgspec.Struct):
+    datapoints: msgspec.Raw
+
+
+class _DatapointsMessage(msgspec.Struct):
+    id: str
+    time: str
+    session_id: str | None
+    replay: _Mark
+    datapoints: msgspec.Raw
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_points = msgspec.json.Decoder(_PointsOfEvent).decode
+
+
+def topic_and_payload(event: Event, topics: Topics, *, time: str, replay: bool = False) -> tuple[str, bytes]:
+    """The message that tells the event, marked where it is a replay; `time` is the event's, as text.
+
+    Raises `msgspec.MsgspecError` for broken data.
+    """
+    mark = True if replay else msgspec.UNSET
+    topic = topic_of(event, topics)
+    of_points = event.type == SESSION_DATAPOINTS and event.device_id is not None
+    return topic, _datapoints(event, time, mark) if of_points else _whole_event(event, time, mark)
+
+
+def topic_of(event: Event, topics: Topics) -> str:
+    if event.device_id is None or not event.type.startswith(_OF_A_SESSION):
+        return topics.bridge_event
+    return topics.datapoints(event.device_id) if event.type == SESSION_DATAPOINTS else topics.event(event.device_id)
+
+
+def _whole_event(event: Event, time: str, replay: _Mark) -> bytes:
+    """The event's data, which is an encoded JSON object already, with a few keys before its own."""
+    if not event.data.startswith(b"{"):
+        raise msgspec.DecodeError("the event's data is no JSON object")
+    head = _encode(_Head(event.type, event.id, time, replay))
+    if event.data == _EMPTY_OBJECT:
+        return head
+    return b"%b,%b" % (head[:-1], event.data[1:])
+
+
+def _datapoints(event: Event, time: str, replay: _Mark) -> bytes:
+    points = _decode_points(event.data).datapoints
+    return _encode(_DatapointsMessage(event.id, time, event.session_id, replay, points))
+
+
+_LONGEST_NAME = 64
+_NAMED = 3
+
+
+class _Info(msgspec.Struct):
+    installation: str | None = None
+
+
+class Neighbours:
+    """`bridge/info` names whose a base topic is; any other bridge leaves a `bridge/guest/<installation>` there."""
+
+    def __init__(self, installation: str, *, quote: Quote = quoted_as_it_is) -> None:
+        self._own = installation
+        self._quote = quote
+        self._named: dict[str, str] = {}
+        self._guests: dict[str, set[str]] = {}
+
+    def heard_info(self, base: str, payload: bytes) -> None:
+        """An empty one, and one that names nobody, is no bridge's."""
+        named = self._named_as(_installation_in(payload))
+        if not named:
+            self._named.pop(base, None)
+        else:
+            self._named[base] = named
+
+    def heard_guest(self, base: str, installation: str, payload: bytes) -> None:
+        guests = self._guests.setdefault(base, set())
+        name = self._named_as(installation)
+        if payload and name != self._own:
+            guests.add(name)
+        else:
+            guests.discard(name)
+
+    def _named_as(self, installation: str) -> str:
+        """Anybody may have written it."""
+        return made_sendable(self._quote(installation, _LONGEST_NAME)) if installation != self._own else self._own
+
+    def owner(self, base: str) -> str | None:
+        """The other installation that `bridge/info` names."""
+        named = self._named.get(base)
+        return named if named != self._own else None
+
+    def others(self, base: str) -> list[str]:
+        """The installations beside this one."""
+        owner = self.owner(base)
+        return sorted(self._guests.get(base, set()) | ({owner} if owner is not None else set()))
+
+    def described(self, base: str) -> str | None:
+        """Some of the others, for people; None where there are none."""
+        others = self.others(base)
+        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+        return ", ".join(others[:_NAMED]) + more or None
+
+
+def _installation_in(payload: bytes) -> str:
+    try:
+        return decoded(payload, _Info).installation or ""
+    except msgspec.DecodeError:
+        return ""
+
+
+CLEARED = b""
+"""An empty retained payload removes what the broker has kept for a topic."""
+
+Action = Literal["publish", "clear", "leave"]
+
+
+class Views(msgspec.Struct, frozen=True):
+    """A topic as it is meant, and as the broker may have it.
+
+    `meant` is the payload that it shall have, None where there shall be none. `acknowledged` is the payload that the
+    broker has confirmed on this connection, `noted` says that the topic is in the ledger, `shown` that the broker shows
+    it. `elsewhere`: another sink of this bridge means it. `shared`: another bridge uses the base topic, too.
+    """
+
+    meant: bytes | None
+    acknowledged: bytes | None = None
+    noted: bool = False
+    shown: bool = False
+    elsewhere: bool = False
+    shared: bool = False
+
+
+def decide(topic: Views) -> Action:
+    """What brings the broker's view of a topic to what is meant, without touching what is not ours."""
+    if topic.meant is not None:
+        return "leave" if topic.acknowledged == topic.meant else "publish"
+    if topic.acknowledged == CLEARED or topic.elsewhere:
+        return "leave"
+    if topic.acknowledged is not None:
+        return "clear"
+    # Another bridge may mean what an earlier connection of ours has left, and nobody else can tell.
+    return "clear" if (topic.noted or topic.shown) and not topic.shared else "leave"
+
+
+def device_topics(state: DeviceState, topics: Topics) -> dict[str, bytes]:
+    device = state.device_id
+    meant = {topics.availability(device): b"online" if state.available else b"offline"}
+    if state.session is not None:
+        meant[topics.session(device)] = state.session
+    for point in state.latest:
+        meant[topics.latest(device, point.source_device, point.datatype)] = point.payload
+    return meant
+
+
+def base_topics(ledger: Iterable[str], topics: Topics) -> list[str]:
+    """The base topics that were in use before: each has left its `bridge/state`."""
+    end = topics.bridge_state.removeprefix(topics.base)
+    bases = {topic.removesuffix(end) for topic in ledger if topic.endswith(end)}
+    return sorted(bases - {topics.base})
+
+
+def base_of(topic: str, bases: Collection[str]) -> str | None:
+    """The base topic that a topic is below: the longest one."""
+    return max((base for base in bases if topic.startswith(f"{base}/")), key=len, default=None)

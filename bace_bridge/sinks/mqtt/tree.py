@@ -8,9 +8,8 @@ from paho.mqtt.client import MQTTMessage
 from structlog.typing import FilteringBoundLogger
 
 from bace_bridge.sinks.mqtt.connection import Connection
-from bace_bridge.sinks.mqtt.neighbours import Neighbours
 from bace_bridge.sinks.mqtt.picture import Picture
-from bace_bridge.sinks.mqtt.topics import Topics
+from bace_bridge.sinks.mqtt.topics import Neighbours, Topics
 
 MOST_MESSAGES = 50_000
 MOST_BYTES = 32 * 1024 * 1024

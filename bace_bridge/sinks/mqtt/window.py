@@ -9,13 +9,12 @@ from paho.mqtt.client import Client, MQTTMessageInfo
 from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 
-from bace_bridge.domain.mqtt_text import made_sendable
 from bace_bridge.errors import DeliveryFailed, DeliveryRejected, SinkError, SinkUnavailable
-from bace_bridge.sinks.mqtt.client import UNSENDABLE
+from bace_bridge.formats import made_sendable
+from bace_bridge.sinks.mqtt.client import UNSENDABLE, EncodedProperties
 from bace_bridge.sinks.mqtt.endings import FIRST_FAILURE, publish_refused
 from bace_bridge.sinks.mqtt.manners import Limits
-from bace_bridge.sinks.mqtt.properties import EncodedProperties
-from bace_bridge.sinks.mqtt.suspicion import Suspicion, TopicSuspicion
+from bace_bridge.sinks.mqtt.refusals import Suspicion, TopicSuspicion
 
 Done = Callable[[SinkError | None], None]
 

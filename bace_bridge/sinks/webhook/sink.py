@@ -1,4 +1,4 @@
-"""The webhook sink: one POST an event, so many at once as the configuration allows."""
+"""How fast a receiver is called at most."""
 
 import asyncio
 import time
@@ -7,19 +7,37 @@ from collections.abc import Awaitable, Callable
 import aiohttp
 import structlog
 
-from bace_bridge.config.models import WebhookConfig
-from bace_bridge.config.secrecy import secrets_of
-from bace_bridge.domain.events import Event
-from bace_bridge.domain.lanes import Attempt
-from bace_bridge.domain.pace import Pace
-from bace_bridge.domain.redaction import Redaction
+from bace_bridge.config.values import secrets_of
 from bace_bridge.errors import SinkError, SinkUnavailable
-from bace_bridge.sinks.webhook.answer import judge
-from bace_bridge.sinks.webhook.cloudevent import CONTENT_TYPE, structured
-from bace_bridge.sinks.webhook.exchange import Exchange
-from bace_bridge.sinks.webhook.network import what_went_wrong
-from bace_bridge.sinks.webhook.request import origin, request_bytes, request_head
-from bace_bridge.sinks.webhook.signature import signed_headers, signing_key
+from bace_bridge.events.types import Attempt, Event
+from bace_bridge.redaction import Redaction
+from bace_bridge.sinks.webhook.config import WebhookConfig
+from bace_bridge.sinks.webhook.exchange import Exchange, what_went_wrong
+from bace_bridge.sinks.webhook.message import (
+    CONTENT_TYPE,
+    origin,
+    request_bytes,
+    request_head,
+    signed_headers,
+    signing_key,
+    structured,
+)
+from bace_bridge.sinks.webhook.reply import judge
+
+
+class Pace:
+    """Turns at most so many times a second, evenly: after a long silence there is no burst. 0 sets no limit."""
+
+    def __init__(self, per_second: float) -> None:
+        self._gap = 1 / per_second if per_second > 0 else 0.0
+        self._next = 0.0
+
+    def turn(self, now: float) -> float:
+        """Takes the next turn; returns the seconds until then. `now` is of a clock that is never set back."""
+        at = max(now, self._next)
+        self._next = at + self._gap
+        return at - now
+
 
 KEEP_ALIVE = 4.0
 """Seconds that an idle connection is kept: less than the 5 s after which common servers close theirs."""

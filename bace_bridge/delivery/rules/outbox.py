@@ -1,0 +1,320 @@
+"""What a sink is sent next: the lanes that its dispatcher has claimed. Decisions with neither I/O nor clock.
+
+The rows in the store are the truth. Held in memory is what is under way; when a row turns out to have been moved by
+somebody else, what is held of that lane is forgotten.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+from msgspec.structs import replace
+
+from bace_bridge.events.types import (
+    Attempt,
+    Claim,
+    Claimed,
+    DeadLetter,
+    Lane,
+    LaneRecord,
+    LoggedEvent,
+    Piece,
+    Recorded,
+    Share,
+    lane_key,
+)
+
+FRESH = Share(lanes=400, events=1500, size=3 * 1024 * 1024)
+BEHIND = Share(lanes=50, events=500, size=1024 * 1024)
+"""What is held of lanes that are behind: a long replay takes no room from the others."""
+
+LARGE_WINDOW = 50
+LEAST_PART = 0.2
+"""Of both, for a sink with a small window: there may be many webhooks, and each needs only what it soon sends."""
+
+LONG = 20
+"""Events of a lane that stay in memory where others find no room."""
+
+LOW = 5
+"""Events left of a lane from which on more of it is read, while they are on their way."""
+
+
+class _Failure:
+    """The first event of a lane that failed: from there it goes on, at `at`."""
+
+    def __init__(self, seq: int, attempts: int, at: float, reason: str) -> None:
+        self.seq, self.attempts, self.at, self.reason = seq, attempts, at, reason
+
+
+class _Held:
+    """A claimed lane. `lane` is as it stands in the store, `through` how far the log was read."""
+
+    def __init__(self, piece: Piece, *, pipelined: bool) -> None:
+        self.lane = piece.lane
+        self.one_at_a_time = not pipelined or piece.lane.attempts > 0
+        self.waiting = deque(piece.events)
+        self.flying: dict[int, LoggedEvent] = {}
+        self.dead: list[DeadLetter] = []
+        self.failure: _Failure | None = None
+        self.moved = False
+        self.in_turn = False
+        self.through = piece.through
+        self.complete = piece.complete
+        self.low = max(LOW, len(piece.events) // 4)
+
+    @property
+    def key(self) -> str:
+        return self.lane.key
+
+    @property
+    def events(self) -> int:
+        return len(self.waiting) + len(self.flying)
+
+    @property
+    def place(self) -> int:
+        """Everything of the lane before it is delivered, given up or not wanted."""
+        if self.failure is not None:
+            return min([self.failure.seq, *self.flying])
+        if self.flying:
+            return min(self.flying)
+        return self.waiting[0].seq if self.waiting else self.through + 1
+
+    @property
+    def may_send(self) -> bool:
+        return bool(self.waiting) and not (self.one_at_a_time and self.flying)
+
+    @property
+    def reads_on(self) -> bool:
+        return not (self.complete or self.moved) and self.failure is None and len(self.waiting) <= self.low
+
+    @property
+    def drained(self) -> bool:
+        return self.complete and not self.events and self.failure is None
+
+    @property
+    def ends(self) -> bool:
+        """Nothing of it is under way, so it is let go of once that is recorded."""
+        return self.drained or (self.failure is not None and not self.flying)
+
+    def now(self) -> Lane:
+        """The row as it ought to be."""
+        place, failure = self.place, self.failure
+        if failure is not None and failure.seq == place:
+            return replace(
+                self.lane, seq=place, attempts=failure.attempts, due_at=failure.at, reason=failure.reason, behind=True
+            )
+        if place == self.lane.seq:
+            return self.lane
+        return replace(self.lane, seq=place, attempts=0, reason="")
+
+
+class Outbox:
+    """The claimed lanes of one sink.
+
+    `window` is the number of deliveries in flight at once. With `pipelined` the transport keeps the order, so the
+    events of a lane need not wait for one another.
+    """
+
+    def __init__(
+        self, *, window: int, pipelined: bool, fresh: Share | None = None, behind: Share | None = None
+    ) -> None:
+        self._window = window
+        self._pipelined = pipelined
+        self._shares = (fresh or _part(FRESH, window), behind or _part(BEHIND, window))
+        self._lanes: dict[str, _Held] = {}
+        self._turns: tuple[deque[_Held], deque[_Held]] = (deque(), deque())
+        self._behind_next = False
+        self._changed: set[str] = set()
+        self._more = [False, False]
+        self._let_go_of_some = False
+        self.in_flight = 0
+        self.winding_up = False
+
+    @property
+    def empty(self) -> bool:
+        """Nothing is held that could be delivered, and nothing is to be recorded."""
+        left = any(held.waiting or held.reads_on for held in self._lanes.values())
+        return not (left or self.in_flight or self._changed)
+
+    @property
+    def changed(self) -> bool:
+        """There is something to record."""
+        return bool(self._changed)
+
+    @property
+    def more(self) -> bool:
+        """Lanes are known to be due that are not held; while winding up only those that are not behind count."""
+        return self._more[0] or (self._more[1] and not self.winding_up)
+
+    def wants_more(self) -> bool:
+        """There is room, and something is known to be read.
+
+        Lanes are claimed when half of the room is free, but one of which nothing is left goes on where there is any.
+        """
+        for behind, share in enumerate(self._shares):
+            if self._more[behind] or any(self._reading(behind=bool(behind))):
+                room = self._room(behind=bool(behind))
+                if 2 * room.lanes >= share.lanes and 2 * room.events >= share.events and 2 * room.size >= share.size:
+                    return True
+                if room.events > 0 and room.size > 0 and self._runs_out(behind=bool(behind)):
+                    return True
+        return False
+
+    def _reading(self, *, behind: bool) -> Iterator[_Held]:
+        return (one for one in self._lanes.values() if one.lane.behind == behind and one.reads_on)
+
+    def _runs_out(self, *, behind: bool) -> bool:
+        return any(not one.events for one in self._reading(behind=behind))
+
+    def _set_aside(self, *, behind: bool) -> None:
+        """A slow lane with much to deliver must not take all the room: it is read again from its place in time."""
+        for held in self._lanes.values():
+            if held.lane.behind == behind and len(held.waiting) > LONG:
+                held.waiting = deque(islice(held.waiting, LONG))
+                held.through, held.complete, held.low = held.waiting[-1].seq, False, LOW
+
+    def claim(self) -> Claim:
+        """What there is room for."""
+        self._let_go_of_some = False
+        read_on = tuple((held.lane, held.through + 1) for held in self._lanes.values() if held.reads_on)
+        return Claim(frozenset(self._lanes), read_on, self._room(behind=False), self._room(behind=True))
+
+    def _room(self, *, behind: bool) -> Share:
+        if behind and self.winding_up:
+            return Share(0, 0, 0)
+        share = self._shares[behind]
+        held = [one for one in self._lanes.values() if one.lane.behind == behind and one.events]
+        events = sum(one.events for one in held)
+        size = sum(len(logged.event.data) for one in held for logged in (*one.waiting, *one.flying.values()))
+        return Share(max(0, share.lanes - len(held)), max(0, share.events - events), max(0, share.size - size))
+
+    def begin(self, claimed: Claimed) -> None:
+        """Takes what was claimed; of lanes that have failed or moved since, it is read again later."""
+        # What was held when this was asked for, and is not any more, was left out.
+        self._more = [claimed.more_fresh or self._let_go_of_some, claimed.more_behind or self._let_go_of_some]
+        for piece in claimed.begun:
+            held = self._lanes[piece.lane.key] = _Held(piece, pipelined=self._pipelined)
+            self._changes(held)
+        for piece in claimed.read_on:
+            found = self._lanes.get(piece.lane.key)
+            if found is not None and found.reads_on:
+                found.waiting += piece.events
+                found.through, found.complete = piece.through, piece.complete
+                found.low = max(LOW, len(piece.events) // 4)
+                self._changes(found)
+        for behind, more in enumerate((claimed.more_fresh, claimed.more_behind)):
+            if (more or self._runs_out(behind=bool(behind))) and not self.wants_more():
+                self._set_aside(behind=bool(behind))
+
+    def next_attempts(self) -> list[Attempt]:
+        """The deliveries to be made now; they count as in flight from here on."""
+        attempts: list[Attempt] = []
+        while self.in_flight < self._window and (held := self._next_turn()) is not None:
+            logged = held.waiting.popleft()
+            held.flying[logged.seq] = logged
+            self.in_flight += 1
+            number = held.lane.attempts + 1 if logged.seq == held.lane.seq else 1
+            attempts.append(Attempt(logged, number, replay=logged.seq <= held.lane.replay_through))
+            self._takes_turns(held)
+        return attempts
+
+    def _next_turn(self) -> _Held | None:
+        """Lanes take turns; and those that are behind, all together, with all the others."""
+        while any(self._turns):
+            self._behind_next = not self._behind_next
+            turns = self._turns[self._behind_next] or self._turns[not self._behind_next]
+            held = turns.popleft()
+            held.in_turn = False
+            if held.may_send:
+                return held
+        return None
+
+    def _takes_turns(self, held: _Held) -> None:
+        if not held.in_turn and held.may_send:
+            held.in_turn = True
+            self._turns[held.lane.behind].append(held)
+
+    def delivered(self, logged: LoggedEvent) -> None:
+        self._changes(self._landed(logged))
+
+    def failed(self, logged: LoggedEvent, *, attempts: int, at: float, reason: str) -> None:
+        """The lane rests until `at`, and goes on from the first of its events that failed."""
+        held = self._landed(logged)
+        if held.failure is None or held.failure.seq > logged.seq:
+            held.failure = _Failure(logged.seq, attempts, at, reason)
+        held.waiting.clear()
+        self._changes(held)
+
+    def given_up(self, logged: LoggedEvent, letter: DeadLetter) -> bool:
+        """Makes it a dead letter, and the lane goes on; False where its turn comes again all the same."""
+        held = self._landed(logged)
+        dead = not held.moved and (held.failure is None or held.failure.seq > logged.seq)
+        if dead:
+            held.dead.append(letter)
+        self._changes(held)
+        return dead
+
+    def returned(self, logged: LoggedEvent) -> None:
+        """A delivery was cut off by the sink going away: no attempt at it was made."""
+        held = self._landed(logged)
+        if held.failure is not None:
+            if logged.seq < held.failure.seq:
+                held.failure = _Failure(logged.seq, 0, held.failure.at, held.failure.reason)
+        elif not held.moved:
+            held.waiting = deque(sorted([logged, *held.waiting], key=lambda one: one.seq))
+        self._changes(held)
+
+    def _landed(self, logged: LoggedEvent) -> _Held:
+        held = self._lanes[lane_key(logged)]
+        del held.flying[logged.seq]
+        self.in_flight -= 1
+        return held
+
+    def _changes(self, held: _Held) -> None:
+        if held.moved:
+            if not held.flying:
+                self._let_go(held)
+                self._more = [True, True]
+            return
+        if held.ends or held.dead or held.now() != held.lane:
+            self._changed.add(held.key)
+        self._takes_turns(held)
+
+    def _let_go(self, held: _Held) -> None:
+        del self._lanes[held.key]
+        self._changed.discard(held.key)
+        self._let_go_of_some = True
+
+    def clock_stepped(self, seconds: float) -> None:
+        """The clock was set forward (or back) by so much: what waits for a time waits as long as before."""
+        for held in self._lanes.values():
+            if held.failure is not None:
+                held.failure.at += seconds
+            if held.lane.due_at > 0:
+                held.lane = replace(held.lane, due_at=held.lane.due_at + seconds)
+
+    def progress(self) -> tuple[LaneRecord, ...]:
+        """What is to be made durable; it is so only with `recorded`."""
+        held = (self._lanes[key] for key in self._changed)
+        return tuple(LaneRecord(one.now(), one.drained, tuple(one.dead)) for one in held)
+
+    def recorded(self, records: Iterable[LaneRecord], outcome: Recorded) -> None:
+        for record in records:
+            held = self._lanes[record.lane.key]
+            self._changed.discard(held.key)
+            if held.key in outcome.moved:
+                held.moved = True
+                held.waiting.clear()
+            else:
+                del held.dead[: len(record.dead)]
+                ended = record.drained or (held.ends and held.now() == record.lane)
+                held.lane = record.lane
+                if ended and not held.dead:
+                    self._let_go(held)
+                    continue
+            self._changes(held)
+
+
+def _part(share: Share, window: int) -> Share:
+    part = max(LEAST_PART, min(1.0, window / LARGE_WINDOW))
+    return Share(round(part * share.lanes), round(part * share.events), round(part * share.size))

@@ -1,0 +1,249 @@
+"""Event types, their ids and rows, which sink wants which, and the lanes on which they go."""
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+SESSION_STARTED = "session.started"
+SESSION_DATAPOINTS = "session.datapoints"
+SESSION_UPDATED = "session.updated"
+SESSION_ENDED = "session.ended"
+SESSION_REOPENED = "session.reopened"
+SESSION_CSV_READY = "session.csv_ready"
+SESSION_REMOVED = "session.removed"
+CLOUD_UNREACHABLE = "cloud.unreachable"
+CLOUD_RECOVERED = "cloud.recovered"
+CLOUD_AUTH_FAILED = "cloud.auth_failed"
+SINK_DISABLED = "sink.disabled"
+SINK_DEAD_LETTER = "sink.dead_letter"
+
+EVENT_TYPES = (
+    SESSION_STARTED,
+    SESSION_DATAPOINTS,
+    SESSION_UPDATED,
+    SESSION_ENDED,
+    SESSION_REOPENED,
+    SESSION_CSV_READY,
+    SESSION_REMOVED,
+    CLOUD_UNREACHABLE,
+    CLOUD_RECOVERED,
+    CLOUD_AUTH_FAILED,
+    SINK_DISABLED,
+    SINK_DEAD_LETTER,
+)
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One fact, as it stands in the event log: once, however many sinks there are.
+
+    `time` is the cloud's time of the fact and `observed_at` that of the poll, both in epoch seconds.
+    `data` is a JSON object, encoded when the fact was found; sinks wrap it, none encodes it again.
+    """
+
+    id: str
+    type: str
+    session_id: str | None
+    device_id: str | None
+    time: float
+    observed_at: float
+    data: bytes
+
+
+class LoggedEvent(msgspec.Struct, frozen=True):
+    """An event and its place in the event log; `alone` where it is delivered apart from its data session's others."""
+
+    seq: int
+    event: Event
+    alone: bool = False
+
+
+def event_id(event_type: str, *facts: object) -> str:
+    """The same facts give the same id, on every machine and after every crash. It holds no dots."""
+    digest = blake2b(msgspec.json.encode([event_type, *facts]), digest_size=16)
+    return f"evt_{digest.hexdigest()}"
+
+
+def bridge_event(event_type: str, *, at: float, facts: tuple[object, ...], data: Mapping[str, Any]) -> Event:
+    """An event about the bridge's own troubles; it belongs to no data session."""
+    return Event(
+        id=event_id(event_type, *facts),
+        type=event_type,
+        session_id=None,
+        device_id=None,
+        time=at,
+        observed_at=at,
+        data=msgspec.json.encode(data),
+    )
+
+
+BRIDGE_LANE = ":bridge"
+"""No id of a data session has a colon."""
+
+LETTER_LANE = "letter:"
+"""Before its place: the lane of a dead letter that is tried again. What followed it was delivered long ago."""
+
+
+class Lane(msgspec.Struct, frozen=True):
+    """A lane that still has something to deliver: the place of its next event, the attempts at it, when to go on.
+
+    Up to `replay_through` its deliveries are replays: somebody asked for them again. A lane that is `behind` (it failed
+    or was asked for) takes turns with the others. `version` is another one whenever anybody else has moved the lane.
+    """
+
+    key: str
+    seq: int
+    attempts: int = 0
+    due_at: float = 0.0
+    reason: str = ""
+    replay_through: int = 0
+    behind: bool = False
+    version: int = 0
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """The next events of a lane that its sink wants. The log was read through `through`, to its end if `complete`."""
+
+    lane: Lane
+    events: tuple[LoggedEvent, ...]
+    through: int
+    complete: bool
+
+
+class Share(msgspec.Struct, frozen=True):
+    """How much more may be taken into memory."""
+
+    lanes: int
+    events: int
+    size: int
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """What a sink's dispatcher asks for: due lanes that it does not hold, and more of those that it has begun.
+
+    `read_on` holds lanes with the place from which on.
+    """
+
+    held: frozenset[str]
+    read_on: tuple[tuple[Lane, int], ...]
+    fresh: Share
+    behind: Share
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """`more_fresh` and `more_behind` where other lanes are due; `next_due` is the time of the first one that is not."""
+
+    begun: tuple[Piece, ...]
+    read_on: tuple[Piece, ...]
+    more_fresh: bool
+    more_behind: bool
+    next_due: float | None
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A delivery that was given up; `report` makes the event about it for the other sinks, of how many there are."""
+
+    seq: int
+    key: str
+    attempts: int
+    reason: str
+    report: Callable[[int], Event] | None = None
+
+
+class LaneRecord(msgspec.Struct, frozen=True):
+    """What became of a lane: where it is now, and what was given up on the way.
+
+    The row vanishes when the lane is `drained` and the log has no more events of it.
+    """
+
+    lane: Lane
+    drained: bool = False
+    dead: tuple[DeadLetter, ...] = ()
+
+
+class FailedAttempt(msgspec.Struct, frozen=True):
+    """One attempt that failed. `at` is in epoch seconds; `answer` the beginning of what a webhook answered."""
+
+    seq: int
+    number: int
+    at: float
+    seconds: float
+    reason: str
+    status: int | None = None
+    answer: str = ""
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What is to be made durable, in one transaction; `failed` are the attempts that failed since the last time."""
+
+    lanes: tuple[LaneRecord, ...] = ()
+    failed: tuple[FailedAttempt, ...] = ()
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """Lanes that somebody else has moved, so that their rows count; `more` where drained lanes have events again."""
+
+    moved: frozenset[str] = frozenset()
+    more: bool = False
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One delivery to be made now; `number` is 1 for the first attempt, `replay` true where it was asked for again."""
+
+    logged: LoggedEvent
+    number: int
+    replay: bool = False
+
+
+def lane_key(logged: LoggedEvent) -> str:
+    """Order holds per data session; the bridge's own events are a lane of their own."""
+    return letter_lane(logged.seq) if logged.alone else session_lane(logged.event)
+
+
+def session_lane(event: Event) -> str:
+    return event.session_id or BRIDGE_LANE
+
+
+def letter_lane(seq: int) -> str:
+    return f"{LETTER_LANE}{seq}"
+
+
+def letter_place(key: str) -> int | None:
+    """The place of the dead letter whose lane this is; None for other lanes."""
+    return int(key.removeprefix(LETTER_LANE)) if key.startswith(LETTER_LANE) else None
+
+
+class Filter(msgspec.Struct, frozen=True):
+    """What the sink of this name wants: globs on the event type and, where not empty, only these devices (id_group)."""
+
+    events: tuple[str, ...] = ("*",)
+    groups: tuple[str, ...] = ()
+    sink: str | None = None
+
+
+class _AboutASink(msgspec.Struct):
+    sink: str
+
+
+def wanted(event: Event, filter_: Filter) -> bool:
+    """Events about the bridge itself belong to no device, so a filter on devices lets them through.
+
+    What is wrong with a sink is reported to the others: itself would be the last to get it.
+    """
+    if filter_.groups and event.device_id is not None and event.device_id not in filter_.groups:
+        return False
+    return matches(event.type, filter_.events) and not (is_about_a_sink(event) and _sink_of(event) == filter_.sink)
+
+
+def is_about_a_sink(event: Event) -> bool:
+    return event.type.startswith("sink.")
+
+
+def matches(event_type: str, globs: Sequence[str]) -> bool:
+    return any(fnmatchcase(event_type, glob) for glob in globs)
+
+
+def _sink_of(event: Event) -> str:
+    return msgspec.json.decode(event.data, type=_AboutASink).sink

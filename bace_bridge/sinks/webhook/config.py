@@ -1,0 +1,117 @@
+import base64
+import binascii
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJsonSchema
+
+from bace_bridge.config.sections import Events, MaxInFlight, Name, Section, webhook_url
+from bace_bridge.config.text import filled_lines
+from bace_bridge.config.values import Duration, FromFile, Text, mistake
+from bace_bridge.formats import PER_CONNECTION, header_name_problem, header_value_problem
+
+_SECRET_PREFIX = "whsec_"  # noqa: S105  # the prefix of Standard Webhooks, not a secret
+_SECRET_BYTES = range(24, 65)
+_MAKE_ONE = 'make one with: echo "whsec_$(openssl rand -base64 32)"'
+_SLOWEST = 0.001
+"""Requests a second. A much smaller rate would mean that nothing is ever sent."""
+
+_MAKE_ONE_OR_NONE = f"{_MAKE_ONE}; or leave the key out: then nothing is signed"
+
+
+def _secrets(value: object) -> object:
+    """One secret, a list of them, or several lines, as a file may hold while secrets are rotated."""
+    return tuple(filled_lines(value)) if isinstance(value, str) else value
+
+
+def _signing_secret(secret: SecretStr) -> SecretStr:
+    text = secret.get_secret_value()
+    if not text.strip():
+        raise mistake("is empty", _MAKE_ONE_OR_NONE)
+    try:
+        key = base64.b64decode(text.removeprefix(_SECRET_PREFIX), validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if not text.startswith(_SECRET_PREFIX) or len(key) not in _SECRET_BYTES:
+        raise mistake("must be whsec_ followed by 24 to 64 bytes in base64", _MAKE_ONE)
+    return secret
+
+
+def _some_secret(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    if not secrets:
+        raise mistake("holds no secret", _MAKE_ONE_OR_NONE)
+    return secrets
+
+
+def _webhook_url(url: SecretStr) -> SecretStr:
+    webhook_url(url.get_secret_value())
+    return url
+
+
+def _header_name(name: str) -> str:
+    if problem := header_name_problem(name):
+        raise mistake(problem)
+    lowered = name.lower()
+    if lowered == "content-type" or lowered.startswith("webhook-"):
+        raise mistake("is a header that bace-bridge sets itself", "leave it out")
+    if lowered in PER_CONNECTION:
+        raise mistake("is a header of the connection, which bace-bridge sets itself where it is needed", "leave it out")
+    return name
+
+
+def _header_value(value: SecretStr) -> SecretStr:
+    if problem := header_value_problem(value.get_secret_value()):
+        raise mistake(problem)
+    return value
+
+
+def _rate(per_second: float) -> float:
+    if 0 < per_second < _SLOWEST:
+        raise mistake(f"must be 0 for no limit, or at least {_SLOWEST}")
+    return per_second
+
+
+def _each_once(headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    names = [name.lower() for name in headers]
+    if twice := next((name for name in headers if names.count(name.lower()) > 1), None):
+        raise mistake(f"holds {twice} twice: upper and lower case are the same to HTTP", "keep one of them")
+    return headers
+
+
+HeaderName = Annotated[str, AfterValidator(_header_name)]
+HeaderValue = Annotated[SecretStr, AfterValidator(_header_value)]
+SigningSecrets = Annotated[
+    tuple[Annotated[SecretStr, AfterValidator(_signing_secret)], ...],
+    BeforeValidator(_secrets),
+    AfterValidator(_some_secret),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
+]
+
+
+class WebhookConfig(Section):
+    name: Name = Field(description="What logs, metrics and replay call this sink; unique among all sinks")
+    url: Annotated[SecretStr, AfterValidator(_webhook_url), FromFile()] = Field(
+        description="http:// or https://; treated as a credential"
+    )
+    secret: Annotated[SigningSecrets | None, FromFile(several=True)] = Field(
+        default=None, description="whsec_...; a list of them while secrets rotate; left out: nothing is signed"
+    )
+    events: Events = Field(default=("*",), description="Which events this sink gets: globs on the event type")
+    groups: tuple[Text, ...] = Field(default=(), description="Only these devices (id_group); empty: all")
+    headers: Annotated[dict[HeaderName, HeaderValue], AfterValidator(_each_once)] = Field(
+        default={}, description="Sent with every request"
+    )
+    timeout: Duration = Field(default=15.0, description="An answer is waited for this long")
+    max_in_flight: MaxInFlight = Field(
+        default=10, ge=1, le=1000, description="Requests at the same time, one a data session"
+    )
+    rate_limit: Annotated[float, AfterValidator(_rate)] = Field(
+        default=0, ge=0, allow_inf_nan=False, description="Requests a second; 0: no limit"
+    )
+
+    @property
+    def host(self) -> str:
+        """Host and, where the URL names one, port: all of the URL that logs may show."""
+        parts = urlsplit(self.url.get_secret_value())
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
+        return host if parts.port is None else f"{host}:{parts.port}"

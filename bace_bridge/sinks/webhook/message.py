@@ -1,0 +1,116 @@
+"""An event as a CloudEvents 1.0 structured-mode JSON body."""
+
+import base64
+import hmac
+import re
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from urllib.parse import unquote_to_bytes, urlsplit
+
+import msgspec
+from multidict import CIMultiDict
+from yarl import URL
+
+from bace_bridge.events.types import Attempt
+from bace_bridge.formats import iso_utc, request_target
+
+CONTENT_TYPE = "application/cloudevents+json"
+TYPE_PREFIX = "bace."
+SEQUENCE_DIGITS = 20
+
+
+class CloudEvent(msgspec.Struct, frozen=True):
+    """The attributes in the order in which they are written; a bridge event has no `subject`.
+
+    `replay` is an extension attribute, there and true where the event is told again because somebody asked for it.
+    """
+
+    specversion: str
+    id: str
+    source: str
+    type: str
+    subject: str | msgspec.UnsetType
+    time: str
+    datacontenttype: str
+    sequence: str
+    replay: bool | msgspec.UnsetType
+    data: msgspec.Raw
+
+
+def structured(attempt: Attempt, source: str) -> bytes:
+    """The same event gives the same bytes at every attempt but a replay. `sequence` orders as text."""
+    event = attempt.logged.event
+    return msgspec.json.encode(
+        CloudEvent(
+            specversion="1.0",
+            id=event.id,
+            source=source,
+            type=TYPE_PREFIX + event.type,
+            subject=msgspec.UNSET if event.session_id is None else event.session_id,
+            time=iso_utc(event.time),
+            datacontenttype="application/json",
+            sequence=str(attempt.logged.seq).zfill(SEQUENCE_DIGITS),
+            replay=True if attempt.replay else msgspec.UNSET,
+            data=msgspec.Raw(event.data),
+        )
+    )
+
+
+SECRET_PREFIX = "whsec_"  # noqa: S105  # how secrets begin, not a secret
+
+
+def signing_key(secret: str) -> bytes:
+    """The bytes that sign; ValueError where the secret is not base64."""
+    return base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
+
+
+def signed_headers(message_id: str, body: bytes, keys: Sequence[bytes], *, now: float) -> dict[str, str]:
+    """The headers of one attempt, with a signature by each key.
+
+    Without a key the id and the timestamp are sent all the same: receivers recognise repetitions by the id.
+    """
+    timestamp = str(int(now))
+    headers = {"webhook-id": message_id, "webhook-timestamp": timestamp}
+    if keys:
+        signed = f"{message_id}.{timestamp}.".encode() + body
+        headers["webhook-signature"] = " ".join(_signature(key, signed) for key in keys)
+    return headers
+
+
+def _signature(key: bytes, signed: bytes) -> str:
+    return "v1," + base64.b64encode(hmac.digest(key, signed, "sha256")).decode("ascii")
+
+
+def origin(url: str) -> URL:
+    """Scheme, host and port, which say where to connect; they hold no credential."""
+    parts = urlsplit(url)
+    return URL.build(scheme=parts.scheme, host=parts.hostname or "", port=parts.port)
+
+
+def basic_login(url: str) -> str:
+    """The Authorization header of a login in the URL, in its own bytes (%C3%A4 and %E4 differ); "" without one."""
+    parts = urlsplit(url)
+    user, password = unquote_to_bytes(parts.username or ""), unquote_to_bytes(parts.password or "")
+    return f"Basic {b64encode(user + b':' + password).decode()}" if user or password else ""
+
+
+def request_head(url: str, defaults: Mapping[str, str], configured: Mapping[str, str]) -> bytes:
+    """The request line and the headers that all attempts share.
+
+    `configured` headers take the place of `defaults`, and of the login in the URL, whatever their case.
+    """
+    host = re.sub(r"%[^\]]*\]", "]", origin(url).host_port_subcomponent or "")  # the zone of an address is our own
+    headers = CIMultiDict({"Host": host, **defaults})
+    if login := basic_login(url):
+        headers["Authorization"] = login
+    headers.update(configured)
+    return f"POST {request_target(url)} HTTP/1.1\r\n".encode() + _lines(headers)
+
+
+def request_bytes(head: bytes, signed: Mapping[str, str], body: bytes) -> bytes:
+    """One attempt; `signed` are its own headers."""
+    return head + _lines({**signed, "Content-Length": str(len(body))}) + b"\r\n" + body
+
+
+def _lines(headers: Mapping[str, str]) -> bytes:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()

@@ -1,0 +1,226 @@
+"""As much of HTTP/1.1 as a health server needs: the head of one request, and one answer. Pure."""
+
+import asyncio
+import contextlib
+import re
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from http import HTTPStatus
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+import structlog
+
+LARGEST_HEAD = 8 * 1024
+"""Bytes of the request line and the header fields together."""
+
+END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+
+_REQUEST_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (\S+) HTTP/1\.[01]")
+_FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):(.*)")
+
+
+class NotHttp(Exception):
+    """What came is no request of HTTP/1; `status` is what it is answered with."""
+
+    def __init__(self, problem: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
+        super().__init__(problem)
+        self.status = status
+
+
+class Request(msgspec.Struct, frozen=True):
+    """`path` is decoded and without the query; the names of `fields` are in lower case. A body is never read."""
+
+    method: str
+    path: str
+    fields: Mapping[str, Sequence[str]]
+
+
+class Answer(msgspec.Struct, frozen=True):
+    status: HTTPStatus
+    content: object
+
+
+def parse_head(head: bytes) -> Request:
+    """The request whose head this is, up to its empty line. Raises NotHttp."""
+    first, *rest = head.decode("latin-1").replace("\r\n", "\n").rstrip("\n").split("\n")
+    line = _REQUEST_LINE.fullmatch(first)
+    if line is None:
+        raise NotHttp("no request line of HTTP/1")
+    fields: dict[str, list[str]] = {}
+    for one in rest:
+        field = _FIELD.fullmatch(one)
+        if field is None:
+            raise NotHttp("a header field cannot be read")
+        fields.setdefault(field[1].lower(), []).append(field[2].strip())
+    return Request(line[1], _path(line[2]), fields)
+
+
+def _path(target: str) -> str:
+    """Proxies ask with the whole URL."""
+    if target.startswith("/"):
+        return unquote(target.partition("?")[0])
+    try:
+        return unquote(urlsplit(target).path)
+    except ValueError:
+        raise NotHttp("the address cannot be read") from None
+
+
+def encoded(answer: Answer, *, with_body: bool = True) -> bytes:
+    """The connection is closed after each answer, and none says which software wrote it."""
+    body = msgspec.json.encode(answer.content)
+    fields = {
+        "Content-Type": "application/json; charset=utf-8",
+        "Content-Length": str(len(body)),
+        "Cache-Control": "no-store",
+        "Connection": "close",
+    }
+    lines = [f"HTTP/1.1 {answer.status.value} {answer.status.phrase}", *(f"{k}: {v}" for k, v in fields.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + (body if with_body else b"")
+
+
+log = structlog.get_logger()
+
+MOST_CONNECTIONS = 64
+"""Open at the same time. One more closes the oldest: who asks at once is answered amid a flood of idle ones too."""
+
+WITHIN = 5.0
+"""Seconds that a connection lasts at most, from its acceptance to its end."""
+
+AGAIN_AFTER = 1.0
+"""Seconds without accepting after the system refused a connection, as without a free file descriptor."""
+
+SAID_EVERY = 60.0
+"""Seconds between two lines in the log about the same trouble."""
+
+_QUEUE = 128
+_PIECE = 4096
+_MOST_UNREAD = 16
+"""Pieces of a body that are read and thrown away."""
+
+
+class Listener:
+    """Answers one request a connection; `answer` gets what could be read. `clock` is monotonic, in seconds."""
+
+    def __init__(self, answer: Callable[[Request], Answer], *, clock: Callable[[], float]) -> None:
+        self._answer = answer
+        self._clock = clock
+        self._sockets: list[socket.socket] = []
+        self._accepting: list[asyncio.Task[None]] = []
+        self._connections: dict[asyncio.Task[None], None] = {}
+        self._say_after: dict[str, float] = {}
+        self._unsaid: dict[str, int] = {}
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        return [one.getsockname()[:2] for one in self._sockets]
+
+    async def open(self, host: str, port: int) -> None:
+        """Listens on every address of the host. Raises OSError, or UnicodeError for what can be no host."""
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        try:
+            for family, address in dict.fromkeys((one[0], one[4]) for one in found):
+                self._sockets.append(socket.create_server(address, family=family, backlog=_QUEUE))
+        except OSError:
+            await self.close()
+            raise
+        for one in self._sockets:
+            one.setblocking(False)
+        self._accepting = [loop.create_task(self._accept(one)) for one in self._sockets]
+
+    async def close(self) -> None:
+        tasks = [*self._accepting, *self._connections]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for one in self._sockets:
+            one.close()
+        self._accepting, self._sockets = [], []
+
+    async def _accept(self, listening: socket.socket) -> None:
+        """Not asyncio's own server: without a free descriptor that tries, and logs, a hundred times as fast."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listening)
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                self._say("http.cannot_accept", reason=error.strerror, then="trying again")
+                await asyncio.sleep(AGAIN_AFTER)
+                continue
+            task = loop.create_task(self._serve(connection))
+            self._connections[task] = None
+            task.add_done_callback(partial(self._ended, connection))
+            await self._make_room()
+
+    async def _make_room(self) -> None:
+        await asyncio.sleep(0)
+        while len(self._connections) > MOST_CONNECTIONS:
+            oldest = next(iter(self._connections))
+            oldest.cancel()
+            await asyncio.wait((oldest,))
+            self._say("http.connections_dropped", most=MOST_CONNECTIONS, hint="something keeps connections open")
+
+    def _ended(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
+        self._connections.pop(task, None)
+        connection.close()
+
+    async def _serve(self, connection: socket.socket) -> None:
+        """A peer that is slow, goes away or speaks something else costs its own connection."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(WITHIN):
+                answer = await self._answered(connection)
+                if answer is None:
+                    return
+                await loop.sock_sendall(connection, answer)
+                # Closed with something unread, the connection would be reset, and the answer lost with it.
+                connection.shutdown(socket.SHUT_WR)
+                for _ in range(_MOST_UNREAD):
+                    if not await loop.sock_recv(connection, _PIECE):
+                        break
+
+    async def _answered(self, connection: socket.socket) -> bytes | None:
+        """None where the peer closed without a request."""
+        try:
+            head = await _read_head(connection)
+            if head is None:
+                return None
+            request = parse_head(head)
+        except NotHttp as error:
+            log.debug("http.bad_request", reason=str(error), status=error.status.value)
+            return encoded(Answer(error.status, {"error": str(error)}))
+        return encoded(self._answer(request), with_body=request.method != "HEAD")
+
+    def _say(self, event: str, **fields: object) -> None:
+        now = self._clock()
+        if now < self._say_after.get(event, now):
+            self._unsaid[event] = self._unsaid.get(event, 0) + 1
+            return
+        self._say_after[event] = now + SAID_EVERY
+        log.warning(event, **fields, more_before=self._unsaid.pop(event, 0))
+
+
+async def _read_head(connection: socket.socket) -> bytes | None:
+    """Raises NotHttp where it is too large, or is none from its first bytes on."""
+    loop = asyncio.get_running_loop()
+    read = bytearray()
+    while (end := END_OF_HEAD.search(read)) is None:
+        if len(read) > LARGEST_HEAD:
+            raise NotHttp("too large a head", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        if read and not read[:1].isalpha():
+            raise NotHttp("no request line of HTTP/1")
+        more = await loop.sock_recv(connection, _PIECE)
+        if not more:
+            if not read.strip():
+                return None
+            raise NotHttp("the request ends within its head")
+        read += more
+        if not read.strip(b"\r\n"):
+            read.clear()  # empty lines before a request mean nothing
+    if end.start() > LARGEST_HEAD:
+        raise NotHttp("too large a head", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+    return bytes(read[: end.start()])

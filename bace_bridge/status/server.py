@@ -1,0 +1,155 @@
+"""The health server: whether the loops make progress, and whether everything that they need is usable."""
+
+import asyncio
+import hmac
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
+from ipaddress import ip_address
+from typing import Self
+from urllib.parse import urlsplit
+
+from bace_bridge.config.models import HttpConfig
+from bace_bridge.config.sections import is_loopback
+from bace_bridge.errors import ConfigError, Mistake
+from bace_bridge.status.listener import Answer, Listener, Request
+
+Reasons = Callable[[], dict[str, str | None]]
+"""Name -> why it is not well; None where it is."""
+
+LISTENS_WITHIN = 10.0
+"""Seconds until a host's name that is not resolved is given up: nothing begins before the server listens."""
+
+_KNOWN = ["/healthz", "/readyz"]
+
+
+class HealthServer:
+    """Serves from `open` to `close`, or as long as its context is open.
+
+    `alive` is about the loops, `ready` of the cloud, the store and the brokers; `degraded` of what does not work while
+    all of these do, which is shown beside them and makes nothing unready. Names and reasons are for who asks on this
+    machine or has the token; anybody else gets the kinds of what there is, and whether all of a kind is well.
+    """
+
+    def __init__(
+        self,
+        config: HttpConfig,
+        *,
+        alive: Reasons,
+        ready: Reasons,
+        degraded: Callable[[], dict[str, str]] = dict,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._alive = alive
+        self._ready = ready
+        self._degraded = degraded
+        self._listener = Listener(self._answer, clock=clock)
+
+    usable = True
+
+    @property
+    def address(self) -> str | None:
+        """`host:port` where it listens; the port is the real one where the configuration says 0."""
+        if not self._listener.addresses:
+            return None
+        host, port = self._listener.addresses[0]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def open(self) -> None:
+        """Begins to listen. Raises ConfigError where that is not possible."""
+        try:
+            async with asyncio.timeout(LISTENS_WITHIN):
+                await self._listener.open(self._config.host, self._config.port)
+        except (OSError, UnicodeError) as error:  # UnicodeError: the host can be no name, such as 127.0.0..1
+            raise _cannot_listen(self._config.listen, error) from error
+
+    async def close(self) -> None:
+        await self._listener.close()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Once it is open: answers until `stop`."""
+        try:
+            await stop.wait()
+        finally:
+            await self.close()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def _answer(self, request: Request) -> Answer:
+        if request.path not in _KNOWN or request.method not in {"GET", "HEAD"}:
+            return Answer(HTTPStatus.NOT_FOUND, {"error": "not found", "known": _KNOWN})
+        token = None if self._config.token is None else self._config.token.get_secret_value()
+        listening = [host for host, _ in self._listener.addresses]
+        report = _full_report if may_know(request, listening, token) else _public_report
+        if request.path == "/healthz":
+            return report(self._alive(), {}, well="ok", unwell="stalled")
+        return report(self._ready(), self._degraded(), well="ready", unwell="not ready")
+
+
+def may_know(request: Request, listening: Sequence[str], token: str | None) -> bool:
+    """Whether names and reasons are told to who asks; `listening` are the addresses of the listener.
+
+    A page in a browser on this machine may ask under a name of its own (DNS rebinding): it is a stranger.
+    """
+    if token is not None and _has_token(request, token):
+        return True
+    local = all(ip_address(host).is_loopback for host in listening)
+    return local and all(_names_this_machine(host) for host in request.fields.get("host", ()))
+
+
+def _has_token(request: Request, token: str) -> bool:
+    given = [one.partition(" ") for one in request.fields.get("authorization", ())]
+    return any(
+        scheme.lower() == "bearer" and hmac.compare_digest(said.strip().encode("latin-1"), token.encode())
+        for scheme, _, said in given
+    )
+
+
+def _names_this_machine(host: str) -> bool:
+    try:
+        return is_loopback(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        return False
+
+
+def _full_report(reasons: Mapping[str, str | None], degraded: Mapping[str, str], *, well: str, unwell: str) -> Answer:
+    checks = {name: {"ok": reason is None, "reason": reason} for name, reason in reasons.items()}
+    return _report(checks, dict(degraded), reasons, well=well, unwell=unwell)
+
+
+def _public_report(reasons: Mapping[str, str | None], degraded: Mapping[str, str], *, well: str, unwell: str) -> Answer:
+    checks: dict[str, dict[str, bool]] = {}
+    for name, reason in reasons.items():
+        one = checks.setdefault(_kind(name), {"ok": True})
+        one["ok"] = one["ok"] and reason is None
+    return _report(checks, sorted({_kind(name) for name in degraded}), reasons, well=well, unwell=unwell)
+
+
+def _kind(name: str) -> str:
+    """`mqtt` of `mqtt:home`: what follows is a name that people have chosen."""
+    return name.partition(":")[0]
+
+
+def _report(checks: object, degraded: object, reasons: Mapping[str, str | None], *, well: str, unwell: str) -> Answer:
+    fine = all(reason is None for reason in reasons.values())
+    beside = {"degraded": degraded} if degraded else {}
+    status = HTTPStatus.OK if fine else HTTPStatus.SERVICE_UNAVAILABLE
+    return Answer(status, {"status": well if fine else unwell, "checks": checks, **beside})
+
+
+def _cannot_listen(listen: str, error: OSError | UnicodeError) -> ConfigError:
+    if isinstance(error, UnicodeError):
+        reason: str | None = "that is no host name"
+    elif isinstance(error, TimeoutError):
+        reason = "the host's name is not resolved in time"
+    else:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+    problem = f"cannot listen on {listen}: {reason}"
+    return ConfigError([Mistake("http.listen", problem, 'choose another address, or "" for none')])
