@@ -14,7 +14,6 @@ from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp, TokenSource
 from bace_bridge.cloud.tokens import Ask, Credentials, FixedToken, Tokens, TokenStore
 from bace_bridge.config.models import CloudConfig, DatatypeConfig, WatchConfig
-from bace_bridge.failpoints import Failpoint, Untouched
 from bace_bridge.polling.batch_fetch import BatchFetch
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
 from bace_bridge.polling.datapoint_loop import DatapointLoop
@@ -145,7 +144,6 @@ class AccountBuilder:
         tokens: TokenStore,
         deciding: asyncio.Lock,
         polled: Callable[[], None],
-        failpoint: Failpoint | Untouched,
         redaction: Redaction,
         *,
         clocks: Clocks,
@@ -155,7 +153,6 @@ class AccountBuilder:
         self._tokens = tokens
         self._deciding = deciding
         self._polled = polled
-        self._failpoint = failpoint
         self._redaction = redaction
         self._clock = clocks.steady
         self._monotonic = clocks.monotonic
@@ -170,7 +167,7 @@ class AccountBuilder:
             clock=self._clock,
             monotonic=self._monotonic,
         )
-        cloud = self._failpoint.around_cloud(BaceCloud(http))
+        cloud = BaceCloud(http)
         poll = self._list_poll(config, cloud)
         datapoints = self._datapoint_loop(config, cloud)
         polled: Signal[[]] = Signal()

@@ -16,7 +16,6 @@ from bace_bridge.app.storage import Devices, Storage, installation_name
 from bace_bridge.config.models import Config, HttpConfig, MqttConfig, WebhookConfig
 from bace_bridge.config.values import secrets_of
 from bace_bridge.delivery.outlet import Outlet
-from bace_bridge.failpoints import Failpoint, Untouched
 from bace_bridge.polling.rules.fetches import SLOWEST_FETCH
 from bace_bridge.redaction import Redaction
 from bace_bridge.status.server import HealthServer
@@ -38,12 +37,10 @@ class Bridge:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         config_problem: Callable[[], str | None] = lambda: None,
-        failpoint: Failpoint | None = None,
     ) -> None:
         self.reloads = Reloads(config)
         self._clocks = Clocks(clock, SteadyClock(clock, monotonic), monotonic)
         self._config_problem = config_problem
-        self._failpoint = failpoint or Untouched()
         self._version = version
 
     async def run(self, stop: asyncio.Event, *, notify: Callable[[str], None], watchdog: float | None) -> None:
@@ -58,7 +55,6 @@ class Bridge:
                     file,
                     await stack.enter_async_context(task_group()),
                     await Facts(file).installation(installation_name(config)),
-                    self._failpoint,
                     config_problem=self._config_problem,
                     clocks=self._clocks,
                     version=self._version,
@@ -82,7 +78,6 @@ class _Home:
         file: SqliteFile,
         group: asyncio.TaskGroup,
         installation: str,
-        failpoint: Failpoint | Untouched,
         *,
         config_problem: Callable[[], str | None],
         clocks: Clocks,
@@ -94,7 +89,7 @@ class _Home:
         self.servers = Running[HttpConfig, HealthServer](group)
 
         self.redaction = redaction = Redaction()
-        self.store = store = Storage(file, config, signals, failpoint, clock=clock)
+        self.store = store = Storage(file, config, signals, clock=clock)
         devices = Devices(store.standing, accounts, changed=signals.devices_changed)
         self.status = status = Status(
             accounts,
@@ -111,7 +106,6 @@ class _Home:
             store.facts,
             deciding,
             signals.list_polled,
-            failpoint,
             redaction,
             clocks=clocks,
             version=version,
@@ -124,7 +118,6 @@ class _Home:
             lambda: outlets.configs,
             accounts.each(Account.poll_now),
             signals,
-            failpoint,
             redaction,
             clocks=clocks,
             version=version,

@@ -17,7 +17,6 @@ from bace_bridge.config.models import MqttConfig, WebhookConfig
 from bace_bridge.delivery.outlet import Outlet
 from bace_bridge.errors import BridgeError
 from bace_bridge.events.types import Filter
-from bace_bridge.failpoints import Failpoint, Untouched
 from bace_bridge.redaction import Redaction
 from bace_bridge.status.standing import StateForTopics, Status
 
@@ -134,7 +133,6 @@ class OutletBuilder:
         running: Callable[[], Iterable[OutletConfig]],
         poll_now: Callable[[], None],
         signals: Signals,
-        failpoint: Failpoint | Untouched,
         redaction: Redaction,
         *,
         clocks: Clocks,
@@ -148,7 +146,6 @@ class OutletBuilder:
         self._running = running
         self._poll_now = poll_now
         self._signals = signals
-        self._failpoint = failpoint
         self._redaction = redaction
         self._clocks = clocks
         self._version = version
@@ -188,7 +185,7 @@ class OutletBuilder:
             redaction=self._redaction,
             clock=self._clocks.wall,
         )
-        return build("webhook", self._failpoint.around_sink(sink))
+        return build("webhook", sink)
 
     def _mqtt(self, mqtt: MqttConfig, config: OutletConfig, build: Callable[..., Outlet]) -> Outlet:
         from bace_bridge.sinks.mqtt.sink import MqttSink  # noqa: PLC0415  # only where one is configured
@@ -206,7 +203,7 @@ class OutletBuilder:
             version=self._version,
             quote=self._redaction.quoted,
         )
-        return build("mqtt", self._failpoint.around_sink(broker), broker=broker)
+        return build("mqtt", broker, broker=broker)
 
     def _requests(self, sink: str) -> Mapping[str, Handler]:
         return request_handlers(

@@ -13,7 +13,6 @@ from bace_bridge.app.running import Signals
 from bace_bridge.cloud.api import csv_url
 from bace_bridge.config.models import Config
 from bace_bridge.events.state import DeviceState, KnownDevice
-from bace_bridge.failpoints import Failpoint, Untouched
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.facts import Facts, RetainedLedger, Schedules
 from bace_bridge.store.housekeeping import Cap, Upkeep
@@ -108,7 +107,6 @@ class Storage:
         file: SqliteFile,
         config: Config,
         signals: Signals,
-        failpoint: Failpoint | Untouched,
         *,
         clock: Callable[[], float],
     ) -> None:
@@ -117,15 +115,14 @@ class Storage:
         self._file = file
         self.facts = Facts(file)
         self.schedules = Schedules(file)
-        self.event_log = failpoint.around_log(EventLog(file))
+        self.event_log = EventLog(file)
         self.cap = Cap(file, store.max_size, crowded=self.upkeep_due.set)
         self.upkeep = Upkeep(
             file, self.event_log, self.cap, retention=store.retention, session_retention=store.session_retention
         )
-        journal = Journal(
+        self.journal = Journal(
             file, grew=signals.log_grew, changed=signals.devices_changed, ensure_room=self.cap.ensure_room
         )
-        self.journal = failpoint.around_journal(journal)
         self._devices_changed = signals.devices_changed
         self.standing = Standing(
             file,

@@ -24,7 +24,6 @@ from bace_bridge.config.load import load
 from bace_bridge.config.models import Config
 from bace_bridge.config.values import secrets_of
 from bace_bridge.errors import BridgeError, ConfigError
-from bace_bridge.failpoints import Failpoint, asked_for
 
 log = structlog.get_logger()
 
@@ -53,7 +52,7 @@ def run(config: Path, log_format: Format | None, log_level: str) -> None:
     """
     unblock_stderr()
     loaded = load(config, os.environ)
-    lookups.run(_serve(config, loaded, log_format, log_level, asked_for(os.environ)))
+    lookups.run(_serve(config, loaded, log_format, log_level))
 
 
 class _Signals:
@@ -133,14 +132,12 @@ def _closes_with_its_terminal() -> bool:
     return True
 
 
-async def _serve(
-    path: Path, config: Config, log_format: Format | None, log_level: str, failpoint: Failpoint | None
-) -> None:
+async def _serve(path: Path, config: Config, log_format: Format | None, log_level: str) -> None:
     """Runs until a signal ends it."""
     signals = _Signals()
     signals.install(path)
     try:
-        await _serve_each(config, signals, log_format, log_level, failpoint)
+        await _serve_each(config, signals, log_format, log_level)
     finally:
         for one in SIGNALS:  # one more would kill what has already ended well
             signal.signal(one, signal.SIG_IGN)
@@ -151,7 +148,6 @@ async def _serve_each(
     signals: _Signals,
     log_format: Format | None,
     log_level: str,
-    failpoint: Failpoint | None,
 ) -> None:
     """Runs one bridge after the other. One that cannot be started gives way to the one before it."""
     version = metadata.version("bace-bridge")
@@ -159,7 +155,7 @@ async def _serve_each(
     while True:
         logs.configure(fmt=log_format, level=log_level, secrets=secrets_of(config))
         log.info("bridge.starting", version=version, cloud=config.cloud.url, store=str(config.store.path))
-        bridge = Bridge(config, version=version, config_problem=lambda: signals.not_reloaded, failpoint=failpoint)
+        bridge = Bridge(config, version=version, config_problem=lambda: signals.not_reloaded)
         started = asyncio.Event()
         tell = partial(_notify, signals=signals, started=started)
         try:

@@ -121,13 +121,14 @@ class Process:
 
 @asynccontextmanager
 async def running(
-    config: Path, *, level: str = "info", environment: dict[str, str] | None = None
+    config: Path, *, level: str = "info", environment: dict[str, str] | None = None, failpoint: str = ""
 ) -> AsyncIterator[Process]:
     """Without the terminal that the tests may be run on: there SIGHUP would end it."""
     errors = config.parent / "stderr.log"
+    program = ["tests.faults.failpoints", failpoint] if failpoint else ["bace_bridge"]
     with errors.open("ab") as stderr:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "bace_bridge", "run", "-c", str(config), "--log-level", level,
+            sys.executable, "-m", *program, "run", "-c", str(config), "--log-level", level,
             stdin=asyncio.subprocess.DEVNULL, stderr=stderr, stdout=stderr, start_new_session=True,
             env={**os.environ, "NOTIFY_SOCKET": "", **(environment or {})},
         )  # fmt: skip

@@ -64,15 +64,15 @@ class ProvingGround:
         """How many sessions the slower sink has not been told to their end."""
         return len(self._load.expected) - min(len(tally.ready) for tally in self._tallies.values())
 
-    def bridge(self, **environment: str) -> AbstractAsyncContextManager[Process]:
+    def bridge(self, failpoint: str = "") -> AbstractAsyncContextManager[Process]:
         """The process, which may die in any way but by a fault of its own."""
-        return self._bridge(environment)
+        return self._bridge(failpoint)
 
     @asynccontextmanager
-    async def _bridge(self, environment: dict[str, str]) -> AsyncIterator[Process]:
+    async def _bridge(self, failpoint: str) -> AsyncIterator[Process]:
         log = self._config.parent / "stderr.log"
         log.unlink(missing_ok=True)
-        async with running(self._config, environment=environment) as bridge:
+        async with running(self._config, failpoint=failpoint) as bridge:
             try:
                 yield bridge
             finally:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from bace_bridge.errors import ConfigError
-from bace_bridge.failpoints import VARIABLE, asked_for
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.server import SimulatedServer
 from tests.acceptance.line import configuration, receiver, running
@@ -38,7 +36,7 @@ async def test_it_dies_at_its_step(tmp_path: Path, failpoint: str, logged: int, 
     cloud.open_session(cloud.add_device("BaceGo-1").id_group)
     async with SimulatedServer(cloud) as server, receiver() as hook:
         config = configuration(tmp_path, cloud_url=server.url, hook_url=hook.url, start_from="all")
-        async with running(config, environment={VARIABLE: failpoint}) as bridge, asyncio.timeout(60):
+        async with running(config, failpoint=failpoint) as bridge, asyncio.timeout(60):
             assert await bridge.process.wait() == -signal.SIGKILL
         assert durable(tmp_path, "select count(*) from events") == logged
         assert durable(tmp_path, "select count(*) from lanes") == waiting
@@ -52,28 +50,6 @@ async def test_it_counts_the_passes(tmp_path: Path) -> None:
         cloud.open_session(device.id_group)
     async with SimulatedServer(cloud) as server, receiver() as hook:
         config = configuration(tmp_path, cloud_url=server.url, hook_url=hook.url, start_from="all")
-        async with running(config, environment={VARIABLE: "acknowledged:4"}) as bridge, asyncio.timeout(60):
+        async with running(config, failpoint="acknowledged:4") as bridge, asyncio.timeout(60):
             assert await bridge.process.wait() == -signal.SIGKILL
         assert len(hook.arrivals) in {4, 5}  # one more may be under way
-
-
-WRONG = ["committed", "committed:0", "committed:-1", "committed:x", "eaten:3", "sent:1:2", ":"]
-
-
-@pytest.mark.parametrize("written", WRONG)
-async def test_a_wrong_one_is_exit_78_before_anything_is_contacted(tmp_path: Path, written: str) -> None:
-    with pytest.raises(ConfigError, match="is no failpoint"):
-        asked_for({VARIABLE: written})
-    if written != "committed":
-        return
-    async with SimulatedServer(SimulatedCloud()) as server:
-        config = configuration(tmp_path, cloud_url=server.url)
-        async with running(config, environment={VARIABLE: written}) as bridge, asyncio.timeout(60):
-            assert await bridge.process.wait() == 78
-        assert f"{VARIABLE}: 'committed' is no failpoint (write it as committed:37" in bridge.log
-        assert server.requests == []
-
-
-@pytest.mark.parametrize("environment", [{}, {VARIABLE: ""}])
-def test_without_it_there_is_none(environment: dict[str, str]) -> None:
-    assert asked_for(environment) is None

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from bace_bridge.failpoints import STEPS, VARIABLE
 from tests.acceptance.line import Process, until
+from tests.faults.failpoints import STEPS
 from tests.faults.figures import Figures
 from tests.faults.ground import MQTT_WINDOW, WEBHOOK_WINDOW, proving_ground
 from tests.faults.proxy import Fault, FaultProxy
@@ -64,7 +64,7 @@ async def test_failpoints(
     async with proving_ground(tmp_path, broker_for_oracle(new_mosquitto), seed=seed, devices=16) as ground:
         for step in steps:
             failpoint = f"{step}:{chance.randint(1, 25)}"
-            async with ground.bridge(**{VARIABLE: failpoint}) as bridge:
+            async with ground.bridge(failpoint) as bridge:
                 async with asyncio.timeout(60):
                     assert await bridge.process.wait() == -signal.SIGKILL, failpoint
         async with ground.bridge() as bridge:

@@ -14,7 +14,6 @@ from bace_bridge.app.storage import Devices, Storage
 from bace_bridge.config.models import CloudConfig, Config, WatchConfig
 from bace_bridge.delivery.outlet import Outlet
 from bace_bridge.events.types import Filter
-from bace_bridge.failpoints import Untouched
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.store.journal import Journal
@@ -47,7 +46,7 @@ class Broker(ScriptedSink):
 async def ticking(folder: Path) -> AsyncIterator[tuple[Broker, Standing, Journal, Clock]]:
     async with staged(folder) as (_, watched), SqliteFile(folder / "state.db") as file, asyncio.TaskGroup() as group:
         clock, broker, signals = Clock(), Broker(), Signals()
-        store = Storage(file, CONFIG, signals, Untouched(), clock=clock)
+        store = Storage(file, CONFIG, signals, clock=clock)
         await store.event_log.open_sink(broker.name, target="t")
         outlet = Outlet(
             "mqtt",

@@ -99,40 +99,31 @@ async def test_a_webhook_is_degraded_from_its_second_failed_attempt_on(tmp_path:
 
 
 class HoldsEmptyClaims:
-    """Stands where a failpoint does, around the log alone: a claim that found nothing ends only when `let_go`."""
+    """Around the log's claim: one that found nothing ends only when `let_go`."""
 
-    def __init__(self) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.holds = asyncio.Event()
         self.let_go = asyncio.Event()
+        claim = EventLog.claim
 
-    def around_cloud(self, cloud: Any) -> Any:
-        return cloud
+        async def held(log: EventLog, *given: Any, **named: Any) -> Claimed:
+            found = await claim(log, *given, **named)
+            if not found.begun:
+                self.holds.set()
+                await self.let_go.wait()
+            return found
 
-    around_journal = around_sink = around_cloud
-
-    def around_log(self, log: EventLog) -> Any:
-        held = self
-
-        class Held:
-            def __getattr__(self, name: str) -> Any:
-                return getattr(log, name)
-
-            async def claim(self, *given: Any, **named: Any) -> Claimed:
-                found = await log.claim(*given, **named)
-                if not found.begun:
-                    held.holds.set()
-                    await held.let_go.wait()
-                return found
-
-        return Held()
+        monkeypatch.setattr(EventLog, "claim", held)
 
 
-async def test_what_is_committed_while_the_log_is_read_is_delivered_without_a_further_event(tmp_path: Path) -> None:
-    cloud, holding = SimulatedCloud(), HoldsEmptyClaims()
+async def test_what_is_committed_while_the_log_is_read_is_delivered_without_a_further_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloud, holding = SimulatedCloud(), HoldsEmptyClaims(monkeypatch)
     device = cloud.add_device("BaceGo-1")
     async with SimulatedServer(cloud) as server, receiver() as hook:
         path = bridge_file(tmp_path, cloud_url=server.url, hooks={"hook": {"url": hook.url}})
-        async with whole_bridge(path, failpoint=holding) as bridge:
+        async with whole_bridge(path) as bridge:
             await asyncio.wait_for(holding.holds.wait(), SOON)
             await until(lambda: len(server.requests) > 4, within=SOON, what="the first polls")
             session = cloud.open_session(device.id_group)

@@ -85,13 +85,11 @@ def bridge_file(
 
 
 @asynccontextmanager
-async def whole_bridge(path: Path, *, times: Times | None = None, failpoint: Any = None) -> AsyncIterator[Whole]:
+async def whole_bridge(path: Path, *, times: Times | None = None) -> AsyncIterator[Whole]:
     """Runs until the end of the context, and then ends as on SIGTERM. It ticks every 50 ms."""
     times = times or Times()
     with capture_logs() as logs:
-        bridge = Bridge(
-            load(path, {}), version="test", clock=times.wall, monotonic=times.monotonic, failpoint=failpoint
-        )
+        bridge = Bridge(load(path, {}), version="test", clock=times.wall, monotonic=times.monotonic)
         one = Whole(bridge, times, logs)
         try:
             await one.has_said("bridge.running")
