@@ -1,7 +1,6 @@
 """aiohttp responses in the formats of the API."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from html import escape
 from typing import Any, TypeVar
 
 import msgspec
@@ -12,10 +11,6 @@ from bace_bridge.simulator.filters import All, Compare, Condition, FilterRefused
 from bace_bridge.simulator.query import Order, Page, PageRules, Pairs, last, order, page
 from bace_bridge.simulator.quirks import Quirks
 from bace_bridge.simulator.replies import error_body
-
-_JSON = "application/json; charset=UTF-8"
-_XML = "application/xml; charset=UTF-8"
-_OF_PHP = {"X-Powered-By": "PHP/8.3.6", "Vary": "Accept"}
 
 API = "/api/v2/"
 TOKEN = "/oauth2/token"  # noqa: S105 - a path, no secret
@@ -31,43 +26,24 @@ class ApiError(Exception):
         self.headers = headers
 
 
-def negotiated(accept: str | None) -> str | None:
-    """`json` or `xml`, as an Accept header asks; None: it accepts neither."""
-    if not accept:
-        return "json"
-    wanted = []
-    for place, part in enumerate(accept.split(",")):
-        kind, *parameters = [piece.strip().lower() for piece in part.split(";")]
-        quality = next((text[2:] for text in parameters if text.startswith("q=")), "1")
-        try:
-            wanted.append((-float(quality), place, kind))
-        except ValueError:
-            continue
-    for _, _, kind in sorted(wanted):
-        if kind in ("application/json", "*/*", "application/*"):
-            return "json"
-        if kind in ("application/xml", "text/xml"):
-            return "xml"
-    return None
+def accepts_json(accept: str | None) -> bool:
+    """Whether an Accept header takes JSON; the XML of the real API is left out, for nothing asks for it."""
+    kinds = {part.partition(";")[0].strip().lower() for part in (accept or "*/*").split(",")}
+    return not kinds.isdisjoint(("application/json", "application/*", "*/*"))
 
 
-def reply(
-    request: web.Request, body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
-) -> web.Response:
-    sent = {**_OF_PHP, **(headers or {})}
-    if negotiated(request.headers.get("Accept")) == "xml":
-        text = f'<?xml version="1.0" encoding="UTF-8"?>\n<response>{_xml(body)}</response>\n'
-        return web.Response(status=status, body=text.encode(), headers={"Content-Type": _XML, **sent})
-    return web.Response(status=status, body=msgspec.json.encode(body), headers={"Content-Type": _JSON, **sent})
+def reply(body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    sent = {"Content-Type": "application/json; charset=UTF-8", "X-Powered-By": "PHP/8.3.6", "Vary": "Accept"}
+    return web.Response(status=status, body=msgspec.json.encode(body), headers={**sent, **(headers or {})})
 
 
-def refusal(request: web.Request, error: ApiError) -> web.Response:
-    return reply(request, error_body(error.status, error.message), status=error.status, headers=error.headers)
+def refusal(error: ApiError) -> web.Response:
+    return reply(error_body(error.status, error.message), status=error.status, headers=error.headers)
 
 
-def invalid(request: web.Request, message: str, field: str = "filter") -> web.Response:
+def invalid(message: str, field: str = "filter") -> web.Response:
     """422 is the one error whose body is an array."""
-    return reply(request, [{"field": field, "message": message}], status=422)
+    return reply([{"field": field, "message": message}], status=422)
 
 
 def no_such_route() -> web.Response:
@@ -98,16 +74,6 @@ def header_bytes(headers: Mapping[str, str]) -> int:
     return sum(len(name) + len(": ") + len(value) + len("\r\n") for name, value in headers.items())
 
 
-def _xml(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "".join(f"<{name}>{_xml(inner)}</{name}>" for name, inner in value.items())
-    if isinstance(value, list | tuple):
-        return "".join(f"<item>{_xml(inner)}</item>" for inner in value)
-    if isinstance(value, bool):
-        return str(int(value))
-    return "" if value is None else escape(str(value))
-
-
 _LARGEST_INT4 = 2**31 - 1
 _RANGES = frozenset(("gt", "gte", "lt", "lte"))
 _LISTS = frozenset(("in", "nin"))
@@ -123,8 +89,10 @@ def as_understood(condition: All, kinds: Mapping[str, Kind], quirks: Quirks) -> 
     if quirks.bad_uuid_500 and has_bad_uuid(condition, kinds):
         raise ApiError(500, "Database Exception: invalid input syntax for type uuid")
     for part in _comparisons(condition):
-        if quirks.int4 and kinds[part.field] is Kind.INTEGER and (wide := _too_wide(part)) is not None:
-            raise ApiError(500, f'Numeric value out of range: value "{wide}" is out of range for type integer')
+        values = part.value if isinstance(part.value, tuple) else (part.value,)
+        wide = [value for value in values if isinstance(value, int) and abs(value) > _LARGEST_INT4]
+        if quirks.int4 and kinds[part.field] is Kind.INTEGER and wide:
+            raise ApiError(500, f'Numeric value out of range: value "{wide[0]}" is out of range for type integer')
         unsupported = (quirks.no_in_filter and part.operator in _LISTS) or (
             quirks.gte_unsupported and part.field == "updated_at" and part.operator in _RANGES
         )
@@ -147,11 +115,6 @@ def _comparisons(condition: Condition) -> Iterator[Compare]:
         return
     for part in condition.parts:
         yield from _comparisons(part)
-
-
-def _too_wide(part: Compare) -> int | None:
-    values = part.value if isinstance(part.value, tuple) else (part.value,)
-    return next((value for value in values if isinstance(value, int) and abs(value) > _LARGEST_INT4), None)
 
 
 T = TypeVar("T")
@@ -193,8 +156,10 @@ def collection(
     pairs = pairs_of(request)
     shown = page(pairs, len(rows), page_rules)
     links = _links(f"{base_of(request, quirks)}{request.path}", pairs, shown, page_rules)
+    items = [as_json(row) for row in altered(rows[shown.rows])]
     body = {
-        "items": _items([as_json(row) for row in altered(rows[shown.rows])], quirks),
+        # From a serializer that keeps keys an object, whose keys have gaps.
+        "items": {str(5 + 4 * place): row for place, row in enumerate(items)} if quirks.object_items else items,
         "_links": {name: {"href": url} for name, url in links.items()},
         "_meta": shown.meta,
         **(beside or {}),
@@ -206,12 +171,7 @@ def collection(
         "X-Pagination-Per-Page": str(shown.per_page),
         "Link": ", ".join(f"<{url}>; rel={name}" for name, url in links.items()),
     }
-    return reply(request, body, headers=headers)
-
-
-def _items(rows: list[Any], quirks: Quirks) -> list[Any] | dict[str, Any]:
-    """The rows; from a serializer that keeps keys an object, whose keys have gaps."""
-    return {str(5 + 4 * place): row for place, row in enumerate(rows)} if quirks.object_items else rows
+    return reply(body, headers=headers)
 
 
 def _links(place: str, pairs: Pairs, shown: Page, page_rules: PageRules) -> Mapping[str, str]:

@@ -11,7 +11,7 @@ from bace_bridge.simulator.datapoints import Row
 from bace_bridge.simulator.facts import Device, Series, Session
 from bace_bridge.simulator.quirks import Quirks
 from bace_bridge.simulator.samples import name_of
-from bace_bridge.simulator.shelf import FIELDS, Shelf, reader
+from bace_bridge.simulator.shelf import FIELDS, reader
 
 SESSION_EXPANDS = (
     "datatypes", "datatypesFilter", "creator", "updater", "physicalDevicesFilter",
@@ -79,16 +79,6 @@ def plain_group_row(device: Device, base: str) -> dict[str, Any]:
     }
 
 
-def latest_sessions(shelf: Shelf) -> dict[str, Session]:
-    """By group."""
-    found: dict[str, Session] = {}
-    for session in shelf.all():
-        before = found.get(session.id_group)
-        if before is None or session.start >= before.start:
-            found[session.id_group] = session
-    return found
-
-
 def physical_device_rows(device: Device, base: str) -> list[dict[str, Any]]:
     """The first source is the BACE Go itself, the others are what reports through it."""
     return [
@@ -106,7 +96,12 @@ def physical_device_rows(device: Device, base: str) -> list[dict[str, Any]]:
 
 def point_row(row: Row, quirks: Quirks) -> dict[str, Any]:
     at, series, low, high, average, count = row
-    decimal = _as_postgres if quirks.decimals_as_strings else _as_php
+
+    def decimal(number: float) -> float | str:
+        if quirks.decimals_as_strings:  # as a numeric(..., 6) of PostgreSQL arrives in PHP
+            return f"{number:.6f}"
+        return int(number) if number.is_integer() else number  # PHP writes 5.0 as 5
+
     made = {
         "id_container_data_latest": series.id_container_data_latest,
         "id_group": series.id_group,
@@ -121,29 +116,18 @@ def point_row(row: Row, quirks: Quirks) -> dict[str, Any]:
     return changed(made, quirks)
 
 
-def _as_postgres(number: float) -> str:
-    """A numeric(..., 6) arrives in PHP as a string, with all of its digits."""
-    return f"{number:.6f}"
-
-
-def _as_php(number: float) -> float | str:
-    """PHP writes 5.0 as 5."""
-    return int(number) if number.is_integer() else number
-
-
 def changed(row: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
     """The row as a cloud with these quirks writes it."""
     if quirks.unknown_fields:
         row |= {"x_tenant": "simulator", "x_flags": [1, {"deep": None}], "x_score": 0.5}
     if quirks.numbers_as_strings:
-        row = {name: _number_as_string(value) for name, value in row.items()}
+        row = {
+            name: str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+            for name, value in row.items()
+        }
     if quirks.booleans_as_ints:
         row = {name: int(value) if isinstance(value, bool) else value for name, value in row.items()}
     return row
-
-
-def _number_as_string(value: Any) -> Any:
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def error_body(status: int, message: str) -> Mapping[str, Any]:

@@ -1,6 +1,5 @@
-"""The lesser endpoints: groups, physical devices, the user, events."""
+"""The endpoints of the simulated API."""
 
-import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from operator import itemgetter
@@ -29,8 +28,6 @@ from bace_bridge.simulator.replies import (
     SESSION_EXPANDS,
     SESSION_LABELS,
     changed,
-    latest_sessions,
-    physical_device_rows,
     plain_group_row,
     point_row,
     session_row,
@@ -46,83 +43,7 @@ _GROUP_FIELDS = {
     "created_at": Kind.INTEGER,
     "deleted_at": Kind.INTEGER,
 }
-_DEVICE_FIELDS = {
-    "id_physical_device": Kind.UUID,
-    "id_device_type": Kind.TEXT,
-    "id_group": Kind.UUID,
-    "label": Kind.TEXT,
-    "created_at": Kind.INTEGER,
-}
-_EVENT_FIELDS = {
-    "id_event": Kind.UUID,
-    "id_group": Kind.UUID,
-    "source_device": Kind.UUID,
-    "event_type": Kind.TEXT,
-    "occurred_at": Kind.INTEGER,
-}
 _BY_LABEL = Order("label")
-
-
-class Places:
-    def __init__(self, cloud: SimulatedCloud) -> None:
-        self._cloud = cloud
-
-    def table(self) -> list[web.RouteDef]:
-        return [
-            web.get(f"{API}group", self.list_groups),
-            web.get(f"{API}group/view", self.view_group),
-            web.get(f"{API}physical-device", self.list_devices),
-            web.get(f"{API}user/self", self.user),
-            web.get(f"{API}event", self.list_events),
-        ]
-
-    async def list_groups(self, request: web.Request) -> web.Response:
-        base = base_of(request, self._cloud.quirks)
-        rows = [plain_group_row(device, base) for device in self._cloud.devices.values()]
-        if "latestSession" in (last(pairs_of(request), "expand") or "") and not self._cloud.quirks.no_expand:
-            newest = latest_sessions(self._cloud.sessions)
-            for row in rows:
-                session = newest.get(row["id_group"])
-                row["latestSession"] = session and session_row(self._cloud, session, base, ())
-        return self._listed(request, rows, _GROUP_FIELDS)
-
-    async def view_group(self, request: web.Request) -> web.Response:
-        device = self._cloud.devices.get(last(pairs_of(request), "id") or "")
-        if device is None:
-            raise ApiError(404, "Object not found")
-        row = plain_group_row(device, base_of(request, self._cloud.quirks))
-        return reply(request, changed(row, self._cloud.quirks))
-
-    async def list_devices(self, request: web.Request) -> web.Response:
-        base = base_of(request, self._cloud.quirks)
-        rows = [row for device in self._cloud.devices.values() for row in physical_device_rows(device, base)]
-        return self._listed(request, rows, _DEVICE_FIELDS)
-
-    async def user(self, request: web.Request) -> web.Response:
-        name = self._cloud.credentials.username
-        identifier = str(uuid.uuid5(uuid.NAMESPACE_OID, name))
-        return reply(request, {"user": {"id_user": identifier, "username": name, "email": name}})
-
-    async def list_events(self, request: web.Request) -> web.Response:
-        return self._listed(request, [], _EVENT_FIELDS)
-
-    def _listed(self, request: web.Request, rows: list[dict[str, Any]], kinds: dict[str, Kind]) -> web.Response:
-        quirks, pairs = self._cloud.quirks, pairs_of(request)
-        condition = as_understood(filters.parse(filters.nested(pairs, "filter"), kinds), kinds, quirks)
-        test = filters.holds(condition, itemgetter)
-        kept = [row for row in rows if test(row) and not self._cloud.is_in_maintenance]
-        by = order_of(pairs, kinds, _BY_LABEL, quirks)
-        if quirks.unstable_order:
-            self._cloud.random.shuffle(kept)
-        if by is not None and rows:
-            kept.sort(key=sort_key(by, itemgetter), reverse=by.descending)
-        return collection(
-            request,
-            kept,
-            lambda row: changed(row, quirks),
-            quirks=quirks,
-            page_rules=rules(quirks, default=20, maximum=100),
-        )
 
 
 _NEWEST_FIRST = Order("start", descending=True)
@@ -136,22 +57,20 @@ class Routes:
         self._points: Recall[list[datapoints.Row]] = Recall()
 
     def table(self) -> list[web.RouteDef]:
-        places = Places(self._cloud)
         return [
             web.post(TOKEN, self.token),
             web.get(f"{API}data-session", self.list_sessions),
-            web.get(f"{API}data-session/index", self.list_sessions),
             web.get(f"{API}data-session/view", self.view_session),
             web.get(f"{API}data-session/{{id}}/download-csv", self.download_csv),
             web.get(f"{API}data-downsampled", self.list_points),
-            *places.table(),
+            web.get(f"{API}group", self.list_groups),
         ]
 
     async def token(self, request: web.Request) -> web.Response:
         form = {name: value for name, value in (await request.post()).items() if isinstance(value, str)}
         answer = self._cloud.tokens.answer(form)
         headers = {"Cache-Control": "no-store", "Pragma": "no-cache"}
-        return reply(request, answer.body, status=answer.status, headers=headers)
+        return reply(answer.body, status=answer.status, headers=headers)
 
     async def list_sessions(self, request: web.Request) -> web.Response:
         quirks, pairs = self._cloud.quirks, pairs_of(request)
@@ -177,7 +96,7 @@ class Routes:
         pairs = pairs_of(request)
         session = self._session(last(pairs, "id") or "")
         base = base_of(request, self._cloud.quirks)
-        return reply(request, self._row(self._cloud, session, base, self._expands(pairs)))
+        return reply(self._row(self._cloud, session, base, self._expands(pairs)))
 
     async def list_points(self, request: web.Request) -> web.Response:
         quirks, pairs = self._cloud.quirks, pairs_of(request)
@@ -201,6 +120,25 @@ class Routes:
             lambda row: point_row(row, quirks),
             quirks=quirks,
             page_rules=rules(quirks, default=500, maximum=1000),
+        )
+
+    async def list_groups(self, request: web.Request) -> web.Response:
+        quirks, pairs = self._cloud.quirks, pairs_of(request)
+        base = base_of(request, quirks)
+        rows = [plain_group_row(device, base) for device in self._cloud.devices.values()]
+        test = filters.holds(self._filter(pairs, _GROUP_FIELDS), itemgetter)
+        kept = [row for row in rows if test(row) and not self._cloud.is_in_maintenance]
+        by = order_of(pairs, _GROUP_FIELDS, _BY_LABEL, quirks)
+        if quirks.unstable_order:
+            self._cloud.random.shuffle(kept)
+        if by is not None:
+            kept.sort(key=sort_key(by, itemgetter), reverse=by.descending)
+        return collection(
+            request,
+            kept,
+            lambda row: changed(row, quirks),
+            quirks=quirks,
+            page_rules=rules(quirks, default=20, maximum=100),
         )
 
     async def download_csv(self, request: web.Request) -> web.StreamResponse:

@@ -15,10 +15,10 @@ from bace_bridge.simulator.answers import (
     API,
     TOKEN,
     ApiError,
+    accepts_json,
     bad_gateway,
     header_bytes,
     invalid,
-    negotiated,
     no_such_route,
     refusal,
 )
@@ -108,14 +108,16 @@ class Gate:
         response.headers.update(self._rates.pop(id(request), {}))
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        grant_type = await _grant_type(request)
+        grant_type = str((await request.post()).get("grant_type", "")) if request.path == TOKEN else ""
         fault = self.faults.take(request.path, request.query_string)
         wait = self._cloud.quirks.latency + (fault.delay if fault else 0.0)
         if wait:
             await asyncio.sleep(wait)
         if fault is not None and fault.cut:
             self._record(request, 0, grant_type)
-            return _cut(request)
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response()
         if fault is not None and fault.status is not None:
             response: web.StreamResponse = _prepared(fault, fault.status)
         else:
@@ -129,11 +131,11 @@ class Gate:
                 self._admit(request)
             return await handler(request)
         except ApiError as error:
-            return refusal(request, error)
+            return refusal(error)
         except FilterRefused as refused:
-            return invalid(request, str(refused))
+            return invalid(str(refused))
         except web.HTTPMethodNotAllowed:
-            return refusal(request, ApiError(405, "Method Not Allowed."))
+            return refusal(ApiError(405, "Method Not Allowed."))
         except web.HTTPNotFound:
             return no_such_route()
 
@@ -162,7 +164,7 @@ class Gate:
         self._limit(request)
         if any(fnmatchcase(request.path, path) for path in quirks.forbidden):
             raise ApiError(401, "You are not allowed to perform this action.")
-        if negotiated(request.headers.get("Accept")) is None:
+        if not accepts_json(request.headers.get("Accept")):
             raise ApiError(406, "None of your requested content types is supported.")
         self._api_calls += 1
         if quirks.error_every and self._api_calls % quirks.error_every == 0:
@@ -198,10 +200,6 @@ class Gate:
         )
 
 
-async def _grant_type(request: web.Request) -> str:
-    return str((await request.post()).get("grant_type", "")) if request.path == TOKEN else ""
-
-
 def _prepared(fault: Fault, status: int) -> web.Response:
     begins = fault.body.lstrip()[:1]
     kind = "application/json" if begins in ("{", "[") else "text/html" if begins == "<" else "text/plain"
@@ -210,12 +208,6 @@ def _prepared(fault: Fault, status: int) -> web.Response:
         body=fault.body.encode(),
         headers={"Content-Type": f"{kind}; charset=UTF-8", **fault.headers},
     )
-
-
-def _cut(request: web.Request) -> web.StreamResponse:
-    if request.transport is not None:
-        request.transport.abort()
-    return web.Response()
 
 
 def _elsewhere(request: web.Request) -> str:

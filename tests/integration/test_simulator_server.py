@@ -162,17 +162,10 @@ async def test_expanded_fields_come_only_when_asked(me: Account) -> None:
     assert "group" not in (await me.get(SESSIONS)).items[0]
 
 
-async def test_the_lesser_endpoints(me: Account) -> None:
-    sid = me.cloud.open_session(me.device.id_group)
-    (group,) = (await me.get("/api/v2/group", {"expand": "latestSession"})).items
+async def test_the_groups(me: Account) -> None:
+    (group,) = (await me.get("/api/v2/group")).items
     assert (group["id_group"], group["label"]) == (me.device.id_group, "BaceGo-001-002-00020")
-    assert group["latestSession"]["id_data_session"] == sid
-    assert (await me.get("/api/v2/group/view", {"id": me.device.id_group})).json["label"] == group["label"]
-    devices = await me.get("/api/v2/physical-device", {"filter[id_device_type]": "bace-go"})
-    assert devices.column("id_group") == [me.device.id_group]
-    assert (await me.get("/api/v2/physical-device", {"filter[label]": "x"})).items == []
-    assert (await me.get("/api/v2/user/self")).json["user"]["id_user"]
-    assert (await me.get("/api/v2/event")).items == []
+    assert (await me.get("/api/v2/group", {"filter[label]": "x"})).items == []
 
 
 # --- datapoints -------------------------------------------------------------------------------------
@@ -351,7 +344,6 @@ async def test_an_unknown_route_is_html(me: Account, path: str) -> None:
 async def test_an_unknown_object_is_json(me: Account) -> None:
     answer = await me.get(f"{SESSIONS}/view", {"id": UNKNOWN})
     assert (answer.status, answer.json["name"]) == (404, "Not Found")
-    assert (await me.get("/api/v2/group/view", {"id": UNKNOWN})).json["status"] == 404
 
 
 async def test_another_method_is_405(me: Account) -> None:
@@ -364,8 +356,7 @@ async def test_another_method_is_405(me: Account) -> None:
     [
         ("application/json", 200, "application/json"),
         ("*/*", 200, "application/json"),
-        ("text/html,application/xml;q=0.9,*/*;q=0.8", 200, "application/xml"),
-        ("application/xml;q=0.5,application/json;q=x,application/json", 200, "application/json"),
+        ("text/html,application/xml;q=0.9,*/*;q=0.8", 200, "application/json"),
         ("text/csv", 406, "application/json"),
     ],
 )
@@ -373,8 +364,6 @@ async def test_the_format_depends_on_accept(me: Account, accept: str, status: in
     measured(me)
     answer = await me.get(SESSIONS, {"expand": "datatypes"}, Accept=accept)
     assert (answer.status, answer.headers["Content-Type"].split(";")[0]) == (status, kind)
-    if kind == "application/xml":
-        assert b"<response><items><item><id_data_session>" in answer.body
 
 
 async def test_a_wrong_password_is_401_and_a_wrong_client_400(me: Account) -> None:
