@@ -13,7 +13,7 @@ WORKERS ?= 4
 PYTEST = env -u PYTHONDONTWRITEBYTECODE PATH="$$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin" $(BIN)/python -m pytest
 IN_WORKERS = -n $(WORKERS) --dist load --maxschedchunk 1
 
-.PHONY: help demo test test-quick test-models coverage test-faults lint format bench constraints clean
+.PHONY: help demo test test-quick test-models coverage test-faults lint format figures bench constraints clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -45,9 +45,12 @@ lint: $(VENV)/.lint  ## ruff, mypy strict, and the import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-format: $(VENV)/.lint  ## what ruff can mend by itself
+format: $(VENV)/.lint  ## what ruff can fix by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+figures: $(VENV)/.test  ## the size of the house: modules, functions, comments, words
+	@$(BIN)/python -m bench.house
 
 bench: $(VENV)/.test  ## the figures of docs/performance.md, side by side in one run
 	@PATH="$$PATH:/usr/sbin" $(BIN)/python -m bench
@@ -60,9 +63,14 @@ clean:  ## everything that was made here
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
 
 # A stamp a set of extras, so that a second call costs nothing.
+# A virtual environment that could be made in part only would look finished to the next call.
 $(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "bace-bridge needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1):" \
+	    "name another one, such as: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	@echo "Setting up $(VENV) ..."
-	@$(PYTHON) -m venv $(VENV) || { echo "python3 lacks venv: install it (Debian: apt-get install python3-venv)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "python3 lacks venv: install it (Debian: apt-get install python3-venv)"; exit 1; }
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Installing bace-bridge and its demo into $(VENV) ..."
