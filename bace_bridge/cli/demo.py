@@ -131,7 +131,7 @@ class _Lines:
         for name, place in (
             ("cloud", places.cloud),
             ("bridge", f"http://{places.health}/readyz"),
-            ("broker", places.broker),
+            ("broker", f"{places.broker}  ({places.mqtt.note or places.mqtt.name})"),
             ("webhook", places.webhook),
             ("try it", places.subscribe),
         ):
@@ -194,8 +194,8 @@ class _LastLines(StringIO):
 
 
 def _summary(board: "Board", lasted: float) -> str:
-    wrong = f", and {board.badly_signed} with a WRONG signature" if board.badly_signed else ""
+    wrong = f", but {board.badly_signed} with a WRONG one" if board.badly_signed else ""
     return (
         f"Stopped after {lasted:.0f} s: {board.events} events with {board.points} datapoints; "
-        f"{board.messages} MQTT messages; {board.deliveries} webhook deliveries, rightly signed{wrong}."
+        f"{board.messages} MQTT messages; {board.deliveries} webhook deliveries, with valid signatures{wrong}."
     )

@@ -1,16 +1,22 @@
-"""Where the demonstration listens: this machine only, on well-known ports where they are free."""
+"""What the demo runs around the bridge: a broker, a webhook receiver, a subscriber; on well-known ports where free."""
 
 import asyncio
 import base64
 import hmac
 import logging
+import os
+import shutil
 import socket
 import time
+from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
+import msgspec
 from aiohttp import web
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
@@ -46,23 +52,74 @@ def ports_to_try(preferred: int) -> list[int]:
 
 
 _BROKER_PORT = 1883
+_SBIN = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
+"""Where systems install it beside a user's PATH."""
+
 _LEAVING = 3.0
-"""Seconds that the broker may take to say goodbye to clients that are still there."""
+"""Seconds that the embedded broker may take to close the connections of its clients."""
+
+
+class Broker(msgspec.Struct, frozen=True):
+    """A broker that listens on `HOST`; `note` says what it cannot do."""
+
+    name: str
+    port: int
+    protocol: Literal["5", "3.1.1"] = "5"
+    note: str = ""
 
 
 @asynccontextmanager
-async def embedded_broker() -> AsyncIterator[int]:
-    """Runs a broker; gives its port. Raises DemoFailed."""
-    # It tells at length of everyday things, such as a client that comes or goes.
-    for talkative in ("amqtt", "transitions", "websockets"):
+async def broker() -> AsyncIterator[Broker]:
+    """Mosquitto where it is installed, else amqtt, which is a Python package. Raises DemoFailed."""
+    program = shutil.which("mosquitto", path=os.pathsep.join((os.environ.get("PATH", ""), *_SBIN)))
+    async with mosquitto(program) if program else embedded_broker() as one:
+        yield one
+
+
+@asynccontextmanager
+async def mosquitto(program: str) -> AsyncIterator[Broker]:
+    with TemporaryDirectory(prefix="bace-bridge-demo-broker-") as folder:
+        for port in ports_to_try(_BROKER_PORT):
+            settings = Path(folder) / "mosquitto.conf"
+            settings.write_text(f"listener {port} {HOST}\nallow_anonymous true\nlog_dest none\n", encoding="utf-8")
+            # A session of its own: Ctrl-C must end the bridge before its broker.
+            process = await asyncio.create_subprocess_exec(
+                program, "-c", str(settings), stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True
+            )
+            try:
+                if await _listens(port, process):
+                    yield Broker("Mosquitto", port)
+                    return
+            finally:
+                with suppress(ProcessLookupError):
+                    process.terminate()
+                await process.wait()
+    raise DemoFailed("mosquitto is installed but does not start: try it by hand, with mosquitto -v")
+
+
+async def _listens(port: int, process: asyncio.subprocess.Process) -> bool:
+    """True once the broker can be reached, False when it has ended instead."""
+    while process.returncode is None:
+        if not is_free(port):
+            return True
+        await asyncio.sleep(0.02)
+    return False
+
+
+@asynccontextmanager
+async def embedded_broker() -> AsyncIterator[Broker]:
+    """Raises DemoFailed."""
+    # It logs everyday things at length, such as a client that comes or goes, and what it cannot do as a traceback.
+    for talkative in ("amqtt", "asyncio", "transitions", "websockets"):
         logging.getLogger(talkative).setLevel(logging.CRITICAL + 1)
-    broker, port = await started(ports_to_try(_BROKER_PORT))
+    amqtt, port = await started(ports_to_try(_BROKER_PORT))
+    note = "amqtt: MQTT 3.1.1 only, sends retained messages twice; with mosquitto installed the demo uses that"
     try:
-        yield port
+        yield Broker("amqtt", port, "3.1.1", note)
     finally:
         try:
             async with asyncio.timeout(_LEAVING):
-                await broker.shutdown()
+                await amqtt.shutdown()
         except TimeoutError:
             pass  # the process ends anyway
 

@@ -19,9 +19,10 @@ from bace_bridge.config.models import Config
 from bace_bridge.demo.board import BASE_TOPIC, Board
 from bace_bridge.demo.outside import (
     HOST,
+    Broker,
     DemoFailed,
     any_port,
-    embedded_broker,
+    broker,
     ports_to_try,
     subscribed,
     webhook_receiver,
@@ -42,18 +43,18 @@ class Places(msgspec.Struct, frozen=True):
     """Where the parts are to be found."""
 
     cloud: str
-    broker_port: int
+    mqtt: Broker
     webhook: str
     health: str
 
     @property
     def broker(self) -> str:
-        return f"mqtt://{HOST}:{self.broker_port}"
+        return f"mqtt://{HOST}:{self.mqtt.port}"
 
     @property
     def subscribe(self) -> str:
         """The command that shows the messages in another terminal."""
-        return f"mosquitto_sub -h {HOST} -p {self.broker_port} -t '{BASE_TOPIC}/#' -v"
+        return f"mosquitto_sub -h {HOST} -p {self.mqtt.port} -t '{BASE_TOPIC}/#' -v"
 
 
 class Stage:
@@ -73,7 +74,7 @@ class Stage:
         async with asyncio.TaskGroup() as group:
             player = group.create_task(play(self._cloud, scenario, speed=_SPEED))
             bridge = Bridge(self.config, version=version)
-            await bridge.run(stop, notify=_tell_nobody, watchdog=None)
+            await bridge.run(stop, notify=_no_service_manager, watchdog=None)
             player.cancel()
 
 
@@ -92,10 +93,10 @@ async def staged(board: Board) -> AsyncIterator[Stage]:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="bace-bridge-demo-")))
         cloud = SimulatedCloud(seed=time.time_ns())
         cloud_url = await stack.enter_async_context(_simulated(cloud))
-        broker_port = await stack.enter_async_context(embedded_broker())
+        mqtt = await stack.enter_async_context(broker())
         webhook = await stack.enter_async_context(webhook_receiver(secret, delivered))
-        await stack.enter_async_context(subscribed(broker_port, f"{BASE_TOPIC}/#", heard))
-        places = Places(cloud_url, broker_port, webhook, f"{HOST}:{any_port()}")
+        await stack.enter_async_context(subscribed(mqtt.port, f"{BASE_TOPIC}/#", heard))
+        places = Places(cloud_url, mqtt, webhook, f"{HOST}:{any_port()}")
         yield Stage(places, _configured(folder, places, secret, cloud), cloud)
 
 
@@ -138,13 +139,12 @@ def _settings(folder: Path, places: Places, secret: str, cloud: SimulatedCloud) 
         },
         "watch": {"session_interval": "1s", "datapoint_interval": "1s", "start_from": "all"},
         "store": {"url": f"sqlite:///{folder}/bridge.db"},
-        # The embedded broker speaks 3.1.1 only.
-        "mqtt": [{"name": "broker", "url": places.broker, "base_topic": BASE_TOPIC, "protocol": "3.1.1"}],
+        "mqtt": [{"name": "broker", "url": places.broker, "base_topic": BASE_TOPIC, "protocol": places.mqtt.protocol}],
         "webhooks": [{"name": "receiver", "url": places.webhook, "secret": secret}],
         "http": {"listen": places.health},
         "datatypes": {number: {"name": one.name, "unit": one.unit} for number, one in SIGNALS.items()},
     }
 
 
-def _tell_nobody(_state: str) -> None:
-    """There is no service manager."""
+def _no_service_manager(_state: str) -> None:
+    """Systemd has no part in a demo."""

@@ -91,7 +91,11 @@ def _header(board: Board, places: Places, status: str, width: int) -> Renderable
     for name, place, about in (
         ("cloud", places.cloud, "simulated; the devices below are in it"),
         ("bridge", f"http://{places.health}/readyz", f"the real one: {board.bridge_state or 'starting'}"),
-        ("broker", places.broker, f"{board.messages} messages arrived"),
+        (
+            "broker",
+            places.broker,
+            f"{board.messages} messages arrived" + (places.mqtt.note and f"; {places.mqtt.note}"),
+        ),
         ("webhook", places.webhook, signatures),
     ):
         rows.add_row(Text(name, style="dim"), Text(place), Text(about, style="dim"))
