@@ -1,6 +1,8 @@
 import asyncio
+import errno
 import math
 import signal
+import socket
 import time
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +13,7 @@ from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.facts import Credentials, seconds
 from bace_bridge.simulator.player import play
 from bace_bridge.simulator.quirks import Quirks, describe
-from bace_bridge.simulator.scenario import Scenario, ScenarioError, bundled, bundled_names, load
+from bace_bridge.simulator.scenario import Scenario, ScenarioError, bundled, bundled_names, bundled_text, load
 from bace_bridge.simulator.server import SimulatedServer
 
 
@@ -55,6 +57,12 @@ def _list_quirks(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
+def _print_scenario(ctx: click.Context, _: click.Parameter, name: str | None) -> None:
+    if name is not None:
+        click.echo(bundled_text(name), nl=False)
+        ctx.exit()
+
+
 @click.command
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8180, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
@@ -91,6 +99,14 @@ def _list_quirks(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     callback=_list_quirks,
     help="Explain them.",
 )
+@click.option(
+    "--print-scenario",
+    type=click.Choice(bundled_names()),
+    is_eager=True,
+    expose_value=False,
+    callback=_print_scenario,
+    help="Print one that comes along, with its keys explained, to start from.",
+)
 @click.option("--for", "lasting", type=_Duration(), help="Stop by itself after this time, such as 90s.")
 def simulate(*, host: str, port: int, scenario: Scenario, speed: float, quirks: Quirks, lasting: float | None) -> None:
     """A simulated BACE cloud, to build automations without a device.
@@ -112,7 +128,7 @@ async def _serve(server: SimulatedServer, scenario: Scenario, speed: float, last
     except UnicodeError:
         raise click.ClickException("cannot listen there: that is no host name (try another --host)") from None
     except OSError as error:
-        raise click.ClickException(f"cannot listen there: {error.strerror or error} (try another --port)") from error
+        raise click.ClickException(f"cannot listen at {server.url}: {_why_not(error)}") from error
     try:
         _introduce(server.url, server.cloud.credentials)
         async with asyncio.TaskGroup() as group:
@@ -126,6 +142,17 @@ async def _serve(server: SimulatedServer, scenario: Scenario, speed: float, last
     finally:
         await server.stop()
     click.echo("Stopped.")
+
+
+def _why_not(error: OSError) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return "another program listens there (try another --port)"
+        case errno.EACCES:
+            return "only root may listen on this port (try a --port from 1024 on)"
+        case errno.EADDRNOTAVAIL | socket.EAI_NONAME | socket.EAI_AGAIN | socket.EAI_FAIL:
+            return "--host is no address of this machine (127.0.0.1 is this machine alone, 0.0.0.0 all its addresses)"
+    return error.strerror or str(error)
 
 
 def _introduce(url: str, account: Credentials) -> None:

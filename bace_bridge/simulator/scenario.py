@@ -84,20 +84,20 @@ class SessionPlan(_Part):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "SessionPlan":
-        needs = {
-            "late_points": self.late_points,
-            "offline_upload": self.offline_upload,
-            "reopen": self.reopen,
-            "repeat": self.repeat,
-        }
+        problems = []
         if self.duration is None:
-            for name, given in needs.items():
-                if given is not None:
-                    raise ValueError(f"{name} needs a session that ends, give it a duration")
+            needing = ("late_points", "offline_upload", "reopen", "repeat")
+            problems += [
+                f"{name} needs a session that ends, give it a duration"
+                for name in needing
+                if getattr(self, name) is not None
+            ]
         if self.offline_upload is not None and self.reopen is not None:
-            raise ValueError("a session that is uploaded at its end cannot be reopened, drop one of the two")
+            problems.append("a session that is uploaded at its end cannot be reopened, drop one of the two")
         if self.repeat is not None and self.repeat.every < self.length:
-            raise ValueError(f"repeat.every must be at least the {self.length:g}s that the session takes")
+            problems.append(f"repeat.every must be at least the {self.length:g}s that the session takes")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     @property
@@ -139,7 +139,11 @@ def load(path: Path) -> Scenario:
 
 def bundled(name: str = "default") -> Scenario:
     """One of the scenarios that come with the simulator."""
-    return parse((resources.files(__package__) / "scenarios" / f"{name}.yaml").read_text(encoding="utf-8"))
+    return parse(bundled_text(name))
+
+
+def bundled_text(name: str) -> str:
+    return (resources.files(__package__) / "scenarios" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def bundled_names() -> list[str]:
@@ -157,35 +161,35 @@ def parse(text: str) -> Scenario:
         raise ScenarioError(mistakes)
     if not isinstance(raw, dict):
         raise ScenarioError([Mistake("", "a scenario is a mapping", "it starts with devices: and sessions:")])
+    mistakes = _misfits(raw)
     try:
         scenario = Scenario.model_validate(raw)
     except ValidationError as error:
-        raise ScenarioError([_mistake(found) for found in error.errors()]) from error
-    mistakes = _misfits(scenario)
+        raise ScenarioError([*map(_mistake, error.errors()), *mistakes]) from error
     if mistakes:
         raise ScenarioError(mistakes)
     return scenario
 
 
-def _misfits(scenario: Scenario) -> list[Mistake]:
-    labels = [device.label for device in scenario.devices]
-    mistakes = [] if labels else [Mistake("devices", "there is none", "at least one, such as {label: BaceGo-1}")]
-    mistakes += [
-        Mistake(f"devices[{number}].datatypes", "there is none", "such as [6000, 5205]")
-        for number, device in enumerate(scenario.devices)
-        if not device.datatypes
-    ]
-    mistakes += [
-        Mistake(f"devices[{number}].label", f"there is already a device {label!r}")
-        for number, label in enumerate(labels)
-        if label in labels[:number]
-    ]
+def _misfits(raw: Mapping[str, Any]) -> list[Mistake]:
+    """What is wrong between the keys, as far as they have the shapes that they should have."""
+    devices, sessions = (
+        [(number, one) for number, one in enumerate(found) if isinstance(one, dict)] if isinstance(found, list) else []
+        for found in (raw.get("devices"), raw.get("sessions"))
+    )
+    labels = [str(device.get("label")) for _, device in devices]
+    mistakes = []
+    if raw.get("devices") == []:
+        mistakes.append(Mistake("devices", "there is none", "at least one, such as {label: BaceGo-1}"))
+    for place, (number, device) in enumerate(devices):
+        if device.get("datatypes") == []:
+            mistakes.append(Mistake(f"devices[{number}].datatypes", "there is none", "such as [6000, 5205]"))
+        if labels[place] in labels[:place]:
+            mistakes.append(Mistake(f"devices[{number}].label", f"there is already a device {labels[place]!r}"))
     known = f"the devices are: {', '.join(labels)}"
-    mistakes += [
-        Mistake(f"sessions[{number}].device", f"there is no device {plan.device!r}", known)
-        for number, plan in enumerate(scenario.sessions)
-        if plan.device not in labels
-    ]
+    for number, plan in sessions:
+        if "device" in plan and str(plan["device"]) not in labels:
+            mistakes.append(Mistake(f"sessions[{number}].device", f"there is no device {plan['device']!r}", known))
     return mistakes
 
 

@@ -54,6 +54,21 @@ def test_a_taken_port_is_exit_1_and_says_so() -> None:
     assert "try another --port" in result.output
 
 
+@pytest.mark.parametrize("host", ["nowhere.invalid", "203.0.113.9"])
+def test_a_wrong_host_is_not_blamed_on_the_port(host: str) -> None:
+    result = CliRunner().invoke(simulate, ["--host", host, "--for", "1s"])
+    assert result.exit_code == 1
+    assert "--host is no address of this machine" in result.output
+    assert "--port" not in result.output
+
+
+def test_a_printed_scenario_can_be_played(tmp_path: Path) -> None:
+    printed = CliRunner().invoke(simulate, ["--print-scenario", "default"])
+    (tmp_path / "my.yaml").write_text(printed.output)
+    played = CliRunner().invoke(simulate, ["--scenario", str(tmp_path / "my.yaml"), "--port", "0", "--for", "100ms"])
+    assert (printed.exit_code, played.exit_code) == (0, 0), played.output
+
+
 def test_it_stops_by_itself_and_tells_what_to_copy() -> None:
     result = CliRunner().invoke(simulate, ["--port", "0", "--scenario", "quick", "--speed", "200", "--for", "1s"])
     assert result.exit_code == 0, result.output
