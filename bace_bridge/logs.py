@@ -6,6 +6,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, MutableMapping
+from datetime import datetime
+from functools import partial
 from typing import Any, Literal, TextIO
 
 import msgspec
@@ -91,6 +93,11 @@ def _key(record: logging.LogRecord) -> _Key:
 Format = Literal["console", "json"]
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+_COLOURS = {"warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
+
+_SECONDS = frozenset(("after", "again_in", "seconds"))
+_BYTES = frozenset(("free", "max_size", "store", "used"))
+_TIMES = frozenset(("reports_from",))
 
 
 class Threshold:
@@ -133,7 +140,7 @@ class Output:
 
     def __init__(self, stream: TextIO, *, console: bool) -> None:
         self._stream = stream
-        self._render = _console(stream) if console else _json_line
+        self._render = partial(_console_line, colours=stream.isatty()) if console else _json_line
 
     def __call__(self, logger: Any, method: str, event: EventDict) -> tuple[tuple[str, TextIO], dict[str, Any]]:
         return (self._render(logger, method, event), self._stream), {}
@@ -243,7 +250,26 @@ def _json_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> s
     return msgspec.json.encode({**first, **event}, enc_hook=repr).decode()
 
 
-def _console(stream: TextIO) -> Callable[[Any, str, EventDict], str]:
-    return structlog.dev.ConsoleRenderer(
-        timestamp_key="ts", colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
-    )
+def _console_line(_logger: Any, _method: str, event: EventDict, *, colours: bool) -> str:
+    """One line for people: local time, labels in the place of ids where an event has them, and units."""
+    moment, level, name = event.pop("ts"), event.pop("level"), event.pop("event")
+    trace = event.pop("exception", None)
+    if "session_label" in event:
+        event = {"device": event["device_label"], "session": event["session_label"]}
+    fields = " ".join(f"{key}={_shown(key, value)}" for key, value in event.items())
+    at = datetime.fromisoformat(moment).astimezone()
+    word = f"{_COLOURS.get(level, '')}{level:<7}\x1b[0m" if colours else f"{level:<7}"
+    line = f"{at:%Y-%m-%d %H:%M:%S} {word} {name:<22} {fields}".rstrip()
+    return f"{line}\n{trace}" if trace else line
+
+
+def _shown(key: str, value: Any) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if key in _SECONDS:
+            return f"{value:g}s"
+        if key in _BYTES:
+            return f"{value / 2**20:.1f}MiB"
+        if key in _TIMES:
+            return f"{datetime.fromtimestamp(value).astimezone():%Y-%m-%dT%H:%M:%S}"
+    text = str(value)
+    return repr(text) if not text or re.search(r"[\s=\"']", text) or not text.isprintable() else text

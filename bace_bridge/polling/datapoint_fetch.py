@@ -17,7 +17,7 @@ from bace_bridge.polling.rules.changes import Changes, Urgency
 from bace_bridge.polling.rules.datapoints import Datapoint, Datatype
 from bace_bridge.polling.rules.fetches import MOST_FAILURES, Outcome, absorb, conclude, judge, left_out, split
 from bace_bridge.polling.rules.followed import own_group
-from bace_bridge.polling.rules.sessions import KnownSession
+from bace_bridge.polling.rules.sessions import KnownSession, in_the_log
 from bace_bridge.polling.rules.windows import (
     DAY,
     DIRECT_WINDOWS,
@@ -271,7 +271,7 @@ class DatapointFetch:
             await self._journal.commit(replace(found, known=(concluded.known,), events=events))
             self._found = NOTHING
         for event in concluded.events:
-            log.info(event.type, session=event.session_id, device=event.device_id, id=event.id)
+            log.info(event.type, **in_the_log(event, concluded.known))
 
     def _cloud_now(self) -> float:
         return self._clock() + self._cloud.clock_ahead

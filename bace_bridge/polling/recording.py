@@ -14,6 +14,7 @@ from bace_bridge.polling.rules.session_list import is_selected, starts_from
 from bace_bridge.polling.rules.sessions import (
     DataSession,
     Observation,
+    in_the_log,
     is_doubtful,
     is_removed,
     observe,
@@ -221,8 +222,9 @@ class SessionRecorder:
         last = {one.known.session.id: one.known for one in found}
         events = tuple(event for one in found for event in one.events)
         await self.journal.commit(Changes(known=tuple(last.values()), events=events, left=tuple(left)))
-        for event in events:
-            log.info(event.type, session=event.session_id, device=event.device_id, id=event.id)
+        for one in found:
+            for event in one.events:
+                log.info(event.type, **in_the_log(event, one.known))
 
     def _name_odd(self, page: Page[SeenSession]) -> None:
         """Each odd field once."""

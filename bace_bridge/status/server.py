@@ -10,6 +10,8 @@ from ipaddress import ip_address
 from typing import Self
 from urllib.parse import urlsplit
 
+import structlog
+
 from bace_bridge.config.models import HttpConfig
 from bace_bridge.config.sections import is_loopback
 from bace_bridge.errors import ConfigError, Mistake
@@ -17,6 +19,8 @@ from bace_bridge.status.listener import Answer, Listener, Request
 
 Reasons = Callable[[], dict[str, str | None]]
 """Name -> why it is not well; None where it is."""
+
+log = structlog.get_logger()
 
 LISTENS_WITHIN = 10.0
 """Seconds until a host's name that is not resolved is given up: nothing begins before the server listens."""
@@ -64,6 +68,7 @@ class HealthServer:
                 await self._listener.open(self._config.host, self._config.port)
         except (OSError, UnicodeError) as error:  # UnicodeError: the host can be no name, such as 127.0.0..1
             raise _cannot_listen(self._config.listen, error) from error
+        log.info("http.listening", url=f"http://{self.address}")
 
     async def close(self) -> None:
         await self._listener.close()

@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,9 +43,12 @@ def test_json_lines() -> None:
 def test_console() -> None:
     stream = io.StringIO()
     logs.configure(fmt="console", level="info", stream=stream)
-    structlog.get_logger().warning("cloud.away", retry_in="10s")
-    assert "cloud.away" in stream.getvalue()
-    assert "retry_in=10s" in stream.getvalue()
+    log = structlog.get_logger()
+    log.warning("cloud.away", again_in=10.0, used=3 * 2**20, reason="no answer")
+    log.info("session.ended", device_label="BaceGo-1", session_label="Night watch", device="d1", session="s1", id="e1")
+    away, ended = (re.sub(r"^[-\d]{10} [:\d]{8} ", "", line) for line in stream.getvalue().splitlines())
+    assert away == "warning cloud.away             again_in=10s used=3.0MiB reason='no answer'"
+    assert ended == "info    session.ended          device=BaceGo-1 session='Night watch'"
 
 
 @pytest.mark.parametrize("fmt", ["json", "console"])

@@ -165,6 +165,17 @@ def session_event(
     )
 
 
+def in_the_log(event: Event, known: KnownSession) -> dict[str, str | None]:
+    """The fields of an event's log line: labels for people, ids for machines."""
+    return {
+        "device_label": known.device_label or known.session.group_id,
+        "session_label": known.session.label or known.session.id,
+        "device": event.device_id,
+        "session": event.session_id,
+        "id": event.id,
+    }
+
+
 def is_history(session: DataSession, start_from: float) -> bool:
     """True when the session was over before the time from which a first start reports.
 
