@@ -152,6 +152,22 @@ async def test_other_response_topics_get_the_answer(new_mosquitto: NewMosquitto,
     assert json.loads(listener.payloads(topic)[0])["status"] == "ok"
 
 
+@pytest.mark.parametrize(
+    ("name", "properties"),
+    [
+        ("info", {"ResponseTopic": "bace/bridge/state"}),
+        ("info", {"CorrelationData": b"x" * 1025}),
+        ("coffee", {}),
+    ],
+)
+def test_an_answer_that_refuses_repeats_the_transaction(name: str, properties: dict[str, Any]) -> None:
+    published: list[Any] = []
+    asyncio.run(answered(answers(), name, b'{"transaction": [1, "\xc3\xa9"]}', published, **properties))
+
+    answer = json.loads(published[0].payload)
+    assert (answer["status"], answer["transaction"]) == ("error", [1, "\u00e9"])
+
+
 @pytest.mark.parametrize("where", ["UserProperty", "ResponseTopic", "ContentType"])
 async def test_properties_that_brokers_pass_on_and_paho_does_not_take_close_no_connection(
     new_mosquitto: NewMosquitto, where: str
