@@ -195,7 +195,7 @@ class OutletBuilder:
             client_id=mqtt.client_id or f"bace-bridge-{self._installation}-{mqtt.name}",
             source=config.source,
             state=self._state,
-            ledger=self._store.ledger(mqtt.name, f"{mqtt.host}:{mqtt.port}"),
+            ledger=self._store.ledger(mqtt.name, mqtt.broker),
             installation=self._installation,
             elsewhere=config.elsewhere,
             base_topics=lambda: base_topics(self._running()),

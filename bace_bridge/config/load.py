@@ -157,12 +157,15 @@ def _brokers(brokers: list[tuple[str, dict[Any, Any]]]) -> Iterator[Mistake]:
                 yield Mistake(f"{path}.{key}", f"{other} has the same {key} at the same broker", "choose another")
 
 
+_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
+
+
 def _address(url: Any) -> tuple[str, int] | None:
     try:
         sink = MqttConfig(name="any", url=url)
     except ValidationError:
         return None
-    return sink.host, sink.port
+    return "localhost" if sink.host in _THIS_MACHINE else sink.host, sink.port
 
 
 def load(path: Path, env: Mapping[str, str], *, patience: float | None = PIPE_PATIENCE) -> Config:

@@ -236,6 +236,7 @@ async def test_websockets_over_ipv6(zone: str) -> None:
     port = server.sockets[0].getsockname()[1]
     async with running(new_sink(0, url=f"ws://[::1{zone}]:{port}/mqtt"), ready=False) as sink:
         await eventually(lambda: "HTTP 400" in str(sink.problem))
+        assert f"the broker at [::1{zone}]:{port} " in str(sink.problem)
     server.close()
     await server.wait_closed()
 

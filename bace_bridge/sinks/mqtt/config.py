@@ -16,6 +16,10 @@ def _topic(topic: str) -> str:
     problem = topic_problem(topic, more_levels=LEVELS_BELOW_BASE)
     if problem is None and (topic.startswith("/") or topic.endswith("/")):
         problem = "begins or ends with /"
+    if problem is None and "//" in topic:
+        problem = "has an empty level (//)"
+    if problem is None and topic != topic.strip():
+        problem = "begins or ends with a space"
     if problem is not None:
         raise mistake(problem, "take a short topic, such as bace or home/bace")
     return topic
@@ -99,6 +103,12 @@ class MqttConfig(Section):
     def port(self) -> int:
         parts = urlsplit(self.url)
         return parts.port or _DEFAULT_PORTS[parts.scheme]
+
+    @property
+    def broker(self) -> str:
+        """`host:port`, as people and the store's ledger name it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
 
     @property
     def path(self) -> str:
