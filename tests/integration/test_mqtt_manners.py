@@ -140,6 +140,13 @@ async def test_5_is_tried_again_after_an_hour() -> None:
 # --- the subscription
 
 
+@pytest.mark.parametrize("code", [0x80, 0x87, 0x8F, 0x97, 0x98, 0xA1, 0xA2])
+async def test_a_subscription_that_the_broker_refuses_with_disconnect_is_done_without(code: int) -> None:
+    script = Script(closes_on_subscribing="bace/bridge/request/+", goodbye=code)
+    async with scripted(script) as broker, connected(broker.port, Home(bed()), REQUESTS) as sink:
+        assert await deliver(sink, event(1)) is None
+
+
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 async def test_a_subscription_on_which_the_broker_closes_the_connection_is_done_without(protocol: str) -> None:
     clock, script = Clock(), Script(closes_on_subscribing="bace/bridge/request/+")

@@ -237,13 +237,18 @@ def bound_what_is_read(client: Client, *, failed: Callable[[Exception], None]) -
         handle(message)
 
     inside._sock_recv, inside._handle_on_message = receive_piece, handle_message  # noqa: SLF001
+    _take_any_properties(client)
+
+
+def _take_any_properties(client: Client) -> None:
+    """Brokers pass on properties that paho does not take, such as a text with U+FEFF: anybody may write them."""
+    inside: Any = client
     decode = inside._handle_publish  # noqa: SLF001
 
     def handle_publish() -> MQTTErrorCode:
         try:
             return MQTTErrorCode(decode())
         except MQTTException:
-            # Brokers pass on properties that paho does not take, such as a text with U+FEFF: anybody may write them.
             packet = inside._in_packet  # noqa: SLF001
             packet["packet"] = _without_properties(packet["packet"], packet["command"] >> 1 & 3)
             return MQTTErrorCode(decode())

@@ -119,6 +119,9 @@ class Requests:
             return _error("the request is no JSON object")
         if len(bytes(transaction or b"")) > LARGEST_TRANSACTION:
             return _error(f"transaction is larger than {LARGEST_TRANSACTION} bytes")
+        return await self._answer_to(request, asked, transaction)
+
+    async def _answer_to(self, request: Request, asked: dict[str, Any], transaction: msgspec.Raw | None) -> bytes:
         if refusal := self._refusal(request):
             return _error(refusal, transaction)
         try:
