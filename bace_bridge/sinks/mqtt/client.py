@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
+from paho.mqtt import MQTTException
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import MQTTException, VariableByteIntegers
+from paho.mqtt.properties import VariableByteIntegers
 from paho.mqtt.reasoncodes import ReasonCode
 
 from bace_bridge.events.types import Attempt
@@ -259,7 +260,8 @@ def _take_any_properties(client: Client) -> None:
 def _without_properties(packet: bytes, qos: int) -> bytes:
     """Of a message with MQTT 5, behind its fixed header."""
     before = 2 + int.from_bytes(packet[:2], "big") + (2 if qos else 0)
-    size, digits = VariableByteIntegers.decode(packet[before:])
+    decode: Any = VariableByteIntegers.decode
+    size, digits = decode(packet[before:])
     return bytes(packet[:before]) + b"\x00" + bytes(packet[before + digits + size :])
 
 
