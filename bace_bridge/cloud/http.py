@@ -45,8 +45,8 @@ Params = Sequence[tuple[str, str]]
 class TokenSource(Protocol):
     """Tokens that are `renewable`, or one that is all there is."""
 
-    @property
-    def renewable(self) -> bool: ...
+    renewable: bool
+
     async def current(self) -> str: ...
     async def after_refusal(self, rejected: str) -> str: ...
 
@@ -61,9 +61,9 @@ class Reply(msgspec.Struct, frozen=True):
 class CloudHttp:
     """GETs from BACE's API. Raises the CloudErrors of `bace_bridge.errors` and nothing else.
 
-    URLs are built from the configured base alone: `_links` may name internal hosts, and a redirect may lead the token
-    elsewhere, so neither is followed. `tokens` makes the source of its tokens, which asks for them over this session.
-    `redaction` learns each token, and takes out of errors what the cloud repeats of any secret.
+    URLs are built from the configured base alone: `_links` may name internal hosts. `tokens` makes the source of its
+    tokens, which requests them over this session. `redaction` learns each token, and takes out of errors what the
+    cloud repeats of any secret.
     """
 
     def __init__(
@@ -91,7 +91,6 @@ class CloudHttp:
         self._tokens = tokens(self.ask_token)
         self._forbidden: dict[str, _Forbidden] = {}
         self._good_token = ""
-        self.requests_made = 0
         self._answered_at = 0.0
         self._limited_at: float | None = None
         self._paced = False
@@ -117,7 +116,9 @@ class CloudHttp:
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=self._timeout),
             headers={"Accept": "application/json", "User-Agent": self._agent},
+            # The token alone says who asks.
             cookie_jar=aiohttp.DummyCookieJar(),
+            # aiohttp takes 8 KiB a field, and a `Link` header of 32 ids was 8,009 bytes.
             max_line_size=LARGEST_HEADER,
             max_field_size=LARGEST_HEADER,
         )
@@ -128,20 +129,20 @@ class CloudHttp:
             await self._session.close()
 
     async def get(self, path: str, params: Params = (), *, urgency: Urgency) -> Reply:
-        """One GET. On a 401 the token is renewed once; a fresh one that is refused too means: not permitted.
-
-        Then that path causes no renewal for a while: two such paths would take turns at renewing each other's token.
-        A token that has never been taken may also be why a server calls the request bad, or its headers too large.
-        """
+        """One GET. On a 401 the token is renewed once; a fresh one that is refused too means: not permitted."""
         token = await self._tokens.current()
         forbidden = self._forbidden.get(path, _Forbidden())
+        # BACE answers 401 for two things: a token that is worn out, and an endpoint that this account may not use.
+        # Only a fresh token tells which, so it is tried once with one.
         try:
             return await self._allowed(path, params, token, urgency)
         except Unauthorized:
+            # Each renewal may void the token that the other paths use: one that was refused lately causes none.
             if self._monotonic() < forbidden.until:
                 raise _not_permitted(path) from None
             token = await self._tokens.after_refusal(token)
         except (CloudRefused, CloudRequestTooLarge) as failure:
+            # A token that was never accepted may be why a server calls the request bad, or its headers too large.
             if failure.status not in {400, 431} or token == self._good_token or not self._tokens.renewable:
                 raise
             log.info("cloud.token_doubted", status=failure.status, then="renewing it once")
@@ -171,14 +172,13 @@ class CloudHttp:
         failure = answer.failure
         if failure is None:
             try:
-                return self._noted(parse_token(answer.reply.body))
+                reply = parse_token(answer.reply.body)
             except UnexpectedReply as unusable:
                 failure = unusable
+            else:
+                self._redaction.learn_token(reply.access_token, reply.refresh_token)
+                return reply
         raise of_token_answer(failure, answer.status, answer.reply.body)
-
-    def _noted(self, reply: TokenReply) -> TokenReply:
-        self._redaction.learn_token(reply.access_token, reply.refresh_token)
-        return reply
 
     async def _send(
         self,
@@ -192,11 +192,12 @@ class CloudHttp:
     ) -> "_Answer":
         assert self._session is not None
         await self._budget.turn(urgency)
-        self.requests_made += 1
         what = f"{method} {path}"
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        # Before it is sent: the answer's error may repeat it, and so may aiohttp's.
         self._redaction.learn_token(token, (form or {}).get("refresh_token"))
         try:
+            # A redirect may lead to another origin, where the token must not go.
             url = URL(self._base + path).with_query(list(params)) if params else URL(self._base + path)
             async with self._session.request(
                 method, url, headers=headers, data=form, allow_redirects=False
@@ -207,7 +208,8 @@ class CloudHttp:
         except Exception as error:  # noqa: BLE001  # aiohttp, yarl, ssl and codecs raise whatever they like
             return _Answer(None, Reply({}, b""), of_exception(what, error, timeout=self._timeout))
         self._answered_at = self._monotonic()
-        self._note_clock(response.headers.get("Date"))
+        if (date := http_date(response.headers.get("Date"))) is not None:
+            self._ahead = date - self._clock()
         reply = Reply(response.headers, body)
         cloud_now = self._clock() + self.clock_ahead
         if 200 <= response.status < 300:
@@ -216,6 +218,7 @@ class CloudHttp:
         quote = partial(self._redaction.quoted, also=(form or {}).values())
         failure = of_answer(what, response.status, response.headers, body, quote=quote, now=cloud_now)
         if response.status == 429 and isinstance(failure, CloudUnavailable):
+            # Yii's limiter counts rejected calls, too, and each restarts its clock: everybody is silent, a bit longer.
             failure.retry_after += 1 + self._jitter()
             self._budget.silence(failure.retry_after)
             self._log_rate_limit(failure.retry_after, rate_limit(response.headers, now=cloud_now))
@@ -247,20 +250,16 @@ class CloudHttp:
         )
         self._limited_at = now + pause
 
-    def _note_clock(self, date: str | None) -> None:
-        theirs = http_date(date)
-        if theirs is not None:
-            self._ahead = theirs - self._clock()
-
 
 async def _body(response: aiohttp.ClientResponse, what: str) -> bytes:
-    """Read as it comes, since a small compressed answer may be a very large one."""
+    # Read as it comes: a few kilobytes of gzip may unpack to gigabytes, and Content-Length tells of the packed size.
     body = bytearray()
     async for chunk in response.content.iter_chunked(CHUNK):
         body += chunk
         if len(body) > LARGEST_BODY:
             response.close()
             raise UnexpectedReply(f"{what}: an answer of more than {LARGEST_BODY // 2**20} MiB")
+    # Parsed, a value takes up to a hundred times its size: `[1,1,1,...]` of 16 MiB would be a gigabyte.
     if body.count(b",") > MOST_VALUES:
         raise UnexpectedReply(f"{what}: an answer of more than {MOST_VALUES} values")
     return bytes(body)

@@ -31,6 +31,7 @@ class _Frame(msgspec.Struct, Generic[Row]):
 
 
 def parse_page(body: bytes, headers: Mapping[str, str], row_type: type[Row], convert: Callable[[Row], T]) -> Page[T]:
+    # All rows at once, which is much faster; one by one only where a row is odd, to find out which.
     try:
         frame = decoded_leniently(body, _Frame[row_type], strict=False)  # type: ignore[valid-type]  # made at run time
         items = tuple(convert(row) for row in frame.rows)
@@ -65,11 +66,13 @@ def _page(
     headers: Mapping[str, str],
     unreadable: tuple[str, ...],
 ) -> Page[T]:
-    """A figure that is none is not there: it costs neither the rows nor the other figures."""
+    # A figure that is none is not there: it costs neither the rows nor the other figures. Each is in `_meta` and in a
+    # header, and a proxy may strip one of them.
     said = meta if isinstance(meta, dict) else {}
     total = _first(said.get("totalCount"), headers.get("X-Pagination-Total-Count"))
     per_page = _first(said.get("perPage"), headers.get("X-Pagination-Per-Page")) or None  # 0 is no size
     page_count = _first(said.get("pageCount"), headers.get("X-Pagination-Page-Count"))
+    # Where `pageCount` alone is missing, the walk would have to find its end by an empty page, which never comes.
     if not page_count and count and total and per_page:
         page_count = -(-total // per_page)
     return Page(

@@ -6,8 +6,8 @@ form, labels with half a character. Pure.
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -18,6 +18,8 @@ from bace_bridge.formats import EARLIEST, LATEST, decoded_leniently
 from bace_bridge.polling.rules.changes import LostRow, Page, SeenSession
 from bace_bridge.polling.rules.datapoints import Datapoint
 from bace_bridge.polling.rules.sessions import DataSession
+
+T = TypeVar("T")
 
 MOST_SAMPLES = 2**40
 """Samples in one datapoint: a year of some 30 kHz. Sums of them stay below 64 bits."""
@@ -76,7 +78,8 @@ _ID_SHAPE: Any = str | int
 
 
 def parse_sessions(body: bytes, headers: Mapping[str, str]) -> Page[SeenSession]:
-    """A page; where a row is odd, only what its session cannot be told without decides whether the row is lost."""
+    """A page; where a row is odd, only the fields in `_DECIDING` decide whether the row is lost."""
+    # First as if all were well, which is fast. Then field by field: an odd label costs the label, not the session.
     try:
         page = parse_page(body, headers, _SessionRow, _session)
     except UnexpectedReply:
@@ -134,7 +137,9 @@ def _tolerantly(raw: msgspec.Raw) -> _TolerantRow:
     try:
         _session_of(kept)
     except _NOT_A_ROW as error:
-        return _TolerantRow(LostRow(str(error), _id_of(fields), _updated_at_of(fields)))
+        # The id names the row in the log; its `updated_at` lets the watermark pass it.
+        session_id = _field(fields, "id_data_session", _ID_SHAPE, _checked_id)
+        return _TolerantRow(LostRow(str(error), session_id, _field(fields, "updated_at", float, _time)))
     odd: list[tuple[str, str]] = []
     for name in _SessionRow.__struct_fields__:
         if name in fields and name not in kept:
@@ -151,16 +156,9 @@ def _session_of(fields: Mapping[str, msgspec.Raw]) -> SeenSession:
     return _session(decoded_leniently(msgspec.json.encode(fields), _SessionRow, strict=False))
 
 
-def _id_of(fields: Mapping[str, msgspec.Raw]) -> str | None:
+def _field(fields: Mapping[str, msgspec.Raw], name: str, shape: Any, check: Callable[[str, Any], T]) -> T | None:
     try:
-        return _checked_id("id", decoded_leniently(fields["id_data_session"], _ID_SHAPE))
-    except (KeyError, *_NOT_A_ROW):
-        return None
-
-
-def _updated_at_of(fields: Mapping[str, msgspec.Raw]) -> float | None:
-    try:
-        return _time("updated_at", decoded_leniently(fields["updated_at"], float, strict=False))
+        return check(name, decoded_leniently(fields[name], shape, strict=False))
     except (KeyError, *_NOT_A_ROW):
         return None
 
@@ -181,6 +179,7 @@ def parse_series_axes(body: bytes) -> tuple[tuple[int, ...], tuple[str, ...]]:
 
 
 def _plain_values(shape: Any, names: tuple[str, ...]) -> list[str]:
+    # A serializer may keep the keys of an array that was filtered, and then JSON has an object in the list's stead.
     entries = list(shape.values()) if isinstance(shape, dict) else shape
     found: list[str] = []
     for entry in entries if isinstance(entries, list) else []:
@@ -212,19 +211,16 @@ def _session(row: _SessionRow) -> SeenSession:
         ingestion_finished=_flag("isIngestionFinished", row.isIngestionFinished),
         archived=_flag("isArchived", row.isArchived),
     )
-    return SeenSession(session, _expanded_label(row.group))
-
-
-def _expanded_label(group: Any) -> str | None:
-    """The label of the expanded group; the shape is not documented, so anything else is no label."""
-    return _text(group.get("label")) if isinstance(group, dict) else None
+    # The shape of the expanded group is not documented, so anything but an object with a label is no label.
+    return SeenSession(session, _text(row.group.get("label")) if isinstance(row.group, dict) else None)
 
 
 def _text(value: Any) -> str | None:
     """A label, which may be a number; None for what is no text."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
-    return _shortened(str(value))
+    text = str(value)
+    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -256,7 +252,7 @@ def _datapoint(row: _PointRow) -> Datapoint:
 
 
 def _identity(name: str, value: str | int | None) -> str:
-    """A name that tells series apart, so no part of it, and nothing in its place, will do."""
+    # It tells series apart: shortened, or with U+FFFD for what is no character, two of them might become one.
     text = str(value)
     if len(text) > LONGEST_TEXT:
         raise ValueError(f"{name} is longer than {LONGEST_TEXT} characters")
@@ -266,16 +262,13 @@ def _identity(name: str, value: str | int | None) -> str:
 
 
 def _value(value: float | None) -> float | None:
-    """NaN and infinity, which come as texts, are no numbers; the datapoint is there all the same."""
+    # PostgreSQL's NaN and infinity come as the texts "NaN" and "Infinity", which JSON's numbers cannot be. The
+    # datapoint is there all the same.
     return value if value is not None and math.isfinite(value) else None
 
 
 def _group(row: _GroupRow) -> tuple[str, str | None]:
     return _checked_id("id_group", row.id_group if row.id_group is not None else row.id), _text(row.label)
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
 
 
 def _checked_id(name: str, value: str | int | None) -> str:

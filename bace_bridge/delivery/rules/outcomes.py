@@ -6,6 +6,7 @@ import msgspec
 
 from bace_bridge.events.types import SINK_DEAD_LETTER, Event, bridge_event, is_about_a_sink
 from bace_bridge.formats import iso_utc
+from bace_bridge.retry import FAILURES_UNTIL_REPORTED
 
 
 def is_reported(event: Event) -> bool:
@@ -33,10 +34,6 @@ def dead_letter_event(count: int, *, sink: str, event: Event, attempts: int, rea
     return bridge_event(SINK_DEAD_LETTER, at=now, facts=(sink, event.id, now), data=data)
 
 
-FAILURES_TO_TELL = 2
-"""Failed attempts in a row; a single one is an event's own trouble, or a hiccup."""
-
-
 class Reception(msgspec.Struct, frozen=True):
     """`problem` is why the last attempt failed, without secrets; None where it did not. Times are epoch seconds."""
 
@@ -47,7 +44,7 @@ class Reception(msgspec.Struct, frozen=True):
 
     @property
     def failing(self) -> bool:
-        return self.failures >= FAILURES_TO_TELL
+        return self.failures >= FAILURES_UNTIL_REPORTED
 
 
 def after_attempt(
