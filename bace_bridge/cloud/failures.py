@@ -1,7 +1,7 @@
 """What an answer means that is not the one expected: BACE's errors, and what came in place of JSON. Pure."""
 
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
@@ -135,15 +135,12 @@ def of_exception(what: str, error: Exception, *, timeout: float) -> CloudError:
     if isinstance(error, TimeoutError):
         return CloudUnavailable(f"{what}: no answer within {timeout:g} s")
     # aiohttp wraps what its parser raises: the reason is somewhere down the chain of causes.
-    if any(isinstance(cause, http_exceptions.LineTooLong) for cause in _causes(error)):
-        return CloudRequestTooLarge(f"{what}: an answer with a header of more than {LARGEST_HEADER // 1024} KiB")
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, http_exceptions.LineTooLong):
+            return CloudRequestTooLarge(f"{what}: an answer with a header of more than {LARGEST_HEADER // 1024} KiB")
+        cause = cause.__cause__
     return CloudUnavailable(f"{what}: {_why(error)}")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 def _why(error: Exception) -> str:

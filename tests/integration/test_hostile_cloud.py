@@ -6,6 +6,7 @@ import resource
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from bace_bridge.errors import (
     CloudUnavailable,
     UnexpectedReply,
 )
-from bace_bridge.polling.reading import Reader, Unreadable
+from bace_bridge.polling.reading import Reader, Unreadable, pages
 from bace_bridge.polling.rules.changes import Page, Urgency
 from tests.integration.polling_line import Clock, points_of
 from tests.models import examples
@@ -225,7 +226,7 @@ async def walked(answer: Answer) -> tuple[list[str], int]:
     async with hostile() as (server, api, _):
         server.answer = answer
         seen: list[str] = []
-        async for found in Reader(api).pages(()):
+        async for found in pages(partial(Reader(api).page, ())):
             seen += [row.session.id for row in found.items]
             assert len(server.asked) < 500
         return seen, len(server.asked)
@@ -263,7 +264,7 @@ async def test_a_list_that_has_no_end_fails_the_look() -> None:
         server.answer = lambda asked: web.json_response(
             {"items": rows_of(asked, 10**12), "_meta": {"totalCount": 10**12}}
         )
-        walk = Reader(api).pages((), most=20)
+        walk = pages(partial(Reader(api).page, ()), most=20)
         for _ in range(20):
             await anext(walk)
         with pytest.raises(UnexpectedReply, match="does not end after 20 pages"):

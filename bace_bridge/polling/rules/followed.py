@@ -49,10 +49,6 @@ class Followed(msgspec.Struct, frozen=True):
         same = known.session.group_id == self.group_id and known.reading == self.reading
         return same and is_plain(known)
 
-    def fits(self, known: KnownSession) -> bool:
-        """Whether it can be in a batch."""
-        return self.is_about(known) and not self.alone
-
     @property
     def is_new(self) -> bool:
         """True where it was never fetched, and a batch has to show all that its row counts."""
@@ -114,7 +110,15 @@ def follow(
     are not settled; `before` is from before its last fetch: where a count never fits, it is fetched ever more rarely.
     """
     session, due = known.session, windows_due(known, states, now=cloud_now)
-    rows = {window: found for window, points in emitted.items() if (found := _rows(points))}
+    rows = {
+        window: [
+            Datapoint(series, "", 0, at, None, None, None, point.count)
+            for series, points in published.items()
+            for at, point in points.items()
+        ]
+        for window, published in emitted.items()
+        if any(published.values())
+    }
     windows = {window: WindowState(*window, known.reading) for window in due}
     windows |= {window: state for window, state in states.items() if not state.settled}
     made = Followed(
@@ -145,14 +149,6 @@ def follow(
     return msgspec.structs.replace(made, elsewhere=elsewhere, patience=patience)
 
 
-def _rows(published: Emitted) -> list[Datapoint]:
-    return [
-        Datapoint(series, "", 0, at, None, None, None, point.count)
-        for series, points in published.items()
-        for at, point in points.items()
-    ]
-
-
 class Read(NamedTuple):
     """What a batch has shown of a window of one session, from its start on where it is `whole`."""
 
@@ -164,7 +160,7 @@ class Read(NamedTuple):
 def after_batch(
     followed: Followed, reads: Sequence[Read], states: Iterable[WindowState], *, session: DataSession, now: float
 ) -> Followed:
-    """What is known of a session after a batch; `session` is its row from before it, which counts no newer samples."""
+    """What is known of a session after a batch; `session` is its row from before it."""
     count, counted_at = session.datapoint_count, session.updated_at or now
     rows = [row for read in reads for row in read.rows]
     newest = {read.window: max(row.timestamp for row in read.rows) for read in reads if read.rows}
@@ -179,6 +175,8 @@ def after_batch(
         at=now,
         proven=not followed.is_unseen,
     )
+    # The row is older than the batch and counts none of the newer samples; where it counts more than the others, some
+    # came late, into a part of a window that batches do not read again.
     newer = sum(row.count for row in rows if row.timestamp > counted_at + 1)
     lacks = (count or 0) > after.elsewhere + after.seen - newer
     return msgspec.structs.replace(after, lacking=followed.lacking + 1 if lacks else 0)

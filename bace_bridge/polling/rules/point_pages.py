@@ -36,10 +36,8 @@ class PointQuery(NamedTuple):
 
     @property
     def params(self) -> Params:
-        """Sorted, since the pages of an answer without an order need not be cut from the same one.
-
-        Short names and few of them: a server may repeat all this five times in a header.
-        """
+        # Sorted, since the pages of an answer without an order need not be cut from the same one. Short names and few
+        # of them: a server may repeat all this five times in a `Link` header.
         session = "filter[id_data_session]"
         sessions = [(session, self.sessions)]
         if not isinstance(self.sessions, str):
@@ -57,12 +55,10 @@ class PointQuery(NamedTuple):
 
 
 def fit_together(pages: Sequence[Page[Datapoint]], *, one_series: bool) -> bool:
-    """True where no row can be missing from the pages of an answer.
-
-    A row that is on two pages stands for another one that is on none: the order changed between them. Only where the
-    query was for one series, whose rows are sorted all the same, it is one that the cloud has twice. How many rows the
-    cloud says that it has decides nothing, for it counts those.
-    """
+    """True where no row can be missing from the pages of an answer."""
+    # A row that is on two pages stands for another one that is on none: the order changed between them. Only where the
+    # query was for one series, whose rows are sorted all the same, it is one that the cloud has twice. The total says
+    # nothing, for it counts those.
     if not pages or len(pages) < (pages[-1].page_count or 1):
         return False
     keys = [{(row.series_id, row.timestamp) for row in page.items} for page in pages]
