@@ -19,7 +19,7 @@ GROUPS = "/api/v2/group"
 
 SESSIONS_PER_PAGE = 100
 DATAPOINTS_PER_PAGE = 5000
-"""What is asked for; the server clamps both to its own limits and says so in `_meta`."""
+"""What is requested; the server clamps both to its own limits and says so in `_meta`."""
 
 
 def csv_url(base_url: str, session_id: str) -> str:

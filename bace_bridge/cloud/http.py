@@ -13,7 +13,7 @@ from yarl import URL
 
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.failures import LARGEST_HEADER, Unauthorized, of_answer, of_exception, of_token_answer
-from bace_bridge.cloud.tokens import Ask, TokenReply, parse_token
+from bace_bridge.cloud.tokens import RequestToken, TokenReply, parse_token
 from bace_bridge.errors import CloudError, CloudRefused, CloudRequestTooLarge, CloudUnavailable, UnexpectedReply
 from bace_bridge.polling.rules.changes import Urgency
 from bace_bridge.redaction import Redaction
@@ -25,7 +25,7 @@ PEACE = 600.0
 """Seconds after the silence of a 429 from which the next one is worth a warning again."""
 
 LARGEST_BODY = 16 * 2**20
-"""Bytes of an answer, unpacked: some ten times what the largest page that is asked for has."""
+"""Bytes of an answer, unpacked: some ten times what the largest page has that is requested."""
 
 MOST_VALUES = 500_000
 """Values in an answer, of which each but the first of its list has a comma: a byte or two of it may cost a hundred."""
@@ -34,7 +34,7 @@ CHUNK = 2**16
 
 FIRST_REST = 600.0
 LONGEST_REST = 21600.0
-"""Seconds for which a path that refused a fresh token, once or again and again, causes no other one to be asked for."""
+"""Seconds for which a path that refused a fresh token, once or again and again, causes no renewal."""
 
 SKEW_WORTH_KNOWING = 5.0
 """Seconds: the cloud's `Date` has whole seconds and a way to travel, so a smaller difference says nothing."""
@@ -70,7 +70,7 @@ class CloudHttp:
         self,
         base_url: str,
         budget: RequestBudget,
-        tokens: Callable[[Ask], TokenSource],
+        tokens: Callable[[RequestToken], TokenSource],
         *,
         timeout: float,
         version: str,
@@ -88,7 +88,7 @@ class CloudHttp:
         self._agent = f"bace-bridge/{version}"
         self._session: aiohttp.ClientSession | None = None
         self._redaction = redaction or Redaction()
-        self._tokens = tokens(self.ask_token)
+        self._tokens = tokens(self.request_token)
         self._forbidden: dict[str, _Forbidden] = {}
         self._good_token = ""
         self._answered_at = 0.0
@@ -163,7 +163,7 @@ class CloudHttp:
         self._good_token = token
         return answer.reply
 
-    async def ask_token(self, form: dict[str, str]) -> TokenReply:
+    async def request_token(self, form: dict[str, str]) -> TokenReply:
         """Posts to the token endpoint. Credentials travel in the body, as BACE documents it.
 
         Raises CloudRefused where it refuses them, and else CloudUnavailable.
@@ -224,28 +224,28 @@ class CloudHttp:
             self._log_rate_limit(failure.retry_after, rate_limit(response.headers, now=cloud_now))
         return _Answer(response.status, reply, failure)
 
-    def _learn_pace(self, said: RateLimit) -> None:
-        """Logged once: an account with a small allowance has it at every request."""
-        slower = self._budget.learn(said.remaining, said.reset)
+    def _learn_pace(self, allowance: RateLimit) -> None:
+        # Logged once: an account with a small allowance has it at every request.
+        slower = self._budget.learn(allowance.remaining, allowance.reset)
         if slower and not self._paced:
             self._paced = True
             log.info(
                 "cloud.pace_learned",
-                limit=said.limit,
-                remaining=said.remaining,
-                reset=said.reset,
+                limit=allowance.limit,
+                remaining=allowance.remaining,
+                reset=allowance.reset,
                 then="asking less often",
             )
 
-    def _log_rate_limit(self, pause: float, said: RateLimit) -> None:
-        """Once until there was none for a while: an account that is polled too often meets its limit all the time."""
+    def _log_rate_limit(self, pause: float, allowance: RateLimit) -> None:
+        # Once until there was none for a while: an account that is polled too often meets its limit all the time.
         now = self._monotonic()
         say = log.debug if self._limited_at is not None and now - self._limited_at < PEACE else log.warning
         say(
             "cloud.rate_limited",
             silent_for=round(pause, 1),
-            limit=said.limit,
-            remaining=said.remaining,
+            limit=allowance.limit,
+            remaining=allowance.remaining,
             then="lower cloud.requests_per_minute if it lasts",
         )
         self._limited_at = now + pause

@@ -49,11 +49,11 @@ def _parse_row_by_row(
         raise UnexpectedReply(f"a page cannot be read: {error}{instead_of_json(body)}") from None
     items: list[T] = []
     unreadable: list[str] = []
-    for place, raw in enumerate(frame.rows):
+    for index, raw in enumerate(frame.rows):
         try:
             items.append(convert(decoded_leniently(raw, row_type, strict=False)))
         except (msgspec.DecodeError, ValueError) as error:
-            unreadable.append(f"items[{place}]: {error}")
+            unreadable.append(f"items[{index}]: {error}")
     if unreadable and not items:
         raise UnexpectedReply(f"no row of the page can be read: {unreadable[0]}")
     return _page(tuple(items), len(frame.rows), frame.meta, headers, tuple(unreadable))
@@ -68,17 +68,17 @@ def _page(
 ) -> Page[T]:
     # A figure that is none is not there: it costs neither the rows nor the other figures. Each is in `_meta` and in a
     # header, and a proxy may strip one of them.
-    said = meta if isinstance(meta, dict) else {}
-    total = _first(said.get("totalCount"), headers.get("X-Pagination-Total-Count"))
-    per_page = _first(said.get("perPage"), headers.get("X-Pagination-Per-Page")) or None  # 0 is no size
-    page_count = _first(said.get("pageCount"), headers.get("X-Pagination-Page-Count"))
+    figures = meta if isinstance(meta, dict) else {}
+    total = _first(figures.get("totalCount"), headers.get("X-Pagination-Total-Count"))
+    per_page = _first(figures.get("perPage"), headers.get("X-Pagination-Per-Page")) or None  # 0 is no size
+    page_count = _first(figures.get("pageCount"), headers.get("X-Pagination-Page-Count"))
     # Where `pageCount` alone is missing, the walk would have to find its end by an empty page, which never comes.
     if not page_count and count and total and per_page:
         page_count = -(-total // per_page)
     return Page(
         items=items,
         count=count,
-        page=_first(said.get("currentPage"), headers.get("X-Pagination-Current-Page")) or None,  # there is no page 0
+        page=_first(figures.get("currentPage"), headers.get("X-Pagination-Current-Page")) or None,  # there is no page 0
         page_count=page_count,
         total=total,
         unreadable=unreadable,
@@ -86,8 +86,8 @@ def _page(
     )
 
 
-def _first(said: Any, header: str | None) -> int | None:
-    found = figure(str(said))
+def _first(value: Any, header: str | None) -> int | None:
+    found = figure(str(value))
     return found if found is not None or header is None else figure(header)
 
 

@@ -89,8 +89,8 @@ def parse_sessions(body: bytes, headers: Mapping[str, str]) -> Page[SeenSession]
             return page
     read = parse_page(body, headers, msgspec.Raw, _tolerantly)
     lost = tuple(
-        msgspec.structs.replace(one.session, reason=f"items[{place}]: {one.session.reason}")
-        for place, one in enumerate(read.items)
+        msgspec.structs.replace(one.session, reason=f"items[{index}]: {one.session.reason}")
+        for index, one in enumerate(read.items)
         if isinstance(one.session, LostRow)
     )
     items = tuple(one.session for one in read.items if isinstance(one.session, SeenSession))

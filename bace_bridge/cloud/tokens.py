@@ -91,7 +91,7 @@ class Credentials(msgspec.Struct, frozen=True):
     password: str
 
 
-Ask = Callable[[dict[str, str]], Awaitable[TokenReply]]
+RequestToken = Callable[[dict[str, str]], Awaitable[TokenReply]]
 """Posts a form to the token endpoint. Raises CloudRefused where that refuses it, else CloudUnavailable."""
 
 
@@ -105,7 +105,7 @@ class Tokens:
         account: str,
         credentials: Credentials,
         store: TokenStore,
-        ask: Ask,
+        request_token: RequestToken,
         *,
         clock: Callable[[], float],
         monotonic: Callable[[], float] = time.monotonic,
@@ -113,7 +113,7 @@ class Tokens:
         self._account = account
         self._credentials = credentials
         self._store = store
-        self._ask = ask
+        self._request_token = request_token
         self._clock = clock
         self._monotonic = monotonic
         self._token: Token | None = None
@@ -171,7 +171,7 @@ class Tokens:
             "refresh_token": token.refresh,
         }
         try:
-            reply = await self._ask(form)
+            reply = await self._request_token(form)
         except (CloudRefused, CloudUnavailable) as refusal:
             # An outage of the endpoint is no reason for a login, unless it answers, again and again, with nonsense.
             if isinstance(refusal, CloudUnavailable):
@@ -201,7 +201,7 @@ class Tokens:
             "password": given.password,
         }
         try:
-            reply = await self._ask(form)
+            reply = await self._request_token(form)
         except CloudRefused as refusal:
             # A wrong password does not become right by trying, and may lock the account: minutes, then an hour.
             self._refused_logins += 1

@@ -42,7 +42,7 @@ from bace_bridge.polling.rules.windows import halves_of
 log = structlog.get_logger()
 
 PROOF_LASTS = 3600.0
-"""Seconds after which it is asked again whether the cloud honours `in`, or honours it now."""
+"""Seconds after which it is checked again whether the cloud honours `in`, or honours it now."""
 
 ROWS_OF_A_PAGE = 500
 """Where the cloud does not say: BACE's own default."""
@@ -56,7 +56,7 @@ class NotHonoured(Exception):  # control flow: every data session is fetched on 
 
 
 class BatchReader:
-    """One for a process. `size` is how many data sessions a request may ask for, `page_size` the rows of a page."""
+    """One for a process. `size` is how many data sessions a request may name, `page_size` the rows of a page."""
 
     def __init__(self, cloud: PointCloud, endpoint: PointEndpoint, *, clock: Callable[[], float]) -> None:
         self._cloud = cloud
@@ -73,10 +73,10 @@ class BatchReader:
         honoured, at = self._honoured or (None, 0.0)
         return honoured if 0 <= self._clock() - at < PROOF_LASTS else None
 
-    async def rows(self, query: PointQuery, requests: Reader) -> tuple[Datapoint, ...]:
-        """Every row. Raises Unreadable where less has to be asked for at once, and NotHonoured."""
-        await self.prove(query, requests)
-        found = await whole_answer(lambda number: self._page(query, number, requests))
+    async def rows(self, query: PointQuery, reader: Reader) -> tuple[Datapoint, ...]:
+        """Every row. Raises Unreadable where less has to be requested at once, and NotHonoured."""
+        await self.prove(query, reader)
+        found = await whole_answer(lambda number: self._page(query, number, reader))
         self.page_size = found[0].per_page or ROWS_OF_A_PAGE
         if lost := [row for page in found for row in page.unreadable]:
             raise TooMuch(lost[0])
@@ -85,7 +85,7 @@ class BatchReader:
             self._refuse("it shows rows of another time than was asked for")
         return rows
 
-    async def prove(self, query: PointQuery, requests: Reader, *, doubt: bool = False) -> None:
+    async def prove(self, query: PointQuery, reader: Reader, *, doubt: bool = False) -> None:
         """Raises NotHonoured where the same query for no data session shows anything: once an hour, and in `doubt`."""
         # A cloud that ignores `in` answers 200 with the rows of all sessions, which would be published as those of the
         # ones that were requested. One fetch finds out, and the others wait for that.
@@ -95,8 +95,8 @@ class BatchReader:
             if self.honoured and not doubt:
                 return
             try:
-                ask = partial(self._cloud.point_page, query.of_nobody.params, 1, urgency=Urgency.LIVE)
-                page = await requests.ask(ask, long=True)
+                request = partial(self._cloud.point_page, query.of_nobody.params, 1, urgency=Urgency.LIVE)
+                page = await reader.request(request, long=True)
             except (CloudRefused, Unreadable) as refusal:
                 self._refuse(str(refusal))
             if page.count:
@@ -111,11 +111,11 @@ class BatchReader:
         self._honoured = False, self._clock()
         raise NotHonoured
 
-    async def _page(self, query: PointQuery, number: int, requests: Reader) -> Page[Datapoint]:
+    async def _page(self, query: PointQuery, number: int, reader: Reader) -> Page[Datapoint]:
         fault: CloudError
-        ask = partial(self._cloud.point_page, query.params, number, urgency=Urgency.LIVE)
+        request = partial(self._cloud.point_page, query.params, number, urgency=Urgency.LIVE)
         try:
-            return await requests.ask(ask, long=True)
+            return await reader.request(request, long=True)
         except Unreadable as broken:
             if not isinstance(broken.cause, CloudRequestTooLarge | CloudBadGateway):
                 raise
@@ -130,7 +130,7 @@ class BatchReader:
             # 400 and 422 are about the query; 401, 403 and 404 may be about the account, which the canary tells.
             if refusal.status not in {400, 422}:
                 await self._endpoint.check()
-            await self.prove(query, requests, doubt=True)
+            await self.prove(query, reader, doubt=True)
             fault = refusal
         self.size = self.size.after_failure(len(query.sessions), now=self._clock())
         raise Unreadable(fault)
@@ -222,17 +222,17 @@ class BatchFetch:
 
         Returns why the cloud as a whole gives no datapoints, where that is so. Raises StoreError.
         """
-        requests = Reader(self._cloud, canaries=[self._endpoint.check])
+        reader = Reader(self._cloud, canaries=[self._endpoint.check])
 
         async def read(members: Sequence[Member]) -> None:
-            await self._read(batch._replace(members=tuple(members)), requests)
+            await self._read(batch._replace(members=tuple(members)), reader)
 
         broken: list[tuple[Sequence[Member], str]] = []
         most = self.size.ids  # it may have shrunk since this was planned
         try:
             await self._endpoint.ensure_allowed()
             for first in range(0, len(batch.members), most):
-                broken += await requests.bisect(batch.members[first : first + most], read, halves_of)
+                broken += await reader.bisect(batch.members[first : first + most], read, halves_of)
         except (NotHonoured, PointsForbidden):
             log.debug("datapoints.batch_given_up", sessions=len(batch.members))
         except CloudError as error:
@@ -244,15 +244,15 @@ class BatchFetch:
                     self._alone[member.id] = self._clock() + ALONE_FOR
         return None
 
-    async def _read(self, batch: Batch, requests: Reader) -> None:
-        """Raises Unreadable where less has to be asked for at once."""
+    async def _read(self, batch: Batch, reader: Reader) -> None:
+        """Raises Unreadable where less has to be requested at once."""
         self._journal.ensure_room()
         reads: dict[str, list[Read]] = {member.id: [] for member in batch.members}
         for window in batch.windows:
             query = batch.query(window)
-            shares = attribute(await self._points.rows(query, requests), batch.members)
+            shares = attribute(await self._points.rows(query, reader), batch.members)
             if shares is None:
-                await self._points.prove(query, requests, doubt=True)
+                await self._points.prove(query, reader, doubt=True)
                 raise TooMuch("rows that cannot be of those that were asked for")
             for one, rows in shares.items():
                 reads[one].append(Read(window, rows, query.start == window.start))
@@ -289,7 +289,7 @@ class BatchFetch:
         self._followed.update({one: found[one][1] for one in known})
 
     def _fetch_alone_next(self, members: Sequence[Member]) -> None:
-        """Only a fetch of its own tells whether such rows are the session's."""
+        # Only a fetch of its own shows whether such rows are the session's.
         self._followed.update({member.id: replace(member.followed, alone=True) for member in members})
 
     def _cloud_now(self) -> float:

@@ -85,7 +85,7 @@ class DatapointFetch:
         self._breaks = 0
         self._groups: set[str | None] = set()
         self._own = True
-        # What was read and is not durable yet: it becomes so with the outcome, events before the cloud is asked again.
+        # What was read and is not durable yet: it becomes so with the outcome, events before the next request.
         self._found = NOTHING
 
     async def make(self) -> CloudError | None:
@@ -249,7 +249,7 @@ class DatapointFetch:
         self._states.update({read.state.window: read.state for read in found.windows})
 
     async def _keep(self) -> None:
-        # Before the cloud is asked again, which may take long: points are published as they come.
+        # Before the next request, which may take long: points are published as they come.
         if self._found.events:
             await self._commit()
 

@@ -32,7 +32,7 @@ MOST_UNFINISHED = 40
 """Sessions in one round, and how many of them are unfinished ones at most: finished ones have their turn, too."""
 
 MOST_CHECKS = 20
-"""Sessions that are asked for one by one in a round, so that a poll stays short."""
+"""Sessions that are requested one by one in a round, so that a poll stays short."""
 
 MOST_IDS = 10
 """Ids in one request: the answer's `Link` header repeats them three to five times, and nginx takes 4 KB of headers."""
@@ -202,7 +202,7 @@ class ListPoll:
         await recorder.devices.check_due()
 
     async def _poll_lists(self, state: PollState, reader: Reader) -> PollState:
-        """Delta, or what takes its place while the list of updates is not honoured, or rests."""
+        """Delta, or what stands in for it while the list of updates is not honoured, or rests."""
         recorder = self._recorder
         by_update = self._delta_works(state) and not recorder.unreadable.rests(UPDATED)
         if by_update:

@@ -18,7 +18,7 @@ LONGEST_PAUSE = 60.0
 """Seconds between two polls of a cloud that is away; a longer wait only where the cloud itself asks for it."""
 
 STORE_PAUSE = 5.0
-"""Seconds, at least, until a loop goes on whose commit the store did not take: no more can be asked of a full disk."""
+"""Seconds, at least, until a loop goes on whose commit the store did not take: a full disk stays full for a while."""
 
 LONGEST_REST = 30.0
 """Seconds after which the loops go on even if nothing called them, which also shows that they live."""
@@ -37,9 +37,9 @@ async def pause_until(called: asyncio.Event, seconds: float) -> None:
 
 
 def pause_after(error: CloudError, failures: int, *, jitter: float, longest: float = LONGEST_PAUSE) -> float:
-    """Seconds until the cloud is asked again after so many failures in a row: not before it wants to be."""
-    asked = error.retry_after if isinstance(error, CloudUnavailable) else 0.0
-    return max(asked, backoff(failures, jitter=jitter, longest=longest))
+    """Seconds until the next request after so many failures in a row, and not before the cloud wants one."""
+    retry_after = error.retry_after if isinstance(error, CloudUnavailable) else 0.0
+    return max(retry_after, backoff(failures, jitter=jitter, longest=longest))
 
 
 class SessionLoop:

@@ -70,7 +70,7 @@ class PointsForbidden(CloudError):
     """The account may not read any datapoints. Try again, rarely."""
 
 
-class TooMuch(Unreadable):  # control flow: what was asked for at once is asked for in parts
+class TooMuch(Unreadable):  # control flow: what was requested at once is requested in parts
     """The cloud answers, but not everything can be had in one query."""
 
     def __init__(self, reason: str) -> None:
@@ -131,7 +131,7 @@ class PointEndpoint:
 
     @property
     def rest(self) -> float:
-        """Seconds for which datapoints are not asked for, because the account may not read them."""
+        """Seconds for which datapoints are not requested, because the account may not read them."""
         waited = self._clock() - self._forbidden[1] if self._forbidden is not None else -1.0
         return CHECKED_AGAIN - waited if 0 <= waited < CHECKED_AGAIN else 0.0
 
@@ -167,7 +167,7 @@ class PointEndpoint:
             log.info("datapoints.allowed_again")
         self._forbidden = None
 
-    async def keeps_to_sessions(self, query: PointQuery, requests: Reader, *, doubt: bool) -> bool:
+    async def keeps_to_sessions(self, query: PointQuery, reader: Reader, *, doubt: bool) -> bool:
         """Whether rows that came for `query` are its data session's; `doubt` where some are of another group.
 
         Raises Unreadable where that cannot be found out.
@@ -179,8 +179,8 @@ class PointEndpoint:
         if (before and not doubt) or (before is not None and 0 <= waited < (SURE_FOR if before else CHECKED_AGAIN)):
             return before
         try:
-            ask = partial(self._cloud.point_page, query.of_nobody.params, 1, urgency=Urgency.LIVE)
-            kept = not (await requests.ask(ask)).count
+            request = partial(self._cloud.point_page, query.of_nobody.params, 1, urgency=Urgency.LIVE)
+            kept = not (await reader.request(request)).count
         except CloudRefused:
             kept = True  # a server that validates ids knows the filter
         if not kept and before is not False:
@@ -222,7 +222,7 @@ class PointReader:
         self._endpoint = endpoint
         self._session = session
         self._urgency = urgency
-        self._requests = Reader(cloud, canaries=[endpoint.check])
+        self._reader = Reader(cloud, canaries=[endpoint.check])
         self._same_by_day: bool | None = None
         self.hours: dict[int, int] | None = None
 
@@ -239,7 +239,7 @@ class PointReader:
         # The filter of the time may be ignored, too; what another window holds is read with that one's resolution.
         rows = tuple(row for row in served if start <= row.timestamp < end)
         foreign = any(row.group_id not in {None, self._session.group_id} for row in rows)  # or it was moved
-        own = not rows or await self._endpoint.keeps_to_sessions(query, self._requests, doubt=foreign)
+        own = not rows or await self._endpoint.keeps_to_sessions(query, self._reader, doubt=foreign)
         rows = rows if own else within(rows, self._session)
         if end - start <= SPAN and any(map(is_sample, rows)):
             self._endpoint.shows_samples = True
@@ -292,9 +292,9 @@ class PointReader:
 
     async def _page(self, query: PointQuery, number: int) -> Page[Datapoint]:
         several = len(query.datatypes)
-        ask = partial(self._cloud.point_page, query.params, number, urgency=self._urgency)
+        request = partial(self._cloud.point_page, query.params, number, urgency=self._urgency)
         try:
-            page = await self._requests.ask(ask, long=several > 1)
+            page = await self._reader.request(request, long=several > 1)
         except CloudRefused as refusal:
             if refusal.status in {400, 422}:
                 raise TooMuch(f"the cloud refuses to answer all series at once: {refusal}") from None
@@ -315,7 +315,7 @@ class PointReader:
         """By datatypes, and what is still too much by source device."""
         # Not by time: a shorter interval may come in another resolution, and then other points are published.
         try:
-            datatypes, devices = await self._requests.ask(
+            datatypes, devices = await self._reader.request(
                 lambda: self._cloud.series_axes(self._session.id, urgency=self._urgency)
             )
         except CloudRefused:

@@ -1,6 +1,7 @@
 """Reads from a cloud that may break on single records: is it this request, or the cloud, and how is it narrowed?"""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from bace_bridge.errors import (
@@ -41,11 +42,11 @@ BREAKS = (CloudFault, UnexpectedReply, CloudRequestTooLarge, CloudBadGateway)
 
 
 class PagesBroken(UnexpectedReply):
-    """Another page came than was asked for, or there is no last one."""
+    """Another page came than was requested, or there is no last one."""
 
 
 class Unreadable(Exception):  # control flow: `cause` is the error
-    """The cloud breaks on this very request while it answers others: ask for less."""
+    """The cloud breaks on this very request while it answers others: request less."""
 
     def __init__(self, cause: CloudError) -> None:
         super().__init__(str(cause))
@@ -83,7 +84,7 @@ class Reader:
         self.lost_reason: str | None = None
         self.saw_unstamped = False
 
-    async def ask(self, request: Callable[[], Awaitable[T]], *, long: bool = False) -> T:
+    async def request(self, request: Callable[[], Awaitable[T]], *, long: bool = False) -> T:
         """The answer. Raises Unreadable where the cloud breaks on this request alone, else the CloudError itself."""
         self.requests += 1
         try:
@@ -103,19 +104,19 @@ class Reader:
         try:
             return await request()
         except BREAKS as fault:
-            await self._ask_canaries(fault)
+            await self._request_canaries(fault)
             raise Unreadable(fault) from None
 
     async def session(self, session_id: str) -> SeenSession:
         """A data session by its id."""
         try:
-            return await self.ask(lambda: self._cloud.session(session_id))
+            return await self.request(lambda: self._cloud.session(session_id))
         except CloudUnavailable as fault:
             # A time-out or a 503 is about this session alone where the list is answered (the last canary); but who
             # says for how long to wait means everybody.
             if fault.retry_after:
                 raise
-            await self._ask_canaries(fault, self._canaries[-1:])
+            await self._request_canaries(fault, self._canaries[-1:])
             raise Unreadable(fault) from None
 
     async def denies_all(self, *, but: str = "") -> bool:
@@ -136,7 +137,9 @@ class Reader:
             return False
         return bool(rows)
 
-    async def _ask_canaries(self, fault: CloudError, canaries: Sequence[Callable[[], Awaitable[object]]] = ()) -> None:
+    async def _request_canaries(
+        self, fault: CloudError, canaries: Sequence[Callable[[], Awaitable[object]]] = ()
+    ) -> None:
         """One of them has to be answered, or `fault` is about the cloud."""
         for canary in canaries or self._canaries:
             try:
@@ -200,23 +203,20 @@ class Reader:
                 return
             yield page
         if fault is not None and broken == number:
-            await self._ask_canaries(fault)
+            await self._request_canaries(fault)
 
     async def plain_page(
         self, params: Params, number: int, size: int = MOST_ROWS, *, long: bool = False
     ) -> Page[SeenSession]:
         """A page as it comes. Raises Unreadable where the cloud breaks on it."""
-
-        def request(params: Params) -> Awaitable[Page[SeenSession]]:
-            return self._cloud.session_page(params, number, per_page=size, expand=self.expand)
-
+        page_of = partial(self._cloud.session_page, page=number, per_page=size, expand=self.expand)
         try:
-            page = await self.ask(lambda: request(params), long=long)
+            page = await self.request(lambda: page_of(params), long=long)
         except CloudRefused as refusal:
             if refusal.status not in NOT_SUPPORTED or not params or params[0][0] != "sort":
                 raise
             # A refused sort is like an ignored one: whether the order held is seen on the rows.
-            page = await self.ask(lambda: request(params[1:]))
+            page = await self.request(lambda: page_of(params[1:]))
         if page.per_page is not None and page.per_page < size:
             self._size = page.per_page
         self.rows_read += len(page.items)

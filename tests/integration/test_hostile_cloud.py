@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
-from bace_bridge.cloud.tokens import Ask, FixedToken
+from bace_bridge.cloud.tokens import FixedToken, RequestToken
 from bace_bridge.errors import (
     CloudError,
     CloudRefused,
@@ -37,7 +37,7 @@ POINT = {"id_container_data_latest": "s", "datatype": 6000, "timestamp_seconds":
 Answer = Callable[[web.Request], web.Response]
 
 
-def a_token(_: Ask) -> FixedToken:
+def a_token(_: RequestToken) -> FixedToken:
     return FixedToken("a-token")
 
 
@@ -349,7 +349,7 @@ async def test_whatever_comes_over_the_wire_is_a_fact_or_a_cloud_error(answer: s
             with suppress(CloudError):
                 await ask()
         with suppress(CloudRefused, CloudUnavailable):
-            await http.ask_token(FORM)
+            await http.request_token(FORM)
         assert wire.asked >= 4
         wire.answer = HEAD + b"Content-Length: 12\r\n\r\n" + JSON_BODY
         assert (await api.session_page((), 1)).count == 0, "what was odd harms no later answer"
@@ -365,7 +365,7 @@ async def test_any_bytes_on_the_wire_are_a_fact_or_a_cloud_error(head: bytes, bo
             with suppress(CloudError):
                 await api.session_page((), 1)
             with suppress(CloudRefused, CloudUnavailable):
-                await http.ask_token(FORM)
+                await http.request_token(FORM)
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -407,7 +407,7 @@ async def test_an_odd_address_is_a_cloud_error(url: str) -> None:
         with pytest.raises(CloudUnavailable):
             await BaceCloud(http).session_page((), 1)
         with pytest.raises(CloudUnavailable):
-            await http.ask_token(FORM)
+            await http.request_token(FORM)
 
 
 @pytest.mark.parametrize("value", ["\ud800", "a\0b", "\r\n"])
@@ -416,7 +416,7 @@ async def test_odd_credentials_and_parameters_are_a_cloud_error_or_sent(value: s
         with suppress(CloudError):
             await api.session_page([("filter[label]", value)], 1)
         with pytest.raises(CloudError):
-            await http.ask_token(FORM | {"password": value})
+            await http.request_token(FORM | {"password": value})
         assert all(request.method == "GET" for request in server.asked)
 
 
@@ -457,6 +457,6 @@ async def test_an_answer_with_headers_without_end_asks_for_less(size: int, statu
             with pytest.raises(CloudRequestTooLarge, match="more than 64 KiB"):
                 await api.session_page((), 1)
             with pytest.raises(CloudUnavailable):
-                await http.ask_token(FORM)
+                await http.request_token(FORM)
         wire.answer = linked(5)
         assert (await api.session_page((), 1)).count == 0

@@ -241,10 +241,8 @@ def windows_due(member: Member, *, cloud_now: float, over: bool) -> tuple[Window
 
 
 def attribute(rows: Sequence[Datapoint], members: Sequence[Member]) -> dict[str, list[Datapoint]] | None:
-    """Each data session's rows, by its id; None where one is of a group that was not asked for, or of none.
-
-    Or where it is from long before its session: it may be of an earlier one of that group.
-    """
+    """Each data session's rows, by its id; None where a row can be of none that was requested."""
+    # Rows have no session, only a group. From long before its session one may be of an earlier session of that group.
     shares: dict[str, list[Datapoint]] = {member.id: [] for member in members}
     by_group = {member.followed.group_id: member for member in members}
     for row in rows:
@@ -274,10 +272,9 @@ def absorb_batch(
     now: float,
     cloud_now: float,
 ) -> tuple[Changes, Followed] | None:
-    """What a batch has shown of a session. It settles no window, and a fetch of its own starts anew.
-
-    None where there is a row of a series that was not published before: only such a fetch tells whose it is.
-    """
+    """What a batch has shown of a session; None where it has to be fetched on its own."""
+    # It settles no window, and a fetch of its own reads all anew. Only that shows whose a series is that was not
+    # published before.
     followed, known = member.followed, member.known
     if not followed.is_new and any(row.series_id not in followed.series for read in reads for row in read.rows):
         return None

@@ -75,7 +75,7 @@ class Page(msgspec.Struct, Generic[T], frozen=True):
 
     Of data sessions `lost` are these rows, and `odd` the fields that were read as if they were not there, with reasons.
 
-    `per_page` is the size of the pages that were served, which may be less than was asked for.
+    `per_page` is the size of the pages that were served, which may be less than was requested.
     """
 
     items: tuple[T, ...]
@@ -184,8 +184,8 @@ class PollState(msgspec.Struct, frozen=True, kw_only=True):
     not wait: at a first start, or for devices that were added. `backfill_last` is the last id of the page before, and
     `timed_out` the page that last timed out.
 
-    `rechecked_at` is when known sessions were last asked for by id; `recheck_after`, `recheck_finished_after` and
-    `active_after` are the ids up to which they have been. Since `alone_since` each is asked for in its own request.
+    `rechecked_at` is when known sessions were last requested by id; `recheck_after`, `recheck_finished_after` and
+    `active_after` are the ids up to which they have been. Since `alone_since` each is requested on its own.
     """
 
     start_from: float

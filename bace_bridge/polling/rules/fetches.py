@@ -22,7 +22,7 @@ from bace_bridge.polling.rules.windows import Window, WindowState, halves, is_se
 from bace_bridge.retry import backoff
 
 SLOWEST_LATE_FETCH = 600.0
-"""Seconds: an ended session whose ingestion does not finish is asked ever more rarely, down to this."""
+"""Seconds: an ended session whose ingestion does not finish is fetched ever more rarely, down to this."""
 
 SLOWEST_FETCH = 21_600.0
 """Seconds: a session of which something could not be read is tried ever more rarely, down to this."""

@@ -14,17 +14,17 @@ SILENT_ROUNDS = 5
 """Batches without a row of a session after which it is fetched on its own."""
 
 FIRST_PATIENCE, MOST_PATIENCE = 8, 256
-"""Batches after which a session is fetched on its own because something is missing that they looked for."""
+"""Batches after which a session is fetched on its own because something is missing that they should have shown."""
 
 
 class Followed(msgspec.Struct, frozen=True):
-    """What the store told of an active data session after its last fetch of its own, and the batches since then.
+    """What the store had of an active data session after its last fetch of its own, and the batches since then.
 
     `windows` are those that are not settled, and `newest` is the time of their newest points. `raw` says that an hour
     came as samples. `count` is the row's `datapoint_count` when a row of it came last, `elsewhere` by how much that
     exceeded the samples of the `windows` at first. `silent` counts the batches in a row that showed nothing of it,
     `lacking` those after which it has more than was seen; after so many as its `patience` it is fetched on its own.
-    It is `alone` where only such a fetch tells whose its rows are.
+    It is `alone` where only such a fetch shows whose its rows are.
 
     Of one that is not `proven` it is still to be seen whether all of its rows are of its group.
     """
@@ -56,7 +56,7 @@ class Followed(msgspec.Struct, frozen=True):
 
     @property
     def is_unseen(self) -> bool:
-        """True where nothing of it was ever seen: whose rows its first ones are only a fetch of its own tells."""
+        """True where nothing of it was ever seen: whose its first rows are only a fetch of its own shows."""
         return self.silent > 0 and not self.proven
 
     @property
@@ -103,7 +103,7 @@ def follow(
     now: float,
     cloud_now: float,
 ) -> Followed | None:
-    """What the store tells of a data session; None where it has to be fetched on its own first.
+    """What the store has of a data session; None where it has to be fetched on its own first.
 
     All rows that it has shown in such a fetch were of its own group. Or it was never fetched, and a batch can show
     everything that its row counts. Or it has shown nothing so far. `emitted` is what was published of its windows that

@@ -1,4 +1,4 @@
-"""How datapoints are asked for, and what the pages of an answer hold."""
+"""How datapoints are requested, and what the pages of an answer hold."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -31,7 +31,7 @@ class PointQuery(NamedTuple):
         return len(self.datatypes) == 1 and self.source_device is not None
 
     def divided(self, at: int) -> list["PointQuery"]:
-        """The same for some of the datatypes each: those from the one `at` a place on, and those before it."""
+        """The same for some of the datatypes each: those from index `at` on, and those before it."""
         return [self._replace(datatypes=some) for some in (self.datatypes[at:], self.datatypes[:at])]
 
     @property

@@ -52,7 +52,7 @@ def halves_of(ids: Sequence[T]) -> list[Sequence[T]]:
 
 
 SPAN = 3600
-"""Seconds of a window: at most an hour is asked at once, the finest interval that BACE's documentation tells apart."""
+"""Seconds of a window: an hour at most is requested, the finest interval that BACE's documentation distinguishes."""
 
 FINEST_SPAN = 60
 """Seconds below which no window is halved: aggregates are per minute at the finest."""
@@ -68,12 +68,12 @@ OVER_FOR, AHEAD, LATE_EVERY = 60.0, 120.0, 4
 those past its newest point that are read of a device whose clock is ahead of ours."""
 
 DIRECT_WINDOWS = 24
-"""With more windows than this, a probe first tells in which of them there is anything to read."""
+"""With more windows than this, a probe first shows in which of them there is anything to read."""
 
 DAY = 86400
 
 EARLIEST_WINDOW = -LATEST_FILTER // SPAN * SPAN
-"""Times beyond what a filter may hold cannot be asked for."""
+"""Times beyond what a filter may hold cannot be requested."""
 
 
 class Window(NamedTuple):
