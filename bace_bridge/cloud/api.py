@@ -1,13 +1,8 @@
 """BACE's resources: data sessions, downsampled datapoints and groups. Endpoints, page sizes and filters live here."""
 
 from bace_bridge.cloud.http import CloudHttp, Params
-from bace_bridge.cloud.replies import (
-    parse_datapoints,
-    parse_groups,
-    parse_series_axes,
-    parse_session,
-    parse_sessions,
-)
+from bace_bridge.cloud.replies import parse_datapoints, parse_groups, parse_series_axes
+from bace_bridge.cloud.session_rows import parse_session, parse_sessions
 from bace_bridge.errors import UnexpectedReply
 from bace_bridge.polling.rules.changes import Page, SeenSession, Urgency
 from bace_bridge.polling.rules.datapoints import Datapoint

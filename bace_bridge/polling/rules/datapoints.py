@@ -76,6 +76,22 @@ class DatapointView(msgspec.Struct, frozen=True, gc=False):
     revision: int
 
 
+def as_set(rows: Iterable[Datapoint]) -> tuple[Datapoint, ...]:
+    """One row for each (series, timestamp). Of two with different values it is always the same one."""
+    found: dict[tuple[str, float], Datapoint] = {}
+    for row in rows:
+        other = found.setdefault((row.series_id, row.timestamp), row)
+        if other is not row and _rank(row) > _rank(other):
+            found[row.series_id, row.timestamp] = row
+    return tuple(found.values())
+
+
+def _rank(row: Datapoint) -> tuple[object, ...]:
+    """The larger count has seen more; the rest is an order, no more."""
+    values = [(value is not None, value or 0.0) for value in (row.max, row.avg, row.min)]
+    return (row.count, *values, row.datatype, row.source_device)
+
+
 def compare(emitted: Emitted, served: Iterable[Datapoint]) -> tuple[Emitted, list[Datapoint]]:
     """What has been emitted with `served`, and what of it is new or changed, oldest first."""
     after = {series: dict(points) for series, points in emitted.items()}

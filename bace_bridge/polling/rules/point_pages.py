@@ -69,22 +69,6 @@ def fit_together(pages: Sequence[Page[Datapoint]], *, one_series: bool) -> bool:
     return one_series and ordered and len({row.series_id for row in rows}) == 1
 
 
-def as_set(rows: Iterable[Datapoint]) -> tuple[Datapoint, ...]:
-    """One row for each (series, timestamp). Of two with different values it is always the same one."""
-    found: dict[tuple[str, float], Datapoint] = {}
-    for row in rows:
-        other = found.setdefault((row.series_id, row.timestamp), row)
-        if other is not row and _rank(row) > _rank(other):
-            found[row.series_id, row.timestamp] = row
-    return tuple(found.values())
-
-
-def _rank(row: Datapoint) -> tuple[object, ...]:
-    """The larger count has seen more; the rest is an order, no more."""
-    values = [(value is not None, value or 0.0) for value in (row.max, row.avg, row.min)]
-    return (row.count, *values, row.datatype, row.source_device)
-
-
 def within(rows: Iterable[Datapoint], session: DataSession) -> tuple[Datapoint, ...]:
     """The rows that can only be the session's, of a cloud that serves those of all sessions."""
     end = float("inf") if session.end is None else session.end

@@ -225,7 +225,7 @@ def observe(
 
 
 def contradicts(known: KnownSession, seen: DataSession) -> bool:
-    """True where a row says something else than is known without a newer `updated_at`, or that a session goes on again."""
+    """True where a row differs from what is known without a newer `updated_at`, or takes an end back."""
     # It may be a stale answer of a replica, or a change within the second: the session has to be requested once more.
     before = known.session
     if known.removed or _emitted_facts(seen) == _emitted_facts(before):
