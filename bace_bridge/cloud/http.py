@@ -133,7 +133,7 @@ class CloudHttp:
         token = await self._tokens.current()
         forbidden = self._forbidden.get(path, _Forbidden())
         # BACE answers 401 for two things: a token that is worn out, and an endpoint that this account may not use.
-        # Only a fresh token tells which, so it is tried once with one.
+        # Only a fresh token shows which, so it is tried once with one.
         try:
             return await self._allowed(path, params, token, urgency)
         except Unauthorized:
@@ -252,7 +252,7 @@ class CloudHttp:
 
 
 async def _body(response: aiohttp.ClientResponse, what: str) -> bytes:
-    # Read as it comes: a few kilobytes of gzip may unpack to gigabytes, and Content-Length tells of the packed size.
+    # Read as it comes: a few kilobytes of gzip may unpack to gigabytes, and Content-Length is the packed size.
     body = bytearray()
     async for chunk in response.content.iter_chunked(CHUNK):
         body += chunk

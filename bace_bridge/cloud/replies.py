@@ -205,7 +205,7 @@ def _datapoint(row: _PointRow) -> Datapoint:
 
 
 def _identity(name: str, value: str | int | None) -> str:
-    # It tells series apart: shortened, or with U+FFFD for what is no character, two of them might become one.
+    # It identifies a series: shortened, or with U+FFFD for what is no character, two of them might become one.
     text = str(value)
     if len(text) > LONGEST_TEXT:
         raise ValueError(f"{name} is longer than {LONGEST_TEXT} characters")

@@ -127,7 +127,7 @@ class BatchReader:
             await self._endpoint.check()
             fault = away
         except CloudRefused as refusal:
-            # 400 and 422 are about the query; 401, 403 and 404 may be about the account, which the canary tells.
+            # 400 and 422 are about the query; 401, 403 and 404 may be about the account, which the canary shows.
             if refusal.status not in {400, 422}:
                 await self._endpoint.check()
             await self.prove(query, reader, doubt=True)
@@ -253,7 +253,7 @@ class BatchFetch:
             shares = attribute(await self._points.rows(query, reader), batch.members)
             if shares is None:
                 await self._points.prove(query, reader, doubt=True)
-                raise TooMuch("rows that cannot be of those that were asked for")
+                raise TooMuch("rows that were not requested")
             for one, rows in shares.items():
                 reads[one].append(Read(window, rows, query.start == window.start))
         self._points.size = self._points.size.after_success(len(batch.members), now=self._clock())

@@ -127,7 +127,7 @@ class DatapointFetch:
         due = windows_due(self._known, self._states, now=self._cloud_now())
         if self._known.session.end is None and not is_late_round(self._clock(), self._settings.interval):
             due = likely_news(due, self._known, self._states, now=self._cloud_now())
-        # A session of a month has 720 windows, most of them empty: a probe tells in one request which are not. It only
+        # A session of a month has 720 windows, most of them empty: a probe shows in one request which are not. It only
         # saves requests, so where it cannot be had the windows are read without it, some in each fetch.
         if len(due) > DIRECT_WINDOWS:
             hours = await self._points.probe()

@@ -145,7 +145,7 @@ class PointEndpoint:
 
         Raises PointsForbidden where the account lacks the permission, else the CloudError.
         """
-        # From one fetch an outage cannot be told from a broken data session: both are a 500, a hotel's HTML with 200,
+        # To one fetch an outage looks like a broken data session: both are a 500, a hotel's HTML with 200,
         # or a 401 of a login service that is away. Without this every session would be marked as unreadable in it.
         if self._forbidden is not None:
             if self.rest > 0:

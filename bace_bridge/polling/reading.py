@@ -98,8 +98,8 @@ class Reader:
             # Once the cloud has answered something in this poll, a break is about this request: no canary needed.
             if self._cloud_answers or isinstance(fault, CloudRequestTooLarge):
                 raise Unreadable(fault) from None
-        # The first break of a poll: a 500 may be a hiccup, so once more. Then a canary tells a bad row from an outage,
-        # for both look alike from here.
+        # The first break of a poll: a 500 may be a hiccup, so once more. Then a canary shows whether it is a bad row or
+        # an outage, which look alike from here.
         self.requests += 1
         try:
             return await request()
