@@ -61,9 +61,9 @@ class Reply(msgspec.Struct, frozen=True):
 class CloudHttp:
     """GETs from BACE's API. Raises the CloudErrors of `bace_bridge.errors` and nothing else.
 
-    URLs are built from the configured base alone: `_links` may name internal hosts. `tokens` makes the source of its
-    tokens, which requests them over this session. `redaction` learns each token, and takes out of errors what the
-    cloud repeats of any secret.
+    URLs are built from the configured base alone: `_links` may name internal hosts, and a redirect may lead the token
+    elsewhere, so neither is followed. `tokens` makes the source of its tokens, which requests them over this session.
+    `redaction` learns each token, and takes out of errors what the cloud repeats of any secret.
     """
 
     def __init__(
@@ -197,7 +197,6 @@ class CloudHttp:
         # Before it is sent: the answer's error may repeat it, and so may aiohttp's.
         self._redaction.learn_token(token, (form or {}).get("refresh_token"))
         try:
-            # A redirect may lead to another origin, where the token must not go.
             url = URL(self._base + path).with_query(list(params)) if params else URL(self._base + path)
             async with self._session.request(
                 method, url, headers=headers, data=form, allow_redirects=False
@@ -218,10 +217,7 @@ class CloudHttp:
         quote = partial(self._redaction.quoted, also=(form or {}).values())
         failure = of_answer(what, response.status, response.headers, body, quote=quote, now=cloud_now)
         if response.status == 429 and isinstance(failure, CloudUnavailable):
-            # Yii's limiter counts rejected calls, too, and each restarts its clock: everybody is silent, a bit longer.
-            failure.retry_after += 1 + self._jitter()
-            self._budget.silence(failure.retry_after)
-            self._log_rate_limit(failure.retry_after, rate_limit(response.headers, now=cloud_now))
+            self._keep_silent(failure, rate_limit(response.headers, now=cloud_now))
         return _Answer(response.status, reply, failure)
 
     def _learn_pace(self, allowance: RateLimit) -> None:
@@ -237,18 +233,21 @@ class CloudHttp:
                 then="asking less often",
             )
 
-    def _log_rate_limit(self, pause: float, allowance: RateLimit) -> None:
+    def _keep_silent(self, failure: CloudUnavailable, allowance: RateLimit) -> None:
+        # Yii's limiter counts rejected calls, too, and each restarts its clock: everybody is silent, a bit longer.
+        failure.retry_after += 1 + self._jitter()
+        self._budget.silence(failure.retry_after)
         # Once until there was none for a while: an account that is polled too often meets its limit all the time.
         now = self._monotonic()
         say = log.debug if self._limited_at is not None and now - self._limited_at < PEACE else log.warning
         say(
             "cloud.rate_limited",
-            silent_for=round(pause, 1),
+            silent_for=round(failure.retry_after, 1),
             limit=allowance.limit,
             remaining=allowance.remaining,
             then="lower cloud.requests_per_minute if it lasts",
         )
-        self._limited_at = now + pause
+        self._limited_at = now + failure.retry_after
 
 
 async def _body(response: aiohttp.ClientResponse, what: str) -> bytes:

@@ -163,8 +163,7 @@ async def backfill(
     at_once = only_way or state.catching_up
     before, ended = reader.requests, False
     for _ in range(PAGES_AT_ONCE if at_once else 1):
-        number = state.backfill_page
-        part = f"data sessions, page {number}"
+        number, part = state.backfill_page, f"data sessions, page {state.backfill_page}"
         # Down to the last row, whatever that takes: what is left out here is found by nothing else.
         reader.most_breaks = reader.breaks + 2 * MOST_ROWS
         try:
@@ -185,13 +184,12 @@ async def backfill(
         state = replace(state, backfill_page=1 if ended else number + 1, backfill_last=last, timed_out=None)
         if ended or page.lost:
             break
-    wait = (reader.requests - before) * 60 / settings.requests_per_minute / (SHARE_AT_ONCE if at_once else SHARE)
-    if ended:
-        state = replace(state, catching_up=False)
-        if not full_scan:  # sooner while a record cannot be read
-            soon = RETRY_UNREADABLE if recorder.unreadable.names else settings.backfill_interval
-            wait = max(wait, min(settings.backfill_interval, soon))
-    return replace(state, backfill_at=recorder.clock() + wait)
+    share = SHARE_AT_ONCE if at_once else SHARE
+    wait = (reader.requests - before) * 60 / settings.requests_per_minute / share
+    if ended and not full_scan:  # sooner while a record cannot be read
+        rest = settings.backfill_interval
+        wait = max(wait, min(rest, RETRY_UNREADABLE) if recorder.unreadable.names else rest)
+    return replace(state, backfill_at=recorder.clock() + wait, catching_up=state.catching_up and not ended)
 
 
 async def with_group_filter(state: PollState, reader: Reader, recorder: SessionRecorder) -> PollState:

@@ -24,13 +24,7 @@ def event_schema() -> dict[str, Any]:
     for event_type in types.EVENT_TYPES:
         of_session = event_type.startswith("session.")
         data = {**(about_session if of_session else {}), **besides.get(event_type, {})}
-        kinds.append(
-            {
-                "title": event_type,
-                "properties": {"type": {"const": f"bace.{event_type}"}, "data": _object(data)},
-                "required": ["type", "data", "subject"] if of_session else ["type", "data"],
-            }
-        )
+        kinds.append(_kind(event_type, data, of_session=of_session))
     envelope = {
         "specversion": {"const": "1.0"},
         "id": {**_TEXT, "description": "The same fact has the same id, however often it is delivered"},
@@ -80,6 +74,14 @@ def _besides(datapoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
             "attempts": {"type": "integer", "minimum": 1},
             "event": _object(event),
         },
+    }
+
+
+def _kind(event_type: str, data: dict[str, Any], *, of_session: bool) -> dict[str, Any]:
+    return {
+        "title": event_type,
+        "properties": {"type": {"const": f"bace.{event_type}"}, "data": _object(data)},
+        "required": ["type", "data", "subject"] if of_session else ["type", "data"],
     }
 
 

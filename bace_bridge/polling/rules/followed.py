@@ -105,20 +105,10 @@ def follow(
 ) -> Followed | None:
     """What the store has of a data session; None where it has to be fetched on its own first.
 
-    All rows that it has shown in such a fetch were of its own group. Or it was never fetched, and a batch can show
-    everything that its row counts. Or it has shown nothing so far. `emitted` is what was published of its windows that
-    are not settled; `before` is from before its last fetch: where a count never fits, it is fetched ever more rarely.
+    `emitted` is what was published of its windows that are not settled; `before` is from before its last fetch.
     """
     session, due = known.session, windows_due(known, states, now=cloud_now)
-    rows = {
-        window: [
-            Datapoint(series, "", 0, at, None, None, None, point.count)
-            for series, points in published.items()
-            for at, point in points.items()
-        ]
-        for window, published in emitted.items()
-        if any(published.values())
-    }
+    rows = {window: found for window, points in emitted.items() if (found := _rows(points))}
     windows = {window: WindowState(*window, known.reading) for window in due}
     windows |= {window: state for window, state in states.items() if not state.settled}
     made = Followed(
@@ -134,6 +124,8 @@ def follow(
     )
     if not is_plain(known) or any(window.end - window.start != SPAN for window in windows):
         return None
+    # A batch is divided by the rows' groups, so a session's rows must be known to be of its own: it has shown that in a
+    # fetch; or it was never fetched, and a batch can show all that its row counts; or it has shown nothing so far.
     if not made.proven:
         is_young = not states and made.over_since(cloud_now) == inf
         if is_young and session.datapoint_count:
@@ -144,9 +136,18 @@ def follow(
     settled = sum(state.samples for state in states.values() if state.settled)
     elsewhere = max(settled, (known.count_fetched or 0) - made.seen)
     patience = FIRST_PATIENCE
+    # Where a count never fits, it is fetched ever more rarely.
     if before is not None and elsewhere > settled:
         patience = min(MOST_PATIENCE, before.patience * (2 if before.lacking >= before.patience else 1))
     return msgspec.structs.replace(made, elsewhere=elsewhere, patience=patience)
+
+
+def _rows(published: Emitted) -> list[Datapoint]:
+    return [
+        Datapoint(series, "", 0, at, None, None, None, point.count)
+        for series, points in published.items()
+        for at, point in points.items()
+    ]
 
 
 class Read(NamedTuple):
