@@ -10,8 +10,7 @@ from typing import Protocol
 import structlog
 
 from bace_bridge import retry
-from bace_bridge.delivery.rules.outbox import Outbox
-from bace_bridge.delivery.rules.outcomes import dead_letter_event, is_reported
+from bace_bridge.delivery.rules.outbox import Outbox, dead_letter_event, is_reported
 from bace_bridge.errors import (
     DeliveryFailed,
     DeliveryRejected,

@@ -8,7 +8,7 @@ import structlog
 
 from bace_bridge.delivery import dispatcher
 from bace_bridge.delivery.dispatcher import Dispatcher
-from bace_bridge.delivery.rules.outcomes import Reception, after_attempt
+from bace_bridge.delivery.rules.outbox import Reception, after_attempt
 from bace_bridge.events.types import SINK_DISABLED, Event, Filter, bridge_event
 from bace_bridge.formats import iso_utc
 

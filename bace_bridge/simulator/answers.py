@@ -6,9 +6,22 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from bace_bridge.simulator import filters
-from bace_bridge.simulator.filters import All, Compare, Condition, FilterRefused, Kind, has_bad_uuid
-from bace_bridge.simulator.query import Order, Page, PageRules, Pairs, last, order, page
+from bace_bridge.simulator import query
+from bace_bridge.simulator.query import (
+    All,
+    Compare,
+    Condition,
+    FilterRefused,
+    Kind,
+    Order,
+    Page,
+    PageRules,
+    Pairs,
+    has_bad_uuid,
+    last,
+    order,
+    page,
+)
 from bace_bridge.simulator.quirks import Quirks
 from bace_bridge.simulator.replies import error_body
 
@@ -179,6 +192,6 @@ def _links(place: str, pairs: Pairs, shown: Page, page_rules: PageRules) -> Mapp
     size = {} if shown.per_page == page_rules.default else {"per-page": str(shown.per_page)}
     others = [(name, value) for name, value in pairs if name not in {"page", "per-page"}]
     return {
-        name: f"{place}?{filters.built_query([*others, *size.items(), ('page', str(number))])}"
+        name: f"{place}?{query.built_query([*others, *size.items(), ('page', str(number))])}"
         for name, number in shown.neighbours.items()
     }

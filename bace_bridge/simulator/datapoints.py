@@ -10,8 +10,7 @@ from zlib import crc32
 
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.facts import Series, Session
-from bace_bridge.simulator.filters import All, Compare, Condition, FilterRefused, Kind, holds
-from bace_bridge.simulator.query import Bounds, Order, bounds
+from bace_bridge.simulator.query import All, Bounds, Compare, Condition, FilterRefused, Kind, Order, bounds, holds
 from bace_bridge.simulator.samples import buckets
 from bace_bridge.simulator.shelf import sort_key
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from bace_bridge.simulator import datapoints, filters, replies, shelf
+from bace_bridge.simulator import datapoints, query, replies, shelf
 from bace_bridge.simulator.answers import (
     API,
     TOKEN,
@@ -22,8 +22,7 @@ from bace_bridge.simulator.answers import (
 )
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.facts import Session
-from bace_bridge.simulator.filters import All, Kind, Reader
-from bace_bridge.simulator.query import Order, Pairs, last
+from bace_bridge.simulator.query import All, Kind, Order, Pairs, Reader, last
 from bace_bridge.simulator.replies import (
     SESSION_EXPANDS,
     SESSION_LABELS,
@@ -126,7 +125,7 @@ class Routes:
         quirks, pairs = self._cloud.quirks, pairs_of(request)
         base = base_of(request, quirks)
         rows = [plain_group_row(device, base) for device in self._cloud.devices.values()]
-        test = filters.holds(self._filter(pairs, _GROUP_FIELDS), itemgetter)
+        test = query.holds(self._filter(pairs, _GROUP_FIELDS), itemgetter)
         kept = [row for row in rows if test(row) and not self._cloud.is_in_maintenance]
         by = order_of(pairs, _GROUP_FIELDS, _BY_LABEL, quirks)
         if quirks.unstable_order:
@@ -167,11 +166,11 @@ class Routes:
     def _filter(self, pairs: Pairs, kinds: Mapping[str, Kind], *, ignored: bool = False) -> All:
         if ignored:
             return All()
-        return as_understood(filters.parse(filters.nested(pairs, "filter"), kinds), kinds, self._cloud.quirks)
+        return as_understood(query.parse(query.nested(pairs, "filter"), kinds), kinds, self._cloud.quirks)
 
     def _session(self, identifier: str) -> Session:
         found = None if self._cloud.is_in_maintenance else self._cloud.sessions.get(identifier)
-        if found is None and self._cloud.quirks.bad_uuid_500 and not filters.is_uuid(identifier):
+        if found is None and self._cloud.quirks.bad_uuid_500 and not query.is_uuid(identifier):
             raise ApiError(500, "Database Exception: invalid input syntax for type uuid")
         if found is None:
             raise ApiError(404, f"Object not found: {identifier}")

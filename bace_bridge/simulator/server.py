@@ -24,7 +24,7 @@ from bace_bridge.simulator.answers import (
 )
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.facts import Allowance, RequestSeen, judge
-from bace_bridge.simulator.filters import FilterRefused
+from bace_bridge.simulator.query import FilterRefused
 from bace_bridge.simulator.routes import Routes
 
 

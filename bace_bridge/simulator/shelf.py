@@ -14,8 +14,7 @@ from random import Random
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from bace_bridge.simulator.facts import Device, Session, seconds
-from bace_bridge.simulator.filters import All, Compare, Kind, Reader, holds
-from bace_bridge.simulator.query import Order, bounds
+from bace_bridge.simulator.query import All, Compare, Kind, Order, Reader, bounds, holds
 from bace_bridge.simulator.samples import Samples
 
 _CREATED_AFTER = 4  # seconds, as in BACE's documented example: the device tells of its session a little late

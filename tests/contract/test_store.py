@@ -15,8 +15,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from bace_bridge.delivery.rules.outbox import Outbox
-from bace_bridge.delivery.rules.outcomes import dead_letter_event
+from bace_bridge.delivery.rules.outbox import Outbox, dead_letter_event
 from bace_bridge.events.state import Token
 from bace_bridge.events.types import (
     BRIDGE_LANE,

@@ -2,8 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bace_bridge.simulator.filters import All, AnyOf, Compare
-from bace_bridge.simulator.query import Bounds, Order, PageRules, bounds, order, page
+from bace_bridge.simulator.query import All, AnyOf, Bounds, Compare, Order, PageRules, bounds, order, page
 
 NEWEST = Order("start", descending=True)
 

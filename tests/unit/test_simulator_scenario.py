@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bace_bridge.simulator.cloud import SimulatedCloud
-from bace_bridge.simulator.filters import All
 from bace_bridge.simulator.player import Deed, play, timeline
+from bace_bridge.simulator.query import All
 from bace_bridge.simulator.scenario import Scenario, ScenarioError, bundled, bundled_names, load, parse
 
 DEVICE = "devices: [{label: go}]\n"
