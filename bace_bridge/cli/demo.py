@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 import click
 
-from bace_bridge.simulator.facts import seconds
+from bace_bridge.cli.exits import Duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -24,18 +24,8 @@ if TYPE_CHECKING:
     from bace_bridge.demo.stage import Places
 
 
-class _Duration(click.ParamType[float]):
-    name = "duration"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return seconds(value)
-        except ValueError as wrong:
-            self.fail(str(wrong), param, ctx)
-
-
 @click.command()
-@click.option("--for", "lasting", type=_Duration(), help="Stop by itself after this time, such as 20s.")
+@click.option("--for", "lasting", type=Duration(), help="Stop by itself after this time, such as 20s.")
 def demo(lasting: float | None) -> None:
     """The whole system on this machine, with nothing to install or to configure.
 

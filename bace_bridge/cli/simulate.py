@@ -9,22 +9,13 @@ from pathlib import Path
 
 import click
 
+from bace_bridge.cli.exits import Duration
 from bace_bridge.simulator.cloud import SimulatedCloud
-from bace_bridge.simulator.facts import Credentials, seconds
+from bace_bridge.simulator.facts import Credentials
 from bace_bridge.simulator.player import play
 from bace_bridge.simulator.quirks import Quirks, describe
 from bace_bridge.simulator.scenario import Scenario, ScenarioError, bundled, bundled_names, bundled_text, load
 from bace_bridge.simulator.server import SimulatedServer
-
-
-class _Duration(click.ParamType[float]):
-    name = "duration"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return seconds(value)
-        except ValueError as wrong:
-            self.fail(str(wrong), param, ctx)
 
 
 def _a_number(_: click.Context, __: click.Parameter, value: float) -> float:
@@ -107,7 +98,7 @@ def _print_scenario(ctx: click.Context, _: click.Parameter, name: str | None) ->
     callback=_print_scenario,
     help="Print one that comes along, with its keys explained, to start from.",
 )
-@click.option("--for", "lasting", type=_Duration(), help="Stop by itself after this time, such as 90s.")
+@click.option("--for", "lasting", type=Duration(), help="Stop by itself after this time, such as 90s.")
 def simulate(*, host: str, port: int, scenario: Scenario, speed: float, quirks: Quirks, lasting: float | None) -> None:
     """A simulated BACE cloud, to build automations without a device.
 
@@ -132,7 +123,7 @@ async def _serve(server: SimulatedServer, scenario: Scenario, speed: float, last
     try:
         _introduce(server.url, server.cloud.credentials)
         async with asyncio.TaskGroup() as group:
-            player = group.create_task(play(server.cloud, scenario, speed=speed, told=_tell))
+            player = group.create_task(play(server.cloud, scenario, speed=speed, report=_print_line))
             try:
                 async with asyncio.timeout(lasting):
                     await stop.wait()
@@ -170,5 +161,5 @@ def _introduce(url: str, account: Credentials) -> None:
     )
 
 
-def _tell(line: str) -> None:
+def _print_line(line: str) -> None:
     click.echo(f"{datetime.now().astimezone():%H:%M:%S}  {line}")

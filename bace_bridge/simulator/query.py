@@ -26,22 +26,17 @@ def nested(pairs: Iterable[tuple[str, str]], name: str) -> Tree | None:
         if key == name:
             found = value
         elif key.startswith(name + "["):
-            steps = _BRACKETS.findall(key[len(name) :])
-            if not isinstance(found, dict):
-                found = {}
-            _place(found, steps, value)
+            # A list that follows a plain value replaces it: in PHP the last one wins, whatever its shape.
+            found = tree = found if isinstance(found, dict) else {}
+            *outer, leaf = _BRACKETS.findall(key[len(name) :]) or [""]
+            for step in outer:
+                # Empty brackets take the next free number, as `$array[] = ...` does.
+                inner = tree.get(step or str(len(tree)))
+                if not isinstance(inner, dict):
+                    inner = tree[step or str(len(tree))] = {}
+                tree = inner
+            tree[leaf or str(len(tree))] = value
     return found
-
-
-def _place(tree: dict[str, Tree], steps: list[str], value: str) -> None:
-    *outer, last = [*steps] or [""]
-    for step in outer:
-        inner = tree.get(step or str(len(tree)))
-        if not isinstance(inner, dict):
-            inner = {}
-            tree[step or str(len(tree))] = inner
-        tree = inner
-    tree[last or str(len(tree))] = value
 
 
 def built_query(pairs: Iterable[tuple[str, str]]) -> str:
@@ -124,28 +119,17 @@ def parse(tree: Tree | None, kinds: Mapping[str, Kind]) -> All:
     for name, inner in tree.items():
         if name in kinds:
             parts.extend(_on_attribute(name, inner, kinds[name]))
-        elif name in ("and", "or", "not"):
-            parts.append(_combined(name, inner, kinds))
-        else:
+        elif name not in ("and", "or", "not"):
             raise FilterRefused(f'Unknown filter attribute "{name}"')
-    return All(tuple(_flat(parts)))
-
-
-def _flat(parts: Iterable[Condition]) -> Iterable[Condition]:
-    for part in parts:
-        if isinstance(part, All):
-            yield from part.parts
+        elif not isinstance(inner, dict):
+            raise FilterRefused(f'Operator "{name}" requires multiple operands.')
+        elif name == "not":
+            parts.append(negated(parse(inner, kinds)))
         else:
-            yield part
-
-
-def _combined(name: str, tree: Tree, kinds: Mapping[str, Kind]) -> Condition:
-    if not isinstance(tree, dict):
-        raise FilterRefused(f'Operator "{name}" requires multiple operands.')
-    if name == "not":
-        return negated(parse(tree, kinds))
-    parts = tuple(parse(inner, kinds) for inner in tree.values())
-    return All(parts) if name == "and" else AnyOf(parts)
+            operands = tuple(parse(one, kinds) for one in inner.values())
+            parts.append(All(operands) if name == "and" else AnyOf(operands))
+    # Flat, so that whoever looks for a comparison that always holds (an index, the bounds of time) sees it.
+    return All(tuple(one for part in parts for one in (part.parts if isinstance(part, All) else (part,))))
 
 
 def _on_attribute(name: str, tree: Tree, kind: Kind) -> Iterable[Compare]:
@@ -167,7 +151,7 @@ def _on_attribute(name: str, tree: Tree, kind: Kind) -> Iterable[Compare]:
 
 def _value(name: str, written: Tree, kind: Kind) -> Scalar:
     if isinstance(written, str):
-        if written == "NULL":
+        if written == "NULL":  # Yii's own word for it, in capitals only
             return None
         if kind is Kind.INTEGER and _INTEGER.fullmatch(written):
             return int(written)
@@ -207,27 +191,18 @@ def has_bad_uuid(condition: Condition, kinds: Mapping[str, Kind]) -> bool:
 def holds(condition: Condition, reader: Reader) -> Callable[[Any], bool]:
     """The condition as a test on rows."""
     if isinstance(condition, Compare):
-        return _compares(condition, reader(condition.field))
+        read, wanted = reader(condition.field), condition.value
+        if wanted is None:
+            is_null = {"eq": True, "neq": False}.get(condition.operator)
+            return lambda row: is_null is not None and (read(row) is None) is is_null
+        compare = _TESTS[condition.operator]
+        return lambda row: (value := read(row)) is not None and compare(value, wanted)
     tests = tuple(holds(part, reader) for part in condition.parts)
     if len(tests) == 1:
         return tests[0]
     if isinstance(condition, All):
         return lambda row: all(test(row) for test in tests)
     return lambda row: any(test(row) for test in tests)
-
-
-def _compares(condition: Compare, read: Callable[[Any], Any]) -> Callable[[Any], bool]:
-    wanted = condition.value
-    if wanted is None:
-        is_null = {"eq": True, "neq": False}.get(condition.operator)
-        return lambda row: is_null is not None and (read(row) is None) is is_null
-    test = _TESTS[condition.operator]
-
-    def compare(row: Any) -> bool:
-        value = read(row)
-        return value is not None and test(value, wanted)
-
-    return compare
 
 
 _TESTS: Mapping[str, Callable[[Any, Any], bool]] = {
@@ -254,15 +229,12 @@ class Bounds:
     lower: float = -inf
     upper: float = inf
 
-    @property
-    def narrow(self) -> bool:
-        return self.lower > -inf or self.upper < inf
-
 
 def bounds(condition: All, field: str) -> Bounds:
     lower, upper = -inf, inf
     for part in condition.parts:
         if isinstance(part, Compare) and part.field == field and isinstance(part.value, int | float):
+            # One more row at an open bound does no harm: the condition itself is tested on each row afterwards.
             if part.operator in ("gt", "gte", "eq"):
                 lower = max(lower, part.value)
             if part.operator in ("lt", "lte", "eq"):
@@ -291,11 +263,7 @@ def order(pairs: Pairs, known: Iterable[str], default: Order) -> Order | None:
 
 def last(pairs: Pairs, name: str) -> str | None:
     """Of a repeated parameter PHP keeps the last."""
-    found = None
-    for key, value in pairs:
-        if key == name:
-            found = value
-    return found
+    return dict(pairs).get(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,15 +288,6 @@ class Page:
         return slice((self.number - 1) * self.per_page, self.number * self.per_page)
 
     @property
-    def meta(self) -> Mapping[str, int]:
-        return {
-            "totalCount": self.total,
-            "pageCount": self.count,
-            "currentPage": self.number,
-            "perPage": self.per_page,
-        }
-
-    @property
     def neighbours(self) -> Mapping[str, int]:
         """The pages that `_links` name; an empty collection has only `self`."""
         pages = {"self": self.number}
@@ -344,8 +303,8 @@ class Page:
 def page(pairs: Pairs, total: int, rules: PageRules) -> Page:
     asked_size = last(pairs, "per-page")
     size = rules.default if asked_size is None else integer(asked_size)
-    per_page = max(1, min(size, rules.maximum))
+    per_page = max(1, min(size, rules.maximum))  # one item a page for 0, and for what is no number
     number = max(1, integer(last(pairs, "page") or "1"))
-    if rules.clamp:
+    if rules.clamp:  # `validatePage`, which Yii has switched on unless its user says otherwise
         number = max(1, min(number, -(-total // per_page)))
     return Page(total, number, per_page)

@@ -82,5 +82,5 @@ def test_bounds_come_from_what_must_hold() -> None:
     low, high = Compare("at", "gte", 5), Compare("at", "lt", 9)
     assert bounds(All((low, high)), "at") == Bounds(5, 9)
     assert bounds(All((Compare("at", "eq", 7),)), "at") == Bounds(7, 7)
-    assert not bounds(All((AnyOf((low, high)),)), "at").narrow
-    assert not bounds(All((low,)), "other").narrow
+    assert bounds(All((AnyOf((low, high)),)), "at") == Bounds()
+    assert bounds(All((low,)), "other") == Bounds()
