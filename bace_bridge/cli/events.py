@@ -29,6 +29,7 @@ from bace_bridge.errors import StoreError, StoreOlder, StoreUnusable
 from bace_bridge.events import types
 from bace_bridge.events.types import EVENT_TYPES, LoggedEvent, matches
 from bace_bridge.formats import iso_utc
+from bace_bridge.pauses import pause_until
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.sqlite import SqliteFile
 
@@ -267,8 +268,4 @@ async def _pause(stop: asyncio.Event) -> None:
     poll.register(sys.stdout.fileno(), 0)
     if poll.poll(0):
         raise BrokenPipeError
-    try:
-        async with asyncio.timeout(POLL):
-            await stop.wait()
-    except TimeoutError:
-        pass
+    await pause_until(stop, POLL)

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from bace_bridge.cli.exits import Duration
+from bace_bridge.pauses import pause_until
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.facts import Credentials
 from bace_bridge.simulator.player import play
@@ -124,11 +125,7 @@ async def _serve(server: SimulatedServer, scenario: Scenario, speed: float, last
         _introduce(server.url, server.cloud.credentials)
         async with asyncio.TaskGroup() as group:
             player = group.create_task(play(server.cloud, scenario, speed=speed, report=_print_line))
-            try:
-                async with asyncio.timeout(lasting):
-                    await stop.wait()
-            except TimeoutError:
-                pass
+            await (stop.wait() if lasting is None else pause_until(stop, lasting))
             player.cancel()
     finally:
         await server.stop()

@@ -1,4 +1,4 @@
-"""What became of the deliveries to one sink, for the log and for the health answer."""
+"""An outlet: one sink, its dispatcher, and what health says of both."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
@@ -40,6 +40,7 @@ class SinkWatch:
         return f"{one.failures} failed attempts in a row: {one.problem}" if one.failing else None
 
     def state(self) -> dict[str, Any]:
+        """What became of the last attempts."""
         one = self._reception
         return {
             "last_success_at": None if one.last_success_at is None else iso_utc(one.last_success_at),
@@ -133,6 +134,8 @@ class Outlet:
         if self.disabled is not None:
             await stop.wait()
             return
+        # The order of the end: stop taking lanes, deliver what was begun, let the sink say goodbye (a broker gets
+        # DISCONNECT, or it would publish the last will), record its last acknowledgements, and only then cut it off.
         async with asyncio.TaskGroup() as group:
             sink = group.create_task(self._sink.run())
             delivering = group.create_task(self._dispatcher.run())
@@ -200,6 +203,7 @@ class Outlet:
 
     async def _disable(self, name: str, reason: str) -> None:
         now = self._clock()
+        # In memory first: while the store cannot be written to, health must not call the sink a healthy one.
         self.disabled = reason
         data = {"sink": name, "reason": reason, "observed_at": iso_utc(now)}
         announcement = bridge_event(SINK_DISABLED, at=now, facts=(name, now), data=data)

@@ -9,7 +9,8 @@ from typing import Protocol
 import structlog
 
 from bace_bridge.errors import CloudError, StoreError, StoreUnusable
-from bace_bridge.polling.loops import LONGEST_REST, Pause, pause_after, pause_until
+from bace_bridge.pauses import pause_until
+from bace_bridge.polling.loops import LONGEST_REST, Pause, pause_after
 from bace_bridge.polling.needs import PointJournal
 from bace_bridge.polling.rules.batches import Batch, Plan
 from bace_bridge.polling.rules.changes import FAILURES_TO_REPORT, Urgency
@@ -110,6 +111,7 @@ class DatapointLoop:
                     log.debug("datapoints.store_unusable", reason=str(error))
                     rest = 5.0
                 await self._pause(self._called, min(rest, LONGEST_REST))
+                self._called.clear()
 
     async def _emit_overdue_ends(self) -> None:
         """An end does not wait for a fetch that hangs, nor for one that has not found a place."""

@@ -26,7 +26,7 @@ def seconds(written: object) -> float:
     try:
         amount = parse_duration(written)
     except ValueError:
-        raise ValueError(f"{written!r} is not a duration (examples: 500ms, 10s, 5m)") from None
+        raise ValueError(f"{written!r} is not a duration (examples: 500ms, 10s, 5m, 2h, 1d)") from None
     if amount > LONGEST:
         raise ValueError("a duration is at most 18250d")
     return amount
