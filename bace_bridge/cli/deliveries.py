@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -20,7 +21,7 @@ from bace_bridge.cli.stored import (
     unknown_session,
     when_it_happens,
 )
-from bace_bridge.config.values import StartFrom, parse_start_from
+from bace_bridge.config.values import parse_start_from
 from bace_bridge.events.types import FailedAttempt
 from bace_bridge.formats import iso_utc
 from bace_bridge.store.deadletters import DeadLetters, StoredDelivery, Which
@@ -30,7 +31,7 @@ from bace_bridge.store.sqlite import SqliteFile
 
 @click.group(name="dead-letters")
 def dead_letters() -> None:
-    """Deliveries that were given up: look at them, try them again, or drop them.
+    """Deliveries that were given up: list them, try them again, or drop them.
 
     The bridge may be running.
     """
@@ -178,18 +179,13 @@ class _Since(click.ParamType[float]):
     name = "time"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return _epoch(parse_start_from(value))
-        except ValueError:
+        start = None
+        with suppress(ValueError):
+            start = parse_start_from(value)
+        # `now` and `all`, which the configuration takes as well, are no points in time.
+        if start is None or start.kind in ("now", "all"):
             self.fail(f"{value!r} is neither a time such as 2026-01-31T00:00:00Z nor a duration such as 2h", param, ctx)
-
-
-def _epoch(start: StartFrom) -> float:
-    if start.kind == "since":
-        return start.seconds
-    if start.kind == "ago":
-        return time.time() - start.seconds
-    raise ValueError(start.kind)
+        return start.seconds if start.kind == "since" else time.time() - start.seconds
 
 
 @click.command()

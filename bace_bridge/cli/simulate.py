@@ -1,3 +1,5 @@
+"""`bace-bridge simulate`: the simulated cloud alone."""
+
 import asyncio
 import errno
 import math
@@ -12,7 +14,6 @@ import click
 from bace_bridge.cli.exits import Duration
 from bace_bridge.pauses import pause_until
 from bace_bridge.simulator.cloud import SimulatedCloud
-from bace_bridge.simulator.facts import Credentials
 from bace_bridge.simulator.player import play
 from bace_bridge.simulator.quirks import Quirks, describe
 from bace_bridge.simulator.scenario import Scenario, ScenarioError, bundled, bundled_names, bundled_text, load
@@ -121,8 +122,20 @@ async def _serve(server: SimulatedServer, scenario: Scenario, speed: float, last
         raise click.ClickException("cannot listen there: that is no host name (try another --host)") from None
     except OSError as error:
         raise click.ClickException(f"cannot listen at {server.url}: {_why_not(error)}") from error
+    account = server.cloud.credentials
     try:
-        _introduce(server.url, server.cloud.credentials)
+        click.echo(
+            f"Simulated BACE cloud at {server.url}  (Ctrl-C stops it)\n"
+            "\n"
+            "For bridge.yaml:\n"
+            "\n"
+            "cloud:\n"
+            f"  url: {server.url}\n"
+            f"  client_id: {account.client_id}\n"
+            f"  client_secret: {account.client_secret}\n"
+            f"  username: {account.username}\n"
+            f"  password: {account.password}\n"
+        )
         async with asyncio.TaskGroup() as group:
             player = group.create_task(play(server.cloud, scenario, speed=speed, report=_print_line))
             await (stop.wait() if lasting is None else pause_until(stop, lasting))
@@ -141,21 +154,6 @@ def _why_not(error: OSError) -> str:
         case errno.EADDRNOTAVAIL | socket.EAI_NONAME | socket.EAI_AGAIN | socket.EAI_FAIL:
             return "--host is no address of this machine (127.0.0.1 is this machine alone, 0.0.0.0 all its addresses)"
     return error.strerror or str(error)
-
-
-def _introduce(url: str, account: Credentials) -> None:
-    click.echo(
-        f"Simulated BACE cloud at {url}  (Ctrl-C stops it)\n"
-        "\n"
-        "For bridge.yaml:\n"
-        "\n"
-        "cloud:\n"
-        f"  url: {url}\n"
-        f"  client_id: {account.client_id}\n"
-        f"  client_secret: {account.client_secret}\n"
-        f"  username: {account.username}\n"
-        f"  password: {account.password}\n"
-    )
 
 
 def _print_line(line: str) -> None:

@@ -191,7 +191,8 @@ class Dispatcher:
             self._growths_claimed, self._next_due = growths, claimed.next_due
             self._outbox.begin(claimed)
             self._progressed.set()
-            self._note_emptied()
+            if self.idle and self._next_due is None:
+                self._on_emptied()
 
     def _send_more(self) -> None:
         if not self._available or self._disabled is not None or self._stopping or not self._recordable:
@@ -279,7 +280,8 @@ class Dispatcher:
         del self._failed[: len(progress.failed)]
         self._outbox.recorded(progress.lanes, recorded)
         self._follow_up(progress.lanes, recorded)
-        self._note_emptied()
+        if self.idle and self._next_due is None:
+            self._on_emptied()
         self._called.set()
 
     def _follow_up(self, lanes: tuple[LaneRecord, ...], recorded: Recorded) -> None:
@@ -295,10 +297,6 @@ class Dispatcher:
             self._on_emitted()
         if recorded.moved.intersection(reported):  # they are tried again instead
             self._giving_up.clear()
-
-    def _note_emptied(self) -> None:
-        if self.idle and self._next_due is None:
-            self._on_emptied()
 
     async def _on_the_store(self, step: Callable[[], Awaitable[None]]) -> bool:
         """Does a step that needs the store; where that fails, waits a little and says no. Nothing is skipped."""

@@ -112,6 +112,7 @@ class Outlet:
         self._clock = clock
         self._monotonic = monotonic
         self._watch = SinkWatch(kind, sink.name, clock=clock)
+        self.state = self._watch.state
         self._dispatcher = Dispatcher(
             sink,
             event_log,
@@ -190,10 +191,6 @@ class Outlet:
         if self._broker is not None and self._broker.problem is None:
             found[f"retained:{self.name}"] = self._broker.state_problem
         return found
-
-    def state(self) -> dict[str, Any]:
-        """What became of the last attempts."""
-        return self._watch.state()
 
     def _emptied(self) -> None:
         """Everything is delivered: health says so at once, and not after the next count."""

@@ -26,7 +26,7 @@ def default_label(device: Device, start: int) -> str:
 
 
 def finished(identifier: str, device: Device, start: float, duration: float, points: int) -> Session:
-    """A session as it looks long after its end."""
+    """A session as it is long after its end."""
     end = int(start + duration)
     return Session(
         id_data_session=identifier,

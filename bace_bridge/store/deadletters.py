@@ -1,4 +1,4 @@
-"""The deliveries that were given up or wait for their next attempt, for the people who look after them."""
+"""The deliveries that were given up or wait for their next attempt, for people."""
 
 import sqlite3
 from collections.abc import Collection

@@ -23,7 +23,7 @@ from bace_bridge.events.types import (
     Piece,
     Recorded,
     letter_lane,
-    letter_place,
+    letter_seq,
     session_lane,
     wanted,
 )
@@ -67,14 +67,14 @@ def unpack(data: bytes) -> bytes:
 def append_events(connection: sqlite3.Connection, events: Iterable[Event]) -> None:
     """Adds events to the log, and a row for each lane that a sink wants and that has none.
 
-    An event whose id is in the log already is the same fact. A row's version is the place of the event that made it.
+    An event whose id is in the log already is the same fact. A row's version is the seq of the event that made it.
     """
     filters = [
         (name, msgspec.json.decode(filter_, type=Filter))
         for name, filter_ in connection.execute("select name, filter from sinks where routed_through is null")
     ]
     made = set[tuple[str, str]]()
-    # The event first and its rows after it, in one transaction: a row's version is the event's place, which SQLite
+    # The event first and its rows after it, in one transaction: a row's version is the event's seq, which SQLite
     # gives, and a crash between the two leaves neither.
     for one in events:
         added = connection.execute(
@@ -156,8 +156,8 @@ def _piece(connection: sqlite3.Connection, lane: Lane, start: int, filter_: Filt
 
 
 def read_lane(connection: sqlite3.Connection, key: str, start: int, limit: int) -> tuple[list[LoggedEvent], bool]:
-    """The events of a lane from a place on, fewer where they are large; and whether these are all of them."""
-    if (letter := letter_place(key)) is not None:
+    """The events of a lane from a seq on, fewer where they are large; and whether these are all of them."""
+    if (letter := letter_seq(key)) is not None:
         rows = connection.execute(f"select {COLUMNS} from events where seq = ?", (letter,))  # noqa: S608  # column names only
         return [replace(one, alone=True) for one in logged(rows) if letter >= start], True
     query = f"select {COLUMNS} from events where session_id is ? and seq >= ? order by seq limit ?"  # noqa: S608  # column names only
@@ -186,7 +186,7 @@ def record_lanes(connection: sqlite3.Connection, sink: str, records: Iterable[La
         if record.drained and _vanishes(connection, sink, lane):
             dead += record.dead
             continue
-        # The version and not the place: somebody may have moved the row away and back, and a row that was deleted
+        # The version and not the seq: somebody may have moved the row away and back, and a row that was deleted
         # and made again looks like the old one. Versions are never given twice, so one that differs always counts.
         changed = connection.execute(
             """update lanes set seq = ?, attempts = ?, due_at = ?, reason = ?, behind = ?
@@ -208,7 +208,7 @@ def _vanishes(connection: sqlite3.Connection, sink: str, lane: Lane) -> bool:
     given = (sink, lane.key, lane.version)
     # Deleted by the same condition as it is updated: a row that was moved meanwhile stays.
     query = "delete from lanes where sink = ? and lane = ? and version = ?"
-    if letter_place(lane.key) is not None:
+    if letter_seq(lane.key) is not None:
         return connection.execute(query, given).rowcount > 0
     query += " and not exists (select 1 from events where session_id is ? and seq >= ?)"
     return connection.execute(query, (*given, session_of(lane.key), lane.seq)).rowcount > 0
@@ -230,7 +230,7 @@ def _give_up(connection: sqlite3.Connection, sink: str, letters: Collection[Dead
 def replay(connection: sqlite3.Connection, sink: str, sessions: Iterable[str | None], *, since: float | None) -> int:
     """Goes back to recorded events of these data sessions, or to those observed since a time; returns how many.
 
-    None is the bridge itself. A lane that waits at that place or before it is tried at once. What was not delivered yet
+    None is the bridge itself. A lane that waits there or before it is tried at once. What was not delivered yet
     is no replay.
     """
     last = last_seq(connection)
@@ -327,7 +327,7 @@ def first_needed(connection: sqlite3.Connection) -> int | None:
 
 
 def oldest_delivered(connection: sqlite3.Connection, limit: int) -> list[tuple[int, float, int]]:
-    """The place, time and size of the oldest events that no sink needs any more, those of dead letters left out."""
+    """The seq, time and size of the oldest events that no sink needs any more, those of dead letters left out."""
     needed = first_needed(connection)
     return connection.execute(
         """select seq, observed_at, length(data) from events where seq < ?

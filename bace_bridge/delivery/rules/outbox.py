@@ -162,15 +162,14 @@ class Outbox:
                 room = self._room(behind=bool(behind))
                 if 2 * room.lanes >= share.lanes and 2 * room.events >= share.events and 2 * room.size >= share.size:
                     return True
-                if room.events > 0 and room.size > 0 and self._runs_out(behind=bool(behind)):
+                # A lane that has run out would stand still until half of the room is free, which may never be.
+                run_out = any(not one.events for one in self._reading(behind=bool(behind)))
+                if run_out and room.events > 0 and room.size > 0:
                     return True
         return False
 
     def _reading(self, *, behind: bool) -> Iterator[_Held]:
         return (one for one in self._lanes.values() if one.lane.behind == behind and one.reads_on)
-
-    def _runs_out(self, *, behind: bool) -> bool:
-        return any(not one.events for one in self._reading(behind=behind))
 
     def claim(self) -> Claim:
         """What there is room for."""
@@ -202,7 +201,8 @@ class Outbox:
                 found.low = max(LOW, len(piece.events) // 4)
                 self._changes(found)
         for behind, more in enumerate((claimed.more_fresh, claimed.more_behind)):
-            if (more or self._runs_out(behind=bool(behind))) and not self.wants_more():
+            run_out = any(not one.events for one in self._reading(behind=bool(behind)))
+            if (more or run_out) and not self.wants_more():
                 # A slow lane with much to deliver must not take all the room: its tail is read again later.
                 for held in self._lanes.values():
                     if held.lane.behind == behind and len(held.waiting) > LONG:
@@ -228,6 +228,7 @@ class Outbox:
         return attempts
 
     def _takes_turns(self, held: _Held) -> None:
+        # In a turn once at most: a lane that comes again and again would push the others back.
         if not held.in_turn and held.may_send:
             held.in_turn = True
             self._turns[held.lane.behind].append(held)
