@@ -16,7 +16,7 @@ from bace_bridge.errors import (
 )
 from bace_bridge.polling.needs import SessionCloud
 from bace_bridge.polling.rules.changes import LostRow, Page, SeenSession
-from bace_bridge.polling.rules.session_list import NEWEST_FIRST, Params, by_ids
+from bace_bridge.polling.rules.session_list import NEWEST_FIRST, Params, one_of
 from bace_bridge.polling.rules.windows import NOBODY, PageRange
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ class Reader:
         self._cloud = cloud
         self._canaries = canaries or (
             lambda: cloud.session(NOBODY),
-            lambda: cloud.session_page(by_ids([NOBODY]), 1, per_page=1),
+            lambda: cloud.session_page(one_of("id_data_session", [NOBODY]), 1, per_page=1),
         )
         self._cloud_answers = False
         self.breaks = 0
