@@ -167,7 +167,7 @@ class Reader:
             try:
                 await read(one)
             except Unreadable as fault:
-                # Two bad rows of a page cost twice the requests of one, and a poll must end: the rest is left.
+                # Each bad row costs some 15 requests, and a poll must end: the rest is left for the backfill.
                 smaller = parts(one) if self.breaks < self.most_breaks else ()
                 todo += smaller
                 if not smaller:
