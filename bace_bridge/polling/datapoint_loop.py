@@ -9,7 +9,8 @@ from typing import Protocol
 import structlog
 
 from bace_bridge.errors import CloudError, StoreError, StoreUnusable
-from bace_bridge.polling.loops import LONGEST_REST, STORE_PAUSE, Pause, pause_after, pause_until
+from bace_bridge.pauses import pause_until
+from bace_bridge.polling.loops import LONGEST_REST, STORE_PAUSE, Pause, pause_after
 from bace_bridge.polling.needs import PointJournal
 from bace_bridge.polling.points import PointEndpoint
 from bace_bridge.polling.rules.batches import Batch, Plan
@@ -105,6 +106,7 @@ class DatapointLoop:
                     log.debug("datapoints.store_unusable", reason=str(error))
                     rest = STORE_PAUSE
                 await self._pause(self._called, min(rest, LONGEST_REST))
+                self._called.clear()
 
     async def _fetch_due(self, fetches: asyncio.TaskGroup) -> float:
         """Begins what may begin now; returns the seconds until something else may be due."""

@@ -8,6 +8,7 @@ import structlog
 
 from bace_bridge.errors import CloudError, CloudLoginFailed, CloudRefused, CloudUnavailable, StoreError, StoreUnusable
 from bace_bridge.events.types import Event
+from bace_bridge.pauses import pause_until
 from bace_bridge.polling.needs import SessionJournal
 from bace_bridge.polling.rules.changes import Changes, CloudOutage, Kind, after_failure, after_success
 from bace_bridge.retry import backoff
@@ -24,16 +25,6 @@ LONGEST_REST = 30.0
 """Seconds after which the loops go on even if nothing called them, which also shows that they live."""
 
 Pause = Callable[[asyncio.Event, float], Awaitable[None]]
-
-
-async def pause_until(called: asyncio.Event, seconds: float) -> None:
-    """Returns when called, or after so many seconds."""
-    try:
-        async with asyncio.timeout(seconds):
-            await called.wait()
-    except TimeoutError:
-        pass
-    called.clear()
 
 
 def pause_after(error: CloudError, failures: int, *, jitter: float, longest: float = LONGEST_PAUSE) -> float:
@@ -99,6 +90,7 @@ class SessionLoop:
             self.next_beat_at, self.next_poll_at = self.beat_at + rest, self._clock() + rest
             self._after_poll()
             await self._pause(self._called, rest)
+            self._called.clear()
 
     async def _poll(self) -> float:
         """One poll; returns the seconds from its beginning to the next one."""
