@@ -211,6 +211,7 @@ async def _ask(path: Path, sink: str, session: str | None, since: float | None) 
     async with stored(path, to_ask=True) as file:
         await refuse_disabled(file, sink)
         log = EventLog(file)
+        # Only where nothing was found is it asked why: a session that is known may have no events any more.
         if count := await log.replay(sink, session=session, since=since):
             return count
         why = "bace-bridge events shows those that are"

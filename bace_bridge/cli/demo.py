@@ -54,6 +54,7 @@ async def _demo(began: float, lasting: float | None) -> None:
         asyncio.get_running_loop().add_signal_handler(number, end)
     if lasting is not None:
         asyncio.get_running_loop().call_later(max(0.0, began + lasting - time.time()), stop.set)
+    # A dumb terminal (an editor's, a CI's) shows escape sequences as text.
     on_terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     screen: _Screen = _Picture(began) if on_terminal else _Lines()
     try:
@@ -88,6 +89,7 @@ async def _perform(screen: "_Screen", stop: asyncio.Event) -> None:
                 playing.cancel()
                 raise
             finally:
+                # Whatever has ended the view, the bridge ends in order: it still has deliveries to make.
                 stop.set()
                 await playing
     except DemoFailed as reason:

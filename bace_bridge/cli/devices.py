@@ -69,6 +69,7 @@ def devices(config: Path, of_cloud: bool, as_json: bool) -> None:
     Reads the store only, unless --cloud is given; the bridge may be running.
     """
     loaded = load(config, os.environ) if of_cloud else excerpt_of(config).config("store.url", "cloud.groups")
+    # Or a retry of the cloud's would log between the rows.
     if of_cloud:
         logs.configure(fmt=None, level="error", secrets=secrets_of(loaded))
     found, listed = lookups.run(_found(loaded, of_cloud=of_cloud))
@@ -90,7 +91,7 @@ async def _found(config: Config, *, of_cloud: bool) -> tuple[list[KnownDevice], 
         async with stored(config.store.path) as file:
             known = {one.id: one for one in await Standing(file, csv_url=str).known_devices()}
             listed = await _listed(config, Facts(file))
-    except NoStoreYet:
+    except NoStoreYet:  # before the first start this command is how one finds out what to watch
         known, listed = {}, await _listed(config, None)
     found = [replace(known.get(id_, KnownDevice(id_)), label=label) for id_, label in listed.labels.items()]
     return sorted(found, key=lambda one: (one.label or "", one.id)), listed

@@ -222,7 +222,7 @@ class _Following:
         except StoreOlder as error:
             self._warn(f"{error}; waiting for it")
         except StoreUnusable:
-            raise
+            raise  # another kind of file, or not for this user: waiting does not help
         except StoreError as error:
             self._warn(f"{error}; trying again")
 

@@ -45,6 +45,7 @@ def sessions(config: Path, state: str | None, limit: int, as_json: bool) -> None
     known = asyncio.run(_known(excerpt.config("store.url").store.path, state, limit or sys.maxsize))
     cloud = _cloud(excerpt)
     if as_json:
+        # A session a line: valid JSON, and `grep` works on it all the same.
         click.echo(b"[" + b",\n ".join(_as_json(one, cloud) for one in known) + b"]")
     else:
         _print_table(known, cloud)
@@ -61,6 +62,7 @@ def _cloud(excerpt: Excerpt) -> str | None:
 async def _known(path: Path, state: str | None, limit: int) -> Sequence[KnownSession]:
     async with stored(path) as file:
         standing = Standing(file, csv_url=str)
+        # The store's limit counts removed sessions as well: ask for more until enough are left.
         asked = limit
         while True:
             found = await standing.sessions(state=state, limit=asked)

@@ -118,7 +118,7 @@ async def _serve(server: SimulatedServer, scenario: Scenario, speed: float, last
         loop.add_signal_handler(number, stop.set)
     try:
         await server.start()
-    except UnicodeError:
+    except UnicodeError:  # from the encoding of international names, before any look-up
         raise click.ClickException("cannot listen there: that is no host name (try another --host)") from None
     except OSError as error:
         raise click.ClickException(f"cannot listen at {server.url}: {_why_not(error)}") from error

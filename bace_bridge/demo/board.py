@@ -76,6 +76,7 @@ def from_mqtt(topic: str, payload: bytes) -> Arrival | None:
     """The event of an `event` or `datapoints` topic; None for topics that hold a state."""
     match topic.split("/"):
         case [_, device_id, "event" | "datapoints"]:
+            # Twice, since msgspec's structs are flat: `id` and `event_type` stand beside the facts over MQTT.
             message = msgspec.json.decode(payload, type=_Message)
             facts = msgspec.json.decode(payload, type=_Facts)
             return _arrival(message.id, message.event_type, None if device_id == "bridge" else device_id, facts)

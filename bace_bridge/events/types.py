@@ -214,6 +214,7 @@ def lane_key(logged: LoggedEvent) -> str:
 
 
 def session_lane(event: Event) -> str:
+    # One lane for all of the bridge's own: `cloud.recovered` must not overtake `cloud.unreachable`.
     return event.session_id or BRIDGE_LANE
 
 

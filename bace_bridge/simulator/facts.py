@@ -131,6 +131,7 @@ def judge(limit: RateLimit, before: Allowance | None, now: float) -> Verdict:
     before = before or Allowance(limit.calls, at)
     left = min(limit.calls, before.left + int((at - before.at) * limit.calls / limit.window))
     if left < 1:
+        # The whole window, though one call is earned much sooner: this is what Yii's header says.
         return Verdict(allowed=False, remaining=0, reset=int(limit.window), allowance=Allowance(0, at))
     reset = int((limit.calls - left + 1) * limit.window / limit.calls)
     return Verdict(allowed=True, remaining=left - 1, reset=reset, allowance=Allowance(left - 1, at))

@@ -137,6 +137,7 @@ async def play(
         raise ValueError("speed must be above 0")
     stage = Stage(cloud, scenario, began=clock(), speed=speed)
     for action in timeline(scenario):
+        # By the clock and not by a sum of sleeps: what takes long here must not push the rest of the scenario back.
         await sleep(max(0.0, stage.moment(action.at) - clock()))
         line = stage.perform(action)
         if line is not None:
@@ -210,6 +211,7 @@ class Stage:
         if late is None or plan.duration is None:
             return []
         end, period = run.begins + plan.duration, plan.sample_every
+        # Half a period off, so that they are new samples and correct none.
         times = [end - (number + 0.5) * period for number in range(late.count)]
         return [at for at in reversed(times) if at > run.begins]
 

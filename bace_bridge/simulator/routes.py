@@ -109,6 +109,7 @@ class Routes:
         cloud = self._cloud.as_listed()
         by = order_of(pairs, datapoints.SORTABLE, datapoints.DEFAULT_ORDER, quirks)
         question = datapoints.asked(self._filter(pairs, datapoints.FIELDS))
+        # After the filter was read: a server that ignores a filter still refuses one that it does not know.
         if quirks.data_filters_ignored:
             question = datapoints.asked(All(question.sessions))
         if quirks.session_filter_ignored:

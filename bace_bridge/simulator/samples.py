@@ -94,6 +94,7 @@ class Samples:
         return self._versions.get(session, 0)
 
     def _changed(self, session: str) -> None:
+        # Counted up for all sessions: a session that was forgotten and made again must not have an old version.
         self.version = next(self._changes)
         self._versions[session] = self.version
 

@@ -105,6 +105,7 @@ class Gate:
             response.headers.pop("Date", None)
         else:
             response.headers["Date"] = formatdate(self._cloud.clock(), usegmt=True)
+        # Here and not at the answer: a streamed CSV has sent its headers before its handler returns.
         response.headers.update(self._rates.pop(id(request), {}))
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -115,6 +116,7 @@ class Gate:
             await asyncio.sleep(wait)
         if fault is not None and fault.cut:
             self._record(request, 0, grant_type)
+            # Aborted, not closed: a client sees a reset, as when a proxy is killed, and no orderly end.
             if request.transport is not None:
                 request.transport.abort()
             return web.Response()
@@ -150,6 +152,7 @@ class Gate:
 
     def _admit(self, request: web.Request) -> None:
         """Raises the refusal, if there is one."""
+        # An unknown route is the web site's, which asks for no token.
         if request.match_info.http_exception is not None:
             return
         quirks = self._cloud.quirks
@@ -251,6 +254,7 @@ class SimulatedServer:
         self._port = runner.addresses[0][1]
 
     async def stop(self) -> None:
+        # Taken first: `stop` may be called twice, by a test and by the end of its `async with`.
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()

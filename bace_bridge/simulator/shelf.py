@@ -149,6 +149,7 @@ class Shelf:
 
     def put_new(self, sessions: Iterable[Session]) -> None:
         """Many at once, none of which is here yet: one sort in place of many insertions."""
+        # Unnoticed by the replica: a history was there before the scenario began.
         new = {session.id_data_session: session for session in sessions}
         self._sessions |= new
         self._active |= {identifier for identifier, session in new.items() if session.end is None}
@@ -183,6 +184,7 @@ class Shelf:
                 if part.field == "id_data_session" and isinstance(part.value, str):
                     found = self._sessions.get(part.value)
                     return [found] if found else []
+                # The one question that every client asks every few seconds: which sessions are active.
                 if part.field == "end" and part.value is None:
                     return [self._sessions[identifier] for identifier in sorted(self._active)]
         for field in ("updated_at", "start"):
@@ -203,6 +205,7 @@ class Recall(Generic[T]):
         self._kept: OrderedDict[Hashable, T] = OrderedDict()
 
     def of(self, key: Hashable, make: Callable[[], T]) -> T:
+        # Only the newest few: a test asks for thousands of windows, and each result may be a whole session.
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
@@ -255,6 +258,7 @@ class Replica:
 
     def as_it_was(self, lag: Lag, shelf: Shelf, samples: Samples) -> tuple[Shelf, Samples]:
         """Copies, as of so many seconds ago."""
+        # Versions of copies are negative and never repeat, so no remembered answer of now is given for then.
         version = next(self._versions)
         old_shelf, old_samples = shelf.copy(version), samples.copy(version)
         moment = self._clock() - lag.seconds

@@ -86,6 +86,7 @@ def of_system(error: OSError, path: Path, what: str) -> StoreError:
 
 def not_permitted(path: Path, what: str = "") -> StoreUnusable:
     """The file, or its folder, is another user's."""
+    # By name, for the usual mistake is a command that was run as root once and has left a file of root's.
     owner = ""
     with contextlib.suppress(OSError, KeyError):
         owner = f" ({path.name} belongs to {pwd.getpwuid(path.stat().st_uid).pw_name})"

@@ -150,8 +150,17 @@ class Upkeep:
         if self._cap.judge().surplus:
             return await self._make_room(now)
         self._log_pruned()
-        if await self._log.prune(observed_before=now - self.retention) or not await self._forget(now):
+        if await self._log.prune(observed_before=now - self.retention):
             return AGAIN
+        # On with the walk through the sessions that have windows; None at its end.
+        after, unchanged_since = self._forgotten_upto, now - self.session_retention
+        upto = await self._file.write(
+            lambda connection: forget_windows(connection, after=after, unchanged_since=unchanged_since), side="upkeep"
+        )
+        self._forgotten_upto = upto or ""
+        if upto is not None:
+            return AGAIN
+        # By itself SQLite never makes the WAL's file smaller, and goes on writing behind its end while anybody reads.
         await self._file.checkpoint()
         return EVERY
 
@@ -188,15 +197,6 @@ class Upkeep:
             log.warning("store.pruned_early", **pruned, because="store.max_size")
             self._pruned_unlogged = self._forgotten_unlogged = 0
 
-    async def _forget(self, now: float) -> bool:
-        """Goes on with the walk through the sessions that have windows; True at the end of it."""
-        after, unchanged_since = self._forgotten_upto, now - self.session_retention
-        upto = await self._file.write(
-            lambda connection: forget_windows(connection, after=after, unchanged_since=unchanged_since), side="upkeep"
-        )
-        self._forgotten_upto = upto or ""
-        return upto is None
-
 
 def forget_windows(connection: sqlite3.Connection, *, after: str, unchanged_since: float) -> str | None:
     """Deletes windows of sessions that are over and have not changed since; returns the session to go on after."""
@@ -208,6 +208,7 @@ def forget_windows(connection: sqlite3.Connection, *, after: str, unchanged_sinc
         select sessions.id, known from next join sessions on sessions.id = next.id""",
         (after, SESSIONS_A_PIECE),
     ).fetchall()
+    # Both bounds: a hundred sessions without a window to go, or one with thousands, must not be a long transaction.
     left = WINDOWS_A_PIECE
     for session_id, text in sessions:
         if may_be_forgotten(msgspec.json.decode(text, type=KnownSession), unchanged_since=unchanged_since):

@@ -45,6 +45,7 @@ class Journal:
 
         At the store's cap only what the bridge says of itself is taken; the rest raises StoreAtCap.
         """
+        # What the bridge says of itself is small, and a full store is the very thing that it has to report.
         if changes.of_sessions:
             self.ensure_room()
 
