@@ -1,3 +1,5 @@
+"""`bace-bridge check` and `schema`: the configuration and the events, without the service."""
+
 import json
 import os
 import time
@@ -10,11 +12,13 @@ import click
 from bace_bridge.cli.exits import config_option
 from bace_bridge.cli.stored import store_cautions
 from bace_bridge.config.cautions import warnings
+from bace_bridge.config.json_schema import config_schema
 from bace_bridge.config.load import load
 from bace_bridge.config.models import Config, MqttConfig, WatchConfig, WebhookConfig
 from bace_bridge.config.values import format_duration
 from bace_bridge.errors import ConfigError
 from bace_bridge.formats import iso_utc
+from bace_bridge.polling.rules.event_schema import event_schema
 
 
 @click.command()
@@ -103,3 +107,20 @@ def _filter_of(sink: MqttConfig | WebhookConfig) -> str:
 
 def _devices(groups: tuple[str, ...]) -> str:
     return f"devices {', '.join(groups)}" if groups else "all devices"
+
+
+@click.group()
+def schema() -> None:
+    """Print the JSON Schema of the configuration or the events."""
+
+
+@schema.command()
+def config() -> None:
+    """JSON Schema of bridge.yaml, for editors that complete and check it."""
+    click.echo(json.dumps(config_schema(), indent=2, ensure_ascii=False))
+
+
+@schema.command()
+def events() -> None:
+    """JSON Schema of a webhook's body: the CloudEvents, with their data by type."""
+    click.echo(json.dumps(event_schema(), indent=2, ensure_ascii=False))

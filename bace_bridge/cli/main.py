@@ -25,7 +25,13 @@ _GROUPS = {
     },
 }
 
-_MODULES = {"dead-letters": "deliveries", "replay": "deliveries"}
+_MODULES = {
+    "dead-letters": "deliveries",
+    "replay": "deliveries",
+    "sessions": "listings",
+    "devices": "listings",
+    "schema": "check",
+}
 """Where a command's module has another name: one that it shares."""
 
 _EXAMPLES = """\
