@@ -38,6 +38,7 @@ def dead_letters() -> None:
 
 
 def _which_options(command: Callable[..., None]) -> Callable[..., None]:
+    # Put on as decorators are, from the bottom up: the help lists the last one first.
     for option in (
         click.option("--session", metavar="ID", help="Only those of this data session."),
         click.option("--sink", metavar="NAME", help="Only those of this broker or webhook."),

@@ -71,6 +71,7 @@ async def _demo(began: float, lasting: float | None) -> None:
 
 
 async def _perform(screen: "_Screen", stop: asyncio.Event) -> None:
+    # Here, so that the first line is there at once: these take a second to import.
     from bace_bridge import logs  # noqa: PLC0415
     from bace_bridge.config.values import secrets_of  # noqa: PLC0415
     from bace_bridge.demo.outside import DemoFailed  # noqa: PLC0415

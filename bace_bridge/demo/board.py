@@ -209,6 +209,7 @@ class Board:
         return self.topics.total()
 
     def _shown(self, arrival: Arrival, now: float) -> Shown:
+        # Retained topics name a device by its id alone: its label comes with an event.
         if arrival.device_id is not None and arrival.device_label:
             self._device(arrival.device_id).label = arrival.device_label
         shown = self._events.get(arrival.id)

@@ -74,6 +74,7 @@ def event_id(event_type: str, *facts: object) -> str:
     """The same facts give the same id, on every machine and after every crash. It holds no dots."""
     # By JSON and not by joining texts: ("a", "bc") and ("ab", "c") must not be the same facts.
     digest = blake2b(msgspec.json.encode([event_type, *facts]), digest_size=16)
+    # No dots, because Standard Webhooks sign "id.timestamp.body".
     return f"evt_{digest.hexdigest()}"
 
 

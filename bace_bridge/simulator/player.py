@@ -73,6 +73,7 @@ def _run(run: Run) -> Iterator[Action]:
     steps.sort(key=lambda step: (step[0], _RANK[step[1]]))
     events = (Action(run.begins + at, step, run) for at, step in steps)
     samples = (Action(run.begins + at, Step.SAMPLE, run) for at in live_samples(plan))
+    # `merge` keeps the order of its arguments among equal times: a session is opened before its first sample.
     return merge(events, samples, key=attrgetter("at"))
 
 

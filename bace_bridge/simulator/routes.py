@@ -73,6 +73,7 @@ class Routes:
     async def token(self, request: web.Request) -> web.Response:
         form = {name: value for name, value in (await request.post()).items() if isinstance(value, str)}
         answer = self._cloud.tokens.answer(form)
+        # As RFC 6749 asks of every answer with a token.
         headers = {"Cache-Control": "no-store", "Pragma": "no-cache"}
         return reply(answer.body, status=answer.status, headers=headers)
 

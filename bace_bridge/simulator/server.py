@@ -109,6 +109,7 @@ class Gate:
         response.headers.update(self._rates.pop(id(request), {}))
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        # aiohttp keeps the form that it has read, so that the route gets it as well.
         grant_type = str((await request.post()).get("grant_type", "")) if request.path == TOKEN else ""
         fault = self.faults.take(request.path, request.query_string)
         wait = self._cloud.quirks.latency + (fault.delay if fault else 0.0)
@@ -247,7 +248,7 @@ class SimulatedServer:
         await runner.setup()
         try:
             await web.TCPSite(runner, self._host, self._port).start()
-        except BaseException:
+        except BaseException:  # of a port that is taken nothing may stay behind
             await runner.cleanup()
             raise
         self._runner = runner

@@ -167,6 +167,7 @@ class Shelf:
         test = holds(condition, reader) if condition.parts else None
         narrowed = self._narrowed(condition)
         if narrowed is None and order is not None and order.field in self._indexes:
+            # The index is in order already, so that only the test is left to do.
             index = self._indexes[order.field]
             ordered = reversed(index) if order.descending else index
             rows = [self._sessions[identifier] for _, identifier in ordered]

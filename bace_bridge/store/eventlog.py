@@ -208,6 +208,7 @@ class EventLog:
 
     async def waiting(self, sink: str) -> tuple[int, int]:
         """The numbers of a sink's parked lanes and of its dead letters."""
+        # The index by name: without statistics SQLite may take the primary key, and read all lanes of the sink.
         query = """select (select count(*) from lanes indexed by lanes_failed where sink = ?1 and attempts > 0),
             (select count(*) from dead_letters where sink = ?1)"""
         return await self._file.read(lambda connection: tuple(connection.execute(query, (sink,)).fetchone()))

@@ -39,6 +39,7 @@ def after_failure(trouble: StoreTrouble, side: Side, reason: str, *, now: float)
 
 
 def after_success(trouble: StoreTrouble, side: Side, *, now: float) -> StoreTrouble:
+    # That reading works proves nothing about writing: a full disk can be read.
     return StoreTrouble(
         {
             other: failure
@@ -104,4 +105,5 @@ def _is_full(path: Path) -> bool:
         system = os.statvfs(path.parent)
     except OSError:
         return False
+    # No blocks at all: a file system that does not count them.
     return system.f_blocks > 0 and system.f_bavail * system.f_frsize < _LEAST_ROOM

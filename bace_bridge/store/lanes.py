@@ -271,6 +271,8 @@ def catch_up(connection: sqlite3.Connection, sink: str, *, after: int) -> None:
     connection.execute(_GO_BACK.format(where="seq > :delivered"), given)
 
 
+# The lane may have a row that waits. It is only ever moved back: forward would skip what waits between. From the old
+# seq on nothing is a replay, because nobody has got it yet.
 _GO_BACK = f"""insert into lanes (sink, lane, seq, reason, replay_through, behind, version)
     select :sink, coalesce(session_id, '{BRIDGE_LANE}'), min(seq), :reason,
     iif(min(seq) <= :delivered, :delivered, 0), 1, :version from events where {{where}} group by session_id
@@ -326,6 +328,7 @@ def first_needed(connection: sqlite3.Connection) -> int | None:
 def oldest_delivered(connection: sqlite3.Connection, limit: int) -> list[tuple[int, float, int]]:
     """The seq, time and size of the oldest events that no sink needs any more, those of dead letters left out."""
     needed = first_needed(connection)
+    # `cross join` fixes the order of the loops in SQLite: each event looks into an index once a sink.
     return connection.execute(
         """select seq, observed_at, length(data) from events where seq < ?
         and not exists (select 1 from sinks cross join dead_letters on sink = name and dead_letters.seq = events.seq)
@@ -338,6 +341,7 @@ def oldest_delivered(connection: sqlite3.Connection, limit: int) -> list[tuple[i
 
 def count_waiting(connection: sqlite3.Connection, sink: str, after: str) -> tuple[int, str | None]:
     """The events that wait on the sink's next lanes, by name; and the lane to go on after, None at the end."""
+    # On after a name and not after a number of rows: lanes come and go between two pieces.
     rows = connection.execute(
         """select lane, iif(lane glob ?, 1, (select count(*) from events where seq >= lanes.seq
         and session_id is nullif(lane, ?))) from lanes where sink = ? and lane > ? order by lane limit ?""",
