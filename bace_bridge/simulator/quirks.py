@@ -107,9 +107,9 @@ class _Kind:
         if bool(argument) is not bool(self.argument):
             wanted = f"write it as {name + ' ' + self.argument!r}" if self.argument else "it takes no argument"
             raise ValueError(f"quirk {name!r}: {wanted}")
-        # Given the quirks of before, because some may be given again, and add up.
         if not callable(self.change):
             return replace(quirks, **self.change)
+        # Given the quirks of before, because some may be given again, and add up.
         try:
             return replace(quirks, **self.change(argument, quirks))
         except ValueError as wrong:
