@@ -1,4 +1,4 @@
-"""An outlet: one sink, its dispatcher, and what health says of both."""
+"""A sink with its dispatcher, and its health: what became of the deliveries, for the log and for `readyz`."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection

@@ -1,4 +1,4 @@
-"""What the demo shows: a picture on a terminal, one plain line an event elsewhere."""
+"""The demo on the screen: a live view on a terminal, otherwise one line per event."""
 
 from collections import deque
 from collections.abc import Callable, Sequence

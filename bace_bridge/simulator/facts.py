@@ -1,4 +1,4 @@
-"""What a BACE cloud knows: devices, data sessions, tokens, and the calls that an account has left."""
+"""What a simulated cloud is made of: devices, sessions, series, rate limits and tokens."""
 
 import re
 import secrets
@@ -40,7 +40,7 @@ class Credentials:
     """What an account needs for a token; the defaults are what the simulator prints for its user."""
 
     client_id: str = "simulator"
-    client_secret: str = "simulator-secret"  # noqa: S105 - no secret: the simulator prints it
+    client_secret: str = "simulator-secret"  # noqa: S105 - no secret: the simulator prints it for everyone
     username: str = "demo@example.org"
     password: str = "demo"  # noqa: S105 - as above
 

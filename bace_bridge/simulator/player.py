@@ -1,4 +1,4 @@
-"""What a scenario makes happen, in order, and its playing. The order is pure, and endless where something repeats."""
+"""What a scenario makes happen, in order, and the player that does it; endless when something repeats."""
 
 import asyncio
 import time
@@ -174,7 +174,7 @@ class Stage:
         return self._began + at / self._speed
 
     def perform(self, action: Action) -> str | None:
-        """The line that reports it; None: it is not worth one."""
+        """The line to print; None: it is not worth one."""
         key = (action.run.index, action.run.number)
         match action.step:
             case Step.OPEN:

@@ -1,4 +1,4 @@
-"""The HTTP server of the cloud, and what every request passes before its route: faults, the token, the rate limit."""
+"""The simulated cloud over HTTP: faults, quirks, the token and the rate limit come before each route."""
 
 import asyncio
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The data sessions with their indexes, and a lagging replica that shows them as they were some seconds ago."""
+"""The simulated cloud's memory: its sessions, and a replica of them that lags."""
 
 import random
 import re
@@ -17,7 +17,7 @@ from bace_bridge.simulator.facts import Device, Session, seconds
 from bace_bridge.simulator.query import All, Bounds, Compare, Kind, Order, Reader, bounds, holds
 from bace_bridge.simulator.samples import Samples
 
-_CREATED_AFTER = 4  # seconds, as in BACE's documented example: the session arrives a little after it began
+_CREATED_AFTER = 4  # seconds, as in BACE's documented example: the device reports its session a little late
 _UPDATED_AFTER = 317  # seconds after the end in the same example: ingestion goes on that long
 
 

@@ -1,4 +1,4 @@
-"""The event log and what dispatchers ask of it; how far all sinks have come becomes durable in one transaction."""
+"""The event log: claims for the dispatchers, and the progress of all sinks in one transaction."""
 
 import asyncio
 import math

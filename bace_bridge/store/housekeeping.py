@@ -1,4 +1,4 @@
-"""How much room the store has: when delivered events go before their time, and when nothing more is taken in."""
+"""Seconds to the next check while the store is near its cap and nothing can go."""
 
 import math
 import sqlite3
@@ -66,7 +66,7 @@ class Cap:
     """The store's size against `max_size` (bytes).
 
     `crowded` is called by who takes something in, once when delivered events begin to have to go early. Upkeep, which
-    measures for itself, is not woken by its own measuring.
+    checks the size itself, is not woken by its own check.
     """
 
     def __init__(self, file: SqliteFile, max_size: int, *, crowded: Callable[[], None] = lambda: None) -> None:
