@@ -21,7 +21,7 @@ from bace_bridge.formats import iso_utc
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def check(config: Path, as_json: bool) -> None:
-    """Validate the configuration; contacts nobody.
+    """Validate the configuration; makes no network requests.
 
     Every mistake is a line on stderr, with its path, and the exit code is 78.
     """

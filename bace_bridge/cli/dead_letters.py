@@ -46,7 +46,9 @@ def _which_options(command: Callable[..., None]) -> Callable[..., None]:
 @dead_letters.command(name="list")
 @_which_options
 @click.option("--parked", is_flag=True, help="Instead, those that wait for their next attempt.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(min=0), help="So many; 0: all.")
+@click.option(
+    "--limit", default=50, show_default=True, type=click.IntRange(min=0), help="Show at most N; 0 = no limit."
+)
 @click.option("--json", "as_json", is_flag=True, help="A JSON array on stdout, with the last attempts; times in UTC.")
 def list_letters(
     *, config: Path, sink: str | None, session: str | None, parked: bool, limit: int, as_json: bool
@@ -75,7 +77,7 @@ async def _listed(
 @dead_letters.command()
 @click.argument("event_ids", nargs=-1, metavar="[EVENT_ID]...")
 @_which_options
-@click.option("--all", "everything", is_flag=True, help="All of them, which is also meant by nothing at all.")
+@click.option("--all", "everything", is_flag=True, help="All of them (the default).")
 def retry(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session: str | None, everything: bool) -> None:
     """Try dead letters again, from the first attempt on."""
     excerpt = excerpt_of(config)
@@ -85,7 +87,7 @@ def retry(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session
     if sink is not None:
         ensure_sink(sink, excerpt.sinks())
     count = asyncio.run(_asked(path, which, excerpt.sinks(), DeadLetters.retry))
-    click.echo(f"{_counted(count)} tried again" + (f": {when_it_happens(path)}" if count else ""))
+    click.echo(f"{_counted(count)} queued for retry" + (f": {when_it_happens(path)}" if count else ""))
 
 
 @dead_letters.command()
@@ -105,7 +107,7 @@ def drop(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session:
 
 def _refuse_contradiction(which: Which, *, everything: bool) -> None:
     if everything and which != Which():
-        raise click.UsageError("--all goes with nothing else")
+        raise click.UsageError("--all cannot be combined with anything else")
 
 
 async def _ensure_known(file: SqliteFile, which: Which, configured: list[str]) -> None:

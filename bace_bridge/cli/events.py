@@ -107,7 +107,9 @@ Show = Callable[[LoggedEvent], None]
 @config_option
 @click.option("--type", "type_glob", metavar="GLOB", help='Only these event types, such as "session.*".')
 @click.option("--session", metavar="ID", help="Only the events of this data session.")
-@click.option("--limit", default=100, show_default=True, type=click.IntRange(min=0), help="The newest so many; 0: all.")
+@click.option(
+    "--limit", default=100, show_default=True, type=click.IntRange(min=0), help="Show the newest N; 0 = no limit."
+)
 @click.option("--follow", is_flag=True, help="Keep printing new ones, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line; times in UTC.")
 def events(

@@ -9,7 +9,7 @@ import click
 _GROUPS = {
     "Service": {
         "run": "Poll the cloud and deliver to MQTT and webhooks.",
-        "check": "Validate the configuration; contacts nobody.",
+        "check": "Validate the configuration; makes no network requests.",
     },
     "Look inside": {
         "sessions": "List the data sessions that the bridge knows.",

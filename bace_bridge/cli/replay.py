@@ -34,7 +34,7 @@ def _epoch(start: StartFrom) -> float:
 @config_option
 @click.option("--sink", required=True, metavar="NAME", help="Who gets them: the name of a broker or a webhook.")
 @click.option("--session", metavar="ID", help="The events of this data session.")
-@click.option("--since", type=_Since(), metavar="TIME", help="Those since 2026-01-31T00:00:00Z, or since 2h ago: 2h.")
+@click.option("--since", type=_Since(), metavar="TIME", help="A time (2026-01-31T00:00:00Z), or an age such as 2h.")
 def replay(*, config: Path, sink: str, session: str | None, since: float | None) -> None:
     """Deliver recorded events again: in order, with the same ids, marked as a replay.
 

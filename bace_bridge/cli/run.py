@@ -47,8 +47,9 @@ _AT_LAST_IN = 5
 def run(config: Path, log_format: Format | None, log_level: str) -> None:
     """Poll the cloud and deliver to MQTT and webhooks.
 
-    SIGTERM or SIGINT ends it well, a second one at once. SIGHUP re-reads the configuration and restarts what has
-    changed in it; a wrong one changes nothing. On a terminal SIGHUP ends it, since a terminal that closes sends it.
+    SIGTERM or SIGINT shuts it down cleanly, a second one at once. SIGHUP reloads the configuration and restarts only
+    what changed; a configuration with mistakes is not applied. On a terminal SIGHUP stops it, since a closing terminal
+    sends one.
     """
     unblock_stderr()
     loaded = load(config, os.environ)

@@ -34,7 +34,9 @@ class _Row(msgspec.Struct, frozen=True):
 @click.command()
 @config_option
 @click.option("--state", type=click.Choice(["active", "ended", "ingested"]), help="Only these, without removed ones.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(min=0), help="The newest so many; 0: all.")
+@click.option(
+    "--limit", default=50, show_default=True, type=click.IntRange(min=0), help="Show the newest N; 0 = no limit."
+)
 @click.option("--json", "as_json", is_flag=True, help="A JSON array on stdout; times in UTC.")
 def sessions(config: Path, state: str | None, limit: int, as_json: bool) -> None:
     """List the data sessions that the bridge knows, newest first.

@@ -99,7 +99,7 @@ def store_cautions(path: Path) -> list[str]:
 
 async def refuse_disabled(file: SqliteFile, sink: str) -> None:
     if reason := await DeadLetters(file).disabled_reason(sink):
-        raise click.ClickException(f"{sink} is disabled ({reason}): it is called again when its url is another one")
+        raise click.ClickException(f"{sink} is disabled ({reason}): change its URL to enable it again")
 
 
 def when_it_happens(path: Path) -> str:

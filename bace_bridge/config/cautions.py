@@ -17,7 +17,7 @@ def warnings(config: Config, *, now: float) -> list[str]:
     for index, webhook in enumerate(config.webhooks):
         found += [f"webhooks[{index}].{line}" for line in _about_webhook(webhook)]
     if not config.mqtt and not config.webhooks:
-        found.append("mqtt, webhooks: there are no sinks, so nobody is told anything")
+        found.append("mqtt, webhooks: there are no sinks, so no events will be delivered")
     return found
 
 

@@ -112,10 +112,10 @@ def _login(cloud: Any) -> Iterator[Mistake]:
     if cloud.get("access_token") is not None:
         if given:
             hint = "keep either the access token or the login"
-            yield Mistake("cloud.access_token", f"is given besides {', '.join(given)}", hint)
+            yield Mistake("cloud.access_token", f"cannot be combined with {', '.join(given)}", hint)
     elif missing:
-        hint = "or give access_token instead of client_id, client_secret, username and password"
-        yield Mistake("cloud", f"lacks {', '.join(missing)}", hint)
+        hint = "or set access_token instead of client_id, client_secret, username and password"
+        yield from (Mistake(f"cloud.{key}", "is missing", hint) for key in missing)
 
 
 def _names(sinks: list[tuple[str, dict[Any, Any]]]) -> Iterator[Mistake]:
@@ -125,7 +125,7 @@ def _names(sinks: list[tuple[str, dict[Any, Any]]]) -> Iterator[Mistake]:
         if not isinstance(name, str):
             continue
         if name in first:
-            hint = "what a sink has got so far is kept under its name, so no two may share one"
+            hint = "names must be unique: progress is stored per name"
             yield Mistake(f"{path}.name", f"{name!r} is the name of {first[name]} as well", hint)
         first.setdefault(name, path)
 

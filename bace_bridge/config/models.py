@@ -69,7 +69,7 @@ class CloudConfig(Section):
     requests_per_minute: WholeNumber = Field(
         default=120, ge=1, description="The bridge never asks more often than this"
     )
-    timeout: Duration = Field(default=30.0, description="An answer is waited for this long")
+    timeout: Duration = Field(default=30.0, description="Response timeout")
 
 
 class WatchConfig(Section):
@@ -162,11 +162,11 @@ class Config(Section):
     cloud: CloudConfig = Field(description="The BACE cloud and the login")
     watch: WatchConfig = Field(default=WatchConfig(), description="How often the cloud is polled")
     store: StoreConfig = Field(default=StoreConfig(), description="Where the bridge keeps what it knows")
-    mqtt: tuple[MqttConfig, ...] = Field(default=(), description="MQTT brokers to tell")
-    webhooks: tuple[WebhookConfig, ...] = Field(default=(), description="Web addresses to tell")
+    mqtt: tuple[MqttConfig, ...] = Field(default=(), description="MQTT brokers")
+    webhooks: tuple[WebhookConfig, ...] = Field(default=(), description="Webhook endpoints")
     http: HttpConfig = Field(default=HttpConfig(), description="Health")
     datatypes: dict[WholeNumber, DatatypeConfig] = Field(
-        default={}, validate_default=True, description="What numbers mean to people; added to the known ones"
+        default={}, validate_default=True, description="Names and units of datatypes; added to the built-in ones"
     )
 
     @field_validator("datatypes")

@@ -24,10 +24,10 @@ def seconds(written: object) -> float:
     else:
         match = _WRITTEN.fullmatch(written.strip()) if isinstance(written, str) else None
         if match is None:
-            raise ValueError(f"{written!r} is no duration, write such as 500ms, 10s, 5m, 2h or 1d")
+            raise ValueError(f"{written!r} is not a duration (examples: 500ms, 10s, 5m, 2h, 1d)")
         amount = float(match[1]) * _UNITS[match[2] or "s"]
     if not math.isfinite(amount) or amount < 0:
-        raise ValueError(f"{written!r} is no duration, it must be finite and not negative")
+        raise ValueError(f"{written!r} is not a duration: it must be finite and not negative")
     if amount > LONGEST:
         raise ValueError("a duration is at most 18250d")
     return amount

@@ -115,7 +115,9 @@ class Status:
         """What does not work while the bridge as a whole does."""
         config = self._config_problem()
         found = {name: why for part in self._parts for name, why in part.degraded().items() if why is not None}
-        return found | ({"config": f"the file on disk is not what runs: {config}"} if config else {})
+        return found | (
+            {"config": f"the file on disk differs from the running configuration: {config}"} if config else {}
+        )
 
     def info(self) -> dict[str, Any]:
         return {

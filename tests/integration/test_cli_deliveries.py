@@ -113,11 +113,11 @@ async def test_a_table_for_people_steers_no_terminal(folder: Path, log: SqliteFi
 
 async def test_retry_asks_the_bridge_and_takes_the_letter_away(folder: Path, log: SqliteFile) -> None:
     said = await told(folder, "dead-letters", "retry", "evt_1")
-    assert said == "1 dead letter tried again: the running bridge begins at once\n"
+    assert said == "1 dead letter queued for retry: the running bridge begins at once\n"
     assert [one["event_id"] for one in await listed(folder)] == ["evt_2"]
     assert [one.key for one in await lanes_of(log, "a")] == ["letter:1"]
     assert (await told(folder, "dead-letters", "retry")).startswith("1 dead letter tried")
-    assert await told(folder, "dead-letters", "retry", "--all") == "0 dead letters tried again\n"
+    assert await told(folder, "dead-letters", "retry", "--all") == "0 dead letters queued for retry\n"
 
 
 async def test_drop_takes_only_what_is_named(folder: Path, log: SqliteFile) -> None:
@@ -175,7 +175,7 @@ async def test_without_a_running_bridge_it_says_when(folder: Path) -> None:
         (("replay", "--sink", "a", "--session", "s9"), 1, "no such events are recorded"),
         (("dead-letters", "retry", "evt_9"), 1, "there is no such dead letter"),
         (("dead-letters", "retry", "--sink", "c"), 2, "there is no sink 'c'"),
-        (("dead-letters", "retry", "--all", "evt_1"), 2, "--all goes with nothing else"),
+        (("dead-letters", "retry", "--all", "evt_1"), 2, "--all cannot be combined with anything else"),
         (("dead-letters", "drop", "evt_9"), 1, "there is no such dead letter"),
     ],
 )
@@ -213,5 +213,5 @@ async def test_a_sink_that_is_disabled_is_asked_for_nothing(folder: Path, log: S
     for arguments in (("replay", "--sink", "a", "--session", "s1"), ("dead-letters", "retry", "--sink", "a")):
         done = await bridge(folder, *arguments)
         assert (done.returncode, "a is disabled (HTTP 410: the endpoint is gone)" in done.stderr) == (1, True)
-    assert await told(folder, "dead-letters", "retry") == "0 dead letters tried again\n"
+    assert await told(folder, "dead-letters", "retry") == "0 dead letters queued for retry\n"
     assert len(await listed(folder)) == 2, "they stay"

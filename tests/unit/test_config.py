@@ -93,15 +93,20 @@ httpx: {}
 @pytest.mark.parametrize(
     ("cloud", "found"),
     [
-        ("access_token: t, username: u", "cloud.access_token: is given besides username"),
-        ("username: u, client_id: c, client_secret: s", "cloud: lacks password"),
-        ("groups: []", "cloud: lacks client_id, client_secret, username, password"),
+        ("access_token: t, username: u", "cloud.access_token: cannot be combined with username"),
+        ("username: u, client_id: c, client_secret: s", "cloud.password: is missing (or set access_token"),
+        ("client_id: c, client_secret: s, password: p", "cloud.username: is missing (or set access_token"),
         ("access_token: ''", "cloud.access_token: is empty"),
     ],
 )
 def test_the_login_is_a_token_or_the_four_others(tmp_path: Path, cloud: str, found: str) -> None:
     (line,) = mistakes(tmp_path, f"cloud: {{{cloud}}}")
     assert line.startswith(found)
+
+
+def test_each_missing_key_of_the_login_is_named(tmp_path: Path) -> None:
+    found = [line.partition(" (")[0] for line in mistakes(tmp_path, "cloud: {groups: []}")]
+    assert found == [f"cloud.{key}: is missing" for key in ("client_id", "client_secret", "username", "password")]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +219,7 @@ webhooks:
 """
     found = mistakes(tmp_path, text)
     assert found[:3] == [
-        "cloud.access_token_file: is given besides access_token (keep one of the two)",
+        "cloud.access_token_file: cannot be combined with access_token (keep one of the two)",
         f"mqtt[0].password_file: cannot read {tmp_path / 'none'}: No such file or directory",
         f"mqtt[1].password_file: {tmp_path / 'empty'} is empty",
     ]

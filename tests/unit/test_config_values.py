@@ -435,5 +435,5 @@ def test_a_label_in_a_sinks_groups_which_takes_ids_alone_is_warned_about() -> No
 
 def test_nothing_to_warn_about() -> None:
     assert warnings(Config(cloud=CloudConfig(), webhooks=(webhook(),)), now=0) == []
-    nobody = "mqtt, webhooks: there are no sinks, so nobody is told anything"
+    nobody = "mqtt, webhooks: there are no sinks, so no events will be delivered"
     assert warnings(Config(cloud=CloudConfig()), now=0) == [nobody]

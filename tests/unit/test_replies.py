@@ -407,7 +407,7 @@ def test_what_is_no_token_is_never_quoted(body: bytes) -> None:
     ("body", "said"),
     [
         (b" \n", "the answer was empty"),
-        (b"\n<!DOCTYPE html>", "HTML came: the login page"),
+        (b"\n<!DOCTYPE html>", "got HTML instead of JSON: the login page"),
         (b"nothing", "not a token"),
     ],
 )

@@ -86,7 +86,7 @@ def test_a_session_plan_becomes_deeds(session: str, expected: list[tuple[float, 
         ("devices: [{label: go, datatypes: []}]", "devices[0].datatypes: there is none"),
         (f"{DEVICE}spede: 5", "spede: unknown key (known here: name, seed, history, devices, sessions)"),
         (f"{DEVICE}sessions: [{{device: stay}}]", "sessions[0].device: there is no device 'stay'"),
-        (f"{DEVICE}sessions: [{{device: go, at: soon}}]", "sessions[0].at: 'soon' is no duration"),
+        (f"{DEVICE}sessions: [{{device: go, at: soon}}]", "sessions[0].at: 'soon' is not a duration"),
         (f"{DEVICE}sessions: [{{device: go, dauer: 5}}]", "[0].dauer: unknown key (known here: device, at,"),
         (f"{DEVICE}sessions: [{{device: go, repeat: {{every: 5s}}}}]", "repeat needs a session that ends"),
         (

@@ -77,7 +77,7 @@ def ended(broker: str, code: int, reason: str, *, said_by_broker: bool, during: 
             return not_reached(broker, socket_error)
         if code == _KEEP_ALIVE and not said_by_broker:
             return mute(broker)
-        return Ending("silent", f"the broker at {broker} closed the connection without a word")
+        return Ending("silent", f"the broker at {broker} closed the connection before CONNACK")
     why = socket_error if code == UNSPECIFIED else reason.lower()
     return Ending("lost", f"the connection to the broker at {broker} was lost" + (why and f": {why}"), code, during)
 

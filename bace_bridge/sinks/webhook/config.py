@@ -101,7 +101,7 @@ class WebhookConfig(Section):
     headers: Annotated[dict[HeaderName, HeaderValue], AfterValidator(_each_once)] = Field(
         default={}, description="Sent with every request"
     )
-    timeout: Duration = Field(default=15.0, description="An answer is waited for this long")
+    timeout: Duration = Field(default=15.0, description="Response timeout")
     max_in_flight: MaxInFlight = Field(
         default=10, ge=1, le=1000, description="Requests at the same time, one a data session"
     )
