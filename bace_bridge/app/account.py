@@ -274,5 +274,5 @@ def _credentials(cloud: CloudConfig) -> Credentials:
 
 
 def fingerprint(*parts: str) -> str:
-    """Tells targets and accounts apart in the store without holding the credential that a URL may be."""
+    """Distinguishes targets and accounts in the store without holding the credential that a URL may be."""
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=12).hexdigest()

@@ -19,11 +19,11 @@ from bace_bridge.formats import iso_utc
 
 @click.command()
 @config_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(config: Path, as_json: bool) -> None:
-    """Validate the configuration; makes no network requests.
+    """Validate the configuration. Makes no network requests.
 
-    Every mistake is a line on stderr, with its path, and the exit code is 78.
+    Prints each mistake with its path on stderr and exits with code 78.
     """
     try:
         loaded = load(config, os.environ)

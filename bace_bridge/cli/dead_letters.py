@@ -27,16 +27,16 @@ from bace_bridge.store.sqlite import SqliteFile
 
 @click.group(name="dead-letters")
 def dead_letters() -> None:
-    """Deliveries that were given up: look at them, try them again, or drop them.
+    """List, retry or drop dead letters: deliveries that failed for the last time.
 
-    The bridge may be running.
+    Works while the bridge is running.
     """
 
 
 def _which_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
-        click.option("--session", metavar="ID", help="Only those of this data session."),
-        click.option("--sink", metavar="NAME", help="Only those of this broker or webhook."),
+        click.option("--session", metavar="ID", help="Only for this data session."),
+        click.option("--sink", metavar="NAME", help="Only for this broker or webhook."),
         config_option,
     ):
         command = option(command)
@@ -45,15 +45,15 @@ def _which_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @dead_letters.command(name="list")
 @_which_options
-@click.option("--parked", is_flag=True, help="Instead, those that wait for their next attempt.")
+@click.option("--parked", is_flag=True, help="List the deliveries that wait for a retry instead.")
 @click.option(
     "--limit", default=50, show_default=True, type=click.IntRange(min=0), help="Show at most N; 0 = no limit."
 )
-@click.option("--json", "as_json", is_flag=True, help="A JSON array on stdout, with the last attempts; times in UTC.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array, with the last attempts; times in UTC.")
 def list_letters(
     *, config: Path, sink: str | None, session: str | None, parked: bool, limit: int, as_json: bool
 ) -> None:
-    """List the deliveries that were given up, the last one first."""
+    """List dead letters, newest first."""
     excerpt = excerpt_of(config)
     path = excerpt.config("store.url").store.path
     which = Which(sink, session)
@@ -79,7 +79,7 @@ async def _listed(
 @_which_options
 @click.option("--all", "everything", is_flag=True, help="All of them (the default).")
 def retry(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session: str | None, everything: bool) -> None:
-    """Try dead letters again, from the first attempt on."""
+    """Queue dead letters for retry, from the first attempt."""
     excerpt = excerpt_of(config)
     path = excerpt.config("store.url").store.path
     which = Which(sink, session, event_ids)
@@ -95,7 +95,7 @@ def retry(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session
 @_which_options
 @click.option("--all", "everything", is_flag=True, help="All of them.")
 def drop(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session: str | None, everything: bool) -> None:
-    """Drop dead letters: their receivers will never get these events."""
+    """Drop dead letters: these events will never be delivered."""
     excerpt = excerpt_of(config)
     path = excerpt.config("store.url").store.path
     which = Which(sink, session, event_ids)
@@ -127,7 +127,7 @@ async def _asked(
             await refuse_disabled(file, which.sink)
         count = await work(DeadLetters(file), which)
     if which.events and not count:
-        raise click.ClickException("there is no such dead letter: bace-bridge dead-letters list shows those there are")
+        raise click.ClickException("there is no such dead letter: see bace-bridge dead-letters list")
     return count
 
 
@@ -153,7 +153,7 @@ def _as_json(one: StoredDelivery, attempts: Sequence[FailedAttempt]) -> bytes:
 
 def _print_table(found: Sequence[StoredDelivery], *, parked: bool) -> None:
     if not found:
-        click.echo("Nothing waits for another attempt." if parked else "No dead letters.")
+        click.echo("No deliveries wait for a retry." if parked else "No dead letters.")
         return
     from bace_bridge.cli.stored import Text, console_of_stdout, new_table, print_table  # noqa: PLC0415  # slow
 

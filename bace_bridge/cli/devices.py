@@ -61,12 +61,12 @@ class _BorrowedTokens:
 
 @click.command()
 @config_option
-@click.option("--cloud", "of_cloud", is_flag=True, help="Ask the cloud for all devices that the account sees.")
-@click.option("--json", "as_json", is_flag=True, help="A JSON array on stdout; times in UTC.")
+@click.option("--cloud", "of_cloud", is_flag=True, help="Ask the cloud for every device that the account can see.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array; times in UTC.")
 def devices(config: Path, of_cloud: bool, as_json: bool) -> None:
-    """List the devices of which the bridge knows data sessions: ids and labels for `groups`.
+    """List the devices that have data sessions in the store, with ids and labels for `groups`.
 
-    Reads the store only, unless --cloud is given; the bridge may be running.
+    Reads only the store unless --cloud is given; works while the bridge is running.
     """
     loaded = load(config, os.environ) if of_cloud else excerpt_of(config).config("store.url", "cloud.groups")
     if of_cloud:
@@ -106,7 +106,7 @@ async def _listed(config: Config, facts: Facts | None) -> ListedDevices:
         ) as http:
             return await listed_devices(BaceCloud(http))
     except CloudRefused as error:
-        hint = "without --cloud the devices are listed of which the bridge has seen data sessions"
+        hint = "without --cloud this lists the devices that have data sessions in the store"
         raise click.ClickException(f"the cloud does not list its devices: {error}; {hint}") from None
     except CloudError as error:
         raise click.ClickException(f"the cloud does not list its devices: {error}") from None
@@ -125,9 +125,9 @@ def _row(one: KnownDevice, groups: Sequence[str]) -> _Row:
 
 def _warn(listed: ListedDevices, groups: Sequence[str]) -> None:
     if not listed.complete:
-        click.echo("bace-bridge: the list may lack devices: not every row of it can be read", err=True)
+        click.echo("bace-bridge: the list may be incomplete: some rows cannot be read", err=True)
     for group in unmatched(groups, listed.labels):
-        click.echo(f"bace-bridge: cloud.groups: {printable(group)} matches none of them", err=True)
+        click.echo(f"bace-bridge: cloud.groups: {printable(group)} matches no device", err=True)
 
 
 def _print_table(rows: Sequence[_Row], found: Sequence[KnownDevice]) -> None:

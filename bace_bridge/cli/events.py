@@ -90,7 +90,7 @@ def _detail(event_type: str, data: dict[str, Any]) -> str:
         case types.SINK_DISABLED:
             detail = f"{data['sink']}: {data['reason']}"
         case types.SINK_DEAD_LETTER:
-            detail = f"{data['sink']} did not take {data['event']['type']}: {data['reason']}"
+            detail = f"{data['sink']} did not accept {data['event']['type']}: {data['reason']}"
     return detail
 
 
@@ -110,14 +110,14 @@ Show = Callable[[LoggedEvent], None]
 @click.option(
     "--limit", default=100, show_default=True, type=click.IntRange(min=0), help="Show the newest N; 0 = no limit."
 )
-@click.option("--follow", is_flag=True, help="Keep printing new ones, until Ctrl-C.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line; times in UTC.")
+@click.option("--follow", is_flag=True, help="Keep printing new events until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line; times in UTC.")
 def events(
     *, config: Path, type_glob: str | None, session: str | None, limit: int, follow: bool, as_json: bool
 ) -> None:
     """Show the event log, newest last.
 
-    Reads the store only; the bridge may be running.
+    Reads only the store; works while the bridge is running.
     """
     path = excerpt_of(config).config("store.url").store.path
     if type_glob is not None and not any(matches(known, (type_glob,)) for known in EVENT_TYPES):
@@ -264,7 +264,7 @@ class _Following:
 
 
 async def _pause(stop: asyncio.Event) -> None:
-    """Raises BrokenPipeError when nobody reads any more: there may be nothing to print for long."""
+    """Raises BrokenPipeError when the reader has left: there may be nothing to print for long."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     if poll.poll(0):

@@ -32,13 +32,13 @@ def _epoch(start: StartFrom) -> float:
 
 @click.command()
 @config_option
-@click.option("--sink", required=True, metavar="NAME", help="Who gets them: the name of a broker or a webhook.")
-@click.option("--session", metavar="ID", help="The events of this data session.")
+@click.option("--sink", required=True, metavar="NAME", help="The broker or webhook to deliver to, by name.")
+@click.option("--session", metavar="ID", help="Replay the events of this data session.")
 @click.option("--since", type=_Since(), metavar="TIME", help="A time (2026-01-31T00:00:00Z), or an age such as 2h.")
 def replay(*, config: Path, sink: str, session: str | None, since: float | None) -> None:
     """Deliver recorded events again: in order, with the same ids, marked as a replay.
 
-    The bridge may be running. Events are kept for store.retention.
+    Works while the bridge is running. Events are kept for store.retention.
     """
     if (session is None) == (since is None):
         raise click.UsageError("give either --session ID or --since TIME")
@@ -55,7 +55,7 @@ async def _ask(path: Path, sink: str, session: str | None, since: float | None) 
         log = EventLog(file)
         if count := await log.replay(sink, session=session, since=since):
             return count
-        why = "bace-bridge events shows those that are"
+        why = "bace-bridge events lists what is recorded"
         if session is not None and not await log.knows_session(session):
             why = unknown_session(session)
-        raise click.ClickException(f"no such events are recorded: {why}")
+        raise click.ClickException(f"no such events in the log: {why}")

@@ -90,7 +90,7 @@ class _Signals:
                 config = load(path, os.environ, patience=None)  # a pipe was read once, and the loop must not wait
             except ConfigError as error:
                 mistakes = [str(one) for one in error.mistakes]
-                self.refused(mistakes, then="the old one stays")
+                self.refused(mistakes, then="the previous configuration stays in use")
                 return
             self.not_reloaded = None
             log.info("config.reloading")
@@ -174,7 +174,7 @@ async def _serve_each(
                 return
             if before is None or started.is_set():
                 raise
-            signals.refused([str(error)], then="the old one goes on")
+            signals.refused([str(error)], then="the previous configuration stays in use")
             config, before = before, None
             continue
         if signals.ended or signals.successor is None:
@@ -194,7 +194,7 @@ async def _reload_each(
         try:
             await bridge.reloads.ask(config)
         except ConfigError as error:
-            signals.refused([str(error)], then="the old one goes on")
+            signals.refused([str(error)], then="the previous configuration stays in use")
         logs.configure(fmt=log_format, level=log_level, secrets=secrets_of(bridge.reloads.config))
         tell("READY=1\nSTATUS=watching")
     signals.successor = config
@@ -202,7 +202,7 @@ async def _reload_each(
 
 
 def _notify(state: str, *, signals: _Signals, started: asyncio.Event) -> None:
-    """Tells the service manager; a stop for a reload must not look like the end, or it would kill the service."""
+    """Notifies the service manager; a stop for a reload must not appear to be the end, or it would kill the service."""
     if state.startswith("READY"):
         started.set()
     if state.startswith("STOPPING") and not signals.ended:

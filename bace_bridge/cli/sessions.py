@@ -33,15 +33,19 @@ class _Row(msgspec.Struct, frozen=True):
 
 @click.command()
 @config_option
-@click.option("--state", type=click.Choice(["active", "ended", "ingested"]), help="Only these, without removed ones.")
+@click.option(
+    "--state",
+    type=click.Choice(["active", "ended", "ingested"]),
+    help="Only sessions in this state; omits removed ones.",
+)
 @click.option(
     "--limit", default=50, show_default=True, type=click.IntRange(min=0), help="Show the newest N; 0 = no limit."
 )
-@click.option("--json", "as_json", is_flag=True, help="A JSON array on stdout; times in UTC.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array; times in UTC.")
 def sessions(config: Path, state: str | None, limit: int, as_json: bool) -> None:
     """List the data sessions that the bridge knows, newest first.
 
-    Reads the store only; the bridge may be running.
+    Reads only the store; works while the bridge is running.
     """
     excerpt = excerpt_of(config)
     known = asyncio.run(_known(excerpt.config("store.url").store.path, state, limit or sys.maxsize))
@@ -66,7 +70,7 @@ async def _known(path: Path, state: str | None, limit: int) -> Sequence[KnownSes
         asked = limit
         while True:
             found = await standing.sessions(state=state, limit=asked)
-            # A removed session keeps its last state, but nobody who asks for active ones means it.
+            # A removed session keeps its last state, but a request for active ones does not mean it.
             shown = [one for one in found if state is None or not one.removed]
             if len(shown) >= limit or len(found) < asked:
                 return shown[:limit]

@@ -49,7 +49,7 @@ class NoStoreYet(click.ClickException):
     """There is no store at this place (yet); exit code 1."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(f"no store at {path.absolute()} yet: bace-bridge run makes it (store.url)")
+        super().__init__(f"no store at {path.absolute()} yet: bace-bridge run creates it (store.url)")
 
 
 @asynccontextmanager
@@ -80,7 +80,7 @@ async def ensure_session(file: SqliteFile, session: str) -> None:
 
 
 def unknown_session(session: str) -> str:
-    return f"the bridge knows no data session {session!r}: bace-bridge sessions lists those it knows"
+    return f"unknown data session {session!r}: bace-bridge sessions lists the known ones"
 
 
 def is_wide() -> bool:
@@ -105,8 +105,8 @@ async def refuse_disabled(file: SqliteFile, sink: str) -> None:
 def when_it_happens(path: Path) -> str:
     """When the bridge takes what was asked for, in words for people."""
     if is_held(path):
-        return "the running bridge begins at once"
-    return "the bridge is not running: it begins when it is started"
+        return "the running bridge starts at once"
+    return "the bridge is not running: delivery starts when it does"
 
 
 def printable(text: str) -> str:

@@ -34,7 +34,7 @@ class BaceCloud:
 
     @property
     def clock_ahead(self) -> float:
-        """Seconds that the cloud's clock is ahead of ours, as far as its answers tell."""
+        """Seconds that the cloud's clock is ahead of ours, as far as its answers show."""
         return self._http.clock_ahead
 
     @property
@@ -55,7 +55,7 @@ class BaceCloud:
         query = [("id", session_id), ("expand", "group")]
         seen = parse_session((await self._http.get(ONE_SESSION, query, urgency=Urgency.SESSIONS)).body)
         if seen.session.id.lower() != session_id.lower():
-            raise UnexpectedReply(f"another data session came in place of {session_id}")
+            raise UnexpectedReply(f"got another data session instead of {session_id}")
         return seen
 
     async def group_page(self, page: int) -> Page[tuple[str, str | None]]:

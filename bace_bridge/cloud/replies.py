@@ -76,7 +76,7 @@ _ID_SHAPE: Any = str | int
 
 
 def parse_sessions(body: bytes, headers: Mapping[str, str]) -> Page[SeenSession]:
-    """A page; where a row is odd, only what its session cannot be told without decides whether the row is lost."""
+    """A page; where a row is odd, only what its session cannot be reported without decides whether the row is lost."""
     try:
         page = parse_page(body, headers, _SessionRow, _session)
     except UnexpectedReply:
@@ -117,7 +117,7 @@ def parse_session(body: bytes) -> SeenSession:
 _NOT_A_ROW = (msgspec.DecodeError, ValueError)
 
 _DECIDING = ("id_data_session", "id_group", "start", "end", "updated_at")
-"""Without these a row is lost: read as missing, an `end` would tell that the session was reopened."""
+"""Without these a row is lost: read as missing, an `end` would mean that the session was reopened."""
 
 
 class _TolerantRow(NamedTuple):
@@ -256,12 +256,12 @@ def _datapoint(row: _PointRow) -> Datapoint:
 
 
 def _identity(name: str, value: str | int | None) -> str:
-    """A name that tells series apart, so no part of it, and nothing in its place, will do."""
+    """A name that identifies a series, so no part of it, and nothing in its place, will do."""
     text = str(value)
     if len(text) > LONGEST_TEXT:
         raise ValueError(f"{name} is longer than {LONGEST_TEXT} characters")
     if REPLACED in text:
-        raise ValueError(f"{name} holds something that is no character")
+        raise ValueError(f"{name} contains an invalid character")
     return text
 
 

@@ -34,7 +34,7 @@ class _TokenRow(msgspec.Struct):
 
 
 _TEXT: Any = str | int
-_NO_TOKEN = "the token endpoint answered something that is not a token"  # noqa: S105  # a message
+_NO_TOKEN = "the token endpoint's answer is not a token"  # noqa: S105  # a message
 
 
 def parse_token(body: bytes) -> TokenReply:
@@ -45,7 +45,7 @@ def parse_token(body: bytes) -> TokenReply:
         raise UnexpectedReply(f"{_NO_TOKEN}{instead_of_json(body)}") from None
     access = str(row.access_token)
     if not is_sendable(access):
-        raise UnexpectedReply(f"{_NO_TOKEN}: no header can carry it")
+        raise UnexpectedReply(f"{_NO_TOKEN}: it cannot be sent in an HTTP header")
     return TokenReply(access, _life(row.expires_in), _refresh_token(row.refresh_token))
 
 
@@ -241,8 +241,8 @@ class FixedToken:
 
     async def current(self) -> str:
         if not is_sendable(self._access):
-            raise CloudLoginFailed("no header can carry cloud.access_token: put a valid one into the configuration")
+            raise CloudLoginFailed("cloud.access_token cannot be sent in an HTTP header: configure a valid one")
         return self._access
 
     async def after_refusal(self, rejected: str) -> str:  # noqa: ARG002  # the same duty as Tokens
-        raise CloudLoginFailed("the cloud refused cloud.access_token: put a valid one into the configuration")
+        raise CloudLoginFailed("the cloud refused cloud.access_token: configure a valid one")

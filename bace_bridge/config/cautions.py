@@ -38,7 +38,7 @@ def _about_watch(config: Config, now: float) -> Iterator[str]:
 def _about_http(config: Config) -> Iterator[str]:
     if config.http.enabled and not is_loopback(config.http.host):
         if config.http.token is None:
-            yield "http.listen: everybody who reaches this port can read whether all is well (not names or reasons)"
+            yield "http.listen: anyone who reaches this port sees whether the bridge is healthy (no names or reasons)"
         else:
             yield "http.token: goes over the network in the clear (put a proxy with TLS before http.listen)"
 
@@ -49,7 +49,7 @@ def _about_broker(broker: MqttConfig) -> Iterator[str]:
     elif not broker.tls_enabled and not is_private(broker.host):
         yield "url: health data goes over the internet in the clear (use mqtts:// or wss://)"
     if broker.tls.insecure and broker.tls_enabled:
-        yield "tls.insecure: anybody in between can read and forge everything (give ca_file instead)"
+        yield "tls.insecure: anyone on the network path can read and forge messages (use ca_file instead)"
     if broker.tls != TlsConfig() and not broker.tls_enabled:
         yield "tls: has no effect without mqtts:// or wss://"
     given = broker.home_assistant.model_fields_set
@@ -65,9 +65,9 @@ def _about_webhook(webhook: WebhookConfig) -> Iterator[str]:
     if parts.scheme == "http" and not is_private(parts.hostname or ""):
         yield "url: health data goes over the internet in the clear (use https://)"
     if parts.fragment:
-        yield "url: what follows # is not sent (write %23 where # belongs to the path or the query)"
+        yield "url: the part after # is never sent (write %23 for a # in the path or query)"
     if webhook.secret is None:
-        yield "secret: is left out: nothing is signed, so the receiver cannot tell who sent it"
+        yield "secret: is not set: requests are not signed, so the receiver cannot verify the sender"
     yield from _about_groups(webhook.groups)
     yield from _about_events(webhook.events)
 
@@ -75,7 +75,7 @@ def _about_webhook(webhook: WebhookConfig) -> Iterator[str]:
 def _about_groups(groups: Sequence[str]) -> Iterator[str]:
     for index, one in enumerate(groups):
         if not _GROUP_ID.fullmatch(one):
-            yield f"groups[{index}]: {one!r} is no id_group: sinks take no labels yet (bace-bridge devices lists ids)"
+            yield f"groups[{index}]: {one!r} is not an id_group: sinks take ids only (see bace-bridge devices)"
 
 
 def _about_events(globs: Sequence[str]) -> Iterator[str]:

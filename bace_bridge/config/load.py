@@ -179,7 +179,7 @@ def load(path: Path, env: Mapping[str, str], *, patience: float | None = PIPE_PA
     config, invalid = validate(raw)
     for found in (*mistakes_between(raw), *invalid):
         found.path = _renamed(found.path, inlined.renamed)
-        # A value that could not be had is wrong in other ways as well: only the cause is told.
+        # A value that could not be had is wrong in other ways as well: only the cause is reported.
         if not any(is_within(found.path, cause.path) for cause in causes):
             mistakes.append(found)
     if mistakes or config is None:

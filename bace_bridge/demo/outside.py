@@ -125,7 +125,7 @@ async def embedded_broker() -> AsyncIterator[Broker]:
 
 
 async def started(ports: Iterable[int]) -> tuple[Any, int]:
-    """The broker on the first of these ports that nobody else has taken by now."""
+    """The broker on the first of these ports that is still free."""
     try:
         from amqtt.broker import Broker  # noqa: PLC0415  # an extra, that only the demonstration needs
         from amqtt.errors import AMQTTError, BrokerError  # noqa: PLC0415

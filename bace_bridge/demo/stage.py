@@ -69,7 +69,7 @@ class Stage:
         """Runs the bridge while things happen in the cloud; returns when it has ended after `stop`."""
         if stop.is_set():
             return
-        # Nothing lies in the past here: whatever the bridge finds, it may tell from the beginning.
+        # Nothing lies in the past here: whatever the bridge finds, it may report from the beginning.
         scenario = bundled("quick").model_copy(update={"history": History()})
         async with asyncio.TaskGroup() as group:
             player = group.create_task(play(self._cloud, scenario, speed=_SPEED))

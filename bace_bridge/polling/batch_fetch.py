@@ -90,7 +90,7 @@ class BatchReader:
             raise TooMuch(lost[0])
         rows = as_set(row for page in found for row in page.items)
         if not all(query.start <= row.timestamp < query.end for row in rows):
-            self._refuse("it shows rows of another time than was asked for")
+            self._refuse("its rows are outside the requested time range")
         return rows
 
     async def prove(self, query: PointQuery, requests: Reader, *, doubt: bool = False) -> None:
@@ -105,14 +105,16 @@ class BatchReader:
             except (CloudRefused, Unreadable) as refusal:
                 self._refuse(str(refusal))
             if page.count:
-                self._refuse("it shows rows of no data session")
+                self._refuse("its rows belong to no data session")
             if self._honoured is not None and not self._honoured[0]:
                 log.info("cloud.in_filter_honoured_again")
             self._honoured = True, self._clock()
 
     def _refuse(self, reason: str) -> NoReturn:
         if self._honoured is None or self._honoured[0]:
-            log.warning("cloud.in_filter_not_honoured", reason=reason, then="datapoints cost a request a data session")
+            log.warning(
+                "cloud.in_filter_not_honoured", reason=reason, then="datapoints take one request per data session"
+            )
         self._honoured = False, self._clock()
         raise NotHonoured
 
@@ -196,7 +198,7 @@ class BatchFetch:
         )
 
     async def _follow(self, sessions: Sequence[KnownSession], before: Followed | None = None) -> None:
-        """Takes what the store tells of these sessions, where they may be in a batch; `before` is what was known."""
+        """Takes what the store holds of these sessions, where they may be in a batch; `before` is what was known."""
         ids = [one.session.id for one in sessions if is_plain(one)]
         if not ids:
             return
@@ -211,7 +213,7 @@ class BatchFetch:
                 self._followed[one] = it
 
     async def alone(self, fetch: DatapointFetch) -> CloudError | None:
-        """Makes a fetch of one data session, after which the store tells whether it can be in a batch."""
+        """Makes a fetch of one data session, after which the store shows whether it can be in a batch."""
         before = self._followed.pop(fetch.session_id, None)
         away = await fetch.make()
         if before is not None:
@@ -255,7 +257,7 @@ class BatchFetch:
             shares = attribute(await self._points.rows(query, requests), batch.members)
             if shares is None:
                 await self._points.prove(query, requests, doubt=True)
-                raise TooMuch("rows that cannot be of those that were asked for")
+                raise TooMuch("rows that were not requested")
             for one, rows in shares.items():
                 reads[one].append(Read(window, rows, query.start == window.start))
         self._points.note_passed(len(batch.members))
@@ -288,7 +290,7 @@ class BatchFetch:
         self._followed.update({one: found[one][1] for one in known})
 
     def _fetch_alone_next(self, members: Sequence[Member]) -> None:
-        """Only a fetch of its own tells whether such rows are the session's."""
+        """Only a fetch of its own shows whether such rows are the session's."""
         self._followed.update({member.id: replace(member.followed, alone=True) for member in members})
 
     def _cloud_now(self) -> float:

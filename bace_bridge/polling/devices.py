@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 LIST_AGAIN = 3600.0
 SOON = 600.0
-"""Seconds after which the devices are listed again; sooner where that failed, or an entry matches none of them."""
+"""Seconds after which the devices are listed again; sooner where that failed, or an entry matches no device."""
 
 MOST_PAGES = 1000
 
@@ -103,7 +103,7 @@ class Devices:
         return self._labels
 
     async def check_due(self) -> None:
-        """Does every entry of `groups` match a device? Raises no CloudErrors: that is nobody else's trouble."""
+        """Does every entry of `groups` match a device? Raises no CloudErrors: no other part depends on it."""
         if self._groups and self._is_due:
             with suppress(CloudError):
                 await self._list()

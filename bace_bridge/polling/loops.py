@@ -18,7 +18,7 @@ LONGEST_PAUSE = 60.0
 """Seconds between two polls of a cloud that is away; a longer wait only where the cloud itself asks for it."""
 
 LONGEST_REST = 30.0
-"""Seconds after which the loops look at their work even if nothing called them, which also shows that they live."""
+"""Seconds after which the loops check for work even if nothing woke them, which also shows that they live."""
 
 Pause = Callable[[asyncio.Event, float], Awaitable[None]]
 

@@ -234,7 +234,7 @@ class PointReader:
         return PointsRead(rows, len(found), own=own and len(rows) == len(served))
 
     async def are_samples(self, points: Sequence[Datapoint]) -> bool:
-        """Asks for the newest point's minute where only that can tell samples from buckets of one sample each."""
+        """Asks for the newest point's minute where only that distinguishes samples from buckets of one sample each."""
         if are_raw(points) or any(point.count > 1 for point in points):
             return are_raw(points)
         minute = int(max(point.timestamp for point in points))

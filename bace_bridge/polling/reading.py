@@ -280,7 +280,7 @@ async def pages(page_at: Callable[[int], Awaitable[Page[T]]], *, most: int = MOS
     for number in range(1, most + 1):
         page = await page_at(number)
         if page.page is not None and page.page != number <= (page.page_count or 0):
-            raise PagesBroken(f"page {page.page} came in place of page {number} of {page.page_count}")
+            raise PagesBroken(f"got page {page.page} instead of page {number} of {page.page_count}")
         if (page.page is not None and page.page != number) or (
             page.page is None and page.items and page.items == before
         ):
@@ -295,7 +295,7 @@ async def pages(page_at: Callable[[int], Awaitable[Page[T]]], *, most: int = MOS
 def is_last(page: Page[T], number: int) -> bool:
     """True for the last page of a collection, or where another page came than the one with this number.
 
-    Where nobody says how many there are, that is an empty page; or the same page again, which only the caller sees.
+    Where the server gives no count, that is an empty page; or the same page again, which only the caller sees.
     """
     if (page.page is not None and page.page != number) or not (page.count or page.lost):
         return True

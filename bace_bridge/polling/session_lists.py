@@ -61,7 +61,7 @@ class PollSettings(msgspec.Struct, frozen=True):
 
 
 async def updated(state: PollState, reader: Reader, recorder: SessionRecorder) -> tuple[PollState, str | None]:
-    """All that was updated since the watermark; or what the server ignores or refuses, so that it cannot be told.
+    """All that was updated since the watermark; or what the server ignores or refuses, so that it cannot be known.
 
     The watermark passes what cannot be read: the backfill finds it when it can be, and soon.
     """

@@ -41,7 +41,7 @@ class Credentials:
     """What an account needs for a token; the defaults are what the simulator prints for its user."""
 
     client_id: str = "simulator"
-    client_secret: str = "simulator-secret"  # noqa: S105 - no secret: the simulator tells it to everyone
+    client_secret: str = "simulator-secret"  # noqa: S105 - no secret: the simulator prints it for everyone
     username: str = "demo@example.org"
     password: str = "demo"  # noqa: S105 - as above
 

@@ -98,7 +98,7 @@ def _deeds(plan: SessionPlan, duration: float) -> list[tuple[float, Deed]]:
 
 
 def live_samples(plan: SessionPlan) -> Iterator[float]:
-    """When the device measures and tells it at once, counted from the session's beginning."""
+    """When the device measures and uploads at once, counted from the session's beginning."""
     if plan.offline_upload is not None:
         return
     if plan.duration is None:
@@ -171,7 +171,7 @@ class Stage:
         return self._began + at / self._speed
 
     def perform(self, action: Action) -> str | None:
-        """What to tell of it; None: it is not worth a line."""
+        """The line to print; None: it is not worth one."""
         key = (action.run.place, action.run.number)
         match action.deed:
             case Deed.OPEN:
@@ -198,7 +198,7 @@ class Stage:
         self._sessions[key] = self._cloud.open_session(group, label=plan.label)
 
     def _upload(self, run: Run) -> None:
-        """A device that was out of reach tells its whole session afterwards."""
+        """A device that was out of reach uploads its whole session afterwards."""
         plan, duration = run.plan, run.plan.duration or 0.0
         identifier = self._cloud.open_session(
             self._devices[plan.device].id_group, label=plan.label, start=self.moment(run.begins)

@@ -18,7 +18,7 @@ from bace_bridge.simulator.filters import All, Compare, Kind, Reader, holds
 from bace_bridge.simulator.query import Order, bounds
 from bace_bridge.simulator.samples import Samples
 
-_CREATED_AFTER = 4  # seconds, as in BACE's documented example: the device tells of its session a little late
+_CREATED_AFTER = 4  # seconds, as in BACE's documented example: the device reports its session a little late
 _UPDATED_AFTER = 317  # seconds after the end in the same example: ingestion goes on that long
 
 
@@ -27,7 +27,7 @@ def default_label(device: Device, start: int) -> str:
 
 
 def finished(identifier: str, device: Device, start: float, duration: float, points: int) -> Session:
-    """A session as it looks long after its end."""
+    """A session as it is long after its end."""
     end = int(start + duration)
     return Session(
         id_data_session=identifier,
@@ -233,7 +233,7 @@ class Lag:
         behind, _space, share = written.partition(" ")
         match = _SHARE.fullmatch(share)
         if match is None:
-            raise ValueError(f"{share!r} is no share from 1% to 100%")
+            raise ValueError(f"{share!r} is not a share from 1% to 100%")
         return Lag(seconds(behind), int(match[1]) / 100)
 
 

@@ -1,4 +1,4 @@
-"""The deliveries that were given up or wait for their next attempt, for the people who look after them."""
+"""The deliveries that were given up or wait for their next attempt, for the people who handle them."""
 
 import sqlite3
 from collections.abc import Collection
@@ -76,7 +76,7 @@ class DeadLetters:
     async def retry(self, which: Which) -> int:
         """Tries dead letters once more, from the first attempt on; returns how many.
 
-        Those of a sink that is disabled or not configured any more stay: nobody would take them.
+        Those of a sink that is disabled or not configured any more stay: no sink would take them.
         """
 
         def work(connection: sqlite3.Connection) -> int:

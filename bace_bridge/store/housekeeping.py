@@ -46,7 +46,7 @@ AGAIN = 0.05
 """Seconds to the next piece while there is more to do: short transactions let others in between."""
 
 CROWDED = 2.0
-"""Seconds to the next look while the store is near its cap and nothing can go."""
+"""Seconds to the next check while the store is near its cap and nothing can go."""
 
 FORGOTTEN_AT_CAP = 86400.0
 """Seconds without a change after which a finished session's windows may go where nothing else makes room."""
@@ -65,7 +65,7 @@ class Cap:
     """The store's size against `max_size` (bytes).
 
     `crowded` is called by who takes something in, once when delivered events begin to have to go early. Upkeep, which
-    looks at the size itself, is not woken by its own look.
+    checks the size itself, is not woken by its own check.
     """
 
     def __init__(self, file: SqliteFile, max_size: int, *, crowded: Callable[[], None] = lambda: None) -> None:
@@ -79,8 +79,8 @@ class Cap:
         if not self.room.paused:
             return None
         return (
-            f"it is at store.max_size ({self.max_size / 2**20:.0f} MiB) and nothing in it can go: "
-            "the cloud is not asked until deliveries have made room"
+            f"it has reached store.max_size ({self.max_size / 2**20:.0f} MiB) and nothing in it can be deleted: "
+            "polling pauses until deliveries make room"
         )
 
     def look(self) -> Room:
@@ -125,7 +125,7 @@ class Upkeep:
     def problem(self) -> str | None:
         if (problem := self._cap.problem) is None:
             return self._file.trouble.reason
-        held = "; another process reads from it without an end, perhaps an open sqlite3 shell"
+        held = "; another process keeps a read transaction open, perhaps an open sqlite3 shell"
         return f"{problem}{held}" if self._wal_is_held else problem
 
     @property

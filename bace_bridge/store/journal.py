@@ -62,7 +62,7 @@ class Journal:
         try:
             await self._file.write(work, side="known")
         except asyncio.CancelledError:
-            # As by a reload: the store's thread goes on with what it has begun, and nobody else would say so.
+            # As by a reload: the store's thread goes on with what it has begun, and no other part would say so.
             self._announce(changes)
             raise
         self._announce(changes)

@@ -98,7 +98,7 @@ class Standing:
         )
 
     def _watched(self, connection: sqlite3.Connection, device: str) -> bool:
-        """True also where only a label could tell and none is known: then it was recorded because it was watched."""
+        """True also where only a label could decide and none is known: then it was recorded because it was watched."""
         if not decides_by_label(self.groups, device):
             return is_selected(self.groups, device, None)
         label = _label(connection, device)

@@ -59,7 +59,7 @@ WAYS = {
     "store in no folder": "/proc/nowhere",
     "store is no database": "not a usable database",
     "port in use": "cannot listen on",
-    "port at no host": "that is no host name",
+    "port at no host": "that is not a valid host name",
 }
 
 

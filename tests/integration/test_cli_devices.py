@@ -129,7 +129,7 @@ async def test_the_cloud_is_asked_for_every_page_and_no_store_is_needed(tmp_path
     assert {row["id"]: row["label"] for row in rows} == labels
     assert [row["label"] for row in rows] == sorted(labels.values())
     assert [row["label"] for row in rows if row["selected"]] == ["BaceGo-001-002-00020"]
-    assert "cloud.groups: BaceGo-001-002-0002 matches none of them" in done.stderr
+    assert "cloud.groups: BaceGo-001-002-0002 matches no device" in done.stderr
     assert not (tmp_path / "bridge.db").exists(), "a command makes no store"
 
 

@@ -430,7 +430,7 @@ def test_a_label_in_a_sinks_groups_which_takes_ids_alone_is_warned_about() -> No
     cloud, mqtt = CloudConfig(groups=tuple(groups)), broker("mqtt://localhost", groups=groups)
     warned = warnings(Config(cloud=cloud, mqtt=(mqtt,), webhooks=(webhook(groups=groups),)), now=0)
     assert [line.split(": ")[0] for line in warned] == ["mqtt[0].groups[1]", "webhooks[0].groups[1]"]
-    assert "'BaceGo-001-002-00020' is no id_group" in warned[0]
+    assert "'BaceGo-001-002-00020' is not an id_group" in warned[0]
 
 
 def test_nothing_to_warn_about() -> None:

@@ -34,7 +34,7 @@ def dead_letter_event(count: int, *, sink: str, event: Event, attempts: int, rea
 
 
 FAILURES_TO_TELL = 2
-"""Failed attempts in a row; a single one is an event's own trouble, or a hiccup."""
+"""Failed attempts in a row; a single one is that event's own problem, or a hiccup."""
 
 
 class Reception(msgspec.Struct, frozen=True):

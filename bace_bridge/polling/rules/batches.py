@@ -1,4 +1,4 @@
-"""How many ids one request may ask for. A proxy's limit on headers decides, and nobody says what that is.
+"""How many ids one request may ask for. A proxy's limit on headers decides, and it is documented nowhere.
 
 Ids are those of data sessions, or of the datatypes of one.
 """
@@ -80,7 +80,7 @@ LEAST_IDS = 5
 """Fewer sessions are fetched one by one: that costs little, and each time all of their windows are read as a whole."""
 
 MOST_SERIES, USUAL_SERIES = 95, 13
-"""Known series in one request (BACE serves 100, and there may be new ones), and of a session where no other one tells:
+"""Known series in one request (BACE serves 100, and there may be new ones), and of a session where nothing else says:
 so many pass with the first batches."""
 
 BACK, MOST_BACK = FINEST_SPAN, 300
@@ -276,7 +276,7 @@ def absorb_batch(
 ) -> tuple[Changes, Followed] | None:
     """What a batch has shown of a session. It settles no window, and a fetch of its own starts anew.
 
-    None where there is a row of a series that was not published before: only such a fetch tells whose it is.
+    None where there is a row of a series that was not published before: only such a fetch shows whose it is.
     """
     followed, known = member.followed, member.known
     if not followed.is_new and any(row.series_id not in followed.series for read in reads for row in read.rows):

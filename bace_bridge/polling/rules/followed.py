@@ -18,13 +18,13 @@ FIRST_PATIENCE, MOST_PATIENCE = 8, 256
 
 
 class Followed(msgspec.Struct, frozen=True):
-    """What the store told of an active data session after its last fetch of its own, and the batches since then.
+    """What the store held of an active data session after its last fetch of its own, and the batches since then.
 
     `windows` are those that are not settled, and `newest` is the time of their newest points. `raw` says that an hour
     came as samples. `count` is the row's `datapoint_count` when a row of it came last, `elsewhere` by how much that
     exceeded the samples of the `windows` at first. `silent` counts the batches in a row that showed nothing of it,
     `lacking` those after which it has more than was seen; after so many as its `patience` it is fetched on its own.
-    It is `alone` where only such a fetch tells whose its rows are.
+    It is `alone` where only such a fetch shows whose its rows are.
 
     Of one that is not `proven` it is still to be seen whether all of its rows are of its group.
     """
@@ -60,7 +60,7 @@ class Followed(msgspec.Struct, frozen=True):
 
     @property
     def is_unseen(self) -> bool:
-        """True where nothing of it was ever seen: whose rows its first ones are only a fetch of its own tells."""
+        """True where nothing of it was ever seen: only a fetch of its own shows whose its first rows are."""
         return self.silent > 0 and not self.proven
 
     @property
@@ -69,7 +69,7 @@ class Followed(msgspec.Struct, frozen=True):
         return sum(state.samples for state in self.windows.values())
 
     def is_to_be_checked(self, known: KnownSession, *, cloud_now: float) -> bool:
-        """True where only a fetch of its own can tell what is true: a batch proves no silence and settles no window."""
+        """True where only a fetch of its own can show what is true: a batch proves no silence and settles no window."""
         return (
             self.over_since(cloud_now) < inf
             or self.silent >= SILENT_ROUNDS
@@ -107,7 +107,7 @@ def follow(
     now: float,
     cloud_now: float,
 ) -> Followed | None:
-    """What the store tells of a data session; None where it has to be fetched on its own first.
+    """What the store holds of a data session; None where it has to be fetched on its own first.
 
     All rows that it has shown in such a fetch were of its own group. Or it was never fetched, and a batch can show
     everything that its row counts. Or it has shown nothing so far. `emitted` is what was published of its windows that

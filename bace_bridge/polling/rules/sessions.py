@@ -72,7 +72,7 @@ class KnownSession(msgspec.Struct, frozen=True, kw_only=True):
     """What the bridge knows of a data session that it has reported.
 
     `updates`, `removals` and `reopenings` count those reported: what comes true again has an id of its own, also
-    where the row looks the same as the last time.
+    where the row is the same as the last time.
     `end_emitted` is the `end` of the last `session.ended`; `end_seen_at` is when an end was seen that is not emitted.
     `reading` numbers the readings of all windows; one is complete when every window was read in it.
     `csv_revision` is the revision of the last `session.csv_ready` and `csv_facts` what it said.
@@ -284,7 +284,7 @@ def _started(seen: DataSession, device_label: str | None, now: float) -> Observa
 
 
 def _changed(event_type: str, after: KnownSession, *, now: float, facts: tuple[object, ...], **data: Any) -> Event:
-    """An event about a change of which the cloud tells no other time than the row's."""
+    """An event about a change for which the cloud gives no other time than the row's."""
     time = after.session.updated_at if after.session.updated_at is not None else now
     return session_event(event_type, after, time=time, now=now, facts=facts, **data)
 

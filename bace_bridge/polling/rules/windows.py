@@ -60,7 +60,7 @@ def halves_of(ids: Sequence[T]) -> list[Sequence[T]]:
 
 
 SPAN = 3600
-"""Seconds of a window: at most an hour is asked at once, the finest interval that BACE's documentation tells apart."""
+"""Seconds of a window: at most an hour is asked at once, the finest interval in BACE's documentation."""
 
 FINEST_SPAN = 60
 """Seconds below which no window is halved: aggregates are per minute at the finest."""
@@ -76,7 +76,7 @@ OVER_FOR, AHEAD, LATE_EVERY = 60.0, 120.0, 4
 those past its newest point that are read of a device whose clock is ahead of ours."""
 
 DIRECT_WINDOWS = 24
-"""With more windows than this, a probe first tells in which of them there is anything to read."""
+"""With more windows than this, a probe first shows in which of them there is anything to read."""
 
 DAY = 86400
 

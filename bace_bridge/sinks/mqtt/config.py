@@ -23,7 +23,7 @@ def _topic(topic: str) -> str:
 
 def _mqtt_text(text: str) -> str:
     if problem := text_problem(text):
-        raise mistake(problem, "take another, of plain characters")
+        raise mistake(problem, "use plain characters")
     return text
 
 
@@ -39,7 +39,7 @@ def _protocol(value: object) -> object:
 
 def _keepalive(seconds: float) -> float:
     if not 1 <= seconds <= _LONGEST_KEEPALIVE:
-        raise mistake("must be between 1s and 18h", "MQTT counts it in whole seconds, and takes 0 for never")
+        raise mistake("must be between 1s and 18h", "MQTT counts in whole seconds; 0 would turn it off")
     return seconds
 
 
@@ -51,7 +51,7 @@ Protocol = Annotated[Version, BeforeValidator(_protocol), WithJsonSchema({"enum"
 
 
 class TlsConfig(Section):
-    ca_file: Path | None = Field(default=None, description="PEM file of the authority to trust; else the system's")
+    ca_file: Path | None = Field(default=None, description="CA certificate (PEM) to trust instead of the system's")
     cert_file: Path | None = Field(default=None, description="PEM file of the client's certificate")
     key_file: Path | None = Field(default=None, description="PEM file of the client's key, unencrypted")
     insecure: bool = Field(default=False, description="Do not check the broker's certificate: for trials only")
@@ -62,7 +62,9 @@ class HomeAssistantConfig(Section):
 
     enabled: bool = Field(default=True, description="Publish discovery (no effect yet)")
     prefix: Topic = Field(default="homeassistant", description="Home Assistant's discovery prefix")
-    mode: Literal["device", "component"] = Field(default="device", description="One message a device, or one an entity")
+    mode: Literal["device", "component"] = Field(
+        default="device", description="One message per device, or one per entity"
+    )
 
 
 class MqttConfig(Section):
@@ -74,18 +76,16 @@ class MqttConfig(Section):
     protocol: Protocol = Field(
         default="5", description="MQTT version; 5 falls back to 3.1.1 where the broker refuses it"
     )
-    client_id: MqttText | None = Field(default=None, description="MQTT client id; else one that is made once and kept")
+    client_id: MqttText | None = Field(default=None, description="MQTT client id; by default generated once and stored")
     qos: Annotated[Literal[0, 1, 2], BeforeValidator(whole_number)] = Field(default=1, description="MQTT QoS of events")
     keepalive: Annotated[Duration, AfterValidator(_keepalive)] = Field(
-        default=30.0, description="A silent connection is probed this often"
+        default=30.0, description="Interval of keep-alive pings on an idle connection"
     )
     tls: TlsConfig = Field(default=TlsConfig(), description="For mqtts:// and wss://")
     events: Events = Field(default=("*",), description="Which events this sink gets: globs on the event type")
     groups: tuple[Text, ...] = Field(default=(), description="Only these devices (id_group); empty: all")
-    max_in_flight: MaxInFlight = Field(
-        default=200, ge=1, le=65535, description="Messages without an acknowledgement at the same time"
-    )
-    requests: bool = Field(default=True, description="false: takes no requests over MQTT")
+    max_in_flight: MaxInFlight = Field(default=200, ge=1, le=65535, description="Unacknowledged messages allowed")
+    requests: bool = Field(default=True, description="Accept requests over MQTT")
     home_assistant: HomeAssistantConfig = Field(
         default=HomeAssistantConfig(),
         description="Discovery for Home Assistant (no effect yet)",

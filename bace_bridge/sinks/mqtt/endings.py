@@ -9,7 +9,7 @@ from bace_bridge.errors import DeliveryFailed, DeliveryRejected, SinkError
 from bace_bridge.retry import backoff
 
 FIRST_FAILURE = 0x80
-"""In MQTT 5 all reason codes from here on are failures; 0x10 (nobody subscribes) is not one."""
+"""In MQTT 5 all reason codes from here on are failures; 0x10 (no subscribers) is not one."""
 
 UNSPECIFIED = 0x80
 UNSUPPORTED_VERSION = 0x84
@@ -127,7 +127,7 @@ class Outage:
         self._told = ""
 
     def explained(self) -> None:
-        """The connections were lost for a reason that waiting does not mend, and that will not end the next one."""
+        """The connections were lost for a reason that waiting does not fix, and that will not end the next one."""
         self._failures = 0
 
     def goes_on(self, ending: Ending, *, lasted: float, jitter: float) -> float:

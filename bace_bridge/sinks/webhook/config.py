@@ -103,10 +103,10 @@ class WebhookConfig(Section):
     )
     timeout: Duration = Field(default=15.0, description="Response timeout")
     max_in_flight: MaxInFlight = Field(
-        default=10, ge=1, le=1000, description="Requests at the same time, one a data session"
+        default=10, ge=1, le=1000, description="Concurrent requests allowed, one per data session"
     )
     rate_limit: Annotated[float, AfterValidator(_rate)] = Field(
-        default=0, ge=0, allow_inf_nan=False, description="Requests a second; 0: no limit"
+        default=0, ge=0, allow_inf_nan=False, description="Requests per second; 0 = no limit"
     )
 
     @property

@@ -22,7 +22,7 @@ SEQUENCE_DIGITS = 20
 class CloudEvent(msgspec.Struct, frozen=True):
     """The attributes in the order in which they are written; a bridge event has no `subject`.
 
-    `replay` is an extension attribute, there and true where the event is told again because somebody asked for it.
+    `replay` is an extension attribute, there and true where the event is delivered again on request.
     """
 
     specversion: str
