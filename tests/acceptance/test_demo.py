@@ -165,7 +165,7 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
 
 def test_a_wrong_duration_is_exit_2(tmp_path: Path) -> None:
     with start(tmp_path, "--for", "soon") as process:
-        assert "no duration" in process.communicate()[1]
+        assert "not a duration" in process.communicate()[1]
     assert process.returncode == 2
 
 
@@ -205,7 +205,7 @@ def test_on_a_terminal_it_draws(tmp_path: Path, how: str) -> None:
     entered, left = drawn.index("\x1b[?1049h"), drawn.index("\x1b[?1049l")
     assert drawn.startswith("bace-bridge demo: starting")
     for shown in (
-        "Ctrl-C ends it",
+        "Ctrl-C stops it",
         "mosquitto_sub -h 127.0.0.1 -p ",
         "session.started",
         "BaceGo-001-002-00020",

@@ -203,7 +203,7 @@ async def test_the_token_of_the_running_bridge_is_used_and_left_alone(
 @pytest.mark.parametrize(
     ("quirks", "extra", "reason"),
     [
-        (["forbidden /api/v2/group"], {}, "this account may not use this endpoint; without --cloud the devices are"),
+        (["forbidden /api/v2/group"], {}, "may not use this endpoint; without --cloud this lists the devices"),
         ([], {"password": "canary-4711"}, "check cloud.username or password"),
         (["per-page-max 10", "rate-limit 1/20s"], {}, "rate limit"),
         (["error-every 1"], {}, "500"),
