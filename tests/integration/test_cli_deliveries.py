@@ -116,7 +116,7 @@ async def test_retry_asks_the_bridge_and_takes_the_letter_away(folder: Path, log
     assert said == "1 dead letter queued for retry: the running bridge starts at once\n"
     assert [one["event_id"] for one in await listed(folder)] == ["evt_2"]
     assert [one.key for one in await lanes_of(log, "a")] == ["letter:1"]
-    assert (await told(folder, "dead-letters", "retry")).startswith("1 dead letter tried")
+    assert (await told(folder, "dead-letters", "retry")).startswith("1 dead letter queued for retry")
     assert await told(folder, "dead-letters", "retry", "--all") == "0 dead letters queued for retry\n"
 
 
