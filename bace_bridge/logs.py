@@ -1,4 +1,4 @@
-"""Keeps libraries from flooding the log: what goes wrong a thousand times a second is said a few times a minute."""
+"""Logging: JSON lines or text for a terminal, secrets masked, repeated messages of libraries counted."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""That something has happened, between parts that do not know each other."""
+"""What runs and when: signals between parts, parts that come and go by the configuration, and the steady clock."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Notifies systemd that the service is ready, alive or stopping (sd_notify)."""
+"""The service: ticks, upkeep, commands and the order of ending; systemd is notified (sd_notify)."""
 
 import asyncio
 import contextlib

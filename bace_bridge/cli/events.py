@@ -1,4 +1,4 @@
-"""An event as a line: of JSON for programs, of text for people."""
+"""`bace-bridge events`: the event log, as JSON lines or as text."""
 
 import asyncio
 import select

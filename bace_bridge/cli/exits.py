@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, and how errors become exit codes."""
 
 import os
 import select

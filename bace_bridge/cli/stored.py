@@ -1,4 +1,4 @@
-"""Tables for people. Imported where one is printed: rich is slow to import, and `--json` needs none of it."""
+"""What the commands on the store share: opening it, checking names, and tables."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What the token endpoint answers. Pure."""
+"""Access tokens: logging in, refreshing, and how long to wait after a refusal."""
 
 import asyncio
 import math

@@ -1,4 +1,4 @@
-"""Where in the configuration something is."""
+"""Reading the YAML document: plain values with their paths, `${VAR}` substituted, every mistake with its place."""
 
 import re
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Pydantic's findings in words for people. The value itself is never shown: it may be a secret."""
+"""Loads the configuration: every mistake at once, in words. A value is never shown: it may be a secret."""
 
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""URLs and addresses in the configuration. No message here repeats the URL: it may hold a credential."""
+"""What sections share: URLs and addresses. No message here repeats a URL: it may hold a credential."""
 
 import os
 import re

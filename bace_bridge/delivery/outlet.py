@@ -1,4 +1,4 @@
-"""What became of the deliveries to one sink, for the log and for the health answer."""
+"""A sink with its dispatcher, and its health: what became of the deliveries, for the log and for `readyz`."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection

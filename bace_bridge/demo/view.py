@@ -1,4 +1,4 @@
-"""One plain line an event, for what is no terminal."""
+"""The demo on the screen: a live view on a terminal, otherwise one line per event."""
 
 from collections import deque
 from collections.abc import Callable, Sequence

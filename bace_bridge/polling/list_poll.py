@@ -1,4 +1,4 @@
-"""Asks for known data sessions by their ids: a removed one shows up in no list."""
+"""One poll of the session list, by the strategy that the server honours, and the re-check of known sessions by id."""
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
 

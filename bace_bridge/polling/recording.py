@@ -1,4 +1,4 @@
-"""The records that cannot be read while the cloud answers everything else: named once, and shown in `degraded`."""
+"""Rows of the session list -> commits; records that cannot be read are named once, and shown in `degraded`."""
 
 import asyncio
 from collections.abc import Callable, Sequence

@@ -1,3 +1,5 @@
+"""What a simulated cloud is made of: devices, sessions, series, rate limits and tokens."""
+
 import math
 import re
 import secrets

@@ -1,4 +1,4 @@
-"""What a scenario makes happen, in order; pure, and endless when something repeats for ever."""
+"""What a scenario makes happen, in order, and the player that does it; endless when something repeats."""
 
 import asyncio
 import time

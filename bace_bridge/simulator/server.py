@@ -1,4 +1,4 @@
-"""What every request passes before its route: faults, quirks, the account's token and its rate limit."""
+"""The simulated cloud over HTTP: faults, quirks, the token and the rate limit come before each route."""
 
 import asyncio
 from collections.abc import Mapping

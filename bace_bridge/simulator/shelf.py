@@ -1,4 +1,4 @@
-"""A database replica that lags: some lists show the cloud as it was some seconds ago."""
+"""The simulated cloud's memory: its sessions, and a replica of them that lags."""
 
 import random
 import re

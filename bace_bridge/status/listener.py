@@ -1,4 +1,4 @@
-"""As much of HTTP/1.1 as a health server needs: the head of one request, and one answer. Pure."""
+"""As much of HTTP/1.1 as a health server needs, over a bounded number of connections."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Makes durable how far the sinks have come: one transaction for all of them."""
+"""The event log: claims for the dispatchers, and the progress of all sinks in one transaction."""
 
 import asyncio
 import math

@@ -1,4 +1,4 @@
-"""Small durable facts: the cloud's tokens and the name of this installation."""
+"""Small durable facts: tokens, the installation's name, retained topics, schedules after a step of the clock."""
 
 import sqlite3
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""One instance a store: by a lock beside it, and by one on the file itself, whatever path leads to it."""
+"""Whose file it is, and the locks that keep a second instance out, whatever path leads to the file."""
 
 import contextlib
 import errno

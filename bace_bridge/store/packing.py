@@ -1,4 +1,4 @@
-"""What is large is stored compressed: datapoints take a sixth of their room and of a memory card's wear."""
+"""What was emitted of a window, in compressed slices; large events are compressed, too."""
 
 import sqlite3
 import zlib

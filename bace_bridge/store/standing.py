@@ -1,4 +1,4 @@
-"""The devices whose data sessions or datapoints are known: one step in an index a device, not one a row."""
+"""The state of devices and data sessions, for retained topics and commands."""
 
 import sqlite3
 import time

@@ -1,4 +1,4 @@
-"""The event about a delivery that was given up."""
+"""What a delivery's outcome leads to: a line in the log after several failures, an event about a dead letter."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""The cloud's outages: when they are reported as events, and that they are reported once."""
+"""What goes into the decisions and what comes out of them; outages of the cloud, each reported once."""
 
 from collections.abc import Iterable
 from enum import IntEnum

@@ -1,7 +1,4 @@
-"""The ranges in which the session list is read around a record on which the cloud breaks, and their parts.
-
-One bad record makes every page that holds it a 500, so what breaks is asked for in ever smaller parts.
-"""
+"""Windows: the spans of time in which datapoints are read, and the parts of what the cloud breaks on."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""QoS 1: consent without paho's decoding of it, which takes longer than all the rest that is done for an event."""
+"""All that reaches into paho: the client, its packets within bounds, and PUBACKs without paho's slow decoding."""
 
 import ssl
 import struct

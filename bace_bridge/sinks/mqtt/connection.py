@@ -1,4 +1,4 @@
-"""Reads and writes a paho client's socket from the asyncio loop."""
+"""One connection to a broker: paho driven from the asyncio loop, with its subscriptions and its end."""
 
 import asyncio
 import ssl

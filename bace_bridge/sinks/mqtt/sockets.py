@@ -1,4 +1,4 @@
-"""A socket that is read in large pieces, below a paho client, which asks for a packet's header byte by byte."""
+"""The sockets below paho: opened with TLS or a WebSocket, read in large pieces, with reasons for each failure."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""The topics of the contract, all below the base topic."""
+"""The topics of the contract and their payloads, and which retained topics are ours to publish or to clear."""
 
 import re
 from collections.abc import Collection, Iterable

@@ -1,4 +1,4 @@
-"""An event as a CloudEvents 1.0 structured-mode JSON body."""
+"""An event as a signed request: the CloudEvents body, the signature, and the bytes that are sent."""
 
 import base64
 import hmac

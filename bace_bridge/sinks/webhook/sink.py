@@ -1,4 +1,4 @@
-"""How fast a receiver is called at most."""
+"""The webhook sink: workers that post one event each, at most so many per second."""
 
 import asyncio
 import time
