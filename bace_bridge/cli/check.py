@@ -55,7 +55,7 @@ def _plan(config: Config) -> Iterator[tuple[str, str]]:
     """What the service would do, as pairs of a part and a line about it; no secrets."""
     cloud = config.cloud
     login = "with an access token" if cloud.username is None else f"as {cloud.username}"
-    pace = f"at most {cloud.requests_per_minute} requests a minute"
+    pace = f"at most {cloud.requests_per_minute} requests per minute"
     retention = format_duration(config.store.retention)
     yield "cloud", f"{cloud.url} {login}, {_devices(cloud.groups)}, {pace}"
     yield "watch", _watch(config.watch)
@@ -70,7 +70,7 @@ def _plan(config: Config) -> Iterator[tuple[str, str]]:
 def _watch(watch: WatchConfig) -> str:
     start = watch.start_from
     reports = {
-        "now": "the sessions that are active then",
+        "now": "the sessions that are active at that time",
         "all": "all sessions",
         "since": f"sessions since {iso_utc(start.seconds)}",
         "ago": f"sessions of the last {format_duration(start.seconds)}",
