@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*.md")), ROOT / "deploy" / "README.md"]
 SOURCES = [path for folder in ("bace_bridge", "tests", "bench") for path in sorted((ROOT / folder).rglob("*.py"))]
-NAMED = re.compile(r"[\w./-]*\w\.py\b")
+NAMED = re.compile(r"(?<![\w>/.-])[\w.][\w./-]*\.py\b")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 EXAMPLES = {"receiver.py"}
