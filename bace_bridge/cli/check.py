@@ -24,11 +24,11 @@ from bace_bridge.sinks.kind import SinkConfig
 
 @click.command()
 @config_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(config: Path, as_json: bool) -> None:
-    """Validate the configuration; contacts nobody.
+    """Validate the configuration. Makes no network requests.
 
-    Every mistake is a line on stderr, with its path, and the exit code is 78.
+    Prints each mistake with its path on stderr and exits with code 78.
     """
     try:
         loaded = load(config, os.environ)
@@ -60,7 +60,7 @@ def _plan(config: Config) -> Iterator[tuple[str, str]]:
     """What the service would do, as pairs of a part and a line about it; no secrets."""
     cloud = config.cloud
     login = "with an access token" if cloud.username is None else f"as {cloud.username}"
-    pace = f"at most {cloud.requests_per_minute} requests a minute"
+    pace = f"at most {cloud.requests_per_minute} requests per minute"
     retention = format_duration(config.store.retention)
     yield "cloud", f"{cloud.url} {login}, {_devices(cloud.groups)}, {pace}"
     yield "watch", _watch(config.watch)
@@ -73,7 +73,7 @@ def _plan(config: Config) -> Iterator[tuple[str, str]]:
 def _watch(watch: WatchConfig) -> str:
     start = watch.start_from
     reports = {
-        "now": "the sessions that are active then",
+        "now": "the sessions that are active at that time",
         "all": "all sessions",
         "since": f"sessions since {iso_utc(start.seconds)}",
         "ago": f"sessions of the last {format_duration(start.seconds)}",

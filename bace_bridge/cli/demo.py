@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--for", "lasting", type=Duration(), help="Stop by itself after this time, such as 20s.")
+@click.option("--for", "lasting", type=Duration(), help="Stop after this time, such as 20s.")
 def demo(lasting: float | None) -> None:
-    """The whole system on this machine, with nothing to install or to configure.
+    """Run the whole system on this machine, with nothing to install or configure.
 
-    A simulated BACE cloud, an MQTT broker, a webhook receiver, and the real bridge between them. Shown is
-    what really arrives over MQTT and by HTTP: in a live view on a terminal, otherwise as one line an event.
+    Starts a simulated BACE cloud, an MQTT broker, a webhook receiver and the real bridge between them, and shows
+    what arrives over MQTT and HTTP: in a live view on a terminal, otherwise one line per event.
     """
     began = time.time()
     if isinstance(sys.stdout, TextIOWrapper):
@@ -165,7 +165,7 @@ class _Picture:
 
     def show(self, *, stopping: bool) -> None:
         lasted = round(time.time() - self._began)
-        status = "stopping ..." if stopping else "Ctrl-C ends it"
+        status = "stopping ..." if stopping else "Ctrl-C stops it"
         self._live.update(self._picture(f"{lasted // 60}:{lasted % 60:02}   {status}"), refresh=True)
 
     def _picture(self, status: str) -> "RenderableType":

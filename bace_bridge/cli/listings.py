@@ -44,13 +44,19 @@ class _SessionRow(msgspec.Struct, frozen=True):
 
 @click.command()
 @config_option
-@click.option("--state", type=click.Choice(["active", "ended", "ingested"]), help="Only these, without removed ones.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(min=0), help="The newest so many; 0: all.")
-@click.option("--json", "as_json", is_flag=True, help="A JSON array on stdout; times in UTC.")
+@click.option(
+    "--state",
+    type=click.Choice(["active", "ended", "ingested"]),
+    help="Only sessions in this state; omits removed ones.",
+)
+@click.option(
+    "--limit", default=50, show_default=True, type=click.IntRange(min=0), help="Show the newest N; 0 = no limit."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array; times in UTC.")
 def sessions(config: Path, state: str | None, limit: int, as_json: bool) -> None:
     """List the data sessions that the bridge knows, newest first.
 
-    Reads the store only; the bridge may be running.
+    Reads only the store; works while the bridge is running.
     """
     excerpt = excerpt_of(config)
     known = asyncio.run(_known(excerpt.config("store.url").store.path, state, limit or sys.maxsize))
@@ -77,7 +83,7 @@ async def _known(path: Path, state: str | None, limit: int) -> Sequence[KnownSes
         asked = limit
         while True:
             found = await standing.sessions(state=state, limit=asked)
-            # A removed session keeps its last state, but nobody who asks for active ones means it.
+            # A removed session keeps its last state, but a request for active ones does not mean it.
             shown = [one for one in found if state is None or not one.removed]
             if len(shown) >= limit or len(found) < asked:
                 return shown[:limit]
@@ -176,12 +182,12 @@ class _BorrowedTokens:
 
 @click.command()
 @config_option
-@click.option("--cloud", "of_cloud", is_flag=True, help="Ask the cloud for all devices that the account sees.")
-@click.option("--json", "as_json", is_flag=True, help="A JSON array on stdout; times in UTC.")
+@click.option("--cloud", "of_cloud", is_flag=True, help="Ask the cloud for every device that the account can see.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array; times in UTC.")
 def devices(config: Path, of_cloud: bool, as_json: bool) -> None:
-    """List the devices of which the bridge knows data sessions: ids and labels for `groups`.
+    """List the devices that have data sessions in the store, with ids and labels for `groups`.
 
-    Reads the store only, unless --cloud is given; the bridge may be running.
+    Reads only the store unless --cloud is given; works while the bridge is running.
     """
     loaded = load(config, os.environ) if of_cloud else excerpt_of(config).config("store.url", "cloud.groups")
     # Or a retry of the cloud's would log between the rows.
@@ -222,7 +228,7 @@ async def _listed(config: Config, facts: Facts | None) -> ListedDevices:
         ) as http:
             return await listed_devices(BaceCloud(http))
     except CloudRefused as error:
-        hint = "without --cloud the devices are listed of which the bridge has seen data sessions"
+        hint = "without --cloud this lists the devices that have data sessions in the store"
         raise click.ClickException(f"the cloud does not list its devices: {error}; {hint}") from None
     except CloudError as error:
         raise click.ClickException(f"the cloud does not list its devices: {error}") from None
@@ -241,9 +247,9 @@ def _device_row(one: KnownDevice, groups: Sequence[str]) -> _DeviceRow:
 
 def _warn(listed: ListedDevices, groups: Sequence[str]) -> None:
     if not listed.complete:
-        click.echo("bace-bridge: the list may lack devices: not every row of it can be read", err=True)
+        click.echo("bace-bridge: the list may be incomplete: some rows cannot be read", err=True)
     for group in unmatched(groups, listed.labels):
-        click.echo(f"bace-bridge: cloud.groups: {printable(group)} matches none of them", err=True)
+        click.echo(f"bace-bridge: cloud.groups: {printable(group)} matches no device", err=True)
 
 
 def _print_devices(rows: Sequence[_DeviceRow], found: Sequence[KnownDevice]) -> None:

@@ -136,7 +136,7 @@ def _devices(board: Board, width: int) -> RenderableType:
             values,
         )
     if not board.devices:
-        table.add_row(Text("nobody yet", style="dim"))
+        table.add_row(Text("none yet", style="dim"))
     return table
 
 

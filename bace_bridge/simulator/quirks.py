@@ -131,7 +131,7 @@ def _rate_limit(argument: str, _: Quirks) -> Mapping[str, Any]:
 
 def _count(argument: str) -> int:
     if not re.fullmatch(r"[1-9]\d{0,8}", argument):
-        raise ValueError(f"{argument!r} is no whole number above 0")
+        raise ValueError(f"{argument!r} is not a whole number above 0")
     return int(argument)
 
 

@@ -233,7 +233,7 @@ class Lag:
         behind, _space, share = written.partition(" ")
         match = _SHARE.fullmatch(share)
         if match is None:
-            raise ValueError(f"{share!r} is no share from 1% to 100%")
+            raise ValueError(f"{share!r} is not a share from 1% to 100%")
         return Lag(seconds(behind), int(match[1]) / 100)
 
 

@@ -80,8 +80,8 @@ class Cap:
         if not self.room.paused:
             return None
         return (
-            f"it is at store.max_size ({self.max_size / 2**20:.0f} MiB) and nothing in it can go: "
-            "the cloud is not asked until deliveries have made room"
+            f"it has reached store.max_size ({self.max_size / 2**20:.0f} MiB) and nothing in it can be deleted: "
+            "polling pauses until deliveries make room"
         )
 
     def judge(self) -> Room:
@@ -126,7 +126,7 @@ class Upkeep:
     def problem(self) -> str | None:
         if (problem := self._cap.problem) is None:
             return self._file.trouble.reason
-        held = "; another process reads from it without an end, perhaps an open sqlite3 shell"
+        held = "; another process keeps a read transaction open, perhaps an open sqlite3 shell"
         return f"{problem}{held}" if self._wal_is_held else problem
 
     @property

@@ -71,7 +71,7 @@ class Requests:
             return
         shown = self._shown(name)
         if topic_problem(self._topics.response(name)) is not None:
-            self._warn("mqtt.unreadable_topic_ignored", request=shown, hint="its answer could go nowhere")
+            self._warn("mqtt.unreadable_topic_ignored", request=shown, hint="there is no topic to send the response to")
         elif message.retain:
             self._warn("mqtt.retained_request_ignored", request=shown)
         elif self._asked.full() or not self._allowance.one_more():
@@ -109,17 +109,17 @@ class Requests:
         base = base_of(f"{topic}/", {self._topics.base, *self._base_topics()})
         if base is None or (base == self._topics.base and topic.startswith(self._topics.response(""))):
             return None
-        return f"is one of the bridge's own; below {self._topics.response('')} it may be anything"
+        return f"belongs to the bridge; choose one outside of it, or one below {self._topics.response('')}"
 
     async def _answer(self, request: Request) -> bytes:
         answer = self._answers.get(request.name)
         if answer is None:
             known = ", ".join(sorted(self._answers))
-            return _error(f"there is no request {self._shown(request.name)!r}; known: {known}")
+            return _error(f"unknown request {self._shown(request.name)!r}; known: {known}")
         try:
             asked, transaction = _asked(request.payload)
         except msgspec.DecodeError:
-            return _error("the request is no JSON object")
+            return _error("the request is not a JSON object")
         if len(bytes(transaction or b"")) > LARGEST_TRANSACTION:
             return _error(f"transaction is larger than {LARGEST_TRANSACTION} bytes")
         try:
