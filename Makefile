@@ -15,47 +15,47 @@ IN_WORKERS = -n $(WORKERS) --dist load --maxschedchunk 1
 
 .PHONY: help demo test test-quick test-models coverage test-faults lint format figures bench constraints clean
 
-help:  ## what can be made
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
-demo: $(VENV)/.demo  ## the whole system on this machine, with a simulated cloud
+demo: $(VENV)/.demo  ## run the whole system on this machine, with a simulated cloud
 	@$(BIN)/bace-bridge demo $(DEMO_ARGS)
 
-test: $(VENV)/.test  ## every test, against a real Mosquitto where it can be had
+test: $(VENV)/.test  ## run every test, with a real Mosquitto if possible
 	@sh tests/get-mosquitto.sh
 	@$(PYTEST) $(IN_WORKERS) $(TEST_ARGS)
 
-test-quick: $(VENV)/.test  ## the pure core and the contract suites, in less than a minute
+test-quick: $(VENV)/.test  ## run the tests of the pure core and of the store, in less than a minute
 	@$(PYTEST) $(IN_WORKERS) tests/unit tests/contract $(TEST_ARGS)
 
-test-faults: $(VENV)/.test  ## the fault suite at full size, a quarter of an hour; FAULT_ARGS="--seed 123" repeats a run
+test-faults: $(VENV)/.test  ## run the fault suite at full size (15 minutes); FAULT_ARGS="--seed 123" repeats a run
 	@sh tests/get-mosquitto.sh
 	@$(PYTEST) tests/faults --full-faults -v -o faulthandler_timeout=0 $(FAULT_ARGS)
 
-test-models: $(VENV)/.test  ## the tests of Hypothesis with 20 times as many examples, at random; TIMES=100 for more
+test-models: $(VENV)/.test  ## run the Hypothesis tests with 20 times as many random examples; TIMES=100 for more
 	@BACE_TEST_MODELS=$(TIMES) $(PYTEST) $(IN_WORKERS) -m hypothesis -o faulthandler_timeout=0 $(TEST_ARGS)
 
-coverage: $(VENV)/.test  ## every test, counting the lines that it runs; PROCESSES=1 counts those of the real processes, too
+coverage: $(VENV)/.test  ## run every test and measure its coverage; PROCESSES=1 includes the real processes
 	@$(MAKE) test TEST_ARGS="--cov --cov-report=term --cov-report=json:$(VENV)/coverage.json \
 		$(if $(PROCESSES),--cov-config=tests/with-processes.coveragerc) $(TEST_ARGS)"
 
-lint: $(VENV)/.lint  ## ruff, mypy strict, and the import rules
+lint: $(VENV)/.lint  ## run ruff, mypy strict and the import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-format: $(VENV)/.lint  ## what ruff can fix by itself
+format: $(VENV)/.lint  ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-figures: $(VENV)/.test  ## the size of the house: modules, functions, comments, words
+figures: $(VENV)/.test  ## measure the code: modules, functions, comments, words
 	@$(BIN)/python -m bench.house
 
-bench: $(VENV)/.test  ## the figures of docs/performance.md, side by side in one run
+bench: $(VENV)/.test  ## measure the figures of docs/performance.md
 	@PATH="$$PATH:/usr/sbin" $(BIN)/python -m bench
 
-constraints: $(VENV)/.test $(VENV)/.lint  ## lock the versions that are installed now
+constraints: $(VENV)/.test $(VENV)/.lint  ## lock the installed versions
 	@{ echo "# The versions that make demo, make test and CI use. Written by: make constraints"; \
 	  $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(pip|setuptools|wheel)=='; } > constraints.txt
 

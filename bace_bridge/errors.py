@@ -67,7 +67,7 @@ class CloudRequestTooLarge(CloudError):
 
 
 class CloudLoginFailed(CloudError):
-    """The cloud refuses the credentials. Try again rarely: only a person can mend it."""
+    """The cloud refuses the credentials. Try again rarely: only a person can fix it."""
 
 
 class CloudRefused(CloudError):
@@ -145,7 +145,7 @@ class StoreFault(StoreError):
 
 
 class StoreUnusable(StoreError):
-    """Do not try again: only a person can mend it."""
+    """Do not try again: only a person can fix it."""
 
 
 class StoreMissing(StoreError):

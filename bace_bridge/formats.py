@@ -49,7 +49,7 @@ def encoding_problem(text: str) -> str | None:
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
-        return "holds half a character, which UTF-8 has no bytes for"
+        return "contains half a character (a lone surrogate), which UTF-8 cannot encode"
     return f"is longer than {LONGEST} bytes" if size > LONGEST else None
 
 
@@ -59,8 +59,8 @@ def topic_problem(topic: str, *, more_levels: int = 0) -> str | None:
         return problem
     found = (
         (not topic, "is empty"),
-        ("+" in topic or "#" in topic, "holds + or #, which stand for any topic"),
-        (topic.startswith("$"), "begins with $, which is the broker's own"),
+        ("+" in topic or "#" in topic, "contains + or #, which are MQTT wildcards"),
+        (topic.startswith("$"), "begins with $, which is reserved for the broker"),
         (len(topic.encode()) > LONGEST_TOPIC, f"is longer than {LONGEST_TOPIC} bytes"),
         (topic.count("/") >= MOST_LEVELS - more_levels, f"has more than {MOST_LEVELS - more_levels} levels"),
     )
@@ -101,7 +101,7 @@ def header_value_problem(value: str) -> str | None:
     try:
         value.encode()
     except UnicodeEncodeError:
-        return "holds half a character, which UTF-8 has no bytes for"
+        return "contains half a character (a lone surrogate), which UTF-8 cannot encode"
     return None
 
 

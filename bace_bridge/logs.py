@@ -1,4 +1,4 @@
-"""Keeps libraries from flooding the log: what goes wrong a thousand times a second is said a few times a minute."""
+"""Logging: JSON lines or text for a terminal, secrets masked, repeated messages of libraries counted."""
 
 import logging
 import re
@@ -22,7 +22,7 @@ MOST = 5
 MINUTE = 60.0
 
 _MOST_TEXTS = 100
-"""Texts that are told apart within a minute; the rest of them counts as one."""
+"""Texts that are counted separately within a minute; the rest of them counts as one."""
 
 _VARIES = re.compile(r"0x[0-9a-fA-F]+|[0-9]+")
 _LONGEST = 200

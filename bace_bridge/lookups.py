@@ -1,4 +1,4 @@
-"""Look-ups of host names: a name that nobody answers for holds up neither other names nor the end of the process."""
+"""Look-ups of host names: a name that does not resolve holds up neither other names nor the end of the process."""
 
 import asyncio
 import socket
@@ -48,7 +48,7 @@ class Loop(asyncio.SelectorEventLoop):
     def _answered(self, question: tuple[object, ...], answer: asyncio.Future[list[Any]]) -> None:
         del self._asked[question]
         if not answer.cancelled():
-            answer.exception()  # perhaps nobody waits for it any more
+            answer.exception()  # perhaps it is no longer awaited
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

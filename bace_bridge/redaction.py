@@ -78,7 +78,7 @@ class Redaction:
         return _masked(text, [span for level in _levels(text) for span in _spans(level, known, cut_off=cut_off)])
 
     def quoted(self, text: str, longest: int, *, also: Iterable[str] = ()) -> str:
-        """The beginning of a text. Shortened first, it could end with half of a secret, which nobody recognises."""
+        """The beginning of a text. Shortened first, it could end with half of a secret, which is not recognised."""
         return self(text[:_MOST_READ], also=also, cut_off=len(text) > _MOST_READ)[:longest]
 
 

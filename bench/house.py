@@ -20,7 +20,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 HEADING = re.compile(r"^#+ ")
 NOQA = re.compile(r"#\s*(noqa|type:|pragma|fmt:|ruff:)")
 DIALECT = re.compile(
-    r"\b(a look|looks in a row|is told|are told|be told|to tell\b|tells|wish|wishes|mend|mends|visit|roll call|"
+    r"\b(a look(?!-up)|looks in a row|is told|are told|be told|to tell\b|tells|wish|wishes|mend|mends|visit|roll call|"
     r"rightly|nobody is|anybody is|contacts nobody|meant by nothing|goes with nothing|the broker's word|"
     r"without a word|for good|place_unreadable|HTML came|in order to end|ends it (?:well|in order)|your part|"
     r"is no duration|tried again, all|so many; 0)",

@@ -93,7 +93,7 @@ class Account:
         """What does not work while the account as a whole does."""
         unread = self._poll.unreadable
         return {
-            "sessions": f"{len(unread)} places cannot be read: {'; '.join(unread[:3])}" if unread else None,
+            "sessions": f"{len(unread)} unreadable records: {'; '.join(unread[:3])}" if unread else None,
             "groups": self._poll.selection_problem,
             "datapoints": self._datapoints.problem if self._cloud_problem is None else None,
         }
@@ -274,5 +274,5 @@ def _credentials(cloud: CloudConfig) -> Credentials:
 
 
 def fingerprint(*parts: str) -> str:
-    """Tells targets and accounts apart in the store without holding the credential that a URL may be."""
+    """Distinguishes targets and accounts in the store without holding the credential that a URL may be."""
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=12).hexdigest()

@@ -1,4 +1,4 @@
-"""What the bridge answers to requests that reach it over MQTT."""
+"""Builds each sink with its dispatcher from the configuration, and answers the requests that arrive over MQTT."""
 
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence

@@ -51,7 +51,9 @@ class Reloads:
         try:
             await _until_stored(become, self.config)
         except ConfigError as error:
-            log.warning("config.not_restored", mistakes=[str(one) for one in error.mistakes], then="the rest goes on")
+            log.warning(
+                "config.not_restored", mistakes=[str(one) for one in error.mistakes], then="everything else continues"
+            )
 
 
 async def _until_stored(become: Become, config: Config) -> None:

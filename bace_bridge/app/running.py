@@ -1,4 +1,4 @@
-"""That something has happened, between parts that do not know each other."""
+"""What runs and when: signals between parts, parts that come and go by the configuration, and the steady clock."""
 
 import asyncio
 import time
@@ -121,7 +121,7 @@ class ClockWatch:
                 return
             self._clock.follow(seconds)
             self._stepped(seconds)
-        log.warning("clock.stepped", seconds=round(seconds, 1), then="what is scheduled moves along")
+        log.warning("clock.stepped", seconds=round(seconds, 1), then="scheduled retries and polls move with it")
 
 
 class Schedules(Protocol):
@@ -131,7 +131,7 @@ class Schedules(Protocol):
 async def bring_back(schedules: Schedules, *, now: float, furthest: float) -> None:
     """At the start: the clock may have been set back while nothing ran. Raises StoreError."""
     if sessions := await schedules.bound(now=now, furthest=furthest):
-        log.warning("clock.was_behind", sessions=sessions, then="what lay too far ahead is due now")
+        log.warning("clock.was_behind", sessions=sessions, then="retries that were scheduled too far ahead are due now")
 
 
 class Part(Protocol):

@@ -1,4 +1,4 @@
-"""What a service of systemd tells its manager: that it is ready, that it lives, that it stops (sd_notify)."""
+"""The service: ticks, upkeep, commands and the order of ending; systemd is notified (sd_notify)."""
 
 import asyncio
 import contextlib
@@ -23,9 +23,9 @@ EXTEND_BY = 60
 
 
 def notify(state: str, *, address: str | None) -> None:
-    """Sends a state such as `READY=1` to NOTIFY_SOCKET; does nothing where there is no manager to tell.
+    """Sends a state such as `READY=1` to NOTIFY_SOCKET; does nothing where there is no service manager.
 
-    It never blocks and never fails: whoever cannot be told will miss the watchdog's sign soon enough.
+    It never blocks and never fails: a manager that cannot be reached will miss the watchdog's sign soon enough.
     """
     if not address:
         return

@@ -1,4 +1,4 @@
-"""The name of this installation: of a bridge with a store, on a machine."""
+"""Every side of the one store, the state of devices made of it, and the name of this installation."""
 
 import asyncio
 import hashlib

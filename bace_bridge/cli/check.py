@@ -1,3 +1,5 @@
+"""`bace-bridge check` and `schema`: the configuration and the events, without the service."""
+
 import json
 import os
 import time
@@ -10,21 +12,23 @@ import click
 from bace_bridge.cli.exits import config_option
 from bace_bridge.cli.stored import store_cautions
 from bace_bridge.config.cautions import warnings
+from bace_bridge.config.json_schema import config_schema
 from bace_bridge.config.load import load
 from bace_bridge.config.models import Config, WatchConfig
 from bace_bridge.config.values import format_duration
 from bace_bridge.errors import ConfigError
 from bace_bridge.formats import iso_utc
+from bace_bridge.polling.rules.event_schema import event_schema
 from bace_bridge.sinks.kind import SinkConfig
 
 
 @click.command()
 @config_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(config: Path, as_json: bool) -> None:
-    """Validate the configuration; contacts nobody.
+    """Validate the configuration. Makes no network requests.
 
-    Every mistake is a line on stderr, with its path, and the exit code is 78.
+    Prints each mistake with its path on stderr and exits with code 78.
     """
     try:
         loaded = load(config, os.environ)
@@ -56,7 +60,7 @@ def _plan(config: Config) -> Iterator[tuple[str, str]]:
     """What the service would do, as pairs of a part and a line about it; no secrets."""
     cloud = config.cloud
     login = "with an access token" if cloud.username is None else f"as {cloud.username}"
-    pace = f"at most {cloud.requests_per_minute} requests a minute"
+    pace = f"at most {cloud.requests_per_minute} requests per minute"
     retention = format_duration(config.store.retention)
     yield "cloud", f"{cloud.url} {login}, {_devices(cloud.groups)}, {pace}"
     yield "watch", _watch(config.watch)
@@ -69,7 +73,7 @@ def _plan(config: Config) -> Iterator[tuple[str, str]]:
 def _watch(watch: WatchConfig) -> str:
     start = watch.start_from
     reports = {
-        "now": "the sessions that are active then",
+        "now": "the sessions that are active at that time",
         "all": "all sessions",
         "since": f"sessions since {iso_utc(start.seconds)}",
         "ago": f"sessions of the last {format_duration(start.seconds)}",
@@ -88,3 +92,20 @@ def _filter_of(sink: SinkConfig) -> str:
 
 def _devices(groups: tuple[str, ...]) -> str:
     return f"devices {', '.join(groups)}" if groups else "all devices"
+
+
+@click.group()
+def schema() -> None:
+    """Print the JSON Schema of the configuration or the events."""
+
+
+@schema.command()
+def config() -> None:
+    """JSON Schema of bridge.yaml, for editors that complete and check it."""
+    click.echo(json.dumps(config_schema(), indent=2, ensure_ascii=False))
+
+
+@schema.command()
+def events() -> None:
+    """JSON Schema of a webhook's body: the CloudEvents, with their data by type."""
+    click.echo(json.dumps(event_schema(), indent=2, ensure_ascii=False))

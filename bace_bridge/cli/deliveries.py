@@ -1,4 +1,4 @@
-"""`bace-bridge dead-letters` and `replay`: deliveries that were given up, and events that are delivered again."""
+"""`bace-bridge dead-letters` and `replay`: failed deliveries, and events to deliver again."""
 
 import asyncio
 import time
@@ -31,16 +31,17 @@ from bace_bridge.store.sqlite import SqliteFile
 
 @click.group(name="dead-letters")
 def dead_letters() -> None:
-    """Deliveries that were given up: list them, try them again, or drop them.
+    """List, retry or drop dead letters: deliveries that failed for the last time.
 
-    The bridge may be running.
+    Works while the bridge is running.
     """
 
 
 def _which_options(command: Callable[..., None]) -> Callable[..., None]:
+    # Put on as decorators are, from the bottom up: the help lists the last one first.
     for option in (
-        click.option("--session", metavar="ID", help="Only those of this data session."),
-        click.option("--sink", metavar="NAME", help="Only those of this broker or webhook."),
+        click.option("--session", metavar="ID", help="Only for this data session."),
+        click.option("--sink", metavar="NAME", help="Only for this broker or webhook."),
         config_option,
     ):
         command = option(command)
@@ -49,13 +50,15 @@ def _which_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @dead_letters.command(name="list")
 @_which_options
-@click.option("--parked", is_flag=True, help="Instead, those that wait for their next attempt.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(min=0), help="So many; 0: all.")
-@click.option("--json", "as_json", is_flag=True, help="A JSON array on stdout, with the last attempts; times in UTC.")
+@click.option("--parked", is_flag=True, help="List the deliveries that wait for a retry instead.")
+@click.option(
+    "--limit", default=50, show_default=True, type=click.IntRange(min=0), help="Show at most N; 0 = no limit."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array, with the last attempts; times in UTC.")
 def list_letters(
     *, config: Path, sink: str | None, session: str | None, parked: bool, limit: int, as_json: bool
 ) -> None:
-    """List the deliveries that were given up, the last one first."""
+    """List dead letters, newest first."""
     excerpt = excerpt_of(config)
     path = excerpt.config("store.url").store.path
     which = Which(sink, session)
@@ -79,9 +82,9 @@ async def _listed(
 @dead_letters.command()
 @click.argument("event_ids", nargs=-1, metavar="[EVENT_ID]...")
 @_which_options
-@click.option("--all", "everything", is_flag=True, help="All of them, which is also meant by nothing at all.")
+@click.option("--all", "everything", is_flag=True, help="All of them (the default).")
 def retry(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session: str | None, everything: bool) -> None:
-    """Try dead letters again, from the first attempt on."""
+    """Queue dead letters for retry, from the first attempt."""
     excerpt = excerpt_of(config)
     path = excerpt.config("store.url").store.path
     which = Which(sink, session, event_ids)
@@ -89,7 +92,7 @@ def retry(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session
     if sink is not None:
         ensure_sink(sink, excerpt.sinks())
     count = asyncio.run(_asked(path, which, excerpt.sinks(), DeadLetters.retry))
-    click.echo(f"{_counted(count)} tried again" + (f": {when_it_happens(path)}" if count else ""))
+    click.echo(f"{_counted(count)} queued for retry" + (f": {when_it_happens(path)}" if count else ""))
 
 
 @dead_letters.command()
@@ -97,7 +100,7 @@ def retry(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session
 @_which_options
 @click.option("--all", "everything", is_flag=True, help="All of them.")
 def drop(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session: str | None, everything: bool) -> None:
-    """Drop dead letters: their receivers will never get these events."""
+    """Drop dead letters: these events will never be delivered."""
     excerpt = excerpt_of(config)
     path = excerpt.config("store.url").store.path
     which = Which(sink, session, event_ids)
@@ -109,7 +112,7 @@ def drop(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session:
 
 def _refuse_contradiction(which: Which, *, everything: bool) -> None:
     if everything and which != Which():
-        raise click.UsageError("--all goes with nothing else")
+        raise click.UsageError("--all cannot be combined with anything else")
 
 
 async def _ensure_known(file: SqliteFile, which: Which, configured: list[str]) -> None:
@@ -129,7 +132,7 @@ async def _asked(
             await refuse_disabled(file, which.sink)
         count = await work(DeadLetters(file), which)
     if which.events and not count:
-        raise click.ClickException("there is no such dead letter: bace-bridge dead-letters list shows those there are")
+        raise click.ClickException("there is no such dead letter: see bace-bridge dead-letters list")
     return count
 
 
@@ -155,7 +158,7 @@ def _as_json(one: StoredDelivery, attempts: Sequence[FailedAttempt]) -> bytes:
 
 def _print_table(found: Sequence[StoredDelivery], *, parked: bool) -> None:
     if not found:
-        click.echo("Nothing waits for another attempt." if parked else "No dead letters.")
+        click.echo("No deliveries wait for a retry." if parked else "No dead letters.")
         return
     from bace_bridge.cli.stored import Text, console_of_stdout, new_table, print_table  # noqa: PLC0415  # slow
 
@@ -190,13 +193,13 @@ class _Since(click.ParamType[float]):
 
 @click.command()
 @config_option
-@click.option("--sink", required=True, metavar="NAME", help="Who gets them: the name of a broker or a webhook.")
-@click.option("--session", metavar="ID", help="The events of this data session.")
-@click.option("--since", type=_Since(), metavar="TIME", help="Those since 2026-01-31T00:00:00Z, or since 2h ago: 2h.")
+@click.option("--sink", required=True, metavar="NAME", help="The broker or webhook to deliver to, by name.")
+@click.option("--session", metavar="ID", help="Replay the events of this data session.")
+@click.option("--since", type=_Since(), metavar="TIME", help="A time (2026-01-31T00:00:00Z), or an age such as 2h.")
 def replay(*, config: Path, sink: str, session: str | None, since: float | None) -> None:
     """Deliver recorded events again: in order, with the same ids, marked as a replay.
 
-    The bridge may be running. Events are kept for store.retention.
+    Works while the bridge is running. Events are kept for store.retention.
     """
     if (session is None) == (since is None):
         raise click.UsageError("give either --session ID or --since TIME")
@@ -211,9 +214,10 @@ async def _ask(path: Path, sink: str, session: str | None, since: float | None) 
     async with stored(path, to_ask=True) as file:
         await refuse_disabled(file, sink)
         log = EventLog(file)
+        # Only where nothing was found is it asked why: a session that is known may have no events any more.
         if count := await log.replay(sink, session=session, since=since):
             return count
-        why = "bace-bridge events shows those that are"
+        why = "bace-bridge events lists what is recorded"
         if session is not None and not await log.knows_session(session):
             why = unknown_session(session)
-        raise click.ClickException(f"no such events are recorded: {why}")
+        raise click.ClickException(f"no such events in the log: {why}")

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--for", "lasting", type=Duration(), help="Stop by itself after this time, such as 20s.")
+@click.option("--for", "lasting", type=Duration(), help="Stop after this time, such as 20s.")
 def demo(lasting: float | None) -> None:
-    """The whole system on this machine, with nothing to install or to configure.
+    """Run the whole system on this machine, with nothing to install or configure.
 
-    A simulated BACE cloud, an MQTT broker, a webhook receiver, and the real bridge between them. Shown is
-    what really arrives over MQTT and by HTTP: in a live view on a terminal, otherwise as one line an event.
+    Starts a simulated BACE cloud, an MQTT broker, a webhook receiver and the real bridge between them, and shows
+    what arrives over MQTT and HTTP: in a live view on a terminal, otherwise one line per event.
     """
     began = time.time()
     if isinstance(sys.stdout, TextIOWrapper):
@@ -54,6 +54,7 @@ async def _demo(began: float, lasting: float | None) -> None:
         asyncio.get_running_loop().add_signal_handler(number, end)
     if lasting is not None:
         asyncio.get_running_loop().call_later(max(0.0, began + lasting - time.time()), stop.set)
+    # A dumb terminal (an editor's, a CI's) shows escape sequences as text.
     on_terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     screen: _Screen = _Picture(began) if on_terminal else _Lines()
     try:
@@ -70,6 +71,7 @@ async def _demo(began: float, lasting: float | None) -> None:
 
 
 async def _perform(screen: "_Screen", stop: asyncio.Event) -> None:
+    # Here, so that the first line is there at once: these take a second to import.
     from bace_bridge import logs  # noqa: PLC0415
     from bace_bridge.config.values import secrets_of  # noqa: PLC0415
     from bace_bridge.demo.outside import DemoFailed  # noqa: PLC0415
@@ -88,6 +90,7 @@ async def _perform(screen: "_Screen", stop: asyncio.Event) -> None:
                 playing.cancel()
                 raise
             finally:
+                # Whatever has ended the view, the bridge ends in order: it still has deliveries to make.
                 stop.set()
                 await playing
     except DemoFailed as reason:
@@ -162,7 +165,7 @@ class _Picture:
 
     def show(self, *, stopping: bool) -> None:
         lasted = round(time.time() - self._began)
-        status = "stopping ..." if stopping else "Ctrl-C ends it"
+        status = "stopping ..." if stopping else "Ctrl-C stops it"
         self._live.update(self._picture(f"{lasted // 60}:{lasted % 60:02}   {status}"), refresh=True)
 
     def _picture(self, status: str) -> "RenderableType":

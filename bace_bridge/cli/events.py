@@ -91,7 +91,7 @@ def _detail(event_type: str, data: dict[str, Any]) -> str:
         case types.SINK_DISABLED:
             detail = f"{data['sink']}: {data['reason']}"
         case types.SINK_DEAD_LETTER:
-            detail = f"{data['sink']} did not take {data['event']['type']}: {data['reason']}"
+            detail = f"{data['sink']} did not accept {data['event']['type']}: {data['reason']}"
     return detail
 
 
@@ -108,15 +108,17 @@ Show = Callable[[LoggedEvent], None]
 @config_option
 @click.option("--type", "type_glob", metavar="GLOB", help='Only these event types, such as "session.*".')
 @click.option("--session", metavar="ID", help="Only the events of this data session.")
-@click.option("--limit", default=100, show_default=True, type=click.IntRange(min=0), help="The newest so many; 0: all.")
-@click.option("--follow", is_flag=True, help="Keep printing new ones, until Ctrl-C.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line; times in UTC.")
+@click.option(
+    "--limit", default=100, show_default=True, type=click.IntRange(min=0), help="Show the newest N; 0 = no limit."
+)
+@click.option("--follow", is_flag=True, help="Keep printing new events until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line; times in UTC.")
 def events(
     *, config: Path, type_glob: str | None, session: str | None, limit: int, follow: bool, as_json: bool
 ) -> None:
     """Show the event log, newest last.
 
-    Reads the store only; the bridge may be running.
+    Reads only the store; works while the bridge is running.
     """
     path = excerpt_of(config).config("store.url").store.path
     if type_glob is not None and not any(matches(known, (type_glob,)) for known in EVENT_TYPES):
@@ -222,7 +224,7 @@ class _Following:
         except StoreOlder as error:
             self._warn(f"{error}; waiting for it")
         except StoreUnusable:
-            raise
+            raise  # another kind of file, or not for this user: waiting does not help
         except StoreError as error:
             self._warn(f"{error}; trying again")
 

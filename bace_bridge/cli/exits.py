@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, and how errors become exit codes."""
 
 import os
 import select
@@ -71,7 +71,7 @@ def explain(error: BaseException, *, debug: bool) -> int:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The exceptions that a TaskGroup has wrapped, those that nobody expected first."""
+    """The exceptions that a TaskGroup has wrapped, unexpected ones first."""
     if not isinstance(error, BaseExceptionGroup):
         yield error
         return
@@ -94,7 +94,7 @@ def _reader_of_stdout_left() -> bool:
 def _log_internal_error(error: BaseException, *, debug: bool) -> None:
     if not logs.is_configured():
         logs.configure(fmt=None, level="info")
-    # The message of a foreign exception may hold anything; class and place tell where to look.
+    # The message of a foreign exception may hold anything; class and line say where it happened.
     fields = {"error": type(error).__name__, "place": _place(error)}
     if debug:
         fields["traceback"] = "".join(traceback.format_exception(error))

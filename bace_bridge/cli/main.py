@@ -9,29 +9,35 @@ import click
 _GROUPS = {
     "Service": {
         "run": "Poll the cloud and deliver to MQTT and webhooks.",
-        "check": "Validate the configuration; contacts nobody.",
+        "check": "Validate the configuration. Makes no network requests.",
     },
-    "Look inside": {
+    "Inspect": {
         "sessions": "List the data sessions that the bridge knows.",
-        "devices": "List the devices: what `groups` in the configuration take.",
+        "devices": "List the devices, with ids and labels for `groups`.",
         "events": "Show the event log.",
-        "dead-letters": "Deliveries that were given up: list, retry, drop.",
+        "dead-letters": "List, retry or drop failed deliveries.",
         "replay": "Deliver recorded events again.",
         "schema": "Print the JSON Schema of the configuration or the events.",
     },
     "Try it out": {
-        "demo": "The whole system on this machine, with a simulated cloud.",
-        "simulate": "The simulated BACE cloud alone.",
+        "demo": "Run the whole system on this machine with a simulated cloud.",
+        "simulate": "Run only the simulated BACE cloud.",
     },
 }
 
-_MODULES = {"dead-letters": "deliveries", "replay": "deliveries"}
+_MODULES = {
+    "dead-letters": "deliveries",
+    "replay": "deliveries",
+    "sessions": "listings",
+    "devices": "listings",
+    "schema": "check",
+}
 """Where a command's module has another name: one that it shares."""
 
 _EXAMPLES = """\
-bace-bridge demo --for 20s               see what it does; nothing is needed
-bace-bridge check -c bridge.yaml         every mistake at once, nothing is contacted
-bace-bridge run -c bridge.yaml           the service; SIGTERM stops it, SIGHUP re-reads the file
+bace-bridge demo --for 20s               see what it does, without a device or an account
+bace-bridge check -c bridge.yaml         report every mistake at once
+bace-bridge run -c bridge.yaml           the service; SIGTERM stops it, SIGHUP reloads the file
 """
 
 
@@ -118,6 +124,6 @@ def _prepare(command: click.Command) -> None:
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
-    """Tells MQTT and webhooks when a BACE data session starts, ends and what it measured."""
+    """Publish BACE data sessions to MQTT and webhooks: when they start, what they measure, when they end."""
     if debug:
         ctx.ensure_object(Invocation).debug = True

@@ -47,8 +47,9 @@ _AT_LAST_IN = 5
 def run(config: Path, log_format: Format | None, log_level: str) -> None:
     """Poll the cloud and deliver to MQTT and webhooks.
 
-    SIGTERM or SIGINT ends it well, a second one at once. SIGHUP re-reads the configuration and restarts what has
-    changed in it; a wrong one changes nothing. On a terminal SIGHUP ends it, since a terminal that closes sends it.
+    SIGTERM or SIGINT shuts it down cleanly, a second one at once. SIGHUP reloads the configuration and restarts only
+    what changed; a configuration with mistakes is not applied. On a terminal SIGHUP stops it, since a closing terminal
+    sends one.
     """
     unblock_stderr()
     loaded = load(config, os.environ)
@@ -89,7 +90,7 @@ class _Signals:
                 config = load(path, os.environ, patience=None)  # a pipe was read once, and the loop must not wait
             except ConfigError as error:
                 mistakes = [str(one) for one in error.mistakes]
-                self.refused(mistakes, then="the old one stays")
+                self.refused(mistakes, then="the previous configuration stays in use")
                 return
             self.not_reloaded = None
             log.info("config.reloading")
@@ -104,7 +105,9 @@ class _Signals:
 
     def config_check(self) -> dict[str, str | None]:
         problem = self.not_reloaded
-        return {"config": None if problem is None else f"the file on disk is not what runs: {problem}"}
+        return {
+            "config": None if problem is None else f"the file on disk differs from the running configuration: {problem}"
+        }
 
     @staticmethod
     def _listen(end: Callable[[], None], on_hangup: Callable[[], None]) -> None:
@@ -177,7 +180,7 @@ async def _serve_each(
                 return
             if before is None or started.is_set():
                 raise
-            signals.refused([str(error)], then="the old one goes on")
+            signals.refused([str(error)], then="the previous configuration stays in use")
             config, before = before, None
             continue
         if signals.ended or signals.successor is None:
@@ -197,7 +200,7 @@ async def _reload_each(
         try:
             await bridge.reloads.ask(config)
         except ConfigError as error:
-            signals.refused([str(error)], then="the old one goes on")
+            signals.refused([str(error)], then="the previous configuration stays in use")
         logs.configure(fmt=log_format, level=log_level, secrets=secrets_of(bridge.reloads.config))
         tell("READY=1\nSTATUS=watching")
     signals.successor = config
@@ -205,7 +208,7 @@ async def _reload_each(
 
 
 def _notify(state: str, *, signals: _Signals, started: asyncio.Event) -> None:
-    """Tells the service manager; a stop for a reload must not look like the end, or it would kill the service."""
+    """Notifies the service manager; a stop for a reload must not appear to be the end, or it would kill the service."""
     if state.startswith("READY"):
         started.set()
     if state.startswith("STOPPING") and not signals.ended:

@@ -58,14 +58,14 @@ def _print_scenario(ctx: click.Context, _: click.Parameter, name: str | None) ->
 
 @click.command
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8180, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
+@click.option("--port", default=8180, show_default=True, type=click.IntRange(0, 65535), help="0 = any free port.")
 @click.option(
     "--scenario",
     default="default",
     show_default=True,
     metavar="FILE",
     callback=_scenario,
-    help="What happens: a YAML file, or one that comes along: default, quick.",
+    help="What happens: a YAML file or a built-in scenario (default, quick).",
 )
 @click.option(
     "--speed",
@@ -73,8 +73,8 @@ def _print_scenario(ctx: click.Context, _: click.Parameter, name: str | None) ->
     show_default=True,
     type=click.FloatRange(0, min_open=True),
     callback=_a_number,
-    help="Makes the scenario's durations so many times shorter. Time stamps remain those of the clock when"
-    " things happen: at speed 60 a session of ten minutes takes, and lasts, ten seconds.",
+    help="Run the scenario this many times faster. Timestamps follow the clock: at speed 60 a ten-minute session"
+    " takes ten seconds and reports a duration of ten seconds.",
 )
 @click.option(
     "--quirk",
@@ -82,7 +82,7 @@ def _print_scenario(ctx: click.Context, _: click.Parameter, name: str | None) ->
     multiple=True,
     metavar="QUIRK",
     callback=_quirks,
-    help='How the cloud misbehaves, such as tie-shuffle or "rate-limit 5/20s"; may be given again.',
+    help='A way in which the cloud misbehaves, such as tie-shuffle or "rate-limit 5/20s"; repeatable.',
 )
 @click.option(
     "--list-quirks",
@@ -90,7 +90,7 @@ def _print_scenario(ctx: click.Context, _: click.Parameter, name: str | None) ->
     is_eager=True,
     expose_value=False,
     callback=_list_quirks,
-    help="Explain them.",
+    help="List and explain the quirks.",
 )
 @click.option(
     "--print-scenario",
@@ -98,13 +98,13 @@ def _print_scenario(ctx: click.Context, _: click.Parameter, name: str | None) ->
     is_eager=True,
     expose_value=False,
     callback=_print_scenario,
-    help="Print one that comes along, with its keys explained, to start from.",
+    help="Print a built-in scenario, with its keys explained, as a starting point.",
 )
-@click.option("--for", "lasting", type=Duration(), help="Stop by itself after this time, such as 90s.")
+@click.option("--for", "lasting", type=Duration(), help="Stop after this time, such as 90s.")
 def simulate(*, host: str, port: int, scenario: Scenario, speed: float, quirks: Quirks, lasting: float | None) -> None:
-    """A simulated BACE cloud, to build automations without a device.
+    """Run a simulated BACE cloud, to build automations without a device.
 
-    It prints the URL, the credentials and a configuration to copy, then a line for each thing that happens.
+    Prints its URL, credentials and a configuration to copy, then one line for each thing that happens.
     """
     # Devices keep their ids from run to run; sessions get new ones, since they are new ones.
     cloud = SimulatedCloud(clock=time.time, quirks=quirks, seed=time.time_ns())
@@ -118,8 +118,8 @@ async def _serve(server: SimulatedServer, scenario: Scenario, speed: float, last
         loop.add_signal_handler(number, stop.set)
     try:
         await server.start()
-    except UnicodeError:
-        raise click.ClickException("cannot listen there: that is no host name (try another --host)") from None
+    except UnicodeError:  # from the encoding of international names, before any look-up
+        raise click.ClickException("cannot listen: that is not a valid host name (try another --host)") from None
     except OSError as error:
         raise click.ClickException(f"cannot listen at {server.url}: {_why_not(error)}") from error
     account = server.cloud.credentials
@@ -152,7 +152,9 @@ def _why_not(error: OSError) -> str:
         case errno.EACCES:
             return "only root may listen on this port (try a --port from 1024 on)"
         case errno.EADDRNOTAVAIL | socket.EAI_NONAME | socket.EAI_AGAIN | socket.EAI_FAIL:
-            return "--host is no address of this machine (127.0.0.1 is this machine alone, 0.0.0.0 all its addresses)"
+            return (
+                "--host is not an address of this machine (127.0.0.1 is this machine alone, 0.0.0.0 all its addresses)"
+            )
     return error.strerror or str(error)
 
 

@@ -1,4 +1,4 @@
-"""Tables for people. Imported where one is printed: rich is slow to import, and `--json` needs none of it."""
+"""What the commands on the store share: opening it, checking names, and tables."""
 
 import os
 import shutil
@@ -49,7 +49,7 @@ class NoStoreYet(click.ClickException):
     """There is no store at this place (yet); exit code 1."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(f"no store at {path.absolute()} yet: bace-bridge run makes it (store.url)")
+        super().__init__(f"no store at {path.absolute()} yet: bace-bridge run creates it (store.url)")
 
 
 @asynccontextmanager
@@ -80,7 +80,7 @@ async def ensure_session(file: SqliteFile, session: str) -> None:
 
 
 def unknown_session(session: str) -> str:
-    return f"the bridge knows no data session {session!r}: bace-bridge sessions lists those it knows"
+    return f"unknown data session {session!r}: bace-bridge sessions lists the known ones"
 
 
 def is_wide() -> bool:
@@ -99,14 +99,14 @@ def store_cautions(path: Path) -> list[str]:
 
 async def refuse_disabled(file: SqliteFile, sink: str) -> None:
     if reason := await DeadLetters(file).disabled_reason(sink):
-        raise click.ClickException(f"{sink} is disabled ({reason}): it is called again when its url is another one")
+        raise click.ClickException(f"{sink} is disabled ({reason}): change its URL to enable it again")
 
 
 def when_it_happens(path: Path) -> str:
     """When the bridge takes what was asked for, in words for people."""
     if is_held(path):
-        return "the running bridge begins at once"
-    return "the bridge is not running: it begins when it is started"
+        return "the running bridge starts at once"
+    return "the bridge is not running: delivery starts when it does"
 
 
 def printable(text: str) -> str:

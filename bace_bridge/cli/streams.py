@@ -1,6 +1,6 @@
 """Standard output that says so when it cannot take what is printed: a full disk, or none (`>&-`).
 
-Standard error cannot say so: what nobody reads there (`2>&1 | head`) is dropped, and changes no exit code.
+Standard error cannot say so: what is not read there (`2>&1 | head`) is dropped, and changes no exit code.
 """
 
 import os

@@ -29,7 +29,7 @@ class BaceCloud:
 
     @property
     def clock_ahead(self) -> float:
-        """Seconds that the cloud's clock is ahead of ours, as far as its answers tell."""
+        """Seconds that the cloud's clock is ahead of ours, as far as its answers show."""
         return self._http.clock_ahead
 
     async def session_page(
@@ -48,7 +48,7 @@ class BaceCloud:
         seen = parse_session((await self._http.get(ONE_SESSION, query, urgency=Urgency.SESSIONS)).body)
         # A server that ignores `id` shows some session or other: that says nothing of this one.
         if seen.session.id.lower() != session_id.lower():
-            raise UnexpectedReply(f"another data session came in place of {session_id}")
+            raise UnexpectedReply(f"got another data session instead of {session_id}")
         return seen
 
     async def group_page(self, page: int) -> Page[tuple[str, str | None]]:

@@ -61,7 +61,7 @@ def instead_of_json(body: bytes) -> str:
     if not body.strip():
         return " (the answer was empty)"
     html = body.lstrip()[:1] == b"<"
-    return " (HTML came: the login page of a network, a proxy, or a wrong cloud.url)" if html else ""
+    return " (got HTML instead of JSON: the login page of a network, a proxy, or a wrong cloud.url)" if html else ""
 
 
 LARGEST_HEADER = 64 * 1024

@@ -104,7 +104,7 @@ class CloudHttp:
 
     @property
     def clock_ahead(self) -> float:
-        """Seconds that the cloud's clock is ahead of ours, as far as its answers tell."""
+        """Seconds that the cloud's clock is ahead of ours, as far as its answers show."""
         return 0.0 if self._ahead is None or abs(self._ahead) <= SKEW_WORTH_KNOWING else self._ahead
 
     def clock_stepped(self, seconds: float) -> None:

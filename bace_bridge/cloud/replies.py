@@ -210,7 +210,7 @@ def _identity(name: str, value: str | int | None) -> str:
     if len(text) > LONGEST_TEXT:
         raise ValueError(f"{name} is longer than {LONGEST_TEXT} characters")
     if REPLACED in text:
-        raise ValueError(f"{name} holds something that is no character")
+        raise ValueError(f"{name} contains an invalid character")
     return text
 
 

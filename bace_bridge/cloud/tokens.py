@@ -36,7 +36,7 @@ class _TokenRow(msgspec.Struct):
 
 
 _TEXT: Any = str | int
-_NO_TOKEN = "the token endpoint answered something that is not a token"  # noqa: S105  # a message
+_NO_TOKEN = "the token endpoint's answer is not a token"  # noqa: S105  # a message
 
 
 def parse_token(body: bytes) -> TokenReply:
@@ -233,8 +233,8 @@ class FixedToken:
 
     async def current(self) -> str:
         if not is_sendable(self._access):
-            raise CloudLoginFailed("no header can carry cloud.access_token: put a valid one into the configuration")
+            raise CloudLoginFailed("cloud.access_token cannot be sent in an HTTP header: configure a valid one")
         return self._access
 
     async def after_refusal(self, rejected: str) -> str:  # noqa: ARG002  # the same duty as Tokens
-        raise CloudLoginFailed("the cloud refused cloud.access_token: put a valid one into the configuration")
+        raise CloudLoginFailed("the cloud refused cloud.access_token: configure a valid one")

@@ -17,7 +17,7 @@ def warnings(config: Config, *, now: float) -> list[str]:
     for path, sink in config.located_sinks():
         found += [f"{path}.{line}" for line in _about_sink(sink)]
     if not config.sinks:
-        found.append(f"{', '.join(kind.section for kind in KINDS)}: there are no sinks, so nobody is told anything")
+        found.append(f"{', '.join(kind.section for kind in KINDS)}: there are no sinks, so no events will be delivered")
     return found
 
 
@@ -38,7 +38,7 @@ def _about_watch(config: Config, now: float) -> Iterator[str]:
 def _about_http(config: Config) -> Iterator[str]:
     if config.http.enabled and not is_loopback(config.http.host):
         if config.http.token is None:
-            yield "http.listen: everybody who reaches this port can read whether all is well (not names or reasons)"
+            yield "http.listen: anyone who reaches this port sees whether the bridge is healthy (no names or reasons)"
         else:
             yield "http.token: goes over the network in the clear (put a proxy with TLS before http.listen)"
 
@@ -52,7 +52,7 @@ def _about_sink(sink: SinkConfig) -> Iterator[str]:
 def _about_groups(groups: Sequence[str]) -> Iterator[str]:
     for index, one in enumerate(groups):
         if not _GROUP_ID.fullmatch(one):
-            yield f"groups[{index}]: {one!r} is no id_group: sinks take no labels yet (bace-bridge devices lists ids)"
+            yield f"groups[{index}]: {one!r} is not an id_group: sinks take ids only (see bace-bridge devices)"
 
 
 def _about_events(globs: Sequence[str]) -> Iterator[str]:

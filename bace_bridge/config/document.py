@@ -1,4 +1,4 @@
-"""Where in the configuration something is."""
+"""Reading the YAML document: plain values with their paths, `${VAR}` substituted, every mistake with its place."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -243,9 +243,9 @@ def _refuse_what_is_no_plain_data(root: Node) -> None:
             return
         node, above = left.pop()
         if node.tag not in _PLAIN_TAGS:
-            raise _at(node, "a tag (!) asks for what is no plain value")
+            raise _at(node, "a tag (!) is not allowed: write a plain value")
         if id(node) in above:
-            raise _at(node, "an alias (*) refers to what it is in")
+            raise _at(node, "an alias (*) refers to itself")
         above = (*above, id(node))
         if isinstance(node, SequenceNode):
             left += [(item, above) for item in reversed(node.value)]
@@ -257,8 +257,8 @@ def _refuse_what_is_no_plain_data(root: Node) -> None:
 def _mistakes_in(node: Node, place: Place) -> Iterator[Mistake]:
     if isinstance(node, ScalarNode) and (half := half_character(node.value)):
         node.value = node.value.encode("utf-8", "replace").decode()
-        problem = f"holds the character U+{ord(half):04X}, which is half a character"
-        yield Mistake(spell(place), f"{problem} (line {node.start_mark.line + 1})", "take another, of whole characters")
+        problem = f"holds the character U+{ord(half):04X}, which is not a character"
+        yield Mistake(spell(place), f"{problem} (line {node.start_mark.line + 1})", "remove it")
     elif isinstance(node, SequenceNode):
         for index, item in enumerate(node.value):
             yield from _mistakes_in(item, (*place, index))

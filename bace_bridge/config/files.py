@@ -69,10 +69,10 @@ def _read_secret(
     if name is None:
         return
     if section.get(key) is not None:
-        inlined.mistakes.append(Mistake(file_path, f"is given besides {key}", "keep one of the two"))
+        inlined.mistakes.append(Mistake(file_path, f"cannot be combined with {key}", "keep one of the two"))
         return
     inlined.renamed[path] = file_path
-    # Whatever goes wrong below, the value counts as given: one mistake is told, not its consequences as well.
+    # Whatever goes wrong below, the value counts as given: one mistake is reported, not its consequences as well.
     section[key] = ""
     if not isinstance(name, str) or not name:
         inlined.mistakes.append(Mistake(file_path, "must be the path of a file"))

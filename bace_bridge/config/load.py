@@ -1,4 +1,4 @@
-"""Pydantic's findings in words for people. The value itself is never shown: it may be a secret."""
+"""Loads the configuration: every mistake at once, in words. A value is never shown: it may be a secret."""
 
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -113,10 +113,10 @@ def _login(cloud: Any) -> Iterator[Mistake]:
     if cloud.get("access_token") is not None:
         if given:
             hint = "keep either the access token or the login"
-            yield Mistake("cloud.access_token", f"is given besides {', '.join(given)}", hint)
+            yield Mistake("cloud.access_token", f"cannot be combined with {', '.join(given)}", hint)
     elif missing:
-        hint = "or give access_token instead of client_id, client_secret, username and password"
-        yield Mistake("cloud", f"lacks {', '.join(missing)}", hint)
+        hint = "or set access_token instead of client_id, client_secret, username and password"
+        yield from (Mistake(f"cloud.{key}", "is missing", hint) for key in missing)
 
 
 def _names(sinks: list[Entry]) -> Iterator[Mistake]:
@@ -126,7 +126,7 @@ def _names(sinks: list[Entry]) -> Iterator[Mistake]:
         if not isinstance(name, str):
             continue
         if name in first:
-            hint = "what a sink has got so far is kept under its name, so no two may share one"
+            hint = "names must be unique: progress is stored per name"
             yield Mistake(f"{path}.name", f"{name!r} is the name of {first[name]} as well", hint)
         first.setdefault(name, path)
 
@@ -145,7 +145,7 @@ def load(path: Path, env: Mapping[str, str], *, patience: float | None = PIPE_PA
     config, invalid = validate(raw)
     for found in (*mistakes_between(raw), *invalid):
         found.path = _renamed(found.path, inlined.renamed)
-        # A value that could not be had is wrong in other ways as well: only the cause is told.
+        # A value that could not be had is wrong in other ways as well: only the cause is reported.
         if not any(is_within(found.path, cause.path) for cause in causes):
             mistakes.append(found)
     if mistakes or config is None:

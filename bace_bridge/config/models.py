@@ -53,10 +53,8 @@ class CloudConfig(Section):
     groups: tuple[Text, ...] = Field(
         default=(), description="Only these devices, by id_group or by label; empty: all that the account can see"
     )
-    requests_per_minute: WholeNumber = Field(
-        default=120, ge=1, description="The bridge never asks more often than this"
-    )
-    timeout: Duration = Field(default=30.0, description="An answer is waited for this long")
+    requests_per_minute: WholeNumber = Field(default=120, ge=1, description="Most requests to the cloud per minute")
+    timeout: Duration = Field(default=30.0, description="Response timeout")
 
 
 class WatchConfig(Section):
@@ -65,16 +63,16 @@ class WatchConfig(Section):
         default=15.0, description="How often each active session's datapoints are fetched"
     )
     recheck_interval: Annotated[Duration, FormerNames(("reconcile_interval",))] = Field(
-        default=60.0, description="How often known sessions are asked for by id, which shows removed ones"
+        default=60.0, description="How often known sessions are re-checked by id, to find removed ones"
     )
     backfill_interval: Duration = Field(
-        default=3600.0, description="How often the whole session list is read, slowly, for what no filter shows"
+        default=3600.0, description="How often the whole session list is read, slowly, to find what no filter shows"
     )
     start_from: Start = Field(
         default=StartFrom("now"), description="What a first start reports: now, all, a time, or how long ago"
     )
     resolution: Literal["as_served", "finest"] = Field(
-        default="as_served", description="Datapoints as the cloud serves them, or as fine as it can"
+        default="as_served", description="Datapoints as the cloud serves them, or at its finest resolution"
     )
 
 
@@ -83,7 +81,7 @@ class StoreConfig(Section):
         default="sqlite:///bace-bridge.db", description="sqlite:///relative.db or sqlite:////absolute.db"
     )
     retention: Duration = Field(default=604_800.0, description="Delivered events are kept this long for replay")
-    max_size: Size = Field(default=2**30, description="The store grows no larger; at it polling pauses")
+    max_size: Size = Field(default=2**30, description="Maximum size of the store; polling pauses when it is full")
     session_retention: Annotated[Duration, FormerNames(("memory",))] = Field(
         default=7_776_000.0,
         description="What was published of a finished session is remembered this long after its last change",
@@ -107,7 +105,7 @@ class StoreConfig(Section):
 class HttpConfig(Section):
     listen: str = Field(default="127.0.0.1:8099", description='host:port of /healthz and /readyz; "" turns it off')
     token: Annotated[OptionalSecret, BeforeValidator(lambda given: given or None)] = Field(
-        default=None, description="Whoever sends it (Authorization: Bearer) is told names and reasons from afar, too"
+        default=None, description="With it (Authorization: Bearer), remote clients see names and reasons, too"
     )
 
     @field_validator("listen")
@@ -132,8 +130,8 @@ class HttpConfig(Section):
 
 
 class DatatypeConfig(Section):
-    name: str | None = Field(default=None, description="What people call it")
-    unit: str | None = Field(default=None, description="The unit of its values")
+    name: str | None = Field(default=None, description="Display name")
+    unit: str | None = Field(default=None, description="Unit of its values")
 
 
 def _known_datatypes() -> dict[int, DatatypeConfig]:
@@ -156,7 +154,7 @@ class Config(Section):
     store: StoreConfig = Field(default=StoreConfig(), description="Where the bridge keeps what it knows")
     http: HttpConfig = Field(default=HttpConfig(), description="Health")
     datatypes: dict[WholeNumber, DatatypeConfig] = Field(
-        default={}, validate_default=True, description="What numbers mean to people; added to the known ones"
+        default={}, validate_default=True, description="Names and units of datatypes; added to the built-in ones"
     )
 
     @field_validator("datatypes")

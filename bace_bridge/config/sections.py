@@ -1,4 +1,4 @@
-"""URLs and addresses in the configuration. No message here repeats the URL: it may hold a credential."""
+"""What sections share: URLs and addresses. No message here repeats a URL: it may hold a credential."""
 
 import os
 import re
@@ -57,7 +57,7 @@ def split_url(url: str, schemes: Collection[str]) -> SplitResult:
     """The parts of a URL that has one of these schemes, a host and, where it has a port, a usable one."""
     allowed = ", ".join(f"{scheme}://" for scheme in schemes)
     if _BLANK_OR_CONTROL.search(url):
-        raise mistake("must be a URL, which holds no blanks")
+        raise mistake("must be a URL without spaces")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -72,7 +72,7 @@ def split_url(url: str, schemes: Collection[str]) -> SplitResult:
         raise mistake(f"must be a URL of at most {_LONGEST_URL} characters")
     in_brackets = parts.netloc.rpartition("@")[2].startswith("[")
     if text_problem(url) is not None or not _is_host(host) or in_brackets != (":" in host):
-        raise mistake("must be a URL; its host cannot be looked up, or it holds what is no character")
+        raise mistake("must be a URL; its host cannot be looked up, or it contains an invalid character")
     if port == 0:
         raise mistake("must be a URL with a port from 1 to 65535")
     return parts
@@ -107,7 +107,7 @@ def webhook_url(url: str) -> str:
     if problem := target_problem(request_target(url)):
         raise mistake(problem, "percent-encode it as the receiver expects it: \u00fc is %C3%BC in UTF-8")
     if ":" in unquote(parts.username or ""):
-        raise mistake("holds a username with a colon, which no login of HTTP can carry")
+        raise mistake("contains a username with a colon, which HTTP Basic authentication does not allow")
     return url
 
 
@@ -136,7 +136,7 @@ def store_url(url: str) -> str:
         "sqlite:///bace-bridge.db, or with four slashes for an absolute path: sqlite:////var/lib/bace-bridge/bridge.db"
     )
     if url.startswith(("postgresql:", "postgres:", "postgresql+")):
-        raise mistake("PostgreSQL is not there yet: this version stores in SQLite only", hint)
+        raise mistake("PostgreSQL is not supported yet: this version stores in SQLite only", hint)
     name = url.removeprefix(_SQLITE)
     if name == url or not name or name.rpartition("/")[2] in {"", ".", ".."} or ":memory:" in name or "?" in name:
         raise mistake("must name an SQLite file", hint)
@@ -203,7 +203,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_private(host: str) -> bool:
-    """True for hosts of this machine or of a home or company network, as far as the name tells."""
+    """True for hosts of this machine or of a home or company network, as far as the name shows."""
     if is_loopback(host):
         return True
     try:
@@ -224,7 +224,7 @@ def _name(value: str) -> str:
 
 def _event_globs(globs: tuple[str, ...]) -> tuple[str, ...]:
     if not globs:
-        raise mistake("names no event, so nothing would ever be sent", 'write ["*"] for all events')
+        raise mistake("is empty, so nothing would be sent", 'write ["*"] for all events')
     return globs
 
 

@@ -79,8 +79,8 @@ def _written_to(pipe: int, most: int, patience: float) -> bytes:
     while len(content) <= most:
         left = max(0.0, until - time.monotonic())
         if not poll.poll(left * 1000):
-            hint = "is there a writer, and does it end?"
-            raise TextProblem(f"is a pipe that does not give a whole text within {patience:g} s", hint)
+            hint = "does a program write to it and close it?"
+            raise TextProblem(f"is a pipe that did not end within {patience:g} s", hint)
         part = os.read(pipe, most + 1 - len(content))
         if not part:
             break

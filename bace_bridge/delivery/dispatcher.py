@@ -137,8 +137,8 @@ class Dispatcher:
                 await self._progressed.wait()
 
         async with asyncio.TaskGroup() as group:
-            # Beside the sending, because a transaction waits for the disk: with one after the other a webhook
-            # would stand still for each of them, and a slow disk would halve what an MQTT broker gets.
+            # Beside the sending, because a transaction waits for the disk: done in turns, a slow disk would hold up
+            # what is sent, and a full window what is recorded.
             recording = group.create_task(keep_recording())
             while going():
                 self.beat_at = self._monotonic()

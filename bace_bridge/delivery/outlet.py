@@ -1,19 +1,43 @@
-"""An outlet: one sink, its dispatcher, and what health says of both."""
+"""A sink with its dispatcher, and its health: what became of the deliveries, for the log and for `readyz`."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+import msgspec
 import structlog
 
 from bace_bridge.delivery import dispatcher
 from bace_bridge.delivery.dispatcher import Dispatcher
-from bace_bridge.delivery.rules.outbox import Reception, after_attempt
 from bace_bridge.events.types import SINK_DISABLED, Event, Filter, bridge_event
 from bace_bridge.formats import iso_utc
+from bace_bridge.retry import FAILURES_UNTIL_REPORTED
 from bace_bridge.sinks.api import Broker, Sink
 
 log = structlog.get_logger()
+
+
+class Reception(msgspec.Struct, frozen=True):
+    """`problem` is why the last attempt failed, without secrets; None where it did not. Times are epoch seconds."""
+
+    last_success_at: float | None = None
+    failures: int = 0
+    failing_since: float | None = None
+    problem: str | None = None
+
+    @property
+    def failing(self) -> bool:
+        return self.failures >= FAILURES_UNTIL_REPORTED
+
+
+def after_attempt(
+    before: Reception, problem: str | None, *, now: float
+) -> tuple[Reception, Literal["failing", "recovered"] | None]:
+    if problem is None:
+        return Reception(last_success_at=now), "recovered" if before.failing else None
+    since = now if before.failing_since is None else before.failing_since
+    after = Reception(before.last_success_at, before.failures + 1, since, problem)
+    return after, "failing" if after.failing and not before.failing else None
 
 
 class SinkWatch:

@@ -76,6 +76,7 @@ def from_mqtt(topic: str, payload: bytes) -> Arrival | None:
     """The event of an `event` or `datapoints` topic; None for topics that hold a state."""
     match topic.split("/"):
         case [_, device_id, "event" | "datapoints"]:
+            # Twice, since msgspec's structs are flat: `id` and `event_type` stand beside the facts over MQTT.
             message = msgspec.json.decode(payload, type=_Message)
             facts = msgspec.json.decode(payload, type=_Facts)
             return _arrival(message.id, message.event_type, None if device_id == "bridge" else device_id, facts)
@@ -208,6 +209,7 @@ class Board:
         return self.topics.total()
 
     def _shown(self, arrival: Arrival, now: float) -> Shown:
+        # Retained topics name a device by its id alone: its label comes with an event.
         if arrival.device_id is not None and arrival.device_label:
             self._device(arrival.device_id).label = arrival.device_label
         shown = self._events.get(arrival.id)

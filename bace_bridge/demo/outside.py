@@ -119,7 +119,7 @@ async def embedded_broker() -> AsyncIterator[Broker]:
 
 
 async def started(ports: Iterable[int]) -> tuple[Any, int]:
-    """The broker on the first of these ports that nobody else has taken by now."""
+    """The broker on the first of these ports that is still free."""
     try:
         from amqtt.broker import Broker  # noqa: PLC0415  # an extra, that only the demonstration needs
         from amqtt.errors import AMQTTError, BrokerError  # noqa: PLC0415
@@ -133,7 +133,6 @@ async def started(ports: Iterable[int]) -> tuple[Any, int]:
         broker = Broker(
             {
                 "listeners": {"default": {"type": "tcp", "bind": f"{HOST}:{port}"}},
-                # amqtt loads no plugin that is not named, and refuses everybody without one.
                 "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
             }
         )
@@ -164,6 +163,7 @@ def is_signed(headers: Mapping[str, str], body: bytes, secret: str, *, now: floa
     digest = hmac.digest(key, f"{identifier}.{timestamp}.".encode() + body, "sha256")
     wanted = b"v1," + base64.b64encode(digest)
     given = headers.get("webhook-signature", "").encode().split(b" ")
+    # In constant time, and any of several: while a secret is replaced a sender signs with both.
     return any(hmac.compare_digest(wanted, one) for one in given)
 
 
@@ -179,6 +179,7 @@ async def webhook_receiver(secret: str, delivered: Delivered) -> AsyncIterator[s
 
     app = web.Application()
     app.router.add_post(PATH, receive)
+    # No access log: it would write between the lines of the view.
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:

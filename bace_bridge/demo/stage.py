@@ -68,7 +68,7 @@ class Stage:
         """Runs the bridge while things happen in the cloud; returns when it has ended after `stop`."""
         if stop.is_set():
             return
-        # Nothing lies in the past here: whatever the bridge finds, it may publish from the beginning.
+        # Nothing lies in the past here: whatever the bridge finds, it may report from the beginning.
         scenario = bundled("quick").model_copy(update={"history": History()})
         async with asyncio.TaskGroup() as group:
             player = group.create_task(play(self._cloud, scenario, speed=_SPEED))
@@ -97,6 +97,7 @@ async def staged(board: Board) -> AsyncIterator[Stage]:
         mqtt = await stack.enter_async_context(broker())
         webhook = await stack.enter_async_context(webhook_receiver(secret, delivered))
         await stack.enter_async_context(subscribed(mqtt.port, f"{BASE_TOPIC}/#", heard))
+        # Health on any port: nobody has to type it, and the usual one may be that of a bridge that runs here.
         addresses = Addresses(cloud_url, mqtt, webhook, f"{HOST}:{any_port()}")
         yield Stage(addresses, _configured(folder, addresses, secret, cloud), cloud)
 

@@ -1,4 +1,4 @@
-"""What the demo shows: a picture on a terminal, one plain line an event elsewhere."""
+"""The demo on the screen: a live view on a terminal, otherwise one line per event."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -109,6 +109,7 @@ def _table(*columns: str, width: int | None = None, elastic: str | None = None) 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", width=width)
     for column in columns:
         is_elastic = column == elastic
+        # Only one may give way: where all do, rich moves the columns with each new value.
         table.add_column(column, no_wrap=not is_elastic, overflow="ellipsis", ratio=1 if is_elastic else None)
     return table
 
@@ -135,7 +136,7 @@ def _devices(board: Board, width: int) -> RenderableType:
             values,
         )
     if not board.devices:
-        table.add_row(Text("nobody yet", style="dim"))
+        table.add_row(Text("none yet", style="dim"))
     return table
 
 

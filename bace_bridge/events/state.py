@@ -59,4 +59,5 @@ class Token(msgspec.Struct, frozen=True):
 
 def is_sendable(token: str) -> bool:
     """True for what a header can carry: visible ASCII characters, and not too many."""
+    # A token that no header can carry would make each request fail in the client, which looks like an outage.
     return len(token) <= LONGEST_TOKEN and _SENDABLE.fullmatch(token) is not None

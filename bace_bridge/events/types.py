@@ -74,6 +74,7 @@ def event_id(event_type: str, *facts: object) -> str:
     """The same facts give the same id, on every machine and after every crash. It holds no dots."""
     # By JSON and not by joining texts: ("a", "bc") and ("ab", "c") must not be the same facts.
     digest = blake2b(msgspec.json.encode([event_type, *facts]), digest_size=16)
+    # No dots, because Standard Webhooks sign "id.timestamp.body".
     return f"evt_{digest.hexdigest()}"
 
 
@@ -214,6 +215,7 @@ def lane_key(logged: LoggedEvent) -> str:
 
 
 def session_lane(event: Event) -> str:
+    # One lane for all of the bridge's own: `cloud.recovered` must not overtake `cloud.unreachable`.
     return event.session_id or BRIDGE_LANE
 
 

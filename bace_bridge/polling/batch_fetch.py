@@ -82,7 +82,7 @@ class BatchReader:
             raise TooMuch(lost[0])
         rows = as_set(row for page in found for row in page.items)
         if not all(query.start <= row.timestamp < query.end for row in rows):
-            self._refuse("it shows rows of another time than was asked for")
+            self._refuse("its rows are outside the requested time range")
         return rows
 
     async def prove(self, query: PointQuery, reader: Reader, *, doubt: bool = False) -> None:
@@ -100,14 +100,16 @@ class BatchReader:
             except (CloudRefused, Unreadable) as refusal:
                 self._refuse(str(refusal))
             if page.count:
-                self._refuse("it shows rows of no data session")
+                self._refuse("its rows belong to no data session")
             if self._honoured is not None and not self._honoured[0]:
                 log.info("cloud.in_filter_honoured_again")
             self._honoured = True, self._clock()
 
     def _refuse(self, reason: str) -> NoReturn:
         if self._honoured is None or self._honoured[0]:
-            log.warning("cloud.in_filter_not_honoured", reason=reason, then="datapoints cost a request a data session")
+            log.warning(
+                "cloud.in_filter_not_honoured", reason=reason, then="datapoints take one request per data session"
+            )
         self._honoured = False, self._clock()
         raise NotHonoured
 

@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 LIST_AGAIN = 3600.0
 SOON = 600.0
-"""Seconds after which the devices are listed again; sooner where that failed, or an entry matches none of them."""
+"""Seconds after which the devices are listed again; sooner where that failed, or an entry matches no device."""
 
 MOST_PAGES = 1000
 

@@ -277,7 +277,7 @@ async def pages(page_at: Callable[[int], Awaitable[Page[T]]], *, most: int = MOS
         page = await page_at(number)
         # Another page although this one exists, as where a cache drops `page`: rows would be missing.
         if page.page is not None and page.page != number <= (page.page_count or 0):
-            raise PagesBroken(f"page {page.page} came in place of page {number} of {page.page_count}")
+            raise PagesBroken(f"got page {page.page} instead of page {number} of {page.page_count}")
         if (page.page is not None and page.page != number) or (
             page.page is None and page.items and page.items == before
         ):

@@ -38,9 +38,7 @@ class UnreadableRecords:
 
     def failed(self, name: str, reason: str) -> None:
         if name not in self._failed_at:
-            log.error(
-                "cloud.record_unreadable", record=name, reason=reason, then="everything else is read; trying again"
-            )
+            log.error("cloud.record_unreadable", record=name, reason=reason, then="everything else is read; retrying")
         self._failed_at[name] = self._clock()
 
     def was_read(self, name: str) -> None:
@@ -102,7 +100,7 @@ class SessionRecorder:
         return list(self._denied_at)
 
     def cloud_now(self) -> float:
-        """Epoch seconds by the cloud's clock, as far as its answers tell."""
+        """Epoch seconds by the cloud's clock, as far as its answers show."""
         return self.clock() + self._cloud.clock_ahead
 
     async def record(self, page: Page[SeenSession], state: PollState, reader: Reader) -> list[Observation]:

@@ -104,6 +104,7 @@ class SimulatedCloud:
             raise KeyError(series)
         before = self.session(session)
         new = self.samples.add(session, series, points)
+        # Whether BACE touches a session when samples arrive is not documented: a client must live with both.
         updated_at = self._now() if touch else before.updated_at
         self.sessions.put(replace(before, datapoint_count=before.datapoint_count + new, updated_at=updated_at))
 
@@ -196,6 +197,7 @@ class SimulatedCloud:
     def series_of(self, session: Session) -> Iterator[Series]:
         """Those that have samples in it, or, when none has, those of its device."""
         measured = self.samples.of(session.id_data_session)
+        # By its samples first: a session that was moved to another device keeps the series that measured it.
         if measured:
             yield from (self.series[identifier] for identifier in measured)
         else:

@@ -136,6 +136,7 @@ def width(cloud: SimulatedCloud, question: Asked) -> float:
     times, interval = question.times, None
     if times.lower > -inf:  # without an upper bound the interval reaches until now
         interval = max(0.0, (cloud.clock() if times.upper == inf else times.upper) - times.lower)
+    # BACE documents a row a day without an interval, and shows raw samples in its own example of that request.
     if interval is None and cloud.quirks.no_interval_raw:
         return 0.0
     if interval is not None and 0 < cloud.quirks.long_by_day < interval:
@@ -152,6 +153,7 @@ _SESSIONS = 2
 
 def sessions(rows: Iterable[Session]) -> Iterator[Session]:
     """About each second session is followed by itself, active and with another label, but equally new."""
+    # Equally new, so that a client has nothing to choose by: it must not report an end and a beginning in turn.
     for session in rows:
         yield session
         if _is_chosen(session.id_data_session, _SESSIONS):

@@ -1,4 +1,4 @@
-"""What a BACE cloud knows: devices, data sessions, tokens, and the calls that an account has left."""
+"""What a simulated cloud is made of: devices, sessions, series, rate limits and tokens."""
 
 import re
 import secrets
@@ -40,7 +40,7 @@ class Credentials:
     """What an account needs for a token; the defaults are what the simulator prints for its user."""
 
     client_id: str = "simulator"
-    client_secret: str = "simulator-secret"  # noqa: S105 - no secret: the simulator prints it
+    client_secret: str = "simulator-secret"  # noqa: S105 - no secret: the simulator prints it for everyone
     username: str = "demo@example.org"
     password: str = "demo"  # noqa: S105 - as above
 
@@ -131,6 +131,7 @@ def judge(limit: RateLimit, before: Allowance | None, now: float) -> Verdict:
     before = before or Allowance(limit.calls, at)
     left = min(limit.calls, before.left + int((at - before.at) * limit.calls / limit.window))
     if left < 1:
+        # The whole window, though one call is earned much sooner: this is what Yii's header says.
         return Verdict(allowed=False, remaining=0, reset=int(limit.window), allowance=Allowance(0, at))
     reset = int((limit.calls - left + 1) * limit.window / limit.calls)
     return Verdict(allowed=True, remaining=left - 1, reset=reset, allowance=Allowance(left - 1, at))

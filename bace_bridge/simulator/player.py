@@ -1,4 +1,4 @@
-"""What a scenario makes happen, in order, and its playing. The order is pure, and endless where something repeats."""
+"""What a scenario makes happen, in order, and the player that does it; endless when something repeats."""
 
 import asyncio
 import time
@@ -73,6 +73,7 @@ def _run(run: Run) -> Iterator[Action]:
     steps.sort(key=lambda step: (step[0], _RANK[step[1]]))
     events = (Action(run.begins + at, step, run) for at, step in steps)
     samples = (Action(run.begins + at, Step.SAMPLE, run) for at in live_samples(plan))
+    # `merge` keeps the order of its arguments among equal times: a session is opened before its first sample.
     return merge(events, samples, key=attrgetter("at"))
 
 
@@ -137,6 +138,7 @@ async def play(
         raise ValueError("speed must be above 0")
     stage = Stage(cloud, scenario, began=clock(), speed=speed)
     for action in timeline(scenario):
+        # By the clock and not by a sum of sleeps: what takes long here must not push the rest of the scenario back.
         await sleep(max(0.0, stage.moment(action.at) - clock()))
         line = stage.perform(action)
         if line is not None:
@@ -172,7 +174,7 @@ class Stage:
         return self._began + at / self._speed
 
     def perform(self, action: Action) -> str | None:
-        """The line that reports it; None: it is not worth one."""
+        """The line to print; None: it is not worth one."""
         key = (action.run.index, action.run.number)
         match action.step:
             case Step.OPEN:
@@ -210,6 +212,7 @@ class Stage:
         if late is None or plan.duration is None:
             return []
         end, period = run.begins + plan.duration, plan.sample_every
+        # Half a period off, so that they are new samples and correct none.
         times = [end - (number + 0.5) * period for number in range(late.count)]
         return [at for at in reversed(times) if at > run.begins]
 

@@ -281,6 +281,7 @@ class Page:
 
     @property
     def count(self) -> int:
+        # Rounded up in whole numbers.
         return -(-self.total // self.per_page)
 
     @property

@@ -109,6 +109,7 @@ class _Kind:
             raise ValueError(f"quirk {name!r}: {wanted}")
         if not callable(self.change):
             return replace(quirks, **self.change)
+        # Given the quirks of before, because some may be given again, and add up.
         try:
             return replace(quirks, **self.change(argument, quirks))
         except ValueError as wrong:
@@ -130,7 +131,7 @@ def _rate_limit(argument: str, _: Quirks) -> Mapping[str, Any]:
 
 def _count(argument: str) -> int:
     if not re.fullmatch(r"[1-9]\d{0,8}", argument):
-        raise ValueError(f"{argument!r} is no whole number above 0")
+        raise ValueError(f"{argument!r} is not a whole number above 0")
     return int(argument)
 
 

@@ -125,7 +125,7 @@ def changed(row: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
     """The row as a cloud with these quirks writes it."""
     if quirks.unknown_fields:
         row |= {"x_tenant": "simulator", "x_flags": [1, {"deep": None}], "x_score": 0.5}
-    if quirks.numbers_as_strings:
+    if quirks.numbers_as_strings:  # as PDO gives everything where it emulates prepared statements
         row = {
             name: str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
             for name, value in row.items()
@@ -161,6 +161,7 @@ def reply(body: Any, *, status: int = 200, headers: Mapping[str, str] | None = N
 
 
 def refusal(error: ApiError) -> web.Response:
+    # `code` is PHP's own, of the exception, and 0 wherever nobody has set one.
     body = {"name": HTTPStatus(error.status).phrase, "message": error.message, "code": 0, "status": error.status}
     return reply(body, status=error.status, headers=error.headers)
 

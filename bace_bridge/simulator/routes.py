@@ -73,6 +73,7 @@ class Routes:
     async def token(self, request: web.Request) -> web.Response:
         form = {name: value for name, value in (await request.post()).items() if isinstance(value, str)}
         answer = self._cloud.tokens.answer(form)
+        # As RFC 6749 asks of every answer with a token.
         headers = {"Cache-Control": "no-store", "Pragma": "no-cache"}
         return reply(answer.body, status=answer.status, headers=headers)
 
@@ -109,6 +110,7 @@ class Routes:
         cloud = self._cloud.as_listed()
         by = order_of(pairs, datapoints.SORTABLE, datapoints.DEFAULT_ORDER, quirks)
         question = datapoints.asked(self._filter(pairs, datapoints.FIELDS))
+        # After the filter was read: a server that ignores a filter still refuses one that it does not know.
         if quirks.data_filters_ignored:
             question = datapoints.asked(All(question.sessions))
         if quirks.session_filter_ignored:

@@ -40,7 +40,7 @@ class Track:
 
 
 class Samples:
-    """Every session's tracks; a version tells whether an answer computed earlier still holds."""
+    """Every session's tracks; a version says whether an answer computed earlier still holds."""
 
     def __init__(self, changes: Callable[[str, str, Mapping[float, float | None]], None] | None = None) -> None:
         """`changes` is called with a session, a series, and the values of before at the times that change."""
@@ -94,6 +94,7 @@ class Samples:
         return self._versions.get(session, 0)
 
     def _changed(self, session: str) -> None:
+        # Counted up for all sessions: a session that was forgotten and made again must not have an old version.
         self.version = next(self._changes)
         self._versions[session] = self.version
 
@@ -159,7 +160,7 @@ DAY = 86400.0
 class Resolution:
     """Up to which requested interval (seconds) the answer is raw, and up to which a row a minute.
 
-    BACE does not document its own thresholds, so they can be set; `raw=0` never answers raw samples.
+    BACE does not publish its own thresholds, so they can be set; `raw=0` never answers raw samples.
     """
 
     raw: float = HOUR
@@ -185,7 +186,7 @@ class Bucket(NamedTuple):
 def buckets(
     times: Sequence[float], values: Sequence[float], width: float, *, lone_at_start: bool = False
 ) -> list[Bucket]:
-    """Samples in ascending order -> the rows that the cloud shows of them.
+    """Samples in ascending order -> what the cloud serves of them.
 
     A bucket of one sample keeps that sample's own time, unless `lone_at_start`; any other has that at which it begins.
     """

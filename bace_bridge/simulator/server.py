@@ -1,4 +1,4 @@
-"""The HTTP server of the cloud, and what every request passes before its route: faults, the token, the rate limit."""
+"""The simulated cloud over HTTP: faults, quirks, the token and the rate limit come before each route."""
 
 import asyncio
 from collections.abc import Mapping
@@ -105,9 +105,11 @@ class Gate:
             response.headers.pop("Date", None)
         else:
             response.headers["Date"] = formatdate(self._cloud.clock(), usegmt=True)
+        # Here and not at the answer: a streamed CSV has sent its headers before its handler returns.
         response.headers.update(self._rates.pop(id(request), {}))
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        # aiohttp keeps the form that it has read, so that the route gets it as well.
         grant_type = str((await request.post()).get("grant_type", "")) if request.path == TOKEN else ""
         fault = self.faults.take(request.path, request.query_string)
         wait = self._cloud.quirks.latency + (fault.delay if fault else 0.0)
@@ -115,6 +117,7 @@ class Gate:
             await asyncio.sleep(wait)
         if fault is not None and fault.cut:
             self._record(request, 0, grant_type)
+            # Aborted, not closed: a client sees a reset, as when a proxy is killed, and no orderly end.
             if request.transport is not None:
                 request.transport.abort()
             return web.Response()
@@ -150,6 +153,7 @@ class Gate:
 
     def _admit(self, request: web.Request) -> None:
         """Raises the refusal, if there is one."""
+        # An unknown route is the web site's, which asks for no token.
         if request.match_info.http_exception is not None:
             return
         quirks = self._cloud.quirks
@@ -244,13 +248,14 @@ class SimulatedServer:
         await runner.setup()
         try:
             await web.TCPSite(runner, self._host, self._port).start()
-        except BaseException:
+        except BaseException:  # of a port that is taken nothing may stay behind
             await runner.cleanup()
             raise
         self._runner = runner
         self._port = runner.addresses[0][1]
 
     async def stop(self) -> None:
+        # Taken first: `stop` may be called twice, by a test and by the end of its `async with`.
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()

@@ -1,4 +1,4 @@
-"""The data sessions with their indexes, and a lagging replica that shows them as they were some seconds ago."""
+"""The simulated cloud's memory: its sessions, and a replica of them that lags."""
 
 import random
 import re
@@ -17,7 +17,7 @@ from bace_bridge.simulator.facts import Device, Session, seconds
 from bace_bridge.simulator.query import All, Bounds, Compare, Kind, Order, Reader, bounds, holds
 from bace_bridge.simulator.samples import Samples
 
-_CREATED_AFTER = 4  # seconds, as in BACE's documented example: the session arrives a little after it began
+_CREATED_AFTER = 4  # seconds, as in BACE's documented example: the device reports its session a little late
 _UPDATED_AFTER = 317  # seconds after the end in the same example: ingestion goes on that long
 
 
@@ -149,6 +149,7 @@ class Shelf:
 
     def put_new(self, sessions: Iterable[Session]) -> None:
         """Many at once, none of which is here yet: one sort in place of many insertions."""
+        # Unnoticed by the replica: a history was there before the scenario began.
         new = {session.id_data_session: session for session in sessions}
         self._sessions |= new
         self._active |= {identifier for identifier, session in new.items() if session.end is None}
@@ -166,6 +167,7 @@ class Shelf:
         test = holds(condition, reader) if condition.parts else None
         narrowed = self._narrowed(condition)
         if narrowed is None and order is not None and order.field in self._indexes:
+            # The index is in order already, so that only the test is left to do.
             index = self._indexes[order.field]
             ordered = reversed(index) if order.descending else index
             rows = [self._sessions[identifier] for _, identifier in ordered]
@@ -183,6 +185,7 @@ class Shelf:
                 if part.field == "id_data_session" and isinstance(part.value, str):
                     found = self._sessions.get(part.value)
                     return [found] if found else []
+                # The one question that every client asks every few seconds: which sessions are active.
                 if part.field == "end" and part.value is None:
                     return [self._sessions[identifier] for identifier in sorted(self._active)]
         for field in ("updated_at", "start"):
@@ -203,6 +206,7 @@ class Recall(Generic[T]):
         self._kept: OrderedDict[Hashable, T] = OrderedDict()
 
     def of(self, key: Hashable, make: Callable[[], T]) -> T:
+        # Only the newest few: a test asks for thousands of windows, and each result may be a whole session.
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
@@ -229,7 +233,7 @@ class Lag:
         behind, _space, share = written.partition(" ")
         match = _SHARE.fullmatch(share)
         if match is None:
-            raise ValueError(f"{share!r} is no share from 1% to 100%")
+            raise ValueError(f"{share!r} is not a share from 1% to 100%")
         return Lag(seconds(behind), int(match[1]) / 100)
 
 
@@ -255,6 +259,7 @@ class Replica:
 
     def as_it_was(self, lag: Lag, shelf: Shelf, samples: Samples) -> tuple[Shelf, Samples]:
         """Copies, as of so many seconds ago."""
+        # Versions of copies are negative and never repeat, so no remembered answer of now is given for then.
         version = next(self._versions)
         old_shelf, old_samples = shelf.copy(version), samples.copy(version)
         moment = self._clock() - lag.seconds

@@ -48,7 +48,7 @@ class SinkConfig(Section):
 
     @abstractmethod
     def build(self, context: "SinkContext") -> Built:
-        """Imports what the kind needs. It contacts nobody before `run`."""
+        """Imports what the kind needs. It makes no network requests before `run`."""
 
     def warnings(self) -> Iterator[str]:
         """What is allowed, but worth a second thought, each with the key that it is about; no secrets."""

@@ -1,4 +1,4 @@
-"""As much of HTTP/1.1 as a health server needs: the head of one request, and one answer. Pure."""
+"""As much of HTTP/1.1 as a health server needs, over a bounded number of connections."""
 
 import asyncio
 import contextlib
@@ -47,7 +47,7 @@ def parse_head(head: bytes) -> Request:
     first, *rest = head.decode("latin-1").replace("\r\n", "\n").rstrip("\n").split("\n")
     line = _REQUEST_LINE.fullmatch(first)
     if line is None:
-        raise NotHttp("no request line of HTTP/1")
+        raise NotHttp("not an HTTP/1 request line")
     fields: dict[str, list[str]] = {}
     for one in rest:
         field = _FIELD.fullmatch(one)
@@ -92,7 +92,7 @@ AGAIN_AFTER = 1.0
 """Seconds without accepting after the system refused a connection, as without a free file descriptor."""
 
 SAID_EVERY = 60.0
-"""Seconds between two lines in the log about the same trouble."""
+"""Seconds between two lines in the log about the same problem."""
 
 _QUEUE = 128
 _PIECE = 4096
@@ -210,9 +210,9 @@ async def _read_head(connection: socket.socket) -> bytes | None:
     read = bytearray()
     while (end := END_OF_HEAD.search(read)) is None:
         if len(read) > LARGEST_HEAD:
-            raise NotHttp("too large a head", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            raise NotHttp("the request head is too large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         if read and not read[:1].isalpha():
-            raise NotHttp("no request line of HTTP/1")
+            raise NotHttp("not an HTTP/1 request line")
         more = await loop.sock_recv(connection, _PIECE)
         if not more:
             if not read.strip():
@@ -222,5 +222,5 @@ async def _read_head(connection: socket.socket) -> bytes | None:
         if not read.strip(b"\r\n"):
             read.clear()  # empty lines before a request mean nothing
     if end.start() > LARGEST_HEAD:
-        raise NotHttp("too large a head", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        raise NotHttp("the request head is too large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
     return bytes(read[: end.start()])

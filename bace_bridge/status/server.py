@@ -99,7 +99,7 @@ class HealthServer:
 
 
 def may_know(request: Request, listening: Sequence[str], token: str | None) -> bool:
-    """Whether names and reasons are told to who asks; `listening` are the addresses of the listener.
+    """Whether the client may see names and reasons; `listening` are the addresses of the listener.
 
     A page in a browser on this machine may ask under a name of its own (DNS rebinding): it is a stranger.
     """
@@ -151,7 +151,7 @@ def _report(checks: object, degraded: object, reasons: Mapping[str, str | None],
 
 def _cannot_listen(listen: str, error: OSError | UnicodeError) -> ConfigError:
     if isinstance(error, UnicodeError):
-        reason: str | None = "that is no host name"
+        reason: str | None = "that is not a valid host name"
     elif isinstance(error, TimeoutError):
         reason = "the host's name is not resolved in time"
     else:

@@ -1,4 +1,4 @@
-"""The deliveries that were given up or wait for their next attempt, for people."""
+"""The deliveries that were given up or wait for their next attempt, for the people who handle them."""
 
 import sqlite3
 from collections.abc import Collection
@@ -58,6 +58,7 @@ class DeadLetters:
 
     async def parked(self, which: Which, *, limit: int = -1) -> list[StoredDelivery]:
         """The deliveries that wait for their next attempt, the next one first."""
+        # `session_id is`, not `=`: the bridge's own events have none, and NULL equals nothing.
         query = f"""select 'parked', d.sink, e.seq, e.id, e.type, e.session_id, e.device_id, d.attempts, d.due_at,
             d.reason, case when d.lane glob '{LETTER_LANE}*' then 0 else
             (select count(*) from events l where l.session_id is e.session_id and l.seq > e.seq) end
@@ -76,7 +77,7 @@ class DeadLetters:
     async def retry(self, which: Which) -> int:
         """Tries dead letters once more, from the first attempt on; returns how many.
 
-        Those of a sink that is disabled or not configured any more stay: nobody would take them.
+        Those of a sink that is disabled or not configured any more stay: no sink would take them.
         """
 
         def work(connection: sqlite3.Connection) -> int:

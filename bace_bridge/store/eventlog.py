@@ -1,4 +1,4 @@
-"""The event log and what dispatchers ask of it; how far all sinks have come becomes durable in one transaction."""
+"""The event log: claims for the dispatchers, and the progress of all sinks in one transaction."""
 
 import asyncio
 import math
@@ -45,6 +45,7 @@ class Records:
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[Outcome] = loop.create_future()
         self._waiting.append(_Asked(sink, progress, now, outcome))
+        # A task of its own: were it the first caller's, its being cut off would leave the others waiting for ever.
         if self._writing is None or self._writing.done():
             self._writing = loop.create_task(self._write_all())
         return await outcome
@@ -52,6 +53,7 @@ class Records:
     async def _write_all(self) -> None:
         clock = asyncio.get_running_loop().time
         while self._waiting:
+            # Each transaction waits for the disk. The pause makes one of them out of the acknowledgements of 20 ms.
             await asyncio.sleep(self._after - clock())
             # Who was cut off (a reload, the end) has nothing written for it: its lanes are claimed again.
             asked, self._waiting = [one for one in self._waiting if not one.outcome.done()], []
@@ -101,7 +103,7 @@ class EventLog:
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
-        self._records = Records(file)
+        self.record = Records(file).record
 
     async def open_sink(self, name: str, *, target: str, filter_: Filter | None = None) -> str | None:
         """Has what the sink wants kept for it from now on; returns why it is disabled, if it is.
@@ -139,10 +141,6 @@ class EventLog:
         """The sink's lanes that are due, with their next events."""
         return await self._file.read(lambda connection: lanes.claim(connection, sink, filter_, asked, now=now))
 
-    async def record(self, sink: str, progress: Callable[[], Progress], *, now: float) -> tuple[Progress, Recorded]:
-        """What became of a sink's lanes, in one transaction with what became of other sinks' (see `Records`)."""
-        return await self._records.record(sink, progress, now=now)
-
     async def disable(self, sink: str, reason: str, announcement: Event) -> None:
         """The sink is not called any more; `announcement` says so to the others, in the same transaction."""
 
@@ -155,6 +153,7 @@ class EventLog:
 
     async def retire_others(self, names: Collection[str]) -> None:
         """Sinks that left the configuration keep their lanes, but nothing waits for them any more."""
+        # Their rows stay, so that they miss nothing that is still kept when they come back; pruning leaves them out.
         marks = ",".join("?" * len(names))
         query = f"update sinks set routed_through = ? where routed_through is null and name not in ({marks})"  # noqa: S608  # marks only
         await self._file.write(lambda connection: connection.execute(query, (lanes.last_seq(connection), *names)))
@@ -209,6 +208,7 @@ class EventLog:
 
     async def waiting(self, sink: str) -> tuple[int, int]:
         """The numbers of a sink's parked lanes and of its dead letters."""
+        # The index by name: without statistics SQLite may take the primary key, and read all lanes of the sink.
         query = """select (select count(*) from lanes indexed by lanes_failed where sink = ?1 and attempts > 0),
             (select count(*) from dead_letters where sink = ?1)"""
         return await self._file.read(lambda connection: tuple(connection.execute(query, (sink,)).fetchone()))

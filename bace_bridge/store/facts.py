@@ -1,4 +1,4 @@
-"""Small durable facts: the cloud's tokens, this installation's name, retained topics, and schedules that move."""
+"""Small durable facts: tokens, the installation's name, retained topics, schedules after a step of the clock."""
 
 import sqlite3
 from collections.abc import Iterable
@@ -26,6 +26,7 @@ class Facts:
         """The name of this installation: it was made once, and is `name` where the store has none yet."""
 
         def work(connection: sqlite3.Connection) -> str:
+            # Read and written in one transaction: two commands that start at once must not make two names.
             found = read_fact(connection, "installation")
             if found is None:
                 found = name

@@ -39,6 +39,7 @@ def after_failure(trouble: StoreTrouble, side: Side, reason: str, *, now: float)
 
 
 def after_success(trouble: StoreTrouble, side: Side, *, now: float) -> StoreTrouble:
+    # That reading works proves nothing about writing: a full disk can be read.
     return StoreTrouble(
         {
             other: failure
@@ -86,6 +87,7 @@ def of_system(error: OSError, path: Path, what: str) -> StoreError:
 
 def not_permitted(path: Path, what: str = "") -> StoreUnusable:
     """The file, or its folder, is another user's."""
+    # By name, for the usual mistake is a command that was run as root once and has left a file of root's.
     owner = ""
     with contextlib.suppress(OSError, KeyError):
         owner = f" ({path.name} belongs to {pwd.getpwuid(path.stat().st_uid).pw_name})"
@@ -103,4 +105,5 @@ def _is_full(path: Path) -> bool:
         system = os.statvfs(path.parent)
     except OSError:
         return False
+    # No blocks at all: a file system that does not count them.
     return system.f_blocks > 0 and system.f_bavail * system.f_frsize < _LEAST_ROOM

@@ -1,4 +1,4 @@
-"""How much room the store has: when delivered events go before their time, and when nothing more is taken in."""
+"""Seconds to the next check while the store is near its cap and nothing can go."""
 
 import math
 import sqlite3
@@ -66,7 +66,7 @@ class Cap:
     """The store's size against `max_size` (bytes).
 
     `crowded` is called by who takes something in, once when delivered events begin to have to go early. Upkeep, which
-    measures for itself, is not woken by its own measuring.
+    checks the size itself, is not woken by its own check.
     """
 
     def __init__(self, file: SqliteFile, max_size: int, *, crowded: Callable[[], None] = lambda: None) -> None:
@@ -80,8 +80,8 @@ class Cap:
         if not self.room.paused:
             return None
         return (
-            f"it is at store.max_size ({self.max_size / 2**20:.0f} MiB) and nothing in it can go: "
-            "the cloud is not asked until deliveries have made room"
+            f"it has reached store.max_size ({self.max_size / 2**20:.0f} MiB) and nothing in it can be deleted: "
+            "polling pauses until deliveries make room"
         )
 
     def judge(self) -> Room:
@@ -126,12 +126,13 @@ class Upkeep:
     def problem(self) -> str | None:
         if (problem := self._cap.problem) is None:
             return self._file.trouble.reason
-        held = "; another process reads from it without an end, perhaps an open sqlite3 shell"
+        held = "; another process keeps a read transaction open, perhaps an open sqlite3 shell"
         return f"{problem}{held}" if self._wal_is_held else problem
 
     @property
     def is_due(self) -> bool:
         """True where a round is to be made before its time."""
+        # The WAL as well: SQLite makes its file small again only in a checkpoint that nobody's reading hinders.
         room = self._cap.judge()
         return bool(room.surplus or room.paused or self._file.trouble.failing) or (
             self._file.wal_bytes > JOURNAL_SIZE_LIMIT
@@ -153,8 +154,17 @@ class Upkeep:
         if self._cap.judge().surplus:
             return await self._make_room(now)
         self._log_pruned()
-        if await self._log.prune(observed_before=now - self.retention) or not await self._forget(now):
+        if await self._log.prune(observed_before=now - self.retention):
             return AGAIN
+        # On with the walk through the sessions that have windows; None at its end.
+        after, unchanged_since = self._forgotten_upto, now - self.session_retention
+        upto = await self._file.write(
+            lambda connection: forget_windows(connection, after=after, unchanged_since=unchanged_since), side="upkeep"
+        )
+        self._forgotten_upto = upto or ""
+        if upto is not None:
+            return AGAIN
+        # By itself SQLite never makes the WAL's file smaller, and goes on writing behind its end while anybody reads.
         await self._file.checkpoint()
         return EVERY
 
@@ -191,15 +201,6 @@ class Upkeep:
             log.warning("store.pruned_early", **pruned, because="store.max_size")
             self._pruned_unlogged = self._forgotten_unlogged = 0
 
-    async def _forget(self, now: float) -> bool:
-        """Goes on with the walk through the sessions that have windows; True at the end of it."""
-        after, unchanged_since = self._forgotten_upto, now - self.session_retention
-        upto = await self._file.write(
-            lambda connection: forget_windows(connection, after=after, unchanged_since=unchanged_since), side="upkeep"
-        )
-        self._forgotten_upto = upto or ""
-        return upto is None
-
 
 def forget_windows(connection: sqlite3.Connection, *, after: str, unchanged_since: float) -> str | None:
     """Deletes windows of sessions that are over and have not changed since; returns the session to go on after."""
@@ -211,6 +212,7 @@ def forget_windows(connection: sqlite3.Connection, *, after: str, unchanged_sinc
         select sessions.id, known from next join sessions on sessions.id = next.id""",
         (after, SESSIONS_A_PIECE),
     ).fetchall()
+    # Both bounds: a hundred sessions without a window to go, or one with thousands, must not be a long transaction.
     left = WINDOWS_A_PIECE
     for session_id, text in sessions:
         if may_be_forgotten(msgspec.json.decode(text, type=KnownSession), unchanged_since=unchanged_since):

@@ -45,6 +45,7 @@ class Journal:
 
         At the store's cap only what the bridge says of itself is taken; the rest raises StoreAtCap.
         """
+        # What the bridge says of itself is small, and a full store is the very thing that it has to report.
         if changes.of_sessions:
             self.ensure_room()
 
@@ -66,7 +67,7 @@ class Journal:
         try:
             await self._file.write(work, side="known")
         except asyncio.CancelledError:
-            # As by a reload: the store's thread goes on with what it has begun, and nobody else would say so.
+            # As by a reload: the store's thread goes on with what it has begun, and no other part would say so.
             self._announce(changes)
             raise
         self._announce(changes)

@@ -117,10 +117,13 @@ def claim(connection: sqlite3.Connection, sink: str, filter_: Filter, asked: Cla
         taken = 0
         for lane, start, pieces in wanted_now:
             if events > 0 and size > 0:
-                piece = _piece(connection, lane, start, filter_, limit)
-                pieces.append(piece)
-                events -= len(piece.events)
-                size -= sum(len(one.event.data) for one in piece.events)
+                read, complete = read_lane(connection, lane.key, start, limit)
+                # The filter of now: what the sink wanted when the row was made may be another one. What it does not
+                # want counts as read, so that a lane with nothing for it still comes to its end.
+                found = tuple(one for one in read if wanted(one.event, filter_))
+                pieces.append(Piece(lane, found, read[-1].seq if read else start - 1, complete))
+                events -= len(found)
+                size -= sum(len(one.event.data) for one in found)
                 taken += pieces is begun
         more.append(taken < len(due))
     (next_due,) = connection.execute(
@@ -148,13 +151,6 @@ def _due(
     return [one for pair in zip_longest(*found) for one in pair if one is not None][:limit]
 
 
-def _piece(connection: sqlite3.Connection, lane: Lane, start: int, filter_: Filter, limit: int) -> Piece:
-    """The lane's next events from `start` on, and of them those that the sink wants; these may be none."""
-    events, complete = read_lane(connection, lane.key, start, limit)
-    through = events[-1].seq if events else start - 1
-    return Piece(lane, tuple(one for one in events if wanted(one.event, filter_)), through, complete)
-
-
 def read_lane(connection: sqlite3.Connection, key: str, start: int, limit: int) -> tuple[list[LoggedEvent], bool]:
     """The events of a lane from a seq on, fewer where they are large; and whether these are all of them."""
     if (letter := letter_seq(key)) is not None:
@@ -168,6 +164,7 @@ def read_lane(connection: sqlite3.Connection, key: str, start: int, limit: int) 
 
 def as_far_as(rows: Iterable[Any], most_bytes: int) -> tuple[list[LoggedEvent], bool]:
     """Events of so many bytes, give or take one event; and whether that is why they end."""
+    # One at a time from the cursor: 500 events of 64 KiB each would be read before anybody could count them.
     found: list[LoggedEvent] = []
     for one in map(_logged, rows):
         found.append(one)
@@ -274,6 +271,8 @@ def catch_up(connection: sqlite3.Connection, sink: str, *, after: int) -> None:
     connection.execute(_GO_BACK.format(where="seq > :delivered"), given)
 
 
+# The lane may have a row that waits. It is only ever moved back: forward would skip what waits between. From the old
+# seq on nothing is a replay, because nobody has got it yet.
 _GO_BACK = f"""insert into lanes (sink, lane, seq, reason, replay_through, behind, version)
     select :sink, coalesce(session_id, '{BRIDGE_LANE}'), min(seq), :reason,
     iif(min(seq) <= :delivered, :delivered, 0), 1, :version from events where {{where}} group by session_id
@@ -329,6 +328,7 @@ def first_needed(connection: sqlite3.Connection) -> int | None:
 def oldest_delivered(connection: sqlite3.Connection, limit: int) -> list[tuple[int, float, int]]:
     """The seq, time and size of the oldest events that no sink needs any more, those of dead letters left out."""
     needed = first_needed(connection)
+    # `cross join` fixes the order of the loops in SQLite: each event looks into an index once a sink.
     return connection.execute(
         """select seq, observed_at, length(data) from events where seq < ?
         and not exists (select 1 from sinks cross join dead_letters on sink = name and dead_letters.seq = events.seq)
@@ -341,6 +341,7 @@ def oldest_delivered(connection: sqlite3.Connection, limit: int) -> list[tuple[i
 
 def count_waiting(connection: sqlite3.Connection, sink: str, after: str) -> tuple[int, str | None]:
     """The events that wait on the sink's next lanes, by name; and the lane to go on after, None at the end."""
+    # On after a name and not after a number of rows: lanes come and go between two pieces.
     rows = connection.execute(
         """select lane, iif(lane glob ?, 1, (select count(*) from events where seq >= lanes.seq
         and session_id is nullif(lane, ?))) from lanes where sink = ? and lane > ? order by lane limit ?""",

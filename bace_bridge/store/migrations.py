@@ -122,7 +122,7 @@ def _copy(connection: sqlite3.Connection, path: Path, version: int, to: int) -> 
             return
         _write_copy(connection, part)
         part.replace(copy)
-        _sync(path.parent)
+        _sync(path.parent)  # a new name is durable only with its folder
     except (OSError, sqlite3.Error) as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)

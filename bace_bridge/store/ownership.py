@@ -1,4 +1,4 @@
-"""One instance a store: by a lock beside it, and by one on the file itself, whatever path leads to it."""
+"""Whose file it is, and the locks that keep a second instance out, whatever path leads to the file."""
 
 import contextlib
 import errno
@@ -194,7 +194,7 @@ def refuse_foreign(found: Found, path: Path) -> None:
 
 
 def _refuse_other_tables(found: Found, path: Path) -> None:
-    """Of a file without our mark: an earlier version has made it, nobody has yet, or others have."""
+    """Of a file without our mark: an earlier version has made it, no version has yet, or others have."""
     if not found.tables and not found.whole:
         raise _foreign(path, "what it holds is in its -wal, and the -shm is missing")
     if not found.tables and not found.version:

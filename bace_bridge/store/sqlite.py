@@ -107,7 +107,7 @@ class SqliteFile:
 
     @property
     def outdated(self) -> bool:
-        """True where it was read as a file that nobody writes to, and that has changed: open it again."""
+        """True where it was read as a file without a writer, and that has changed: open it again."""
         if self._at_rest is None:
             return False
         found = self._path.stat()
@@ -139,13 +139,13 @@ class SqliteFile:
         return result
 
     def _say(self, before: StoreTrouble, after: StoreTrouble, error: StoreError | None = None) -> None:
-        """Each trouble once, and its end; by the instance that holds the store, since a command says it by itself."""
+        """Each outage once, and its end; by the instance that holds the store, since a command says it by itself."""
         self.trouble = after
         if not self._held:
             return
         if after.failing and not before.failing:
             final = isinstance(error, StoreUnusable)
-            then = "a person has to mend it" if final else "nothing is skipped; trying again"
+            then = "needs repair by hand; the bridge stops" if final else "nothing is skipped; retrying"
             log.error("store.unusable", error=type(error).__name__, reason=str(error), then=then)
         elif before.failing and not after.failing:
             log.info("store.usable_again")
@@ -218,7 +218,7 @@ class SqliteFile:
             return sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT)
         how = "mode=ro"
         if not self._wal.exists():
-            # Nobody has it open. SQLite would make -wal and -shm, and leave them.
+            # No process has it open. SQLite would make -wal and -shm, and leave them.
             found, how = self._path.stat(), "mode=ro&immutable=1"
             self._at_rest = found.st_size, found.st_mtime_ns
         return sqlite3.connect(f"{self._path.as_uri()}?{how}", uri=True, isolation_level=None, check_same_thread=False)

@@ -1,4 +1,4 @@
-"""The devices whose data sessions or datapoints are known: one step in an index a device, not one a row."""
+"""The state of devices and data sessions, for retained topics and commands."""
 
 import sqlite3
 import time
@@ -74,6 +74,7 @@ class Standing:
 
         def work(connection: sqlite3.Connection) -> list[KnownSession]:
             found: list[KnownSession] = []
+            # All of them are decoded even for a few: whether one is active is in its JSON, and people ask rarely.
             for (text,) in connection.execute(query):
                 known = msgspec.json.decode(text, type=KnownSession)
                 if state in {None, known.session.state} and len(found) < limit:
@@ -85,10 +86,18 @@ class Standing:
     def _state(self, connection: sqlite3.Connection, device: str, available: bool) -> DeviceState:
         known = _last_session(connection, device)
         points = connection.execute(_LATEST_POINTS, {"device": device})
+        session = None
+        if known is not None:
+            shown = msgspec.to_builtins(view(known.session))
+            shown["device"] = msgspec.to_builtins(DeviceView(id=known.session.group_id, label=known.device_label))
+            # Only once it exists: a link that answers 404 until then would be followed at once.
+            if known.csv_revision is not None:
+                shown["csv_url"] = self._csv_url(known.session.id)
+            session = msgspec.json.encode(shown)
         return DeviceState(
             device_id=device,
             available=available and (known is None or self._is_current(known)),
-            session=None if known is None else self._session(known),
+            session=session,
             latest=tuple(LatestPoint(*point) for point in points),
             active_session_id=known.session.id if known is not None and known.session.end is None else None,
             last_session_id=None if known is None else known.session.id,
@@ -128,13 +137,6 @@ class Standing:
 
     def _is_current(self, known: KnownSession) -> bool:
         return is_current(known, interval=self.fetch_interval, now=self._clock())
-
-    def _session(self, known: KnownSession) -> bytes:
-        shown = msgspec.to_builtins(view(known.session))
-        shown["device"] = msgspec.to_builtins(DeviceView(id=known.session.group_id, label=known.device_label))
-        if known.csv_revision is not None:
-            shown["csv_url"] = self._csv_url(known.session.id)
-        return msgspec.json.encode(shown)
 
 
 def _last_session(connection: sqlite3.Connection, device: str) -> KnownSession | None:

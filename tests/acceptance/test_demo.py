@@ -205,7 +205,7 @@ def test_on_a_terminal_it_draws(tmp_path: Path, how: str) -> None:
     entered, left = drawn.index("\x1b[?1049h"), drawn.index("\x1b[?1049l")
     assert drawn.startswith("bace-bridge demo: starting")
     for shown in (
-        "Ctrl-C ends it",
+        "Ctrl-C stops it",
         "mosquitto_sub -h 127.0.0.1 -p ",
         "session.started",
         "BaceGo-001-002-00020",

@@ -248,7 +248,7 @@ async def test_without_a_secret_nothing_is_signed(tmp_path: Path) -> None:
         assert "webhook-signature" not in one.headers
     checked = command("check", "-c", str(tmp_path / "bridge.yaml"))
     assert checked.returncode == 0
-    assert "warning: webhooks[0].secret: is left out" in checked.stdout
+    assert "warning: webhooks[0].secret: is not set" in checked.stdout
 
 
 @pytest.mark.parametrize(

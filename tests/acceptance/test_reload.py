@@ -59,7 +59,7 @@ WAYS = {
     "store in no folder": "/proc/nowhere",
     "store is no database": "not a usable database",
     "port in use": "cannot listen on",
-    "port at no host": "that is no host name",
+    "port at no host": "that is not a valid host name",
 }
 
 
@@ -88,7 +88,7 @@ async def test_a_wrong_reload_changes_nothing_and_is_shown(tmp_path: Path, way: 
             status, body = await readyz(http, port)
             assert status == 200
             shown = body["degraded"]["config"]
-            assert shown.startswith("the file on disk is not what runs: ")
+            assert shown.startswith("the file on disk differs from the running configuration: ")
             assert any(part.lower() in shown.lower() for part in WAYS[way].split("|")), shown
             assert events_in(bridge.log).count("config.not_reloaded") == 1
             cloud.open_session(device.id_group)

@@ -220,7 +220,7 @@ def test_a_pipe_that_nobody_writes_is_not_waited_for(tmp_path: Path, line: str) 
     done = ended(cwd=tmp_path, shell=line)
 
     assert done.returncode == (2 if "simulate" in line else 78)
-    assert "pipe: is a pipe that does not give a whole text within 5 s" in done.stderr
+    assert "pipe: is a pipe that did not end within 5 s" in done.stderr
 
 
 def test_a_reload_does_not_wait_for_the_pipe_that_the_configuration_came_from(tmp_path: Path) -> None:

@@ -113,11 +113,11 @@ async def test_a_table_for_people_steers_no_terminal(folder: Path, log: SqliteFi
 
 async def test_retry_asks_the_bridge_and_takes_the_letter_away(folder: Path, log: SqliteFile) -> None:
     said = await told(folder, "dead-letters", "retry", "evt_1")
-    assert said == "1 dead letter tried again: the running bridge begins at once\n"
+    assert said == "1 dead letter queued for retry: the running bridge starts at once\n"
     assert [one["event_id"] for one in await listed(folder)] == ["evt_2"]
     assert [one.key for one in await lanes_of(log, "a")] == ["letter:1"]
-    assert (await told(folder, "dead-letters", "retry")).startswith("1 dead letter tried")
-    assert await told(folder, "dead-letters", "retry", "--all") == "0 dead letters tried again\n"
+    assert (await told(folder, "dead-letters", "retry")).startswith("1 dead letter queued for retry")
+    assert await told(folder, "dead-letters", "retry", "--all") == "0 dead letters queued for retry\n"
 
 
 async def test_drop_takes_only_what_is_named(folder: Path, log: SqliteFile) -> None:
@@ -131,7 +131,7 @@ async def test_drop_takes_only_what_is_named(folder: Path, log: SqliteFile) -> N
 
 async def test_replay_asks_for_what_is_recorded(folder: Path, log: SqliteFile) -> None:
     said = await told(folder, "replay", "--sink", "a", "--session", "s1")
-    assert said == "3 events for a: the running bridge begins at once\n"
+    assert said == "3 events for a: the running bridge starts at once\n"
     assert [(one.key, one.seq, one.replay_through) for one in await lanes_of(log, "a")] == [("s1", 1, 4)]
     assert [(one.key, one.seq) for one in await lanes_of(log, "b")] == [("s1", 3)]
     said = await told(folder, "replay", "--sink", "a", "--since", "2025-12-01T12:00:02Z")
@@ -159,7 +159,7 @@ async def test_without_a_running_bridge_it_says_when(folder: Path) -> None:
         await Journal(file).commit(Changes(events=(event,)))
         await deliver(file, "a")
     said = await told(folder, "replay", "--sink", "a", "--session", "s1")
-    assert said == "1 event for a: the bridge is not running: it begins when it is started\n"
+    assert said == "1 event for a: the bridge is not running: delivery starts when it does\n"
     async with SqliteFile(folder / "bridge.db") as file:
         (lane,) = await lanes_of(file, "a")
     assert (lane.key, lane.seq) == ("s1", 1)
@@ -172,10 +172,10 @@ async def test_without_a_running_bridge_it_says_when(folder: Path) -> None:
         (("replay", "--sink", "a"), 2, "give either --session ID or --since TIME"),
         (("replay", "--sink", "a", "--session", "s1", "--since", "1h"), 2, "give either"),
         (("replay", "--sink", "a", "--since", "yesterday"), 2, "2026-01-31T00:00:00Z"),
-        (("replay", "--sink", "a", "--session", "s9"), 1, "no such events are recorded"),
+        (("replay", "--sink", "a", "--session", "s9"), 1, "no such events in the log"),
         (("dead-letters", "retry", "evt_9"), 1, "there is no such dead letter"),
         (("dead-letters", "retry", "--sink", "c"), 2, "there is no sink 'c'"),
-        (("dead-letters", "retry", "--all", "evt_1"), 2, "--all goes with nothing else"),
+        (("dead-letters", "retry", "--all", "evt_1"), 2, "--all cannot be combined with anything else"),
         (("dead-letters", "drop", "evt_9"), 1, "there is no such dead letter"),
     ],
 )
@@ -192,11 +192,11 @@ async def test_what_cannot_be_done_is_said(
 @pytest.mark.parametrize("arguments", [("dead-letters", "list"), ("replay", "--sink", "a", "--session", "s1")])
 async def test_without_a_store_they_say_what_makes_it(folder: Path, arguments: tuple[str, ...]) -> None:
     done = await bridge(folder, *arguments)
-    assert (done.returncode, "bace-bridge run makes it" in done.stderr) == (1, True)
+    assert (done.returncode, "bace-bridge run creates it" in done.stderr) == (1, True)
     assert not (folder / "bridge.db").exists()
     (folder / "bridge.db").touch()  # as at the very beginning of the first start
     done = await bridge(folder, *arguments)
-    assert (done.returncode, "bace-bridge run makes it" in done.stderr) == (1, True)
+    assert (done.returncode, "bace-bridge run creates it" in done.stderr) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -213,5 +213,5 @@ async def test_a_sink_that_is_disabled_is_asked_for_nothing(folder: Path, log: S
     for arguments in (("replay", "--sink", "a", "--session", "s1"), ("dead-letters", "retry", "--sink", "a")):
         done = await bridge(folder, *arguments)
         assert (done.returncode, "a is disabled (HTTP 410: the endpoint is gone)" in done.stderr) == (1, True)
-    assert await told(folder, "dead-letters", "retry") == "0 dead letters tried again\n"
+    assert await told(folder, "dead-letters", "retry") == "0 dead letters queued for retry\n"
     assert len(await listed(folder)) == 2, "they stay"

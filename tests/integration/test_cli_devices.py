@@ -129,7 +129,7 @@ async def test_the_cloud_is_asked_for_every_page_and_no_store_is_needed(tmp_path
     assert {row["id"]: row["label"] for row in rows} == labels
     assert [row["label"] for row in rows] == sorted(labels.values())
     assert [row["label"] for row in rows if row["selected"]] == ["BaceGo-001-002-00020"]
-    assert "cloud.groups: BaceGo-001-002-0002 matches none of them" in done.stderr
+    assert "cloud.groups: BaceGo-001-002-0002 matches no device" in done.stderr
     assert not (tmp_path / "bridge.db").exists(), "a command makes no store"
 
 
@@ -203,7 +203,7 @@ async def test_the_token_of_the_running_bridge_is_used_and_left_alone(
 @pytest.mark.parametrize(
     ("quirks", "extra", "reason"),
     [
-        (["forbidden /api/v2/group"], {}, "this account may not use this endpoint; without --cloud the devices are"),
+        (["forbidden /api/v2/group"], {}, "may not use this endpoint; without --cloud this lists the devices"),
         ([], {"password": "canary-4711"}, "check cloud.username or password"),
         (["per-page-max 10", "rate-limit 1/20s"], {}, "rate limit"),
         (["error-every 1"], {}, "500"),

@@ -110,18 +110,18 @@ async def test_where_the_store_cannot_be_known_it_is_exit_78(folder: Path, text:
 @pytest.mark.parametrize(
     ("command", "code", "said"),
     [
-        ("events --session nobody", 1, "the bridge knows no data session 'nobody'"),
-        ("events --session nobody --json --limit 0", 1, "the bridge knows no data session 'nobody'"),
-        ("dead-letters list --session nobody", 1, "the bridge knows no data session 'nobody'"),
-        ("dead-letters list --session nobody --parked", 1, "the bridge knows no data session 'nobody'"),
-        ("dead-letters retry --session nobody", 1, "the bridge knows no data session 'nobody'"),
-        ("dead-letters drop --session nobody", 1, "the bridge knows no data session 'nobody'"),
+        ("events --session nobody", 1, "unknown data session 'nobody'"),
+        ("events --session nobody --json --limit 0", 1, "unknown data session 'nobody'"),
+        ("dead-letters list --session nobody", 1, "unknown data session 'nobody'"),
+        ("dead-letters list --session nobody --parked", 1, "unknown data session 'nobody'"),
+        ("dead-letters retry --session nobody", 1, "unknown data session 'nobody'"),
+        ("dead-letters drop --session nobody", 1, "unknown data session 'nobody'"),
         ("dead-letters list --sink nobody", 2, "there is no sink 'nobody'; there are: a, b"),
         ("dead-letters list --sink nobody --json", 2, "there is no sink 'nobody'; there are: a, b"),
         ("dead-letters retry --sink nobody", 2, "there is no sink 'nobody'; there are: b"),
         ("dead-letters drop --sink nobody", 2, "there is no sink 'nobody'; there are: a, b"),
         ("replay --sink nobody --since 1h", 2, "there is no sink 'nobody'; there are: b"),
-        ("replay --sink b --session nobody", 1, "the bridge knows no data session 'nobody'"),
+        ("replay --sink b --session nobody", 1, "unknown data session 'nobody'"),
     ],
 )
 async def test_what_is_not_known_is_said(folder: Path, file: SqliteFile, command: str, code: int, said: str) -> None:

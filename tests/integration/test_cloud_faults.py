@@ -203,7 +203,7 @@ HTML = "<html><body>Welcome to the hotel</body></html>"
 FAULTS: list[tuple[str, Handler, type[CloudError], str, str]] = [
     ("slow", hangs, CloudUnavailable, "unreachable", "no answer within 1 s"),
     ("reset in a body", resets, CloudUnavailable, "unreachable", "cut|Payload"),
-    ("HTML with 200", says(200, HTML), UnexpectedReply, "unreachable", "HTML came: the login page"),
+    ("HTML with 200", says(200, HTML), UnexpectedReply, "unreachable", "got HTML instead of JSON: the login page"),
     ("truncated JSON", says(200, '{"items":[{"id_da'), UnexpectedReply, "unreachable", "a page cannot be read"),
     ("an empty body", says(200), UnexpectedReply, "unreachable", "the answer was empty"),
     ("401", says(401, PROBLEM), CloudLoginFailed, "auth_failed", r"cloud\.access_token"),

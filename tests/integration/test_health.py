@@ -212,7 +212,7 @@ async def test_requests_are_not_logged(caplog: pytest.LogCaptureFixture) -> None
 @pytest.mark.parametrize("host", ["127.0.0..1", "x" * 64])
 async def test_a_host_that_can_be_no_name_is_a_mistake_in_the_configuration(host: str) -> None:
     server = HealthServer(HttpConfig(listen=f"{host}:8099"), alive=nothing, ready=nothing)
-    with pytest.raises(ConfigError, match=f"cannot listen on {host}:8099: that is no host name"):
+    with pytest.raises(ConfigError, match=f"cannot listen on {host}:8099: that is not a valid host name"):
         await server.open()
 
 

@@ -270,7 +270,7 @@ async def test_websockets_over_ipv6(zone: str) -> None:
         (b"HTTP/1.1 404 Not Found\r\n\r\n", "answers the WebSocket upgrade with HTTP 404"),
         (b"HTTP/1.1 200 OK\r\n\r\n<html>", "answers the WebSocket upgrade with HTTP 200"),
         (b"HTTP/1.1 101 OK\r\nSec-WebSocket-Accept: x\r\n\r\n", "does not belong to the request"),
-        (b"SSH-2.0-OpenSSH\r\n\r\n", "no HTTP server"),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "not an HTTP server"),
         (b"", "closes the connection on the WebSocket upgrade"),
         (b"HTTP/1.1 101 OK\r\n" + b"x" * 20_000, "does not end"),
     ],

@@ -845,7 +845,7 @@ async def test_too_large_a_message_is_rejected_without_sending_it() -> None:
         assert await deliver(sink, event(2)) is None
 
     assert isinstance(error, DeliveryRejected)
-    assert "larger than the broker takes" in str(error)
+    assert "larger than the broker accepts" in str(error)
     assert [one.topic for one in broker.published].count("bace/g1/event") == 1
 
 
@@ -970,9 +970,9 @@ REQUESTS: dict[str, Answer] = {"info": told, "poll": told}
             b'{"transaction":7}',
             {"status": "ok", "data": {"told": {"transaction": 7}}, "transaction": 7},
         ),
-        ("info", b"[1]", {"status": "error", "error": "the request is no JSON object"}),
-        ("info", b"\xff", {"status": "error", "error": "the request is no JSON object"}),
-        ("nap", b"", {"status": "error", "error": "there is no request 'nap'; known: info, poll"}),
+        ("info", b"[1]", {"status": "error", "error": "the request is not a JSON object"}),
+        ("info", b"\xff", {"status": "error", "error": "the request is not a JSON object"}),
+        ("nap", b"", {"status": "error", "error": "unknown request 'nap'; known: info, poll"}),
         (
             "poll",
             b'{"wish":"refuse","transaction":"a"}',
@@ -1010,7 +1010,7 @@ async def test_a_request_that_is_nested_without_end_is_answered_as_any_other_non
             assert await deliver(sink, event(1)) is None
 
     first = json.loads(listener.payloads("bace/bridge/response/info")[0])
-    assert first == {"status": "error", "error": "the request is no JSON object"}
+    assert first == {"status": "error", "error": "the request is not a JSON object"}
 
 
 async def test_a_message_whose_topic_is_not_utf_8_is_ignored() -> None:

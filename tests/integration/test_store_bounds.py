@@ -376,7 +376,7 @@ async def test_a_reader_that_never_ends_makes_the_wal_count_until_it_has_ended(t
         await store.fill()
         assert time.monotonic() - started < 10, "its end is not waited for"
         assert store.file.used < CAP * 1.03
-        assert "another process reads from it without an end" in (store.upkeep.problem or "")
+        assert "another process keeps a read transaction open" in (store.upkeep.problem or "")
         assert len(await store.left()) == store.told, "to delete would only make the WAL larger"
         reader.close()
         await store.round()

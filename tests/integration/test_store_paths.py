@@ -81,7 +81,7 @@ async def test_a_store_is_held_whatever_path_leads_to_it(tmp_path: Path, how: st
             assert ended.stderr.splitlines()[-1].endswith("stop it, or choose another store.url")
             if how not in {"a hard link", "a bind mount"}:  # there the WAL is another one
                 asked = await asyncio.to_thread(bridge, folder, *COMMANDS["replay"], store=store)
-                assert (asked.returncode, asked.stdout) == (0, "1 event for a: the running bridge begins at once\n")
+                assert (asked.returncode, asked.stdout) == (0, "1 event for a: the running bridge starts at once\n")
         finally:
             if how == "a bind mount":
                 subprocess.run(["umount", "-l", str(tmp_path / "bound.db")], check=False)

@@ -428,10 +428,10 @@ def test_a_label_in_a_sinks_groups_which_takes_ids_alone_is_warned_about() -> No
     cloud, mqtt = CloudConfig(groups=tuple(groups)), broker("mqtt://localhost", groups=groups)
     warned = warnings(configured(cloud=cloud, mqtt=(mqtt,), webhooks=(webhook(groups=groups),)), now=0)
     assert [line.split(": ")[0] for line in warned] == ["mqtt[0].groups[1]", "webhooks[0].groups[1]"]
-    assert "'BaceGo-001-002-00020' is no id_group" in warned[0]
+    assert "'BaceGo-001-002-00020' is not an id_group" in warned[0]
 
 
 def test_nothing_to_warn_about() -> None:
     assert warnings(configured(cloud=CloudConfig(), webhooks=(webhook(),)), now=0) == []
-    nobody = "mqtt, webhooks: there are no sinks, so nobody is told anything"
+    nobody = "mqtt, webhooks: there are no sinks, so no events will be delivered"
     assert warnings(configured(cloud=CloudConfig()), now=0) == [nobody]

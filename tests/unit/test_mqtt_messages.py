@@ -180,7 +180,10 @@ def test_an_attempt_that_failed_is_told_in_words() -> None:
             tls_alert("TLSV13_ALERT_CERTIFICATE_REQUIRED"),
             "it wants a client certificate (tls.cert_file and tls.key_file)",
         ),
-        (tls_alert("WRONG_VERSION_NUMBER"), "what answers there does not speak TLS; mqtt:// and ws:// are without"),
+        (
+            tls_alert("WRONG_VERSION_NUMBER"),
+            "the server does not speak TLS; use mqtt:// or ws:// for a connection without TLS",
+        ),
         (tls_alert("NO_CIPHERS_AVAILABLE"), "TLS failed (no ciphers available)"),
     ]:
         assert reason(error, certificate=False) == words
@@ -215,7 +218,7 @@ def test_refusals_of_connect(code: int, kind: Kind) -> None:
     [
         (0x8E, True, "use", "", ("taken_over", "took it over")),
         (0x8E, False, "use", "", ("lost", "was lost: reason")),
-        (0x80, False, "connect", "", ("silent", "without a word")),
+        (0x80, False, "connect", "", ("silent", "before CONNACK")),
         (0x8D, False, "connect", "", ("mute", "does not answer")),
         (0x80, False, "connect", "it wants a client certificate", ("unreachable", "it wants a client certificate")),
         (0x80, False, "use", "TLS failed (x)", ("lost", "was lost: TLS failed (x)")),

@@ -44,10 +44,10 @@ def test_a_password_may_hold_anything_that_can_be_encoded(character: str) -> Non
         ("a" * LONGEST_TOPIC, None),
         ("\u00e9" * LONGEST_TOPIC, "is longer than 1024 bytes"),
         ("", "is empty"),
-        ("a/+", "holds + or #, which stand for any topic"),
-        ("#", "holds + or #, which stand for any topic"),
-        ("$SYS/x", "begins with $, which is the broker's own"),
-        ("$share/g/a", "begins with $, which is the broker's own"),
+        ("a/+", "contains + or #, which are MQTT wildcards"),
+        ("#", "contains + or #, which are MQTT wildcards"),
+        ("$SYS/x", "begins with $, which is reserved for the broker"),
+        ("$share/g/a", "begins with $, which is reserved for the broker"),
     ],
 )
 def test_topics(topic: str, problem: str | None) -> None:

@@ -378,7 +378,7 @@ NO_TOKENS = ["", "a b", "a\nb", "a\r\nX: y", "a\0", "a\x7f", "t\u00f6ken", "\u4f
 
 @pytest.mark.parametrize("text", NO_TOKENS)
 def test_what_no_header_can_carry_is_no_token(text: str) -> None:
-    with pytest.raises(UnexpectedReply, match="no header can carry it"):
+    with pytest.raises(UnexpectedReply, match="it cannot be sent in an HTTP header"):
         parse_token(json.dumps({"access_token": text}).encode())
     reply = parse_token(json.dumps({"access_token": "a", "refresh_token": text}).encode())
     assert reply == TokenReply("a", 86400.0, None)
@@ -394,7 +394,7 @@ def test_what_is_no_token_is_never_quoted(body: bytes) -> None:
     with pytest.raises(UnexpectedReply) as caught:
         parse_token(body)
     said = str(caught.value).partition(" (")
-    assert said[0] == "the token endpoint answered something that is not a token"
+    assert said[0] == "the token endpoint's answer is not a token"
     assert not body or body.decode(errors="replace") not in str(caught.value)
 
 
@@ -402,7 +402,7 @@ def test_what_is_no_token_is_never_quoted(body: bytes) -> None:
     ("body", "said"),
     [
         (b" \n", "the answer was empty"),
-        (b"\n<!DOCTYPE html>", "HTML came: the login page"),
+        (b"\n<!DOCTYPE html>", "got HTML instead of JSON: the login page"),
         (b"nothing", "not a token"),
     ],
 )

@@ -58,7 +58,7 @@ def test_a_taken_port_is_exit_1_and_says_so() -> None:
 def test_a_wrong_host_is_not_blamed_on_the_port(host: str) -> None:
     result = CliRunner().invoke(simulate, ["--host", host, "--for", "1s"])
     assert result.exit_code == 1
-    assert "--host is no address of this machine" in result.output
+    assert "--host is not an address of this machine" in result.output
     assert "--port" not in result.output
 
 

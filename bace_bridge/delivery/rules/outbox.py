@@ -7,7 +7,6 @@ somebody else, what is held of that lane is forgotten.
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Literal
 
 import msgspec
 from msgspec.structs import replace
@@ -30,7 +29,6 @@ from bace_bridge.events.types import (
     lane_key,
 )
 from bace_bridge.formats import iso_utc
-from bace_bridge.retry import FAILURES_UNTIL_REPORTED
 
 FRESH = Share(lanes=400, events=1500, size=3 * 1024 * 1024)
 BEHIND = Share(lanes=50, events=500, size=1024 * 1024)
@@ -346,26 +344,3 @@ def dead_letter_event(count: int, *, sink: str, event: Event, attempts: int, rea
         "observed_at": iso_utc(now),
     }
     return bridge_event(SINK_DEAD_LETTER, at=now, facts=(sink, event.id, now), data=data)
-
-
-class Reception(msgspec.Struct, frozen=True):
-    """`problem` is why the last attempt failed, without secrets; None where it did not. Times are epoch seconds."""
-
-    last_success_at: float | None = None
-    failures: int = 0
-    failing_since: float | None = None
-    problem: str | None = None
-
-    @property
-    def failing(self) -> bool:
-        return self.failures >= FAILURES_UNTIL_REPORTED
-
-
-def after_attempt(
-    before: Reception, problem: str | None, *, now: float
-) -> tuple[Reception, Literal["failing", "recovered"] | None]:
-    if problem is None:
-        return Reception(last_success_at=now), "recovered" if before.failing else None
-    since = now if before.failing_since is None else before.failing_since
-    after = Reception(before.last_success_at, before.failures + 1, since, problem)
-    return after, "failing" if after.failing and not before.failing else None

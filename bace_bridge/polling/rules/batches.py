@@ -78,7 +78,7 @@ LEAST_IDS = 5
 """Fewer sessions are fetched one by one: that costs little, and each time all of their windows are read as a whole."""
 
 MOST_SERIES, USUAL_SERIES = 95, 13
-"""Known series in one request (BACE serves 100, and there may be new ones), and of a session where no other one tells:
+"""Known series in one request (BACE serves 100, and there may be new ones), and of a session where nothing else says:
 so many pass with the first batches."""
 
 BACK, MOST_BACK = FINEST_SPAN, 300

@@ -37,7 +37,7 @@ def event_schema() -> dict[str, Any]:
         },
         "datacontenttype": {"const": types.DATA_CONTENT_TYPE},
         "sequence": _TEXT,
-        "replay": {"const": True, "description": "There where somebody asked for the event again"},
+        "replay": {"const": True, "description": "Present (true) when the event was replayed on request"},
         "data": {"type": "object"},
     }
     return {

@@ -65,7 +65,7 @@ class Followed(msgspec.Struct, frozen=True):
         return sum(state.samples for state in self.windows.values())
 
     def is_to_be_checked(self, known: KnownSession, *, cloud_now: float) -> bool:
-        """True where only a fetch of its own can tell what is true: a batch proves no silence and settles no window."""
+        """True where only a fetch of its own can show what is true: a batch proves no silence and settles no window."""
         return (
             self.over_since(cloud_now) < inf
             or self.silent >= SILENT_ROUNDS

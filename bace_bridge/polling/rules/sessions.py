@@ -72,7 +72,7 @@ class KnownSession(msgspec.Struct, frozen=True, kw_only=True):
     """What the bridge knows of a data session that it has reported.
 
     `updates`, `removals` and `reopenings` count those reported: what comes true again has an id of its own, also
-    where the row looks the same as the last time.
+    where the row is the same as the last time.
     `end_emitted` is the `end` of the last `session.ended`; `end_seen_at` is when an end was seen that is not emitted.
     `reading` numbers the readings of all windows; one is complete when every window was read in it.
     `csv_revision` is the revision of the last `session.csv_ready` and `csv_facts` what that was about.

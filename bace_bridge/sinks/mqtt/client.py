@@ -1,4 +1,4 @@
-"""QoS 1: consent without paho's decoding of it, which takes longer than all the rest that is done for an event."""
+"""All that reaches into paho: the client, its packets within bounds, and PUBACKs without paho's slow decoding."""
 
 import ssl
 import struct
@@ -135,7 +135,7 @@ def _variable_integer(number: int) -> bytes:
 
 
 LARGEST_PACKET = 2**20
-"""Bytes of a packet that is read whole. With MQTT 5 brokers are told; of a larger message the beginning is kept."""
+"""Bytes of a packet that is read whole. MQTT 5 announces it; of a larger message the beginning is kept."""
 
 UNSENDABLE = (OSError, ValueError, struct.error, ArithmeticError, TypeError)
 """What paho raises at a packet that cannot be made: texts without UTF-8, lengths that do not fit."""

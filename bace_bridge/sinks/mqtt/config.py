@@ -32,7 +32,7 @@ def _topic(topic: str) -> str:
 
 def _mqtt_text(text: str) -> str:
     if problem := text_problem(text):
-        raise mistake(problem, "take another, of plain characters")
+        raise mistake(problem, "use plain characters")
     return text
 
 
@@ -48,7 +48,7 @@ def _protocol(value: object) -> object:
 
 def _keepalive(seconds: float) -> float:
     if not 1 <= seconds <= _LONGEST_KEEPALIVE:
-        raise mistake("must be between 1s and 18h", "MQTT counts it in whole seconds, and takes 0 for never")
+        raise mistake("must be between 1s and 18h", "MQTT counts in whole seconds; 0 would turn it off")
     return seconds
 
 
@@ -64,13 +64,15 @@ class HomeAssistantConfig(Section):
 
     enabled: bool = Field(default=True, description="Publish discovery (no effect yet)")
     prefix: Topic = Field(default="homeassistant", description="Home Assistant's discovery prefix")
-    mode: Literal["device", "component"] = Field(default="device", description="One message a device, or one an entity")
+    mode: Literal["device", "component"] = Field(
+        default="device", description="One message per device, or one per entity"
+    )
 
 
 class MqttConfig(SinkConfig):
     kind = "mqtt"
     section = "mqtt"
-    about = "MQTT brokers to tell"
+    about = "MQTT brokers"
 
     url: Annotated[str, AfterValidator(broker_url)] = Field(description="mqtt://, mqtts://, ws:// or wss://host:port")
     username: MqttText | None = Field(default=None, description="The login's name")
@@ -79,16 +81,14 @@ class MqttConfig(SinkConfig):
     protocol: Protocol = Field(
         default="5", description="MQTT version; 5 falls back to 3.1.1 where the broker refuses it"
     )
-    client_id: MqttText | None = Field(default=None, description="MQTT client id; else one that is made once and kept")
+    client_id: MqttText | None = Field(default=None, description="MQTT client id; by default generated once and stored")
     qos: Annotated[Literal[0, 1, 2], BeforeValidator(whole_number)] = Field(default=1, description="MQTT QoS of events")
     keepalive: Annotated[Duration, AfterValidator(_keepalive)] = Field(
-        default=30.0, description="A silent connection is probed this often"
+        default=30.0, description="Interval of keep-alive pings on an idle connection"
     )
     tls: TlsConfig = Field(default=TlsConfig(), description="For mqtts:// and wss://")
-    max_in_flight: MaxInFlight = Field(
-        default=200, ge=1, le=65535, description="Messages without an acknowledgement at the same time"
-    )
-    requests: bool = Field(default=True, description="false: takes no requests over MQTT")
+    max_in_flight: MaxInFlight = Field(default=200, ge=1, le=65535, description="Unacknowledged messages allowed")
+    requests: bool = Field(default=True, description="Accept requests over MQTT")
     home_assistant: HomeAssistantConfig = Field(
         default=HomeAssistantConfig(),
         description="Discovery for Home Assistant (no effect yet)",
@@ -163,7 +163,7 @@ class MqttConfig(SinkConfig):
         elif not self.tls_enabled and not is_private(self.host):
             yield "url: health data goes over the internet in the clear (use mqtts:// or wss://)"
         if self.tls.insecure and self.tls_enabled:
-            yield "tls.insecure: anybody in between can read and forge everything (give ca_file instead)"
+            yield "tls.insecure: anyone on the network path can read and forge messages (use ca_file instead)"
         if self.tls != TlsConfig() and not self.tls_enabled:
             yield "tls: has no effect without mqtts:// or wss://"
         given = self.home_assistant.model_fields_set

@@ -1,4 +1,4 @@
-"""Reads and writes a paho client's socket from the asyncio loop."""
+"""One connection to a broker: paho driven from the asyncio loop, with its subscriptions and its end."""
 
 import asyncio
 import ssl
@@ -23,7 +23,7 @@ _TICK = 1.0
 
 
 class Driver:
-    """`failed` is told what paho could not read or write; `tick` is called about once a second."""
+    """`failed` gets what paho could not read or write; `tick` is called about once a second."""
 
     def __init__(self, client: Client, *, failed: Callable[[Exception], None], tick: Callable[[float], None]) -> None:
         sock: Any = client.socket()
@@ -183,7 +183,7 @@ class Connection:
         self._window.publish(message, done)
 
     async def emptied(self) -> None:
-        """Returns when no message waits for the broker's word."""
+        """Returns when every message is acknowledged."""
         await self._window.emptied()
 
     async def while_it_lasts(self, last_work: Coroutine[Any, Any, None], *, within: float) -> None:
@@ -200,7 +200,7 @@ class Connection:
         if self.end.done():
             return
         if with_will and not self._speaks_5:
-            return  # the broker publishes it when the connection ends without a word
+            return  # the broker publishes it when the connection ends without a DISCONNECT
         code = ReasonCode(PacketTypes.DISCONNECT, identifier=_WITH_WILL) if with_will else None
         self._client.disconnect(reasoncode=code)
         await asyncio.wait((self.end,), timeout=within)

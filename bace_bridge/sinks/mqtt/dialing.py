@@ -75,7 +75,7 @@ class Dialer:
                 self._say_manner()
                 return connection
             await connection.disconnect(within=_GOODBYE_WITHIN)
-            connection.release("another manner is tried")
+            connection.release("trying other connection settings")
 
     async def listen(self, connection: Connection) -> bool:
         """Subscribes to requests; False where the broker refuses that in words."""
@@ -96,7 +96,7 @@ class Dialer:
             self._log.warning(
                 "mqtt.requests_refused",
                 topic=self._topics.requests,
-                hint="the broker closes the connection on this subscription; the bridge does without for some time",
+                hint="the broker closes the connection on this subscription; continuing without requests for a while",
             )
         return at_once
 
@@ -141,4 +141,4 @@ class Dialer:
         if manner.protocol < protocol:
             self._log.warning("mqtt.protocol_fallback", protocol=manner.protocol)
         if manner.qos < qos:
-            self._log.warning("mqtt.qos_lowered", qos=manner.qos, hint="the broker takes no higher quality of service")
+            self._log.warning("mqtt.qos_lowered", qos=manner.qos, hint="the broker accepts no higher QoS")

@@ -9,7 +9,7 @@ from bace_bridge.errors import DeliveryFailed, DeliveryRejected, SinkError
 from bace_bridge.retry import backoff
 
 FIRST_FAILURE = 0x80
-"""In MQTT 5 all reason codes from here on are failures; 0x10 (nobody subscribes) is not one."""
+"""In MQTT 5 all reason codes from here on are failures; 0x10 (no subscribers) is not one."""
 
 UNSPECIFIED = 0x80
 UNSUPPORTED_VERSION = 0x84
@@ -80,7 +80,7 @@ def ended(broker: str, code: int, reason: str, *, said_by_broker: bool, during: 
             return not_reached(broker, socket_error)
         if code == _KEEP_ALIVE and not said_by_broker:
             return mute(broker)
-        return Ending("silent", f"the broker at {broker} closed the connection without a word")
+        return Ending("silent", f"the broker at {broker} closed the connection before CONNACK")
     why = socket_error if code == UNSPECIFIED else reason.lower()
     return Ending("lost", f"the connection to the broker at {broker} was lost" + (why and f": {why}"), code, during)
 
@@ -136,7 +136,7 @@ class Outage:
         self._told = ""
 
     def explained(self) -> None:
-        """The connections were lost for a reason that waiting does not mend, and that will not end the next one."""
+        """The connections were lost for a reason that waiting does not fix, and that will not end the next one."""
         self._failures = 0
 
     def goes_on(self, ending: Ending, *, lasted: float, jitter: float) -> float:

@@ -82,7 +82,7 @@ class Picture:
         self.bases = base_topics(topics, self._topics)
 
     def read_tree(self, unknown: Collection[str]) -> None:
-        """The broker has shown what it keeps, as far as it may be read: the topics among it that nobody here knows."""
+        """The broker has shown what it keeps, as far as it may be read: the topics among it that are unknown here."""
         self._shown = unknown
         self._tree_is_compared = False
 

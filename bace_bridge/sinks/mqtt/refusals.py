@@ -1,4 +1,4 @@
-"""Which message it is that a broker answers by closing the connection: MQTT 3.1.1 has no other way to refuse one."""
+"""What the broker refuses, also by closing the connection, MQTT 3.1.1's only way: events, retained topics."""
 
 from collections.abc import Callable, Sequence
 

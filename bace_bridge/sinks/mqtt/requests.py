@@ -71,7 +71,7 @@ class Requests:
             return
         shown = self._shown(name)
         if topic_problem(self._topics.response(name)) is not None:
-            self._warn("mqtt.unreadable_topic_ignored", request=shown, hint="its answer could go nowhere")
+            self._warn("mqtt.unreadable_topic_ignored", request=shown, hint="there is no topic to send the response to")
         elif message.retain:
             self._warn("mqtt.retained_request_ignored", request=shown)
         elif self._asked.full() or not self._allowance.one_more():
@@ -94,7 +94,7 @@ class Requests:
 
     def _refusal(self, request: Request) -> str | None:
         if request.name not in self._answers:
-            return f"there is no request {self._shown(request.name)!r}; known: {', '.join(sorted(self._answers))}"
+            return f"unknown request {self._shown(request.name)!r}; known: {', '.join(sorted(self._answers))}"
         if request.correlation is not None and len(request.correlation) > _LARGEST_CORRELATION:
             return f"the correlation data are larger than {_LARGEST_CORRELATION} bytes"
         if request.response_topic is not None and (problem := self._unusable(request.response_topic)):
@@ -108,7 +108,7 @@ class Requests:
         base = base_of(f"{topic}/", {self._topics.base, *self._base_topics()})
         if base is None or (base == self._topics.base and topic.startswith(self._topics.response(""))):
             return None
-        return f"is one of the bridge's own; below {self._topics.response('')} it may be anything"
+        return f"belongs to the bridge; choose one outside of it, or one below {self._topics.response('')}"
 
     async def _answer(self, request: Request) -> bytes:
         if isinstance(request.payload, Beginning) or len(request.payload) > LARGEST:
@@ -116,7 +116,7 @@ class Requests:
         try:
             asked, transaction = _asked(request.payload)
         except msgspec.DecodeError:
-            return _error("the request is no JSON object")
+            return _error("the request is not a JSON object")
         if len(bytes(transaction or b"")) > LARGEST_TRANSACTION:
             return _error(f"transaction is larger than {LARGEST_TRANSACTION} bytes")
         return await self._answer_to(request, asked, transaction)

@@ -41,7 +41,7 @@ _AGAIN, _AGAIN_AT_LAST = 15.0, 3600.0
 """Seconds until what the broker does not keep is published again, and what it does not allow is tried again."""
 
 _SHARED = (
-    "give each bridge a base_topic of its own; nothing of the other's is cleared. Where the other is gone for good, "
+    "give each bridge its own base_topic; the other bridge's topics are not cleared. If the other no longer exists, "
     "clear its retained bridge/info, or its bridge/guest"
 )
 
@@ -186,7 +186,7 @@ class MqttSink:
                 raise
 
     async def close(self) -> None:
-        """Waits shortly for what is in flight, tells that the bridge goes offline, and disconnects."""
+        """Waits shortly for what is in flight, publishes that the bridge goes offline, and disconnects."""
         self._closing = True
         if self._keeping is not None and not self._keeping.done():
             self._keeping.cancel()
@@ -250,11 +250,11 @@ class MqttSink:
         return True
 
     async def _begin_again(self, connection: Connection) -> Ending:
-        self._leave("another manner is tried")
+        self._leave("trying other connection settings")
         self._dialer.begin_again()
         await connection.while_it_lasts(connection.emptied(), within=_IN_FLIGHT_WITHIN)
         await connection.disconnect(within=_GOODBYE_WITHIN)
-        return Ending("given_up", "another manner is tried")
+        return Ending("given_up", "trying other connection settings")
 
     def _new_mirror(self, connection: Connection) -> Mirror:
         return Mirror(
@@ -282,7 +282,7 @@ class MqttSink:
 
     async def _listen_to_requests(self, connection: Connection) -> bool:
         if not connection.limits.retain:
-            self._warn_once("mqtt.no_retained_messages", hint="the broker keeps no state for late subscribers")
+            self._warn_once("mqtt.no_retained_messages", hint="the broker keeps no retained messages")
         listens = await self._dialer.listen(connection)
         if not listens:
             self._warn_once("mqtt.requests_refused", topic=self._topics.requests, then="tried again later")

@@ -1,4 +1,4 @@
-"""A socket that is read in large pieces, below a paho client, which asks for a packet's header byte by byte."""
+"""The sockets below paho: opened with TLS or a WebSocket, read in large pieces, with reasons for each failure."""
 
 import asyncio
 import base64
@@ -105,7 +105,7 @@ def _answer_head(sock: socket.socket, *, deadline: float) -> str:
 def _check_answer(head: str, key: str) -> None:
     status = re.match(r"HTTP/1\.\d (\d{3})", head)
     if status is None:
-        raise UpgradeRefused("what answers the WebSocket upgrade is no HTTP server")
+        raise UpgradeRefused("the server that answers the WebSocket upgrade is not an HTTP server")
     if int(status[1]) != _SWITCHING_PROTOCOLS:
         raise UpgradeRefused(f"it answers the WebSocket upgrade with HTTP {status[1]}; check the port and the path")
     expected = base64.b64encode(hashlib.sha1(f"{key}{_GUID}".encode(), usedforsecurity=False).digest()).decode()
@@ -168,7 +168,7 @@ class WebSocket:
             return None
         opcode, length = self._head[0] & 0x0F, self._head[1] & 0x7F
         if self._head[1] & _MASKED or opcode not in _KNOWN or (opcode >= _CLOSE and length > _LARGEST_IN_7_BITS):
-            raise ConnectionAbortedError("the broker sends what is no WebSocket frame")
+            raise ConnectionAbortedError("the broker sent an invalid WebSocket frame")
         size = {_IN_TWO_BYTES: 2, _IN_EIGHT_BYTES: 8}.get(length, 0)
         if not self._filled(2 + size):
             return None
@@ -266,7 +266,7 @@ def _tls_reason(alert: str, *, certificate: bool) -> str:
     if alert == "TLSV13_ALERT_CERTIFICATE_REQUIRED":
         return _WANTS_CERTIFICATE
     if alert == "WRONG_VERSION_NUMBER":
-        return "what answers there does not speak TLS; mqtt:// and ws:// are without"
+        return "the server does not speak TLS; use mqtt:// or ws:// for a connection without TLS"
     if not certificate and alert.endswith(("ALERT_HANDSHAKE_FAILURE", "ALERT_BAD_CERTIFICATE")):
         return f"TLS failed ({said}); perhaps {_WANTS_CERTIFICATE}"
     if certificate and "ALERT" in alert and ("CERTIFICATE" in alert or "UNKNOWN_CA" in alert):

@@ -22,7 +22,7 @@ _BEHIND_A_MARK = codecs.BOM_UTF8 + b"-----BEGIN"
 
 
 class TlsConfig(Section):
-    ca_file: Path | None = Field(default=None, description="PEM file of the authority to trust; else the system's")
+    ca_file: Path | None = Field(default=None, description="CA certificate (PEM) to trust instead of the system's")
     cert_file: Path | None = Field(default=None, description="PEM file of the client's certificate")
     key_file: Path | None = Field(default=None, description="PEM file of the client's key, unencrypted")
     insecure: bool = Field(default=False, description="Do not check the broker's certificate: for trials only")

@@ -1,4 +1,4 @@
-"""The topics of the contract, all below the base topic."""
+"""The topics of the contract and their payloads, and which retained topics are ours to publish or to clear."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -125,7 +125,7 @@ _decode_points = msgspec.json.Decoder(_PointsOfEvent).decode
 
 
 def topic_and_payload(event: Event, topics: Topics, *, time: str, replay: bool = False) -> tuple[str, bytes]:
-    """The message that tells the event, marked where it is a replay; `time` is the event's, as text.
+    """The message that carries the event, marked where it is a replay; `time` is the event's, as text.
 
     Raises `msgspec.MsgspecError` for broken data.
     """
@@ -174,7 +174,7 @@ class Neighbours:
         self._guests: dict[str, set[str]] = {}
 
     def heard_info(self, base: str, payload: bytes) -> None:
-        """An empty one, and one that names nobody, is no bridge's."""
+        """An empty one, and one without an installation, is no bridge's."""
         named = self._named_as(_installation_in(payload))
         if not named:
             self._named.pop(base, None)
@@ -247,7 +247,7 @@ def decide(topic: Views) -> Action:
         return "leave"
     if topic.acknowledged is not None:
         return "clear"
-    # Another bridge may mean what an earlier connection of ours has left, and nobody else can tell.
+    # Another bridge may mean what an earlier connection of ours has left, and only it would know.
     return "clear" if (topic.noted or topic.shown) and not topic.shared else "leave"
 
 

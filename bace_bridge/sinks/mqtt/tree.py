@@ -130,7 +130,7 @@ class Tree:
 
     @property
     def _may_not_read(self) -> str:
-        return f"it does not let the bridge read {self._topics.base}/#, or shows nothing that it keeps to wildcards"
+        return f"the broker does not allow reading {self._topics.base}/#, or sends no retained messages for wildcards"
 
     def _may_subscribe(self) -> bool:
         """False for a while after some connections have ended before the broker answered."""
@@ -165,14 +165,14 @@ class Tree:
         found = _Shown(reading.unknown, reading.lost_devices if is_complete else (), reading.shows_devices)
         if not (watched and shown) or reading.hides_devices:
             return found, self._may_not_read
-        return found, None if is_complete else "there is more than is read at a time"
+        return found, None if is_complete else "there is more than the bridge reads at a time"
 
     def _say(self, problem: str | None, lost: Sequence[str]) -> None:
         told = None
         if problem is not None:
             told = f"retained topics that this store does not know are not found at the broker: {problem}"
             if told != self.problem:
-                self._log.warning("mqtt.tree_not_read", problem=told, hint="give it the right to read there")
+                self._log.warning("mqtt.tree_not_read", problem=told, hint="allow the bridge to read there")
         elif lost:
             told = f"the broker acknowledges {len(lost)} retained topics and does not keep them: {', '.join(lost[:3])}"
             if self.problem is None:

@@ -1,4 +1,4 @@
-"""The messages that wait for the broker's word, at most a window of them in paho's hands."""
+"""The messages that are not acknowledged yet, at most a window of them in paho's hands."""
 
 import asyncio
 from collections import deque
@@ -29,7 +29,7 @@ _LONGEST_SHOWN = 256
 
 
 class Message(NamedTuple):
-    """`event` is the id of the event that it tells, if it tells one."""
+    """`event` is the id of the event that it carries, if any."""
 
     topic: str
     payload: bytes
@@ -98,7 +98,7 @@ class Window:
         done(None if reason.value < FIRST_FAILURE else publish_refused(message.topic, reason.value, str(reason)))
 
     async def emptied(self) -> None:
-        """Returns when no message waits for the broker's word."""
+        """Returns when every message is acknowledged."""
         while self._in_flight or self._waiting:
             self._emptied = self._loop.create_future()
             await self._emptied
@@ -111,7 +111,7 @@ class Window:
         return now - self._oldest_since
 
     def break_off(self, problem: str, *, fault: str | None) -> None:
-        """Tells `SinkUnavailable` of all that the broker has not acknowledged.
+        """Reports `SinkUnavailable` for all that the broker has not acknowledged.
 
         Where the broker may have a `fault` to find with a message, and it is known with which, that one has failed.
         """
@@ -144,7 +144,7 @@ class Window:
             message = message._replace(qos=min(message.qos, allowed.qos), retain=message.retain and allowed.retain)
         try:
             if self._limits.packet_size is not None and _packet_size(message) > self._limits.packet_size:
-                self._reject(message, done, "is larger than the broker takes")
+                self._reject(message, done, "is larger than the broker accepts")
                 return
             info = self._publish(message.topic, message.payload, message.qos, message.retain, message.properties)
         except UNSENDABLE as error:

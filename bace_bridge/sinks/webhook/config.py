@@ -94,7 +94,7 @@ SigningSecrets = Annotated[
 class WebhookConfig(SinkConfig):
     kind = "webhook"
     section = "webhooks"
-    about = "Web addresses to tell"
+    about = "Webhook endpoints"
 
     url: Annotated[SecretStr, AfterValidator(_webhook_url), FromFile()] = Field(
         description="http:// or https://; treated as a credential"
@@ -105,12 +105,12 @@ class WebhookConfig(SinkConfig):
     headers: Annotated[dict[HeaderName, HeaderValue], AfterValidator(_each_once)] = Field(
         default={}, description="Sent with every request"
     )
-    timeout: Duration = Field(default=15.0, description="An answer is waited for this long")
+    timeout: Duration = Field(default=15.0, description="Response timeout")
     max_in_flight: MaxInFlight = Field(
-        default=10, ge=1, le=1000, description="Requests at the same time, one a data session"
+        default=10, ge=1, le=1000, description="Concurrent requests allowed, one per data session"
     )
     rate_limit: Annotated[float, AfterValidator(_rate)] = Field(
-        default=0, ge=0, allow_inf_nan=False, description="Requests a second; 0: no limit"
+        default=0, ge=0, allow_inf_nan=False, description="Requests per second; 0 = no limit"
     )
 
     @property
@@ -142,9 +142,9 @@ class WebhookConfig(SinkConfig):
         if parts.scheme == "http" and not is_private(parts.hostname or ""):
             yield "url: health data goes over the internet in the clear (use https://)"
         if parts.fragment:
-            yield "url: what follows # is not sent (write %23 where # belongs to the path or the query)"
+            yield "url: the part after # is never sent (write %23 for a # in the path or query)"
         if self.secret is None:
-            yield "secret: is left out: nothing is signed, so the receiver cannot tell who sent it"
+            yield "secret: is not set: requests are not signed, so the receiver cannot verify the sender"
 
 
 KIND: Final = WebhookConfig

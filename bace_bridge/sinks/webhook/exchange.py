@@ -1,4 +1,4 @@
-"""What went wrong below HTTP, in words for people that hold no credential."""
+"""One request on a connection, its answer, and what went wrong below HTTP, in words without a credential."""
 
 import asyncio
 import os

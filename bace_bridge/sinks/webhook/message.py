@@ -1,4 +1,4 @@
-"""An event as a CloudEvents 1.0 structured-mode JSON body."""
+"""An event as a signed request: the CloudEvents body, the signature, and the bytes that are sent."""
 
 import base64
 import hmac
@@ -20,7 +20,7 @@ CONTENT_TYPE = "application/cloudevents+json"
 class CloudEvent(msgspec.Struct, frozen=True):
     """The attributes in the order in which they are written; a bridge event has no `subject`.
 
-    `replay` is an extension attribute, there and true where the event is told again because somebody asked for it.
+    `replay` is an extension attribute, there and true where the event is delivered again on request.
     """
 
     specversion: str

@@ -28,7 +28,9 @@ def judge(
     `headers` finds its keys whatever their case. No message shows what the `redaction` knows.
     """
     if headers.get("webhook-delivery", "").strip().lower() == "disable":
-        return SinkDisabled(f"HTTP {status}: the endpoint asks for no more (webhook-delivery: disable)", status=status)
+        return SinkDisabled(
+            f"HTTP {status}: the endpoint asked to be disabled (webhook-delivery: disable)", status=status
+        )
     if status == _GONE:
         return SinkDisabled("HTTP 410: the endpoint is gone", status=status)
     if 200 <= status < 300:  # noqa: PLR2004  # the class of status codes

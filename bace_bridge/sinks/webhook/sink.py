@@ -1,4 +1,4 @@
-"""How fast a receiver is called at most."""
+"""The webhook sink: workers that post one event each, at most so many per second."""
 
 import asyncio
 import time
@@ -48,7 +48,7 @@ Done = Callable[[SinkError | None], None]
 class WebhookSink:
     """Delivers events to one endpoint.
 
-    A worker posts, tells the result to `done` and takes the next, so no task is made for an event.
+    A worker posts, passes the result to `done` and takes the next, so no task is made for an event.
     Anything but the named errors ends `run`.
     """
 
@@ -105,7 +105,7 @@ class WebhookSink:
             self._hand_back()
 
     async def ready(self) -> None:
-        """Returns at once while `run` runs: whether the endpoint answers only a POST can tell."""
+        """Returns at once while `run` runs: only a POST shows whether the endpoint answers."""
         await self._is_ready.wait()
 
     @staticmethod

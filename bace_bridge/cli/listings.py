@@ -1,0 +1,277 @@
+"""`bace-bridge sessions` and `devices`: what the bridge knows, or the cloud has, as a table or as JSON."""
+
+import asyncio
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import click
+import msgspec
+from msgspec.structs import replace
+
+from bace_bridge import logs, lookups
+from bace_bridge.cli.exits import config_option
+from bace_bridge.cli.stored import ROOM_FOR_IDS, NoStoreYet, excerpt_of, local_time, printable, stored
+from bace_bridge.cloud.api import BaceCloud, csv_url
+from bace_bridge.config.load import Excerpt, load
+from bace_bridge.config.models import Config
+from bace_bridge.config.values import format_duration, secrets_of
+from bace_bridge.errors import CloudError, CloudRefused, ConfigError
+from bace_bridge.events.state import KnownDevice, Token
+from bace_bridge.formats import iso_utc
+from bace_bridge.polling.devices import ListedDevices, listed_devices
+from bace_bridge.polling.rules.session_list import is_selected, unmatched
+from bace_bridge.polling.rules.sessions import DeviceView, KnownSession, view
+from bace_bridge.redaction import Redaction
+from bace_bridge.store.facts import Facts
+from bace_bridge.store.standing import Standing
+
+_ROOM_FOR_DEVICES = 112
+"""Terminal columns from which on devices get a column of their own; below, they stand under the labels, as ids do."""
+
+
+class _SessionRow(msgspec.Struct, frozen=True):
+    """What `--json` adds to the contract's `session` object."""
+
+    device: DeviceView
+    csv_url: str | None
+    removed: bool
+
+
+@click.command()
+@config_option
+@click.option(
+    "--state",
+    type=click.Choice(["active", "ended", "ingested"]),
+    help="Only sessions in this state; omits removed ones.",
+)
+@click.option(
+    "--limit", default=50, show_default=True, type=click.IntRange(min=0), help="Show the newest N; 0 = no limit."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array; times in UTC.")
+def sessions(config: Path, state: str | None, limit: int, as_json: bool) -> None:
+    """List the data sessions that the bridge knows, newest first.
+
+    Reads only the store; works while the bridge is running.
+    """
+    excerpt = excerpt_of(config)
+    known = asyncio.run(_known(excerpt.config("store.url").store.path, state, limit or sys.maxsize))
+    cloud = _cloud(excerpt)
+    if as_json:
+        # A session a line: valid JSON, and `grep` works on it all the same.
+        click.echo(b"[" + b",\n ".join(_as_json(one, cloud) for one in known) + b"]")
+    else:
+        _print_sessions(known, cloud)
+
+
+def _cloud(excerpt: Excerpt) -> str | None:
+    """The cloud's address, which CSV links begin with; without it there are none."""
+    try:
+        return excerpt.config("cloud.url").cloud.url
+    except ConfigError:
+        return None
+
+
+async def _known(path: Path, state: str | None, limit: int) -> Sequence[KnownSession]:
+    async with stored(path) as file:
+        standing = Standing(file, csv_url=str)
+        # The store's limit counts removed sessions as well: ask for more until enough are left.
+        asked = limit
+        while True:
+            found = await standing.sessions(state=state, limit=asked)
+            # A removed session keeps its last state, but a request for active ones does not mean it.
+            shown = [one for one in found if state is None or not one.removed]
+            if len(shown) >= limit or len(found) < asked:
+                return shown[:limit]
+            asked *= 2
+
+
+def _csv_of(known: KnownSession, cloud: str | None) -> str | None:
+    return None if known.csv_revision is None or cloud is None else csv_url(cloud, known.session.id)
+
+
+def _as_json(known: KnownSession, cloud: str | None) -> bytes:
+    device = DeviceView(id=known.session.group_id, label=known.device_label)
+    row = _SessionRow(device=device, csv_url=_csv_of(known, cloud), removed=known.removed)
+    return msgspec.json.encode({**msgspec.to_builtins(view(known.session)), **msgspec.to_builtins(row)})
+
+
+def _print_sessions(known: Sequence[KnownSession], cloud: str | None) -> None:
+    if not known:
+        click.echo("No data sessions.")
+        return
+    from bace_bridge.cli.stored import Text, console_of_stdout, new_table, print_table  # noqa: PLC0415  # slow
+
+    console = console_of_stdout()
+    wide, narrow = console.width >= ROOM_FOR_IDS, console.width < _ROOM_FOR_DEVICES
+    gap = 1 if narrow else 2
+    table = new_table(gap=gap)
+    if not narrow:
+        table.add_column("DEVICE", overflow="fold")
+    table.add_column("SESSION", overflow="fold", min_width=0 if wide else 36)
+    for header in ("STATE", "STARTED", "LASTED", "POINTS", "CSV", *(["ID"] if wide else [])):
+        table.add_column(header, no_wrap=True, justify="right" if header in {"LASTED", "POINTS"} else "left")
+    now = time.time()
+    for one in known:
+        session, url = one.session, _csv_of(one, cloud)
+        state = "removed" if one.removed else session.state
+        device, identifier = printable(one.device_label or session.group_id), printable(session.id)
+        below = [] if wide else [identifier, *([device] if narrow else [])]
+        label = Text(printable(session.label or "-"))
+        table.add_row(
+            *([] if narrow else [Text(device)]),
+            Text("\n").join([label, *(Text(more, style="dim") for more in below)]),
+            Text(state, style=_STYLES[state]),
+            Text(local_time(session.start)[5 if narrow else 0 : -3]),
+            Text(_lasted(one, now)),
+            Text("-" if session.datapoint_count is None else str(session.datapoint_count)),
+            Text("-") if one.csv_revision is None else Text("ready", style="" if url is None else f"link {url}"),
+            *([Text(identifier, style="dim")] if wide else []),
+        )
+    print_table(table, console)
+
+
+_STYLES = {"active": "green", "ended": "yellow", "ingested": "", "removed": "red"}
+
+
+def _lasted(known: KnownSession, now: float) -> str:
+    """How long it took, or takes so far, in its two largest units."""
+    session = known.session
+    if session.end is None and known.removed:
+        return "-"
+    seconds = round((now if session.end is None else session.end) - session.start)
+    return "".join(re.findall(r"\d+[dhms]", format_duration(seconds))[:2]) if seconds > 0 else "0s"
+
+
+_ROOM_FOR_TWO_IDS = 130
+"""Terminal columns from which on ids are not broken into lines."""
+
+
+class _DeviceRow(msgspec.Struct, frozen=True):
+    """The contract's device object, and whether it is watched."""
+
+    id: str
+    label: str | None
+    selected: bool
+    active_session_id: str | None
+    last_session_id: str | None
+    last_seen_at: str | None
+
+
+class _BorrowedTokens:
+    """The running bridge's token as long as it is valid; whatever this command gets is its own, and kept nowhere.
+
+    A refresh would take the refresh token away from the bridge: clouds rotate or destroy it, and the bridge, which
+    holds it in memory, would be refused. A login leaves the bridge's tokens as they are.
+    """
+
+    def __init__(self, facts: Facts | None) -> None:
+        self._facts = facts
+
+    async def load_token(self, account: str) -> Token | None:
+        token = None if self._facts is None else await self._facts.load_token(account)
+        return None if token is None else replace(token, refresh=None)
+
+    async def save_token(self, account: str, token: Token) -> None:
+        """The store is the running bridge's."""
+
+
+@click.command()
+@config_option
+@click.option("--cloud", "of_cloud", is_flag=True, help="Ask the cloud for every device that the account can see.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array; times in UTC.")
+def devices(config: Path, of_cloud: bool, as_json: bool) -> None:
+    """List the devices that have data sessions in the store, with ids and labels for `groups`.
+
+    Reads only the store unless --cloud is given; works while the bridge is running.
+    """
+    loaded = load(config, os.environ) if of_cloud else excerpt_of(config).config("store.url", "cloud.groups")
+    # Or a retry of the cloud's would log between the rows.
+    if of_cloud:
+        logs.configure(fmt=None, level="error", secrets=secrets_of(loaded))
+    found, listed = lookups.run(_found(loaded, of_cloud=of_cloud))
+    rows = [_device_row(one, loaded.cloud.groups) for one in found]
+    if as_json:
+        click.echo(b"[" + b",\n ".join(msgspec.json.encode(one) for one in rows) + b"]")
+    else:
+        _print_devices(rows, found)
+    if listed is not None:
+        _warn(listed, loaded.cloud.groups)
+
+
+async def _found(config: Config, *, of_cloud: bool) -> tuple[list[KnownDevice], ListedDevices | None]:
+    """The store's devices; or the cloud's, with what the store knows of them, where there is one."""
+    if not of_cloud:
+        async with stored(config.store.path) as file:
+            return await Standing(file, csv_url=str).known_devices(), None
+    try:
+        async with stored(config.store.path) as file:
+            known = {one.id: one for one in await Standing(file, csv_url=str).known_devices()}
+            listed = await _listed(config, Facts(file))
+    except NoStoreYet:  # before the first start this command is how one finds out what to watch
+        known, listed = {}, await _listed(config, None)
+    found = [replace(known.get(id_, KnownDevice(id_)), label=label) for id_, label in listed.labels.items()]
+    return sorted(found, key=lambda one: (one.label or "", one.id)), listed
+
+
+async def _listed(config: Config, facts: Facts | None) -> ListedDevices:
+    from bace_bridge.app.account import cloud_http  # noqa: PLC0415  # slow, and only --cloud needs it
+
+    try:
+        version = metadata.version("bace-bridge")
+        async with cloud_http(
+            config.cloud, _BorrowedTokens(facts), Redaction(secrets_of(config)), version=version
+        ) as http:
+            return await listed_devices(BaceCloud(http))
+    except CloudRefused as error:
+        hint = "without --cloud this lists the devices that have data sessions in the store"
+        raise click.ClickException(f"the cloud does not list its devices: {error}; {hint}") from None
+    except CloudError as error:
+        raise click.ClickException(f"the cloud does not list its devices: {error}") from None
+
+
+def _device_row(one: KnownDevice, groups: Sequence[str]) -> _DeviceRow:
+    return _DeviceRow(
+        one.id,
+        one.label,
+        is_selected(groups, one.id, one.label),
+        one.active_session_id,
+        one.last_session_id,
+        None if one.last_seen_at is None else iso_utc(one.last_seen_at),
+    )
+
+
+def _warn(listed: ListedDevices, groups: Sequence[str]) -> None:
+    if not listed.complete:
+        click.echo("bace-bridge: the list may be incomplete: some rows cannot be read", err=True)
+    for group in unmatched(groups, listed.labels):
+        click.echo(f"bace-bridge: cloud.groups: {printable(group)} matches no device", err=True)
+
+
+def _print_devices(rows: Sequence[_DeviceRow], found: Sequence[KnownDevice]) -> None:
+    if not rows:
+        click.echo("No devices.")
+        return
+    from bace_bridge.cli.stored import Text, console_of_stdout, new_table, print_table  # noqa: PLC0415  # slow
+
+    console = console_of_stdout()
+    table = new_table()
+    table.add_column("DEVICE", overflow="fold")
+    table.add_column("ID", overflow="fold", min_width=36 if console.width >= _ROOM_FOR_TWO_IDS else 0)
+    table.add_column("WATCHED", no_wrap=True)
+    table.add_column("LAST SEEN", no_wrap=True)
+    table.add_column("LAST SESSION", overflow="fold", min_width=36 if console.width >= _ROOM_FOR_TWO_IDS else 0)
+    for row, one in zip(rows, found, strict=True):
+        last = printable(row.last_session_id or "-")
+        table.add_row(
+            Text(printable(row.label or "-")),
+            Text(printable(row.id)),
+            Text("yes" if row.selected else "no", style="" if row.selected else "dim"),
+            Text("-" if one.last_seen_at is None else local_time(one.last_seen_at)[:-3]),
+            Text(f"{last} (active)" if row.active_session_id is not None else last),
+        )
+    print_table(table, console)
