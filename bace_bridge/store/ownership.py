@@ -176,6 +176,8 @@ def recognise(path: Path, *, to_write: bool) -> bool:
     _ensure_access(path, to_write=to_write)
     if not found.st_size:
         return False
+    if found.st_size == 1:  # SQLite takes it for an empty one
+        raise _foreign(path, "it holds a single byte")
     try:
         refuse_foreign(_read(path), path)
     except sqlite3.Error as error:

@@ -238,3 +238,16 @@ async def test_closed_it_listens_no_more() -> None:
     assert server.address is None
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(host, int(port))
+
+
+@pytest.mark.parametrize("before", [b"\r\n", b"\n", b"\r\n\r\n"])
+@pytest.mark.parametrize("pieces", [1, 2])
+async def test_empty_lines_before_a_request_mean_nothing(before: bytes, pieces: int) -> None:
+    request = before + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with HealthServer(ANY_PORT, alive=nothing, ready=nothing) as server:
+        reader, writer = await asyncio.open_connection(*str(server.address).split(":"))
+        for piece in (request,) if pieces == 1 else (request[:9], request[9:]):
+            writer.write(piece)
+            await asyncio.sleep(0.05)  # so that they come one after the other
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
