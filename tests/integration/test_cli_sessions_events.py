@@ -470,14 +470,13 @@ async def test_following_takes_up_a_store_that_was_restored_in_place(folder: Pat
     async with SqliteFile(path) as file:
         await fill(file)
     running = Running(folder, "events", "--follow", "--json")
-    await running.until(lambda: len(running.lines) > 12)
-    before = len(running.lines)
+    await running.until(lambda: len(running.lines) == 12)
     path.write_bytes(backup)
-    await running.until(lambda: len(running.lines) == before + 1)
+    await running.until(lambda: len(running.lines) == 13)
     async with SqliteFile(path) as file:
         known, events = started(session(9))
         await Journal(file).commit(Changes(known=(known,), events=tuple(events)))
-        await running.until(lambda: len(running.lines) == before + 2)
+        await running.until(lambda: len(running.lines) == 14)
     assert json.loads(running.lines[-1])["session_id"] == session(9).id
     assert await running.end(signal.SIGTERM) == 0
 
