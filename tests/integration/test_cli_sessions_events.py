@@ -460,6 +460,17 @@ async def test_following_waits_for_a_store_and_takes_up_another_one(folder: Path
     assert running.errors.count("waiting for it") >= 1
 
 
+async def test_a_store_that_was_moved_away_is_outdated(folder: Path) -> None:
+    """Between two readings of `events --follow`, at any moment."""
+    path = folder / "bridge.db"
+    async with SqliteFile(path):
+        pass
+    async with SqliteFile(path, read_only=True) as at_rest:
+        assert not at_rest.outdated
+        path.rename(folder / "elsewhere.db")
+        assert at_rest.outdated
+
+
 async def test_following_takes_up_a_store_that_was_restored_in_place(folder: Path) -> None:
     """By `cp`, so it is the same file, with a log that ends earlier."""
     path = folder / "bridge.db"
