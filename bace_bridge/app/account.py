@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from bace_bridge.app.running import Clocks, Signal
 from bace_bridge.cloud.api import BaceCloud, csv_url
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp, TokenSource
-from bace_bridge.cloud.tokens import Ask, Credentials, FixedToken, Tokens, TokenStore
+from bace_bridge.cloud.tokens import Credentials, FixedToken, RequestToken, Tokens, TokenStore
 from bace_bridge.config.models import CloudConfig, DatatypeConfig, WatchConfig
 from bace_bridge.polling.batch_fetch import BatchFetch
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
@@ -86,8 +86,8 @@ class Account:
         }
 
     def ready(self) -> dict[str, str | None]:
-        """Why the cloud cannot be used; None where it can."""
-        return {"cloud": self._cloud_problem}
+        """Why the cloud cannot be used, and why the last poll could not be kept; None where they can."""
+        return {"cloud": self._cloud_problem, "store": self._sessions.store_problem}
 
     def degraded(self) -> dict[str, str | None]:
         """What does not work while the account as a whole does."""
@@ -97,11 +97,6 @@ class Account:
             "groups": self._poll.selection_problem,
             "datapoints": self._datapoints.problem if self._cloud_problem is None else None,
         }
-
-    @property
-    def store_problem(self) -> str | None:
-        """Why the last poll could not be kept."""
-        return self._sessions.store_problem
 
     @property
     def view_is_current(self) -> bool:
@@ -130,6 +125,11 @@ class Account:
         if self._sessions.outage.failures:
             return self._sessions.outage.reason
         return None if self._sessions.last_success_at is not None else "not asked yet"
+
+
+def no_account(accounts: Iterable[Account]) -> dict[str, str | None]:
+    """The check of the cloud while no account runs, as in the middle of a reload."""
+    return {"cloud": None if any(accounts) else "not asked yet"}
 
 
 class AccountBuilder:
@@ -243,12 +243,12 @@ def cloud_http(
     `store` is where its tokens come from and go; `redaction` learns them.
     """
 
-    def tokens(ask: Ask) -> TokenSource:
+    def tokens(request_token: RequestToken) -> TokenSource:
         if cloud.access_token is not None:
             return FixedToken(cloud.access_token.get_secret_value())
         given = _credentials(cloud)
         name = fingerprint(cloud.url, given.client_id, given.username)
-        return Tokens(name, given, store, ask, clock=clock, monotonic=monotonic)
+        return Tokens(name, given, store, request_token, clock=clock, monotonic=monotonic)
 
     budget = RequestBudget(cloud.requests_per_minute, clock=monotonic)
     return CloudHttp(
