@@ -52,7 +52,8 @@ class RateLimit:
         self._say = say
         self._clock = clock
         self._later = later
-        self._lock = threading.Lock()
+        # Reentrant: a record's text, or the collector of garbage, may log in the middle of it.
+        self._lock = threading.RLock()
         self._counts: dict[_Key, int] = {}
         self._until = 0.0
 
@@ -71,7 +72,7 @@ class RateLimit:
             return counted <= MOST
 
     def _left_out(self) -> dict[_Key, int]:
-        return {key: count - MOST for key, count in self._counts.items() if count > MOST}
+        return {key: count - MOST for key, count in self._counts.copy().items() if count > MOST}
 
     def _sum_up(self) -> None:
         with self._lock:

@@ -230,6 +230,8 @@ class _Following:
 
     async def _watch(self, file: SqliteFile, stop: asyncio.Event) -> None:
         log = EventLog(file)
+        if self._after is not None and await log.end() < self._after:
+            self._after = None  # the same file, and an earlier log: it was restored
         while not stop.is_set() and self._identity() == self._file_shown and not file.outdated:
             if self._after is None:
                 session = self._wanted.session

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -83,7 +84,10 @@ def encoded(answer: Answer, *, with_body: bool = True) -> bytes:
 log = structlog.get_logger()
 
 MOST_CONNECTIONS = 64
-"""Open at the same time. One more closes the oldest: who asks at once is answered amid a flood of idle ones too."""
+"""Open at the same time of those that have said nothing, and as many of those that have begun to.
+
+One more closes the oldest of its kind: amid a flood of idle ones who asks at once is answered, and who asks slowly too.
+"""
 
 WITHIN = 5.0
 """Seconds that a connection lasts at most, from its acceptance to its end."""
@@ -100,6 +104,12 @@ _MOST_UNREAD = 16
 """Pieces of a body that are read and thrown away."""
 
 
+_NOT_HERE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+
+_Connections = dict[asyncio.Task[None], None]
+"""The oldest first."""
+
+
 class Listener:
     """Answers one request a connection; `answer` gets what could be read. `clock` is monotonic, in seconds."""
 
@@ -108,7 +118,8 @@ class Listener:
         self._clock = clock
         self._sockets: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
-        self._connections: dict[asyncio.Task[None], None] = {}
+        self._silent: _Connections = {}
+        self._speaking: _Connections = {}
         self._say_after: dict[str, float] = {}
         self._unsaid: dict[str, int] = {}
 
@@ -117,21 +128,30 @@ class Listener:
         return [one.getsockname()[:2] for one in self._sockets]
 
     async def open(self, host: str, port: int) -> None:
-        """Listens on every address of the host. Raises OSError, or UnicodeError for what can be no host."""
+        """Listens on every address of the host that this machine has.
+
+        In a container `localhost` often has an address of IPv6 by name only. Raises OSError, or UnicodeError for what
+        can be no host.
+        """
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        try:
-            for family, address in dict.fromkeys((one[0], one[4]) for one in found):
+        missing: OSError | None = None
+        for family, address in dict.fromkeys((one[0], one[4]) for one in found):
+            try:
                 self._sockets.append(socket.create_server(address, family=family, backlog=_QUEUE))
-        except OSError:
-            await self.close()
-            raise
+            except OSError as error:
+                if error.errno not in _NOT_HERE:
+                    await self.close()
+                    raise
+                missing = error
+        if missing is not None and not self._sockets:
+            raise missing
         for one in self._sockets:
             one.setblocking(False)
         self._accepting = [loop.create_task(self._accept(one)) for one in self._sockets]
 
     async def close(self) -> None:
-        tasks = [*self._accepting, *self._connections]
+        tasks = [*self._accepting, *self._silent, *self._speaking]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -152,20 +172,27 @@ class Listener:
                 await asyncio.sleep(AGAIN_AFTER)
                 continue
             task = loop.create_task(self._serve(connection))
-            self._connections[task] = None
+            self._silent[task] = None
             task.add_done_callback(partial(self._ended, connection))
-            await self._make_room()
+            await asyncio.sleep(0)
+            for kind in (self._silent, self._speaking):
+                await self._make_room(kind)
 
-    async def _make_room(self) -> None:
-        await asyncio.sleep(0)
-        while len(self._connections) > MOST_CONNECTIONS:
-            oldest = next(iter(self._connections))
+    async def _make_room(self, kind: _Connections) -> None:
+        while len(kind) > MOST_CONNECTIONS:
+            oldest = next(iter(kind))
             oldest.cancel()
             await asyncio.wait((oldest,))
             self._say("http.connections_dropped", most=MOST_CONNECTIONS, hint="something keeps connections open")
 
+    def _spoken(self) -> None:
+        task = asyncio.current_task()
+        if task in self._silent:
+            self._speaking[task] = self._silent.pop(task)
+
     def _ended(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
-        self._connections.pop(task, None)
+        self._silent.pop(task, None)
+        self._speaking.pop(task, None)
         connection.close()
 
     async def _serve(self, connection: socket.socket) -> None:
@@ -186,7 +213,7 @@ class Listener:
     async def _answered(self, connection: socket.socket) -> bytes | None:
         """None where the peer closed without a request."""
         try:
-            head = await _read_head(connection)
+            head = await _read_head(connection, spoken=self._spoken)
             if head is None:
                 return None
             request = parse_head(head)
@@ -204,8 +231,8 @@ class Listener:
         log.warning(event, **fields, more_before=self._unsaid.pop(event, 0))
 
 
-async def _read_head(connection: socket.socket) -> bytes | None:
-    """Raises NotHttp where it is too large, or is none from its first bytes on."""
+async def _read_head(connection: socket.socket, *, spoken: Callable[[], None]) -> bytes | None:
+    """Calls `spoken` when something has come. Raises NotHttp where it is too large, or is none from its start on."""
     loop = asyncio.get_running_loop()
     read = bytearray()
     while (end := END_OF_HEAD.search(read)) is None:
@@ -218,9 +245,8 @@ async def _read_head(connection: socket.socket) -> bytes | None:
             if not read.strip():
                 return None
             raise NotHttp("the request ends within its head")
-        read += more
-        if not read.strip(b"\r\n"):
-            read.clear()  # empty lines before a request mean nothing
+        spoken()
+        read = (read + more).lstrip(b"\r\n")  # empty lines before a request mean nothing
     if end.start() > LARGEST_HEAD:
         raise NotHttp("the request head is too large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
     return bytes(read[: end.start()])

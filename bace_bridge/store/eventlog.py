@@ -137,6 +137,11 @@ class EventLog:
             lambda connection: lanes.as_far_as(connection.execute(query, (after, limit)), most_bytes)[0]
         )
 
+    async def end(self) -> int:
+        """The highest place that was ever given, though its event may be pruned; 0: none was."""
+        query = "select coalesce((select seq from sqlite_sequence where name = 'events'), 0)"
+        return await self._file.read(lambda connection: int(connection.execute(query).fetchone()[0]))
+
     async def claim(self, sink: str, filter_: Filter, asked: Claim, *, now: float) -> Claimed:
         """The sink's lanes that are due, with their next events."""
         return await self._file.read(lambda connection: lanes.claim(connection, sink, filter_, asked, now=now))

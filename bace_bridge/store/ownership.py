@@ -69,6 +69,15 @@ def is_held(path: Path) -> bool:
     return bool(kind != fcntl.F_UNLCK)
 
 
+def refuse_other_path(path: Path) -> None:
+    """Raises StoreLocked where a running instance has the file by another path: its -wal is beside that one.
+
+    So by a hard link, or a mount of the file alone. A second WAL would damage the store.
+    """
+    if is_held(path) and not Path(f"{path}-wal").exists():
+        raise StoreLocked(f"{path} is held by a bace-bridge that has it by another path: use that one's store.url")
+
+
 def _open_lock(path: Path) -> int:
     beside = Path(f"{path}.lock")
     try:
@@ -176,6 +185,8 @@ def recognise(path: Path, *, to_write: bool) -> bool:
     _ensure_access(path, to_write=to_write)
     if not found.st_size:
         return False
+    if found.st_size == 1:  # SQLite takes it for an empty one
+        raise _foreign(path, "it holds a single byte")
     try:
         refuse_foreign(_read(path), path)
     except sqlite3.Error as error:

@@ -19,7 +19,7 @@ from bace_bridge.errors import StoreError, StoreGone, StoreMissing, StoreUnusabl
 from bace_bridge.store import faults
 from bace_bridge.store.faults import Side, StoreTrouble, after_failure, after_success
 from bace_bridge.store.migrations import migrate, refuse_other
-from bace_bridge.store.ownership import APPLICATION_ID, hold, let_go, recognise
+from bace_bridge.store.ownership import APPLICATION_ID, hold, let_go, recognise, refuse_other_path
 
 log = structlog.get_logger()
 
@@ -110,8 +110,7 @@ class SqliteFile:
         """True where it was read as a file without a writer, and that has changed: open it again."""
         if self._at_rest is None:
             return False
-        found = self._path.stat()
-        return self._wal.exists() or (found.st_size, found.st_mtime_ns) != self._at_rest
+        return self._wal.exists() or self._size_and_time() != self._at_rest
 
     async def checkpoint(self) -> bool:
         """Brings the WAL into the database and empties it; False where another process's reading keeps it."""
@@ -200,7 +199,9 @@ class SqliteFile:
         there = recognise(self._path, to_write=not self._read_only)
         if not there and (self._read_only or self._beside):
             raise StoreMissing(f"no store at {self._path} yet")
-        if not (self._read_only or self._beside):
+        if self._read_only or self._beside:
+            refuse_other_path(self._path)
+        else:
             self._held = hold(self._path)
         try:
             connection = self._connect()
@@ -219,9 +220,16 @@ class SqliteFile:
         how = "mode=ro"
         if not self._wal.exists():
             # No process has it open. SQLite would make -wal and -shm, and leave them.
-            found, how = self._path.stat(), "mode=ro&immutable=1"
-            self._at_rest = found.st_size, found.st_mtime_ns
+            self._at_rest, how = self._size_and_time(), "mode=ro&immutable=1"
         return sqlite3.connect(f"{self._path.as_uri()}?{how}", uri=True, isolation_level=None, check_same_thread=False)
+
+    def _size_and_time(self) -> tuple[int, int]:
+        """Zeros where it has just been moved away."""
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            return 0, 0
+        return found.st_size, found.st_mtime_ns
 
     def _set_up(self, connection: sqlite3.Connection) -> None:
         if self._read_only:

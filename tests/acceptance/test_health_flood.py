@@ -18,6 +18,7 @@ import pytest
 
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.server import SimulatedServer
+from bace_bridge.status.listener import MOST_CONNECTIONS
 from tests.acceptance.line import Process, configuration, running, until
 from tests.integration.brokers import Broker, free_port, listening
 
@@ -112,6 +113,43 @@ async def test_1500_idle_connections_stop_neither_deliveries_nor_health(broker: 
         assert b"200 OK" in await asyncio.to_thread(asked, it.port)
         assert it.lines() - before < 20 * (1 + minutes), it.bridge.log[-4000:]
         assert "Traceback" not in it.bridge.log
+
+
+async def test_who_asks_slowly_is_answered_amid_idle_connections(broker: Broker, tmp_path: Path) -> None:
+    """Its request comes in two pieces, and more connections than are kept are opened between them."""
+    async with bridge_with_few_files(broker, tmp_path) as it:
+        with socket.create_connection(("127.0.0.1", it.port), timeout=60) as slow:
+            slow.sendall(HEAD[:10])
+            with idle_connections(it.port, 2 * MOST_CONNECTIONS):
+                dropped = "http.connections_dropped"
+                await until(lambda: dropped in it.bridge.log, within=60, what="some of them are closed")
+                slow.sendall(HEAD[10:] + b"\r\n")
+                assert b"200 OK" in slow.recv(65536)
+
+
+SOMETIMES_HERE = """
+import socket
+
+really = socket.getaddrinfo
+
+def getaddrinfo(host, *given, **named):
+    hosts = ["192.0.2.1", "127.0.0.1"] if host == "here.test" else [host]
+    return [found for one in hosts for found in really(one, *given, **named)]
+
+socket.getaddrinfo = getaddrinfo
+"""
+
+
+async def test_a_name_with_an_address_that_this_machine_has_not_is_listened_on(tmp_path: Path) -> None:
+    """As `localhost` in a container, whose /etc/hosts has ::1 while IPv6 is turned off."""
+    (tmp_path / "sitecustomize.py").write_text(SOMETIMES_HERE)
+    port = free_port()
+    async with SimulatedServer(SimulatedCloud()) as server:
+        config = configuration(tmp_path, cloud_url=server.url, extra={"http": {"listen": f"here.test:{port}"}})
+        async with running(config, environment={"PYTHONPATH": str(tmp_path)}) as bridge:
+            await until(lambda: "http.listening" in bridge.log, within=60, what="the health server is there")
+            assert b"200 OK" in await asyncio.to_thread(asked, port)
+            assert await bridge.stop() == 0
 
 
 @pytest.mark.slow

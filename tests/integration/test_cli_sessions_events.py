@@ -460,6 +460,38 @@ async def test_following_waits_for_a_store_and_takes_up_another_one(folder: Path
     assert running.errors.count("waiting for it") >= 1
 
 
+async def test_a_store_that_was_moved_away_is_outdated(folder: Path) -> None:
+    """Between two readings of `events --follow`, at any moment."""
+    path = folder / "bridge.db"
+    async with SqliteFile(path):
+        pass
+    async with SqliteFile(path, read_only=True) as at_rest:
+        assert not at_rest.outdated
+        path.rename(folder / "elsewhere.db")
+        assert at_rest.outdated
+
+
+async def test_following_takes_up_a_store_that_was_restored_in_place(folder: Path) -> None:
+    """By `cp`, so it is the same file, with a log that ends earlier."""
+    path = folder / "bridge.db"
+    async with SqliteFile(path) as file:
+        known, events = started(session(0))
+        await Journal(file).commit(Changes(known=(known,), events=tuple(events)))
+    backup = path.read_bytes()
+    async with SqliteFile(path) as file:
+        await fill(file)
+    running = Running(folder, "events", "--follow", "--json")
+    await running.until(lambda: len(running.lines) == 12)
+    path.write_bytes(backup)
+    await running.until(lambda: len(running.lines) == 13)
+    async with SqliteFile(path) as file:
+        known, events = started(session(9))
+        await Journal(file).commit(Changes(known=(known,), events=tuple(events)))
+        await running.until(lambda: len(running.lines) == 14)
+    assert json.loads(running.lines[-1])["session_id"] == session(9).id
+    assert await running.end(signal.SIGTERM) == 0
+
+
 @pytest.mark.parametrize("command", ["sessions", "sessions --json", "events", "events --json", "dead-letters list"])
 @pytest.mark.parametrize(("to", "why"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")])
 async def test_what_cannot_be_printed_is_one_line(

@@ -151,6 +151,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
     "ours and one more": (ours_and_one_more, "it has other tables: dashboard"),
     "a text file": (lambda path: path.write_text("bread, milk"), "is not a usable database"),
     "a text file behind a link": (behind_a_link, "notes.txt is not a usable database"),
+    "a single byte": (lambda path: path.write_bytes(b"\n"), "it holds a single byte"),
     "half a header": (lambda path: path.write_bytes(b"SQLite format 3\0"), "is not a usable database"),
     "a device": (device, "is a device, not a file: choose another store.url"),
     "a pipe": (os.mkfifo, "is a pipe, not a file"),

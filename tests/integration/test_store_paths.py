@@ -79,8 +79,12 @@ async def test_a_store_is_held_whatever_path_leads_to_it(tmp_path: Path, how: st
             ended = await asyncio.to_thread(bridge, folder, "run", store=store)
             assert ended.returncode == 75
             assert ended.stderr.splitlines()[-1].endswith("stop it, or choose another store.url")
-            if how not in {"a hard link", "a bind mount"}:  # there the WAL is another one
-                asked = await asyncio.to_thread(bridge, folder, *COMMANDS["replay"], store=store)
+            asked = await asyncio.to_thread(bridge, folder, *COMMANDS["replay"], store=store)
+            if how in {"a hard link", "a bind mount"}:  # there the WAL is another one
+                shown = await asyncio.to_thread(bridge, folder, *COMMANDS["events"], store=store)
+                assert (asked.returncode, shown.returncode) == (75, 75)
+                assert "by another path" in asked.stderr
+            else:
                 assert (asked.returncode, asked.stdout) == (0, "1 event for a: the running bridge starts at once\n")
         finally:
             if how == "a bind mount":

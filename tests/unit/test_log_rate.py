@@ -1,6 +1,7 @@
 """What libraries log a thousand times is said a few times, and how often it was left out."""
 
 import logging
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -85,3 +86,23 @@ def test_texts_that_are_always_new_are_bounded_too(line: Line) -> None:
 
 def test_a_record_that_cannot_be_formatted_passes(line: Line) -> None:
     assert line.passes("%d", "no number")
+
+
+class Talkative:
+    """As what the collector of garbage may do in the middle of any record: it logs by itself."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+
+    def __str__(self) -> str:
+        self._line.passes("from within")
+        return "talkative"
+
+
+def test_a_record_may_come_in_the_middle_of_another(line: Line) -> None:
+    """In a thread, which a deadlock would keep."""
+    passed: list[bool] = []
+    thread = threading.Thread(target=lambda: passed.append(line.passes("%s", Talkative(line))), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert passed == [True]
