@@ -212,7 +212,7 @@ async def test_requests_are_not_logged(caplog: pytest.LogCaptureFixture) -> None
 
 @pytest.mark.parametrize("host", ["127.0.0..1", "x" * 64])
 def test_a_host_that_can_be_no_name_is_a_mistake_in_the_configuration(host: str) -> None:
-    with pytest.raises(ValidationError, match="neither an address nor a name"):
+    with pytest.raises(ValidationError, match="its host is neither an address nor a name"):
         HttpConfig(listen=f"{host}:8099")
 
 
