@@ -217,6 +217,7 @@ def test_webhook_secrets() -> None:
     found = webhook(secret=[shortest, longest]).secret
     assert [secret.get_secret_value() for secret in found or ()] == [shortest, longest]
     assert webhook(secret=f"{shortest}\n{longest}").secret == found
+    assert webhook(secret=[f"{shortest} ", f"\t{longest}\r"]).secret == found, "as in files and in a single text"
 
 
 @pytest.mark.parametrize(
@@ -237,6 +238,7 @@ def test_webhook_secrets_that_are_refused(secret: object) -> None:
     with pytest.raises(ValidationError) as caught:
         webhook(secret=secret)
     assert "geheim" not in str(caught.value)
+    assert "must be a list" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["Content-Type", "webhook-id", "HOST", "a b", "", "Content-Length"])

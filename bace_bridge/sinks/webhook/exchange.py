@@ -175,7 +175,7 @@ class _Connection(asyncio.Protocol):
             if reply is not None and reply.whole:
                 return reply
             if self._ended:
-                raise self._error if isinstance(self._error, TimeoutError | ssl.SSLError) else _Closed(self._error)
+                raise self._error if isinstance(self._error, TimeoutError) else _Closed(self._error)
             if reply is not None and 200 <= reply.status < 300 and not succeeded:  # noqa: PLR2004  # HTTP
                 succeeded = True
                 deadline = min(deadline, asyncio.get_running_loop().time() + GRACE)
@@ -209,6 +209,8 @@ def _in_words(error: Exception) -> str:
             words = f"the TLS certificate is refused: {error.verify_message}"
         case ssl.SSLError():
             words = f"TLS failed: {_reason(error)}"
+        case _Closed(error=ssl.SSLError() as cause):
+            words = f"TLS failed: {_reason(cause)}"
         case _CannotConnect():
             words = f"cannot connect: {error}"
         case _Closed(error=None):
