@@ -15,6 +15,9 @@ WEBHOOK_SCHEDULE = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000
 LONGEST_RETRY_AFTER = 86400.0
 """Seconds: no receiver can put off an attempt for longer than a day."""
 
+FAILURES_UNTIL_REPORTED = 2
+"""Failures in a row of the cloud or of a sink; a single one is a hiccup, or an event's own trouble."""
+
 JITTER = 0.1
 """The largest part of a delay that is added to it, so that many deliveries do not come back at once."""
 

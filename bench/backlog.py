@@ -91,7 +91,8 @@ def drained(path: Path, begun: float) -> float:
 
     async def left() -> int:
         async with SqliteFile(path, read_only=True) as file:
-            return sum((await EventLog(file).backlogs()).values())
+            log = EventLog(file)
+            return sum([await log.backlog(name) for name in await log.sinks()])
 
     while asyncio.run(left()):
         time.sleep(0.25)

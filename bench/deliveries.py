@@ -96,7 +96,7 @@ async def drained(sink: Sink, log: EventLog, count: int) -> float:
     running.cancel()
     await dispatcher.settle()
     seconds = time.perf_counter() - started
-    backlog = (await log.backlogs())[sink.name]
+    backlog = await log.backlog(sink.name)
     assert backlog == 0, f"{backlog} of {count} deliveries are not recorded"
     return seconds
 

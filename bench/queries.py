@@ -163,7 +163,7 @@ async def walks(file: SqliteFile, log: EventLog) -> None:
 
     works: dict[str, Work] = {
         "replay of everything": lambda: log.replay("home", session=None, since=NOON + 1),
-        "backlogs": log.backlogs,
+        "a backlog": lambda: log.backlog("home"),
         "the clock is set": lambda: Schedules(file).move(5.0),
         "the clock was behind": lambda: Schedules(file).bound(now=NOON, furthest=21600.0),
         "a sink comes back": come_back,

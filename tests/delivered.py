@@ -45,3 +45,8 @@ async def deliver(
             records.append(LaneRecord(done, drained=True, dead=mine))
     _, recorded = await EventLog(file).record(sink, lambda: Progress(tuple(records), failed), now=now)
     return recorded
+
+
+async def backlogs(log: EventLog) -> dict[str, int]:
+    """The events that wait for each sink."""
+    return {name: await log.backlog(name) for name in await log.sinks()}

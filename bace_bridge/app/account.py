@@ -12,7 +12,7 @@ from bace_bridge.app.running import Clocks, Signal
 from bace_bridge.cloud.api import BaceCloud, csv_url
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp, TokenSource
-from bace_bridge.cloud.tokens import Ask, Credentials, FixedToken, Tokens, TokenStore
+from bace_bridge.cloud.tokens import Credentials, FixedToken, RequestToken, Tokens, TokenStore
 from bace_bridge.config.models import CloudConfig, DatatypeConfig, WatchConfig
 from bace_bridge.polling.batch_fetch import BatchFetch
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
@@ -243,12 +243,12 @@ def cloud_http(
     `store` is where its tokens come from and go; `redaction` learns them.
     """
 
-    def tokens(ask: Ask) -> TokenSource:
+    def tokens(request_token: RequestToken) -> TokenSource:
         if cloud.access_token is not None:
             return FixedToken(cloud.access_token.get_secret_value())
         given = _credentials(cloud)
         name = fingerprint(cloud.url, given.client_id, given.username)
-        return Tokens(name, given, store, ask, clock=clock, monotonic=monotonic)
+        return Tokens(name, given, store, request_token, clock=clock, monotonic=monotonic)
 
     budget = RequestBudget(cloud.requests_per_minute, clock=monotonic)
     return CloudHttp(

@@ -8,11 +8,9 @@ import structlog
 
 from bace_bridge.config.models import Config
 from bace_bridge.errors import ConfigError, StoreError, StoreUnusable
+from bace_bridge.pauses import STORE_PAUSE
 
 log = structlog.get_logger()
-
-STORE_PAUSE = 2.0
-"""Seconds to the next attempt where the store fails in the middle of a reload."""
 
 Become = Callable[[Config], Awaitable[None]]
 

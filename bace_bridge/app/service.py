@@ -13,6 +13,7 @@ import structlog
 
 from bace_bridge.app.running import Signals
 from bace_bridge.errors import StoreError, StoreUnusable
+from bace_bridge.pauses import pause_until
 
 EXTEND_EVERY = 10.0
 """Seconds between two requests for more time; a start that is as short as usual makes none."""
@@ -220,20 +221,12 @@ class Service:
             await asyncio.sleep(COMMANDS_TICK)
 
 
-async def _pause(called: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await called.wait()
-    except TimeoutError:
-        pass
-
-
 async def keep_store(
     upkeep: Upkeep,
     due: asyncio.Event,
     *,
     clock: Callable[[], float],
-    pause: Callable[[asyncio.Event, float], Awaitable[None]] = _pause,
+    pause: Callable[[asyncio.Event, float], Awaitable[None]] = pause_until,
 ) -> None:
     """Piece after piece of the store's upkeep; `pause` ends when it is `due`, or after the seconds given."""
     while True:

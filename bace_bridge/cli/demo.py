@@ -15,27 +15,17 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 import click
 
-from bace_bridge.simulator.facts import seconds
+from bace_bridge.cli.exits import Duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from bace_bridge.demo.board import Board
-    from bace_bridge.demo.stage import Places
-
-
-class _Duration(click.ParamType[float]):
-    name = "duration"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return seconds(value)
-        except ValueError as wrong:
-            self.fail(str(wrong), param, ctx)
+    from bace_bridge.demo.stage import Addresses
 
 
 @click.command()
-@click.option("--for", "lasting", type=_Duration(), help="Stop by itself after this time, such as 20s.")
+@click.option("--for", "lasting", type=Duration(), help="Stop by itself after this time, such as 20s.")
 def demo(lasting: float | None) -> None:
     """The whole system on this machine, with nothing to install or to configure.
 
@@ -51,7 +41,17 @@ def demo(lasting: float | None) -> None:
 
 async def _demo(began: float, lasting: float | None) -> None:
     stop = asyncio.Event()
-    _stop_at_signals(stop)
+    task = asyncio.current_task()
+    assert task is not None
+
+    def end() -> None:
+        # The first signal asks for an orderly end, another one cancels: a broker may never answer.
+        if stop.is_set():
+            task.cancel()
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a closed terminal is a signal as well
+        asyncio.get_running_loop().add_signal_handler(number, end)
     if lasting is not None:
         asyncio.get_running_loop().call_later(max(0.0, began + lasting - time.time()), stop.set)
     on_terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
@@ -61,22 +61,12 @@ async def _demo(began: float, lasting: float | None) -> None:
     except asyncio.CancelledError:
         if not stop.is_set():
             raise
-    click.echo(_summary(screen.board, time.time() - began))
-
-
-def _stop_at_signals(stop: asyncio.Event) -> None:
-    """The first signal (a closed terminal is one as well) asks for an orderly end, another one cancels."""
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-    assert task is not None
-
-    def end() -> None:
-        if stop.is_set():
-            task.cancel()
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, end)
+    board, lasted = screen.board, time.time() - began
+    wrong = f", but {board.badly_signed} with a WRONG one" if board.badly_signed else ""
+    click.echo(
+        f"Stopped after {lasted:.0f} s: {board.events} events with {board.points} datapoints; "
+        f"{board.messages} MQTT messages; {board.deliveries} webhook deliveries, with valid signatures{wrong}."
+    )
 
 
 async def _perform(screen: "_Screen", stop: asyncio.Event) -> None:
@@ -90,7 +80,7 @@ async def _perform(screen: "_Screen", stop: asyncio.Event) -> None:
             logs.configure(fmt=None, level="warning", secrets=secrets_of(stage.config), stream=screen.log)
             playing = asyncio.create_task(stage.play(stop, version=metadata.version("bace-bridge")))
             try:
-                with screen.at(stage.places):
+                with screen.at(stage.addresses):
                     while not playing.done():
                         screen.show(stopping=stop.is_set())
                         await asyncio.wait({playing}, timeout=screen.tick)
@@ -111,7 +101,7 @@ class _Screen(Protocol):
     tick: float
     log: TextIO | None
 
-    def at(self, places: "Places") -> AbstractContextManager[None]: ...
+    def at(self, addresses: "Addresses") -> AbstractContextManager[None]: ...
     def show(self, *, stopping: bool) -> None: ...
 
 
@@ -127,15 +117,15 @@ class _Lines:
         self.board = Board(on_new=self._lines.add)
 
     @contextmanager
-    def at(self, places: "Places") -> Iterator[None]:
-        for name, place in (
-            ("cloud", places.cloud),
-            ("bridge", f"http://{places.health}/readyz"),
-            ("broker", f"{places.broker}  ({places.mqtt.note or places.mqtt.name})"),
-            ("webhook", places.webhook),
-            ("try it", places.subscribe),
+    def at(self, addresses: "Addresses") -> Iterator[None]:
+        for name, address in (
+            ("cloud", addresses.cloud),
+            ("bridge", f"http://{addresses.health}/readyz"),
+            ("broker", f"{addresses.broker}  ({addresses.mqtt.note or addresses.mqtt.name})"),
+            ("webhook", addresses.webhook),
+            ("try it", addresses.subscribe),
         ):
-            click.echo(f"{name:<8} {place}")
+            click.echo(f"{name:<8} {address}")
         yield
         self._lines.release(now=math.inf)
 
@@ -160,11 +150,11 @@ class _Picture:
         self._began = began
         self._console = Console(highlight=False)
         self._live = Live(console=self._console, screen=True, auto_refresh=False)
-        self._places: Places | None = None
+        self._addresses: Addresses | None = None
 
     @contextmanager
-    def at(self, places: "Places") -> Iterator[None]:
-        self._places = places
+    def at(self, addresses: "Addresses") -> Iterator[None]:
+        self._addresses = addresses
         with self._live:
             yield
         # The other screen is gone now, but its last picture stays to be read.
@@ -176,9 +166,9 @@ class _Picture:
         self._live.update(self._picture(f"{lasted // 60}:{lasted % 60:02}   {status}"), refresh=True)
 
     def _picture(self, status: str) -> "RenderableType":
-        assert self._places is not None
+        assert self._addresses is not None
         size, notes = self._console.size, list(self._notes.lines)
-        return self._draw(self.board, self._places, notes, now=time.time(), status=status, size=size)
+        return self._draw(self.board, self._addresses, notes, now=time.time(), status=status, size=size)
 
 
 class _LastLines(StringIO):
@@ -191,11 +181,3 @@ class _LastLines(StringIO):
     def write(self, text: str) -> int:
         self.lines.extend(text.splitlines())
         return len(text)
-
-
-def _summary(board: "Board", lasted: float) -> str:
-    wrong = f", but {board.badly_signed} with a WRONG one" if board.badly_signed else ""
-    return (
-        f"Stopped after {lasted:.0f} s: {board.events} events with {board.points} datapoints; "
-        f"{board.messages} MQTT messages; {board.deliveries} webhook deliveries, with valid signatures{wrong}."
-    )

@@ -71,7 +71,7 @@ def devices(config: Path, of_cloud: bool, as_json: bool) -> None:
     loaded = load(config, os.environ) if of_cloud else excerpt_of(config).config("store.url", "cloud.groups")
     if of_cloud:
         logs.configure(fmt=None, level="error", secrets=secrets_of(loaded))
-    found, listed = lookups.run(_of_cloud(loaded) if of_cloud else _of_store(loaded))
+    found, listed = lookups.run(_found(loaded, of_cloud=of_cloud))
     rows = [_row(one, loaded.cloud.groups) for one in found]
     if as_json:
         click.echo(b"[" + b",\n ".join(msgspec.json.encode(one) for one in rows) + b"]")
@@ -81,13 +81,11 @@ def devices(config: Path, of_cloud: bool, as_json: bool) -> None:
         _warn(listed, loaded.cloud.groups)
 
 
-async def _of_store(config: Config) -> tuple[list[KnownDevice], None]:
-    async with stored(config.store.path) as file:
-        return await Standing(file, csv_url=str).known_devices(), None
-
-
-async def _of_cloud(config: Config) -> tuple[list[KnownDevice], ListedDevices]:
-    """The cloud's devices, with what the store knows of them, where there is one."""
+async def _found(config: Config, *, of_cloud: bool) -> tuple[list[KnownDevice], ListedDevices | None]:
+    """The store's devices; or the cloud's, with what the store knows of them, where there is one."""
+    if not of_cloud:
+        async with stored(config.store.path) as file:
+            return await Standing(file, csv_url=str).known_devices(), None
     try:
         async with stored(config.store.path) as file:
             known = {one.id: one for one in await Standing(file, csv_url=str).known_devices()}

@@ -1,4 +1,4 @@
-"""An event as a line: of JSON for programs, of text for people."""
+"""`bace-bridge events`: the event log, each event as a line of JSON for programs, or of text for people."""
 
 import asyncio
 import select
@@ -29,6 +29,7 @@ from bace_bridge.errors import StoreError, StoreOlder, StoreUnusable
 from bace_bridge.events import types
 from bace_bridge.events.types import EVENT_TYPES, LoggedEvent, matches
 from bace_bridge.formats import iso_utc
+from bace_bridge.pauses import pause_until
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.sqlite import SqliteFile
 
@@ -139,7 +140,7 @@ class _Wanted(msgspec.Struct, frozen=True):
 
 
 class _Reader:
-    """Walks the log forward in small readings; `after` is the place up to which it has come."""
+    """Walks the log forward in small readings; `after` is the seq up to which it has come."""
 
     def __init__(self, log: EventLog, wanted: _Wanted, *, after: int = 0) -> None:
         self._log = log
@@ -158,8 +159,8 @@ class _Reader:
         """Goes to where the newest `limit` wanted events begin; 0: to the log's beginning."""
         if not limit:
             return
-        places = deque([logged.seq async for logged in self.rest()], maxlen=limit)
-        self.after = places[0] - 1 if places else self.after
+        newest = deque([logged.seq async for logged in self.rest()], maxlen=limit)
+        self.after = newest[0] - 1 if newest else self.after
 
 
 async def _list(path: Path, wanted: _Wanted, limit: int, show: Show) -> None:
@@ -168,21 +169,17 @@ async def _list(path: Path, wanted: _Wanted, limit: int, show: Show) -> None:
             await ensure_session(file, wanted.session)
         log = EventLog(file)
         if 0 < limit <= _AT_ONCE:
-            for logged in await _newest(log, wanted, limit):
+            for logged in await log.search(type_glob=wanted.type_glob, session=wanted.session, limit=limit):
                 show(logged)
         else:
             async for logged in _Reader(log, wanted, after=await _before_newest(log, wanted, limit)).rest():
                 show(logged)
 
 
-async def _newest(log: EventLog, wanted: _Wanted, limit: int) -> list[LoggedEvent]:
-    return await log.search(type_glob=wanted.type_glob, session=wanted.session, limit=limit)
-
-
 async def _before_newest(log: EventLog, wanted: _Wanted, limit: int) -> int:
-    """The place in the log after which the newest `limit` wanted events begin; 0 means all of them."""
+    """The seq after which the newest `limit` wanted events begin; 0 means all of them."""
     if 0 < limit <= _AT_ONCE:
-        found = await _newest(log, wanted, limit)
+        found = await log.search(type_glob=wanted.type_glob, session=wanted.session, limit=limit)
         return found[0].seq - 1 if found else 0
     reader = _Reader(log, wanted)
     await reader.seek_newest(limit)
@@ -209,30 +206,33 @@ class _Following:
         self._show = show
         self._after: int | None = None
         self._file_shown: int | None = None
-        self._told = ""
+        self._warned = ""
 
     async def watch(self, stop: asyncio.Event) -> None:
         """Returns when it is to stop, or when the store has to be opened (again)."""
         try:
             async with stored(self._path) as file:
+                # By its inode: a store that was deleted and made again has the same path, and other events.
                 identity = self._identity()
                 if identity != self._file_shown:
                     self._after, self._file_shown = None, identity
                 await self._watch(file, stop)
         except NoStoreYet as missing:
-            self._tell(f"{missing.message}; waiting for it")
+            self._warn(f"{missing.message}; waiting for it")
         except StoreOlder as error:
-            self._tell(f"{error}; waiting for it")
+            self._warn(f"{error}; waiting for it")
         except StoreUnusable:
             raise
         except StoreError as error:
-            self._tell(f"{error}; trying again")
+            self._warn(f"{error}; trying again")
 
     async def _watch(self, file: SqliteFile, stop: asyncio.Event) -> None:
         log = EventLog(file)
         while not stop.is_set() and self._identity() == self._file_shown and not file.outdated:
             if self._after is None:
-                await self._say_what_is_unknown(log)
+                session = self._wanted.session
+                if session is not None and not await log.knows_session(session):
+                    click.echo(f"bace-bridge: {unknown_session(session)}; waiting for it", err=True)
                 self._after = await _before_newest(log, self._wanted, self._limit)
             reader = _Reader(log, self._wanted, after=self._after)
             async for logged in reader.rest():
@@ -241,13 +241,8 @@ class _Following:
                 if stop.is_set():
                     return
             self._after = reader.after
-            self._told = ""
+            self._warned = ""
             await _pause(stop)
-
-    async def _say_what_is_unknown(self, log: EventLog) -> None:
-        session = self._wanted.session
-        if session is not None and not await log.knows_session(session):
-            click.echo(f"bace-bridge: {unknown_session(session)}; waiting for it", err=True)
 
     def _identity(self) -> int | None:
         try:
@@ -255,20 +250,17 @@ class _Following:
         except OSError:
             return None
 
-    def _tell(self, problem: str) -> None:
-        if problem != self._told:
+    def _warn(self, problem: str) -> None:
+        if problem != self._warned:
             click.echo(f"bace-bridge: {problem}", err=True)
-        self._told = problem
+        self._warned = problem
 
 
 async def _pause(stop: asyncio.Event) -> None:
     """Raises BrokenPipeError when nobody reads any more: there may be nothing to print for long."""
+    # Registered for nothing: POLLERR, which says that the reader has left, comes without being asked for.
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     if poll.poll(0):
         raise BrokenPipeError
-    try:
-        async with asyncio.timeout(POLL):
-            await stop.wait()
-    except TimeoutError:
-        pass
+    await pause_until(stop, POLL)

@@ -25,6 +25,21 @@ config_option = click.option(
 )
 
 
+class Duration(click.ParamType[float]):
+    """`--for 20s`, in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        # Late: pydantic, which comes with it, would delay the first line of every command.
+        from bace_bridge.simulator.facts import seconds  # noqa: PLC0415
+
+        try:
+            return seconds(value)
+        except ValueError as wrong:
+            self.fail(str(wrong), param, ctx)
+
+
 INTERNAL_ERROR = 70
 STORE_LOCKED = 75
 CONFIG_WRONG = 78

@@ -25,6 +25,9 @@ _GROUPS = {
     },
 }
 
+_MODULES = {"dead-letters": "deliveries", "replay": "deliveries"}
+"""Where a command's module has another name: one that it shares."""
+
 _EXAMPLES = """\
 bace-bridge demo --for 20s               see what it does; nothing is needed
 bace-bridge check -c bridge.yaml         every mistake at once, nothing is contacted
@@ -47,7 +50,7 @@ class LazyGroup(click.Group):
         if cmd_name not in self.list_commands(ctx):
             return None
         name = cmd_name.replace("-", "_")
-        module = f"bace_bridge.cli.{name}"
+        module = f"bace_bridge.cli.{_MODULES.get(cmd_name, name)}"
         try:
             command = getattr(import_module(module), name)
         except ModuleNotFoundError as error:

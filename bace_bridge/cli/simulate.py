@@ -1,3 +1,5 @@
+"""`bace-bridge simulate`: the simulated cloud alone."""
+
 import asyncio
 import errno
 import math
@@ -9,22 +11,13 @@ from pathlib import Path
 
 import click
 
+from bace_bridge.cli.exits import Duration
+from bace_bridge.pauses import pause_until
 from bace_bridge.simulator.cloud import SimulatedCloud
-from bace_bridge.simulator.facts import Credentials, seconds
 from bace_bridge.simulator.player import play
 from bace_bridge.simulator.quirks import Quirks, describe
 from bace_bridge.simulator.scenario import Scenario, ScenarioError, bundled, bundled_names, bundled_text, load
 from bace_bridge.simulator.server import SimulatedServer
-
-
-class _Duration(click.ParamType[float]):
-    name = "duration"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return seconds(value)
-        except ValueError as wrong:
-            self.fail(str(wrong), param, ctx)
 
 
 def _a_number(_: click.Context, __: click.Parameter, value: float) -> float:
@@ -107,7 +100,7 @@ def _print_scenario(ctx: click.Context, _: click.Parameter, name: str | None) ->
     callback=_print_scenario,
     help="Print one that comes along, with its keys explained, to start from.",
 )
-@click.option("--for", "lasting", type=_Duration(), help="Stop by itself after this time, such as 90s.")
+@click.option("--for", "lasting", type=Duration(), help="Stop by itself after this time, such as 90s.")
 def simulate(*, host: str, port: int, scenario: Scenario, speed: float, quirks: Quirks, lasting: float | None) -> None:
     """A simulated BACE cloud, to build automations without a device.
 
@@ -129,15 +122,23 @@ async def _serve(server: SimulatedServer, scenario: Scenario, speed: float, last
         raise click.ClickException("cannot listen there: that is no host name (try another --host)") from None
     except OSError as error:
         raise click.ClickException(f"cannot listen at {server.url}: {_why_not(error)}") from error
+    account = server.cloud.credentials
     try:
-        _introduce(server.url, server.cloud.credentials)
+        click.echo(
+            f"Simulated BACE cloud at {server.url}  (Ctrl-C stops it)\n"
+            "\n"
+            "For bridge.yaml:\n"
+            "\n"
+            "cloud:\n"
+            f"  url: {server.url}\n"
+            f"  client_id: {account.client_id}\n"
+            f"  client_secret: {account.client_secret}\n"
+            f"  username: {account.username}\n"
+            f"  password: {account.password}\n"
+        )
         async with asyncio.TaskGroup() as group:
-            player = group.create_task(play(server.cloud, scenario, speed=speed, told=_tell))
-            try:
-                async with asyncio.timeout(lasting):
-                    await stop.wait()
-            except TimeoutError:
-                pass
+            player = group.create_task(play(server.cloud, scenario, speed=speed, report=_print_line))
+            await (stop.wait() if lasting is None else pause_until(stop, lasting))
             player.cancel()
     finally:
         await server.stop()
@@ -155,20 +156,5 @@ def _why_not(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _introduce(url: str, account: Credentials) -> None:
-    click.echo(
-        f"Simulated BACE cloud at {url}  (Ctrl-C stops it)\n"
-        "\n"
-        "For bridge.yaml:\n"
-        "\n"
-        "cloud:\n"
-        f"  url: {url}\n"
-        f"  client_id: {account.client_id}\n"
-        f"  client_secret: {account.client_secret}\n"
-        f"  username: {account.username}\n"
-        f"  password: {account.password}\n"
-    )
-
-
-def _tell(line: str) -> None:
+def _print_line(line: str) -> None:
     click.echo(f"{datetime.now().astimezone():%H:%M:%S}  {line}")

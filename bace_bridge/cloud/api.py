@@ -1,13 +1,8 @@
 """BACE's resources: data sessions, downsampled datapoints and groups. Endpoints, page sizes and filters live here."""
 
 from bace_bridge.cloud.http import CloudHttp, Params
-from bace_bridge.cloud.replies import (
-    parse_datapoints,
-    parse_groups,
-    parse_series_axes,
-    parse_session,
-    parse_sessions,
-)
+from bace_bridge.cloud.replies import parse_datapoints, parse_groups, parse_series_axes
+from bace_bridge.cloud.session_rows import parse_session, parse_sessions
 from bace_bridge.errors import UnexpectedReply
 from bace_bridge.polling.rules.changes import Page, SeenSession, Urgency
 from bace_bridge.polling.rules.datapoints import Datapoint
@@ -19,7 +14,7 @@ GROUPS = "/api/v2/group"
 
 SESSIONS_PER_PAGE = 100
 DATAPOINTS_PER_PAGE = 5000
-"""What is asked for; the server clamps both to its own limits and says so in `_meta`."""
+"""What is requested; the server clamps both to its own limits and says so in `_meta`."""
 
 
 def csv_url(base_url: str, session_id: str) -> str:
@@ -37,15 +32,12 @@ class BaceCloud:
         """Seconds that the cloud's clock is ahead of ours, as far as its answers tell."""
         return self._http.clock_ahead
 
-    @property
-    def requests_made(self) -> int:
-        return self._http.requests_made
-
     async def session_page(
         self, params: Params, page: int, *, per_page: int = SESSIONS_PER_PAGE, expand: bool = True
     ) -> Page[SeenSession]:
         """A page of the list; `expand` brings the labels of the groups along, where the server knows that."""
         more = [("expand", "group")] if expand else []
+        # A page beyond the last one is answered with the last one (Yii's validatePage): see `polling.reading.pages`.
         query = [*params, *more, ("per-page", str(per_page)), ("page", str(page))]
         reply = await self._http.get(SESSIONS, query, urgency=Urgency.SESSIONS)
         return parse_sessions(reply.body, reply.headers)
@@ -54,12 +46,14 @@ class BaceCloud:
         """One data session. Raises CloudGone where it cannot be seen any more."""
         query = [("id", session_id), ("expand", "group")]
         seen = parse_session((await self._http.get(ONE_SESSION, query, urgency=Urgency.SESSIONS)).body)
+        # A server that ignores `id` shows some session or other: that says nothing of this one.
         if seen.session.id.lower() != session_id.lower():
             raise UnexpectedReply(f"another data session came in place of {session_id}")
         return seen
 
     async def group_page(self, page: int) -> Page[tuple[str, str | None]]:
-        """Ids and labels of groups. A poll of the session list waits for them."""
+        """Ids and labels of groups, as urgent as the session list: a poll of it waits for them."""
+        # Sorted, since pages of a list without an order need not be cut from the same one (PostgreSQL).
         query = [("sort", "id_group"), ("per-page", "100"), ("page", str(page))]
         reply = await self._http.get(GROUPS, query, urgency=Urgency.SESSIONS)
         return parse_groups(reply.body, reply.headers)

@@ -47,6 +47,7 @@ class RequestBudget:
         try:
             await turn
         except asyncio.CancelledError:
+            # The turn may have come in the same pass of the loop: then somebody else gets it.
             if turn.done() and not turn.cancelled():
                 self._tokens += 1
                 self.release()
@@ -55,6 +56,7 @@ class RequestBudget:
     def silence(self, seconds: float) -> None:
         """No request for so many seconds."""
         self._silent_until = max(self._silent_until, self._clock() + seconds)
+        # No burst right after the silence: the server's bucket is as empty as it was.
         self._tokens = min(self._tokens, 1.0)
 
     def learn(self, remaining: float | None, reset: float | None) -> bool:
@@ -62,6 +64,7 @@ class RequestBudget:
 
         A limiter that refills all the time settles at half of its size, one that refills at once is used up evenly.
         """
+        # `X-Rate-Limit-*` come on every answer of a limited endpoint, so the pace is learned before the first 429.
         if remaining is None or not reset:
             return False
         self._tokens = min(self._tokens, remaining)
@@ -88,10 +91,13 @@ class RequestBudget:
         while self._tokens >= 1 and now >= self._silent_until and (urgency := self._next()) is not None:
             self._queues[urgency].popleft().set_result(None)
             self._tokens -= 1
-            self._count(urgency)
+            self._turns_since = {one: 0 if one is urgency else turns + 1 for one, turns in self._turns_since.items()}
         if any(self._queues.values()):
             wait = max(self._silent_until - now, (1 - self._tokens) / self._pace)
-            self._wake_in(max(wait, 0.001))
+            if self._timer is not None:
+                self._timer.cancel()
+            # Never 0: rounding may leave a hair of a token missing, and the loop would spin until it is there.
+            self._timer = asyncio.get_running_loop().call_later(max(wait, 0.001), self.release)
 
     def _next(self) -> Urgency | None:
         """Whose turn it is: theirs who have waited for their share, then live datapoints, then the most urgent."""
@@ -102,11 +108,3 @@ class RequestBudget:
         shares = [one for one in waiting if one in TURNS and self._turns_since[one] >= TURNS[one] - 1]
         live = [one for one in waiting if one is Urgency.LIVE]
         return next(iter([*shares, *live, *waiting]), None)
-
-    def _count(self, urgency: Urgency) -> None:
-        self._turns_since = {one: 0 if one is urgency else turns + 1 for one, turns in self._turns_since.items()}
-
-    def _wake_in(self, seconds: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self.release)

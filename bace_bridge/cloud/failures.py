@@ -1,7 +1,7 @@
-"""What an answer says that is not what was asked for: BACE's errors, and what came in place of JSON. Pure."""
+"""What an answer means that is not the one expected: BACE's errors, and what came in place of JSON. Pure."""
 
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
@@ -85,18 +85,22 @@ def of_answer(
 
     `now` is the cloud's time, as far as it is known.
     """
+    # The status alone decides: `code`, `status` and `type` of BACE's JSON may be missing, or texts.
     problem = parse_problem(body, quote)
     text = f"{what}: {status}" + (f" {problem}" if problem else "")
     wait = min(retry_after(headers, now=now), LONGEST_SILENCE)
     if status == 401:
         return Unauthorized(text, status=status)
     if status == 429:
+        # Yii sends no Retry-After with a 429, but the seconds until its bucket is full again.
         reset = rate_limit(headers, now=now).reset or 0.0
         silence = max(wait, min(reset, LONGEST_SILENCE)) or DEFAULT_SILENCE
         return CloudUnavailable(f"{text} (rate limit)", retry_after=silence, status=status)
     if status == 500:
+        # One bad row makes every page that holds it a 500, for ever: the caller narrows, and does not just wait.
         return CloudFault(text)
     if status == 502:
+        # nginx says so where the answer's headers exceed 4 KB: our query was too long, or a gateway is down.
         return CloudBadGateway(text, retry_after=wait, status=status)
     if status in {413, 414, 431}:
         return CloudRequestTooLarge(text, status=status)
@@ -104,6 +108,7 @@ def of_answer(
         return CloudUnavailable(text, retry_after=wait, status=status)
     if 300 <= status < 400:
         return UnexpectedReply(f"{text}: a redirect, which is not followed with the token: check cloud.url")
+    # A proxy, or an unknown route, answers 404 in HTML: only BACE's own JSON says that a session is gone.
     if status in {404, 410} and problem is not None:
         return CloudGone(text, status=status)
     return CloudRefused(text, status=status)
@@ -112,9 +117,10 @@ def of_answer(
 def of_token_answer(failure: CloudError, status: int | None, body: bytes) -> CloudRefused | CloudUnavailable:
     """What a failure means at the token endpoint: CloudRefused, or that it cannot be used now.
 
-    OAuth 2 refuses with 401, or with 400 and JSON. Any other 4xx is a proxy's or another server's. Nothing else that
-    goes wrong here is about the request that needed the token.
+    Nothing else that goes wrong here is about the request that needed the token.
     """
+    # OAuth 2 refuses with 401, or with 400 and JSON. Any other 4xx is a proxy's or another server's, and a login for
+    # the sake of that would be refused, too, and counted.
     if status == 401 or (status == 400 and is_json(body)):
         return CloudRefused(str(failure), status=status)
     if isinstance(failure, CloudUnavailable):
@@ -128,15 +134,13 @@ def of_exception(what: str, error: Exception, *, timeout: float) -> CloudError:
     """What was raised below HTTP, in words without the URL, which aiohttp's own messages may hold."""
     if isinstance(error, TimeoutError):
         return CloudUnavailable(f"{what}: no answer within {timeout:g} s")
-    if any(isinstance(cause, http_exceptions.LineTooLong) for cause in _causes(error)):
-        return CloudRequestTooLarge(f"{what}: an answer with a header of more than {LARGEST_HEADER // 1024} KiB")
+    # aiohttp wraps what its parser raises: the reason is somewhere down the chain of causes.
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, http_exceptions.LineTooLong):
+            return CloudRequestTooLarge(f"{what}: an answer with a header of more than {LARGEST_HEADER // 1024} KiB")
+        cause = cause.__cause__
     return CloudUnavailable(f"{what}: {_why(error)}")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 def _why(error: Exception) -> str:

@@ -13,7 +13,7 @@ from yarl import URL
 
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.failures import LARGEST_HEADER, Unauthorized, of_answer, of_exception, of_token_answer
-from bace_bridge.cloud.tokens import Ask, TokenReply, parse_token
+from bace_bridge.cloud.tokens import RequestToken, TokenReply, parse_token
 from bace_bridge.errors import CloudError, CloudRefused, CloudRequestTooLarge, CloudUnavailable, UnexpectedReply
 from bace_bridge.polling.rules.changes import Urgency
 from bace_bridge.redaction import Redaction
@@ -25,7 +25,7 @@ PEACE = 600.0
 """Seconds after the silence of a 429 from which the next one is worth a warning again."""
 
 LARGEST_BODY = 16 * 2**20
-"""Bytes of an answer, unpacked: some ten times what the largest page that is asked for has."""
+"""Bytes of an answer, unpacked: some ten times what the largest page has that is requested."""
 
 MOST_VALUES = 500_000
 """Values in an answer, of which each but the first of its list has a comma: a byte or two of it may cost a hundred."""
@@ -34,7 +34,7 @@ CHUNK = 2**16
 
 FIRST_REST = 600.0
 LONGEST_REST = 21600.0
-"""Seconds for which a path that refused a fresh token, once or again and again, causes no other one to be asked for."""
+"""Seconds for which a path that refused a fresh token, once or again and again, causes no renewal."""
 
 SKEW_WORTH_KNOWING = 5.0
 """Seconds: the cloud's `Date` has whole seconds and a way to travel, so a smaller difference says nothing."""
@@ -45,8 +45,8 @@ Params = Sequence[tuple[str, str]]
 class TokenSource(Protocol):
     """Tokens that are `renewable`, or one that is all there is."""
 
-    @property
-    def renewable(self) -> bool: ...
+    renewable: bool
+
     async def current(self) -> str: ...
     async def after_refusal(self, rejected: str) -> str: ...
 
@@ -62,7 +62,7 @@ class CloudHttp:
     """GETs from BACE's API. Raises the CloudErrors of `bace_bridge.errors` and nothing else.
 
     URLs are built from the configured base alone: `_links` may name internal hosts, and a redirect may lead the token
-    elsewhere, so neither is followed. `tokens` makes the source of its tokens, which asks for them over this session.
+    elsewhere, so neither is followed. `tokens` makes the source of its tokens, which requests them over this session.
     `redaction` learns each token, and takes out of errors what the cloud repeats of any secret.
     """
 
@@ -70,7 +70,7 @@ class CloudHttp:
         self,
         base_url: str,
         budget: RequestBudget,
-        tokens: Callable[[Ask], TokenSource],
+        tokens: Callable[[RequestToken], TokenSource],
         *,
         timeout: float,
         version: str,
@@ -88,10 +88,9 @@ class CloudHttp:
         self._agent = f"bace-bridge/{version}"
         self._session: aiohttp.ClientSession | None = None
         self._redaction = redaction or Redaction()
-        self._tokens = tokens(self.ask_token)
+        self._tokens = tokens(self.request_token)
         self._forbidden: dict[str, _Forbidden] = {}
         self._good_token = ""
-        self.requests_made = 0
         self._answered_at = 0.0
         self._limited_at: float | None = None
         self._paced = False
@@ -117,7 +116,9 @@ class CloudHttp:
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=self._timeout),
             headers={"Accept": "application/json", "User-Agent": self._agent},
+            # The token alone says who asks.
             cookie_jar=aiohttp.DummyCookieJar(),
+            # aiohttp takes 8 KiB a field, and a `Link` header of 32 ids was 8,009 bytes.
             max_line_size=LARGEST_HEADER,
             max_field_size=LARGEST_HEADER,
         )
@@ -128,20 +129,20 @@ class CloudHttp:
             await self._session.close()
 
     async def get(self, path: str, params: Params = (), *, urgency: Urgency) -> Reply:
-        """One GET. On a 401 the token is renewed once; a fresh one that is refused too means: not permitted.
-
-        Then that path causes no renewal for a while: two such paths would take turns at renewing each other's token.
-        A token that has never been taken may also be why a server calls the request bad, or its headers too large.
-        """
+        """One GET. On a 401 the token is renewed once; a fresh one that is refused too means: not permitted."""
         token = await self._tokens.current()
         forbidden = self._forbidden.get(path, _Forbidden())
+        # BACE answers 401 for two things: a token that is worn out, and an endpoint that this account may not use.
+        # Only a fresh token shows which, so it is tried once with one.
         try:
             return await self._allowed(path, params, token, urgency)
         except Unauthorized:
+            # Each renewal may void the token that the other paths use: one that was refused lately causes none.
             if self._monotonic() < forbidden.until:
                 raise _not_permitted(path) from None
             token = await self._tokens.after_refusal(token)
         except (CloudRefused, CloudRequestTooLarge) as failure:
+            # A token that was never accepted may be why a server calls the request bad, or its headers too large.
             if failure.status not in {400, 431} or token == self._good_token or not self._tokens.renewable:
                 raise
             log.info("cloud.token_doubted", status=failure.status, then="renewing it once")
@@ -162,7 +163,7 @@ class CloudHttp:
         self._good_token = token
         return answer.reply
 
-    async def ask_token(self, form: dict[str, str]) -> TokenReply:
+    async def request_token(self, form: dict[str, str]) -> TokenReply:
         """Posts to the token endpoint. Credentials travel in the body, as BACE documents it.
 
         Raises CloudRefused where it refuses them, and else CloudUnavailable.
@@ -171,14 +172,13 @@ class CloudHttp:
         failure = answer.failure
         if failure is None:
             try:
-                return self._noted(parse_token(answer.reply.body))
+                reply = parse_token(answer.reply.body)
             except UnexpectedReply as unusable:
                 failure = unusable
+            else:
+                self._redaction.learn_token(reply.access_token, reply.refresh_token)
+                return reply
         raise of_token_answer(failure, answer.status, answer.reply.body)
-
-    def _noted(self, reply: TokenReply) -> TokenReply:
-        self._redaction.learn_token(reply.access_token, reply.refresh_token)
-        return reply
 
     async def _send(
         self,
@@ -192,9 +192,9 @@ class CloudHttp:
     ) -> "_Answer":
         assert self._session is not None
         await self._budget.turn(urgency)
-        self.requests_made += 1
         what = f"{method} {path}"
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        # Before it is sent: the answer's error may repeat it, and so may aiohttp's.
         self._redaction.learn_token(token, (form or {}).get("refresh_token"))
         try:
             url = URL(self._base + path).with_query(list(params)) if params else URL(self._base + path)
@@ -207,7 +207,8 @@ class CloudHttp:
         except Exception as error:  # noqa: BLE001  # aiohttp, yarl, ssl and codecs raise whatever they like
             return _Answer(None, Reply({}, b""), of_exception(what, error, timeout=self._timeout))
         self._answered_at = self._monotonic()
-        self._note_clock(response.headers.get("Date"))
+        if (date := http_date(response.headers.get("Date"))) is not None:
+            self._ahead = date - self._clock()
         reply = Reply(response.headers, body)
         cloud_now = self._clock() + self.clock_ahead
         if 200 <= response.status < 300:
@@ -216,51 +217,48 @@ class CloudHttp:
         quote = partial(self._redaction.quoted, also=(form or {}).values())
         failure = of_answer(what, response.status, response.headers, body, quote=quote, now=cloud_now)
         if response.status == 429 and isinstance(failure, CloudUnavailable):
-            failure.retry_after += 1 + self._jitter()
-            self._budget.silence(failure.retry_after)
-            self._log_rate_limit(failure.retry_after, rate_limit(response.headers, now=cloud_now))
+            self._keep_silent(failure, rate_limit(response.headers, now=cloud_now))
         return _Answer(response.status, reply, failure)
 
-    def _learn_pace(self, said: RateLimit) -> None:
-        """Logged once: an account with a small allowance has it at every request."""
-        slower = self._budget.learn(said.remaining, said.reset)
+    def _learn_pace(self, allowance: RateLimit) -> None:
+        # Logged once: an account with a small allowance has it at every request.
+        slower = self._budget.learn(allowance.remaining, allowance.reset)
         if slower and not self._paced:
             self._paced = True
             log.info(
                 "cloud.pace_learned",
-                limit=said.limit,
-                remaining=said.remaining,
-                reset=said.reset,
+                limit=allowance.limit,
+                remaining=allowance.remaining,
+                reset=allowance.reset,
                 then="asking less often",
             )
 
-    def _log_rate_limit(self, pause: float, said: RateLimit) -> None:
-        """Once until there was none for a while: an account that is polled too often meets its limit all the time."""
+    def _keep_silent(self, failure: CloudUnavailable, allowance: RateLimit) -> None:
+        # Yii's limiter counts rejected calls, too, and each restarts its clock: everybody is silent, a bit longer.
+        failure.retry_after += 1 + self._jitter()
+        self._budget.silence(failure.retry_after)
+        # Once until there was none for a while: an account that is polled too often meets its limit all the time.
         now = self._monotonic()
         say = log.debug if self._limited_at is not None and now - self._limited_at < PEACE else log.warning
         say(
             "cloud.rate_limited",
-            silent_for=round(pause, 1),
-            limit=said.limit,
-            remaining=said.remaining,
+            silent_for=round(failure.retry_after, 1),
+            limit=allowance.limit,
+            remaining=allowance.remaining,
             then="lower cloud.requests_per_minute if it lasts",
         )
-        self._limited_at = now + pause
-
-    def _note_clock(self, date: str | None) -> None:
-        theirs = http_date(date)
-        if theirs is not None:
-            self._ahead = theirs - self._clock()
+        self._limited_at = now + failure.retry_after
 
 
 async def _body(response: aiohttp.ClientResponse, what: str) -> bytes:
-    """Read as it comes, since a small compressed answer may be a very large one."""
+    # Read as it comes: a few kilobytes of gzip may unpack to gigabytes, and Content-Length is the packed size.
     body = bytearray()
     async for chunk in response.content.iter_chunked(CHUNK):
         body += chunk
         if len(body) > LARGEST_BODY:
             response.close()
             raise UnexpectedReply(f"{what}: an answer of more than {LARGEST_BODY // 2**20} MiB")
+    # Parsed, a value takes up to a hundred times its size: `[1,1,1,...]` of 16 MiB would be a gigabyte.
     if body.count(b",") > MOST_VALUES:
         raise UnexpectedReply(f"{what}: an answer of more than {MOST_VALUES} values")
     return bytes(body)

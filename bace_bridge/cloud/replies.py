@@ -1,28 +1,37 @@
-"""BACE's JSON to the domain's facts; what cannot be read is named, never guessed.
+"""A page of BACE's JSON, and its rows of datapoints and devices; what cannot be read is named, never guessed.
 
-Tolerant where the API is loosely typed: unknown fields, numbers as strings and the other way round, booleans in any
-form, labels with half a character. Pure.
+Tolerant where the API is loosely typed: unknown fields, numbers as strings and the other way round, labels with half a
+character, rows in an object. Pure.
 """
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 
 from bace_bridge.cloud.failures import instead_of_json
-from bace_bridge.cloud.pages import LARGEST, figure, parse_page
 from bace_bridge.errors import UnexpectedReply
 from bace_bridge.formats import EARLIEST, LATEST, decoded_leniently
-from bace_bridge.polling.rules.changes import LostRow, Page, SeenSession
+from bace_bridge.polling.rules.changes import Page
 from bace_bridge.polling.rules.datapoints import Datapoint
-from bace_bridge.polling.rules.sessions import DataSession
+
+T = TypeVar("T")
+
+Row = TypeVar("Row")
+
+LARGEST = 2**53 - 1
+"""The largest integer that every reader of JSON holds; SQLite and our own encoder end at 64 bits."""
+
+MOST_DIGITS = 15
+"""Digits of a figure in a text, so that it is no more than LARGEST."""
 
 MOST_SAMPLES = 2**40
 """Samples in one datapoint: a year of some 30 kHz. Sums of them stay below 64 bits."""
 
 Code = Annotated[int, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
+
 Samples = Annotated[int, msgspec.Meta(ge=-MOST_SAMPLES, le=MOST_SAMPLES)]
 
 LONGEST_TEXT = 256
@@ -34,19 +43,80 @@ REPLACED = "\ufffd"
 """Stands where a text had something that is no character."""
 
 
-class _SessionRow(msgspec.Struct):
-    id_data_session: str | int
-    id_group: str | int
-    start: float
-    end: float | None = None
-    label: str | int | float | None = None
-    id_person: str | int | None = None
-    created_at: float | None = None
-    updated_at: float | None = None
-    datapoint_count: Code | None = None
-    isIngestionFinished: Any = None
-    isArchived: Any = None
-    group: Any = None
+class _Frame(msgspec.Struct, Generic[Row]):
+    items: list[Row] | dict[str, Row]
+    meta: Any = msgspec.field(name="_meta", default=None)
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """In order. A server that keeps the keys of its arrays has an object where a list is meant."""
+        return list(self.items.values()) if isinstance(self.items, dict) else self.items
+
+
+def parse_page(body: bytes, headers: Mapping[str, str], row_type: type[Row], convert: Callable[[Row], T]) -> Page[T]:
+    # All rows at once, which is much faster; one by one only where a row is odd, to find out which.
+    try:
+        frame = decoded_leniently(body, _Frame[row_type], strict=False)  # type: ignore[valid-type]  # made at run time
+        items = tuple(convert(row) for row in frame.rows)
+    except (msgspec.DecodeError, ValueError):
+        return _parse_row_by_row(body, headers, row_type, convert)
+    return _page(items, len(items), frame.meta, headers, ())
+
+
+def _parse_row_by_row(
+    body: bytes, headers: Mapping[str, str], row_type: type[Row], convert: Callable[[Row], T]
+) -> Page[T]:
+    try:
+        frame = decoded_leniently(body, _Frame[msgspec.Raw], strict=False)
+    except msgspec.DecodeError as error:
+        raise UnexpectedReply(f"a page cannot be read: {error}{instead_of_json(body)}") from None
+    items: list[T] = []
+    unreadable: list[str] = []
+    for index, raw in enumerate(frame.rows):
+        try:
+            items.append(convert(decoded_leniently(raw, row_type, strict=False)))
+        except (msgspec.DecodeError, ValueError) as error:
+            unreadable.append(f"items[{index}]: {error}")
+    if unreadable and not items:
+        raise UnexpectedReply(f"no row of the page can be read: {unreadable[0]}")
+    return _page(tuple(items), len(frame.rows), frame.meta, headers, tuple(unreadable))
+
+
+def _page(
+    items: tuple[T, ...],
+    count: int,
+    meta: Any,
+    headers: Mapping[str, str],
+    unreadable: tuple[str, ...],
+) -> Page[T]:
+    # A figure that is none is not there: it costs neither the rows nor the other figures. Each is in `_meta` and in a
+    # header, and a proxy may strip one of them.
+    figures = meta if isinstance(meta, dict) else {}
+    total = _first(figures.get("totalCount"), headers.get("X-Pagination-Total-Count"))
+    per_page = _first(figures.get("perPage"), headers.get("X-Pagination-Per-Page")) or None  # 0 is no size
+    page_count = _first(figures.get("pageCount"), headers.get("X-Pagination-Page-Count"))
+    # Where `pageCount` alone is missing, the walk would have to find its end by an empty page, which never comes.
+    if not page_count and count and total and per_page:
+        page_count = -(-total // per_page)
+    return Page(
+        items=items,
+        count=count,
+        page=_first(figures.get("currentPage"), headers.get("X-Pagination-Current-Page")) or None,  # there is no page 0
+        page_count=page_count,
+        total=total,
+        unreadable=unreadable,
+        per_page=per_page,
+    )
+
+
+def _first(value: Any, header: str | None) -> int | None:
+    found = figure(str(value))
+    return found if found is not None or header is None else figure(header)
+
+
+def figure(text: str) -> int | None:
+    """None where it is none, or a larger one than can be meant."""
+    return int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else None
 
 
 class _AxesRow(msgspec.Struct):
@@ -75,96 +145,6 @@ class _GroupRow(msgspec.Struct):
 _ID_SHAPE: Any = str | int
 
 
-def parse_sessions(body: bytes, headers: Mapping[str, str]) -> Page[SeenSession]:
-    """A page; where a row is odd, only what its session cannot be told without decides whether the row is lost."""
-    try:
-        page = parse_page(body, headers, _SessionRow, _session)
-    except UnexpectedReply:
-        pass
-    else:
-        if not page.unreadable:
-            return page
-    read = parse_page(body, headers, msgspec.Raw, _tolerantly)
-    lost = tuple(
-        msgspec.structs.replace(one.session, reason=f"items[{place}]: {one.session.reason}")
-        for place, one in enumerate(read.items)
-        if isinstance(one.session, LostRow)
-    )
-    items = tuple(one.session for one in read.items if isinstance(one.session, SeenSession))
-    return Page(
-        items=items,
-        count=read.count,
-        page=read.page,
-        page_count=read.page_count,
-        total=read.total,
-        unreadable=tuple(one.reason for one in lost),
-        per_page=read.per_page,
-        lost=lost,
-        odd=tuple(odd for one in read.items for odd in one.odd),
-    )
-
-
-def parse_session(body: bytes) -> SeenSession:
-    try:
-        return _session(decoded_leniently(body, _SessionRow, strict=False))
-    except _NOT_A_ROW as error:
-        read = _tolerantly(msgspec.Raw(body)).session
-        if isinstance(read, SeenSession):
-            return read
-        raise UnexpectedReply(f"a data session cannot be read: {error}{instead_of_json(body)}") from None
-
-
-_NOT_A_ROW = (msgspec.DecodeError, ValueError)
-
-_DECIDING = ("id_data_session", "id_group", "start", "end", "updated_at")
-"""Without these a row is lost: read as missing, an `end` would tell that the session was reopened."""
-
-
-class _TolerantRow(NamedTuple):
-    session: SeenSession | LostRow
-    odd: tuple[tuple[str, str], ...] = ()
-
-
-def _tolerantly(raw: msgspec.Raw) -> _TolerantRow:
-    try:
-        fields = decoded_leniently(raw, dict[str, msgspec.Raw])
-    except _NOT_A_ROW as error:
-        return _TolerantRow(LostRow(str(error)))
-    kept = {name: fields[name] for name in _DECIDING if name in fields}
-    try:
-        _session_of(kept)
-    except _NOT_A_ROW as error:
-        return _TolerantRow(LostRow(str(error), _id_of(fields), _updated_at_of(fields)))
-    odd: list[tuple[str, str]] = []
-    for name in _SessionRow.__struct_fields__:
-        if name in fields and name not in kept:
-            try:
-                _session_of({**kept, name: fields[name]})
-            except _NOT_A_ROW as error:
-                odd.append((name, str(error)))
-            else:
-                kept[name] = fields[name]
-    return _TolerantRow(_session_of(kept), tuple(odd))
-
-
-def _session_of(fields: Mapping[str, msgspec.Raw]) -> SeenSession:
-    return _session(decoded_leniently(msgspec.json.encode(fields), _SessionRow, strict=False))
-
-
-def _id_of(fields: Mapping[str, msgspec.Raw]) -> str | None:
-    try:
-        return _checked_id("id", decoded_leniently(fields["id_data_session"], _ID_SHAPE))
-    except (KeyError, *_NOT_A_ROW):
-        return None
-
-
-def _updated_at_of(fields: Mapping[str, msgspec.Raw]) -> float | None:
-    try:
-        return _time("updated_at", decoded_leniently(fields["updated_at"], float, strict=False))
-    except (KeyError, *_NOT_A_ROW):
-        return None
-
-
 def parse_series_axes(body: bytes) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """The datatypes and the source devices that an expanded data session names.
 
@@ -181,6 +161,7 @@ def parse_series_axes(body: bytes) -> tuple[tuple[int, ...], tuple[str, ...]]:
 
 
 def _plain_values(shape: Any, names: tuple[str, ...]) -> list[str]:
+    # A serializer may keep the keys of an array that was filtered, and then JSON has an object in the list's stead.
     entries = list(shape.values()) if isinstance(shape, dict) else shape
     found: list[str] = []
     for entry in entries if isinstance(entries, list) else []:
@@ -198,44 +179,12 @@ def parse_groups(body: bytes, headers: Mapping[str, str]) -> Page[tuple[str, str
     return parse_page(body, headers, _GroupRow, _group)
 
 
-def _session(row: _SessionRow) -> SeenSession:
-    session = DataSession(
-        id=_checked_id("id_data_session", row.id_data_session),
-        group_id=_checked_id("id_group", row.id_group),
-        start=_time("start", row.start),
-        end=None if row.end is None else _time("end", row.end),
-        label=_text(row.label),
-        person_id=_text(row.id_person),
-        created_at=None if row.created_at is None else _time("created_at", row.created_at),
-        updated_at=None if row.updated_at is None else _time("updated_at", row.updated_at),
-        datapoint_count=row.datapoint_count,
-        ingestion_finished=_flag("isIngestionFinished", row.isIngestionFinished),
-        archived=_flag("isArchived", row.isArchived),
-    )
-    return SeenSession(session, _expanded_label(row.group))
-
-
-def _expanded_label(group: Any) -> str | None:
-    """The label of the expanded group; the shape is not documented, so anything else is no label."""
-    return _text(group.get("label")) if isinstance(group, dict) else None
-
-
-def _text(value: Any) -> str | None:
+def text_of(value: Any) -> str | None:
     """A label, which may be a number; None for what is no text."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
-    return _shortened(str(value))
-
-
-def _flag(name: str, value: Any) -> bool:
-    flag = _FLAGS.get(str(value).lower()) if isinstance(value, str | int | float | None) else None
-    if flag is None:
-        raise ValueError(f"{name} is neither true nor false")
-    return flag
-
-
-_FLAGS = dict.fromkeys(("none", "", "0", "0.0", "f", "false"), False) | dict.fromkeys(("1", "1.0", "t", "true"), True)
-"""How databases and their drivers write a truth value, with that of a missing one."""
+    text = str(value)
+    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
 
 
 def _datapoint(row: _PointRow) -> Datapoint:
@@ -256,7 +205,7 @@ def _datapoint(row: _PointRow) -> Datapoint:
 
 
 def _identity(name: str, value: str | int | None) -> str:
-    """A name that tells series apart, so no part of it, and nothing in its place, will do."""
+    # It identifies a series: shortened, or with U+FFFD for what is no character, two of them might become one.
     text = str(value)
     if len(text) > LONGEST_TEXT:
         raise ValueError(f"{name} is longer than {LONGEST_TEXT} characters")
@@ -266,26 +215,17 @@ def _identity(name: str, value: str | int | None) -> str:
 
 
 def _value(value: float | None) -> float | None:
-    """NaN and infinity, which come as texts, are no numbers; the datapoint is there all the same."""
+    # PostgreSQL's NaN and infinity come as the texts "NaN" and "Infinity", which JSON's numbers cannot be. The
+    # datapoint is there all the same.
     return value if value is not None and math.isfinite(value) else None
 
 
 def _group(row: _GroupRow) -> tuple[str, str | None]:
-    return _checked_id("id_group", row.id_group if row.id_group is not None else row.id), _text(row.label)
+    return checked_id("id_group", row.id_group if row.id_group is not None else row.id), text_of(row.label)
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
-
-
-def _checked_id(name: str, value: str | int | None) -> str:
+def checked_id(name: str, value: str | int | None) -> str:
     text = str(value)
     if value is None or not _ID.fullmatch(text):
         raise ValueError(f"{name} is not an id")
     return text
-
-
-def _time(name: str, seconds: float) -> float:
-    if not EARLIEST < seconds < LATEST:
-        raise ValueError(f"{name} {seconds} is out of range")
-    return seconds

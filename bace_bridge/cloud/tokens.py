@@ -1,4 +1,4 @@
-"""What the token endpoint answers. Pure."""
+"""Access tokens: what the token endpoint answers, and when to refresh or to log in."""
 
 import asyncio
 import math
@@ -14,6 +14,8 @@ from bace_bridge.errors import CloudLoginFailed, CloudRefused, CloudUnavailable,
 from bace_bridge.events.state import Token, is_sendable
 from bace_bridge.formats import decoded_leniently, iso_utc
 from bace_bridge.retry import backoff
+
+log = structlog.get_logger()
 
 DOCUMENTED_LIFE = 86400.0
 """Seconds that a token lives where the reply says nothing usable of it."""
@@ -45,27 +47,20 @@ def parse_token(body: bytes) -> TokenReply:
         raise UnexpectedReply(f"{_NO_TOKEN}{instead_of_json(body)}") from None
     access = str(row.access_token)
     if not is_sendable(access):
-        raise UnexpectedReply(f"{_NO_TOKEN}: no header can carry it")
-    return TokenReply(access, _life(row.expires_in), _refresh_token(row.refresh_token))
+        raise UnexpectedReply(f"{_NO_TOKEN}: it cannot be sent in an HTTP header")
+    # An access token alone is enough for a day, so what is odd beside it costs no login.
+    seconds = _or_none(row.expires_in, float)
+    life = seconds if seconds is not None and 0 < seconds < math.inf else DOCUMENTED_LIFE
+    refresh = _or_none(row.refresh_token, _TEXT)
+    return TokenReply(access, life, str(refresh) if refresh is not None and is_sendable(str(refresh)) else None)
 
 
-def _life(said: msgspec.Raw) -> float:
+def _or_none(value: msgspec.Raw, kind: Any) -> Any:
     try:
-        seconds = decoded_leniently(said, float, strict=False)
-    except msgspec.DecodeError:
-        return DOCUMENTED_LIFE
-    return seconds if 0 < seconds < math.inf else DOCUMENTED_LIFE
-
-
-def _refresh_token(said: msgspec.Raw) -> str | None:
-    try:
-        token = str(decoded_leniently(said, _TEXT, strict=False))
+        return decoded_leniently(value, kind, strict=False)
     except msgspec.DecodeError:
         return None
-    return token if is_sendable(token) else None
 
-
-log = structlog.get_logger()
 
 RENEW_BEFORE = 60.0
 """Seconds before its expiry from which a token is no longer used; of a short life a tenth."""
@@ -96,16 +91,12 @@ class Credentials(msgspec.Struct, frozen=True):
     password: str
 
 
-Ask = Callable[[dict[str, str]], Awaitable[TokenReply]]
+RequestToken = Callable[[dict[str, str]], Awaitable[TokenReply]]
 """Posts a form to the token endpoint. Raises CloudRefused where that refuses it, else CloudUnavailable."""
 
 
 class Tokens:
-    """Hands out access tokens, from the store, by refreshing, or by logging in.
-
-    A refresh token may be rotated, destroyed or kept by the cloud (all four configurations of bshaffer's OAuth2
-    server occur), so the reply's is kept where it has one, and a refused refresh ends in a login.
-    """
+    """Hands out access tokens, from the store, by refreshing, or by logging in."""
 
     renewable = True
 
@@ -114,7 +105,7 @@ class Tokens:
         account: str,
         credentials: Credentials,
         store: TokenStore,
-        ask: Ask,
+        request_token: RequestToken,
         *,
         clock: Callable[[], float],
         monotonic: Callable[[], float] = time.monotonic,
@@ -122,7 +113,7 @@ class Tokens:
         self._account = account
         self._credentials = credentials
         self._store = store
-        self._ask = ask
+        self._request_token = request_token
         self._clock = clock
         self._monotonic = monotonic
         self._token: Token | None = None
@@ -140,17 +131,19 @@ class Tokens:
         token = self._token
         if token is not None and not self._unsaved and self._clock() < token.expires_at - self._renew_before:
             return token.access
-        return await self._renewed(rejected=None)
+        return await self.after_refusal(None)
 
-    async def after_refusal(self, rejected: str) -> str:
+    async def after_refusal(self, rejected: str | None) -> str:
         """Another token than `rejected`, which the cloud did not take."""
-        return await self._renewed(rejected=rejected)
-
-    async def _renewed(self, rejected: str | None) -> str:
+        # One renewal at a time: the cloud may void a refresh token with its first use, so of two that run at once the
+        # second would end in a login, of which BACE wants few. Who waited here takes what the first one has brought.
         async with self._renewing:
             if not self._loaded:
-                self._token = await self._stored()
-                self._loaded = True
+                stored = await self._store.load_token(self._account)
+                # What no header can carry is no token, wherever it comes from: only its refresh token is of use.
+                if stored is not None and not is_sendable(stored.access):
+                    stored = msgspec.structs.replace(stored, expires_at=0.0)
+                self._token, self._loaded = stored, True
             token = self._token
             if token is None or token.access == rejected or self._clock() >= token.expires_at - self._renew_before:
                 token = await self._refreshed(token) or await self._logged_in()
@@ -159,14 +152,9 @@ class Tokens:
                 await self._keep(token)
             return token.access
 
-    async def _stored(self) -> Token | None:
-        token = await self._store.load_token(self._account)
-        if token is None or is_sendable(token.access):
-            return token
-        return msgspec.structs.replace(token, expires_at=0.0)
-
     async def _keep(self, token: Token) -> None:
-        """Held before it is durable: where the store fails, a rotated refresh token must not be lost with it."""
+        # Held before it is durable: where the store fails, a rotated refresh token must not be lost with it. And not
+        # used before it is: a crash in between would leave a refresh token behind that the cloud has destroyed.
         self._token, self._unsaved = token, True
         await self._store.save_token(self._account, token)
         self._unsaved = False
@@ -183,8 +171,9 @@ class Tokens:
             "refresh_token": token.refresh,
         }
         try:
-            reply = await self._ask(form)
+            reply = await self._request_token(form)
         except (CloudRefused, CloudUnavailable) as refusal:
+            # An outage of the endpoint is no reason for a login, unless it answers, again and again, with nonsense.
             if isinstance(refusal, CloudUnavailable):
                 if refusal.status in {None, _TOO_MANY_REQUESTS}:
                     raise
@@ -212,8 +201,9 @@ class Tokens:
             "password": given.password,
         }
         try:
-            reply = await self._ask(form)
+            reply = await self._request_token(form)
         except CloudRefused as refusal:
+            # A wrong password does not become right by trying, and may lock the account: minutes, then an hour.
             self._refused_logins += 1
             pause = backoff(self._refused_logins, jitter=0.0, first=FIRST_LOGIN_PAUSE, longest=LONGEST_LOGIN_PAUSE)
             self._no_login_before = now + pause
@@ -226,6 +216,8 @@ class Tokens:
         return self._kept(reply, old_refresh=None)
 
     def _kept(self, reply: TokenReply, *, old_refresh: str | None) -> Token:
+        # bshaffer's OAuth2 server rotates, destroys or keeps a refresh token, as configured. Where the reply has none
+        # the old one may still be good: it is kept, and a refused refresh ends in a login.
         life = min(max(reply.expires_in, SHORTEST_LIFE), LONGEST_LIFE)
         self._renew_before = min(RENEW_BEFORE, life / 10)
         return Token(reply.access_token, reply.refresh_token or old_refresh, self._clock() + life)

@@ -10,8 +10,7 @@ from typing import Protocol
 import structlog
 
 from bace_bridge import retry
-from bace_bridge.delivery.rules.outbox import Outbox
-from bace_bridge.delivery.rules.outcomes import dead_letter_event, is_reported
+from bace_bridge.delivery.rules.outbox import Outbox, dead_letter_event, is_reported
 from bace_bridge.errors import (
     DeliveryFailed,
     DeliveryRejected,
@@ -34,11 +33,11 @@ from bace_bridge.events.types import (
     Recorded,
     session_lane,
 )
+from bace_bridge.pauses import STORE_PAUSE, pause_until
 
 log = structlog.get_logger()
 
 LONGEST_REST = 30.0
-STORE_PAUSE = 2.0
 
 
 class Sink(Protocol):
@@ -141,28 +140,36 @@ class Dispatcher:
                 await self._deliver(lambda: self._available and not self.idle)
         except TimeoutError:
             pass
+        # What is in flight may still be acknowledged, and that is recorded; nothing new is sent meanwhile.
         self._stopping = True
 
     async def _deliver(self, going: Callable[[], bool]) -> None:
         """Claims and sends; how far that came is recorded beside it, so neither waits for the other."""
+
+        async def keep_recording() -> None:
+            while True:
+                while self._unrecorded:
+                    await self._on_the_store(self._record)
+                self._progressed.clear()
+                await self._progressed.wait()
+
         async with asyncio.TaskGroup() as group:
-            recording = group.create_task(self._keep_recording())
+            # Beside the sending, because a transaction waits for the disk: with one after the other a webhook
+            # would stand still for each of them, and a slow disk would halve what an MQTT broker gets.
+            recording = group.create_task(keep_recording())
             while going():
                 self.beat_at = self._monotonic()
                 if not self._available:
-                    await self._wait_for_sink()
+                    # A sink may be away for days, and that is not a loop that hangs.
+                    self.beat_at = math.inf
+                    await self._sink.ready()
+                    self.beat_at = self._monotonic()
+                    self._available = True
                 await self._on_the_store(self._claim)
                 self._send_more()
                 if going():
                     await self._rest()
             recording.cancel()
-
-    async def _keep_recording(self) -> None:
-        while True:
-            while self._unrecorded:
-                await self._on_the_store(self._record)
-            self._progressed.clear()
-            await self._progressed.wait()
 
     async def settle(self) -> None:
         """Makes durable what was acknowledged last, in one attempt: the end must not wait for a full disk."""
@@ -171,12 +178,6 @@ class Dispatcher:
         except StoreError as error:
             log.warning("delivery.progress_not_recorded", sink=self._sink.name, reason=str(error), then="sent again")
 
-    async def _wait_for_sink(self) -> None:
-        self.beat_at = math.inf
-        await self._sink.ready()
-        self.beat_at = self._monotonic()
-        self._available = True
-
     @property
     def _may_claim(self) -> bool:
         due = self._next_due is not None and self._next_due <= self._clock()
@@ -184,16 +185,19 @@ class Dispatcher:
 
     async def _claim(self) -> None:
         if self._may_claim:
+            # The count of before: what the log got while this claim was under way is asked for by the next one.
             growths = self._growths
             claimed = await self._log.claim(self._sink.name, self._filter, self._outbox.claim(), now=self._clock())
             self._growths_claimed, self._next_due = growths, claimed.next_due
             self._outbox.begin(claimed)
             self._progressed.set()
-            self._note_emptied()
+            if self.idle and self._next_due is None:
+                self._on_emptied()
 
     def _send_more(self) -> None:
         if not self._available or self._disabled is not None or self._stopping or not self._recordable:
             return
+        # Nothing awaits between taking an event and handing it over, so no event is taken that is not sent.
         for attempt in self._outbox.next_attempts():
             self._sink.send(attempt, partial(self._done, attempt, self._clock()))
 
@@ -203,6 +207,7 @@ class Dispatcher:
             if self._giving_up:
                 self._giving_up.discard(self._sink.where(attempt.logged.event))
             self._outbox.delivered(attempt.logged)
+            # At once: with a full window the next event leaves as soon as one is acknowledged, without the loop.
             self._send_more()
             self._progressed.set()
             idle = self._outbox.in_flight < self._sink.window
@@ -223,7 +228,10 @@ class Dispatcher:
     def _note_failure(self, attempt: Attempt, sent_at: float, error: SinkError) -> None:
         event, now = attempt.logged.event, self._clock()
         about = {"sink": self._sink.name, "event_id": event.id, "type": event.type, "attempt": attempt.number}
-        self._failed.append(_failed_attempt(attempt, sent_at, error, now=now))
+        took, status, answer = max(0.0, now - sent_at), error.status, error.answer
+        self._failed.append(
+            FailedAttempt(attempt.logged.seq, attempt.number, sent_at, took, str(error), status, answer)
+        )
         asked = error.retry_after if isinstance(error, DeliveryFailed) else 0.0
         decision: retry.TryAgain | retry.GiveUp = retry.GiveUp("rejected")
         if not isinstance(error, DeliveryRejected):
@@ -236,7 +244,7 @@ class Dispatcher:
             self._give_up(attempt, f"{decision.reason}: {error}", now=now)
 
     def _give_up(self, attempt: Attempt, reason: str, *, now: float) -> None:
-        """It is reported once, until a delivery to the same place succeeds or the process ends."""
+        """It is reported once, until a delivery to the same `where` succeeds or the process ends."""
         sink, event, number = self._sink.name, attempt.logged.event, attempt.number
         where = self._sink.where(event)
         report = None
@@ -253,26 +261,30 @@ class Dispatcher:
     def _unrecorded(self) -> bool:
         return self._outbox.changed or bool(self._failed)
 
-    def _progress(self) -> Progress:
-        return Progress(self._outbox.progress(), tuple(self._failed))
-
     async def _record(self) -> None:
         """Makes durable what became of the lanes; where it is cut off it is done again."""
         if not self._unrecorded:
             return
         try:
-            progress, recorded = await self._log.record(self._sink.name, self._progress, now=self._clock())
+            # A function, for the outbox has gone on by the time that the shared transaction begins.
+            progress, recorded = await self._log.record(
+                self._sink.name,
+                lambda: Progress(self._outbox.progress(), tuple(self._failed)),
+                now=self._clock(),
+            )
         except StoreError:
             self._recordable = False
             raise
         self._recordable = True
+        # Only what went with it: more may have failed while it was written.
         del self._failed[: len(progress.failed)]
         self._outbox.recorded(progress.lanes, recorded)
-        self._see_to(progress.lanes, recorded)
-        self._note_emptied()
+        self._follow_up(progress.lanes, recorded)
+        if self.idle and self._next_due is None:
+            self._on_emptied()
         self._called.set()
 
-    def _see_to(self, lanes: tuple[LaneRecord, ...], recorded: Recorded) -> None:
+    def _follow_up(self, lanes: tuple[LaneRecord, ...], recorded: Recorded) -> None:
         """What follows from a record: rows that are due again, a time to wait for, events for the others."""
         if recorded.more or recorded.moved:
             self.log_grew()
@@ -285,10 +297,6 @@ class Dispatcher:
             self._on_emitted()
         if recorded.moved.intersection(reported):  # they are tried again instead
             self._giving_up.clear()
-
-    def _note_emptied(self) -> None:
-        if self.idle and self._next_due is None:
-            self._on_emptied()
 
     async def _on_the_store(self, step: Callable[[], Awaitable[None]]) -> bool:
         """Does a step that needs the store; where that fails, waits a little and says no. Nothing is skipped."""
@@ -306,23 +314,5 @@ class Dispatcher:
     async def _rest(self) -> None:
         """Until something happens: there is room for more, the log has grown, or a lane's time has come."""
         wait = LONGEST_REST if self._next_due is None else self._next_due - self._clock()
-        if self._may_claim:
-            wait = 0.0
-        try:
-            async with asyncio.timeout(max(0.0, min(LONGEST_REST, wait))):
-                await self._called.wait()
-        except TimeoutError:
-            pass
+        await pause_until(self._called, 0.0 if self._may_claim else min(LONGEST_REST, wait))
         self._called.clear()
-
-
-def _failed_attempt(attempt: Attempt, sent_at: float, error: SinkError, *, now: float) -> FailedAttempt:
-    return FailedAttempt(
-        attempt.logged.seq,
-        attempt.number,
-        sent_at,
-        max(0.0, now - sent_at),
-        str(error),
-        error.status,
-        error.answer,
-    )

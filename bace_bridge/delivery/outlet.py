@@ -1,4 +1,4 @@
-"""What became of the deliveries to one sink, for the log and for the health answer."""
+"""An outlet: one sink, its dispatcher, and what health says of both."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
@@ -8,7 +8,7 @@ import structlog
 
 from bace_bridge.delivery import dispatcher
 from bace_bridge.delivery.dispatcher import Dispatcher
-from bace_bridge.delivery.rules.outcomes import Reception, after_attempt
+from bace_bridge.delivery.rules.outbox import Reception, after_attempt
 from bace_bridge.events.types import SINK_DISABLED, Event, Filter, bridge_event
 from bace_bridge.formats import iso_utc
 
@@ -40,6 +40,7 @@ class SinkWatch:
         return f"{one.failures} failed attempts in a row: {one.problem}" if one.failing else None
 
     def state(self) -> dict[str, Any]:
+        """What became of the last attempts."""
         one = self._reception
         return {
             "last_success_at": None if one.last_success_at is None else iso_utc(one.last_success_at),
@@ -111,6 +112,7 @@ class Outlet:
         self._clock = clock
         self._monotonic = monotonic
         self._watch = SinkWatch(kind, sink.name, clock=clock)
+        self.state = self._watch.state
         self._dispatcher = Dispatcher(
             sink,
             event_log,
@@ -133,6 +135,8 @@ class Outlet:
         if self.disabled is not None:
             await stop.wait()
             return
+        # The order of the end: stop taking lanes, deliver what was begun, let the sink say goodbye (a broker gets
+        # DISCONNECT, or it would publish the last will), record its last acknowledgements, and only then cut it off.
         async with asyncio.TaskGroup() as group:
             sink = group.create_task(self._sink.run())
             delivering = group.create_task(self._dispatcher.run())
@@ -188,10 +192,6 @@ class Outlet:
             found[f"retained:{self.name}"] = self._broker.state_problem
         return found
 
-    def state(self) -> dict[str, Any]:
-        """What became of the last attempts."""
-        return self._watch.state()
-
     def _emptied(self) -> None:
         """Everything is delivered: health says so at once, and not after the next count."""
         if self.backlog:
@@ -200,6 +200,7 @@ class Outlet:
 
     async def _disable(self, name: str, reason: str) -> None:
         now = self._clock()
+        # In memory first: while the store cannot be written to, health must not call the sink a healthy one.
         self.disabled = reason
         data = {"sink": name, "reason": reason, "observed_at": iso_utc(now)}
         announcement = bridge_event(SINK_DISABLED, at=now, facts=(name, now), data=data)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from bace_bridge.events.types import TYPE_PREFIX
+
 BASE_TOPIC = "bace"
-_TYPE_PREFIX = "bace."
 
 
 class Arrival(msgspec.Struct, frozen=True):
@@ -84,7 +85,7 @@ def from_mqtt(topic: str, payload: bytes) -> Arrival | None:
 def from_webhook(body: bytes) -> Arrival:
     event = msgspec.json.decode(body, type=_CloudEvent)
     device_id = None if event.data.device is None else event.data.device.id
-    return _arrival(event.id, event.type.removeprefix(_TYPE_PREFIX), device_id, event.data)
+    return _arrival(event.id, event.type.removeprefix(TYPE_PREFIX), device_id, event.data)
 
 
 def topic_pattern(topic: str) -> str:
@@ -176,6 +177,7 @@ class Board:
 
     def heard(self, topic: str, payload: bytes, *, now: float) -> None:
         """An MQTT message."""
+        # By pattern: a count for each series of each device would fill the screen.
         self.topics[topic_pattern(topic)] += 1
         try:
             self._note_state(topic, payload)
@@ -214,6 +216,7 @@ class Board:
             shown = self._events[arrival.id] = Shown(now, arrival.type, device, arrival.detail)
             self.events += 1
             self.points += arrival.points
+            # A dict keeps the order of insertion, so its first key is the oldest event.
             if len(self._events) > _KEPT:
                 del self._events[next(iter(self._events))]
             self._on_new(shown)

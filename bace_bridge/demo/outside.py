@@ -87,23 +87,17 @@ async def mosquitto(program: str) -> AsyncIterator[Broker]:
                 program, "-c", str(settings), stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True
             )
             try:
-                if await _listens(port, process):
-                    yield Broker("Mosquitto", port)
-                    return
+                # Mosquitto says nothing when it is ready: somebody has the port, or the process has ended instead.
+                while process.returncode is None:
+                    if not is_free(port):
+                        yield Broker("Mosquitto", port)
+                        return
+                    await asyncio.sleep(0.02)
             finally:
                 with suppress(ProcessLookupError):
                     process.terminate()
                 await process.wait()
     raise DemoFailed("mosquitto is installed but does not start: try it by hand, with mosquitto -v")
-
-
-async def _listens(port: int, process: asyncio.subprocess.Process) -> bool:
-    """True once the broker can be reached, False when it has ended instead."""
-    while process.returncode is None:
-        if not is_free(port):
-            return True
-        await asyncio.sleep(0.02)
-    return False
 
 
 @asynccontextmanager
@@ -136,7 +130,13 @@ async def started(ports: Iterable[int]) -> tuple[Any, int]:
         raise DemoFailed(f"the demonstration needs an embedded MQTT broker: {hint}") from None
     reason = ""
     for port in ports:
-        broker = Broker(_settings(port))
+        broker = Broker(
+            {
+                "listeners": {"default": {"type": "tcp", "bind": f"{HOST}:{port}"}},
+                # amqtt loads no plugin that is not named, and refuses everybody without one.
+                "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
+            }
+        )
         try:
             await broker.start()
         except (AMQTTError, BrokerError, OSError) as error:
@@ -144,13 +144,6 @@ async def started(ports: Iterable[int]) -> tuple[Any, int]:
         else:
             return broker, port
     raise DemoFailed(f"the embedded MQTT broker does not start: {reason}")
-
-
-def _settings(port: int) -> dict[str, Any]:
-    return {
-        "listeners": {"default": {"type": "tcp", "bind": f"{HOST}:{port}"}},
-        "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
-    }
 
 
 PATH = "/hook"
@@ -220,6 +213,7 @@ async def subscribed(port: int, topics: str, heard: Heard) -> AsyncIterator[None
     client = paho.Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv311)
 
     def on_connect(*_: Any) -> None:
+        # Here and not once: paho connects again by itself, and the broker has forgotten the subscription by then.
         client.subscribe(topics, qos=1)
 
     def on_subscribe(*_: Any) -> None:

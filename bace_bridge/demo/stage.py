@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import msgspec
 
@@ -39,7 +38,7 @@ _SPEED = 1.5
 _PREFERRED_CLOUD_PORT = 8180
 
 
-class Places(msgspec.Struct, frozen=True):
+class Addresses(msgspec.Struct, frozen=True):
     """Where the parts are to be found."""
 
     cloud: str
@@ -60,8 +59,8 @@ class Places(msgspec.Struct, frozen=True):
 class Stage:
     """Everything but the play: `play` lets it begin."""
 
-    def __init__(self, places: Places, config: Config, cloud: SimulatedCloud) -> None:
-        self.places = places
+    def __init__(self, addresses: Addresses, config: Config, cloud: SimulatedCloud) -> None:
+        self.addresses = addresses
         self.config = config
         self._cloud = cloud
 
@@ -69,12 +68,13 @@ class Stage:
         """Runs the bridge while things happen in the cloud; returns when it has ended after `stop`."""
         if stop.is_set():
             return
-        # Nothing lies in the past here: whatever the bridge finds, it may tell from the beginning.
+        # Nothing lies in the past here: whatever the bridge finds, it may publish from the beginning.
         scenario = bundled("quick").model_copy(update={"history": History()})
         async with asyncio.TaskGroup() as group:
             player = group.create_task(play(self._cloud, scenario, speed=_SPEED))
             bridge = Bridge(self.config, version=version)
-            await bridge.run(stop, notify=_no_service_manager, watchdog=None)
+            await bridge.run(stop, notify=lambda _state: None, watchdog=None)
+            # The play has no end of its own; the bridge, which has ended here, has.
             player.cancel()
 
 
@@ -91,13 +91,14 @@ async def staged(board: Board) -> AsyncIterator[Stage]:
 
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="bace-bridge-demo-")))
+        # Another seed each time: two demos must not have the same session ids on one broker.
         cloud = SimulatedCloud(seed=time.time_ns())
         cloud_url = await stack.enter_async_context(_simulated(cloud))
         mqtt = await stack.enter_async_context(broker())
         webhook = await stack.enter_async_context(webhook_receiver(secret, delivered))
         await stack.enter_async_context(subscribed(mqtt.port, f"{BASE_TOPIC}/#", heard))
-        places = Places(cloud_url, mqtt, webhook, f"{HOST}:{any_port()}")
-        yield Stage(places, _configured(folder, places, secret, cloud), cloud)
+        addresses = Addresses(cloud_url, mqtt, webhook, f"{HOST}:{any_port()}")
+        yield Stage(addresses, _configured(folder, addresses, secret, cloud), cloud)
 
 
 @asynccontextmanager
@@ -118,19 +119,12 @@ async def _simulated(cloud: SimulatedCloud) -> AsyncIterator[str]:
     raise DemoFailed(f"the simulated cloud does not start: {reason}")
 
 
-def _configured(folder: Path, places: Places, secret: str, cloud: SimulatedCloud) -> Config:
+def _configured(folder: Path, addresses: Addresses, secret: str, cloud: SimulatedCloud) -> Config:
     """A configuration as a person would write it, through the same door."""
-    file = folder / "bridge.yaml"
-    # JSON is YAML.
-    file.write_text(json.dumps(_settings(folder, places, secret, cloud)), encoding="utf-8")
-    return load(file, {})
-
-
-def _settings(folder: Path, places: Places, secret: str, cloud: SimulatedCloud) -> dict[str, Any]:
-    account = cloud.credentials
-    return {
+    account, mqtt = cloud.credentials, {"url": addresses.broker, "protocol": addresses.mqtt.protocol}
+    settings = {
         "cloud": {
-            "url": places.cloud,
+            "url": addresses.cloud,
             "client_id": account.client_id,
             "client_secret": account.client_secret,
             "username": account.username,
@@ -139,12 +133,12 @@ def _settings(folder: Path, places: Places, secret: str, cloud: SimulatedCloud) 
         },
         "watch": {"session_interval": "1s", "datapoint_interval": "1s", "start_from": "all"},
         "store": {"url": f"sqlite:///{folder}/bridge.db"},
-        "mqtt": [{"name": "broker", "url": places.broker, "base_topic": BASE_TOPIC, "protocol": places.mqtt.protocol}],
-        "webhooks": [{"name": "receiver", "url": places.webhook, "secret": secret}],
-        "http": {"listen": places.health},
+        "mqtt": [{"name": "broker", **mqtt, "base_topic": BASE_TOPIC}],
+        "webhooks": [{"name": "receiver", "url": addresses.webhook, "secret": secret}],
+        "http": {"listen": addresses.health},
         "datatypes": {number: {"name": one.name, "unit": one.unit} for number, one in SIGNALS.items()},
     }
-
-
-def _no_service_manager(_state: str) -> None:
-    """Systemd has no part in a demo."""
+    file = folder / "bridge.yaml"
+    # JSON is YAML.
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    return load(file, {})

@@ -1,4 +1,4 @@
-"""One plain line an event, for what is no terminal."""
+"""What the demo shows: a picture on a terminal, one plain line an event elsewhere."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -8,8 +8,8 @@ from rich.console import ConsoleDimensions, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bace_bridge.demo.board import Board, Device, Shown
-from bace_bridge.demo.stage import Places
+from bace_bridge.demo.board import Board, Shown
+from bace_bridge.demo.stage import Addresses
 
 PATIENCE = 0.5
 """Seconds that an event which has arrived on one way is waited for on the other."""
@@ -61,12 +61,13 @@ _TYPE_STYLES = {
 
 
 def picture(
-    board: Board, places: Places, notes: Sequence[str], *, now: float, status: str, size: ConsoleDimensions
+    board: Board, addresses: Addresses, notes: Sequence[str], *, now: float, status: str, size: ConsoleDimensions
 ) -> RenderableType:
     """Everything that is shown on a terminal of this size."""
     width = min(size.width, _WIDEST)
-    parts: list[RenderableType] = [_header(board, places, status, width), Text()]
+    parts: list[RenderableType] = [_header(board, addresses, status, width), Text()]
     parts += [_devices(board, width), Text()]
+    # What is above the events is counted in lines, as rich does not say how high something will be.
     taken = 6 + 1 + sum(max(1, len(one.values)) for one in board.devices.values()) + 2 + len(notes)
     topics = 2 + len(board.topics)
     with_topics = size.height - taken - topics >= 1 + 8
@@ -78,7 +79,7 @@ def picture(
     return Group(*parts)
 
 
-def _header(board: Board, places: Places, status: str, width: int) -> RenderableType:
+def _header(board: Board, addresses: Addresses, status: str, width: int) -> RenderableType:
     title = Table.grid()
     title.width = width
     title.add_column(ratio=1)
@@ -88,18 +89,18 @@ def _header(board: Board, places: Places, status: str, width: int) -> Renderable
     if board.badly_signed:
         signatures += f", {board.badly_signed} WRONG"
     rows = Table.grid(padding=(0, 3, 0, 0))
-    for name, place, about in (
-        ("cloud", places.cloud, "simulated; the devices below are in it"),
-        ("bridge", f"http://{places.health}/readyz", f"the real one: {board.bridge_state or 'starting'}"),
+    for name, address, about in (
+        ("cloud", addresses.cloud, "simulated; the devices below are in it"),
+        ("bridge", f"http://{addresses.health}/readyz", f"the real one: {board.bridge_state or 'starting'}"),
         (
             "broker",
-            places.broker,
-            f"{board.messages} messages arrived" + (places.mqtt.note and f"; {places.mqtt.note}"),
+            addresses.broker,
+            f"{board.messages} messages arrived" + (addresses.mqtt.note and f"; {addresses.mqtt.note}"),
         ),
-        ("webhook", places.webhook, signatures),
+        ("webhook", addresses.webhook, signatures),
     ):
-        rows.add_row(Text(name, style="dim"), Text(place), Text(about, style="dim"))
-    try_it = Text.assemble(("in another terminal:  ", "dim"), (places.subscribe, "bold"))
+        rows.add_row(Text(name, style="dim"), Text(address), Text(about, style="dim"))
+    try_it = Text.assemble(("in another terminal:  ", "dim"), (addresses.subscribe, "bold"))
     return Group(title, rows, try_it)
 
 
@@ -124,42 +125,34 @@ def _line(text: str, style: str = "") -> Text:
 def _devices(board: Board, width: int) -> RenderableType:
     table = _table("DEVICE", "STATE", "DATA SESSION", "NEWEST VALUES", width=width, elastic="DATA SESSION")
     for device in board.devices.values():
+        values = Table.grid(padding=(0, 2, 0, 0))
+        for _, (name, value) in sorted(device.values.items()):
+            values.add_row(Text(name, style="dim"), Text(value))
         table.add_row(
             _line(_name(device.label, width), "" if device.available else "dim"),
             Text(device.state or "-", style=_STATE_STYLES.get(device.state, "dim")),
             _line(device.session),
-            _values(device),
+            values,
         )
     if not board.devices:
         table.add_row(Text("nobody yet", style="dim"))
     return table
 
 
-def _values(device: Device) -> RenderableType:
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    for _, (name, value) in sorted(device.values.items()):
-        grid.add_row(Text(name, style="dim"), Text(value))
-    return grid
-
-
 def _events(events: Sequence[Shown], now: float, width: int) -> RenderableType:
     table = _table("TIME", "EVENT", "DEVICE", "", "ARRIVED BY", width=width, elastic="")
     for event in events:
+        missing = ("not yet", "red") if now - event.at > _PATIENCE else ("...", "dim")
+        mqtt = ("\N{CHECK MARK}", "green") if event.topic is not None else missing
+        webhook = ("\N{CHECK MARK} signed", "green") if event.by_webhook else missing
         table.add_row(
             Text(f"{datetime.fromtimestamp(event.at).astimezone():%H:%M:%S}", style="dim"),
             Text(event.type, style=_TYPE_STYLES.get(event.type, "")),
             _line(_name(event.device, width)),
             _line(event.detail, "dim"),
-            _ways(event, late=now - event.at > _PATIENCE),
+            Text.assemble("MQTT ", mqtt, " webhook ", webhook),
         )
     return table
-
-
-def _ways(event: Shown, *, late: bool) -> Text:
-    missing = ("not yet", "red") if late else ("...", "dim")
-    mqtt = ("\N{CHECK MARK}", "green") if event.topic is not None else missing
-    webhook = ("\N{CHECK MARK} signed", "green") if event.by_webhook else missing
-    return Text.assemble("MQTT ", mqtt, " webhook ", webhook)
 
 
 def _topics(board: Board) -> RenderableType:

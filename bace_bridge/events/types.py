@@ -36,6 +36,16 @@ EVENT_TYPES = (
 )
 
 
+SPECVERSION = "1.0"
+TYPE_PREFIX = "bace."
+"""Of CloudEvents, whose types are global names; ours are unique within the bridge."""
+
+SEQUENCE_DIGITS = 20
+"""The attribute `sequence` is the seq with leading zeros: CloudEvents compares it as text."""
+
+DATA_CONTENT_TYPE = "application/json"
+
+
 class Event(msgspec.Struct, frozen=True):
     """One fact, as it stands in the event log: once, however many sinks there are.
 
@@ -53,7 +63,7 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class LoggedEvent(msgspec.Struct, frozen=True):
-    """An event and its place in the event log; `alone` where it is delivered apart from its data session's others."""
+    """An event and its seq in the event log; `alone` where it is delivered apart from its data session's others."""
 
     seq: int
     event: Event
@@ -62,12 +72,13 @@ class LoggedEvent(msgspec.Struct, frozen=True):
 
 def event_id(event_type: str, *facts: object) -> str:
     """The same facts give the same id, on every machine and after every crash. It holds no dots."""
+    # By JSON and not by joining texts: ("a", "bc") and ("ab", "c") must not be the same facts.
     digest = blake2b(msgspec.json.encode([event_type, *facts]), digest_size=16)
     return f"evt_{digest.hexdigest()}"
 
 
 def bridge_event(event_type: str, *, at: float, facts: tuple[object, ...], data: Mapping[str, Any]) -> Event:
-    """An event about the bridge's own troubles; it belongs to no data session."""
+    """An event about the bridge itself; it belongs to no data session."""
     return Event(
         id=event_id(event_type, *facts),
         type=event_type,
@@ -83,11 +94,11 @@ BRIDGE_LANE = ":bridge"
 """No id of a data session has a colon."""
 
 LETTER_LANE = "letter:"
-"""Before its place: the lane of a dead letter that is tried again. What followed it was delivered long ago."""
+"""Before its seq: the lane of a dead letter that is tried again. What followed it was delivered long ago."""
 
 
 class Lane(msgspec.Struct, frozen=True):
-    """A lane that still has something to deliver: the place of its next event, the attempts at it, when to go on.
+    """A lane that still has something to deliver: the seq of its next event, the attempts at it, when to go on.
 
     Up to `replay_through` its deliveries are replays: somebody asked for them again. A lane that is `behind` (it failed
     or was asked for) takes turns with the others. `version` is another one whenever anybody else has moved the lane.
@@ -123,7 +134,7 @@ class Share(msgspec.Struct, frozen=True):
 class Claim(msgspec.Struct, frozen=True):
     """What a sink's dispatcher asks for: due lanes that it does not hold, and more of those that it has begun.
 
-    `read_on` holds lanes with the place from which on.
+    `read_on` holds lanes with the seq from which on.
     """
 
     held: frozenset[str]
@@ -210,8 +221,8 @@ def letter_lane(seq: int) -> str:
     return f"{LETTER_LANE}{seq}"
 
 
-def letter_place(key: str) -> int | None:
-    """The place of the dead letter whose lane this is; None for other lanes."""
+def letter_seq(key: str) -> int | None:
+    """The seq of the dead letter whose lane this is; None for other lanes."""
     return int(key.removeprefix(LETTER_LANE)) if key.startswith(LETTER_LANE) else None
 
 
@@ -234,7 +245,10 @@ def wanted(event: Event, filter_: Filter) -> bool:
     """
     if filter_.groups and event.device_id is not None and event.device_id not in filter_.groups:
         return False
-    return matches(event.type, filter_.events) and not (is_about_a_sink(event) and _sink_of(event) == filter_.sink)
+    if not matches(event.type, filter_.events):
+        return False
+    # Decoded last: this is asked for each event and sink, and few events are about a sink.
+    return not is_about_a_sink(event) or msgspec.json.decode(event.data, type=_AboutASink).sink != filter_.sink
 
 
 def is_about_a_sink(event: Event) -> bool:
@@ -242,8 +256,5 @@ def is_about_a_sink(event: Event) -> bool:
 
 
 def matches(event_type: str, globs: Sequence[str]) -> bool:
+    # `fnmatchcase`: `fnmatch` would fold case on systems whose file names do.
     return any(fnmatchcase(event_type, glob) for glob in globs)
-
-
-def _sink_of(event: Event) -> str:
-    return msgspec.json.decode(event.data, type=_AboutASink).sink

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NoReturn
 
 import structlog
@@ -32,16 +33,16 @@ from bace_bridge.polling.rules.batches import (
     plan,
 )
 from bace_bridge.polling.rules.changes import Changes, Page, Urgency
-from bace_bridge.polling.rules.datapoints import Datapoint, are_raw
+from bace_bridge.polling.rules.datapoints import Datapoint, are_raw, as_set
 from bace_bridge.polling.rules.followed import Followed, Read, conclude_batch, follow, is_plain
-from bace_bridge.polling.rules.point_pages import PointQuery, as_set
+from bace_bridge.polling.rules.point_pages import PointQuery
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import halves_of
 
 log = structlog.get_logger()
 
 PROOF_LASTS = 3600.0
-"""Seconds after which it is asked again whether the cloud honours `in`, or honours it now."""
+"""Seconds after which it is checked again whether the cloud honours `in`, or honours it now."""
 
 ROWS_OF_A_PAGE = 500
 """Where the cloud does not say: BACE's own default."""
@@ -55,36 +56,27 @@ class NotHonoured(Exception):  # control flow: every data session is fetched on 
 
 
 class BatchReader:
-    """One for a process. `size` is how many data sessions a request may ask for, `page_size` the rows of a page."""
+    """One for a process. `size` is how many data sessions a request may name, `page_size` the rows of a page."""
 
     def __init__(self, cloud: PointCloud, endpoint: PointEndpoint, *, clock: Callable[[], float]) -> None:
         self._cloud = cloud
         self._endpoint = endpoint
         self._clock = clock
         self._proving = asyncio.Lock()
-        self._honoured: tuple[bool, float] | None = None  # whether it honours `in`, and when that was asked
+        self._honoured: tuple[bool, float] | None = None  # whether it honours `in`, and when that was checked
         self.size = BatchSize()
         self.page_size = ROWS_OF_A_PAGE
 
     @property
-    def is_refused(self) -> bool:
-        """True while the cloud is known not to honour batches."""
-        return self._known is False
-
-    @property
-    def _known(self) -> bool | None:
-        """Whether the cloud honours `in`, where that was asked lately."""
+    def honoured(self) -> bool | None:
+        """Whether the cloud honours `in`, where that was checked lately."""
         honoured, at = self._honoured or (None, 0.0)
         return honoured if 0 <= self._clock() - at < PROOF_LASTS else None
 
-    def note_passed(self, ids: int) -> None:
-        """All that was asked for with so many ids was answered."""
-        self.size = self.size.after_success(ids, now=self._clock())
-
-    async def rows(self, query: PointQuery, requests: Reader) -> tuple[Datapoint, ...]:
-        """Every row. Raises Unreadable where less has to be asked for at once, and NotHonoured."""
-        await self.prove(query, requests)
-        found = await whole_answer(lambda number: self._page(query, number, requests))
+    async def rows(self, query: PointQuery, reader: Reader) -> tuple[Datapoint, ...]:
+        """Every row. Raises Unreadable where less has to be requested at once, and NotHonoured."""
+        await self.prove(query, reader)
+        found = await whole_answer(lambda number: self._page(query, number, reader))
         self.page_size = found[0].per_page or ROWS_OF_A_PAGE
         if lost := [row for page in found for row in page.unreadable]:
             raise TooMuch(lost[0])
@@ -93,15 +85,18 @@ class BatchReader:
             self._refuse("it shows rows of another time than was asked for")
         return rows
 
-    async def prove(self, query: PointQuery, requests: Reader, *, doubt: bool = False) -> None:
-        """The same query for no data session must show nothing: asked once an hour, and where there is a doubt."""
+    async def prove(self, query: PointQuery, reader: Reader, *, doubt: bool = False) -> None:
+        """Raises NotHonoured where the same query for no data session shows anything: once an hour, and in `doubt`."""
+        # A cloud that ignores `in` answers 200 with the rows of all sessions, which would be published as those of the
+        # ones that were requested. One fetch finds out, and the others wait for that.
         async with self._proving:
-            if self.is_refused:
+            if self.honoured is False:
                 raise NotHonoured
-            if self._known and not doubt:
+            if self.honoured and not doubt:
                 return
             try:
-                page = await requests.ask(lambda: self._ask(query.of_nobody, 1), long=True)
+                request = partial(self._cloud.point_page, query.of_nobody.params, 1, urgency=Urgency.LIVE)
+                page = await reader.request(request, long=True)
             except (CloudRefused, Unreadable) as refusal:
                 self._refuse(str(refusal))
             if page.count:
@@ -116,29 +111,29 @@ class BatchReader:
         self._honoured = False, self._clock()
         raise NotHonoured
 
-    async def _page(self, query: PointQuery, number: int, requests: Reader) -> Page[Datapoint]:
+    async def _page(self, query: PointQuery, number: int, reader: Reader) -> Page[Datapoint]:
         fault: CloudError
+        request = partial(self._cloud.point_page, query.params, number, urgency=Urgency.LIVE)
         try:
-            return await requests.ask(lambda: self._ask(query, number), long=True)
+            return await reader.request(request, long=True)
         except Unreadable as broken:
             if not isinstance(broken.cause, CloudRequestTooLarge | CloudBadGateway):
                 raise
             fault = broken.cause
         except CloudUnavailable as away:
+            # So many sessions may take the cloud too long; where the canary is answered, fewer may do.
             if away.status not in TOO_SLOW:
                 raise
             await self._endpoint.check()
             fault = away
         except CloudRefused as refusal:
+            # 400 and 422 are about the query; 401, 403 and 404 may be about the account, which the canary shows.
             if refusal.status not in {400, 422}:
                 await self._endpoint.check()
-            await self.prove(query, requests, doubt=True)
+            await self.prove(query, reader, doubt=True)
             fault = refusal
         self.size = self.size.after_failure(len(query.sessions), now=self._clock())
         raise Unreadable(fault)
-
-    async def _ask(self, query: PointQuery, number: int) -> Page[Datapoint]:
-        return await self._cloud.point_page(query.params, number, urgency=Urgency.LIVE)
 
 
 ALONE_FOR = 3600.0
@@ -146,7 +141,10 @@ ALONE_FOR = 3600.0
 
 
 class BatchFetch:
-    """One for a process: it knows the data sessions that may be fetched together, and fetches them."""
+    """One for a process: it knows the data sessions that may be fetched together, and fetches them.
+
+    `deciding` is held from reading what is known of them to the commit.
+    """
 
     def __init__(
         self,
@@ -175,7 +173,7 @@ class BatchFetch:
     async def plan(self, sessions: Sequence[KnownSession], *, checks: int) -> Plan:
         """How these live sessions, those first that are due first, are fetched."""
         now = self._clock()
-        if self._points.is_refused or self._endpoint.rest > 0:
+        if self._points.honoured is False or self._endpoint.rest > 0:
             return Plan(singles=tuple(one for one in sessions if is_due(one, now)))
         self._alone = {one: until for one, until in self._alone.items() if 0 < until - now <= ALONE_FOR}
         forgotten = max(FORGOTTEN_AFTER, 4 * self._settings.interval)
@@ -196,7 +194,7 @@ class BatchFetch:
         )
 
     async def _follow(self, sessions: Sequence[KnownSession], before: Followed | None = None) -> None:
-        """Takes what the store tells of these sessions, where they may be in a batch; `before` is what was known."""
+        """Reads what the store has of these sessions, where they may be in a batch; `before` is what was known."""
         ids = [one.session.id for one in sessions if is_plain(one)]
         if not ids:
             return
@@ -211,7 +209,7 @@ class BatchFetch:
                 self._followed[one] = it
 
     async def alone(self, fetch: DatapointFetch) -> CloudError | None:
-        """Makes a fetch of one data session, after which the store tells whether it can be in a batch."""
+        """Makes a fetch of one data session, which may be in a batch after that."""
         before = self._followed.pop(fetch.session_id, None)
         away = await fetch.make()
         if before is not None:
@@ -224,17 +222,17 @@ class BatchFetch:
 
         Returns why the cloud as a whole gives no datapoints, where that is so. Raises StoreError.
         """
-        requests = Reader(self._cloud, canaries=[self._endpoint.check])
+        reader = Reader(self._cloud, canaries=[self._endpoint.check])
 
         async def read(members: Sequence[Member]) -> None:
-            await self._read(batch._replace(members=tuple(members)), requests)
+            await self._read(batch._replace(members=tuple(members)), reader)
 
         broken: list[tuple[Sequence[Member], str]] = []
-        most = self.size.ids  # less, perhaps, than when this was planned
+        most = self.size.ids  # it may have shrunk since this was planned
         try:
             await self._endpoint.ensure_allowed()
             for first in range(0, len(batch.members), most):
-                broken += await requests.bisect(batch.members[first : first + most], read, halves_of)
+                broken += await reader.bisect(batch.members[first : first + most], read, halves_of)
         except (NotHonoured, PointsForbidden):
             log.debug("datapoints.batch_given_up", sessions=len(batch.members))
         except CloudError as error:
@@ -246,21 +244,23 @@ class BatchFetch:
                     self._alone[member.id] = self._clock() + ALONE_FOR
         return None
 
-    async def _read(self, batch: Batch, requests: Reader) -> None:
-        """Raises Unreadable where less has to be asked for at once."""
+    async def _read(self, batch: Batch, reader: Reader) -> None:
+        """Raises Unreadable where less has to be requested at once."""
         self._journal.ensure_room()
         reads: dict[str, list[Read]] = {member.id: [] for member in batch.members}
         for window in batch.windows:
             query = batch.query(window)
-            shares = attribute(await self._points.rows(query, requests), batch.members)
+            shares = attribute(await self._points.rows(query, reader), batch.members)
             if shares is None:
-                await self._points.prove(query, requests, doubt=True)
-                raise TooMuch("rows that cannot be of those that were asked for")
+                await self._points.prove(query, reader, doubt=True)
+                raise TooMuch("rows that were not requested")
             for one, rows in shares.items():
                 reads[one].append(Read(window, rows, query.start == window.start))
-        self._points.note_passed(len(batch.members))
+        self._points.size = self._points.size.after_success(len(batch.members), now=self._clock())
+        # One row that was taken for another session's would be published under the wrong device: so nothing of such a
+        # batch counts. The others are still due, and are read again.
         if hidden := not_proven(batch.members, reads):
-            self._fetch_alone_next(hidden)  # and the others again, for they are still due
+            self._fetch_alone_next(hidden)
         else:
             await self._absorb(batch, reads)
 
@@ -277,6 +277,7 @@ class BatchFetch:
                 self._fetch_alone_next([member])
             else:
                 found[member.id] = made
+        # All sessions in one transaction: a commit costs an fsync, and a fleet has many sessions with a point or two.
         async with self._deciding:
             known = await self._journal.known(list(found))
             for one, (changes, after) in ((one, found[one]) for one in known):
@@ -288,7 +289,7 @@ class BatchFetch:
         self._followed.update({one: found[one][1] for one in known})
 
     def _fetch_alone_next(self, members: Sequence[Member]) -> None:
-        """Only a fetch of its own tells whether such rows are the session's."""
+        # Only a fetch of its own shows whether such rows are the session's.
         self._followed.update({member.id: replace(member.followed, alone=True) for member in members})
 
     def _cloud_now(self) -> float:

@@ -52,7 +52,10 @@ class FetchSettings(msgspec.Struct, frozen=True):
 
 
 class DatapointFetch:
-    """One fetch. What it finds is committed in order: datapoints, `session.ended`, late ones, `session.csv_ready`."""
+    """One fetch. What it finds is committed in order: datapoints, `session.ended`, late ones, `session.csv_ready`.
+
+    `deciding` is held from reading what is known of the session to the commit.
+    """
 
     def __init__(
         self,
@@ -82,7 +85,7 @@ class DatapointFetch:
         self._breaks = 0
         self._groups: set[str | None] = set()
         self._own = True
-        # What was read and is not durable yet: it becomes so with the outcome, events before the cloud is asked again.
+        # What was read and is not durable yet: it becomes so with the outcome, events before the next request.
         self._found = NOTHING
 
     async def make(self) -> CloudError | None:
@@ -119,11 +122,13 @@ class DatapointFetch:
         await self._commit()
 
     async def _read_everything_due(self) -> Outcome:
-        """Reads the windows; a probe only saves requests, so where it cannot be had they are read without it."""
+        """Reads the windows that are due, the left-out ones once more, and those in which something may be missing."""
         samples = self._samples()
         due = windows_due(self._known, self._states, now=self._cloud_now())
         if self._known.session.end is None and not is_late_round(self._clock(), self._settings.interval):
             due = likely_news(due, self._known, self._states, now=self._cloud_now())
+        # A session of a month has 720 windows, most of them empty: a probe shows in one request which are not. It only
+        # saves requests, so where it cannot be had the windows are read without it, some in each fetch.
         if len(due) > DIRECT_WINDOWS:
             hours = await self._points.probe()
             if hours is None:
@@ -142,10 +147,9 @@ class DatapointFetch:
         return "read"
 
     def _something_may_be_missing(self, *, found: bool) -> bool:
-        """True when the session says that it has datapoints which the windows did not show.
-
-        Where new ones are found all the time, or its count never fits, it is searched once an hour.
-        """
+        """True when the session says that it has datapoints which the windows did not show."""
+        # Nobody promises that `datapoint_count` counts what is served. Where new points are found all the time, or it
+        # never fits, it is searched once an hour and holds up nothing else.
         count = self._seen.datapoint_count
         if self._points.hours is not None or count is None:
             return self._points.hours is not None
@@ -173,7 +177,7 @@ class DatapointFetch:
     async def _read(self, window: Window, *, breaks: bool = False) -> None:
         """Reads a window; its halves where it cannot be had at once, or not as finely as is wanted.
 
-        What `breaks`, again and again, and cannot be halved any more is left out, so that everything else goes on.
+        What `breaks`, again and again, is halved in this fetch, down to a minute, and left out there.
         """
         await self._keep()
         self._journal.ensure_room()
@@ -195,11 +199,20 @@ class DatapointFetch:
                 self._leave_out(window, str(fault))
                 return
             self._breaks += 1
+        # The fan-out of a split: what was emitted of the window is shared out to its halves by time, in one commit, so
+        # that a point which a half shows again is known there and not published twice. The halves are windows of their
+        # own from then on, also after a crash; and they may be split in turn.
         emitted = await self._journal.emitted(self.session_id, [window])
         self._add(split(self._known, window, emitted[window]))
-        await self._commit()  # the parts' own rows are read from the store
+        await self._commit()  # the halves' own points are read from the store
         for part in parts:
             await self._read(part, breaks=breaks)
+
+    def _leave_out(self, window: Window, reason: str) -> None:
+        if window not in left_out_windows(self._states):
+            span = {"start": window.start, "end": window.end}
+            log.error("datapoints.window_left_out", session=self.session_id, **span, reason=reason)
+        self._add(left_out(self._known, self._states.get(window), window))
 
     async def _breaks_for_good(self, window: Window, fault: Unreadable) -> bool:
         """False where it may be a hiccup. Raises where the whole data session is broken, not one record of it."""
@@ -208,14 +221,9 @@ class DatapointFetch:
         often = self._known.failed_fetches + 1 >= MOST_FAILURES or window in left_out_windows(self._states)
         if isinstance(fault.cause, CloudRefused) or not often:
             return False
+        # A minute of 1970 holds hardly a row, so no bad one: where that breaks, too, no halving will find it.
         await self._points.read(0, FINEST_SPAN)
         return True
-
-    def _leave_out(self, window: Window, reason: str) -> None:
-        if window not in left_out_windows(self._states):
-            place = {"session": self.session_id, "start": window.start, "end": window.end}
-            log.error("datapoints.window_left_out", **place, reason=reason)
-        self._add(left_out(self._known, self._states.get(window), window))
 
     async def _absorb(
         self, window: Window, points: Sequence[Datapoint], *, in_part: bool = False, pages: int = 1
@@ -241,16 +249,19 @@ class DatapointFetch:
         self._states.update({read.state.window: read.state for read in found.windows})
 
     async def _keep(self) -> None:
+        # Before the next request, which may take long: points are published as they come.
         if self._found.events:
             await self._commit()
 
     async def _commit(self, outcome: Outcome | None = None, *, retry_after: float = 0.0) -> None:
         """Makes durable what was found and, with an outcome, what follows from the fetch."""
         found = self._found
+        # The session may have moved on while its points were read, for minutes perhaps: what follows is decided on what
+        # is known by now, and nobody else decides on it before this is durable.
         async with self._deciding:
             fresh = (await self._journal.known([self.session_id])).get(self.session_id)
             if fresh is None:
-                return
+                return  # pruned meanwhile: nothing more is expected of it
             if found.events:
                 newest = max(event.time for event in found.events)
                 newest = newest if fresh.newest_point_at is None else max(newest, fresh.newest_point_at)
@@ -266,6 +277,7 @@ class DatapointFetch:
                 outcome = judge(fresh, self._seen, reading=reading, samples=found_samples, cloud_now=cloud_now)
             url, interval = self._settings.csv_url(self.session_id), max(self._settings.interval, retry_after)
             concluded = conclude(fresh, outcome, csv_url=url, interval=interval, now=self._clock(), left_out=incomplete)
+            # This fetch goes on in the reading that it began: its windows count for no later one.
             self._known = replace(concluded.known, reading=self._known.reading)
             events = found.events + concluded.events
             await self._journal.commit(replace(found, known=(concluded.known,), events=events))

@@ -9,17 +9,20 @@ from typing import Protocol
 import structlog
 
 from bace_bridge.errors import CloudError, StoreError, StoreUnusable
-from bace_bridge.polling.loops import LONGEST_REST, Pause, pause_after, pause_until
+from bace_bridge.pauses import pause_until
+from bace_bridge.polling.loops import LONGEST_REST, STORE_PAUSE, Pause, pause_after
 from bace_bridge.polling.needs import PointJournal
+from bace_bridge.polling.points import PointEndpoint
 from bace_bridge.polling.rules.batches import Batch, Plan
-from bace_bridge.polling.rules.changes import FAILURES_TO_REPORT, Urgency
+from bace_bridge.polling.rules.changes import Urgency
 from bace_bridge.polling.rules.sessions import END_PATIENCE, KnownSession
+from bace_bridge.retry import FAILURES_UNTIL_REPORTED
 
 log = structlog.get_logger()
 
-LIVE_LOOKED_UP = 400
-LATE_LOOKED_UP = 16
-"""Data sessions that are looked up in one query: with a thousand due it must not be made for each of them."""
+MOST_LIVE = 400
+MOST_LATE = 16
+"""Data sessions that are read from the store for one plan: with a thousand due it must not be made for each of them."""
 
 
 class Kind(Enum):
@@ -32,12 +35,7 @@ class Kind(Enum):
 
 
 AT_ONCE = {Kind.BATCH: 8, Kind.LIVE: 4, Kind.CHECK: 2, Kind.LATE: 2}
-"""Each kind has places of its own, so that none waits for another one to end; whose request is next the budget says."""
-
-
-class Endpoint(Protocol):
-    @property
-    def problem(self) -> str | None: ...
+"""Each kind has a limit of its own, so that none waits for another; whose request comes next is the budget's."""
 
 
 class Batches(Protocol):
@@ -46,18 +44,14 @@ class Batches(Protocol):
 
 
 class DatapointLoop:
-    """Fetches what is due, a few at once.
-
-    What is due is planned at once, and again when that was begun or when the session list was polled. While nothing
-    live waits the checks go on, one after the other.
-    """
+    """Fetches what is due, a few at once; while nothing live waits the checks go on, one after the other."""
 
     def __init__(
         self,
         journal: PointJournal,
         fetch: Callable[[KnownSession, Urgency], Awaitable[CloudError | None]],
         emit_end: Callable[[KnownSession], Awaitable[None]],
-        endpoint: Endpoint,
+        endpoint: PointEndpoint,
         batches: Batches,
         *,
         interval: float,
@@ -102,31 +96,37 @@ class DatapointLoop:
                 self.beat_at = self._monotonic()
                 try:
                     self._journal.ensure_room()
-                    await self._emit_overdue_ends()
+                    # An end does not wait for a fetch that hangs, nor for one that cannot begin yet.
+                    for known in await self._journal.overdue_ends(self._clock() - END_PATIENCE):
+                        await self._emit_end(known)
                     rest = await self._fetch_due(fetches)
                 except StoreUnusable:
                     raise
                 except StoreError as error:
                     log.debug("datapoints.store_unusable", reason=str(error))
-                    rest = 5.0
+                    rest = STORE_PAUSE
                 await self._pause(self._called, min(rest, LONGEST_REST))
-
-    async def _emit_overdue_ends(self) -> None:
-        """An end does not wait for a fetch that hangs, nor for one that has not found a place."""
-        for known in await self._journal.overdue_ends(self._clock() - END_PATIENCE):
-            await self._emit_end(known)
+                self._called.clear()
 
     async def _fetch_due(self, fetches: asyncio.TaskGroup) -> float:
-        """Begins what has a place; returns the seconds until something else may be due."""
+        """Begins what may begin now; returns the seconds until something else may be due."""
         if (silent_for := self._resume_at - self._monotonic()) > 0:
             return silent_for
-        idle = not self._live_waits
-        if self._polled or (idle and (self._checks_go_on or await self._soonest() <= 0)):
+        checks_go_on = self._more_checks and self._may_begin(Kind.CHECK)
+        # A plan costs two queries and a walk through 400 sessions, so it is used up first, unless the list was polled:
+        # then a session may have ended, and its datapoints are to come before its end.
+        if self._polled or (not self._live_waits and (checks_go_on or await self._soonest() <= 0)):
             self._polled = False
             await self._plan()
         for kind, waiting in self._waiting.items():
-            while waiting and self._has_place(kind):
-                self._start(fetches, kind, waiting.popleft())
+            while waiting and self._may_begin(kind):
+                what = waiting.popleft()
+                ids = [what.session.id] if isinstance(what, KnownSession) else [member.id for member in what.members]
+                # Noted here and not by the task, which begins later: it must not be planned again meanwhile.
+                self._in_flight.update(ids)
+                self._running[kind] += 1
+                fetches.create_task(self._make(kind, what, ids))
+        # Each fetch that ends calls this loop, so what waits needs no timer of its own.
         if self._live_waits:
             return LONGEST_REST
         return await self._soonest() or (LONGEST_REST if self._in_flight else 0.0)
@@ -135,43 +135,35 @@ class DatapointLoop:
     def _live_waits(self) -> bool:
         return bool(self._waiting[Kind.BATCH] or self._waiting[Kind.LIVE])
 
-    @property
-    def _checks_go_on(self) -> bool:
-        return self._more_checks and self._has_place(Kind.CHECK)
-
     async def _soonest(self) -> float:
-        """Seconds until a session is due that neither is being fetched nor waits for its place."""
+        """Seconds until a session is due that is neither in flight nor waiting."""
         waiting = [one.session.id for queue in self._waiting.values() for one in queue if isinstance(one, KnownSession)]
         at = await self._journal.next_fetch_at(without=[*self._in_flight, *waiting])
         return LONGEST_REST if at is None else max(0.0, at - self._clock())
 
     async def _plan(self) -> None:
-        """Live sessions that are due soon are looked up, too: they fill up the batches of those that are due now."""
         now = self._clock()
-        live = await self._journal.due_fetches(now + self._interval, LIVE_LOOKED_UP, late=False)
-        late = await self._journal.due_fetches(now, LATE_LOOKED_UP, late=True)
+        # Those that are due soon, too: they fill up the batches of those that are due now, and save a request later.
+        live = await self._journal.due_fetches(now + self._interval, MOST_LIVE, late=False)
+        late = await self._journal.due_fetches(now, MOST_LATE, late=True)
         checks = AT_ONCE[Kind.CHECK] - self._running[Kind.CHECK]
         plan = await self._batches.plan([one for one in live if one.session.id not in self._in_flight], checks=checks)
+        # Those in flight are left out of every queue: two fetches of one session would race on its windows.
         self._more_checks = len(plan.checks) == checks
         self._waiting = {
             Kind.BATCH: deque(plan.batches),
             Kind.LIVE: deque(one for one in plan.singles if not one.unread),
             Kind.CHECK: deque(plan.checks),
+            # What was tried in vain before shares the limit of the history, so that it delays no live session.
             Kind.LATE: deque(
                 [one for one in plan.singles if one.unread]
                 + [one for one in late if one.session.id not in self._in_flight]
             ),
         }
 
-    def _has_place(self, kind: Kind) -> bool:
-        """While the cloud gives no datapoints at all one fetch at a time finds out whether it does again."""
+    def _may_begin(self, kind: Kind) -> bool:
+        # While the cloud gives no datapoints at all, one fetch at a time finds out whether it does again.
         return not self._running.total() if self._times_away else self._running[kind] < AT_ONCE[kind]
-
-    def _start(self, fetches: asyncio.TaskGroup, kind: Kind, what: Batch | KnownSession) -> None:
-        ids = [what.session.id] if isinstance(what, KnownSession) else [member.id for member in what.members]
-        self._in_flight.update(ids)
-        self._running[kind] += 1
-        fetches.create_task(self._make(kind, what, ids))
 
     async def _make(self, kind: Kind, what: Batch | KnownSession, ids: Sequence[str]) -> None:
         try:
@@ -183,7 +175,8 @@ class DatapointLoop:
             raise
         except StoreError as error:
             log.debug("datapoints.store_unusable", sessions=len(ids), reason=str(error))
-            await self._pause(asyncio.Event(), 5.0)
+            # It stays in flight meanwhile, or it would be due again at once and hammer the store.
+            await self._pause(asyncio.Event(), STORE_PAUSE)
         finally:
             self._in_flight.difference_update(ids)
             self._running[kind] -= 1
@@ -199,7 +192,7 @@ class DatapointLoop:
         self._times_away += 1
         wait = pause_after(away, self._times_away, jitter=self._jitter())
         self._resume_at = max(self._resume_at, self._monotonic() + wait)
-        if self._times_away >= FAILURES_TO_REPORT:
+        if self._times_away >= FAILURES_UNTIL_REPORTED:
             if self._outage is None:
                 log.warning("datapoints.unavailable", reason=str(away), then="trying again")
             self._outage = str(away)

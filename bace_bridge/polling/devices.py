@@ -76,8 +76,7 @@ class Devices:
     ) -> Mapping[str, str | None]:
         """Labels by group, those of the rows among them.
 
-        Raises CloudErrors where the cloud is away and only a label that is unknown decides whether a row is watched:
-        a row that is passed over is not shown again for long.
+        Raises CloudErrors where the cloud is away and only an unknown label decides whether a row is watched.
         """
         for row in rows:
             before = known.get(row.session.id)
@@ -91,19 +90,22 @@ class Devices:
             try:
                 await self._list()
             except CloudError as error:
+                # A row that is passed over now is not shown again before it changes: better the poll fails. A label
+                # that is known is kept, so nothing hangs on it for sessions that are known.
                 away = not isinstance(error, CloudFault | UnexpectedReply)
                 new = [group for group, row in unknown.items() if row.session.id not in known]
                 if away and any(decides_by_label(self._groups, group) for group in new):
                     raise
         for group, row in unknown.items():
             if self._trouble is not None and not away:
-                with suppress(CloudError):  # a session by its id brings its label along
+                # The account may not list devices; but a session by its id brings its device's label along.
+                with suppress(CloudError):
                     self._labels[group] = (await self._cloud.session(row.session.id)).device_label
             self._labels.setdefault(group, None)
         return self._labels
 
     async def check_due(self) -> None:
-        """Does every entry of `groups` match a device? Raises no CloudErrors: that is nobody else's trouble."""
+        """Does every entry of `groups` match a device? Raises no CloudErrors: nothing else depends on it."""
         if self._groups and self._is_due:
             with suppress(CloudError):
                 await self._list()
@@ -114,7 +116,7 @@ class Devices:
 
     async def _list(self) -> None:
         """Notes the labels of all devices, or why the account may not list them, and which entries match none."""
-        self._list_at = self._clock() + SOON
+        self._list_at = self._clock() + SOON  # also where this fails: not at every poll
         try:
             listed = await listed_devices(self._cloud)
             self._trouble = None
@@ -131,6 +133,7 @@ class Devices:
         missing = unmatched(self._groups, seen)
         if not missing:
             self._list_at = self._clock() + LIST_AGAIN
+        # Where not all devices could be listed, one that is missing may be among the others: no reason for a warning.
         if not missing or listed.complete:
             self._report(missing)
             self._unmatched = missing

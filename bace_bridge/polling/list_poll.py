@@ -1,4 +1,4 @@
-"""Asks for known data sessions by their ids: a removed one shows up in no list."""
+"""One poll of the session list, and the re-check of known sessions by their ids: a removed one is in no list."""
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
 
@@ -25,12 +25,14 @@ from bace_bridge.polling.session_lists import (
     with_group_filter,
 )
 
+log = structlog.get_logger()
+
 MOST_RECHECKED = 50
 MOST_UNFINISHED = 40
 """Sessions in one round, and how many of them are unfinished ones at most: finished ones have their turn, too."""
 
 MOST_CHECKS = 20
-"""Sessions that are asked for one by one in a round, so that a poll stays short."""
+"""Sessions that are requested one by one in a round, so that a poll stays short."""
 
 MOST_IDS = 10
 """Ids in one request: the answer's `Link` header repeats them three to five times, and nginx takes 4 KB of headers."""
@@ -51,10 +53,11 @@ async def recheck(state: PollState, reader: Reader, recorder: SessionRecorder, *
     unfinished = await _next(recorder.journal.unfinished_after, state.recheck_after, MOST_UNFINISHED)
     if not (unfinished or suspects) and is_recent(state.rechecked_at, now, RARELY * interval):
         return state
-    places = MOST_RECHECKED - len(unfinished)
-    finished = await _next(recorder.journal.finished_after, state.recheck_finished_after, places)
+    finished = await _next(
+        recorder.journal.finished_after, state.recheck_finished_after, MOST_RECHECKED - len(unfinished)
+    )
     ids = dict.fromkeys([*suspects, *unfinished, *finished])
-    state, done = await _ask_for([*ids], state, reader, recorder)
+    state, done = await _request([*ids], state, reader, recorder)
     return replace(
         state,
         rechecked_at=now,
@@ -66,26 +69,25 @@ async def recheck(state: PollState, reader: Reader, recorder: SessionRecorder, *
 async def some_active(
     state: PollState, reader: Reader, recorder: SessionRecorder, *, most: int, but: Collection[str]
 ) -> PollState:
-    """Asks for the next active sessions, in turn, `but` those that were just seen: an end is not to wait."""
+    """Requests the next active sessions, in turn, `but` those that were just seen: an end is not to wait."""
     ids = await _next(recorder.journal.active_after, state.active_after, most)
-    state, done = await _ask_for([one for one in ids if one not in but], state, reader, recorder)
+    state, done = await _request([one for one in ids if one not in but], state, reader, recorder)
     return replace(state, active_after=_last(ids, {*done, *but}, state.active_after))
 
 
-async def _ask_for(
+async def _request(
     ids: Sequence[str], state: PollState, reader: Reader, recorder: SessionRecorder
 ) -> tuple[PollState, set[str]]:
-    """Asks for sessions, in their order, as far as single requests are left; and which were asked for, or rest.
-
-    Many go into one request. Who is not in its answer is asked for alone, and all where there is none.
-    """
+    """Requests sessions, in their order, as far as single requests are left; and which were requested, or rest."""
+    # Many go into one request. An id that its answer lacks says nothing yet, for the filter may be ignored and the page
+    # full of others: it is requested alone, and only its own 404 counts. So is each where the whole request fails.
     done: set[str] = set()
     checks = 0
     for first in range(0, len(ids), MOST_IDS):
         together = ids[first : first + MOST_IDS]
         part = [one for one in together if not recorder.unreadable.rests(record_of(one))]
         alone = len(part) < 2 or is_recent(state.alone_since, recorder.clock(), FILTER_RETRY)  # noqa: PLR2004  # one has its own address
-        answered = set() if alone else await _ask_together(part, state, reader, recorder)
+        answered = set() if alone else await _request_together(part, state, reader, recorder)
         for one in part:
             if one not in (answered or ()):
                 if checks == MOST_CHECKS:
@@ -101,15 +103,15 @@ async def _ask_for(
     return state, done
 
 
-async def _ask_together(
+async def _request_together(
     ids: Sequence[str], state: PollState, reader: Reader, recorder: SessionRecorder
 ) -> set[str] | None:
-    """The ids that were answered for; None where the answer is none to this question."""
+    """The ids that were answered for; None where the answer is not to this request."""
     answered: set[str] = set()
     try:
         async for page in pages(lambda number: reader.plain_page(by_ids(ids), number, MOST_IDS, long=True)):
             if not {row.session.id for row in page.items} <= set(ids):
-                return None
+                return None  # the filter is ignored: these are rows of the whole list
             await recorder.record(page, state, reader)
             answered.update(row.session.id for row in page.items)
     except (CloudRefused, Unreadable):
@@ -118,7 +120,7 @@ async def _ask_together(
 
 
 async def _next(after: Callable[[str, int], Awaitable[list[KnownSession]]], cursor: str, most: int) -> list[str]:
-    """The ids of the next sessions behind the cursor, and behind the last one those of the first."""
+    # By id and not by time: rows change their times, and one that moves behind the cursor would never be its turn.
     ids = [one.session.id for one in await after(cursor, most)]
     if cursor and len(ids) < most:
         ids += [one.session.id for one in await after("", most - len(ids))]
@@ -128,8 +130,6 @@ async def _next(after: Callable[[str, int], Awaitable[list[KnownSession]]], curs
 def _last(ids: Sequence[str], done: Collection[str], before: str) -> str:
     return next((one for one in reversed(ids) if one in done), before)
 
-
-log = structlog.get_logger()
 
 SAVED_EVERY = 120.0
 """Seconds between two writes of what moves at every poll."""
@@ -176,8 +176,10 @@ class ListPoll:
     async def poll(self) -> None:
         recorder, settings = self._recorder, self._settings
         reader = Reader(self._cloud, expand=recorder.devices.expand)
-        state = self._state or await self._stored_state() or await self._first_state(reader)
-        state = await self._save(await self._with_selection(state, reader))
+        state = self._state or await self._first_state(reader)
+        if state.groups != tuple(sorted(recorder.groups)):
+            state = with_selection(state, recorder.groups, start_from=await self._start_from(reader))
+        state = await self._save(state)
         state = await self._save(await with_group_filter(state, reader, recorder))
         try:
             state = await self._save(await self._poll_lists(state, reader))
@@ -192,30 +194,38 @@ class ListPoll:
         state = await self._save(await recheck(state, reader, recorder, interval=settings.recheck_interval))
         state = await backfill(state, reader, recorder, settings, full_scan=not self._delta_works(state))
         await self._save(replace(state, unstamped=state.unstamped or reader.saw_unstamped))
-        await self._ensure_rows_can_be_read(reader)
+        # A list that shows nothing but rows in another format is a failure, and no silence.
+        if reader.lost_reason is not None and not reader.rows_read:
+            page = await reader.page(session_list.NEWEST_FIRST, 1)
+            if page.lost and not page.items:
+                raise UnexpectedReply(f"no data session can be read: {page.lost[0].reason}")
         await recorder.devices.check_due()
 
-    async def _stored_state(self) -> PollState | None:
-        state = await self._recorder.journal.poll_state()
-        if state is not None and not self._delta_works(state):
-            reason = "seen by the process before, within the last hour"
-            log.warning("cloud.filter_not_honoured", reason=reason, then=FULL_SCAN)
-        return state
-
     async def _poll_lists(self, state: PollState, reader: Reader) -> PollState:
-        """Delta, or what takes its place while the list of updates is not honoured, or rests."""
+        """Delta, or what stands in for it while the list of updates is not honoured, or rests."""
         recorder = self._recorder
         by_update = self._delta_works(state) and not recorder.unreadable.rests(UPDATED)
         if by_update:
             state, ignored = await updated(state, reader, recorder)
             by_update = ignored is None
-            state = replace(state, ignored_at=None) if ignored is None else self._without_delta(state, ignored)
+            if ignored is None:
+                state = replace(state, ignored_at=None)
+            else:
+                first = state.ignored_at is None
+                say = log.warning if first else log.debug
+                say("cloud.filter_not_honoured", reason=ignored, then=FULL_SCAN)
+                recorder.unreadable.forget(UPDATED)
+                state = replace(state, ignored_at=recorder.clock())
+                # What delta has missed so far is found by reading everything, but not at each refusal again.
+                state = session_list.backfilled_at_once(state) if first else state
             await self._save(state)
+        # A row without an `updated_at` is in no list of updates, so the head is read as well.
         if not by_update or state.unstamped:
             state, seen = await newest(state, reader, recorder)
         elif not recorder.unreadable.rests(UPDATED):
             recorder.unreadable.forget(NEWEST)
         if not by_update:
+            # No list shows that an old session has ended, so the active ones are requested one by one, in turn.
             share = self._settings.requests_per_minute * self._settings.session_interval / 60 * CHECKS_SHARE
             most = min(max(2, int(share)), MOST_CHECKS)
             state = await some_active(state, reader, recorder, most=most, but=seen)
@@ -226,16 +236,14 @@ class ListPoll:
     def _delta_works(self, state: PollState) -> bool:
         return not is_recent(state.ignored_at, self._recorder.clock(), TRY_DELTA_AGAIN)
 
-    def _without_delta(self, state: PollState, ignored: str) -> PollState:
-        """Another strategy from now on, for a while; the first time the full list is read without waiting."""
-        first = state.ignored_at is None
-        say = log.warning if first else log.debug
-        say("cloud.filter_not_honoured", reason=ignored, then=FULL_SCAN)
-        self._recorder.unreadable.forget(UPDATED)
-        state = replace(state, ignored_at=self._recorder.clock())
-        return session_list.backfilled_at_once(state) if first else state
-
     async def _first_state(self, reader: Reader) -> PollState:
+        """That of the process before, or of a first start."""
+        state = await self._recorder.journal.poll_state()
+        if state is not None:
+            if not self._delta_works(state):
+                reason = "seen by the process before, within the last hour"
+                log.warning("cloud.filter_not_honoured", reason=reason, then=FULL_SCAN)
+            return state
         start_from, now = await self._start_from(reader), self._recorder.clock()
         return PollState(
             start_from=start_from,
@@ -245,16 +253,11 @@ class ListPoll:
             backfill_at=now + self._settings.backfill_interval,
         )
 
-    async def _with_selection(self, state: PollState, reader: Reader) -> PollState:
-        groups = self._recorder.groups
-        if state.groups == tuple(sorted(groups)):
-            return state
-        return with_selection(state, groups, start_from=await self._start_from(reader))
-
     async def _start_from(self, reader: Reader) -> float:
-        """From when on sessions are reported, in the cloud's own time: its newest update, not our clock."""
+        # In the cloud's own time, its newest update: our clock may be hours off, and events would be lost or repeated.
         page = await reader.page(session_list.LATEST_UPDATE_FIRST, 1)
         rows = [row.session for row in page.items]
+        # Where the sort was ignored, and there is more than a page, the newest may be anywhere.
         all_seen = not page.lost and (page.page_count == 1 or session_list.updates_descend(rows))
         start_from = self._settings.first_start.start_from(
             newest_stamp(rows) if all_seen else None,
@@ -265,16 +268,10 @@ class ListPoll:
         log.info("poll.first_start", reports_from=start_from, sessions_in_cloud=page.total)
         return start_from
 
-    async def _ensure_rows_can_be_read(self, reader: Reader) -> None:
-        """A list that shows nothing but rows in another format is a failure, and no silence."""
-        if reader.lost_reason is None or reader.rows_read:
-            return
-        page = await reader.page(session_list.NEWEST_FIRST, 1)
-        if page.lost and not page.items:
-            raise UnexpectedReply(f"no data session can be read: {page.lost[0].reason}")
-
     async def _save(self, state: PollState) -> PollState:
         now = self._recorder.clock()
+        # Every write is an fsync, and the watermark moves at each poll of a busy account. What moves may be a little
+        # behind in the store: after a crash known rows are read again, and are no news.
         lately = self._saved if is_recent(self._saved_at, now, SAVED_EVERY) else None
         if state != self._saved and (lately is None or state.without_what_moves != lately.without_what_moves):
             await self._recorder.journal.commit(Changes(watch=state))

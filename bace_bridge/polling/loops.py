@@ -8,6 +8,7 @@ import structlog
 
 from bace_bridge.errors import CloudError, CloudLoginFailed, CloudRefused, CloudUnavailable, StoreError, StoreUnusable
 from bace_bridge.events.types import Event
+from bace_bridge.pauses import pause_until
 from bace_bridge.polling.needs import SessionJournal
 from bace_bridge.polling.rules.changes import Changes, CloudOutage, Kind, after_failure, after_success
 from bace_bridge.retry import backoff
@@ -17,30 +18,23 @@ log = structlog.get_logger()
 LONGEST_PAUSE = 60.0
 """Seconds between two polls of a cloud that is away; a longer wait only where the cloud itself asks for it."""
 
+STORE_PAUSE = 5.0
+"""Seconds, at least, until a loop goes on whose commit the store did not take: a full disk stays full for a while."""
+
 LONGEST_REST = 30.0
-"""Seconds after which the loops look at their work even if nothing called them, which also shows that they live."""
+"""Seconds after which the loops go on even if nothing called them, which also shows that they live."""
 
 Pause = Callable[[asyncio.Event, float], Awaitable[None]]
 
 
-async def pause_until(called: asyncio.Event, seconds: float) -> None:
-    """Returns when called, or after so many seconds."""
-    try:
-        async with asyncio.timeout(seconds):
-            await called.wait()
-    except TimeoutError:
-        pass
-    called.clear()
-
-
 def pause_after(error: CloudError, failures: int, *, jitter: float, longest: float = LONGEST_PAUSE) -> float:
-    """Seconds until the cloud is asked again after so many failures in a row: not before it wants to be."""
-    asked = error.retry_after if isinstance(error, CloudUnavailable) else 0.0
-    return max(asked, backoff(failures, jitter=jitter, longest=longest))
+    """Seconds until the next request after so many failures in a row, and not before the cloud wants one."""
+    retry_after = error.retry_after if isinstance(error, CloudUnavailable) else 0.0
+    return max(retry_after, backoff(failures, jitter=jitter, longest=longest))
 
 
 class SessionLoop:
-    """Polls the session list for ever; an outage of the cloud is an event once, and in the log once a process."""
+    """Polls the session list for ever, and reports the cloud's outages."""
 
     def __init__(
         self,
@@ -91,39 +85,38 @@ class SessionLoop:
             started = self._monotonic()
             wait = await self._poll()
             self.beat_at = self._monotonic()
+            # From beginning to beginning: a poll of many pages must not make the interval longer.
             rest = max(0.0, wait - (self.beat_at - started))
             self.next_beat_at, self.next_poll_at = self.beat_at + rest, self._clock() + rest
             self._after_poll()
             await self._pause(self._called, rest)
+            self._called.clear()
 
     async def _poll(self) -> float:
         """One poll; returns the seconds from its beginning to the next one."""
         try:
-            # One that an earlier process reported: this one reports that it is over, once.
+            # An outage that an earlier process reported: this one reports that it is over, once.
             self._outage = self._outage or await self._journal.outage()
             self._journal.ensure_room()
             await self._poll_once()
-            await self._note_success()
+            # Committed before it is forgotten: where the store fails here, the next poll reports it again.
+            after, events = after_success(self.outage, now=self._clock())
+            await self._commit(events, after)
         except StoreUnusable:
             raise
         except StoreError as error:
             log.debug("sessions.store_unusable", reason=str(error))
             self.store_problem = str(error)
-            return max(self._interval, 5.0)
+            return max(self._interval, STORE_PAUSE)
         except CloudError as error:
             return await self._note_failure(error)
-        return self._interval
-
-    async def _note_success(self) -> None:
-        reported = self.outage.reported
-        after, events = after_success(self.outage, now=self._clock())
-        await self._commit(events, after)
-        self._outage = after
-        if reported is not None or self._logged:
+        if self.outage.reported is not None or self._logged:
             log.info("cloud.recovered")
             self._logged.clear()
+        self._outage = after
         self.last_success_at = self._clock()
         self.store_problem = None
+        return self._interval
 
     async def _note_failure(self, error: CloudError) -> float:
         refused = isinstance(error, CloudLoginFailed) or (
@@ -132,26 +125,24 @@ class SessionLoop:
         kind: Kind = "auth_failed" if refused else "unreachable"
         before = self.outage
         self._outage, events = after_failure(before, kind, str(error), now=self._clock())
-        self._log_failure(kind, str(error))
+        # In the log each kind once an outage, by every process: what an earlier one wrote is not in the log that is
+        # read now. Events are another matter: which one was reported is kept in the store.
+        name = f"cloud.{kind}"
+        if kind in self._logged:
+            log.debug(name, reason=str(error), failures=self.outage.failures)
+        else:
+            log.warning(name, reason=str(error), then="trying again")
+            self._logged.add(kind)
         try:
             await self._commit(events, self.outage)
         except StoreUnusable:
-            raise
+            raise  # nothing here will make it usable: the process ends
         except StoreError as full:
             self.store_problem = str(full)
             # Not reported: the next failure is, with the same id.
             self._outage = msgspec.structs.replace(self.outage, reported=before.reported)
         longest = max(self._interval, LONGEST_PAUSE)
         return pause_after(error, self.outage.failures, jitter=self._jitter(), longest=longest)
-
-    def _log_failure(self, kind: Kind, reason: str) -> None:
-        """Each kind once an outage, by every process: what an earlier one wrote is not in the log that is read now."""
-        name = f"cloud.{kind}"
-        if kind in self._logged:
-            log.debug(name, reason=reason, failures=self.outage.failures)
-        else:
-            log.warning(name, reason=reason, then="trying again")
-            self._logged.add(kind)
 
     async def _commit(self, events: Sequence[Event], outage: CloudOutage) -> None:
         if events:

@@ -1,4 +1,4 @@
-"""Reads the datapoints of data sessions, however they have to be asked for."""
+"""Reads the datapoints of data sessions, in as many requests as that takes."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -19,15 +19,23 @@ from bace_bridge.polling.needs import PointCloud
 from bace_bridge.polling.reading import BREAKS, PagesBroken, Reader, Unreadable, pages
 from bace_bridge.polling.rules.batches import FAILURE_COUNTS_FOR, BatchSize
 from bace_bridge.polling.rules.changes import Page, PointsRead, Urgency
-from bace_bridge.polling.rules.datapoints import Datapoint, are_raw, is_sample, samples_per_hour
-from bace_bridge.polling.rules.point_pages import PointQuery, as_set, fit_together, shown_by_day, within
+from bace_bridge.polling.rules.datapoints import Datapoint, are_raw, as_set, is_sample, samples_per_hour
+from bace_bridge.polling.rules.point_pages import PointQuery, fit_together, shown_by_day, within
 from bace_bridge.polling.rules.sessions import DataSession
-from bace_bridge.polling.rules.windows import EARLIEST_WINDOW, FINEST_SPAN, LATEST_FILTER, NOBODY, SPAN, Window
+from bace_bridge.polling.rules.windows import (
+    EARLIEST_WINDOW,
+    FINEST_SPAN,
+    LATEST_FILTER,
+    NOBODY,
+    SPAN,
+    Window,
+    is_recent,
+)
 
 log = structlog.get_logger()
 
-ASKED_AGAIN = 600.0
-"""Seconds after which it is asked again what was forbidden, or which sessions' rows come."""
+CHECKED_AGAIN = 600.0
+"""Seconds after which it is checked again what was forbidden, or which sessions' rows come."""
 
 SURE_FOR = 10.0
 """Seconds for which it is sure that only a data session's own rows come, although there are some of another group."""
@@ -37,19 +45,19 @@ MOST_NAMED = 1000
 
 MOST_PAGES = 1000
 MOST_POINTS = 500_000
-"""Pages and datapoints of one query that are held in memory; of what says that it has more, a part is asked for."""
+"""Pages and datapoints of one query that are held in memory; of what has more, a part is requested."""
 
 MOST_SERIES = 100
 """BACE serves at most 100 series (group x device x datatype) in one request."""
 
 MOST_PARTS = 1000
-"""Datatypes, and source devices, that are asked for in parts."""
+"""Datatypes, and source devices, that are requested in parts."""
 
 MOST_DATATYPES = 40
 """Datatypes in one request, at first: the answer's `Link` header repeats them three to five times."""
 
 SAFE_DATATYPES = 10
-"""Datatypes that are asked for to see whether the cloud honours a list of them: no `Link` header is too large."""
+"""Datatypes that are requested to see whether the cloud honours a list of them: no `Link` header is too large."""
 
 MOST_OF_A_DAY = 500
 """Samples on a day up to which its windows are read with one request: they fit a page of BACE's."""
@@ -62,7 +70,7 @@ class PointsForbidden(CloudError):
     """The account may not read any datapoints. Try again, rarely."""
 
 
-class TooMuch(Unreadable):  # control flow: what was asked for at once is asked for in parts
+class TooMuch(Unreadable):  # control flow: what was requested at once is requested in parts
     """The cloud answers, but not everything can be had in one query."""
 
     def __init__(self, reason: str) -> None:
@@ -73,6 +81,8 @@ async def whole_answer(
     page_at: Callable[[int], Awaitable[Page[Datapoint]]], *, one_series: bool = False
 ) -> list[Page[Datapoint]]:
     """All pages of an answer, none of whose rows can be missing. Raises TooMuch where they cannot be had."""
+    # Rows that come in while pages are read push others to the next page, where they come twice, or to the one before,
+    # where they are missed. Windows of an hour mostly fit a page; else the pages must fit together, or are read again.
     for _ in range(TRIES):
         found: list[Page[Datapoint]] = []
         count = 0
@@ -83,6 +93,7 @@ async def whole_answer(
                 total = count if page.page_count in {0, 1} else max(page.total or 0, count)
                 if max(page.page_count or 0, len(found)) > MOST_PAGES or total > MOST_POINTS:
                     raise TooMuch(f"more than {MOST_POINTS} datapoints, or {MOST_PAGES} pages, in one answer")
+            # Of an answer with as many series as BACE serves at most nobody can tell whether others were left out.
             if len({row.series_id for one in found for row in one.items}) >= MOST_SERIES:
                 raise TooMuch(f"{MOST_SERIES} series or more, and not all of them come in one answer")
             if fit_together(found, one_series=one_series):
@@ -100,8 +111,8 @@ class PointEndpoint:
     def __init__(self, cloud: PointCloud, *, clock: Callable[[], float]) -> None:
         self._cloud = cloud
         self._clock = clock
-        self._forbidden: tuple[str, float] | None = None  # why, and when that was said
-        self._kept: tuple[bool, float] | None = None  # whether it keeps to sessions, and when that was asked
+        self._forbidden: tuple[str, float] | None = None  # why, and since when
+        self._kept: tuple[bool, float] | None = None  # whether it keeps to sessions, and when that was checked
         self._named: set[tuple[str, str]] = set()
         self.datatypes: BatchSize | None = None
         self._lists_ignored_at: float | None = None
@@ -120,9 +131,9 @@ class PointEndpoint:
 
     @property
     def rest(self) -> float:
-        """Seconds for which datapoints are not asked for, because the account may not read them."""
+        """Seconds for which datapoints are not requested, because the account may not read them."""
         waited = self._clock() - self._forbidden[1] if self._forbidden is not None else -1.0
-        return ASKED_AGAIN - waited if 0 <= waited < ASKED_AGAIN else 0.0
+        return CHECKED_AGAIN - waited if 0 <= waited < CHECKED_AGAIN else 0.0
 
     async def ensure_allowed(self) -> None:
         """Raises PointsForbidden while the account may not read any datapoints."""
@@ -132,16 +143,18 @@ class PointEndpoint:
     async def check(self) -> None:
         """The canary request: returns where the datapoints of no data session can be had, so that it is not the cloud.
 
-        An outage seems to be a broken data session: a 500, a hotel's HTML with 200, a 401 by a login service that is
-        away. Where also the session list is refused it is one; where it is not, the account lacks the permission.
+        Raises PointsForbidden where the account lacks the permission, else the CloudError.
         """
+        # To one fetch an outage looks like a broken data session: both are a 500, a hotel's HTML with 200,
+        # or a 401 of a login service that is away. Without this every session would be marked as unreadable in it.
         if self._forbidden is not None:
             if self.rest > 0:
                 raise PointsForbidden(self._forbidden[0])
             self._forbidden = (self._forbidden[0], self._clock())  # so that one fetch asks, while the others rest
         try:
-            await self._ask_nobody(PointQuery(NOBODY, 0, 60))
+            await self._cloud.point_page(PointQuery(NOBODY, 0, 60).params, 1, urgency=Urgency.LIVE)
         except CloudRefused as refusal:
+            # BACE answers 401 also for a lacking permission: it is that where the same token may read the list.
             try:
                 await self._cloud.session_page((), 1, per_page=1)
             except (CloudRefused, CloudLoginFailed, *BREAKS):
@@ -154,30 +167,31 @@ class PointEndpoint:
             log.info("datapoints.allowed_again")
         self._forbidden = None
 
-    async def keeps_to_sessions(self, query: PointQuery, requests: Reader, *, doubt: bool) -> bool:
+    async def keeps_to_sessions(self, query: PointQuery, reader: Reader, *, doubt: bool) -> bool:
         """Whether rows that came for `query` are its data session's; `doubt` where some are of another group.
 
-        The same query for no data session must show nothing. That is asked once, and again where there is a doubt:
-        Unreadable where it is not answered.
+        Raises Unreadable where that cannot be found out.
         """
-        before, asked_at = self._kept or (None, 0.0)
-        waited = self._clock() - asked_at
-        if (before and not doubt) or (before is not None and 0 <= waited < (SURE_FOR if before else ASKED_AGAIN)):
+        # An endpoint without a filter definition ignores filters and answers 200 with everything: then the same query
+        # for no data session shows rows. Rows of another group alone prove nothing, for a session may have been moved.
+        before, checked_at = self._kept or (None, 0.0)
+        waited = self._clock() - checked_at
+        if (before and not doubt) or (before is not None and 0 <= waited < (SURE_FOR if before else CHECKED_AGAIN)):
             return before
         try:
-            kept = not (await requests.ask(partial(self._ask_nobody, query))).count
+            request = partial(self._cloud.point_page, query.of_nobody.params, 1, urgency=Urgency.LIVE)
+            kept = not (await reader.request(request)).count
         except CloudRefused:
-            kept = True
+            kept = True  # a server that validates ids knows the filter
         if not kept and before is not False:
             log.error("cloud.session_filter_not_honoured", then="only the device's own datapoints are published")
         self._kept = (kept, self._clock())
         return kept
 
     @property
-    def lists_ignored(self) -> bool:
-        """True where the cloud was seen in the last hour not to honour a list of datatypes."""
-        at = self._lists_ignored_at
-        return at is not None and 0 <= self._clock() - at < FAILURE_COUNTS_FOR
+    def lists_known(self) -> bool:
+        """True where the cloud honours a list of datatypes, or was seen in the last hour not to."""
+        return self.datatypes is not None or is_recent(self._lists_ignored_at, self._clock(), FAILURE_COUNTS_FOR)
 
     def ignores_lists(self) -> None:
         self.datatypes, self._lists_ignored_at = None, self._clock()
@@ -187,9 +201,6 @@ class PointEndpoint:
         if self.datatypes is not None:
             size, now = self.datatypes, self._clock()
             self.datatypes = size.after_success(count, now=now) if passed else size.after_failure(count, now=now)
-
-    async def _ask_nobody(self, query: PointQuery) -> Page[Datapoint]:
-        return await self._cloud.point_page(query.of_nobody.params, 1, urgency=Urgency.LIVE)
 
     def name_unreadable(self, session_id: str, rows: tuple[str, ...]) -> None:
         """Names each row that cannot be read once."""
@@ -211,7 +222,7 @@ class PointReader:
         self._endpoint = endpoint
         self._session = session
         self._urgency = urgency
-        self._requests = Reader(cloud, canaries=[endpoint.check])
+        self._reader = Reader(cloud, canaries=[endpoint.check])
         self._same_by_day: bool | None = None
         self.hours: dict[int, int] | None = None
 
@@ -225,26 +236,28 @@ class PointReader:
         for page in found:
             self._endpoint.name_unreadable(self._session.id, page.unreadable)
         served = as_set(row for page in found for row in page.items)
+        # The filter of the time may be ignored, too; what another window holds is read with that one's resolution.
         rows = tuple(row for row in served if start <= row.timestamp < end)
         foreign = any(row.group_id not in {None, self._session.group_id} for row in rows)  # or it was moved
-        own = not rows or await self._endpoint.keeps_to_sessions(query, self._requests, doubt=foreign)
+        own = not rows or await self._endpoint.keeps_to_sessions(query, self._reader, doubt=foreign)
         rows = rows if own else within(rows, self._session)
         if end - start <= SPAN and any(map(is_sample, rows)):
             self._endpoint.shows_samples = True
         return PointsRead(rows, len(found), own=own and len(rows) == len(served))
 
     async def are_samples(self, points: Sequence[Datapoint]) -> bool:
-        """Asks for the newest point's minute where only that can tell samples from buckets of one sample each."""
+        """Whether these are samples, and no buckets."""
         if are_raw(points) or any(point.count > 1 for point in points):
             return are_raw(points)
+        # All count 1 and lie on full minutes: samples, or buckets of one sample each, which carry the minute's time.
+        # The shorter the interval the finer the answer, so the newest one's minute shows which.
         minute = int(max(point.timestamp for point in points))
         return {*(await self.read(minute, minute + FINEST_SPAN)).points} <= {*points}
 
     async def probe(self) -> dict[int, int] | None:
-        """The samples in each hour, from one request: of more than a day even a long session comes in few rows.
-
-        It only saves requests: None where that cannot be had, and what it does not show is read window by window.
-        """
+        """The samples in each hour, from one request; None where that cannot be had."""
+        # Without an interval BACE serves a long session by the hour or the day, that is, in few rows. That only saves
+        # requests: nothing may depend on where its buckets begin, nor on whether it answers at all.
         if self.hours is None:
             try:
                 read = await self.read(EARLIEST_WINDOW, LATEST_FILTER)
@@ -255,10 +268,9 @@ class PointReader:
         return self.hours
 
     async def read_day(self, day: Window, windows: Sequence[Window]) -> dict[Window, tuple[Datapoint, ...]]:
-        """What one request shows of the windows of a day in which the probe has found few samples.
-
-        Lone samples come as they are, however long the interval. That this cloud does so is seen on one of the windows.
-        """
+        """What one request shows of the windows of a day in which the probe has found few samples."""
+        # Lone samples come as they are, however long the interval. Nobody promises that, so in each fetch one window is
+        # read at both widths: a point that depends on when it was requested would be published twice.
         hours = self.hours or {}
         samples = sum(hours.get(window.start, 0) for window in windows)
         if len(windows) == 1 or not 0 < samples <= MOST_OF_A_DAY or self._same_by_day is False:
@@ -266,7 +278,7 @@ class PointReader:
         try:
             points = (await self.read(*day)).points
             if self._endpoint.shows_samples and not any(map(is_sample, points)):
-                return {}  # they may be buckets of one sample each
+                return {}  # they may be buckets of one sample each, at the minute's time and not at their own
             shown = shown_by_day(points, windows, hours)
             if shown and self._same_by_day is None:
                 fullest = max(shown, key=lambda window: len(shown[window]))
@@ -280,15 +292,16 @@ class PointReader:
 
     async def _page(self, query: PointQuery, number: int) -> Page[Datapoint]:
         several = len(query.datatypes)
-        ask = partial(self._cloud.point_page, query.params, number, urgency=self._urgency)
+        request = partial(self._cloud.point_page, query.params, number, urgency=self._urgency)
         try:
-            page = await self._requests.ask(ask, long=several > 1)
+            page = await self._reader.request(request, long=several > 1)
         except CloudRefused as refusal:
             if refusal.status in {400, 422}:
                 raise TooMuch(f"the cloud refuses to answer all series at once: {refusal}") from None
             await self._endpoint.check()
             raise Unreadable(refusal) from None
         except Unreadable as fault:
+            # Less in the query makes the `Link` header shorter; a 502 for one datatype is none of the query's doing.
             if several > 1 and isinstance(fault.cause, CloudRequestTooLarge | CloudBadGateway):
                 self._endpoint.note_datatypes(several, passed=False)
                 raise TooMuch(f"so many datatypes make the request too long: {fault}") from None
@@ -299,9 +312,10 @@ class PointReader:
         return page
 
     async def _in_parts(self, query: PointQuery, reason: TooMuch) -> list[Page[Datapoint]]:
-        """By datatypes, and what is still too much by source device: the time stays, and so does the resolution."""
+        """By datatypes, and what is still too much by source device."""
+        # Not by time: a shorter interval may come in another resolution, and then other points are published.
         try:
-            datatypes, devices = await self._requests.ask(
+            datatypes, devices = await self._reader.request(
                 lambda: self._cloud.series_axes(self._session.id, urgency=self._urgency)
             )
         except CloudRefused:
@@ -332,11 +346,11 @@ class PointReader:
 
     async def _learn_datatypes_at_once(self, datatypes: tuple[int, ...]) -> None:
         """Several where the cloud was seen to honour a list: it shows two of them at least, and no other."""
-        asked = datatypes[:SAFE_DATATYPES]
-        if self._endpoint.datatypes is not None or self._endpoint.lists_ignored or len(asked) == 1:
+        some = datatypes[:SAFE_DATATYPES]
+        if self._endpoint.lists_known or len(some) == 1:
             return
         try:
-            page = await self._page(PointQuery(self._session.id, datatypes=asked), 1)
+            page = await self._page(PointQuery(self._session.id, datatypes=some), 1)
         except TooMuch:
             self._endpoint.ignores_lists()
         else:

@@ -1,6 +1,7 @@
 """Reads from a cloud that may break on single records: is it this request, or the cloud, and how is it narrowed?"""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from bace_bridge.errors import (
@@ -31,7 +32,7 @@ MOST_NARROWING = 80
 """Requests that broke in one poll, after which the rest of what breaks is left for the backfill."""
 
 MOST_PROBES = 16
-"""Rows of the whole list that are asked for in search of one that can be read."""
+"""Rows of the whole list that are requested in search of one that can be read."""
 
 NOT_SUPPORTED = {400, 404, 422}
 """HTTP statuses of a server that does not know a filter or a sort."""
@@ -41,11 +42,11 @@ BREAKS = (CloudFault, UnexpectedReply, CloudRequestTooLarge, CloudBadGateway)
 
 
 class PagesBroken(UnexpectedReply):
-    """Another page came than was asked for, or there is no last one."""
+    """Another page came than was requested, or there is no last one."""
 
 
 class Unreadable(Exception):  # control flow: `cause` is the error
-    """The cloud breaks on this very request while it answers others: ask for less."""
+    """The cloud breaks on this very request while it answers others: request less."""
 
     def __init__(self, cause: CloudError) -> None:
         super().__init__(str(cause))
@@ -83,44 +84,44 @@ class Reader:
         self.lost_reason: str | None = None
         self.saw_unstamped = False
 
-    async def ask(self, request: Callable[[], Awaitable[T]], *, long: bool = False) -> T:
-        """The answer. Raises Unreadable where the cloud breaks on this request alone, else the CloudError itself.
-
-        The first break of a poll is asked about again, and then the cloud must answer a canary request. A 502 counts
-        only for a `long` request: behind nginx it is an answer whose `Link` header, which repeats the query, is too
-        large; else a gateway's 502 is an outage.
-        """
+    async def request(self, request: Callable[[], Awaitable[T]], *, long: bool = False) -> T:
+        """The answer. Raises Unreadable where the cloud breaks on this request alone, else the CloudError itself."""
         self.requests += 1
         try:
             return await request()
         except BREAKS as fault:
+            # Behind nginx a 502 is what becomes of an answer whose `Link` header, which repeats the query, is too
+            # large. For a short query it is what it says: the gateway has lost its server.
             if isinstance(fault, CloudBadGateway) and not long:
                 raise
             self.breaks += 1
+            # Once the cloud has answered something in this poll, a break is about this request: no canary needed.
             if self._cloud_answers or isinstance(fault, CloudRequestTooLarge):
                 raise Unreadable(fault) from None
+        # The first break of a poll: a 500 may be a hiccup, so once more. Then a canary shows whether it is a bad row or
+        # an outage, which look alike from here.
         self.requests += 1
         try:
             return await request()
         except BREAKS as fault:
-            await self._ask_canaries(fault)
+            await self._request_canaries(fault)
             raise Unreadable(fault) from None
 
     async def session(self, session_id: str) -> SeenSession:
-        """A data session by its id. Where the list is answered, a time-out or a 503 is about this session alone."""
+        """A data session by its id."""
         try:
-            return await self.ask(lambda: self._cloud.session(session_id))
+            return await self.request(lambda: self._cloud.session(session_id))
         except CloudUnavailable as fault:
+            # A time-out or a 503 is about this session alone where the list is answered (the last canary); but who
+            # says for how long to wait means everybody.
             if fault.retry_after:
                 raise
-            await self._ask_canaries(fault, self._canaries[-1:])
+            await self._request_canaries(fault, self._canaries[-1:])
             raise Unreadable(fault) from None
 
     async def denies_all(self, *, but: str = "") -> bool:
-        """True where the cloud denies to have even the sessions that its list shows: then that says nothing.
-
-        Of one session, `but`, it is to be found out whether it is gone: a list that still shows it is no proof.
-        """
+        """True where the cloud denies to have even the sessions, `but` this one, that its list shows."""
+        # So a permission that was taken away, or a broken view, does not remove all sessions at once.
         try:
             page = await self.plain_page(NEWEST_FIRST, 1, 4)
         except Unreadable:
@@ -136,7 +137,9 @@ class Reader:
             return False
         return bool(rows)
 
-    async def _ask_canaries(self, fault: CloudError, canaries: Sequence[Callable[[], Awaitable[object]]] = ()) -> None:
+    async def _request_canaries(
+        self, fault: CloudError, canaries: Sequence[Callable[[], Awaitable[object]]] = ()
+    ) -> None:
         """One of them has to be answered, or `fault` is about the cloud."""
         for canary in canaries or self._canaries:
             try:
@@ -164,33 +167,28 @@ class Reader:
             try:
                 await read(one)
             except Unreadable as fault:
+                # Two bad rows of a page cost twice the requests of one, and a poll must end: the rest is left.
                 smaller = parts(one) if self.breaks < self.most_breaks else ()
                 todo += smaller
                 if not smaller:
                     broken.append((one, str(fault)))
         return broken
 
-    async def pages(self, params: Params, *, most: int = MOST_PAGES) -> AsyncIterator[Page[SeenSession]]:
-        """The pages of a list of data sessions. Where the cloud breaks on one, what it holds is read in parts, once."""
-        async for page in pages(lambda number: self.page(params, number), most=most):
-            yield page
-
     async def page(self, params: Params, number: int) -> Page[SeenSession]:
-        """A page, whatever it takes: `lost` holds the rows that could not be read."""
+        """A page, in parts where the cloud breaks on it: `lost` holds the rows that could not be read."""
         try:
             return await self.plain_page(params, number)
         except Unreadable as fault:
             size = 0
-            while size != self._size:  # the server may turn out to serve smaller pages than are asked for
+            # The server may turn out to clamp `per-page`: then its page 2 is not the second half of what was meant.
+            while size != self._size:
                 size = self._size
                 page = await self._page_in_parts(params, PageRange(number, size), fault)
             return page
 
     async def rows(self, params: Params, most: int, most_broken: int) -> AsyncIterator[Page[SeenSession]]:
-        """The rows of a list one by one, but those on which the cloud breaks, until so many of them have been met.
-
-        One that can be read proves that the cloud answers, so a break costs one request; where none can, it is asked.
-        """
+        """The rows of a list one by one, but those on which the cloud breaks, until so many of them have been met."""
+        # A row that can be read proves that the cloud answers, so a break costs one request, without a canary.
         fault: CloudError | None = None
         broken = number = 0
         while number < most and broken < most_broken:
@@ -205,23 +203,20 @@ class Reader:
                 return
             yield page
         if fault is not None and broken == number:
-            await self._ask_canaries(fault)
+            await self._request_canaries(fault)
 
     async def plain_page(
         self, params: Params, number: int, size: int = MOST_ROWS, *, long: bool = False
     ) -> Page[SeenSession]:
         """A page as it comes. Raises Unreadable where the cloud breaks on it."""
-
-        def request(params: Params) -> Awaitable[Page[SeenSession]]:
-            return self._cloud.session_page(params, number, per_page=size, expand=self.expand)
-
+        page_of = partial(self._cloud.session_page, page=number, per_page=size, expand=self.expand)
         try:
-            page = await self.ask(lambda: request(params), long=long)
+            page = await self.request(lambda: page_of(params), long=long)
         except CloudRefused as refusal:
             if refusal.status not in NOT_SUPPORTED or not params or params[0][0] != "sort":
                 raise
-            # A sort that is refused is one that is ignored: whether it held is seen on the rows.
-            page = await self.ask(lambda: request(params[1:]))
+            # A refused sort is like an ignored one: whether the order held is seen on the rows.
+            page = await self.request(lambda: page_of(params[1:]))
         if page.per_page is not None and page.per_page < size:
             self._size = page.per_page
         self.rows_read += len(page.items)
@@ -230,6 +225,8 @@ class Reader:
         return page
 
     async def _page_in_parts(self, params: Params, page: PageRange, fault: Unreadable) -> Page[SeenSession]:
+        # A page beyond the last is clamped to the last one, so rows behind the end would be read again and again as
+        # those of smaller pages: the length of the list has to be known before it is divided.
         total = await self._total(params)
         if total is None:
             return Page((), 0, page.number, None, None, lost=(LostRow(str(fault)),))
@@ -246,6 +243,7 @@ class Reader:
         for part in page.parts(total=total):
             broken += await self.bisect(part, read, lambda one: one.parts(total=total))
         found = [served for _, served in sorted(read_parts.items())]
+        # The list may have moved between the requests, so a row may have come with two parts.
         rows = {row.session.id: row for served in found for row in served.items}
         return Page(
             items=tuple(rows.values()),
@@ -258,10 +256,8 @@ class Reader:
         )
 
     async def _total(self, params: Params) -> int | None:
-        """The length of the list, from a row that can be read; None where none is found.
-
-        Behind its end a list shows its last row again and again, so that a page in parts has to know where that is.
-        """
+        """The length of the list, from a row that can be read; None where none is found."""
+        # The rows 1, 2, 4, 8, ...: bad ones may lie side by side, so the next one is no good guess.
         for probe in range(MOST_PROBES):
             try:
                 return (await self.plain_page(params, 2**probe, 1)).total
@@ -271,14 +267,15 @@ class Reader:
 
 
 async def pages(page_at: Callable[[int], Awaitable[Page[T]]], *, most: int = MOST_PAGES) -> AsyncIterator[Page[T]]:
-    """The pages of a collection, in order. Raises PagesBroken where they do not end.
-
-    It stops at `pageCount`, or when another page comes than was asked for: behind the last page the server shows that
-    one again, so a loop until an empty page would never end.
-    """
+    """The pages of a collection, in order. Raises PagesBroken where they do not end."""
+    # The page walk. Yii clamps a page beyond the last to the last one, so a loop until an empty page would never end:
+    # it stops at `pageCount`, or where another page comes than was requested. With `validatePage=false` such a page is
+    # empty instead, and keeps its number: that is the end, too. Where no figures come at all, only the same rows once
+    # more tell that it was the last page.
     before: Sequence[T] = ()
     for number in range(1, most + 1):
         page = await page_at(number)
+        # Another page although this one exists, as where a cache drops `page`: rows would be missing.
         if page.page is not None and page.page != number <= (page.page_count or 0):
             raise PagesBroken(f"page {page.page} came in place of page {number} of {page.page_count}")
         if (page.page is not None and page.page != number) or (
@@ -293,10 +290,7 @@ async def pages(page_at: Callable[[int], Awaitable[Page[T]]], *, most: int = MOS
 
 
 def is_last(page: Page[T], number: int) -> bool:
-    """True for the last page of a collection, or where another page came than the one with this number.
-
-    Where nobody says how many there are, that is an empty page; or the same page again, which only the caller sees.
-    """
+    """True for the last page of a collection, or where another page came than the one with this number."""
     if (page.page is not None and page.page != number) or not (page.count or page.lost):
         return True
     return not page.count if page.page_count is None else number >= page.page_count

@@ -1,4 +1,4 @@
-"""The records that cannot be read while the cloud answers everything else: named once, and shown in `degraded`."""
+"""What was seen of data sessions becomes commits; the records that cannot be read are named, once."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 
 class UnreadableRecords:
-    """Data sessions, and parts of the session list."""
+    """Data sessions, and parts of the session list, on which the cloud breaks while it answers everything else."""
 
     def __init__(self, *, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -47,15 +47,15 @@ class UnreadableRecords:
         if self._failed_at.pop(name, None) is not None:
             log.info("cloud.record_readable", record=name)
 
-    def name_rows(self, lost: Sequence[LostRow], place: str) -> None:
-        """Names rows that cannot be read by their ids, and those without one by their place in the list."""
+    def name_rows(self, lost: Sequence[LostRow], part: str) -> None:
+        """Names rows that cannot be read by their ids, and those without one by the part of the list they are in."""
         for row in lost:
-            self.failed(place if row.id is None else record_of(row.id), row.reason)
+            self.failed(part if row.id is None else record_of(row.id), row.reason)
         if all(row.id is not None for row in lost):
-            self.was_read(place)
+            self.was_read(part)
 
     def forget(self, name: str) -> None:
-        """Whether it can be read is not asked any more."""
+        """It is not read any more, so nobody will see whether it can be."""
         self._failed_at.pop(name, None)
 
     def rests(self, name: str) -> bool:
@@ -67,17 +67,14 @@ def record_of(session_id: str) -> str:
     return f"data session {session_id}"
 
 
-MOST_ASKED_AGAIN = 20
-"""Sessions of one page that are asked for once more; the others wait for the next poll."""
+MOST_DOUBTED = 20
+"""Sessions of one page that are requested once more; the others wait for the next poll."""
 
 BY_ID = "data sessions by their ids"
 
 
 class SessionRecorder:
-    """Compares what was seen with what is known and commits what is new, page by page.
-
-    `deciding` is held from reading what is known to the commit: a fetch may be emitting events of the same session.
-    """
+    """Compares what was seen with what is known and commits what is new, page by page."""
 
     def __init__(
         self,
@@ -96,7 +93,7 @@ class SessionRecorder:
         self._deciding = deciding
         self.clock = clock
         self._denied_at: dict[str, list[float]] = {}
-        self._asked_at: dict[tuple[DataSession, ...], float] = {}
+        self._doubted_at: dict[tuple[DataSession, ...], float] = {}
         self._named: set[str] = set()
 
     @property
@@ -109,11 +106,11 @@ class SessionRecorder:
         return self.clock() + self._cloud.clock_ahead
 
     async def record(self, page: Page[SeenSession], state: PollState, reader: Reader) -> list[Observation]:
-        """What is new on a page, after it was committed.
-
-        Where rows of a session are equally new and differ, or differ from what is known, its own address decides.
-        """
-        self._name_odd(page)
+        """What is new on a page, after it was committed."""
+        for field, reason in page.odd:
+            if field not in self._named:  # one of a whole account may be odd in every row
+                self._named.add(field)
+                log.warning("cloud.field_not_understood", what=field, reason=reason)
         rows: dict[str, list[SeenSession]] = {}
         for row in page.items:
             self._was_seen(row.session.id)
@@ -121,37 +118,37 @@ class SessionRecorder:
         known = await self.journal.known(rows)
         now = self.clock()
         sure: list[SeenSession] = []
-        asked: dict[tuple[DataSession, ...], float] = {}
+        doubted: dict[tuple[DataSession, ...], float] = {}
         for session_id, seen in rows.items():
-            said = tuple(one.session for one in seen)
-            if not is_doubtful(known.get(session_id), said):
+            versions = tuple(one.session for one in seen)
+            if not is_doubtful(known.get(session_id), versions):
                 sure += seen
-            elif len(asked) < MOST_ASKED_AGAIN and not is_recent(self._asked_at.get(said), now, RETRY_UNREADABLE):
-                asked[said] = now
+            # Equally new rows that differ: a cache or a replica is behind, and from the list nobody can tell which of
+            # them. So the session's own address decides.
+            elif len(doubted) < MOST_DOUBTED and not is_recent(self._doubted_at.get(versions), now, RETRY_UNREADABLE):
+                doubted[versions] = now
                 log.debug("session.asked_once_more", session=session_id, reason="answers differ and are equally new")
-                answer = await self._ask(session_id, reader)
+                answer = await self._request(session_id, reader)
                 if isinstance(answer, SeenSession):
                     sure.append(answer)
-                elif len(set(said)) == 1 and (not isinstance(answer, CloudGone) or await reader.denies_all()):
+                elif len(set(versions)) == 1 and (not isinstance(answer, CloudGone) or await reader.denies_all()):
                     sure += seen  # no other answer is to be had
         found = await self._commit(sure, state)
-        # Only now: where the poll fails before the commit, the session has to be asked for again.
-        self._asked_at = asked | {
-            said: at for said, at in self._asked_at.items() if is_recent(at, now, RETRY_UNREADABLE)
-        }
+        # Only now: where the poll fails before the commit, the session has to be requested again.
+        recently = {one: at for one, at in self._doubted_at.items() if is_recent(at, now, RETRY_UNREADABLE)}
+        self._doubted_at = doubted | recently
         return found
 
     async def check(self, session_id: str, state: PollState, reader: Reader) -> bool:
-        """Asks for a known session by its id. One that cannot be read is not removed, nor a reason to stop here.
-
-        But False where there was no answer at all: that may take a minute, and the next one may be no better.
-        """
-        answer = await self._ask(session_id, reader)
+        """Requests a known session by its id; False where others had better not be requested now."""
+        answer = await self._request(session_id, reader)
+        # One that cannot be read is not removed, nor a reason to stop here. But where no answer came, which may take a
+        # minute, the next one may take as long.
         if isinstance(answer, SeenSession):
             await self._commit([answer], state)
         return not (isinstance(answer, Unreadable) and isinstance(answer.cause, CloudUnavailable))
 
-    async def _ask(self, session_id: str, reader: Reader) -> SeenSession | Exception:
+    async def _request(self, session_id: str, reader: Reader) -> SeenSession | Exception:
         """The session by its id, or why that cannot be read now, or that it is gone."""
         try:
             seen = await reader.session(session_id)
@@ -167,12 +164,16 @@ class SessionRecorder:
 
     async def _commit(self, rows: Sequence[SeenSession], state: PollState) -> list[Observation]:
         ids = [row.session.id for row in rows]
+        # Before the lock, since it may have to list all devices: no fetch is to wait for that with its commit.
         labels = await self.devices.labels_of(rows, await self.journal.known(ids))
+        # From reading what is known to the commit: a fetch may be emitting an event of the same session, and of two who
+        # decide on the same version of it the later one would write over what the other has found.
         async with self._deciding:
             known = await self.journal.known(ids)
             now, cloud_now = self.clock(), self.cloud_now()
             found: list[Observation] = []
             left: list[str] = []
+            # Oldest first, so that of a device the session that began before is also reported before.
             for row in sorted(rows, key=lambda row: row.session.start):
                 session, label = row.session, labels.get(row.session.group_id)
                 before = known.get(session.id)
@@ -194,7 +195,7 @@ class SessionRecorder:
         return found
 
     async def _note_absence(self, session_id: str, answer: str, reader: Reader) -> None:
-        """A session is removed when the cloud has denied it often and for long enough, by its id."""
+        # Not the list that lacks it, and not the first 404: during maintenance a cloud may deny what it has.
         now = self.clock()
         denied_at = self._denied_at.setdefault(session_id, [])
         denied_at[:] = [*(at for at in denied_at if at <= now), now]  # a clock that was set back begins anew
@@ -225,10 +226,3 @@ class SessionRecorder:
         for one in found:
             for event in one.events:
                 log.info(event.type, **in_the_log(event, one.known))
-
-    def _name_odd(self, page: Page[SeenSession]) -> None:
-        """Each odd field once."""
-        for field, reason in page.odd:
-            if field not in self._named:
-                self._named.add(field)
-                log.warning("cloud.field_not_understood", what=field, reason=reason)

@@ -4,13 +4,14 @@ Each is recorded page by page. One that holds an unreadable record rests for a w
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 import structlog
 from msgspec.structs import replace
 
 from bace_bridge.errors import CloudError, CloudRefused, CloudUnavailable
-from bace_bridge.polling.reading import MOST_NARROWING, MOST_ROWS, NOT_SUPPORTED, Reader, Unreadable, is_last
+from bace_bridge.polling.reading import MOST_NARROWING, MOST_ROWS, NOT_SUPPORTED, Reader, Unreadable, is_last, pages
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules import session_list
 from bace_bridge.polling.rules.changes import LostRow, PollState
@@ -61,26 +62,26 @@ class PollSettings(msgspec.Struct, frozen=True):
 
 
 async def updated(state: PollState, reader: Reader, recorder: SessionRecorder) -> tuple[PollState, str | None]:
-    """All that was updated since the watermark; or what the server ignores or refuses, so that it cannot be told.
-
-    The watermark passes what cannot be read: the backfill finds it when it can be, and soon.
-    """
+    """All that was updated since the watermark; or what the server ignores or refuses of that request."""
     bound = session_list.bound_of(state, recorder.cloud_now())
     newest, new = None, False
     lost: list[LostRow] = []
     try:
-        async for page in reader.pages((*session_list.updated_since(bound), *reader.of_groups)):
+        async for page in pages(partial(reader.page, (*session_list.updated_since(bound), *reader.of_groups))):
             if ignored := session_list.what_was_ignored(page, bound):
                 return state, f"{ignored} is ignored"
             new = bool(await recorder.record(page, state, reader)) or new
             lost += page.lost
             newest = session_list.newest_update(page, newest)
     except CloudRefused as refusal:
+        # It may be the filter for the groups that is refused, where one of them was deleted since it was checked.
         groups_sure = not reader.of_groups or is_recent(state.groups_checked_at, recorder.clock(), JUST_CHECKED)
         if refusal.status in NOT_SUPPORTED and groups_sure:
             return state, str(refusal)
         raise
     now = recorder.clock()
+    # The watermark passes what cannot be read, or one bad row would hold it, and all that is newer would be read again
+    # at each poll. The backfill finds the row when it can be read, and soon.
     state = session_list.after_updates(state, newest, new=new, now=now, cloud_now=recorder.cloud_now())
     recorder.unreadable.name_rows(lost, UPDATED)
     if reader.breaks >= MOST_NARROWING:
@@ -90,10 +91,9 @@ async def updated(state: PollState, reader: Reader, recorder: SessionRecorder) -
 
 
 async def newest(state: PollState, reader: Reader, recorder: SessionRecorder) -> tuple[PollState, set[str]]:
-    """The head by start, down to what the poll before has seen, and as far as it shows anything new; and the ids there.
-
-    While the head rests its rows are read one by one. Where it is not sorted, it is not read at all meanwhile.
-    """
+    """The head by start, down to what was seen before and as far as it shows anything new; and the ids there."""
+    # While the head rests its rows are read one by one: a new session is always among the first of them. Where the sort
+    # is ignored it is not, so then the rest goes on, and the backfill finds it.
     resting, sorted_before = recorder.unreadable.rests(NEWEST), state.newest_first
     if resting and not sorted_before:
         return state, set()
@@ -101,8 +101,9 @@ async def newest(state: PollState, reader: Reader, recorder: SessionRecorder) ->
     seen: set[str] = set()
     lost: list[LostRow] = []
     starts: list[float] = []
-    in_order, pages = True, 0
-    async for page in reader.rows(params, MOST_SINGLE_ROWS, MOST_BROKEN_ROWS) if resting else reader.pages(params):
+    in_order, head_pages = True, 0
+    head = reader.rows(params, MOST_SINGLE_ROWS, MOST_BROKEN_ROWS) if resting else pages(partial(reader.page, params))
+    async for page in head:
         found = await recorder.record(page, state, reader)
         in_order = in_order and session_list.newest_come_first(page)
         seen.update(row.session.id for row in page.items)
@@ -112,8 +113,8 @@ async def newest(state: PollState, reader: Reader, recorder: SessionRecorder) ->
         new = any(one.events and one.events[0].type == "session.started" for one in found)
         if not new and min(starts, default=state.head_start + 1) <= state.head_start:
             break
-        pages += 1
-        if not resting and pages >= MOST_HEAD_PAGES:
+        head_pages += 1
+        if not resting and head_pages >= MOST_HEAD_PAGES:
             break
     if not resting:
         recorder.unreadable.name_rows(lost, NEWEST)
@@ -132,7 +133,7 @@ async def active(state: PollState, reader: Reader, recorder: SessionRecorder) ->
     lost: list[LostRow] = []
     ignored: str | None = None
     try:
-        async for page in reader.pages((*session_list.ACTIVE, *reader.of_groups)):
+        async for page in pages(partial(reader.page, (*session_list.ACTIVE, *reader.of_groups))):
             if any(row.session.end is not None for row in page.items):
                 ignored = "filter[end] is ignored"
                 break
@@ -152,31 +153,30 @@ async def backfill(
 ) -> PollState:
     """Reads all, a page now and then, since some rows are shown by no filter; the state after the pages that are due.
 
-    By id, since ids stay where they are while rows change; a pass every `backfill_interval`, in a full scan one after
-    the other. After a first start and for devices that were added it does not wait, nor where new sessions may be on
-    any page.
-
-    A page is read down to the last row, whatever that takes: what is left out here is found by nothing else. One that
-    times out, as a large OFFSET may, fails no poll, unless nothing else finds new sessions.
+    A pass every `backfill_interval`, in a full scan one after the other. After a first start and for devices that were
+    added it does not wait, nor where new sessions may be on any page.
     """
+    # By id, since ids stay where they are while rows change: a list by `updated_at` loses rows that move meanwhile.
     if 0 < state.backfill_at - recorder.clock() <= max(settings.backfill_interval, LONGEST_WAIT):
         return state
     only_way = full_scan and not state.newest_first
     at_once = only_way or state.catching_up
     before, ended = reader.requests, False
     for _ in range(PAGES_AT_ONCE if at_once else 1):
-        number = state.backfill_page
-        place = f"data sessions, page {number}"
+        number, part = state.backfill_page, f"data sessions, page {state.backfill_page}"
+        # Down to the last row, whatever that takes: what is left out here is found by nothing else.
         reader.most_breaks = reader.breaks + 2 * MOST_ROWS
         try:
             page = await reader.page(session_list.BY_ID, number)
         except CloudUnavailable as error:
+            # A large OFFSET may take a database too long. What the poll has read before is no worse for that, so it
+            # does not fail, unless nothing else finds new sessions.
             if only_way or error.retry_after:
                 raise
             if state.timed_out == number:  # once may be a hiccup
-                recorder.unreadable.failed(place, str(error))
+                recorder.unreadable.failed(part, str(error))
             return session_list.after_time_out(replace(state, backfill_at=recorder.clock() + RETRY_UNREADABLE))
-        recorder.unreadable.name_rows(page.lost, place)
+        recorder.unreadable.name_rows(page.lost, part)
         if page.page in {None, number}:
             await recorder.record(page, state, reader)
         last = page.items[-1].session.id if page.items else ""
@@ -184,20 +184,18 @@ async def backfill(
         state = replace(state, backfill_page=1 if ended else number + 1, backfill_last=last, timed_out=None)
         if ended or page.lost:
             break
-    wait = (reader.requests - before) * 60 / settings.requests_per_minute / (SHARE_AT_ONCE if at_once else SHARE)
-    if ended:
-        state = replace(state, catching_up=False)
-        if not full_scan:  # sooner while a record cannot be read
-            soon = RETRY_UNREADABLE if recorder.unreadable.names else settings.backfill_interval
-            wait = max(wait, min(settings.backfill_interval, soon))
-    return replace(state, backfill_at=recorder.clock() + wait)
+    share = SHARE_AT_ONCE if at_once else SHARE
+    wait = (reader.requests - before) * 60 / settings.requests_per_minute / share
+    if ended and not full_scan:  # sooner while a record cannot be read
+        rest = settings.backfill_interval
+        wait = max(wait, min(rest, RETRY_UNREADABLE) if recorder.unreadable.names else rest)
+    return replace(state, backfill_at=recorder.clock() + wait, catching_up=state.catching_up and not ended)
 
 
 async def with_group_filter(state: PollState, reader: Reader, recorder: SessionRecorder) -> PollState:
-    """Sets `reader.of_groups`, if the groups are ids: a label may become another device's at any time.
-
-    The filter is believed where it shows rows, all of these devices, and none for a device that does not exist.
-    """
+    """Sets `reader.of_groups`, if the groups are ids and the server honours a filter for them."""
+    # Ids only: a label may become another device's at any time. An ignored filter is answered with 200, so it is
+    # believed where it shows rows, all of these devices, and none for a device that does not exist.
     groups, now = recorder.groups, recorder.clock()
     if not 0 < len(groups) <= MOST_GROUPS or not are_ids(groups):
         return state

@@ -1,3 +1,5 @@
+"""The simulated cloud as a whole: what people and devices do to it."""
+
 import random
 import time
 import uuid
@@ -34,7 +36,8 @@ class SimulatedCloud:
         self.resolution = resolution or Resolution()
         self.random = random.Random(seed)  # noqa: S311 - repeatable ids and shuffles, no secrets
         self.began = clock()
-        self._replica = self._with_replica(seed)
+        lags = [lag.seconds for lag in (self.quirks.replica_lag, self.quirks.stale_rows) if lag is not None]
+        self._replica = Replica(clock=clock, remembers=max(lags), seed=seed) if lags else None
         self.sessions = Shelf(self._replica.session_changes) if self._replica else Shelf()
         self.samples = Samples(self._replica.points_change) if self._replica else Samples()
         self.devices: dict[str, Device] = {}
@@ -56,13 +59,13 @@ class SimulatedCloud:
         id_group = _name(label)
         if id_group in self.devices:
             raise ValueError(f"there is already a device {label!r}")
-        places = tuple(_name(f"{label}/{number}") for number in range(sources))
+        physical = tuple(_name(f"{label}/{number}") for number in range(sources))
         series = tuple(
-            Series(_name(f"{place}/{datatype}"), id_group, place, datatype)
-            for place in places
+            Series(_name(f"{source}/{datatype}"), id_group, source, datatype)
+            for source in physical
             for datatype in datatypes
         )
-        device = Device(len(self.devices) + 1, id_group, label, places, series, self._now())
+        device = Device(len(self.devices) + 1, id_group, label, physical, series, self._now())
         self.devices[id_group] = device
         self.series |= {one.id_container_data_latest: one for one in series}
         return device
@@ -157,7 +160,8 @@ class SimulatedCloud:
             sessions.append(shelf.finished(self._new_id(), device, start, duration, points))
             if points:
                 series = device.series[0].id_container_data_latest
-                made = shelf.samples(start, duration, points)
+                # Plain numbers: a history of a million samples must not take minutes to make.
+                made = [(start + one * duration / points, 60.0 + one % 20) for one in range(points)]
                 self.samples.add(sessions[-1].id_data_session, series, made)
         self.sessions.put_new(sessions)
         return [session.id_data_session for session in sessions]
@@ -176,6 +180,7 @@ class SimulatedCloud:
     def as_listed(self) -> "SimulatedCloud":
         """As a list finds it: as it is or, where a replica answers, as it was a little earlier."""
         replica, lag, stale = self._replica, self.quirks.replica_lag, self.quirks.stale_rows
+        # A shallow copy: a reader of lists, which shares everything but what lags.
         read = copy(self)
         if replica and lag and replica.lags_now(lag):
             read.sessions, read.samples = replica.as_it_was(lag, self.sessions, self.samples)
@@ -195,10 +200,6 @@ class SimulatedCloud:
             yield from (self.series[identifier] for identifier in measured)
         else:
             yield from self.devices[session.id_group].series
-
-    def _with_replica(self, seed: int) -> Replica | None:
-        lags = [lag.seconds for lag in (self.quirks.replica_lag, self.quirks.stale_rows) if lag is not None]
-        return Replica(clock=self.clock, remembers=max(lags), seed=seed) if lags else None
 
     def _change(self, session: str, **changes: Any) -> None:
         self.sessions.put(replace(self.session(session), updated_at=self._now(), **changes))

@@ -10,8 +10,7 @@ from zlib import crc32
 
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.facts import Series, Session
-from bace_bridge.simulator.filters import All, Compare, Condition, FilterRefused, Kind, holds
-from bace_bridge.simulator.query import Bounds, Order, bounds
+from bace_bridge.simulator.query import All, Bounds, Compare, Condition, FilterRefused, Kind, Order, bounds, holds
 from bace_bridge.simulator.samples import buckets
 from bace_bridge.simulator.shelf import sort_key
 
@@ -65,6 +64,7 @@ class Asked:
 
 
 def asked(condition: All) -> Asked:
+    """Raises FilterRefused: a data session is named inside of and, or, not, where it cannot be taken out."""
     sessions: list[Compare] = []
     series: list[Compare] = []
     rows: list[Condition] = []
@@ -92,20 +92,24 @@ def rows(cloud: SimulatedCloud, question: Asked, order: Order | None) -> list[Ro
     Raises:
         FilterRefused: they would be of more than 100 series.
     """
-    sessions = _sessions(cloud, question)
-    series = _series(cloud, question, sessions)
+    named = question.named_sessions()
+    candidates: Iterable[str] = cloud.samples.sessions() if named is None else dict.fromkeys(named)
+    is_asked = holds(All(question.sessions), lambda _field: lambda session: session)
+    sessions = [session for session in candidates if is_asked(session)]
     seconds = width(cloud, question)
     # A row counts by its own time stamp, so the bucket that begins at the lower bound must be whole.
     lower = question.times.lower // seconds * seconds if seconds and question.times.lower > -inf else None
     upper = question.times.upper + seconds
     found: list[Row] = []
-    for one in series:
+    for one in _series(cloud, question, sessions):
         tracks = [
             track.between(question.times.lower if lower is None else lower, upper)
             for session in sessions
             if (track := cloud.samples.of(session).get(one.id_container_data_latest))
         ]
-        times, values = tracks[0] if len(tracks) == 1 else _together(tracks)
+        # A series in several sessions is one series: its samples share buckets, as those of one session do.
+        pairs = [*merge(*(zip(*track, strict=True) for track in tracks))]
+        times, values = [at for at, _ in pairs], [value for _, value in pairs]
         made = buckets(times, values, seconds, lone_at_start=cloud.quirks.bucket_start)
         found.extend(Row(at, one, low, high, average, count) for at, low, high, average, count in made)
     test = holds(All(question.rows), reader) if question.rows else None
@@ -118,34 +122,6 @@ def rows(cloud: SimulatedCloud, question: Asked, order: Order | None) -> list[Ro
     return kept
 
 
-def width(cloud: SimulatedCloud, question: Asked) -> float:
-    """The seconds in one row's bucket; 0: raw samples."""
-    interval = _interval(question.times, cloud.clock())
-    if interval is None and cloud.quirks.no_interval_raw:
-        return 0.0
-    if interval is not None and 0 < cloud.quirks.long_by_day < interval:
-        interval = None
-    return cloud.resolution.width(interval)
-
-
-def _interval(times: Bounds, now: float) -> float | None:
-    """The requested interval; without an upper bound it reaches until now."""
-    if times.lower == -inf:
-        return None
-    return max(0.0, (now if times.upper == inf else times.upper) - times.lower)
-
-
-def _sessions(cloud: SimulatedCloud, question: Asked) -> list[str]:
-    named = question.named_sessions()
-    candidates: Iterable[str] = cloud.samples.sessions() if named is None else dict.fromkeys(named)
-    test = holds(All(question.sessions), _itself)
-    return [session for session in candidates if test(session)]
-
-
-def _itself(_: str) -> Callable[[Any], Any]:
-    return lambda session: session
-
-
 def _series(cloud: SimulatedCloud, question: Asked, sessions: list[str]) -> list[Series]:
     test = holds(All(question.series), attrgetter)
     measured = sorted({series for session in sessions for series in cloud.samples.of(session)})
@@ -155,9 +131,16 @@ def _series(cloud: SimulatedCloud, question: Asked, sessions: list[str]) -> list
     return found[:MAX_SERIES]
 
 
-def _together(tracks: list[tuple[list[float], list[float]]]) -> tuple[list[float], list[float]]:
-    pairs = list(merge(*(list(zip(*track, strict=True)) for track in tracks)))
-    return [at for at, _ in pairs], [value for _, value in pairs]
+def width(cloud: SimulatedCloud, question: Asked) -> float:
+    """The seconds in one row's bucket; 0: raw samples."""
+    times, interval = question.times, None
+    if times.lower > -inf:  # without an upper bound the interval reaches until now
+        interval = max(0.0, (cloud.clock() if times.upper == inf else times.upper) - times.lower)
+    if interval is None and cloud.quirks.no_interval_raw:
+        return 0.0
+    if interval is not None and 0 < cloud.quirks.long_by_day < interval:
+        interval = None
+    return cloud.resolution.width(interval)
 
 
 OTHER_VALUE = 0.5

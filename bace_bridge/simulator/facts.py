@@ -1,4 +1,5 @@
-import math
+"""What a BACE cloud knows: devices, data sessions, tokens, and the calls that an account has left."""
+
 import re
 import secrets
 from collections.abc import Callable, Mapping
@@ -6,28 +7,26 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_WRITTEN = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
+from bace_bridge.config.values import parse_duration
+
+_ZERO = re.compile(r"0+(\.0+)?(ms|[smhd])?")
 
 LONGEST = 18_250 * 86_400.0
 """Seconds: half a century, so that the simulated cloud's times are times."""
 
 
 def seconds(written: object) -> float:
-    """`10s`, `1.5m`, `2h`, `500ms` or a plain number of seconds.
+    """A duration as in the configuration, or none: `10s`, `1.5m`, `2h`, `500ms`, `0`, or a plain number of seconds.
 
     Raises:
         ValueError: it is none of these.
     """
-    if isinstance(written, int | float) and not isinstance(written, bool):
-        amount = float(written)
-    else:
-        match = _WRITTEN.fullmatch(written.strip()) if isinstance(written, str) else None
-        if match is None:
-            raise ValueError(f"{written!r} is no duration, write such as 500ms, 10s, 5m, 2h or 1d")
-        amount = float(match[1]) * _UNITS[match[2] or "s"]
-    if not math.isfinite(amount) or amount < 0:
-        raise ValueError(f"{written!r} is no duration, it must be finite and not negative")
+    if not isinstance(written, bool) and _ZERO.fullmatch(str(written).strip()):
+        return 0.0
+    try:
+        amount = parse_duration(written)
+    except ValueError:
+        raise ValueError(f"{written!r} is not a duration (examples: 500ms, 10s, 5m, 2h, 1d)") from None
     if amount > LONGEST:
         raise ValueError("a duration is at most 18250d")
     return amount
@@ -41,7 +40,7 @@ class Credentials:
     """What an account needs for a token; the defaults are what the simulator prints for its user."""
 
     client_id: str = "simulator"
-    client_secret: str = "simulator-secret"  # noqa: S105 - no secret: the simulator tells it to everyone
+    client_secret: str = "simulator-secret"  # noqa: S105 - no secret: the simulator prints it
     username: str = "demo@example.org"
     password: str = "demo"  # noqa: S105 - as above
 
@@ -128,8 +127,8 @@ def judge(limit: RateLimit, before: Allowance | None, now: float) -> Verdict:
     call has been earned again never recovers.
     """
     at = int(now)
-    if before is None:
-        before = Allowance(limit.calls, at)
+    # Yii's allowance comes back by fractions of a call, but both it and the time are stored as whole numbers.
+    before = before or Allowance(limit.calls, at)
     left = min(limit.calls, before.left + int((at - before.at) * limit.calls / limit.window))
     if left < 1:
         return Verdict(allowed=False, remaining=0, reset=int(limit.window), allowance=Allowance(0, at))
@@ -182,13 +181,23 @@ class TokenDesk:
             return _refused(400, "invalid_client", "The client credentials are invalid")
         match form.get("grant_type"):
             case "password":
-                return self._by_password(form)
+                if (form.get("username"), form.get("password")) == (known.username, known.password):
+                    return self._given(new_refresh=True)
+                # The one mistake that the real endpoint answers with 401: a client must not refresh because of it.
+                return _refused(401, "invalid_grant", "Invalid username and password combination")
             case "refresh_token":
                 return self._by_refresh(form.get("refresh_token", ""))
             case None | "":
                 return _refused(400, "invalid_request", "The grant type was not specified in the request")
             case other:
                 return _refused(400, "unsupported_grant_type", f'Grant type "{other}" not supported')
+
+    def _by_refresh(self, token: str) -> TokenAnswer:
+        if self._refresh.get(token, 0.0) <= self._clock():
+            return _refused(400, "invalid_grant", "Invalid refresh token")
+        if self.refresh in (Refresh.ROTATES, Refresh.DESTROYS):
+            del self._refresh[token]
+        return self._given(new_refresh=self.refresh in (Refresh.ROTATES, Refresh.BOTH))
 
     def accepts(self, authorization: str | None) -> bool:
         scheme, _, token = (authorization or "").partition(" ")
@@ -201,21 +210,9 @@ class TokenDesk:
     def revoke_refresh(self) -> None:
         self._refresh.clear()
 
-    def _by_password(self, form: Mapping[str, str]) -> TokenAnswer:
-        known = self.credentials
-        if (form.get("username"), form.get("password")) != (known.username, known.password):
-            return _refused(401, "invalid_grant", "Invalid username and password combination")
-        return self._given(new_refresh=True)
-
-    def _by_refresh(self, token: str) -> TokenAnswer:
-        if self._refresh.get(token, 0.0) <= self._clock():
-            return _refused(400, "invalid_grant", "Invalid refresh token")
-        if self.refresh in (Refresh.ROTATES, Refresh.DESTROYS):
-            del self._refresh[token]
-        return self._given(new_refresh=self.refresh in (Refresh.ROTATES, Refresh.BOTH))
-
     def _given(self, *, new_refresh: bool) -> TokenAnswer:
         now = self._clock()
+        # A demo runs for weeks with short-lived tokens: those that have expired must not pile up.
         self._access = {token: until for token, until in self._access.items() if until > now}
         self._refresh = {token: until for token, until in self._refresh.items() if until > now}
         access = secrets.token_hex(20)

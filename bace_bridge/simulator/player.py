@@ -1,4 +1,4 @@
-"""What a scenario makes happen, in order; pure, and endless when something repeats for ever."""
+"""What a scenario makes happen, in order, and its playing. The order is pure, and endless where something repeats."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ from bace_bridge.simulator.samples import value
 from bace_bridge.simulator.scenario import Scenario, SessionPlan
 
 
-class Deed(Enum):
+class Step(Enum):
     """In the order in which they come when several are due at once."""
 
     OPEN = "session opened"
@@ -29,7 +29,7 @@ class Deed(Enum):
     INGESTED = "ingestion finished"
 
 
-_RANK = {deed: rank for rank, deed in enumerate(Deed)}
+_RANK = {step: rank for rank, step in enumerate(Step)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Run:
     """One playing of a session's plan: the first, or a repetition."""
 
     plan: SessionPlan
-    place: int
+    index: int
     number: int
     begins: float
 
@@ -47,58 +47,59 @@ class Action:
     """`at`: seconds of the scenario, before `speed` is applied."""
 
     at: float
-    deed: Deed
+    step: Step
     run: Run
 
 
 def timeline(scenario: Scenario) -> Iterator[Action]:
-    return merge(*(_plan(plan, place) for place, plan in enumerate(scenario.sessions)), key=attrgetter("at"))
+    return merge(*(_plan(plan, index) for index, plan in enumerate(scenario.sessions)), key=attrgetter("at"))
 
 
-def _plan(plan: SessionPlan, place: int) -> Iterator[Action]:
+def _plan(plan: SessionPlan, index: int) -> Iterator[Action]:
     if plan.repeat is None:
-        yield from _run(Run(plan, place, 0, plan.at))
+        yield from _run(Run(plan, index, 0, plan.at))
         return
-    numbers = count() if plan.repeat.times is None else range(plan.repeat.times)
-    for number in numbers:
-        yield from _run(Run(plan, place, number, plan.at + number * plan.repeat.every))
+    # Lazily: one that repeats for ever is read as far as the clock has come.
+    for number in count() if plan.repeat.times is None else range(plan.repeat.times):
+        yield from _run(Run(plan, index, number, plan.at + number * plan.repeat.every))
 
 
 def _run(run: Run) -> Iterator[Action]:
     plan = run.plan
-    deeds = [(0.0, Deed.OPEN)] if plan.duration is None else _deeds(plan, plan.duration)
+    steps = [(0.0, Step.OPEN)] if plan.duration is None else _deeds(plan, plan.duration)
     if plan.rename is not None:
         # A session cannot be renamed before the cloud knows it.
-        deeds.append((max(plan.rename.at, min(at for at, _ in deeds)), Deed.RENAME))
-    deeds.sort(key=lambda deed: (deed[0], _RANK[deed[1]]))
-    events = (Action(run.begins + at, deed, run) for at, deed in deeds)
-    samples = (Action(run.begins + at, Deed.SAMPLE, run) for at in live_samples(plan))
+        steps.append((max(plan.rename.at, min(at for at, _ in steps)), Step.RENAME))
+    steps.sort(key=lambda step: (step[0], _RANK[step[1]]))
+    events = (Action(run.begins + at, step, run) for at, step in steps)
+    samples = (Action(run.begins + at, Step.SAMPLE, run) for at in live_samples(plan))
     return merge(events, samples, key=attrgetter("at"))
 
 
-def _deeds(plan: SessionPlan, duration: float) -> list[tuple[float, Deed]]:
+def _deeds(plan: SessionPlan, duration: float) -> list[tuple[float, Step]]:
+    """`duration` is the plan's, which has one. Ingestion ends after whatever reaches the cloud last."""
     if plan.offline_upload is not None:
-        told = duration + plan.offline_upload
-        deeds = [(told, Deed.UPLOAD)]
+        uploaded = duration + plan.offline_upload
+        steps = [(uploaded, Step.UPLOAD)]
     else:
-        told = plan.ends[-1]
-        deeds = [(0.0, Deed.OPEN), *((end, Deed.END) for end in plan.ends)]
+        uploaded = plan.ends[-1]
+        steps = [(0.0, Step.OPEN), *((end, Step.END) for end in plan.ends)]
     if plan.reopen is not None:
-        deeds.append((duration + plan.reopen.after, Deed.REOPEN))
+        steps.append((duration + plan.reopen.after, Step.REOPEN))
         if plan.ingestion_lag < plan.reopen.after:
-            deeds.append((duration + plan.ingestion_lag, Deed.INGESTED))
-    deeds.append((told + plan.ingestion_lag, Deed.INGESTED))
+            steps.append((duration + plan.ingestion_lag, Step.INGESTED))
+    steps.append((uploaded + plan.ingestion_lag, Step.INGESTED))
     if plan.late_points is not None:
-        late = told + plan.late_points.after
-        deeds.append((late, Deed.LATE))
+        late = uploaded + plan.late_points.after
+        steps.append((late, Step.LATE))
         if plan.late_points.after >= plan.ingestion_lag:
-            # The cloud had thought that it was done: it begins again, and finishes again.
-            deeds += [(late, Deed.RESTART), (late + plan.ingestion_lag, Deed.INGESTED)]
-    return deeds
+            # Ingestion was finished by then: it begins again, and finishes again, which gives the CSV another revision.
+            steps += [(late, Step.RESTART), (late + plan.ingestion_lag, Step.INGESTED)]
+    return steps
 
 
 def live_samples(plan: SessionPlan) -> Iterator[float]:
-    """When the device measures and tells it at once, counted from the session's beginning."""
+    """When the device measures and uploads at once, counted from the session's beginning."""
     if plan.offline_upload is not None:
         return
     if plan.duration is None:
@@ -126,9 +127,9 @@ async def play(
     speed: float = 1.0,
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-    told: Callable[[str], object] = lambda _: None,
+    report: Callable[[str], object] = lambda _: None,
 ) -> None:
-    """Makes the scenario happen, `told` of everything but the samples; returns when it is over.
+    """Makes the scenario happen, each line of it to `report`, but none of samples; returns when it is over.
 
     `speed` shortens the scenario's durations; time stamps are those of the clock when things happen.
     """
@@ -139,7 +140,7 @@ async def play(
         await sleep(max(0.0, stage.moment(action.at) - clock()))
         line = stage.perform(action)
         if line is not None:
-            told(line)
+            report(line)
 
 
 class Stage:
@@ -171,39 +172,35 @@ class Stage:
         return self._began + at / self._speed
 
     def perform(self, action: Action) -> str | None:
-        """What to tell of it; None: it is not worth a line."""
-        key = (action.run.place, action.run.number)
-        match action.deed:
-            case Deed.OPEN:
-                self._open(action)
-            case Deed.UPLOAD:
+        """The line that reports it; None: it is not worth one."""
+        key = (action.run.index, action.run.number)
+        match action.step:
+            case Step.OPEN:
+                plan = action.run.plan
+                group = self._devices[plan.device].id_group
+                self._sessions[key] = self._cloud.open_session(group, label=plan.label)
+            case Step.UPLOAD:
                 self._upload(action.run)
-            case Deed.SAMPLE:
+            case Step.SAMPLE:
                 self._measure(action.run, [action.at])
                 return None
-            case Deed.LATE:
+            case Step.LATE:
                 self._measure(action.run, self._missed(action.run))
             case _:
-                self._change(action.deed, action.run, self._sessions[key])
+                self._change(action.step, action.run, self._sessions[key])
         identifier = self._sessions[key]
-        if action.deed is Deed.INGESTED:
+        if action.step is Step.INGESTED:
             # Nothing more is due unless late points come, so only the newest run's id is kept.
-            self._sessions.pop((action.run.place, action.run.number - 1), None)
+            self._sessions.pop((action.run.index, action.run.number - 1), None)
         return self._line(action, identifier)
 
-    def _open(self, action: Action) -> None:
-        plan = action.run.plan
-        group = self._devices[plan.device].id_group
-        key = (action.run.place, action.run.number)
-        self._sessions[key] = self._cloud.open_session(group, label=plan.label)
-
     def _upload(self, run: Run) -> None:
-        """A device that was out of reach tells its whole session afterwards."""
+        """A device that was out of reach uploads its whole session afterwards."""
         plan, duration = run.plan, run.plan.duration or 0.0
         identifier = self._cloud.open_session(
             self._devices[plan.device].id_group, label=plan.label, start=self.moment(run.begins)
         )
-        self._sessions[run.place, run.number] = identifier
+        self._sessions[run.index, run.number] = identifier
         self._measure(run, [run.begins + at for at in spaced(0.0, duration, plan.sample_every)])
         self._cloud.end_session(identifier, end=self.moment(run.begins + duration))
 
@@ -220,32 +217,32 @@ class Stage:
         device = self._devices[run.plan.device]
         for number, series in enumerate(device.series):
             # Another seed for each series: two sensors of a kind do not show the same.
-            seed = self._seed * 1000 + run.place * 100 + number
+            seed = self._seed * 1000 + run.index * 100 + number
             points = [
                 (round(self.moment(at), 3), value(series.datatype, at, seed=seed, since=run.begins)) for at in times
             ]
-            self._cloud.add_points(self._sessions[run.place, run.number], series.id_container_data_latest, points)
+            self._cloud.add_points(self._sessions[run.index, run.number], series.id_container_data_latest, points)
 
-    def _change(self, deed: Deed, run: Run, identifier: str) -> None:
-        match deed:
-            case Deed.RENAME if run.plan.rename is not None:
+    def _change(self, step: Step, run: Run, identifier: str) -> None:
+        match step:
+            case Step.RENAME if run.plan.rename is not None:
                 self._cloud.rename_session(identifier, run.plan.rename.label)
-            case Deed.END:
+            case Step.END:
                 self._cloud.end_session(identifier)
-            case Deed.REOPEN:
+            case Step.REOPEN:
                 self._cloud.reopen_session(identifier)
-            case Deed.RESTART:
+            case Step.RESTART:
                 self._cloud.restart_ingestion(identifier)
-            case Deed.INGESTED:
+            case Step.INGESTED:
                 self._cloud.finish_ingestion(identifier)
             case _:
-                raise AssertionError(deed)
+                raise AssertionError(step)
 
     def _line(self, action: Action, identifier: str) -> str:
         session = self._cloud.session(identifier)
         device = action.run.plan.device
         detail = {
-            Deed.OPEN: f"“{session.label}”",
-            Deed.RENAME: f"“{session.label}”",
-        }.get(action.deed, f"{session.datapoint_count} datapoints")
-        return f"{action.deed.value:<19} {device}  {identifier}  {detail}"
+            Step.OPEN: f"“{session.label}”",
+            Step.RENAME: f"“{session.label}”",
+        }.get(action.step, f"{session.datapoint_count} datapoints")
+        return f"{action.step.value:<19} {device}  {identifier}  {detail}"

@@ -88,6 +88,7 @@ class Quirks:
         """
         quirks = Quirks()
         for one in written:
+            # A shell takes `rate-limit=5/20s` without quotes, a YAML file reads better with the space.
             name, _, argument = re.sub(r"[\s=]+", " ", one.strip(), count=1).partition(" ")
             kind = _KINDS.get(name)
             if kind is None:
@@ -122,7 +123,7 @@ def describe() -> list[tuple[str, str]]:
 def _rate_limit(argument: str, _: Quirks) -> Mapping[str, Any]:
     calls, _slash, window = argument.partition("/")
     limit = RateLimit(_count(calls), seconds(window))
-    if limit.window < 1:
+    if limit.window < 1:  # the headers speak of whole seconds, and a window of 0 of them would divide by zero
         raise ValueError("the window must be at least 1s")
     return {"rate_limit": limit}
 
@@ -133,11 +134,6 @@ def _count(argument: str) -> int:
     return int(argument)
 
 
-def _forbidden(argument: str, before: Quirks) -> Mapping[str, Any]:
-    path = argument if argument.startswith("/") else f"/api/v2/{argument}"
-    return {"forbidden": (*before.forbidden, path)}
-
-
 def _broken_row(argument: str, before: Quirks) -> Mapping[str, Any]:
     if not re.fullmatch(r"[1-9]\d{0,8}|[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", argument):
         raise ValueError(f"{argument!r} is neither the id of a data session nor a number from 1 on")
@@ -145,6 +141,7 @@ def _broken_row(argument: str, before: Quirks) -> Mapping[str, Any]:
 
 
 def _expires_in(argument: str, _: Quirks) -> Mapping[str, Any]:
+    # In a tuple, because None stands for "as it really is" and null is among what can be asked for.
     try:
         return {"expires_in": (json.loads(argument),)}
     except json.JSONDecodeError:
@@ -204,7 +201,10 @@ _KINDS: Mapping[str, _Kind] = {
     ),
     "forbidden": _Kind(
         "401 there even with a fresh token; * stands for anything, may be given again",
-        _forbidden,
+        # A short path is one of the API's own: nobody forbids the token endpoint by mistake.
+        lambda argument, before: {
+            "forbidden": (*before.forbidden, argument if argument.startswith("/") else f"/api/v2/{argument}")
+        },
         argument="/api/v2/group",
     ),
     "unknown-fields": _Kind("rows have unknown fields and expanded objects odd shapes", {"unknown_fields": True}),

@@ -1,14 +1,18 @@
-"""Facts -> the JSON of the API, and what the quirks do to it."""
+"""Facts -> the JSON and the responses of the API, and what the quirks do to them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from heapq import merge
 from http import HTTPStatus
+from itertools import repeat
 from typing import Any
+
+import msgspec
+from aiohttp import web
 
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.datapoints import Row
-from bace_bridge.simulator.facts import Device, Series, Session
+from bace_bridge.simulator.facts import Device, Session
 from bace_bridge.simulator.quirks import Quirks
 from bace_bridge.simulator.samples import name_of
 from bace_bridge.simulator.shelf import FIELDS, reader
@@ -30,11 +34,11 @@ SESSION_LABELS = {
 
 
 def session_row(cloud: SimulatedCloud, session: Session, base: str, expand: Iterable[str]) -> dict[str, Any]:
-    place = f"{base}/api/v2/data-session"
+    address = f"{base}{API}data-session"
     row = {field: read(session) for field, read in _READERS.items()}
     row["_links"] = {
-        "self": {"href": f"{place}/view?id={session.id_data_session}"},
-        "index": {"href": f"{place}/index"},
+        "self": {"href": f"{address}/view?id={session.id_data_session}"},
+        "index": {"href": f"{address}/index"},
     }
     wanted = [name for name in expand if name in SESSION_EXPANDS]
     if wanted:
@@ -60,6 +64,7 @@ def _expanded(cloud: SimulatedCloud, session: Session, base: str) -> dict[str, A
         "dataIds": [one.id_container_data_latest for one in series],
     }
     if cloud.quirks.unknown_fields:
+        # BACE does not document the shapes of what `expand` adds, so a client must live with others.
         shapes["group"] = [{"id": device.id_group, "attributes": {"label": device.label}}]
         shapes["datatypes"] = {str(datatype): None for datatype in datatypes}
     return shapes
@@ -125,13 +130,64 @@ def changed(row: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
             name: str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
             for name, value in row.items()
         }
-    if quirks.booleans_as_ints:
+    if quirks.booleans_as_ints:  # as PDO of PHP gives them, where its driver has no booleans
         row = {name: int(value) if isinstance(value, bool) else value for name, value in row.items()}
     return row
 
 
-def error_body(status: int, message: str) -> Mapping[str, Any]:
-    return {"name": HTTPStatus(status).phrase, "message": message, "code": 0, "status": status}
+API = "/api/v2/"
+TOKEN = "/oauth2/token"  # noqa: S105 - a path, no secret
+
+
+class ApiError(Exception):
+    """The request is answered with this status and message."""
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.headers = headers
+
+
+def accepts_json(accept: str | None) -> bool:
+    """Whether an Accept header takes JSON; the XML of the real API is left out, for nothing asks for it."""
+    kinds = {part.partition(";")[0].strip().lower() for part in (accept or "*/*").split(",")}
+    return not kinds.isdisjoint(("application/json", "application/*", "*/*"))
+
+
+def reply(body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    sent = {"Content-Type": "application/json; charset=UTF-8", "X-Powered-By": "PHP/8.3.6", "Vary": "Accept"}
+    return web.Response(status=status, body=msgspec.json.encode(body), headers={**sent, **(headers or {})})
+
+
+def refusal(error: ApiError) -> web.Response:
+    body = {"name": HTTPStatus(error.status).phrase, "message": error.message, "code": 0, "status": error.status}
+    return reply(body, status=error.status, headers=error.headers)
+
+
+def invalid(message: str, field: str = "filter") -> web.Response:
+    """422 is the one error whose body is an array."""
+    return reply([{"field": field, "message": message}], status=422)
+
+
+def no_such_route() -> web.Response:
+    """An unknown route is answered by the web site, not by the API."""
+    title = "Not Found (#404)"
+    page = f"<!DOCTYPE html>\n<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>\n"
+    return web.Response(status=404, text=page, content_type="text/html")
+
+
+def header_bytes(headers: Mapping[str, str]) -> int:
+    """The size of these headers as they are sent."""
+    return sum(len(f"{name}: {value}\r\n") for name, value in headers.items())
+
+
+def bad_gateway() -> web.Response:
+    """What nginx answers when it cannot take the answer of the PHP behind it."""
+    says = "502 Bad Gateway"
+    head, title = f"<head><title>{says}</title></head>", f"<center><h1>{says}</h1></center>"
+    lines = ("<html>", head, "<body>", title, "<hr><center>nginx/1.24.0</center>", "</body>", "</html>", "")
+    return web.Response(status=502, text="\r\n".join(lines), content_type="text/html")
 
 
 BROKEN_OFF = "An internal server error occurred."
@@ -159,15 +215,14 @@ def chunks(cloud: SimulatedCloud, session: Session) -> Iterator[str]:
 def _lines(cloud: SimulatedCloud, session: Session) -> Iterator[str]:
     yield "timestamp_seconds,time,id_container_data_latest,source_device,datatype,value\n"
     tracks = cloud.samples.of(session.id_data_session)
-    streams = [_of_series(cloud.series[identifier], track.times, track.values) for identifier, track in tracks.items()]
+    # Copies: more samples may arrive while a slow client is still reading.
+    streams = [
+        [*zip(track.times, repeat(cloud.series[identifier]), track.values, strict=False)]
+        for identifier, track in tracks.items()
+    ]
     for at, series, value in merge(*streams, key=lambda sample: sample[0]):
         moment = datetime.fromtimestamp(round(at, 3), UTC)
         time = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         yield (
             f"{at:.3f},{time},{series.id_container_data_latest},{series.source_device},{series.datatype},{value:g}\n"
         )
-
-
-def _of_series(series: Series, times: list[float], values: list[float]) -> Iterator[tuple[float, Series, float]]:
-    for at, value in zip(tuple(times), tuple(values), strict=True):
-        yield at, series, value

@@ -1,8 +1,8 @@
-"""Plausible values, the same ones for the same seed."""
+"""Plausible values, the same ones for the same seed, and what the cloud makes of them when it shows a long time."""
 
 import math
 import zlib
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -22,17 +22,17 @@ class Track:
             self.times.append(at)
             self.values.append(value)
             return True
-        place = bisect_left(self.times, at)
-        if self.times[place] == at:
-            self.values[place] = value
+        index = bisect_left(self.times, at)
+        if self.times[index] == at:
+            self.values[index] = value
             return False
-        insort(self.times, at)
-        self.values.insert(place, value)
+        self.times.insert(index, at)
+        self.values.insert(index, value)
         return True
 
     def at(self, time: float) -> float | None:
-        place = bisect_left(self.times, time)
-        return self.values[place] if place < len(self.times) and self.times[place] == time else None
+        index = bisect_left(self.times, time)
+        return self.values[index] if index < len(self.times) and self.times[index] == time else None
 
     def between(self, lower: float, upper: float) -> tuple[list[float], list[float]]:
         rows = slice(bisect_left(self.times, lower), bisect_right(self.times, upper))
@@ -56,7 +56,7 @@ class Samples:
         if self._notify is not None:
             points = list(points)
             self._notify(session, series, {float(at): track.at(float(at)) for at, _ in points})
-        new = sum([track.add(float(at), float(value)) for at, value in points])
+        new = sum(track.add(float(at), float(value)) for at, value in points)
         self._changed(session)
         return new
 
@@ -137,6 +137,7 @@ def value(datatype: int, at: float, *, seed: int, since: float = 0.0) -> float:
     phase = _fraction(f"{seed}/{datatype}") * math.tau
     person = (_fraction(f"{seed}/{datatype}/person") - 0.5) * signal.swing
     wave = math.sin(at * math.tau / signal.period + phase)
+    # 7.3 is no whole number, so that the pattern does not repeat with each swing.
     ripple = math.sin(at * math.tau / (signal.period / 7.3) + 2 * phase) / 3
     noise = (_fraction(f"{seed}/{datatype}/{at:.3f}") - 0.5) * 2 * signal.noise
     drift = signal.drift_per_hour * (at - since) / 3600
@@ -158,7 +159,7 @@ DAY = 86400.0
 class Resolution:
     """Up to which requested interval (seconds) the answer is raw, and up to which a row a minute.
 
-    BACE does not tell its own thresholds, so they can be set; `raw=0` never answers raw samples.
+    BACE does not document its own thresholds, so they can be set; `raw=0` never answers raw samples.
     """
 
     raw: float = HOUR
@@ -184,7 +185,7 @@ class Bucket(NamedTuple):
 def buckets(
     times: Sequence[float], values: Sequence[float], width: float, *, lone_at_start: bool = False
 ) -> list[Bucket]:
-    """Samples in ascending order -> what the cloud tells of them.
+    """Samples in ascending order -> the rows that the cloud shows of them.
 
     A bucket of one sample keeps that sample's own time, unless `lone_at_start`; any other has that at which it begins.
     """

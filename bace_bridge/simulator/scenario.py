@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from bace_bridge.config.document import parse_document
+from bace_bridge.config.document import model_at, parse_document, spell
 from bace_bridge.config.text import PIPE_PATIENCE, TextProblem, read_text
 from bace_bridge.errors import ConfigError, Mistake
 from bace_bridge.simulator.facts import LONGEST, seconds
@@ -36,6 +36,7 @@ class History(_Part):
 
     @model_validator(mode="after")
     def _in_our_time(self) -> Self:
+        # Times before 1970 would be negative, which no cloud has.
         if self.count * self.spacing + self.duration > LONGEST:
             raise ValueError("reaches back more than 18250d: take fewer sessions, or a smaller spacing")
         return self
@@ -161,6 +162,7 @@ def parse(text: str) -> Scenario:
         raise ScenarioError(mistakes)
     if not isinstance(raw, dict):
         raise ScenarioError([Mistake("", "a scenario is a mapping", "it starts with devices: and sessions:")])
+    # By hand and on the raw text, so that these mistakes are listed even where a key has the wrong type.
     mistakes = _misfits(raw)
     try:
         scenario = Scenario.model_validate(raw)
@@ -181,11 +183,11 @@ def _misfits(raw: Mapping[str, Any]) -> list[Mistake]:
     mistakes = []
     if raw.get("devices") == []:
         mistakes.append(Mistake("devices", "there is none", "at least one, such as {label: BaceGo-1}"))
-    for place, (number, device) in enumerate(devices):
+    for index, (number, device) in enumerate(devices):
         if device.get("datatypes") == []:
             mistakes.append(Mistake(f"devices[{number}].datatypes", "there is none", "such as [6000, 5205]"))
-        if labels[place] in labels[:place]:
-            mistakes.append(Mistake(f"devices[{number}].label", f"there is already a device {labels[place]!r}"))
+        if labels[index] in labels[:index]:
+            mistakes.append(Mistake(f"devices[{number}].label", f"there is already a device {labels[index]!r}"))
     known = f"the devices are: {', '.join(labels)}"
     for number, plan in sessions:
         if "device" in plan and str(plan["device"]) not in labels:
@@ -194,24 +196,9 @@ def _misfits(raw: Mapping[str, Any]) -> list[Mistake]:
 
 
 def _mistake(found: Mapping[str, Any]) -> Mistake:
-    place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in found["loc"])
-    path = place.removeprefix(".")
+    path = spell(found["loc"])
     if found["type"] == "extra_forbidden":
-        return Mistake(path, "unknown key", f"known here: {', '.join(_known_beside(found['loc']))}")
+        return Mistake(path, "unknown key", f"known here: {', '.join(model_at(Scenario, found['loc']).model_fields)}")
     if found["type"] == "missing":
         return Mistake(path, "is missing")
     return Mistake(path, found["msg"].removeprefix("Value error, "))
-
-
-def _known_beside(place: tuple[str | int, ...]) -> list[str]:
-    parts: Mapping[str, type[BaseModel]] = {
-        "history": History,
-        "devices": DevicePlan,
-        "sessions": SessionPlan,
-        "late_points": LatePoints,
-        "rename": Rename,
-        "reopen": Reopen,
-        "repeat": Repeat,
-    }
-    names = [step for step in place[:-1] if isinstance(step, str)]
-    return list((parts[names[-1]] if names else Scenario).model_fields)

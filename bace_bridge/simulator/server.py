@@ -1,4 +1,4 @@
-"""What every request passes before its route: faults, quirks, the account's token and its rate limit."""
+"""The HTTP server of the cloud, and what every request passes before its route: faults, the token, the rate limit."""
 
 import asyncio
 from collections.abc import Mapping
@@ -11,7 +11,10 @@ from typing import Self
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from bace_bridge.simulator.answers import (
+from bace_bridge.simulator.cloud import SimulatedCloud
+from bace_bridge.simulator.facts import Allowance, RequestSeen, judge
+from bace_bridge.simulator.query import FilterRefused
+from bace_bridge.simulator.replies import (
     API,
     TOKEN,
     ApiError,
@@ -22,9 +25,6 @@ from bace_bridge.simulator.answers import (
     no_such_route,
     refusal,
 )
-from bace_bridge.simulator.cloud import SimulatedCloud
-from bace_bridge.simulator.facts import Allowance, RequestSeen, judge
-from bace_bridge.simulator.filters import FilterRefused
 from bace_bridge.simulator.routes import Routes
 
 
@@ -43,7 +43,7 @@ class Fault:
 
 
 class Faults:
-    """Prepared troubles; of those that fit a request, the first one that was prepared is taken."""
+    """Prepared faults; of those that fit a request, the first one that was prepared is taken."""
 
     def __init__(self) -> None:
         self._waiting: list[Fault] = []
@@ -119,9 +119,18 @@ class Gate:
                 request.transport.abort()
             return web.Response()
         if fault is not None and fault.status is not None:
-            response: web.StreamResponse = _prepared(fault, fault.status)
+            begins = fault.body.lstrip()[:1]
+            kind = "application/json" if begins in ("{", "[") else "text/html" if begins == "<" else "text/plain"
+            headers = {"Content-Type": f"{kind}; charset=UTF-8", **fault.headers}
+            response: web.StreamResponse = web.Response(status=fault.status, body=fault.body.encode(), headers=headers)
         else:
-            response = self._proxied(request, await self._answered(request, handler))
+            response = await self._answered(request, handler)
+            # What is sent goes through nginx, which has a buffer of fixed size for the headers that PHP gives it.
+            limit = self._cloud.quirks.header_limit
+            sent = {**response.headers, **self._rates.get(id(request), {})}
+            if limit and not response.prepared and header_bytes(sent) > limit:
+                self._rates.pop(id(request), None)
+                response = bad_gateway()
         self._record(request, response.status, grant_type)
         return response
 
@@ -139,22 +148,16 @@ class Gate:
         except web.HTTPNotFound:
             return no_such_route()
 
-    def _proxied(self, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
-        """The answer as it comes through the web server before PHP."""
-        limit = self._cloud.quirks.header_limit
-        sent = {**response.headers, **self._rates.get(id(request), {})}
-        if limit and not response.prepared and header_bytes(sent) > limit:
-            self._rates.pop(id(request), None)
-            return bad_gateway()
-        return response
-
     def _admit(self, request: web.Request) -> None:
         """Raises the refusal, if there is one."""
         if request.match_info.http_exception is not None:
             return
         quirks = self._cloud.quirks
         if quirks.redirects:
-            raise ApiError(302, "Found", {"Location": _elsewhere(request)})
+            # The same server by another name: another origin, but one where a test sees who followed.
+            elsewhere = f"http://localhost:{request.url.port}/elsewhere{request.path_qs}"
+            raise ApiError(302, "Found", {"Location": elsewhere})
+        # As Yii's filters: first who asks, then how often. A refused token costs no call of the rate limit.
         if not self._cloud.tokens.accepts(request.headers.get("Authorization")):
             raise ApiError(
                 401,
@@ -185,6 +188,7 @@ class Gate:
             raise ApiError(429, "Rate limit exceeded.")
 
     def _record(self, request: web.Request, status: int, grant_type: str) -> None:
+        # Half of them at once: to move 100,000 entries at each request would take longer than to answer it.
         if len(self.requests) >= _REMEMBERED:
             del self.requests[: _REMEMBERED // 2]
         self.requests.append(
@@ -198,21 +202,6 @@ class Gate:
                 grant_type=grant_type,
             )
         )
-
-
-def _prepared(fault: Fault, status: int) -> web.Response:
-    begins = fault.body.lstrip()[:1]
-    kind = "application/json" if begins in ("{", "[") else "text/html" if begins == "<" else "text/plain"
-    return web.Response(
-        status=status,
-        body=fault.body.encode(),
-        headers={"Content-Type": f"{kind}; charset=UTF-8", **fault.headers},
-    )
-
-
-def _elsewhere(request: web.Request) -> str:
-    """The same server by another name: another origin, but one where a test sees who followed."""
-    return f"http://localhost:{request.url.port}/elsewhere{request.path_qs}"
 
 
 _GRACE = 1.0  # seconds that answers under way get when the server stops
@@ -247,6 +236,7 @@ class SimulatedServer:
 
     async def start(self) -> None:
         """Raises OSError when the port is taken."""
+        # A new application each time: aiohttp freezes one that has run, and `start` comes again after `stop`.
         app = web.Application(middlewares=[web.middleware(self._gate)])
         app.on_response_prepare.append(self._gate.on_prepare)
         app.add_routes(Routes(self.cloud).table())

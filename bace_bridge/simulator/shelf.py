@@ -1,4 +1,4 @@
-"""A database replica that lags: some lists show the cloud as it was some seconds ago."""
+"""The data sessions with their indexes, and a lagging replica that shows them as they were some seconds ago."""
 
 import random
 import re
@@ -14,11 +14,10 @@ from random import Random
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from bace_bridge.simulator.facts import Device, Session, seconds
-from bace_bridge.simulator.filters import All, Compare, Kind, Reader, holds
-from bace_bridge.simulator.query import Order, bounds
+from bace_bridge.simulator.query import All, Bounds, Compare, Kind, Order, Reader, bounds, holds
 from bace_bridge.simulator.samples import Samples
 
-_CREATED_AFTER = 4  # seconds, as in BACE's documented example: the device tells of its session a little late
+_CREATED_AFTER = 4  # seconds, as in BACE's documented example: the session arrives a little after it began
 _UPDATED_AFTER = 317  # seconds after the end in the same example: ingestion goes on that long
 
 
@@ -27,7 +26,7 @@ def default_label(device: Device, start: int) -> str:
 
 
 def finished(identifier: str, device: Device, start: float, duration: float, points: int) -> Session:
-    """A session as it looks long after its end."""
+    """A session as it is long after its end."""
     end = int(start + duration)
     return Session(
         id_data_session=identifier,
@@ -40,11 +39,6 @@ def finished(identifier: str, device: Device, start: float, duration: float, poi
         datapoint_count=points,
         is_ingestion_finished=True,
     )
-
-
-def samples(start: float, duration: float, points: int) -> list[tuple[float, float]]:
-    step = duration / points
-    return [(start + number * step, 60.0 + number % 20) for number in range(points)]
 
 
 T = TypeVar("T")
@@ -96,6 +90,7 @@ def sort_key(order: Order, reader: Reader) -> Callable[[Any], Any]:
 
 
 def _indexed(field: str, session: Session) -> Any:
+    # In PostgreSQL's order NULL is the largest value; None itself cannot be compared with the others.
     value = reader(field)(session)
     return inf if value is None else value
 
@@ -145,6 +140,7 @@ class Shelf:
                 self._active.add(identifier)
 
     def copy(self, version: int) -> "Shelf":
+        # No listener of changes: what is undone in a copy must not be noted as another change.
         made = Shelf()
         made._sessions, made._active = dict(self._sessions), set(self._active)
         made._indexes = {field: list(index) for field, index in self._indexes.items()}
@@ -191,7 +187,7 @@ class Shelf:
                     return [self._sessions[identifier] for identifier in sorted(self._active)]
         for field in ("updated_at", "start"):
             limits = bounds(condition, field)
-            if limits.narrow:
+            if limits != Bounds():
                 index = self._indexes[field]
                 # "~" sorts after every UUID, so that all ties with the upper bound are inside.
                 low, high = bisect_left(index, (limits.lower, "")), bisect_right(index, (limits.upper, "~"))
@@ -262,6 +258,7 @@ class Replica:
         version = next(self._versions)
         old_shelf, old_samples = shelf.copy(version), samples.copy(version)
         moment = self._clock() - lag.seconds
+        # The newest change first: two changes of one session are only undone right in that order.
         for at, undo in reversed(self._undos):
             if at <= moment:
                 break

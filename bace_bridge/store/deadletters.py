@@ -1,4 +1,4 @@
-"""The deliveries that were given up or wait for their next attempt, for the people who look after them."""
+"""The deliveries that were given up or wait for their next attempt, for people."""
 
 import sqlite3
 from collections.abc import Collection
@@ -80,6 +80,7 @@ class DeadLetters:
         """
 
         def work(connection: sqlite3.Connection) -> int:
+            # One transaction: a letter is either dead or a lane of its own, also where the command is killed.
             query = "select name from sinks where routed_through is null"
             called = {row[0] for row in connection.execute(query)}
             letters = [letter for letter in _letters(connection, which) if letter[0] in called]

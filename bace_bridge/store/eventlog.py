@@ -1,15 +1,15 @@
-"""Makes durable how far the sinks have come: one transaction for all of them."""
+"""The event log and what dispatchers ask of it; how far all sinks have come becomes durable in one transaction."""
 
 import asyncio
 import math
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import NamedTuple
 
 import msgspec
 
-from bace_bridge.events.types import Claim, Claimed, Event, FailedAttempt, Filter, LoggedEvent, Progress, Recorded
+from bace_bridge.events.types import Claim, Claimed, Event, Filter, LoggedEvent, Progress, Recorded
 from bace_bridge.store import lanes
 from bace_bridge.store.sqlite import SqliteFile
 
@@ -20,6 +20,7 @@ ATTEMPTS_KEPT = 1000
 """Failed attempts that are kept, a sink."""
 
 Outcome = tuple[Progress, Recorded]
+_ATTEMPT = ("seq", "number", "at", "seconds", "status", "reason", "answer")
 
 
 class _Asked(NamedTuple):
@@ -52,6 +53,7 @@ class Records:
         clock = asyncio.get_running_loop().time
         while self._waiting:
             await asyncio.sleep(self._after - clock())
+            # Who was cut off (a reload, the end) has nothing written for it: its lanes are claimed again.
             asked, self._waiting = [one for one in self._waiting if not one.outcome.done()], []
             try:
                 taken = [(one, one.progress()) for one in asked]
@@ -71,24 +73,20 @@ def _record(taken: Iterable[tuple[_Asked, Progress]], connection: sqlite3.Connec
     outcomes: list[Outcome] = []
     for (sink, _, now, _), progress in taken:
         if progress.failed:
-            _keep_attempts(connection, sink, progress.failed)
+            # Not again where a record that was cut off is made once more.
+            connection.executemany(
+                """insert into attempts (sink, seq, number, at, seconds, status, reason, answer)
+                select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 where not exists (
+                  select 1 from attempts where sink = ?1 and seq = ?2 and number = ?3 and at = ?4)""",
+                [(sink, *(getattr(one, name) for name in _ATTEMPT)) for one in progress.failed],
+            )
+            connection.execute(
+                """delete from attempts where sink = ?1 and id <= (
+                select id from attempts where sink = ?1 order by id desc limit 1 offset ?2)""",
+                (sink, ATTEMPTS_KEPT),
+            )
         outcomes.append((progress, lanes.record_lanes(connection, sink, progress.lanes, now=now)))
     return outcomes
-
-
-def _keep_attempts(connection: sqlite3.Connection, sink: str, failed: Iterable[FailedAttempt]) -> None:
-    # Not again where a record that was cut off is made once more.
-    connection.executemany(
-        """insert into attempts (sink, seq, number, at, seconds, status, reason, answer)
-        select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 where not exists (
-          select 1 from attempts where sink = ?1 and seq = ?2 and number = ?3 and at = ?4)""",
-        [(sink, one.seq, one.number, one.at, one.seconds, one.status, one.reason, one.answer) for one in failed],
-    )
-    connection.execute(
-        """delete from attempts where sink = ?1 and id <= (
-        select id from attempts where sink = ?1 order by id desc limit 1 offset ?2)""",
-        (sink, ATTEMPTS_KEPT),
-    )
 
 
 MOST_BYTES = 2 * 1024 * 1024
@@ -115,6 +113,7 @@ class EventLog:
         def work(connection: sqlite3.Connection) -> str | None:
             wanted = msgspec.json.encode(filter_ or Filter(sink=name)).decode()
             connection.execute("insert or ignore into sinks (name, target) values (?, ?)", (name, target))
+            # In this transaction and before polling: a first event must not come before the sink has a row.
             before, routed_through, reason = connection.execute(
                 "select target, routed_through, disabled_reason from sinks where name = ?", (name,)
             ).fetchone()
@@ -130,7 +129,7 @@ class EventLog:
         return await self._file.write(work)
 
     async def read(self, *, after: int, limit: int, most_bytes: int = MOST_BYTES) -> list[LoggedEvent]:
-        """The next events after a place; fewer where they are large."""
+        """The next events after a seq; fewer where they are large."""
         query = f"select {lanes.COLUMNS} from events where seq > ? order by seq limit ?"  # noqa: S608  # column names only
         return await self._file.read(
             lambda connection: lanes.as_far_as(connection.execute(query, (after, limit)), most_bytes)[0]
@@ -160,17 +159,11 @@ class EventLog:
         query = f"update sinks set routed_through = ? where routed_through is null and name not in ({marks})"  # noqa: S608  # marks only
         await self._file.write(lambda connection: connection.execute(query, (lanes.last_seq(connection), *names)))
 
-    async def backlogs(self) -> dict[str, int]:
-        """The events that wait for each sink; where it does not want all of a lane, those are counted too.
+    async def backlog(self, sink: str) -> int:
+        """The events that wait for a sink; where it does not want all of a lane, those are counted too.
 
         In pieces, since many events take a while: deliveries go on in between.
         """
-        query = "select name from sinks where routed_through is null"
-        names = await self._file.read(lambda connection: [row[0] for row in connection.execute(query)])
-        return {name: await self.backlog(name) for name in names}
-
-    async def backlog(self, sink: str) -> int:
-        """The events that wait for one sink, counted as by `backlogs`."""
         waiting, after = 0, ""
         while True:
             count, last = await self._file.read(lambda one, after=after: lanes.count_waiting(one, sink, after))  # type: ignore[misc]  # binds now
@@ -210,7 +203,7 @@ class EventLog:
         return bool(await self._file.read(lambda connection: connection.execute(query, (session,)).fetchone()[0]))
 
     async def sinks(self) -> list[str]:
-        """The names of all that ever had a place in the log."""
+        """The names of all that were ever delivered to, or asked for."""
         query = "select name from sinks order by name"
         return await self._file.read(lambda connection: [name for (name,) in connection.execute(query)])
 
@@ -225,14 +218,20 @@ class EventLog:
 
         A sink that is disabled or not configured holds nothing up, and a dead letter, which may lie for long, only its
         own event.
-        Only the beginning of the log is looked at: what follows is younger, and there may be a million of it.
         """
 
         def work(connection: sqlite3.Connection) -> int:
-            changes = connection.total_changes
+            # Of the beginning of the log alone: what follows is younger, and there may be a million of it.
             oldest = lanes.oldest_delivered(connection, limit)
-            connection.executemany("delete from events where seq = ?", _to_prune(oldest, observed_before, most_bytes))
-            return connection.total_changes - changes
+            # Up to the last old one: one before it that claims to be younger was written while the clock was ahead.
+            old = max((index for index, (_, at, _) in enumerate(oldest) if at < observed_before), default=-1)
+            left, pruned = most_bytes, 0
+            for seq, _, size in oldest[: old + 1]:
+                if left <= 0:
+                    break
+                pruned += connection.execute("delete from events where seq = ?", (seq,)).rowcount
+                left -= size
+            return pruned
 
         return await self._file.write(work, side="upkeep")
 
@@ -245,15 +244,3 @@ class EventLog:
             order by seq desc limit :limit) order by seq"""  # noqa: S608  # column names only
         given = {"after": after, "glob": type_glob, "session": session, "limit": limit}
         return await self._file.read(lambda connection: lanes.logged(connection.execute(query, given)))
-
-
-def _to_prune(oldest: Sequence[tuple[int, float, int]], before: float, most_bytes: float) -> list[tuple[int]]:
-    """Up to the last old one: one before it that claims to be younger was written while the clock was ahead."""
-    old = max((index for index, (_, at, _) in enumerate(oldest) if at < before), default=-1)
-    found: list[tuple[int]] = []
-    for seq, _, size in oldest[: old + 1]:
-        if most_bytes <= 0:
-            break
-        found.append((seq,))
-        most_bytes -= size
-    return found

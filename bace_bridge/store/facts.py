@@ -1,4 +1,4 @@
-"""Small durable facts: the cloud's tokens and the name of this installation."""
+"""Small durable facts: the cloud's tokens, this installation's name, retained topics, and schedules that move."""
 
 import sqlite3
 from collections.abc import Iterable
@@ -15,11 +15,8 @@ class Facts:
         self._file = file
 
     async def load_token(self, account: str) -> Token | None:
-        def work(connection: sqlite3.Connection) -> Token | None:
-            value = read_fact(connection, f"token:{account}")
-            return None if value is None else msgspec.json.decode(value, type=Token)
-
-        return await self._file.read(work)
+        value = await self._file.read(lambda connection: read_fact(connection, f"token:{account}"))
+        return None if value is None else msgspec.json.decode(value, type=Token)
 
     async def save_token(self, account: str, token: Token) -> None:
         value = msgspec.json.encode(token).decode()
@@ -64,14 +61,13 @@ class RetainedLedger:
     async def topics(self) -> set[str]:
         """Raises StoreError, as all methods do."""
         query = f"select topic from retained where broker = ? and {_OURS}"  # noqa: S608  # a constant
-
-        def work(connection: sqlite3.Connection) -> set[str]:
-            return {topic for (topic,) in connection.execute(query, (self._broker, self._sink))}
-
-        return await self._file.read(work)
+        given = (self._broker, self._sink)
+        return await self._file.read(lambda connection: {topic for (topic,) in connection.execute(query, given)})
 
     async def note(self, topics: Iterable[str]) -> None:
         """Before they are published first."""
+        # In this order a crash leaves a name too many, which is cleared in vain; the other one leaves a topic that
+        # nobody knows, and that a broker would show for ever.
         rows = [(self._broker, self._sink, topic) for topic in topics]
         query = "insert or ignore into retained (broker, sink, topic) values (?, ?, ?)"
         await self._file.write(lambda connection: connection.executemany(query, rows), side="facts")
@@ -108,6 +104,7 @@ class Schedules:
                 where unfinished and active and json_extract(known, '$.fetched_at') is not null""",
                 (seconds,),
             )
+            # Without another version: nobody has asked for anything, and what is in flight may be recorded.
             connection.execute(f"update lanes set due_at = due_at + ? where {LATER} 0", (seconds,))  # noqa: S608  # our own text
 
         await self._file.write(work)

@@ -1,4 +1,4 @@
-"""The store's troubles: which side of it fails and why, so that each is reported once and not at each attempt."""
+"""The store's faults: which side of it fails and why, so that each is reported once and not at each attempt."""
 
 import contextlib
 import errno
@@ -54,6 +54,7 @@ _LEAST_ROOM = 64 * 1024
 
 
 def of_sqlite(error: sqlite3.Error, path: Path) -> StoreError:
+    # Extended codes (SQLITE_IOERR_SHMSIZE, ...) begin with the plain one; errors of Python's own module have none.
     name = getattr(error, "sqlite_errorname", "") or ""
     code = "_".join(name.split("_")[:2])
     if code in {"SQLITE_CORRUPT", "SQLITE_NOTADB"}:

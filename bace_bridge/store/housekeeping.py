@@ -32,6 +32,7 @@ class Room(msgspec.Struct, frozen=True):
 
 def room_left(before: Room, *, used: int, cap: int) -> Room:
     """What follows from `used` of `cap` bytes, after what followed `before`."""
+    # With two thresholds each: at a single one the store would be full, not full, full with each event.
     crowded = used >= PRUNE_FROM * cap or (before.surplus > 0 and used > PRUNE_TO * cap)
     paused = used >= cap or (before.paused and used > PAUSE_UNTIL * cap)
     return Room(surplus=used - int(PRUNE_TO * cap) if crowded else 0, paused=paused)
@@ -46,7 +47,7 @@ AGAIN = 0.05
 """Seconds to the next piece while there is more to do: short transactions let others in between."""
 
 CROWDED = 2.0
-"""Seconds to the next look while the store is near its cap and nothing can go."""
+"""Seconds to the next piece while the store is near its cap and nothing can go."""
 
 FORGOTTEN_AT_CAP = 86400.0
 """Seconds without a change after which a finished session's windows may go where nothing else makes room."""
@@ -56,7 +57,7 @@ WINDOWS_A_PIECE = 200
 
 
 Change = tuple[float, str]
-"""A place among the sessions in the order of their last change: the time of it, and the session's id."""
+"""A position among the sessions in the order of their last change: the time of it, and the session's id."""
 
 BEFORE_ALL: Change = (-math.inf, "")
 
@@ -65,7 +66,7 @@ class Cap:
     """The store's size against `max_size` (bytes).
 
     `crowded` is called by who takes something in, once when delivered events begin to have to go early. Upkeep, which
-    looks at the size itself, is not woken by its own look.
+    measures for itself, is not woken by its own measuring.
     """
 
     def __init__(self, file: SqliteFile, max_size: int, *, crowded: Callable[[], None] = lambda: None) -> None:
@@ -83,7 +84,7 @@ class Cap:
             "the cloud is not asked until deliveries have made room"
         )
 
-    def look(self) -> Room:
+    def judge(self) -> Room:
         """Judges the size after the last write; costs nothing, so it is made before each commit."""
         before = self.room
         self.room = room_left(before, used=self._file.used, cap=self.max_size)
@@ -95,7 +96,7 @@ class Cap:
 
     def ensure_room(self) -> None:
         """Raises StoreAtCap while nothing more may be taken in."""
-        before, room = self.room, self.look()
+        before, room = self.room, self.judge()
         if room.surplus and not before.surplus:
             self._crowded()
         if room.paused:
@@ -131,7 +132,7 @@ class Upkeep:
     @property
     def is_due(self) -> bool:
         """True where a round is to be made before its time."""
-        room = self._cap.look()
+        room = self._cap.judge()
         return bool(room.surplus or room.paused or self._file.trouble.failing) or (
             self._file.wal_bytes > JOURNAL_SIZE_LIMIT
         )
@@ -146,7 +147,7 @@ class Upkeep:
 
     async def piece(self, now: float) -> float:
         """Does one piece; returns the seconds to the next one. Raises StoreError."""
-        if self._cap.look().surplus:
+        if self._cap.judge().surplus:
             return await self._make_room(now)
         self._log_pruned()
         if await self._log.prune(observed_before=now - self.retention) or not await self._forget(now):
@@ -162,11 +163,20 @@ class Upkeep:
         self._wal_is_held = not await self._file.checkpoint()
         if self._wal_is_held:
             return CROWDED
-        if surplus := self._cap.look().surplus:
+        if surplus := self._cap.judge().surplus:
             pruned = await self._log.prune(observed_before=math.inf, most_bytes=surplus)
             self.pruned_early += pruned
             self._pruned_unlogged += pruned
-            forgotten = 0 if pruned else await self._forget_early(now)
+            forgotten = 0
+            if not pruned:
+                # Or what is remembered of sessions that are over would stop the watching of those that are not.
+                after, unchanged_since = self._early_upto, now - min(self.session_retention, FORGOTTEN_AT_CAP)
+                self._early_upto, forgotten = await self._file.write(
+                    lambda connection: forget_oldest(connection, after=after, unchanged_since=unchanged_since),
+                    side="upkeep",
+                )
+                self._forgotten_unlogged += forgotten
+                self.forgotten_early += forgotten
             if not pruned and not forgotten:
                 self._log_pruned()
                 return CROWDED
@@ -177,16 +187,6 @@ class Upkeep:
             pruned = {"events": self._pruned_unlogged, "windows": self._forgotten_unlogged}
             log.warning("store.pruned_early", **pruned, because="store.max_size")
             self._pruned_unlogged = self._forgotten_unlogged = 0
-
-    async def _forget_early(self, now: float) -> int:
-        """Or what is remembered of sessions that are over would stop the watching of those that are not."""
-        after, unchanged_since = self._early_upto, now - min(self.session_retention, FORGOTTEN_AT_CAP)
-        self._early_upto, forgotten = await self._file.write(
-            lambda connection: forget_oldest(connection, after=after, unchanged_since=unchanged_since), side="upkeep"
-        )
-        self._forgotten_unlogged += forgotten
-        self.forgotten_early += forgotten
-        return forgotten
 
     async def _forget(self, now: float) -> bool:
         """Goes on with the walk through the sessions that have windows; True at the end of it."""

@@ -2,18 +2,17 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Collection
 
 import msgspec
 
-from bace_bridge.polling.rules.changes import Changes, CloudOutage, LatestSeen, PollState, WindowRead
+from bace_bridge.polling.rules.changes import Changes, CloudOutage, PollState, WindowRead
 from bace_bridge.polling.rules.datapoints import Emitted
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
 from bace_bridge.store.facts import read_fact, write_fact
-from bace_bridge.store.lanes import append_events
-from bace_bridge.store.packing import read_emitted, write_emitted
+from bace_bridge.store.lanes import append_events, pack, unpack
 from bace_bridge.store.sqlite import SqliteFile
 from bace_bridge.store.standing import WITH_DEVICES
 
@@ -50,9 +49,14 @@ class Journal:
             self.ensure_room()
 
         def work(connection: sqlite3.Connection) -> None:
-            _write_sessions(connection, changes.known)
-            _write_windows(connection, changes.windows)
-            _write_latest(connection, changes.latest)
+            # One transaction: what is known without its events would lose them, events without what is known
+            # would come again with the next poll (with the same ids, so that at least the log keeps one of each).
+            for one in changes.known:
+                _write_session(connection, one)
+            for read in changes.windows:
+                _write_window(connection, read)
+            # The newest point of a session that was removed since, or moved to another device, is none any more.
+            connection.executemany(_WRITE_LATEST, [msgspec.structs.astuple(one) for one in changes.latest])
             append_events(connection, changes.events)
             if changes.watch is not None:
                 write_fact(connection, WATCH, msgspec.json.encode(changes.watch).decode())
@@ -74,45 +78,33 @@ class Journal:
             self._changed(devices)
 
     async def poll_state(self) -> PollState | None:
-        def work(connection: sqlite3.Connection) -> PollState | None:
-            value = read_fact(connection, WATCH)
-            return None if value is None else msgspec.json.decode(value, type=PollState)
-
-        return await self._file.read(work)
+        value = await self._file.read(lambda connection: read_fact(connection, WATCH))
+        return None if value is None else msgspec.json.decode(value, type=PollState)
 
     async def outage(self) -> CloudOutage:
         """The cloud's outage that was reported last and is not over; an empty one where there is none."""
-
-        def work(connection: sqlite3.Connection) -> CloudOutage:
-            value = read_fact(connection, OUTAGE)
-            return CloudOutage() if value is None else msgspec.json.decode(value, type=CloudOutage)
-
-        return await self._file.read(work)
+        value = await self._file.read(lambda connection: read_fact(connection, OUTAGE))
+        return CloudOutage() if value is None else msgspec.json.decode(value, type=CloudOutage)
 
     async def known(self, ids: Collection[str]) -> dict[str, KnownSession]:
         """The known sessions among `ids`."""
-
-        def work(connection: sqlite3.Connection) -> dict[str, KnownSession]:
-            marks = ",".join("?" * len(ids))
-            rows = connection.execute(f"select known from sessions where id in ({marks})", tuple(ids))  # noqa: S608  # marks only
-            return {known.session.id: known for known in _decoded(rows)}
-
-        return await self._file.read(work) if ids else {}
+        query = f"select known from sessions where id in ({','.join('?' * len(ids))})"  # noqa: S608  # marks only
+        return {one.session.id: one for one in await self._known(query, *ids)} if ids else {}
 
     async def unfinished_after(self, session_id: str, limit: int) -> list[KnownSession]:
         """The next unfinished sessions, by id."""
         query = "select known from sessions where unfinished and id > ? order by id limit ?"
-        return await self._file.read(lambda connection: _decoded(connection.execute(query, (session_id, limit))))
+        return await self._known(query, session_id, limit)
 
     async def active_after(self, session_id: str, limit: int) -> list[KnownSession]:
         """The next active sessions, by id."""
         query = "select known from sessions where unfinished and active and id > ? order by id limit ?"
-        return await self._file.read(lambda connection: _decoded(connection.execute(query, (session_id, limit))))
+        return await self._known(query, session_id, limit)
 
     async def finished_after(self, session_id: str, limit: int) -> list[KnownSession]:
         """The next finished sessions, by id."""
         query = "select known from sessions where id > ? and not unfinished and not removed order by id limit ?"
-        return await self._file.read(lambda connection: _decoded(connection.execute(query, (session_id, limit))))
+        return await self._known(query, session_id, limit)
 
     async def device_labels(self) -> dict[str, str | None]:
         """The labels, by id, of the devices whose data sessions are known: each one's newest session has it."""
@@ -125,7 +117,7 @@ class Journal:
     async def overdue_ends(self, seen_before: float) -> list[KnownSession]:
         """The sessions whose end was seen before a time and has not been emitted yet."""
         query = "select known from sessions where end_waits_since < ? and not over_when_found"
-        return await self._file.read(lambda connection: _decoded(connection.execute(query, (seen_before,))))
+        return await self._known(query, seen_before)
 
     async def due_fetches(self, now: float, limit: int, *, late: bool | None = None) -> list[KnownSession]:
         """The sessions whose datapoints are to be fetched now: those seen live first, newest history after them.
@@ -135,7 +127,7 @@ class Journal:
         kinds = "0, 1" if late is None else str(int(late))
         query = f"""select known from sessions where over_when_found in ({kinds}) and fetch_at <= ?
             order by over_when_found, fetch_at, start desc limit ?"""  # noqa: S608  # our own text
-        return await self._file.read(lambda connection: _decoded(connection.execute(query, (now, limit))))
+        return await self._known(query, now, limit)
 
     async def next_fetch_at(self, *, without: Collection[str]) -> float | None:
         """When the next fetch is due, but of the sessions in `without`."""
@@ -143,20 +135,14 @@ class Journal:
             and id not in ({",".join("?" * len(without))}) order by fetch_at limit 1"""  # noqa: S608  # marks only
 
         def work(connection: sqlite3.Connection) -> float | None:
+            # Two look-ups in the index that begins with `over_when_found`; asked at once SQLite would sort all of it.
             rows = (connection.execute(first, (late, *without)).fetchone() for late in (0, 1))
             return min((float(row[0]) for row in rows if row is not None), default=None)
 
         return await self._file.read(work)
 
     async def windows(self, session_id: str) -> dict[Window, WindowState]:
-        query = "select state from windows where session_id = ?"
-
-        def work(connection: sqlite3.Connection) -> dict[Window, WindowState]:
-            rows = connection.execute(query, (session_id,))
-            states = [msgspec.json.decode(row[0], type=WindowState) for row in rows]
-            return {state.window: state for state in states}
-
-        return await self._file.read(work)
+        return (await self.windows_of([session_id]))[session_id]
 
     async def windows_of(self, session_ids: Collection[str]) -> dict[str, dict[Window, WindowState]]:
         marks = ",".join("?" * len(session_ids))
@@ -181,33 +167,35 @@ class Journal:
         """What was emitted of this window, by data session; empty for those of which it was never read."""
         return await self._file.read(lambda connection: read_emitted(connection, window, session_ids))
 
+    async def _known(self, query: str, *given: object) -> list[KnownSession]:
+        def work(connection: sqlite3.Connection) -> list[KnownSession]:
+            return [msgspec.json.decode(row[0], type=KnownSession) for row in connection.execute(query, given)]
 
-def _decoded(rows: Iterable[Any]) -> list[KnownSession]:
-    return [msgspec.json.decode(row[0], type=KnownSession) for row in rows]
+        return await self._file.read(work)
 
 
-def _write_sessions(connection: sqlite3.Connection, known: Iterable[KnownSession]) -> None:
-    """Most often what is known changes, when to fetch next, and when it was updated: other indexes stay as they are."""
-    for one in known:
-        session = one.session
-        changing = (one.fetch_at, msgspec.json.encode(one).decode())
-        where = (
-            session.id,
-            session.group_id,
-            session.start,
-            session.state == "active" and not one.removed,
-            one.unfinished,
-            one.removed,
-            one.over_when_found,
-            one.end_seen_at if one.end_emitted is None and not one.removed else None,
-        )
-        for query, given in (
-            (_SAME_UPDATE, (*changing, *where, session.updated_at)),
-            (_NEW_UPDATE, (*changing, session.updated_at, *where)),
-            (_REPLACE, (*changing, session.updated_at, *where)),
-        ):
-            if connection.execute(query, given).rowcount:
-                break
+def _write_session(connection: sqlite3.Connection, one: KnownSession) -> None:
+    session = one.session
+    changing = (one.fetch_at, msgspec.json.encode(one).decode())
+    where = (
+        session.id,
+        session.group_id,
+        session.start,
+        session.state == "active" and not one.removed,
+        one.unfinished,
+        one.removed,
+        one.over_when_found,
+        one.end_seen_at if one.end_emitted is None and not one.removed else None,
+    )
+    # SQLite writes an index for each column that an update names, even where its value stays. Most often only what
+    # is known and when to fetch next have changed, then also when it was updated: so the narrowest update first.
+    for query, given in (
+        (_SAME_UPDATE, (*changing, *where, session.updated_at)),
+        (_NEW_UPDATE, (*changing, session.updated_at, *where)),
+        (_REPLACE, (*changing, session.updated_at, *where)),
+    ):
+        if connection.execute(query, given).rowcount:
+            break
 
 
 _SAME = """where id = ? and (group_id, start, active, unfinished, removed, over_when_found, end_waits_since)
@@ -219,27 +207,61 @@ _REPLACE = """insert or replace into sessions (fetch_at, known, updated_at, id,
     values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 
 
-def _write_windows(connection: sqlite3.Connection, windows: Iterable[WindowRead]) -> None:
-    for one in windows:
-        connection.execute(
-            """insert into windows (session_id, start, "end", state) values (?, ?, ?, ?)
-            on conflict (session_id, start, "end") do update
-            set state = excluded.state where state <> excluded.state""",
-            (one.session_id, one.state.start, one.state.end, msgspec.json.encode(one.state).decode()),
-        )
-        if one.emitted is not None:
-            write_emitted(connection, one.session_id, one.state.window, one.emitted)
+def _write_window(connection: sqlite3.Connection, one: WindowRead) -> None:
+    # Where nothing changed nothing is written: a live window is read every few seconds, and memory cards wear.
+    connection.execute(
+        """insert into windows (session_id, start, "end", state) values (?, ?, ?, ?)
+        on conflict (session_id, start, "end") do update
+        set state = excluded.state where state <> excluded.state""",
+        (one.session_id, one.state.start, one.state.end, msgspec.json.encode(one.state).decode()),
+    )
+    if one.emitted is not None:
+        write_emitted(connection, one.session_id, one.state.window, one.emitted)
 
 
-def _write_latest(connection: sqlite3.Connection, latest: Iterable[LatestSeen]) -> None:
-    # The newest point of a data session that was removed since, or moved to another device, is none any more.
+_WRITE_LATEST = """insert into latest (device_id, source_device, datatype, timestamp, payload, session_id)
+    values (?, ?, ?, ?, ?, ?)
+    on conflict (device_id, source_device, datatype) do update
+    set timestamp = excluded.timestamp, payload = excluded.payload, session_id = excluded.session_id
+    where excluded.timestamp >= latest.timestamp or exists (
+      select 1 from sessions where id = latest.session_id and (removed or group_id <> latest.device_id)
+    )"""
+
+SLICE = 60
+"""Seconds: some hundred points of a few series at one a second, which is a page or two of SQLite's."""
+
+
+def read_emitted(connection: sqlite3.Connection, window: Window, session_ids: Collection[str]) -> dict[str, Emitted]:
+    """What was emitted of this window, by data session; empty for those of which it was never read."""
+    marks = ",".join("?" * len(session_ids))
+    found: dict[str, Emitted] = {one: {} for one in session_ids}
+    for table, points, order in (("windows", "emitted", "start"), ("slices", "points", "minute")):
+        query = f"""select session_id, {points} from {table} where session_id in ({marks}) and start = ? and "end" = ?
+            order by session_id, {order}"""  # noqa: S608  # our own names, and marks
+        for session_id, blob in connection.execute(query, (*session_ids, window.start, window.end)):
+            for series, stamps in msgspec.msgpack.decode(unpack(blob), type=Emitted).items() if blob else ():
+                found[session_id].setdefault(series, {}).update(stamps)
+    return found
+
+
+def write_emitted(connection: sqlite3.Connection, session_id: str, window: Window, emitted: Emitted) -> None:
+    """Writes the slices that changed; what an earlier version kept in the window's own row becomes slices."""
+    row = (session_id, window.start, window.end)
+    where = 'session_id = ? and start = ? and "end" = ?'
+    stored = dict(connection.execute(f"select minute, points from slices where {where}", row))  # noqa: S608  # our own text
+    slices: dict[int, Emitted] = defaultdict(dict)
+    for series, points in emitted.items():
+        for stamp, point in points.items():
+            slices[int(stamp // SLICE)].setdefault(series, {})[stamp] = point
+    # A page of a live session changes its last minute only: the other slices of the window are not written again.
+    after = {minute: pack(msgspec.msgpack.encode(points)) for minute, points in slices.items()}
+    connection.execute(f"update windows set emitted = null where {where} and emitted is not null", row)  # noqa: S608  # our own text
     connection.executemany(
-        """insert into latest (device_id, source_device, datatype, timestamp, payload, session_id)
-        values (?, ?, ?, ?, ?, ?)
-        on conflict (device_id, source_device, datatype) do update
-        set timestamp = excluded.timestamp, payload = excluded.payload, session_id = excluded.session_id
-        where excluded.timestamp >= latest.timestamp or exists (
-          select 1 from sessions where id = latest.session_id and (removed or group_id <> latest.device_id)
-        )""",
-        [msgspec.structs.astuple(one) for one in latest],
+        'delete from slices where session_id = ? and start = ? and "end" = ? and minute = ?',
+        [(*row, minute) for minute in stored.keys() - after.keys()],
+    )
+    connection.executemany(
+        """insert into slices (session_id, start, "end", minute, points) values (?, ?, ?, ?, ?)
+        on conflict (session_id, start, "end", minute) do update set points = excluded.points""",
+        [(*row, minute, points) for minute, points in after.items() if stored.get(minute) != points],
     )

@@ -1,6 +1,7 @@
 """The rows of lanes: made with the events, claimed, recorded, and moved by anybody. Functions within a transaction."""
 
 import sqlite3
+import zlib
 from collections.abc import Collection, Iterable
 from itertools import zip_longest
 from typing import Any
@@ -21,14 +22,12 @@ from bace_bridge.events.types import (
     LoggedEvent,
     Piece,
     Recorded,
-    Share,
     letter_lane,
-    letter_place,
+    letter_seq,
     session_lane,
     wanted,
 )
 from bace_bridge.store.facts import read_fact, write_fact
-from bace_bridge.store.packing import pack, unpack
 
 COLUMNS = "seq, id, type, session_id, device_id, time, observed_at, data"
 
@@ -48,16 +47,35 @@ _MOVES = "moves"
 _LANE = "lane, seq, attempts, due_at, reason, replay_through, behind, version"
 
 
+PACKED_FROM = 2048
+"""Bytes from which on it is compressed: session events stay readable for people."""
+
+_PACKED = b"\0z"
+"""Neither JSON nor a map of MessagePack begins so."""
+
+_LEVEL = 1  # the fastest: the store has one thread, and wear counts more than the last tenth of room
+
+
+def pack(data: bytes) -> bytes:
+    return _PACKED + zlib.compress(data, _LEVEL) if len(data) >= PACKED_FROM else data
+
+
+def unpack(data: bytes) -> bytes:
+    return zlib.decompress(data[len(_PACKED) :]) if data.startswith(_PACKED) else data
+
+
 def append_events(connection: sqlite3.Connection, events: Iterable[Event]) -> None:
     """Adds events to the log, and a row for each lane that a sink wants and that has none.
 
-    An event whose id is in the log already is the same fact. A row's version is the place of the event that made it.
+    An event whose id is in the log already is the same fact. A row's version is the seq of the event that made it.
     """
     filters = [
         (name, msgspec.json.decode(filter_, type=Filter))
         for name, filter_ in connection.execute("select name, filter from sinks where routed_through is null")
     ]
     made = set[tuple[str, str]]()
+    # The event first and its rows after it, in one transaction: a row's version is the event's seq, which SQLite
+    # gives, and a crash between the two leaves neither.
     for one in events:
         added = connection.execute(
             """insert into events (id, type, session_id, device_id, time, observed_at, data)
@@ -75,28 +93,13 @@ def append_events(connection: sqlite3.Connection, events: Iterable[Event]) -> No
 
 
 def last_seq(connection: sqlite3.Connection) -> int:
-    """The newest place ever given, also where its event was pruned."""
+    """The newest seq ever given, also where its event was pruned."""
+    # `max(seq)` would fall back when the newest events are deleted; autoincrement remembers, so no seq comes twice.
     row = connection.execute("select seq from sqlite_sequence where name = 'events'").fetchone()
     return 0 if row is None else int(row[0])
 
 
 # --- what a dispatcher does
-
-
-class _Room:
-    """What may still be taken of a share."""
-
-    def __init__(self, share: Share) -> None:
-        self.lanes, self.events, self.size = share.lanes, share.events, share.size
-
-    @property
-    def full(self) -> bool:
-        return self.events <= 0 or self.size <= 0
-
-    def take(self, piece: Piece) -> Piece:
-        self.events -= len(piece.events)
-        self.size -= sum(len(one.event.data) for one in piece.events)
-        return piece
 
 
 def claim(connection: sqlite3.Connection, sink: str, filter_: Filter, asked: Claim, *, now: float) -> Claimed:
@@ -105,19 +108,21 @@ def claim(connection: sqlite3.Connection, sink: str, filter_: Filter, asked: Cla
     read_on: list[Piece] = []
     more: list[bool] = []
     for behind, share in ((False, asked.fresh), (True, asked.behind)):
-        room = _Room(share)
-        due = _due(connection, sink, room.lanes + 1, behind=behind, held=asked.held, now=now)
+        due = _due(connection, sink, share.lanes + 1, behind=behind, held=asked.held, now=now)
         on = [(lane, start) for lane, start in asked.read_on if lane.behind == behind]
-        limit = min(MOST, max(LEAST, room.events // max(1, len(due) + len(on))))
+        events, size = share.events, share.size
+        # Of few lanes many events each, of many lanes a few: one long lane must not keep the others out of memory.
+        limit = min(MOST, max(LEAST, events // max(1, len(due) + len(on))))
+        wanted_now = [(lane, lane.seq, begun) for lane in due[: share.lanes]] + [(*one, read_on) for one in on]
         taken = 0
-        for lane in due[: room.lanes]:
-            if not room.full:
-                begun.append(room.take(_piece(connection, lane, lane.seq, filter_, limit)))
-                taken += 1
+        for lane, start, pieces in wanted_now:
+            if events > 0 and size > 0:
+                piece = _piece(connection, lane, start, filter_, limit)
+                pieces.append(piece)
+                events -= len(piece.events)
+                size -= sum(len(one.event.data) for one in piece.events)
+                taken += pieces is begun
         more.append(taken < len(due))
-        for lane, start in on:
-            if not room.full:
-                read_on.append(room.take(_piece(connection, lane, start, filter_, limit)))
     (next_due,) = connection.execute(
         "select min(due_at) from lanes where sink = ? and behind = 1 and due_at > ?", (sink, now)
     ).fetchone()
@@ -132,12 +137,14 @@ def _due(
     What was asked for is due at 0: it takes turns with what has failed, or a retry would wait for a whole replay.
     """
     found: list[list[Lane]] = []
+    # Two ranges of one index, each already in order: `order by due_at` alone would put all that was asked for first.
     for when in ("due_at > 0 and due_at <= ?", "due_at <= min(0, ?)"):
         rows = connection.execute(
             f"select {_LANE} from lanes where sink = ? and behind = ? and {when} order by due_at, seq limit ?",  # noqa: S608  # our own text
             (sink, behind, now, len(held) + limit),
         )
-        found.append([one for one in map(_lane, rows) if one.key not in held])
+        lanes = (Lane(row[0], row[1], row[2], row[3], row[4], row[5], bool(row[6]), row[7]) for row in rows)
+        found.append([one for one in lanes if one.key not in held])
     return [one for pair in zip_longest(*found) for one in pair if one is not None][:limit]
 
 
@@ -149,8 +156,8 @@ def _piece(connection: sqlite3.Connection, lane: Lane, start: int, filter_: Filt
 
 
 def read_lane(connection: sqlite3.Connection, key: str, start: int, limit: int) -> tuple[list[LoggedEvent], bool]:
-    """The events of a lane from a place on, fewer where they are large; and whether these are all of them."""
-    if (letter := letter_place(key)) is not None:
+    """The events of a lane from a seq on, fewer where they are large; and whether these are all of them."""
+    if (letter := letter_seq(key)) is not None:
         rows = connection.execute(f"select {COLUMNS} from events where seq = ?", (letter,))  # noqa: S608  # column names only
         return [replace(one, alone=True) for one in logged(rows) if letter >= start], True
     query = f"select {COLUMNS} from events where session_id is ? and seq >= ? order by seq limit ?"  # noqa: S608  # column names only
@@ -175,9 +182,12 @@ def record_lanes(connection: sqlite3.Connection, sink: str, records: Iterable[La
     moved, more, dead = set[str](), False, list[DeadLetter]()
     for record in records:
         lane = record.lane
+        # Drained by what the dispatcher has read; the log itself decides, as more may have come since.
         if record.drained and _vanishes(connection, sink, lane):
             dead += record.dead
             continue
+        # The version and not the seq: somebody may have moved the row away and back, and a row that was deleted
+        # and made again looks like the old one. Versions are never given twice, so one that differs always counts.
         changed = connection.execute(
             """update lanes set seq = ?, attempts = ?, due_at = ?, reason = ?, behind = ?
             where sink = ? and lane = ? and version = ?""",
@@ -196,8 +206,9 @@ def record_lanes(connection: sqlite3.Connection, sink: str, records: Iterable[La
 def _vanishes(connection: sqlite3.Connection, sink: str, lane: Lane) -> bool:
     """A letter is one event; a data session may have got more meanwhile."""
     given = (sink, lane.key, lane.version)
+    # Deleted by the same condition as it is updated: a row that was moved meanwhile stays.
     query = "delete from lanes where sink = ? and lane = ? and version = ?"
-    if letter_place(lane.key) is not None:
+    if letter_seq(lane.key) is not None:
         return connection.execute(query, given).rowcount > 0
     query += " and not exists (select 1 from events where session_id is ? and seq >= ?)"
     return connection.execute(query, (*given, session_of(lane.key), lane.seq)).rowcount > 0
@@ -219,10 +230,11 @@ def _give_up(connection: sqlite3.Connection, sink: str, letters: Collection[Dead
 def replay(connection: sqlite3.Connection, sink: str, sessions: Iterable[str | None], *, since: float | None) -> int:
     """Goes back to recorded events of these data sessions, or to those observed since a time; returns how many.
 
-    None is the bridge itself. A lane that waits at that place or before it is tried at once. What was not delivered yet
+    None is the bridge itself. A lane that waits there or before it is tried at once. What was not delivered yet
     is no replay.
     """
     last = last_seq(connection)
+    # A sink that has never run has no row yet: with one that is routed to the end it finds its lanes when it does.
     connection.execute("insert or ignore into sinks (name, routed_through) values (?, ?)", (sink, last))
     (routed,) = connection.execute("select routed_through from sinks where name = ?", (sink,)).fetchone()
     given = {
@@ -286,7 +298,8 @@ def retry_letters(connection: sqlite3.Connection, letters: Collection[tuple[str,
 
 
 def next_version(connection: sqlite3.Connection) -> int:
-    """Never given before, and no place of an event."""
+    """Never given before, and no seq of an event."""
+    # Negative, since rows that come with an event have its seq for a version: the two never meet.
     last = int(read_fact(connection, _MOVES) or 0) + 1
     write_fact(connection, _MOVES, str(last))
     return -last
@@ -296,7 +309,8 @@ def next_version(connection: sqlite3.Connection) -> int:
 
 
 def first_needed(connection: sqlite3.Connection) -> int | None:
-    """The first place that a sink has still to come to; letters hold only their own event."""
+    """The first seq that a sink has still to come to; letters hold only their own event."""
+    # Each part is the first entry of an index of its sink: `min(seq)` over all lanes would read millions of rows.
     (needed,) = connection.execute(
         """select min(needed) from (
           select (select seq from lanes where sink = name and behind = 0 and due_at = 0 order by seq limit 1) as needed
@@ -313,7 +327,7 @@ def first_needed(connection: sqlite3.Connection) -> int | None:
 
 
 def oldest_delivered(connection: sqlite3.Connection, limit: int) -> list[tuple[int, float, int]]:
-    """The place, time and size of the oldest events that no sink needs any more, those of dead letters left out."""
+    """The seq, time and size of the oldest events that no sink needs any more, those of dead letters left out."""
     needed = first_needed(connection)
     return connection.execute(
         """select seq, observed_at, length(data) from events where seq < ?
@@ -346,7 +360,3 @@ def logged(rows: Iterable[Any]) -> list[LoggedEvent]:
 def _logged(row: Any) -> LoggedEvent:
     seq, id_, type_, session_id, device_id, time, observed_at, data = row
     return LoggedEvent(seq, Event(id_, type_, session_id, device_id, time, observed_at, unpack(data)))
-
-
-def _lane(row: Any) -> Lane:
-    return Lane(row[0], row[1], row[2], row[3], row[4], row[5], bool(row[6]), row[7])

@@ -29,6 +29,7 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
         _copy(connection, path, version, to)
     for number, script in _steps():
         if number > version:
+            # The version with the step, in its transaction: a migration that is killed goes on where it was.
             connection.executescript(f"begin immediate;\n{script}\npragma user_version = {number};\ncommit;")
             log.debug("store.migration_step", schema=number)
     if version > 0:
@@ -136,6 +137,7 @@ def _write_copy(connection: sqlite3.Connection, part: Path) -> None:
     """By SQLite, so that what is in the WAL is in it; readable by its owner alone, as the store is."""
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     with contextlib.closing(sqlite3.connect(part)) as target:
+        # It is synced as a whole at the end, and deleted where it was not finished.
         target.execute("pragma journal_mode = off")
         target.execute("pragma synchronous = off")
         connection.backup(target, pages=PAGES_AT_ONCE, sleep=0)

@@ -13,6 +13,7 @@ from bace_bridge.polling.rules.sessions import KnownSession, view
 from bace_bridge.store.sqlite import SqliteFile
 
 
+# SQLite has no skip scan: `select distinct` would read each row of an index. This takes one step a device.
 def _distinct(name: str, column: str, table: str) -> str:
     return f"""{name} (device) as (
       select min({column}) from {table}
@@ -55,9 +56,7 @@ class Standing:
         """The states of these devices; of all, where `ids` is None."""
 
         def work(connection: sqlite3.Connection) -> list[DeviceState]:
-            wanted = _all_devices(connection) if ids is None else ids
-            watched = [device for device in wanted if self._watched(connection, device)]
-            return [self._state(connection, device, available) for device in watched]
+            return [self._state(connection, device, available) for device in self._watched(connection, ids)]
 
         return await self._file.read(work)
 
@@ -65,9 +64,7 @@ class Standing:
         """These devices, or all of them, those that were seen last first."""
 
         def work(connection: sqlite3.Connection) -> list[KnownDevice]:
-            wanted = _all_devices(connection) if ids is None else ids
-            watched = [device for device in wanted if self._watched(connection, device)]
-            return [_known_device(connection, device) for device in watched]
+            return [_known_device(connection, device) for device in self._watched(connection, ids)]
 
         return sorted(await self._file.read(work), key=lambda one: one.last_seen_at or 0.0, reverse=True)
 
@@ -87,22 +84,26 @@ class Standing:
 
     def _state(self, connection: sqlite3.Connection, device: str, available: bool) -> DeviceState:
         known = _last_session(connection, device)
-        points = _latest_points(connection, device)
+        points = connection.execute(_LATEST_POINTS, {"device": device})
         return DeviceState(
             device_id=device,
             available=available and (known is None or self._is_current(known)),
             session=None if known is None else self._session(known),
-            latest=tuple(points),
-            active_session_id=None if known is None else _active(known),
+            latest=tuple(LatestPoint(*point) for point in points),
+            active_session_id=known.session.id if known is not None and known.session.end is None else None,
             last_session_id=None if known is None else known.session.id,
         )
 
-    def _watched(self, connection: sqlite3.Connection, device: str) -> bool:
-        """True also where only a label could tell and none is known: then it was recorded because it was watched."""
-        if not decides_by_label(self.groups, device):
-            return is_selected(self.groups, device, None)
-        label = _label(connection, device)
-        return label is None or is_selected(self.groups, device, label)
+    def _watched(self, connection: sqlite3.Connection, ids: Collection[str] | None) -> list[str]:
+        """Those of these devices, or of all, that `groups` select."""
+        watched = []
+        for device in [row[0] for row in connection.execute(ALL_DEVICES)] if ids is None else ids:
+            by_label = decides_by_label(self.groups, device)
+            label = _label(connection, device) if by_label else None
+            # Where only a label decides and none is known, it was recorded because it was watched.
+            if (by_label and label is None) or is_selected(self.groups, device, label):
+                watched.append(device)
+        return watched
 
     async def oldest_view(self) -> float:
         """Seconds since the datapoints of the active data session that waits longest were read; 0 where none is active.
@@ -135,10 +136,6 @@ class Standing:
         return msgspec.json.encode(shown)
 
 
-def _all_devices(connection: sqlite3.Connection) -> list[str]:
-    return [str(row[0]) for row in connection.execute(ALL_DEVICES)]
-
-
 def _last_session(connection: sqlite3.Connection, device: str) -> KnownSession | None:
     """The newest active data session of a device, else the newest one."""
     row = connection.execute(
@@ -146,10 +143,6 @@ def _last_session(connection: sqlite3.Connection, device: str) -> KnownSession |
         (device,),
     ).fetchone()
     return None if row is None else msgspec.json.decode(row[0], type=KnownSession)
-
-
-def _active(last: KnownSession) -> str | None:
-    return last.session.id if last.session.end is None else None
 
 
 def _label(connection: sqlite3.Connection, device: str) -> str | None:
@@ -161,19 +154,14 @@ def _label(connection: sqlite3.Connection, device: str) -> str | None:
     return None if found is None else str(found[0])
 
 
-def _latest_points(connection: sqlite3.Connection, device: str) -> list[LatestPoint]:
-    """Without those of data sessions that were removed, or belong to another device now."""
-    # The data session of a point is not known where an earlier version wrote it: then any of the device will do.
-    points = connection.execute(
-        """select source_device, datatype, payload from latest
-        left join sessions on sessions.id = latest.session_id
-        where device_id = :device and case
-          when sessions.id is not null then not removed and group_id = :device
-          else not exists (select 1 from sessions where group_id = :device)
-            or exists (select 1 from sessions where group_id = :device and removed = 0) end""",
-        {"device": device},
-    )
-    return [LatestPoint(*point) for point in points]
+# Without those of data sessions that were removed, or belong to another device now. The data session of a point is not
+# known where an earlier version wrote it: then any of the device will do.
+_LATEST_POINTS = """select source_device, datatype, payload from latest
+    left join sessions on sessions.id = latest.session_id
+    where device_id = :device and case
+      when sessions.id is not null then not removed and group_id = :device
+      else not exists (select 1 from sessions where group_id = :device)
+        or exists (select 1 from sessions where group_id = :device and removed = 0) end"""
 
 
 def _known_device(connection: sqlite3.Connection, device: str) -> KnownDevice:
@@ -192,7 +180,7 @@ def _known_device(connection: sqlite3.Connection, device: str) -> KnownDevice:
     return KnownDevice(
         device,
         _label(connection, device) if label is None else label,
-        None if last is None else _active(last),
+        last.session.id if last is not None and last.session.end is None else None,
         None if last is None else last.session.id,
         seen_at,
     )

@@ -165,7 +165,7 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
 
 def test_a_wrong_duration_is_exit_2(tmp_path: Path) -> None:
     with start(tmp_path, "--for", "soon") as process:
-        assert "no duration" in process.communicate()[1]
+        assert "not a duration" in process.communicate()[1]
     assert process.returncode == 2
 
 

@@ -11,7 +11,7 @@ import msgspec
 from bace_bridge.cloud.api import BaceCloud, csv_url
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
-from bace_bridge.cloud.tokens import Ask, Credentials, Tokens
+from bace_bridge.cloud.tokens import Credentials, RequestToken, Tokens
 from bace_bridge.events.types import LoggedEvent
 from bace_bridge.polling.batch_fetch import BatchFetch
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
@@ -164,8 +164,8 @@ async def watching(
         given = cloud.credentials
         credentials = Credentials(given.client_id, given.client_secret, given.username, given.password)
 
-        def tokens(ask: Ask) -> Tokens:
-            return Tokens("test", credentials, Facts(file), ask, clock=clock, monotonic=clock)
+        def tokens(request_token: RequestToken) -> Tokens:
+            return Tokens("test", credentials, Facts(file), request_token, clock=clock, monotonic=clock)
 
         http = CloudHttp(server.url, budget, tokens, timeout=60.0, version="test", clock=clock, monotonic=clock)
         async with http:

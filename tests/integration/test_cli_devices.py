@@ -14,7 +14,7 @@ import pytest
 from bace_bridge.app.account import fingerprint
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
-from bace_bridge.cloud.tokens import Ask, Credentials, Tokens
+from bace_bridge.cloud.tokens import Credentials, RequestToken, Tokens
 from bace_bridge.events.state import Token
 from bace_bridge.formats import iso_utc
 from bace_bridge.polling.rules.changes import Changes, LatestSeen
@@ -157,8 +157,8 @@ class _Bridge:
         budget = RequestBudget(6000, clock=time.monotonic)
         kept: list[Tokens] = []
 
-        def tokens(ask: Ask) -> Tokens:
-            kept.append(Tokens(self.name, account, self.facts, ask, clock=lambda: NOON))
+        def tokens(request_token: RequestToken) -> Tokens:
+            kept.append(Tokens(self.name, account, self.facts, request_token, clock=lambda: NOON))
             return kept[0]
 
         self.http = CloudHttp(server.url, budget, tokens, timeout=10.0, version="test", clock=lambda: NOON)

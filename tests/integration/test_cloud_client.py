@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from bace_bridge.errors import (
     CloudUnavailable,
     UnexpectedReply,
 )
-from bace_bridge.polling.reading import Reader
+from bace_bridge.polling.reading import Reader, pages
 from bace_bridge.polling.rules.changes import Urgency
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.server import SimulatedServer
@@ -88,7 +89,7 @@ async def test_a_token_that_expires_in_the_middle_of_a_walk(
 
         async def walk() -> list[str]:
             seen: list[str] = []
-            async for page in Reader(api).pages((("sort", "id_data_session"),)):
+            async for page in pages(partial(Reader(api).page, (("sort", "id_data_session"),))):
                 seen += [row.session.id for row in page.items]
                 clock.forward(400)
             return seen
@@ -115,7 +116,7 @@ async def test_a_token_that_the_cloud_forgot_in_the_middle_of_a_walk(clock: Cloc
     ours = Clock(clock.now)
     async with client(cloud, ours, tmp_path / "b.db") as (api, server, _):
         seen: list[str] = []
-        async for page in Reader(api).pages((("sort", "id_data_session"),)):
+        async for page in pages(partial(Reader(api).page, (("sort", "id_data_session"),))):
             seen += [row.session.id for row in page.items]
             clock.forward(400)
         assert sorted(seen) == sorted(history)
@@ -369,7 +370,9 @@ async def test_a_walk_ends_where_the_server_clamps(clock: Clock, tmp_path: Path)
     cloud.add_history(230, first_start=clock.now - 500_000, spacing=1000, duration=100)
     async with client(cloud, clock, tmp_path / "b.db") as (api, _, _):
         seen = [
-            row.session.id async for page in Reader(api).pages((("sort", "id_data_session"),)) for row in page.items
+            row.session.id
+            async for page in pages(partial(Reader(api).page, (("sort", "id_data_session"),)))
+            for row in page.items
         ]
         assert len(seen) == len(set(seen)) == 230
         assert (await api.session_page((), 99)).page == 3

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp, TokenSource
-from bace_bridge.cloud.tokens import Ask, Credentials, FixedToken, Tokens
+from bace_bridge.cloud.tokens import Credentials, FixedToken, RequestToken, Tokens
 from bace_bridge.errors import CloudError, CloudLoginFailed, CloudRefused, CloudRequestTooLarge, CloudUnavailable
 from bace_bridge.events.state import Token
 from bace_bridge.store.facts import Facts
@@ -70,9 +70,9 @@ class Line:
         async with SqliteFile(self.store) as file:
             facts = self.facts = Facts(file)
 
-            def tokens(ask: Ask) -> TokenSource:
+            def tokens(request_token: RequestToken) -> TokenSource:
                 login = Credentials("id", "secret", "user", "password")
-                renewed = Tokens("a", login, facts, ask, clock=self.clock, monotonic=self.clock)
+                renewed = Tokens("a", login, facts, request_token, clock=self.clock, monotonic=self.clock)
                 return renewed if fixed is None else FixedToken(fixed)
 
             http = CloudHttp(self.url, budget, tokens, timeout=5, version="t", clock=self.clock, monotonic=self.clock)

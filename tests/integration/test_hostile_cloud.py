@@ -6,6 +6,7 @@ import resource
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
-from bace_bridge.cloud.tokens import Ask, FixedToken
+from bace_bridge.cloud.tokens import FixedToken, RequestToken
 from bace_bridge.errors import (
     CloudError,
     CloudRefused,
@@ -24,7 +25,7 @@ from bace_bridge.errors import (
     CloudUnavailable,
     UnexpectedReply,
 )
-from bace_bridge.polling.reading import Reader, Unreadable
+from bace_bridge.polling.reading import Reader, Unreadable, pages
 from bace_bridge.polling.rules.changes import Page, Urgency
 from tests.integration.polling_line import Clock, points_of
 from tests.models import examples
@@ -36,7 +37,7 @@ POINT = {"id_container_data_latest": "s", "datatype": 6000, "timestamp_seconds":
 Answer = Callable[[web.Request], web.Response]
 
 
-def a_token(_: Ask) -> FixedToken:
+def a_token(_: RequestToken) -> FixedToken:
     return FixedToken("a-token")
 
 
@@ -225,7 +226,7 @@ async def walked(answer: Answer) -> tuple[list[str], int]:
     async with hostile() as (server, api, _):
         server.answer = answer
         seen: list[str] = []
-        async for found in Reader(api).pages(()):
+        async for found in pages(partial(Reader(api).page, ())):
             seen += [row.session.id for row in found.items]
             assert len(server.asked) < 500
         return seen, len(server.asked)
@@ -263,7 +264,7 @@ async def test_a_list_that_has_no_end_fails_the_look() -> None:
         server.answer = lambda asked: web.json_response(
             {"items": rows_of(asked, 10**12), "_meta": {"totalCount": 10**12}}
         )
-        walk = Reader(api).pages((), most=20)
+        walk = pages(partial(Reader(api).page, ()), most=20)
         for _ in range(20):
             await anext(walk)
         with pytest.raises(UnexpectedReply, match="does not end after 20 pages"):
@@ -348,7 +349,7 @@ async def test_whatever_comes_over_the_wire_is_a_fact_or_a_cloud_error(answer: s
             with suppress(CloudError):
                 await ask()
         with suppress(CloudRefused, CloudUnavailable):
-            await http.ask_token(FORM)
+            await http.request_token(FORM)
         assert wire.asked >= 4
         wire.answer = HEAD + b"Content-Length: 12\r\n\r\n" + JSON_BODY
         assert (await api.session_page((), 1)).count == 0, "what was odd harms no later answer"
@@ -364,7 +365,7 @@ async def test_any_bytes_on_the_wire_are_a_fact_or_a_cloud_error(head: bytes, bo
             with suppress(CloudError):
                 await api.session_page((), 1)
             with suppress(CloudRefused, CloudUnavailable):
-                await http.ask_token(FORM)
+                await http.request_token(FORM)
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -406,7 +407,7 @@ async def test_an_odd_address_is_a_cloud_error(url: str) -> None:
         with pytest.raises(CloudUnavailable):
             await BaceCloud(http).session_page((), 1)
         with pytest.raises(CloudUnavailable):
-            await http.ask_token(FORM)
+            await http.request_token(FORM)
 
 
 @pytest.mark.parametrize("value", ["\ud800", "a\0b", "\r\n"])
@@ -415,7 +416,7 @@ async def test_odd_credentials_and_parameters_are_a_cloud_error_or_sent(value: s
         with suppress(CloudError):
             await api.session_page([("filter[label]", value)], 1)
         with pytest.raises(CloudError):
-            await http.ask_token(FORM | {"password": value})
+            await http.request_token(FORM | {"password": value})
         assert all(request.method == "GET" for request in server.asked)
 
 
@@ -456,6 +457,6 @@ async def test_an_answer_with_headers_without_end_asks_for_less(size: int, statu
             with pytest.raises(CloudRequestTooLarge, match="more than 64 KiB"):
                 await api.session_page((), 1)
             with pytest.raises(CloudUnavailable):
-                await http.ask_token(FORM)
+                await http.request_token(FORM)
         wire.answer = linked(5)
         assert (await api.session_page((), 1)).count == 0

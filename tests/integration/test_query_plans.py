@@ -165,7 +165,7 @@ async def test_the_running_bridge_reads_no_table_from_end_to_end(
                     assert (await ask(listener, "replay", since="2020-01-01T00:00:00Z"))["status"] == "ok"
     async with SqliteFile(tmp_path / "bridge.db") as file:
         log = EventLog(file)
-        await log.backlogs()
+        await log.backlog("hook")
         await log.retire_others(["hook"])
         for size in (2**30, 1):
             upkeep = Upkeep(file, log, Cap(file, size), retention=1.0, session_retention=1.0)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from bace_bridge.simulator.answers import header_bytes
+from bace_bridge.simulator.replies import header_bytes
 from tests.integration.simulator_account import (
     LOGIN,
     NOW,

@@ -70,7 +70,7 @@ class Kept:
                 await self.tell()
             except StoreAtCap:
                 await self.round()
-                if self.cap.look().paused:
+                if self.cap.judge().paused:
                     return
         raise AssertionError("it takes everything")
 

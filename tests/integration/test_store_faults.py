@@ -33,6 +33,7 @@ from bace_bridge.store.facts import Facts
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.ownership import is_held
 from bace_bridge.store.sqlite import BUSY_TIMEOUT, SqliteFile
+from tests.delivered import backlogs
 from tests.integration.disks import fill_up, make_read_only, small_disk
 from tests.integration.polling_line import Clock
 from tests.integration.test_dispatcher import ScriptedSink, event, eventually, running
@@ -133,7 +134,7 @@ async def test_no_other_process_writes_between_what_a_transaction_reads_and_writ
         await (command if beside else service).write(work)
         other.execute("insert into sinks (name, target) values ('other', 't')")
         other.close()
-        assert await EventLog(service).backlogs() == {"mine": 0, "other": 0}
+        assert await backlogs(EventLog(service)) == {"mine": 0, "other": 0}
 
 
 @pytest.mark.parametrize("beside", [False, True], ids=["the service", "a command beside it"])

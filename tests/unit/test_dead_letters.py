@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 
-from bace_bridge.delivery.rules.outcomes import dead_letter_event, is_reported
+from bace_bridge.delivery.rules.outbox import dead_letter_event, is_reported
 from bace_bridge.events.types import SINK_DEAD_LETTER, SINK_DISABLED, Event
 
 NOW = 1_769_817_600.0

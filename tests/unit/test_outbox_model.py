@@ -29,7 +29,7 @@ from bace_bridge.events.types import (
     Recorded,
     Share,
     lane_key,
-    letter_place,
+    letter_seq,
     session_lane,
 )
 from bace_bridge.store import lanes
@@ -286,7 +286,7 @@ class Dispatcher(RuleBasedStateMachine):
     def nothing_is_lost_by_a_crash(self) -> None:
         rows = dict(self.store.execute("select lane, seq from lanes"))
         covered = {row[0] for row in self.store.execute("select seq from dead_letters")}
-        covered |= {seq for key in rows if (seq := letter_place(key)) is not None}
+        covered |= {seq for key in rows if (seq := letter_seq(key)) is not None}
         for seq, lane in self.lane_of.items():
             if seq not in self.acknowledged | self.skipped | covered:
                 assert seq >= rows.get(lane, LARGE), f"lost {seq}"

@@ -9,8 +9,8 @@ from bace_bridge.polling.rules.windows import PageRange, halves_of, is_recent
 def test_the_parts_of_a_page_hold_its_rows_once(number: int, size: int) -> None:
     page = PageRange(number, size)
     parts = page.parts()
-    rows = [row for part in parts for row in range(part.first, part.end)]
-    assert rows == (list(range(page.first, page.end)) if size > 1 else [])
+    rows = [row for part in parts for row in range(part.first, part.first + part.size)]
+    assert rows == (list(range(page.first, page.first + size)) if size > 1 else [])
     assert all(part.size < size for part in parts)
 
 
@@ -24,7 +24,7 @@ def test_one_bad_row_of_a_hundred_is_found_in_few_requests() -> None:
     while todo:
         page = todo.pop()
         requests += 1
-        if page.first <= 61 < page.end:
+        if page.first <= 61 < page.first + page.size:
             todo += page.parts()
     assert requests == 15
 

@@ -1,4 +1,4 @@
-from bace_bridge.delivery.rules.outcomes import Reception, after_attempt
+from bace_bridge.delivery.rules.outbox import Reception, after_attempt
 
 NOW = 1_769_817_600.0
 

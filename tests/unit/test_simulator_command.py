@@ -27,7 +27,7 @@ def test_quirks_are_listed() -> None:
         (["--quirk", "tie-shufle"], "unknown quirk 'tie-shufle'"),
         (["--scenario", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["--speed", "0"], "--speed"),
-        (["--for", "soon"], "no duration"),
+        (["--for", "soon"], "not a duration"),
         (["--port", "70000"], "--port"),
     ],
 )

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bace_bridge.simulator import filters
-from bace_bridge.simulator.filters import All, AnyOf, Compare, Condition, FilterRefused, Kind
+from bace_bridge.simulator import query as filters
+from bace_bridge.simulator.query import All, AnyOf, Compare, Condition, FilterRefused, Kind
 
 KINDS = {"start": Kind.INTEGER, "end": Kind.INTEGER, "at": Kind.NUMBER, "label": Kind.TEXT, "done": Kind.FLAG}
 ROWS: list[dict[str, Any]] = [

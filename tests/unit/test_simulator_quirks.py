@@ -63,13 +63,13 @@ def test_a_path_may_be_forbidden_beside_another() -> None:
         ("rate-limit 5/0s", "at least 1s"),
         ("rate-limit 0/20s", "no whole number above 0"),
         ("no-date please", "takes no argument"),
-        ("latency soon", "is no duration"),
+        ("latency soon", "is not a duration"),
         ("token-lifetime 10ms", "at least 1s"),
         ("per-page-max -3", "no whole number above 0"),
         ("header-limit none", "no whole number above 0"),
         ("replica-lag 5s", "write it such as 'replica-lag 5s 30%'"),
         ("replica-lag 5s 0%", "no share from 1% to 100%"),
-        ("stale-rows soon 30%", "is no duration"),
+        ("stale-rows soon 30%", "is not a duration"),
         ("maintenance 60s/12s", "less than the time after which it comes again"),
     ],
 )
@@ -100,5 +100,5 @@ def test_durations(written: object, found: float) -> None:
 
 @pytest.mark.parametrize("written", ["", "soon", "-5s", -1, True, None, float("nan"), float("inf"), "5 weeks"])
 def test_what_is_no_duration(written: object) -> None:
-    with pytest.raises(ValueError, match="is no duration"):
+    with pytest.raises(ValueError, match="is not a duration"):
         seconds(written)

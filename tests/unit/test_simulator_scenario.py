@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bace_bridge.simulator.cloud import SimulatedCloud
-from bace_bridge.simulator.filters import All
-from bace_bridge.simulator.player import Deed, play, timeline
+from bace_bridge.simulator.player import Step, play, timeline
+from bace_bridge.simulator.query import All
 from bace_bridge.simulator.scenario import Scenario, ScenarioError, bundled, bundled_names, load, parse
 
 DEVICE = "devices: [{label: go}]\n"
@@ -20,7 +20,7 @@ def scenario(session: str) -> Scenario:
 
 def deeds(played: Scenario) -> list[tuple[float, str]]:
     first = islice(timeline(played), 500)  # some never end
-    return [(action.at, action.deed.name) for action in first if action.deed is not Deed.SAMPLE]
+    return [(action.at, action.step.name) for action in first if action.step is not Step.SAMPLE]
 
 
 @pytest.mark.parametrize("name", bundled_names())
@@ -86,7 +86,7 @@ def test_a_session_plan_becomes_deeds(session: str, expected: list[tuple[float, 
         ("devices: [{label: go, datatypes: []}]", "devices[0].datatypes: there is none"),
         (f"{DEVICE}spede: 5", "spede: unknown key (known here: name, seed, history, devices, sessions)"),
         (f"{DEVICE}sessions: [{{device: stay}}]", "sessions[0].device: there is no device 'stay'"),
-        (f"{DEVICE}sessions: [{{device: go, at: soon}}]", "sessions[0].at: 'soon' is no duration"),
+        (f"{DEVICE}sessions: [{{device: go, at: soon}}]", "sessions[0].at: 'soon' is not a duration"),
         (f"{DEVICE}sessions: [{{device: go, dauer: 5}}]", "[0].dauer: unknown key (known here: device, at,"),
         (f"{DEVICE}sessions: [{{device: go, repeat: {{every: 5s}}}}]", "repeat needs a session that ends"),
         (
@@ -135,7 +135,7 @@ class Clock:
 async def played(text: Scenario, speed: float = 1.0) -> tuple[SimulatedCloud, Clock, list[str]]:
     clock, lines = Clock(), list[str]()
     cloud = SimulatedCloud(clock=clock)
-    await play(cloud, text, speed=speed, clock=clock, sleep=clock.sleep, told=lines.append)
+    await play(cloud, text, speed=speed, clock=clock, sleep=clock.sleep, report=lines.append)
     return cloud, clock, lines
 
 

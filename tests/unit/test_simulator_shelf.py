@@ -3,8 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bace_bridge.simulator.facts import Session
-from bace_bridge.simulator.filters import All, Compare, holds
-from bace_bridge.simulator.query import Order
+from bace_bridge.simulator.query import All, Compare, Order, holds
 from bace_bridge.simulator.shelf import Shelf, reader
 
 IDS = [f"{number:08d}-0000-4000-8000-000000000000" for number in range(8)]

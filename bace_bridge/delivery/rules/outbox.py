@@ -7,22 +7,30 @@ somebody else, what is held of that lane is forgotten.
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Literal
 
+import msgspec
 from msgspec.structs import replace
 
 from bace_bridge.events.types import (
+    SINK_DEAD_LETTER,
     Attempt,
     Claim,
     Claimed,
     DeadLetter,
+    Event,
     Lane,
     LaneRecord,
     LoggedEvent,
     Piece,
     Recorded,
     Share,
+    bridge_event,
+    is_about_a_sink,
     lane_key,
 )
+from bace_bridge.formats import iso_utc
+from bace_bridge.retry import FAILURES_UNTIL_REPORTED
 
 FRESH = Share(lanes=400, events=1500, size=3 * 1024 * 1024)
 BEHIND = Share(lanes=50, events=500, size=1024 * 1024)
@@ -39,11 +47,13 @@ LOW = 5
 """Events left of a lane from which on more of it is read, while they are on their way."""
 
 
-class _Failure:
+class _Failure(msgspec.Struct):
     """The first event of a lane that failed: from there it goes on, at `at`."""
 
-    def __init__(self, seq: int, attempts: int, at: float, reason: str) -> None:
-        self.seq, self.attempts, self.at, self.reason = seq, attempts, at, reason
+    seq: int
+    attempts: int
+    at: float
+    reason: str
 
 
 class _Held:
@@ -63,16 +73,13 @@ class _Held:
         self.low = max(LOW, len(piece.events) // 4)
 
     @property
-    def key(self) -> str:
-        return self.lane.key
-
-    @property
     def events(self) -> int:
         return len(self.waiting) + len(self.flying)
 
     @property
-    def place(self) -> int:
-        """Everything of the lane before it is delivered, given up or not wanted."""
+    def seq(self) -> int:
+        """Everything of the lane before this event is delivered, given up or not wanted."""
+        # On a pipelined sink earlier events may still be in flight when a later one fails: none may be skipped.
         if self.failure is not None:
             return min([self.failure.seq, *self.flying])
         if self.flying:
@@ -98,14 +105,13 @@ class _Held:
 
     def now(self) -> Lane:
         """The row as it ought to be."""
-        place, failure = self.place, self.failure
-        if failure is not None and failure.seq == place:
+        seq, failure = self.seq, self.failure
+        if failure is not None and failure.seq == seq:
             return replace(
-                self.lane, seq=place, attempts=failure.attempts, due_at=failure.at, reason=failure.reason, behind=True
+                self.lane, seq=seq, attempts=failure.attempts, due_at=failure.at, reason=failure.reason, behind=True
             )
-        if place == self.lane.seq:
-            return self.lane
-        return replace(self.lane, seq=place, attempts=0, reason="")
+        # The attempts were those at the event that is delivered now.
+        return self.lane if seq == self.lane.seq else replace(self.lane, seq=seq, attempts=0, reason="")
 
 
 class Outbox:
@@ -156,22 +162,14 @@ class Outbox:
                 room = self._room(behind=bool(behind))
                 if 2 * room.lanes >= share.lanes and 2 * room.events >= share.events and 2 * room.size >= share.size:
                     return True
-                if room.events > 0 and room.size > 0 and self._runs_out(behind=bool(behind)):
+                # A lane that has run out would stand still until half of the room is free, which may never be.
+                run_out = any(not one.events for one in self._reading(behind=bool(behind)))
+                if run_out and room.events > 0 and room.size > 0:
                     return True
         return False
 
     def _reading(self, *, behind: bool) -> Iterator[_Held]:
         return (one for one in self._lanes.values() if one.lane.behind == behind and one.reads_on)
-
-    def _runs_out(self, *, behind: bool) -> bool:
-        return any(not one.events for one in self._reading(behind=behind))
-
-    def _set_aside(self, *, behind: bool) -> None:
-        """A slow lane with much to deliver must not take all the room: it is read again from its place in time."""
-        for held in self._lanes.values():
-            if held.lane.behind == behind and len(held.waiting) > LONG:
-                held.waiting = deque(islice(held.waiting, LONG))
-                held.through, held.complete, held.low = held.waiting[-1].seq, False, LOW
 
     def claim(self) -> Claim:
         """What there is room for."""
@@ -203,13 +201,24 @@ class Outbox:
                 found.low = max(LOW, len(piece.events) // 4)
                 self._changes(found)
         for behind, more in enumerate((claimed.more_fresh, claimed.more_behind)):
-            if (more or self._runs_out(behind=bool(behind))) and not self.wants_more():
-                self._set_aside(behind=bool(behind))
+            run_out = any(not one.events for one in self._reading(behind=bool(behind)))
+            if (more or run_out) and not self.wants_more():
+                # A slow lane with much to deliver must not take all the room: its tail is read again later.
+                for held in self._lanes.values():
+                    if held.lane.behind == behind and len(held.waiting) > LONG:
+                        held.waiting = deque(islice(held.waiting, LONG))
+                        held.through, held.complete, held.low = held.waiting[-1].seq, False, LOW
 
     def next_attempts(self) -> list[Attempt]:
         """The deliveries to be made now; they count as in flight from here on."""
         attempts: list[Attempt] = []
-        while self.in_flight < self._window and (held := self._next_turn()) is not None:
+        while self.in_flight < self._window and any(self._turns):
+            # Lanes take turns; and those that are behind, all together, with all the others.
+            self._behind_next = not self._behind_next
+            held = (self._turns[self._behind_next] or self._turns[not self._behind_next]).popleft()
+            held.in_turn = False
+            if not held.may_send:
+                continue
             logged = held.waiting.popleft()
             held.flying[logged.seq] = logged
             self.in_flight += 1
@@ -218,18 +227,8 @@ class Outbox:
             self._takes_turns(held)
         return attempts
 
-    def _next_turn(self) -> _Held | None:
-        """Lanes take turns; and those that are behind, all together, with all the others."""
-        while any(self._turns):
-            self._behind_next = not self._behind_next
-            turns = self._turns[self._behind_next] or self._turns[not self._behind_next]
-            held = turns.popleft()
-            held.in_turn = False
-            if held.may_send:
-                return held
-        return None
-
     def _takes_turns(self, held: _Held) -> None:
+        # In a turn once at most: a lane that comes again and again would push the others back.
         if not held.in_turn and held.may_send:
             held.in_turn = True
             self._turns[held.lane.behind].append(held)
@@ -242,6 +241,7 @@ class Outbox:
         held = self._landed(logged)
         if held.failure is None or held.failure.seq > logged.seq:
             held.failure = _Failure(logged.seq, attempts, at, reason)
+        # Order holds within a lane: what follows is read again, from the event that failed.
         held.waiting.clear()
         self._changes(held)
 
@@ -277,12 +277,12 @@ class Outbox:
                 self._more = [True, True]
             return
         if held.ends or held.dead or held.now() != held.lane:
-            self._changed.add(held.key)
+            self._changed.add(held.lane.key)
         self._takes_turns(held)
 
     def _let_go(self, held: _Held) -> None:
-        del self._lanes[held.key]
-        self._changed.discard(held.key)
+        del self._lanes[held.lane.key]
+        self._changed.discard(held.lane.key)
         self._let_go_of_some = True
 
     def clock_stepped(self, seconds: float) -> None:
@@ -301,11 +301,14 @@ class Outbox:
     def recorded(self, records: Iterable[LaneRecord], outcome: Recorded) -> None:
         for record in records:
             held = self._lanes[record.lane.key]
-            self._changed.discard(held.key)
-            if held.key in outcome.moved:
+            self._changed.discard(record.lane.key)
+            if record.lane.key in outcome.moved:
+                # Somebody asked for a retry, a replay or a drop meanwhile: their row counts. What is in flight
+                # lands first, then the lane is let go of and claimed again as they left it.
                 held.moved = True
                 held.waiting.clear()
             else:
+                # More may have happened while the record was written: only what went with it is done with.
                 del held.dead[: len(record.dead)]
                 ended = record.drained or (held.ends and held.now() == record.lane)
                 held.lane = record.lane
@@ -318,3 +321,51 @@ class Outbox:
 def _part(share: Share, window: int) -> Share:
     part = max(LEAST_PART, min(1.0, window / LARGE_WINDOW))
     return Share(round(part * share.lanes), round(part * share.events), round(part * share.size))
+
+
+def is_reported(event: Event) -> bool:
+    """False where the dead letter itself is about a sink: two that take nothing would answer each other for ever."""
+    return not is_about_a_sink(event)
+
+
+def dead_letter_event(count: int, *, sink: str, event: Event, attempts: int, reason: str, now: float) -> Event:
+    """The event for other sinks about a dead letter of `sink`, which has `count` of them by now."""
+    about = {
+        "id": event.id,
+        "type": event.type,
+        "session_id": event.session_id,
+        "device_id": event.device_id,
+        "time": iso_utc(event.time),
+    }
+    data = {
+        "sink": sink,
+        "reason": reason,
+        "attempts": attempts,
+        "count": count,
+        "event": about,
+        "observed_at": iso_utc(now),
+    }
+    return bridge_event(SINK_DEAD_LETTER, at=now, facts=(sink, event.id, now), data=data)
+
+
+class Reception(msgspec.Struct, frozen=True):
+    """`problem` is why the last attempt failed, without secrets; None where it did not. Times are epoch seconds."""
+
+    last_success_at: float | None = None
+    failures: int = 0
+    failing_since: float | None = None
+    problem: str | None = None
+
+    @property
+    def failing(self) -> bool:
+        return self.failures >= FAILURES_UNTIL_REPORTED
+
+
+def after_attempt(
+    before: Reception, problem: str | None, *, now: float
+) -> tuple[Reception, Literal["failing", "recovered"] | None]:
+    if problem is None:
+        return Reception(last_success_at=now), "recovered" if before.failing else None
+    since = now if before.failing_since is None else before.failing_since
+    after = Reception(before.last_success_at, before.failures + 1, since, problem)
+    return after, "failing" if after.failing and not before.failing else None

@@ -1,7 +1,4 @@
-"""How many ids one request may ask for. A proxy's limit on headers decides, and nobody says what that is.
-
-Ids are those of data sessions, or of the datatypes of one.
-"""
+"""Batches: which data sessions are fetched in one request, how many, and what their answer shows of each."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -40,7 +37,10 @@ FAILURE_COUNTS_FOR = 3600.0
 
 
 class BatchSize(msgspec.Struct, frozen=True):
-    """The size in use, at `most` so many; the largest one that has passed, and the smallest one that failed lately."""
+    """How many ids, of data sessions or of datatypes, go into one request: `ids`, at `most` so many.
+
+    `passed` is the largest number that has passed, `failed` the smallest one that failed lately.
+    """
 
     ids: int = FIRST_SIZE
     most: int = MOST_IDS
@@ -50,10 +50,9 @@ class BatchSize(msgspec.Struct, frozen=True):
     good: int = 0
 
     def after_success(self, ids: int, *, now: float) -> "BatchSize":
-        """So many ids have passed. Only what fills the size says that there is room for more.
-
-        By half while nothing has failed lately, for batches that are planned ahead grow slowly; else by one.
-        """
+        """So many ids have passed."""
+        # A proxy's limit on headers decides, and nobody says what that is: so it is found out by trying. Only what
+        # fills the size says that there is room for more.
         passed = max(self.passed, ids)
         if ids < self.ids:
             return msgspec.structs.replace(self, passed=passed)
@@ -62,14 +61,13 @@ class BatchSize(msgspec.Struct, frozen=True):
         most = self.most if failed is None else min(self.most, failed - 1)
         if good < GOOD_BEFORE_GROWTH or self.ids >= most:
             return msgspec.structs.replace(self, passed=passed, failed=failed, good=good)
+        # By half while nothing has failed lately, for batches that are planned ahead grow slowly; else by one.
         ids = min(most, self.ids + (max(1, self.ids // 2) if failed is None else 1))
         return msgspec.structs.replace(self, ids=ids, passed=passed, failed=failed, good=0)
 
     def after_failure(self, ids: int, *, now: float) -> "BatchSize":
-        """So many ids were too many, while the cloud answers: back to what passed, else to a half.
-
-        Where as many have passed, it is the answer that was longer this time: a quarter less.
-        """
+        """So many ids were too many, while the cloud answers: back to what passed, else to a half."""
+        # Where as many have passed, it is the answer that was longer this time: a quarter less.
         failed = ids if self.failed is None else min(ids, self.failed)
         smaller = ids * 3 // 4 if self.passed >= ids else self.passed or ids // 2
         ids, passed = min(self.ids, max(1, smaller)), min(self.passed, smaller)
@@ -169,7 +167,9 @@ def plan(
     together: dict[str, Member] = {}
     for known in sessions:
         one = followed.get(known.session.id)
-        if one is not None and one.fits(known) and known.session.id not in alone and groups[one.group_id] == 1:
+        # Rows name their group and not their session, so of two sessions of a group nobody can tell whose they are.
+        mixed = one is None or one.alone or groups[one.group_id] > 1
+        if one is not None and not mixed and one.is_about(known) and known.session.id not in alone:
             together[known.session.id] = Member(known, one)
     if len(together) < LEAST_IDS:
         together = {}
@@ -241,10 +241,8 @@ def windows_due(member: Member, *, cloud_now: float, over: bool) -> tuple[Window
 
 
 def attribute(rows: Sequence[Datapoint], members: Sequence[Member]) -> dict[str, list[Datapoint]] | None:
-    """Each data session's rows, by its id; None where one is of a group that was not asked for, or of none.
-
-    Or where it is from long before its session: it may be of an earlier one of that group.
-    """
+    """Each data session's rows, by its id; None where a row can be of none that was requested."""
+    # Rows have no session, only a group. From long before its session one may be of an earlier session of that group.
     shares: dict[str, list[Datapoint]] = {member.id: [] for member in members}
     by_group = {member.followed.group_id: member for member in members}
     for row in rows:
@@ -274,10 +272,9 @@ def absorb_batch(
     now: float,
     cloud_now: float,
 ) -> tuple[Changes, Followed] | None:
-    """What a batch has shown of a session. It settles no window, and a fetch of its own starts anew.
-
-    None where there is a row of a series that was not published before: only such a fetch tells whose it is.
-    """
+    """What a batch has shown of a session; None where it has to be fetched on its own."""
+    # It settles no window, and a fetch of its own reads all anew. Only that shows whose a series is that was not
+    # published before.
     followed, known = member.followed, member.known
     if not followed.is_new and any(row.series_id not in followed.series for read in reads for row in read.rows):
         return None

@@ -1,4 +1,7 @@
-"""The cloud's outages: when they are reported as events, and that they are reported once."""
+"""What polling is handed (pages, rows), what it makes of them (`Changes`), and what it remembers.
+
+With that, when an outage of the cloud is reported: once.
+"""
 
 from collections.abc import Iterable
 from enum import IntEnum
@@ -11,9 +14,7 @@ from bace_bridge.formats import iso_utc
 from bace_bridge.polling.rules.datapoints import Datapoint, Emitted
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.polling.rules.windows import WindowState
-
-FAILURES_TO_REPORT = 2
-"""One failed poll may be a hiccup; the second in a row is reported."""
+from bace_bridge.retry import FAILURES_UNTIL_REPORTED
 
 Kind = Literal["unreachable", "auth_failed"]
 
@@ -31,7 +32,7 @@ class CloudOutage(msgspec.Struct, frozen=True, rename={"reported": "told"}):  # 
 def after_failure(outage: CloudOutage, kind: Kind, reason: str, *, now: float) -> tuple[CloudOutage, list[Event]]:
     since = outage.since if outage.since is not None else now
     after = CloudOutage(outage.failures + 1, since, kind, outage.reported, reason)
-    if outage.reported == kind or (kind == "unreachable" and after.failures < FAILURES_TO_REPORT):
+    if outage.reported == kind or (kind == "unreachable" and after.failures < FAILURES_UNTIL_REPORTED):
         return after, []
     event_type = CLOUD_AUTH_FAILED if kind == "auth_failed" else CLOUD_UNREACHABLE
     data = {"reason": reason, "since": iso_utc(since), "observed_at": iso_utc(now)}
@@ -74,7 +75,7 @@ class Page(msgspec.Struct, Generic[T], frozen=True):
 
     Of data sessions `lost` are these rows, and `odd` the fields that were read as if they were not there, with reasons.
 
-    `per_page` is the size of the pages that were served, which may be less than was asked for.
+    `per_page` is the size of the pages that were served, which may be less than was requested.
     """
 
     items: tuple[T, ...]
@@ -183,8 +184,8 @@ class PollState(msgspec.Struct, frozen=True, kw_only=True):
     not wait: at a first start, or for devices that were added. `backfill_last` is the last id of the page before, and
     `timed_out` the page that last timed out.
 
-    `rechecked_at` is when known sessions were last asked for by id; `recheck_after`, `recheck_finished_after` and
-    `active_after` are the ids up to which they have been. Since `alone_since` each is asked for in its own request.
+    `rechecked_at` is when known sessions were last requested by id; `recheck_after`, `recheck_finished_after` and
+    `active_after` are the ids up to which they have been. Since `alone_since` each is requested on its own.
     """
 
     start_from: float

@@ -76,6 +76,22 @@ class DatapointView(msgspec.Struct, frozen=True, gc=False):
     revision: int
 
 
+def as_set(rows: Iterable[Datapoint]) -> tuple[Datapoint, ...]:
+    """One row for each (series, timestamp). Of two with different values it is always the same one."""
+    found: dict[tuple[str, float], Datapoint] = {}
+    for row in rows:
+        other = found.setdefault((row.series_id, row.timestamp), row)
+        if other is not row and _rank(row) > _rank(other):
+            found[row.series_id, row.timestamp] = row
+    return tuple(found.values())
+
+
+def _rank(row: Datapoint) -> tuple[object, ...]:
+    """The larger count has seen more; the rest is an order, no more."""
+    values = [(value is not None, value or 0.0) for value in (row.max, row.avg, row.min)]
+    return (row.count, *values, row.datatype, row.source_device)
+
+
 def compare(emitted: Emitted, served: Iterable[Datapoint]) -> tuple[Emitted, list[Datapoint]]:
     """What has been emitted with `served`, and what of it is new or changed, oldest first."""
     after = {series: dict(points) for series, points in emitted.items()}
@@ -83,6 +99,7 @@ def compare(emitted: Emitted, served: Iterable[Datapoint]) -> tuple[Emitted, lis
     for point in served:
         series = after.setdefault(point.series_id, {})
         before = series.get(point.timestamp)
+        # The last bucket grows while a session runs: the same (series, timestamp) comes again with other values.
         if before is not None and before == EmittedPoint(*point.values, before.revision):
             continue
         revision = 0 if before is None else before.revision + 1
@@ -125,7 +142,10 @@ def datapoint_events(
 def _fitting(
     known: KnownSession, changed: Sequence[Datapoint], datatypes: Mapping[int, Datatype], now: float
 ) -> list[Event]:
-    facts = ([_facts(one) for one in changed],)
+    # What the event's id is made of is everything that it says: the same points again are the same event.
+    facts = (
+        [(one.series_id, one.source_device, one.datatype, one.timestamp, *one.values, one.revision) for one in changed],
+    )
     views = [view(one, datatypes) for one in changed]
     at = changed[-1].timestamp
     event = session_event(types.SESSION_DATAPOINTS, known, time=at, now=now, facts=facts, datapoints=views)
@@ -133,11 +153,6 @@ def _fitting(
         return [event]
     middle = len(changed) // 2
     return [*_fitting(known, changed[:middle], datatypes, now), *_fitting(known, changed[middle:], datatypes, now)]
-
-
-def _facts(point: Datapoint) -> tuple[object, ...]:
-    """What an event's id is made of: everything that it says of the point."""
-    return (point.series_id, point.source_device, point.datatype, point.timestamp, *point.values, point.revision)
 
 
 def view(point: Datapoint, datatypes: Mapping[int, Datatype]) -> DatapointView:

@@ -26,7 +26,7 @@ def event_schema() -> dict[str, Any]:
         data = {**(about_session if of_session else {}), **besides.get(event_type, {})}
         kinds.append(_kind(event_type, data, of_session=of_session))
     envelope = {
-        "specversion": {"const": "1.0"},
+        "specversion": {"const": types.SPECVERSION},
         "id": {**_TEXT, "description": "The same fact has the same id, however often it is delivered"},
         "source": _TEXT,
         "type": _TEXT,
@@ -35,7 +35,7 @@ def event_schema() -> dict[str, Any]:
             **_TIME,
             "description": "The cloud's time of the fact; when it was found is data.observed_at",
         },
-        "datacontenttype": {"const": "application/json"},
+        "datacontenttype": {"const": types.DATA_CONTENT_TYPE},
         "sequence": _TEXT,
         "replay": {"const": True, "description": "There where somebody asked for the event again"},
         "data": {"type": "object"},
@@ -80,7 +80,7 @@ def _besides(datapoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _kind(event_type: str, data: dict[str, Any], *, of_session: bool) -> dict[str, Any]:
     return {
         "title": event_type,
-        "properties": {"type": {"const": f"bace.{event_type}"}, "data": _object(data)},
+        "properties": {"type": {"const": types.TYPE_PREFIX + event_type}, "data": _object(data)},
         "required": ["type", "data", "subject"] if of_session else ["type", "data"],
     }
 

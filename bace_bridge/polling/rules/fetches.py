@@ -22,7 +22,7 @@ from bace_bridge.polling.rules.windows import Window, WindowState, halves, is_se
 from bace_bridge.retry import backoff
 
 SLOWEST_LATE_FETCH = 600.0
-"""Seconds: an ended session whose ingestion does not finish is asked ever more rarely, down to this."""
+"""Seconds: an ended session whose ingestion does not finish is fetched ever more rarely, down to this."""
 
 SLOWEST_FETCH = 21_600.0
 """Seconds: a session of which something could not be read is tried ever more rarely, down to this."""
@@ -65,6 +65,7 @@ def absorb(
     `in_part` says that it was read on from where it ended. `now` is when the points were observed; whether the window
     is settled is judged by the cloud's time.
     """
+    # `samples` is what the cloud serves, not what was emitted: a point vanishes there when a bucket takes it in.
     after, new = compare(emitted, served)
     state = WindowState(*window, known.reading, samples=sum(one.count for one in served))
     newest = max((one.timestamp for one in served), default=None)
@@ -76,20 +77,13 @@ def absorb(
         settled = is_settled(window, known, now=cloud_now)
         raw_until = newest if pages > 1 and are_samples(served) else None
         state = msgspec.structs.replace(state, settled=settled, raw_until=raw_until)
-    group_id = known.session.group_id
+    group_id, session_id, encode = known.session.group_id, known.session.id, msgspec.json.encode
     latest = tuple(
-        LatestSeen(
-            group_id,
-            one.source_device,
-            one.datatype,
-            one.timestamp,
-            msgspec.json.encode(view(one, datatypes)),
-            known.session.id,
-        )
+        LatestSeen(group_id, one.source_device, one.datatype, one.timestamp, encode(view(one, datatypes)), session_id)
         for one in {one.series_id: one for one in new}.values()
     )
     events_of_points = tuple(datapoint_events(known, new, datatypes, now=now))
-    read = WindowRead(known.session.id, state, after if new else None)
+    read = WindowRead(session_id, state, after if new else None)
     return Changes(windows=(read,), latest=latest, events=events_of_points)
 
 

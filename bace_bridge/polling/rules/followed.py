@@ -14,17 +14,17 @@ SILENT_ROUNDS = 5
 """Batches without a row of a session after which it is fetched on its own."""
 
 FIRST_PATIENCE, MOST_PATIENCE = 8, 256
-"""Batches after which a session is fetched on its own because something is missing that they looked for."""
+"""Batches after which a session is fetched on its own because something is missing that they should have shown."""
 
 
 class Followed(msgspec.Struct, frozen=True):
-    """What the store told of an active data session after its last fetch of its own, and the batches since then.
+    """What the store had of an active data session after its last fetch of its own, and the batches since then.
 
     `windows` are those that are not settled, and `newest` is the time of their newest points. `raw` says that an hour
     came as samples. `count` is the row's `datapoint_count` when a row of it came last, `elsewhere` by how much that
     exceeded the samples of the `windows` at first. `silent` counts the batches in a row that showed nothing of it,
     `lacking` those after which it has more than was seen; after so many as its `patience` it is fetched on its own.
-    It is `alone` where only such a fetch tells whose its rows are.
+    It is `alone` where only such a fetch shows whose its rows are.
 
     Of one that is not `proven` it is still to be seen whether all of its rows are of its group.
     """
@@ -49,10 +49,6 @@ class Followed(msgspec.Struct, frozen=True):
         same = known.session.group_id == self.group_id and known.reading == self.reading
         return same and is_plain(known)
 
-    def fits(self, known: KnownSession) -> bool:
-        """Whether it can be in a batch."""
-        return self.is_about(known) and not self.alone
-
     @property
     def is_new(self) -> bool:
         """True where it was never fetched, and a batch has to show all that its row counts."""
@@ -60,7 +56,7 @@ class Followed(msgspec.Struct, frozen=True):
 
     @property
     def is_unseen(self) -> bool:
-        """True where nothing of it was ever seen: whose rows its first ones are only a fetch of its own tells."""
+        """True where nothing of it was ever seen: whose its first rows are only a fetch of its own shows."""
         return self.silent > 0 and not self.proven
 
     @property
@@ -107,11 +103,9 @@ def follow(
     now: float,
     cloud_now: float,
 ) -> Followed | None:
-    """What the store tells of a data session; None where it has to be fetched on its own first.
+    """What the store has of a data session; None where it has to be fetched on its own first.
 
-    All rows that it has shown in such a fetch were of its own group. Or it was never fetched, and a batch can show
-    everything that its row counts. Or it has shown nothing so far. `emitted` is what was published of its windows that
-    are not settled; `before` is from before its last fetch: where a count never fits, it is fetched ever more rarely.
+    `emitted` is what was published of its windows that are not settled; `before` is from before its last fetch.
     """
     session, due = known.session, windows_due(known, states, now=cloud_now)
     rows = {window: found for window, points in emitted.items() if (found := _rows(points))}
@@ -130,6 +124,8 @@ def follow(
     )
     if not is_plain(known) or any(window.end - window.start != SPAN for window in windows):
         return None
+    # A batch is divided by the rows' groups, so a session's rows must be known to be of its own: it has shown that in a
+    # fetch; or it was never fetched, and a batch can show all that its row counts; or it has shown nothing so far.
     if not made.proven:
         is_young = not states and made.over_since(cloud_now) == inf
         if is_young and session.datapoint_count:
@@ -140,6 +136,7 @@ def follow(
     settled = sum(state.samples for state in states.values() if state.settled)
     elsewhere = max(settled, (known.count_fetched or 0) - made.seen)
     patience = FIRST_PATIENCE
+    # Where a count never fits, it is fetched ever more rarely.
     if before is not None and elsewhere > settled:
         patience = min(MOST_PATIENCE, before.patience * (2 if before.lacking >= before.patience else 1))
     return msgspec.structs.replace(made, elsewhere=elsewhere, patience=patience)
@@ -164,7 +161,7 @@ class Read(NamedTuple):
 def after_batch(
     followed: Followed, reads: Sequence[Read], states: Iterable[WindowState], *, session: DataSession, now: float
 ) -> Followed:
-    """What is known of a session after a batch; `session` is its row from before it, which counts no newer samples."""
+    """What is known of a session after a batch; `session` is its row from before it."""
     count, counted_at = session.datapoint_count, session.updated_at or now
     rows = [row for read in reads for row in read.rows]
     newest = {read.window: max(row.timestamp for row in read.rows) for read in reads if read.rows}
@@ -179,6 +176,8 @@ def after_batch(
         at=now,
         proven=not followed.is_unseen,
     )
+    # The row is older than the batch and counts none of the newer samples; where it counts more than the others, some
+    # came late, into a part of a window that batches do not read again.
     newer = sum(row.count for row in rows if row.timestamp > counted_at + 1)
     lacks = (count or 0) > after.elsewhere + after.seen - newer
     return msgspec.structs.replace(after, lacking=followed.lacking + 1 if lacks else 0)

@@ -1,4 +1,4 @@
-"""How datapoints are asked for, and what the pages of an answer hold."""
+"""How datapoints are requested, and what the pages of an answer hold."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -31,15 +31,13 @@ class PointQuery(NamedTuple):
         return len(self.datatypes) == 1 and self.source_device is not None
 
     def divided(self, at: int) -> list["PointQuery"]:
-        """The same for some of the datatypes each: those from the one `at` a place on, and those before it."""
+        """The same for some of the datatypes each: those from index `at` on, and those before it."""
         return [self._replace(datatypes=some) for some in (self.datatypes[at:], self.datatypes[:at])]
 
     @property
     def params(self) -> Params:
-        """Sorted, since the pages of an answer without an order need not be cut from the same one.
-
-        Short names and few of them: a server may repeat all this five times in a header.
-        """
+        # Sorted, since the pages of an answer without an order need not be cut from the same one. Short names and few
+        # of them: a server may repeat all this five times in a `Link` header.
         session = "filter[id_data_session]"
         sessions = [(session, self.sessions)]
         if not isinstance(self.sessions, str):
@@ -57,12 +55,10 @@ class PointQuery(NamedTuple):
 
 
 def fit_together(pages: Sequence[Page[Datapoint]], *, one_series: bool) -> bool:
-    """True where no row can be missing from the pages of an answer.
-
-    A row that is on two pages stands for another one that is on none: the order changed between them. Only where the
-    query was for one series, whose rows are sorted all the same, it is one that the cloud has twice. How many rows the
-    cloud says that it has decides nothing, for it counts those.
-    """
+    """True where no row can be missing from the pages of an answer."""
+    # A row that is on two pages stands for another one that is on none: the order changed between them. Only where the
+    # query was for one series, whose rows are sorted all the same, it is one that the cloud has twice. The total says
+    # nothing, for it counts those.
     if not pages or len(pages) < (pages[-1].page_count or 1):
         return False
     keys = [{(row.series_id, row.timestamp) for row in page.items} for page in pages]
@@ -71,22 +67,6 @@ def fit_together(pages: Sequence[Page[Datapoint]], *, one_series: bool) -> bool:
     rows = [row for page in pages for row in page.items]
     ordered = all(one.timestamp <= other.timestamp for one, other in pairwise(rows))
     return one_series and ordered and len({row.series_id for row in rows}) == 1
-
-
-def as_set(rows: Iterable[Datapoint]) -> tuple[Datapoint, ...]:
-    """One row for each (series, timestamp). Of two with different values it is always the same one."""
-    found: dict[tuple[str, float], Datapoint] = {}
-    for row in rows:
-        other = found.setdefault((row.series_id, row.timestamp), row)
-        if other is not row and _rank(row) > _rank(other):
-            found[row.series_id, row.timestamp] = row
-    return tuple(found.values())
-
-
-def _rank(row: Datapoint) -> tuple[object, ...]:
-    """The larger count has seen more; the rest is an order, no more."""
-    values = [(value is not None, value or 0.0) for value in (row.max, row.avg, row.min)]
-    return (row.count, *values, row.datatype, row.source_device)
 
 
 def within(rows: Iterable[Datapoint], session: DataSession) -> tuple[Datapoint, ...]:

@@ -1,4 +1,4 @@
-"""How the list of data sessions is asked for, and whether the server did what it was asked.
+"""How the list of data sessions is requested, and whether the server honoured the filter and the sort.
 
 A Yii server ignores what it does not know and still answers 200, so every filter and sort is checked on its rows.
 """
@@ -16,7 +16,7 @@ from bace_bridge.polling.rules.sessions import DataSession
 from bace_bridge.polling.rules.windows import LATEST_FILTER
 
 OVERLAP = 120.0
-"""Seconds below the watermark from which a list is asked for: rows may become visible after newer ones.
+"""Seconds below the watermark from which a list is requested: rows may become visible after newer ones.
 
 Where nothing new has come for as long, the next list begins above the watermark: a bulk edit can put thousands of rows
 into one second, which would be read at every poll.
@@ -31,9 +31,10 @@ ACTIVE = (("filter[end]", "NULL"), *BY_ID)
 
 
 def updated_since(bound: float) -> Params:
-    """Sorted by id: a list by `updated_at` loses rows that move while it is read; ids stay where they are."""
+    # Sorted by id: a list by `updated_at` loses rows that move while it is read; ids stay where they are.
     if bound <= 0:
         return BY_ID
+    # As a plain integer, for a fraction is a 422; and no larger than int4, for that is a 500 on PostgreSQL.
     return (("filter[updated_at][gte]", str(min(int(bound), LATEST_FILTER))), *BY_ID)
 
 
@@ -53,14 +54,12 @@ def bound_of(state: PollState, cloud_now: float) -> float:
 
 
 def what_was_ignored(page: Page[SeenSession], bound: float) -> str | None:
-    """The filter or the sort of a list of updates that its page shows to be ignored; None where both held.
-
-    The order is that within a page: rows that are updated meanwhile move others to the next one.
-    """
+    """The filter or the sort of a list of updates that its page shows to be ignored; None where both held."""
     stamps = [row.session.updated_at for row in page.items]
     odd = [row.updated_at for row in page.lost if row.updated_at is not None]
     if bound > 0 and not all(stamp is not None and int(bound) <= stamp for stamp in (*stamps, *odd)):
         return "filter[updated_at]"
+    # Within a page only: rows that are updated meanwhile move others to the next one.
     ids = [row.session.id.lower() for row in page.items]
     as_numbers = sorted(ids, key=lambda one: (len(one), one))  # ids may be numbers
     if page.page_count != 1 and ids not in (sorted(ids), as_numbers):
@@ -79,21 +78,18 @@ def updates_descend(rows: Sequence[DataSession]) -> bool:
 
 
 def newest_update(page: Page[SeenSession], before: float | None) -> float | None:
-    """The newest `updated_at`, also of rows of which nothing else can be read; `start` stands for one that is missing.
-
-    Rows without one come in the whole list only, which would else be read to its end at every poll.
-    """
+    """The newest `updated_at`, also of rows of which nothing else can be read."""
+    # `start` stands for one that is missing: such rows come in the whole list only, which would else be read to its end
+    # at every poll.
     stamps = [row.session.start if row.session.updated_at is None else row.session.updated_at for row in page.items]
     lost = [row.updated_at for row in page.lost]
     return max((stamp for stamp in (before, *stamps, *lost) if stamp is not None), default=None)
 
 
 def after_updates(state: PollState, newest: float | None, *, new: bool, now: float, cloud_now: float) -> PollState:
-    """The state after a list of updates was read; `new` says that it showed anything new.
-
-    A row from the future cannot push the watermark past what is to come. Only what a list showed counts, so time in
-    which none was read, in an outage or a rest, settles nothing.
-    """
+    """The state after a list of updates was read; `new` says that it showed anything new."""
+    # A row from the future cannot push the watermark past what is to come. Only what a list showed counts, so time in
+    # which none was read, in an outage or a rest, settles nothing.
     watermark = min(state.watermark if newest is None else max(state.watermark, newest), cloud_now)
     if new or watermark != state.watermark:
         return replace(state, watermark=watermark, news_at=now, settled=False)
@@ -106,10 +102,8 @@ def backfilled_at_once(state: PollState) -> PollState:
 
 
 def after_time_out(state: PollState) -> PollState:
-    """The state after a page of the whole list timed out: it is asked for once more, then left out.
-
-    Where the next one times out, too, it is all that is so far away. What comes before it is not to wait for that.
-    """
+    """The state after a page of the whole list timed out: it is requested once more, then left out."""
+    # Where the next one times out, too, it is all that is so far away. What comes before it is not to wait for that.
     if state.timed_out == state.backfill_page:
         return replace(state, backfill_page=state.backfill_page + 1)
     if state.timed_out == state.backfill_page - 1:
@@ -183,7 +177,7 @@ def starts_from(state: PollState, group_id: str, label: str | None) -> float:
 
 
 def with_selection(state: PollState, groups: Sequence[str], *, start_from: float) -> PollState:
-    """The state with another selection. Devices that it adds are reported from `start_from`, and asked for at once."""
+    """The state with another selection. Devices that it adds are reported from `start_from`, and read at once."""
     now, before = tuple(sorted(groups)), state.groups
     state = replace(state, groups=now, groups_checked_at=None)
     if not before or before == now:

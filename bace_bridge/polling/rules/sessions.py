@@ -75,7 +75,7 @@ class KnownSession(msgspec.Struct, frozen=True, kw_only=True):
     where the row looks the same as the last time.
     `end_emitted` is the `end` of the last `session.ended`; `end_seen_at` is when an end was seen that is not emitted.
     `reading` numbers the readings of all windows; one is complete when every window was read in it.
-    `csv_revision` is the revision of the last `session.csv_ready` and `csv_facts` what it said.
+    `csv_revision` is the revision of the last `session.csv_ready` and `csv_facts` what that was about.
     `fetched_at` is when everything due was read last, or it was first seen; None where its datapoints cannot be had.
     `failed_fetches` counts those that failed at this session while the cloud answered others. `unread` says that its
     CSV was reported without datapoints that could not be had: they are tried again, rarely, and published then.
@@ -177,10 +177,8 @@ def in_the_log(event: Event, known: KnownSession) -> dict[str, str | None]:
 
 
 def is_history(session: DataSession, start_from: float) -> bool:
-    """True when the session was over before the time from which a first start reports.
-
-    A session that was recorded offline has an old `start` and `end`; that its record was created later gives it away.
-    """
+    """True when the session was over before the time from which a first start reports."""
+    # One that was recorded offline has an old `start` and `end`, but its record was created later.
     if session.end is None or session.end > start_from:
         return False
     return session.created_at is None or session.created_at <= start_from
@@ -197,13 +195,12 @@ def observe(
 ) -> Observation | None:
     """What is new in `seen`. None where there is nothing to keep: history, or a row older than what is known.
 
-    A known `updated_at` from the far future, by the cloud's time, makes no other row an older one.
-
     `session.ended` and `session.csv_ready` are not emitted here but by a fetch, after the points before them.
     """
     if known is None:
         return None if is_history(seen, start_from) else _started(seen, device_label, now)
     before = known.session
+    # An `updated_at` of next year, which a wrong clock may have written, must not make every other row an older one.
     newest_believable = (now if cloud_now is None else cloud_now) + BELIEVABLE_AHEAD
     if seen.updated_at is not None and seen.updated_at < (before.updated_at or 0.0) <= newest_believable:
         return None
@@ -228,10 +225,8 @@ def observe(
 
 
 def contradicts(known: KnownSession, seen: DataSession) -> bool:
-    """True where a row says something else than is known without a newer `updated_at`, or that a session goes on again.
-
-    It may be a stale answer of a replica, or a change within the second: the session has to be asked for once more.
-    """
+    """True where a row differs from what is known without a newer `updated_at`, or takes an end back."""
+    # It may be a stale answer of a replica, or a change within the second: the session has to be requested once more.
     before = known.session
     if known.removed or _emitted_facts(seen) == _emitted_facts(before):
         return False
@@ -241,8 +236,8 @@ def contradicts(known: KnownSession, seen: DataSession) -> bool:
 
 def is_doubtful(known: KnownSession | None, seen: Sequence[DataSession]) -> bool:
     """True where rows of one session differ, but for counters, or where one of them contradicts what is known."""
-    said = {(one.updated_at, _emitted_facts(one)) for one in seen}
-    return len(said) > 1 or (known is not None and any(contradicts(known, one) for one in seen))
+    versions = {(one.updated_at, _emitted_facts(one)) for one in seen}
+    return len(versions) > 1 or (known is not None and any(contradicts(known, one) for one in seen))
 
 
 def _emitted_facts(session: DataSession) -> tuple[object, ...]:
@@ -250,10 +245,8 @@ def _emitted_facts(session: DataSession) -> tuple[object, ...]:
 
 
 def is_removed(denied_at: Sequence[float]) -> bool:
-    """True when the cloud denied a session (404 or 410) at so many times (s, ascending), in a row and by its id.
-
-    During maintenance a cloud may deny what it has, for a while; and that a list lacks a session says nothing.
-    """
+    """True when the cloud denied a session (404 or 410) at so many times (s, ascending), in a row and by its id."""
+    # During maintenance a cloud may deny what it has, for a while; and that a list lacks a session says nothing.
     return len(denied_at) >= DENIALS and denied_at[-1] - denied_at[0] >= DENIED_FOR
 
 
@@ -284,7 +277,7 @@ def _started(seen: DataSession, device_label: str | None, now: float) -> Observa
 
 
 def _changed(event_type: str, after: KnownSession, *, now: float, facts: tuple[object, ...], **data: Any) -> Event:
-    """An event about a change of which the cloud tells no other time than the row's."""
+    """An event about a change of which the cloud has no other time than the row's."""
     time = after.session.updated_at if after.session.updated_at is not None else now
     return session_event(event_type, after, time=time, now=now, facts=facts, **data)
 
@@ -297,6 +290,8 @@ def _with_fetch(before: KnownSession, after: KnownSession, now: float) -> KnownS
         changes["end_seen_at"] = None
     elif after.end_emitted is None and after.end_seen_at is None:
         changes["end_seen_at"] = now
+    # `updated_at` moves for minutes after the end, while points are still ingested: the CSV, and the reading of all
+    # windows before it, wait for the end of that, and come again where the row counts more later.
     newly_ingested = seen.state == "ingested" and (was.state != "ingested" or before.removed)
     grown = after.csv_facts is not None and after.facts_for_csv != after.csv_facts
     if seen.state == "ingested" and not after.csv_due and (newly_ingested or grown):

@@ -1,7 +1,4 @@
-"""The ranges in which the session list is read around a record on which the cloud breaks, and their parts.
-
-One bad record makes every page that holds it a 500, so what breaks is asked for in ever smaller parts.
-"""
+"""Ranges that are read: windows of time of a data session, and pages of the list around what cannot be read."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +17,7 @@ LATEST_FILTER = 2**31 - 1
 """The largest integer that a filter may hold: PostgreSQL answers a larger one with a 500 (int4)."""
 
 NOBODY = "00000000-0000-0000-0000-000000000000"
-"""The id of no data session: what is asked about it must be answered, with nothing."""
+"""The id of no data session: a request for its rows must be answered, with none."""
 
 
 def is_recent(at: float | None, now: float, within: float) -> bool:
@@ -29,7 +26,7 @@ def is_recent(at: float | None, now: float, within: float) -> bool:
 
 
 class PageRange(NamedTuple):
-    """The rows of a page, counted from 0: [first, end)."""
+    """The rows of a page; `first` is counted from 0."""
 
     number: int
     size: int
@@ -38,15 +35,10 @@ class PageRange(NamedTuple):
     def first(self) -> int:
         return (self.number - 1) * self.size
 
-    @property
-    def end(self) -> int:
-        return self.number * self.size
-
     def parts(self, *, total: int | None = None) -> list["PageRange"]:
-        """The smaller pages that hold the same rows, without those behind the list's end; none for a single row.
-
-        Pages begin at multiples of their size only, so a page is divided by its smallest factor.
-        """
+        """The smaller pages that hold the same rows, without those behind the list's end; none for a single row."""
+        # Pages begin at multiples of their size only, so a page is divided by its smallest factor: of 100 rows one bad
+        # one is found in 15 requests.
         if self.size == 1:
             return []
         by = next(factor for factor in range(2, self.size + 1) if self.size % factor == 0)
@@ -60,7 +52,7 @@ def halves_of(ids: Sequence[T]) -> list[Sequence[T]]:
 
 
 SPAN = 3600
-"""Seconds of a window: at most an hour is asked at once, the finest interval that BACE's documentation tells apart."""
+"""Seconds of a window: an hour at most is requested, the finest interval that BACE's documentation distinguishes."""
 
 FINEST_SPAN = 60
 """Seconds below which no window is halved: aggregates are per minute at the finest."""
@@ -76,12 +68,12 @@ OVER_FOR, AHEAD, LATE_EVERY = 60.0, 120.0, 4
 those past its newest point that are read of a device whose clock is ahead of ours."""
 
 DIRECT_WINDOWS = 24
-"""With more windows than this, a probe first tells in which of them there is anything to read."""
+"""With more windows than this, a probe first shows in which of them there is anything to read."""
 
 DAY = 86400
 
 EARLIEST_WINDOW = -LATEST_FILTER // SPAN * SPAN
-"""Times beyond what a filter may hold cannot be asked for."""
+"""Times beyond what a filter may hold cannot be requested."""
 
 
 class Window(NamedTuple):
@@ -117,7 +109,7 @@ States = Mapping[Window, WindowState]
 
 
 def is_late_round(now: float, interval: float) -> bool:
-    """By the clock, so that it is the same round for all data sessions."""
+    # By the clock, so that it is the same round for all data sessions: else no batch would have equal windows.
     return int(now // interval) % LATE_EVERY == 0
 
 
@@ -182,17 +174,16 @@ def likely_news(windows: Iterable[Window], known: KnownSession, states: States, 
 
 
 def windows_with_more(probe: Mapping[int, int], known: KnownSession, states: States, *, span: int) -> list[Window]:
-    """The windows, also settled ones, of the hours or days in which a probe found more samples than they hold.
-
-    A cloud's buckets need not begin where ours do, so the hour or the day after one is read, too. Where the sums never
-    agree, a day counts again only when its sum has changed since the last probe. Before a CSV everything was just read.
-    """
+    """The windows, also settled ones, of the hours or days in which a probe found more samples than they hold."""
+    # Where the sums never agree, a day counts again only when its sum has changed since the last probe.
     days = summed(probe.items(), DAY)
     changed = ((hour, many) for hour, many in probe.items() if days[hour // DAY] != known.probed.get(hour // DAY))
     wanted, found = summed(changed, span), summed(((one.start, one.samples) for one in states.values()), span)
     short = [one * span for one in wanted if wanted[one] > found[one]]
+    # A cloud's buckets need not begin where ours do, so the hour or the day after one is read, too.
     hours = sorted({hour for start in short for hour in range(start, start + 2 * span, SPAN)})
     windows = [window for hour in hours for window in leaves(window_at(hour), states)]
+    # Before a CSV everything was just read.
     return [one for one in windows if not known.csv_due or one not in states or states[one].reading < known.reading]
 
 
@@ -225,10 +216,8 @@ def _starts(known: KnownSession, states: States, *, now: float) -> Iterator[int]
 
 
 def read_from(window: Window, state: WindowState | None, known: KnownSession, *, now: float) -> int:
-    """Raw points do not change with the interval, so a window of many of them is continued where it ended.
-
-    Once it is time to settle it, it is read as a whole: late points may lie anywhere in it.
-    """
+    # Raw points do not change with the interval, so a window of many of them is continued where it ended. Once it is
+    # time to settle it, it is read as a whole: late points may lie anywhere in it.
     if state is None or state.raw_until is None or state.reading < known.reading or is_settled(window, known, now=now):
         return window.start
     return max(window.start, int(state.raw_until) - FINEST_SPAN)

@@ -11,7 +11,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
-from bace_bridge.events.types import Attempt
+from bace_bridge.events.types import DATA_CONTENT_TYPE, SEQUENCE_DIGITS, SPECVERSION, TYPE_PREFIX, Attempt
 from bace_bridge.formats import LONGEST, made_sendable
 from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.endings import FIRST_FAILURE
@@ -48,8 +48,6 @@ _USER_PROPERTY = b"\x26"
 _MAXIMUM_PACKET_SIZE = b"\x27"
 _LARGEST_IN_ONE_BYTE = 127
 
-SEQUENCE_DIGITS = 20
-
 
 class EncodedProperties:
     """Stands in for paho's `Properties`, of which sending a message needs no more than `pack`."""
@@ -76,7 +74,7 @@ def correlation(data: bytes) -> EncodedProperties:
 class CloudEventAttributes:
     def __init__(self, source: str) -> None:
         self._same_for_all = (
-            _CONTENT_TYPE + _text("application/json") + _pair("specversion", "1.0") + _pair("source", source)
+            _CONTENT_TYPE + _text(DATA_CONTENT_TYPE) + _pair("specversion", SPECVERSION) + _pair("source", source)
         )
         self._id, self._subject, self._time = _name("id"), _name("subject"), _name("time")
         self._sequence = _name("sequence") + SEQUENCE_DIGITS.to_bytes(2, "big")
@@ -97,7 +95,7 @@ class CloudEventAttributes:
             self._time,
             _text(time),
             self._sequence,
-            b"%020d" % logged.seq,
+            b"%0*d" % (SEQUENCE_DIGITS, logged.seq),
             self._replay if attempt.replay else b"",
         )
         return EncodedProperties(b"".join(parts))
@@ -106,7 +104,7 @@ class CloudEventAttributes:
         """There are a few types and many events."""
         encoded = self._types.get(event_type)
         if encoded is None:
-            encoded = self._types[event_type] = _pair("type", f"bace.{event_type}")
+            encoded = self._types[event_type] = _pair("type", TYPE_PREFIX + event_type)
         return encoded
 
 

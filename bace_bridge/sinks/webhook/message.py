@@ -11,12 +11,10 @@ import msgspec
 from multidict import CIMultiDict
 from yarl import URL
 
-from bace_bridge.events.types import Attempt
+from bace_bridge.events.types import DATA_CONTENT_TYPE, SEQUENCE_DIGITS, SPECVERSION, TYPE_PREFIX, Attempt
 from bace_bridge.formats import iso_utc, request_target
 
 CONTENT_TYPE = "application/cloudevents+json"
-TYPE_PREFIX = "bace."
-SEQUENCE_DIGITS = 20
 
 
 class CloudEvent(msgspec.Struct, frozen=True):
@@ -42,13 +40,13 @@ def structured(attempt: Attempt, source: str) -> bytes:
     event = attempt.logged.event
     return msgspec.json.encode(
         CloudEvent(
-            specversion="1.0",
+            specversion=SPECVERSION,
             id=event.id,
             source=source,
             type=TYPE_PREFIX + event.type,
             subject=msgspec.UNSET if event.session_id is None else event.session_id,
             time=iso_utc(event.time),
-            datacontenttype="application/json",
+            datacontenttype=DATA_CONTENT_TYPE,
             sequence=str(attempt.logged.seq).zfill(SEQUENCE_DIGITS),
             replay=True if attempt.replay else msgspec.UNSET,
             data=msgspec.Raw(event.data),

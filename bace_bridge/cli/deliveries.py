@@ -1,7 +1,9 @@
-"""`bace-bridge dead-letters`: deliveries that were given up, and those that wait for their next attempt."""
+"""`bace-bridge dead-letters` and `replay`: deliveries that were given up, and events that are delivered again."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -16,8 +18,10 @@ from bace_bridge.cli.stored import (
     printable,
     refuse_disabled,
     stored,
+    unknown_session,
     when_it_happens,
 )
+from bace_bridge.config.values import parse_start_from
 from bace_bridge.events.types import FailedAttempt
 from bace_bridge.formats import iso_utc
 from bace_bridge.store.deadletters import DeadLetters, StoredDelivery, Which
@@ -27,7 +31,7 @@ from bace_bridge.store.sqlite import SqliteFile
 
 @click.group(name="dead-letters")
 def dead_letters() -> None:
-    """Deliveries that were given up: look at them, try them again, or drop them.
+    """Deliveries that were given up: list them, try them again, or drop them.
 
     The bridge may be running.
     """
@@ -169,3 +173,47 @@ def _print_table(found: Sequence[StoredDelivery], *, parked: bool) -> None:
         cells = [str(one.attempts), *([str(one.behind)] if parked else [])]
         table.add_row(local_time(one.at), one.sink, event, Text(printable(one.reason)), *cells)
     print_table(table, console)
+
+
+class _Since(click.ParamType[float]):
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        start = None
+        with suppress(ValueError):
+            start = parse_start_from(value)
+        # `now` and `all`, which the configuration takes as well, are no points in time.
+        if start is None or start.kind in ("now", "all"):
+            self.fail(f"{value!r} is neither a time such as 2026-01-31T00:00:00Z nor a duration such as 2h", param, ctx)
+        return start.seconds if start.kind == "since" else time.time() - start.seconds
+
+
+@click.command()
+@config_option
+@click.option("--sink", required=True, metavar="NAME", help="Who gets them: the name of a broker or a webhook.")
+@click.option("--session", metavar="ID", help="The events of this data session.")
+@click.option("--since", type=_Since(), metavar="TIME", help="Those since 2026-01-31T00:00:00Z, or since 2h ago: 2h.")
+def replay(*, config: Path, sink: str, session: str | None, since: float | None) -> None:
+    """Deliver recorded events again: in order, with the same ids, marked as a replay.
+
+    The bridge may be running. Events are kept for store.retention.
+    """
+    if (session is None) == (since is None):
+        raise click.UsageError("give either --session ID or --since TIME")
+    excerpt = excerpt_of(config)
+    path = excerpt.config("store.url").store.path
+    ensure_sink(sink, excerpt.sinks())
+    count = asyncio.run(_ask(path, sink, session, since))
+    click.echo(f"{count} event{'' if count == 1 else 's'} for {sink}: {when_it_happens(path)}")
+
+
+async def _ask(path: Path, sink: str, session: str | None, since: float | None) -> int:
+    async with stored(path, to_ask=True) as file:
+        await refuse_disabled(file, sink)
+        log = EventLog(file)
+        if count := await log.replay(sink, session=session, since=since):
+            return count
+        why = "bace-bridge events shows those that are"
+        if session is not None and not await log.knows_session(session):
+            why = unknown_session(session)
+        raise click.ClickException(f"no such events are recorded: {why}")
