@@ -1,6 +1,7 @@
 """The webhook sink against a socket that answers whatever it likes: delivered, or a named error, by one request."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -130,6 +131,15 @@ async def test_a_receiver_that_closes_after_each_answer_without_saying_so_costs_
         for seq in range(6):
             assert await delivered(sink, attempt(seq + 1)) is None
     assert heads == 6
+
+
+async def test_no_answer_holds_up_the_loop() -> None:
+    """One of 64 kB took seconds to read, in which nothing else was done."""
+    async with answering() as socket, running(config(socket.url, timeout=60)) as sink:
+        socket.answer = b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\nA: x" + b" " * 60_000 + b"x\r\n\r\n"
+        began = time.process_time()
+        assert str(await delivered(sink)) == "HTTP 500"
+        assert time.process_time() - began < 1.0
 
 
 async def test_a_second_answer_to_one_request_is_not_taken_for_the_next() -> None:
