@@ -7,11 +7,13 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from bace_bridge.config.models import MqttConfig, WebhookConfig
-from bace_bridge.delivery.dispatcher import Dispatcher, Sink
+from bace_bridge.delivery.dispatcher import Dispatcher
 from bace_bridge.events.state import DeviceState, KnownDevice
 from bace_bridge.events.types import Event, Filter
+from bace_bridge.sinks.api import Sink
+from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.sink import MqttSink
+from bace_bridge.sinks.webhook.config import WebhookConfig
 from bace_bridge.sinks.webhook.sink import WebhookSink
 from bace_bridge.store.eventlog import EventLog
 from bench import machinery, peers

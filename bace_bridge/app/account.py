@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -86,8 +86,8 @@ class Account:
         }
 
     def ready(self) -> dict[str, str | None]:
-        """Why the cloud cannot be used; None where it can."""
-        return {"cloud": self._cloud_problem}
+        """Why the cloud cannot be used, and why the last poll could not be kept; None where they can."""
+        return {"cloud": self._cloud_problem, "store": self._sessions.store_problem}
 
     def degraded(self) -> dict[str, str | None]:
         """What does not work while the account as a whole does."""
@@ -97,11 +97,6 @@ class Account:
             "groups": self._poll.selection_problem,
             "datapoints": self._datapoints.problem if self._cloud_problem is None else None,
         }
-
-    @property
-    def store_problem(self) -> str | None:
-        """Why the last poll could not be kept."""
-        return self._sessions.store_problem
 
     @property
     def view_is_current(self) -> bool:
@@ -130,6 +125,11 @@ class Account:
         if self._sessions.outage.failures:
             return self._sessions.outage.reason
         return None if self._sessions.last_success_at is not None else "not asked yet"
+
+
+def no_account(accounts: Iterable[Account]) -> dict[str, str | None]:
+    """The check of the cloud while no account runs, as in the middle of a reload."""
+    return {"cloud": None if any(accounts) else "not asked yet"}
 
 
 class AccountBuilder:

@@ -4,22 +4,23 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 
 import structlog
 
-from bace_bridge.app.account import Account, AccountBuilder, AccountConfig
+from bace_bridge.app.account import Account, AccountBuilder, AccountConfig, no_account
 from bace_bridge.app.outlets import OutletBuilder, OutletConfig, outlet_config
 from bace_bridge.app.reloads import Reloads
 from bace_bridge.app.running import Clocks, ClockWatch, Running, Signals, SteadyClock, bring_back, task_group
 from bace_bridge.app.service import Service, long_start
 from bace_bridge.app.storage import Devices, Storage, installation_name
-from bace_bridge.config.models import Config, HttpConfig, MqttConfig, WebhookConfig
+from bace_bridge.config.models import Config, HttpConfig
 from bace_bridge.config.values import secrets_of
 from bace_bridge.delivery.outlet import Outlet
 from bace_bridge.polling.rules.fetches import SLOWEST_FETCH
 from bace_bridge.redaction import Redaction
 from bace_bridge.status.server import HealthServer
-from bace_bridge.status.standing import Status
+from bace_bridge.status.standing import Check, Checks, Reasons, Status
 from bace_bridge.store.facts import Facts, Schedules
 from bace_bridge.store.sqlite import SqliteFile
 
@@ -36,11 +37,11 @@ class Bridge:
         version: str,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
-        config_problem: Callable[[], str | None] = lambda: None,
+        config_check: Reasons = dict,
     ) -> None:
         self.reloads = Reloads(config)
         self._clocks = Clocks(clock, SteadyClock(clock, monotonic), monotonic)
-        self._config_problem = config_problem
+        self._config_check = config_check
         self._version = version
 
     async def run(self, stop: asyncio.Event, *, notify: Callable[[str], None], watchdog: float | None) -> None:
@@ -55,7 +56,7 @@ class Bridge:
                     file,
                     await stack.enter_async_context(task_group()),
                     await Facts(file).installation(installation_name(config)),
-                    config_problem=self._config_problem,
+                    config_check=self._config_check,
                     clocks=self._clocks,
                     version=self._version,
                 )
@@ -79,7 +80,7 @@ class _Home:
         group: asyncio.TaskGroup,
         installation: str,
         *,
-        config_problem: Callable[[], str | None],
+        config_check: Reasons,
         clocks: Clocks,
         version: str,
     ) -> None:
@@ -91,24 +92,16 @@ class _Home:
         self.redaction = redaction = Redaction()
         self.store = store = Storage(file, config, signals, clock=clock)
         devices = Devices(store.standing, accounts, changed=signals.devices_changed)
-        self.status = status = Status(
+        checks = Checks(
+            [Check(ready=partial(no_account, accounts)), Check(ready=store.upkeep.ready), Check(degraded=config_check)],
             accounts,
             outlets,
-            store.upkeep,
-            devices,
-            config_problem=config_problem,
-            clock=clock,
-            version=version,
-            installation=installation,
+        )
+        self.status = status = Status(
+            checks, accounts, outlets, store.upkeep, devices, clock=clock, version=version, installation=installation
         )
         self.account_builder = AccountBuilder(
-            store.journal,
-            store.facts,
-            deciding,
-            signals.list_polled,
-            redaction,
-            clocks=clocks,
-            version=version,
+            store.journal, store.facts, deciding, signals.list_polled, redaction, clocks=clocks, version=version
         )
         self.outlet_builder = OutletBuilder(
             store,
@@ -141,9 +134,8 @@ class _Home:
             await server.open()
             self.servers.start(http, server)
         self.store.adjust(config)
-        sinks: list[MqttConfig | WebhookConfig] = [*config.mqtt, *config.webhooks]
-        new = await self.outlets.keep([outlet_config(sink, config.cloud.url, config.mqtt) for sink in sinks])
-        await self.store.event_log.retire_others([sink.name for sink in sinks])
+        new = await self.outlets.keep([outlet_config(sink, config.cloud.url, config.sinks) for sink in config.sinks])
+        await self.store.event_log.retire_others([sink.name for sink in config.sinks])
         # Each sink has its place in the log before anything is polled, so that it misses nothing.
         for one in new:
             self.outlets.start(one, await self.outlet_builder.open(one))

@@ -13,14 +13,14 @@ from bace_bridge import logs
 from bace_bridge.app.account import fingerprint
 from bace_bridge.app.running import Clocks, Signals
 from bace_bridge.app.storage import Devices, Storage
-from bace_bridge.config.models import MqttConfig, WebhookConfig
 from bace_bridge.delivery.outlet import Outlet
 from bace_bridge.errors import BridgeError
 from bace_bridge.events.types import Filter
 from bace_bridge.redaction import Redaction
+from bace_bridge.sinks.api import Answer
+from bace_bridge.sinks.kind import SinkConfig, SinkContext
 from bace_bridge.status.standing import StateForTopics, Status
 
-Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 Replay = Callable[..., Awaitable[int]]
 
 _LEVELS = ("debug", "info", "warning", "error")
@@ -36,7 +36,7 @@ def request_handlers(
     info: Callable[[], dict[str, Any]],
     set_level: Callable[[str], None],
     replay: Replay,
-) -> Mapping[str, Handler]:
+) -> Mapping[str, Answer]:
     """`poll`, `info`, `log_level` and `replay`. A handler raises BadRequest where the payload is not right."""
 
     async def poll(_: dict[str, Any]) -> dict[str, Any]:
@@ -82,31 +82,20 @@ class OutletConfig(NamedTuple):
     """What an outlet is made from; while it stays the same, so does the outlet. `source` is CloudEvents' own word.
 
     `files` are those that the sink reads itself, with the time of their last change. `elsewhere` are the `groups` of
-    the other sinks on its broker and base topic.
+    the other sinks that show state in the same place.
     """
 
-    sink: MqttConfig | WebhookConfig
+    sink: SinkConfig
     source: str
     files: tuple[tuple[Path, int], ...] = ()
     elsewhere: tuple[tuple[str, ...], ...] = ()
 
 
-def outlet_config(sink: MqttConfig | WebhookConfig, source: str, brokers: Sequence[MqttConfig] = ()) -> OutletConfig:
-    """A certificate that was renewed in its place is a change. `brokers` are all that are configured."""
-    if isinstance(sink, WebhookConfig):
-        return OutletConfig(sink, source)
-    paths = [path for path in (sink.tls.ca_file, sink.tls.cert_file, sink.tls.key_file) if path is not None]
-    there = [one for one in brokers if one is not sink and _place(one) == _place(sink)]
-    elsewhere = tuple(sorted(one.groups for one in there))
-    return OutletConfig(sink, source, tuple((path, _changed_at(path)) for path in paths), elsewhere)
-
-
-def base_topics(outlets: Iterable[OutletConfig]) -> set[str]:
-    return {one.sink.base_topic for one in outlets if isinstance(one.sink, MqttConfig)}
-
-
-def _place(broker: MqttConfig) -> tuple[str, int, str]:
-    return broker.host, broker.port, broker.base_topic
+def outlet_config(sink: SinkConfig, source: str, sinks: Sequence[SinkConfig] = ()) -> OutletConfig:
+    """`sinks` are all that are configured."""
+    there = [one for one in sinks if one is not sink and one.kind == sink.kind and one.shared == sink.shared]
+    elsewhere = tuple(sorted(one.groups for one in there)) if sink.shared is not None else ()
+    return OutletConfig(sink, source, tuple((path, _changed_at(path)) for path in sink.files), elsewhere)
 
 
 def _changed_at(path: Path) -> int:
@@ -153,15 +142,17 @@ class OutletBuilder:
     async def open(self, config: OutletConfig) -> Outlet:
         """From its first time on what the sink wants is kept for it. Raises StoreError."""
         sink = config.sink
-        url = sink.url if isinstance(sink, MqttConfig) else sink.url.get_secret_value()
         filter_ = Filter(events=tuple(sink.events), groups=tuple(sink.groups), sink=sink.name)
-        disabled = await self._log.open_sink(sink.name, target=fingerprint(url), filter_=filter_)
+        disabled = await self._log.open_sink(sink.name, target=fingerprint(sink.target), filter_=filter_)
         if disabled is not None:
             log.warning("sink.is_disabled", sink=sink.name, reason=disabled, until="its url changes")
-        build = partial(
-            Outlet,
-            event_log=self._log,
-            filter_=filter_,
+        built = sink.build(self._context(config))
+        return Outlet(
+            sink.kind,
+            built.sink,
+            self._log,
+            filter_,
+            broker=built.broker,
             disabled=disabled,
             grew=self._signals.log_grew,
             changed=self._signals.status_changed,
@@ -169,43 +160,23 @@ class OutletBuilder:
             monotonic=self._clocks.monotonic,
             jitter=random.random,
         )
-        if isinstance(sink, WebhookConfig):
-            return self._webhook(sink, config, build)
-        return self._mqtt(sink, config, build)
 
-    # Only the kinds that are configured are imported: MQTT is 1.5 MB.
-
-    def _webhook(self, webhook: WebhookConfig, config: OutletConfig, build: Callable[..., Outlet]) -> Outlet:
-        from bace_bridge.sinks.webhook.sink import WebhookSink  # noqa: PLC0415  # only where one is configured
-
-        sink = WebhookSink(
-            webhook,
+    def _context(self, config: OutletConfig) -> SinkContext:
+        name = config.sink.name
+        return SinkContext(
             source=config.source,
             version=self._version,
+            installation=self._installation,
+            elsewhere=config.elsewhere,
+            running=lambda: [one.sink for one in self._running()],
+            state=self._state,
+            ledger=partial(self._store.ledger, name),
+            requests=self._requests(name),
             redaction=self._redaction,
             clock=self._clocks.wall,
         )
-        return build("webhook", sink)
 
-    def _mqtt(self, mqtt: MqttConfig, config: OutletConfig, build: Callable[..., Outlet]) -> Outlet:
-        from bace_bridge.sinks.mqtt.sink import MqttSink  # noqa: PLC0415  # only where one is configured
-
-        broker = MqttSink(
-            mqtt,
-            client_id=mqtt.client_id or f"bace-bridge-{self._installation}-{mqtt.name}",
-            source=config.source,
-            state=self._state,
-            ledger=self._store.ledger(mqtt.name, f"{mqtt.host}:{mqtt.port}"),
-            installation=self._installation,
-            elsewhere=config.elsewhere,
-            base_topics=lambda: base_topics(self._running()),
-            requests=self._requests(mqtt.name),
-            version=self._version,
-            quote=self._redaction.quoted,
-        )
-        return build("mqtt", broker, broker=broker)
-
-    def _requests(self, sink: str) -> Mapping[str, Handler]:
+    def _requests(self, sink: str) -> Mapping[str, Answer]:
         return request_handlers(
             poll_now=self._poll_now,
             info=self._status.info,

@@ -11,10 +11,11 @@ from bace_bridge.cli.exits import config_option
 from bace_bridge.cli.stored import store_cautions
 from bace_bridge.config.cautions import warnings
 from bace_bridge.config.load import load
-from bace_bridge.config.models import Config, MqttConfig, WatchConfig, WebhookConfig
+from bace_bridge.config.models import Config, WatchConfig
 from bace_bridge.config.values import format_duration
 from bace_bridge.errors import ConfigError
 from bace_bridge.formats import iso_utc
+from bace_bridge.sinks.kind import SinkConfig
 
 
 @click.command()
@@ -60,10 +61,8 @@ def _plan(config: Config) -> Iterator[tuple[str, str]]:
     yield "cloud", f"{cloud.url} {login}, {_devices(cloud.groups)}, {pace}"
     yield "watch", _watch(config.watch)
     yield "store", f"{config.store.path.absolute()}, delivered events kept for {retention}"
-    for broker in config.mqtt:
-        yield "mqtt", _broker(broker)
-    for webhook in config.webhooks:
-        yield "webhook", _webhook(webhook)
+    for sink in config.sinks:
+        yield sink.kind, f"{sink.name}: {sink.describe()}, {_filter_of(sink)}"
     yield "http", f"health on {config.http.listen}" if config.http.enabled else "off"
 
 
@@ -82,21 +81,7 @@ def _watch(watch: WatchConfig) -> str:
     )
 
 
-def _broker(broker: MqttConfig) -> str:
-    login = f" as {broker.username}" if broker.username else ""
-    return (
-        f"{broker.name}: {broker.url}{login}, topics {broker.base_topic}/..., "
-        f"MQTT {broker.protocol}, qos {broker.qos}, {_filter_of(broker)}"
-    )
-
-
-def _webhook(webhook: WebhookConfig) -> str:
-    secrets = len(webhook.secret or ())
-    signed = {0: "unsigned", 1: "signed"}.get(secrets, f"signed with {secrets} secrets")
-    return f"{webhook.name}: {webhook.host} (the rest of the URL is a secret), {signed}, {_filter_of(webhook)}"
-
-
-def _filter_of(sink: MqttConfig | WebhookConfig) -> str:
+def _filter_of(sink: SinkConfig) -> str:
     what = "all events" if "*" in sink.events else ", ".join(sink.events)
     return f"{what}, {_devices(sink.groups)}"
 

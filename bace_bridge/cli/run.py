@@ -102,6 +102,10 @@ class _Signals:
         log.warning("config.not_reloaded", mistakes=mistakes, then=then)
         self.not_reloaded = mistakes[0]
 
+    def config_check(self) -> dict[str, str | None]:
+        problem = self.not_reloaded
+        return {"config": None if problem is None else f"the file on disk is not what runs: {problem}"}
+
     @staticmethod
     def _listen(end: Callable[[], None], on_hangup: Callable[[], None]) -> None:
         """Not by `loop.add_signal_handler`: the loop gives the signals back when it closes, and the next one kills."""
@@ -155,7 +159,7 @@ async def _serve_each(
     while True:
         logs.configure(fmt=log_format, level=log_level, secrets=secrets_of(config))
         log.info("bridge.starting", version=version, cloud=config.cloud.url, store=str(config.store.path))
-        bridge = Bridge(config, version=version, config_problem=lambda: signals.not_reloaded)
+        bridge = Bridge(config, version=version, config_check=signals.config_check)
         started = asyncio.Event()
         tell = partial(_notify, signals=signals, started=started)
         try:

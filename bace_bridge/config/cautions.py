@@ -3,8 +3,10 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from bace_bridge.config.models import Config, MqttConfig, TlsConfig, WebhookConfig
-from bace_bridge.config.sections import has_no_effect_yet, is_loopback, is_private, split_url
+from bace_bridge.config.models import Config
+from bace_bridge.config.sections import has_no_effect_yet, is_loopback, split_url
+from bace_bridge.sinks.kind import SinkConfig
+from bace_bridge.sinks.registry import KINDS
 
 _GROUP_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -12,12 +14,10 @@ _GROUP_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 def warnings(config: Config, *, now: float) -> list[str]:
     """One line each, with the path of what it is about; no secrets."""
     found = [*_about_cloud(config), *_about_watch(config, now), *_about_http(config)]
-    for index, broker in enumerate(config.mqtt):
-        found += [f"mqtt[{index}].{line}" for line in _about_broker(broker)]
-    for index, webhook in enumerate(config.webhooks):
-        found += [f"webhooks[{index}].{line}" for line in _about_webhook(webhook)]
-    if not config.mqtt and not config.webhooks:
-        found.append("mqtt, webhooks: there are no sinks, so nobody is told anything")
+    for path, sink in config.located_sinks():
+        found += [f"{path}.{line}" for line in _about_sink(sink)]
+    if not config.sinks:
+        found.append(f"{', '.join(kind.section for kind in KINDS)}: there are no sinks, so nobody is told anything")
     return found
 
 
@@ -43,33 +43,10 @@ def _about_http(config: Config) -> Iterator[str]:
             yield "http.token: goes over the network in the clear (put a proxy with TLS before http.listen)"
 
 
-def _about_broker(broker: MqttConfig) -> Iterator[str]:
-    if broker.password is not None and not broker.tls_enabled and not is_loopback(broker.host):
-        yield "url: the password goes over the network in the clear (use mqtts:// or wss://)"
-    elif not broker.tls_enabled and not is_private(broker.host):
-        yield "url: health data goes over the internet in the clear (use mqtts:// or wss://)"
-    if broker.tls.insecure and broker.tls_enabled:
-        yield "tls.insecure: anybody in between can read and forge everything (give ca_file instead)"
-    if broker.tls != TlsConfig() and not broker.tls_enabled:
-        yield "tls: has no effect without mqtts:// or wss://"
-    given = broker.home_assistant.model_fields_set
-    if given and broker.home_assistant.enabled:
-        key = "home_assistant.enabled" if "enabled" in given else "home_assistant"
-        yield f"{key}: has no effect yet: this version publishes no discovery"
-    yield from _about_groups(broker.groups)
-    yield from _about_events(broker.events)
-
-
-def _about_webhook(webhook: WebhookConfig) -> Iterator[str]:
-    parts = split_url(webhook.url.get_secret_value(), ("https", "http"))
-    if parts.scheme == "http" and not is_private(parts.hostname or ""):
-        yield "url: health data goes over the internet in the clear (use https://)"
-    if parts.fragment:
-        yield "url: what follows # is not sent (write %23 where # belongs to the path or the query)"
-    if webhook.secret is None:
-        yield "secret: is left out: nothing is signed, so the receiver cannot tell who sent it"
-    yield from _about_groups(webhook.groups)
-    yield from _about_events(webhook.events)
+def _about_sink(sink: SinkConfig) -> Iterator[str]:
+    yield from sink.warnings()
+    yield from _about_groups(sink.groups)
+    yield from _about_events(sink.events)
 
 
 def _about_groups(groups: Sequence[str]) -> Iterator[str]:

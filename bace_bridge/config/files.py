@@ -1,4 +1,4 @@
-"""The keys that name files: `<secret>_file`, whose content takes the secret's place, and the files of TLS."""
+"""The keys that name files: `<secret>_file`, whose content takes the secret's place, and those that parts read."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,14 +8,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from bace_bridge.config.document import Place, section_model, spell
+from bace_bridge.config.sections import Section
 from bace_bridge.config.text import TextProblem, filled_lines, read_text
 from bace_bridge.config.values import FromFile
 from bace_bridge.errors import Mistake
-from bace_bridge.sinks.mqtt.config import TlsConfig
-from bace_bridge.sinks.mqtt.tls import tls_problems
 
 _MOST_OF_A_SECRET = 64 * 2**10
-_TLS_FILES = ("ca_file", "cert_file", "key_file")
 
 
 @dataclass
@@ -49,7 +47,7 @@ def _inline(section: Any, model: type[BaseModel], folder: Path, place: Place, in
         if from_file := _from_file(info):
             if f"{key}_file" in section:
                 _read_secret(section, key, folder, (*place, key), inlined, several=from_file.several)
-        elif Path in get_args(info.annotation):
+        elif info.annotation is Path or Path in get_args(info.annotation):
             if isinstance(section.get(key), str):
                 section[key] = str(folder / section[key])
         elif inner:
@@ -58,16 +56,9 @@ def _inline(section: Any, model: type[BaseModel], folder: Path, place: Place, in
             for index, item in items:
                 step: Place = (key,) if index is None else (key, index)
                 _inline(item, inner, folder, (*place, *step), inlined)
-    if model is TlsConfig:
-        _load_tls(section, spell(place), inlined)
-
-
-def _load_tls(section: dict[Any, Any], path: str, inlined: Inlined) -> None:
-    files = {key: Path(section[key]) for key in _TLS_FILES if isinstance(section.get(key), str)}
-    if "key_file" in files and "cert_file" not in files:
-        return
-    for problem in tls_problems(TlsConfig.model_validate(files)):
-        inlined.mistakes.append(Mistake(f"{path}.{problem.key}", problem.problem, problem.hint))
+    if issubclass(model, Section):
+        found = model.mistakes_in_files(section)
+        inlined.mistakes += [Mistake(f"{spell(place)}.{one.path}", one.problem, one.hint) for one in found]
 
 
 def _read_secret(

@@ -7,7 +7,7 @@ from pydantic.fields import FieldInfo
 
 from bace_bridge.config.document import section_model
 from bace_bridge.config.files import is_from_file
-from bace_bridge.config.models import Config
+from bace_bridge.config.models import FILE_MODEL
 from bace_bridge.config.values import StartFrom, format_duration, format_size, parse_duration, parse_size
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -16,7 +16,7 @@ _VARIABLE = r"^\$\{.*\}$"
 
 def config_schema() -> dict[str, Any]:
     """What may be written in the file: durations as text, `<secret>_file` keys, `${VAR}` for numbers."""
-    return {"$schema": _DIALECT, "title": "bace-bridge configuration", **_section_schema(Config)}
+    return {"$schema": _DIALECT, "title": "bace-bridge configuration", **_section_schema(FILE_MODEL)}
 
 
 def default_as_written(info: FieldInfo) -> Any:

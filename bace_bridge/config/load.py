@@ -18,11 +18,12 @@ from bace_bridge.config.document import (
     substitute,
 )
 from bace_bridge.config.files import inline_files, is_from_file
-from bace_bridge.config.models import Config
+from bace_bridge.config.models import FILE_MODEL, Config
 from bace_bridge.config.text import PIPE_PATIENCE
 from bace_bridge.config.values import FormerNames, closest
 from bace_bridge.errors import ConfigError, Mistake
-from bace_bridge.sinks.mqtt.config import MqttConfig
+from bace_bridge.sinks.kind import Entry
+from bace_bridge.sinks.registry import KINDS
 
 _WHOLE_NUMBER = ("must be a whole number", "")
 _NUMBER = ("must be a number", "")
@@ -92,12 +93,12 @@ _LOGIN = ("client_id", "client_secret", "username", "password")
 
 
 def mistakes_between(raw: dict[Any, Any]) -> list[Mistake]:
-    sinks = [*_entries(raw, "mqtt"), *_entries(raw, "webhooks")]
-    brokers = _entries(raw, "mqtt")
-    return [*_login(raw.get("cloud")), *_names(sinks), *_mqtt_logins(brokers), *_brokers(brokers)]
+    entries = {kind: _entries(raw, kind.section) for kind in KINDS}
+    found = [*_login(raw.get("cloud")), *_names([one for of_kind in entries.values() for one in of_kind])]
+    return found + [one for kind, of_kind in entries.items() for one in kind.mistakes_between(of_kind)]
 
 
-def _entries(raw: dict[Any, Any], section: str) -> list[tuple[str, dict[Any, Any]]]:
+def _entries(raw: dict[Any, Any], section: str) -> list[Entry]:
     entries = raw.get(section)
     if not isinstance(entries, list):
         return []
@@ -118,7 +119,7 @@ def _login(cloud: Any) -> Iterator[Mistake]:
         yield Mistake("cloud", f"lacks {', '.join(missing)}", hint)
 
 
-def _names(sinks: list[tuple[str, dict[Any, Any]]]) -> Iterator[Mistake]:
+def _names(sinks: list[Entry]) -> Iterator[Mistake]:
     first: dict[str, str] = {}
     for path, sink in sinks:
         name = sink.get("name")
@@ -130,41 +131,6 @@ def _names(sinks: list[tuple[str, dict[Any, Any]]]) -> Iterator[Mistake]:
         first.setdefault(name, path)
 
 
-def _mqtt_logins(brokers: list[tuple[str, dict[Any, Any]]]) -> Iterator[Mistake]:
-    for path, sink in brokers:
-        if sink.get("password") is not None and sink.get("username") is None:
-            yield Mistake(f"{path}.username", "is missing, while a password is given")
-        tls = sink.get("tls")
-        if isinstance(tls, dict) and tls.get("key_file") is not None and tls.get("cert_file") is None:
-            yield Mistake(f"{path}.tls.cert_file", "is missing, while key_file is given")
-
-
-def _brokers(brokers: list[tuple[str, dict[Any, Any]]]) -> Iterator[Mistake]:
-    """Sinks on the same topics would undo each other's state; with one client id, throw each other out."""
-    first: dict[tuple[object, ...], str] = {}
-    for path, sink in brokers:
-        address = _address(sink.get("url"))
-        if address is None:
-            continue
-        for key, value in (
-            ("base_topic", sink.get("base_topic") or "bace"),
-            ("client_id", sink.get("client_id")),
-        ):
-            if not isinstance(value, str):
-                continue
-            other = first.setdefault((*address, key, value), path)
-            if other != path:
-                yield Mistake(f"{path}.{key}", f"{other} has the same {key} at the same broker", "choose another")
-
-
-def _address(url: Any) -> tuple[str, int] | None:
-    try:
-        sink = MqttConfig(name="any", url=url)
-    except ValidationError:
-        return None
-    return sink.host, sink.port
-
-
 def load(path: Path, env: Mapping[str, str], *, patience: float | None = PIPE_PATIENCE) -> Config:
     """Reads the configuration; nothing is contacted. `patience`: seconds that a pipe may take; None reads no pipe.
 
@@ -173,7 +139,7 @@ def load(path: Path, env: Mapping[str, str], *, patience: float | None = PIPE_PA
     """
     document, mistakes = read_document(path, patience=patience)
     raw, unset = substitute(document, env)
-    inlined = inline_files(raw, Config, _folder(path))
+    inlined = inline_files(raw, FILE_MODEL, _folder(path))
     causes = [*unset, *(one for one in inlined.mistakes if not any(is_within(one.path, other.path) for other in unset))]
     mistakes += causes
     config, invalid = validate(raw)
@@ -195,10 +161,10 @@ def _folder(path: Path) -> Path:
 def validate(raw: dict[Any, Any]) -> tuple[Config | None, list[Mistake]]:
     """The configuration of plain values, or what is wrong with each of them."""
     try:
-        return Config.model_validate(raw), []
+        return FILE_MODEL.model_validate(raw), []
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)
-        return None, [in_words(one, Config, raw) for one in details]
+        return None, [in_words(one, FILE_MODEL, raw) for one in details]
 
 
 def _renamed(path: str, renamed: Mapping[str, str]) -> str:
@@ -206,9 +172,6 @@ def _renamed(path: str, renamed: Mapping[str, str]) -> str:
         if is_within(path, value_path):
             return file_path + path.removeprefix(value_path)
     return path
-
-
-_SINKS = ("mqtt", "webhooks")
 
 
 class Excerpt:
@@ -235,8 +198,8 @@ class Excerpt:
         return config
 
     def sinks(self) -> list[str]:
-        """The names of the brokers and webhooks, as far as they can be read."""
-        return [name for section in _SINKS for name in self._names(self._document.get(section))]
+        """The names of all sinks, as far as they can be read."""
+        return [name for kind in KINDS for name in self._names(self._document.get(kind.section))]
 
     def _names(self, entries: Any) -> Iterator[str]:
         for entry in entries if isinstance(entries, list) else ():
@@ -247,7 +210,7 @@ class Excerpt:
     def _only(self, keys: Collection[str]) -> dict[Any, Any]:
         raw: dict[Any, Any] = {"cloud": {}}  # the only section that must be there
         for section, value in self._document.items():
-            field = Config.model_fields.get(section) if isinstance(section, str) else None
+            field = FILE_MODEL.model_fields.get(section) if isinstance(section, str) else None
             wanted = {key.partition(".")[2] for key in keys if key.startswith(f"{section}.")}
             model = field and section_model(field.annotation)
             if model is None:

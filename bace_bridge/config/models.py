@@ -1,9 +1,11 @@
 """The configuration as the rest of bace-bridge sees it. Durations are float seconds."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from types import GenericAlias
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, create_model, field_validator
 
 from bace_bridge.config.sections import Section, cloud_url, listen_address, store_path, store_url
 from bace_bridge.config.values import (
@@ -19,23 +21,8 @@ from bace_bridge.config.values import (
     mistake,
 )
 from bace_bridge.events.state import is_sendable
-from bace_bridge.sinks.mqtt.config import HomeAssistantConfig, MqttConfig, TlsConfig
-from bace_bridge.sinks.webhook.config import WebhookConfig
-
-__all__ = [
-    "CloudConfig",
-    "Config",
-    "DatatypeConfig",
-    "HomeAssistantConfig",
-    "HttpConfig",
-    "MqttConfig",
-    "StartFrom",
-    "StoreConfig",
-    "TlsConfig",
-    "WatchConfig",
-    "WebhookConfig",
-]
-
+from bace_bridge.sinks.kind import SinkConfig
+from bace_bridge.sinks.registry import KINDS
 
 LEAST_STORE = 16 * 2**20
 """Bytes: below this the WAL alone would fill it."""
@@ -158,12 +145,15 @@ def _known_datatypes() -> dict[int, DatatypeConfig]:
     }
 
 
+SinkT = TypeVar("SinkT", bound=SinkConfig)
+
+
 class Config(Section):
+    """The sections that every configuration has; the file has a list of sinks for each kind as well."""
+
     cloud: CloudConfig = Field(description="The BACE cloud and the login")
     watch: WatchConfig = Field(default=WatchConfig(), description="How often the cloud is polled")
     store: StoreConfig = Field(default=StoreConfig(), description="Where the bridge keeps what it knows")
-    mqtt: tuple[MqttConfig, ...] = Field(default=(), description="MQTT brokers to tell")
-    webhooks: tuple[WebhookConfig, ...] = Field(default=(), description="Web addresses to tell")
     http: HttpConfig = Field(default=HttpConfig(), description="Health")
     datatypes: dict[WholeNumber, DatatypeConfig] = Field(
         default={}, validate_default=True, description="What numbers mean to people; added to the known ones"
@@ -178,3 +168,25 @@ class Config(Section):
                 update=meaning.model_dump(exclude_unset=True)
             )
         return merged
+
+    @property
+    def sinks(self) -> tuple[SinkConfig, ...]:
+        """All of them, kind by kind."""
+        return tuple(sink for _, sink in self.located_sinks())
+
+    def located_sinks(self) -> Iterator[tuple[str, SinkConfig]]:
+        """Each with its path, such as `mqtt[0]`."""
+        for kind in KINDS:
+            for index, sink in enumerate(getattr(self, kind.section, ())):
+                yield f"{kind.section}[{index}]", sink
+
+    def sinks_of(self, kind: type[SinkT]) -> tuple[SinkT, ...]:
+        return tuple(sink for sink in self.sinks if isinstance(sink, kind))
+
+
+_LISTS: dict[str, Any] = {
+    kind.section: (GenericAlias(tuple, (kind, ...)), Field(default=(), description=kind.about)) for kind in KINDS
+}
+
+FILE_MODEL = create_model("FileModel", __base__=Config, **_LISTS)
+"""What may be in the file: the schema, the checks and the hints for every kind of sink come from it."""

@@ -3,7 +3,7 @@
 import os
 import re
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 from yarl import URL
 
 from bace_bridge.config.values import FormerNames, WholeNumber, closest, mistake
+from bace_bridge.errors import Mistake
 from bace_bridge.events.types import EVENT_TYPES, matches
 from bace_bridge.formats import request_target, target_problem, text_problem
 
@@ -29,6 +30,12 @@ class Section(BaseModel):
         if not isinstance(given, dict):
             return given
         return {key: value for key, value in given.items() if value is not None or key not in cls.model_fields}
+
+    @classmethod
+    def mistakes_in_files(cls, given: dict[Any, Any]) -> Iterator[Mistake]:
+        """What is wrong with the files that this section names, each with its key alone as the path. Reads them."""
+        del given
+        yield from ()
 
 
 _HIGHEST_PORT = 65535

@@ -25,7 +25,6 @@ from bace_bridge.events.types import (
     Claim,
     Claimed,
     DeadLetter,
-    Event,
     FailedAttempt,
     Filter,
     LaneRecord,
@@ -34,27 +33,11 @@ from bace_bridge.events.types import (
     session_lane,
 )
 from bace_bridge.pauses import STORE_PAUSE, pause_until
+from bace_bridge.sinks.api import Receiver
 
 log = structlog.get_logger()
 
 LONGEST_REST = 30.0
-
-
-class Sink(Protocol):
-    """The other side. `send` never blocks and calls `done` exactly once: None, or why it was not delivered.
-
-    Where one event cannot be delivered, others of the same `where` (a topic) can probably not either.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def window(self) -> int: ...
-    @property
-    def pipelined(self) -> bool: ...
-    async def ready(self) -> None: ...
-    def where(self, event: Event) -> str: ...
-    def send(self, attempt: Attempt, done: Callable[[SinkError | None], None]) -> None: ...
 
 
 class Log(Protocol):
@@ -67,7 +50,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        sink: Sink,
+        sink: Receiver,
         event_log: Log,
         filter_: Filter,
         *,

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -11,12 +11,13 @@ from bace_bridge.delivery.dispatcher import Dispatcher
 from bace_bridge.delivery.rules.outbox import Reception, after_attempt
 from bace_bridge.events.types import SINK_DISABLED, Event, Filter, bridge_event
 from bace_bridge.formats import iso_utc
+from bace_bridge.sinks.api import Broker, Sink
 
 log = structlog.get_logger()
 
 
 class SinkWatch:
-    def __init__(self, kind: Literal["mqtt", "webhook"], name: str, *, clock: Callable[[], float]) -> None:
+    def __init__(self, kind: str, name: str, *, clock: Callable[[], float]) -> None:
         self.name = f"{kind}:{name}"
         self._failing, self._recovered = f"{kind}.failing", f"{kind}.recovered"
         self._sink = name
@@ -49,26 +50,8 @@ class SinkWatch:
         }
 
 
-Kind = Literal["mqtt", "webhook"]
-
 GRACE = 5.0
 """Seconds that the end may take to deliver what is left in the log."""
-
-
-class Sink(dispatcher.Sink, Protocol):
-    async def run(self) -> None: ...
-    async def close(self) -> None: ...
-
-
-class Broker(Protocol):
-    """What a sink is beside deliveries where it keeps a connection and shows retained state on it."""
-
-    @property
-    def problem(self) -> str | None: ...
-    @property
-    def state_problem(self) -> str | None: ...
-    def refresh_devices(self, ids: Collection[str] | None) -> None: ...
-    def refresh_bridge(self) -> None: ...
 
 
 class Log(dispatcher.Log, Protocol):
@@ -86,7 +69,7 @@ class Outlet:
 
     def __init__(
         self,
-        kind: Kind,
+        kind: str,
         sink: Sink,
         event_log: Log,
         filter_: Filter,

@@ -1,8 +1,8 @@
 """What the running bridge says of itself: alive, ready, info and health."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -13,19 +13,66 @@ SLOWEST_PROGRESS = 120.0
 """Seconds without progress after which a loop counts as standing still."""
 
 
+Reasons = Callable[[], Mapping[str, str | None]]
+"""Name -> why it is not well; None where it is."""
+
+
 class Part(Protocol):
     """Answers for itself, by the names that health shows."""
 
-    def silent_for(self) -> Mapping[str, float]: ...
-    def ready(self) -> Mapping[str, str | None]: ...
-    def degraded(self) -> Mapping[str, str | None]: ...
+    def silent_for(self) -> Mapping[str, float]:
+        """Per loop the seconds since it made progress."""
+
+    def ready(self) -> Mapping[str, str | None]:
+        """Why something that the bridge needs is not usable; None where it is."""
+
+    def degraded(self) -> Mapping[str, str | None]:
+        """What does not work while the bridge as a whole does; None where it does."""
 
 
-class Account(Part, Protocol):
+class Check(NamedTuple):
+    """A part that has an answer to one of the questions only."""
+
+    silent_for: Callable[[], Mapping[str, float]] = dict
+    ready: Reasons = dict
+    degraded: Reasons = dict
+
+
+class Checks:
+    """All that is asked for health: each part says by itself what is wrong with it.
+
+    A new check is an answer of its own part, and where that is a new part, an argument here. Of several parts that
+    answer to one name the first reason counts.
+    """
+
+    def __init__(self, *parts: Iterable[Part]) -> None:
+        self._parts = parts
+
+    def silent_for(self) -> dict[str, float]:
+        return {name: seconds for part in self for name, seconds in part.silent_for().items()}
+
+    def ready(self) -> dict[str, str | None]:
+        return _merged(part.ready() for part in self)
+
+    def degraded(self) -> dict[str, str]:
+        return {name: why for name, why in _merged(part.degraded() for part in self).items() if why is not None}
+
+    def __iter__(self) -> Iterator[Part]:
+        for parts in self._parts:
+            yield from parts
+
+
+def _merged(answers: Iterable[Mapping[str, str | None]]) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for answer in answers:
+        for name, why in answer.items():
+            found[name] = found.get(name) or why
+    return found
+
+
+class Account(Protocol):
     @property
     def interval(self) -> float: ...
-    @property
-    def store_problem(self) -> str | None: ...
     @property
     def strategy(self) -> str: ...
     @property
@@ -36,7 +83,7 @@ class Account(Part, Protocol):
     def clock_ahead(self) -> float: ...
 
 
-class Outlet(Part, Protocol):
+class Outlet(Protocol):
     @property
     def name(self) -> str: ...
     @property
@@ -51,8 +98,6 @@ class Outlet(Part, Protocol):
 
 
 class Store(Protocol):
-    @property
-    def problem(self) -> str | None: ...
     def figures(self) -> dict[str, int]: ...
 
 
@@ -73,6 +118,7 @@ class Status:
 
     def __init__(
         self,
+        checks: Checks,
         accounts: Iterable[Account],
         outlets: Iterable[Outlet],
         store: Store,
@@ -80,42 +126,32 @@ class Status:
         *,
         version: str,
         installation: str,
-        config_problem: Callable[[], str | None] = lambda: None,
         clock: Callable[[], float],
     ) -> None:
+        self._checks = checks
         self._accounts = accounts
         self._outlets = outlets
         self._store = store
         self._views = views
         self._version = version
         self._installation = installation
-        self._config_problem = config_problem
         self._started_at = clock()
 
     def alive(self) -> dict[str, str | None]:
         """Per loop None while it makes progress, else what stands still."""
         slowest = max([SLOWEST_PROGRESS, *(3 * one.interval for one in self._accounts)])
-        silent = {name: seconds for part in self._parts for name, seconds in part.silent_for().items()}
         return {
-            name: None if seconds < slowest else f"no progress for {seconds:.0f} s" for name, seconds in silent.items()
+            name: None if seconds < slowest else f"no progress for {seconds:.0f} s"
+            for name, seconds in self._checks.silent_for().items()
         }
 
     def ready(self) -> dict[str, str | None]:
         """Per outside part None while it is usable, else the reason."""
-        store = [self._store.problem, *(one.store_problem for one in self._accounts)]
-        found: dict[str, str | None] = {"cloud": "not asked yet"}
-        for account in self._accounts:
-            found |= account.ready()
-        found["store"] = next(filter(None, store), None)
-        for outlet in self._outlets:
-            found |= outlet.ready()
-        return found
+        return self._checks.ready()
 
     def degraded(self) -> dict[str, str]:
         """What does not work while the bridge as a whole does."""
-        config = self._config_problem()
-        found = {name: why for part in self._parts for name, why in part.degraded().items() if why is not None}
-        return found | ({"config": f"the file on disk is not what runs: {config}"} if config else {})
+        return self._checks.degraded()
 
     def info(self) -> dict[str, Any]:
         return {
@@ -143,10 +179,6 @@ class Status:
             "store": self._store.figures(),
             "cloud_clock_ahead_seconds": round(_furthest(one.clock_ahead for one in self._accounts)),
         }
-
-    @property
-    def _parts(self) -> Iterable[Part]:
-        return [*self._accounts, *self._outlets]
 
 
 class StateForTopics:

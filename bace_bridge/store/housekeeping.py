@@ -137,6 +137,9 @@ class Upkeep:
             self._file.wal_bytes > JOURNAL_SIZE_LIMIT
         )
 
+    def ready(self) -> dict[str, str | None]:
+        return {"store": self.problem}
+
     def figures(self) -> dict[str, int]:
         return {
             "used": self._file.used,

@@ -40,7 +40,7 @@ from bace_bridge.polling.points import PointEndpoint
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules.session_list import FirstStart
 from bace_bridge.polling.session_lists import PollSettings
-from bace_bridge.status.standing import Status
+from bace_bridge.status.standing import Check, Checks, Status
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal
@@ -139,8 +139,16 @@ class Watched:
         self.status = self.status_of()
 
     def status_of(self, *outlets: Outlet) -> Status:
+        checks = Checks([Check(ready=self.upkeep.ready), self.account, *outlets])
         return Status(
-            [self.account], outlets, self.upkeep, FreshViews(), version="t", installation="here", clock=self.clock
+            checks,
+            [self.account],
+            outlets,
+            self.upkeep,
+            FreshViews(),
+            version="t",
+            installation="here",
+            clock=self.clock,
         )
 
     async def _pause(self, _: asyncio.Event, seconds: float) -> None:

@@ -13,7 +13,6 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from bace_bridge.config.models import WebhookConfig
 from bace_bridge.delivery.dispatcher import Dispatcher
 from bace_bridge.delivery.outlet import SinkWatch
 from bace_bridge.delivery.rules.outbox import BEHIND
@@ -22,6 +21,7 @@ from bace_bridge.events.types import Attempt, Event, Filter, Lane, LoggedEvent
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.retry import WEBHOOK_SCHEDULE
 from bace_bridge.sinks.mqtt.sink import MqttSink
+from bace_bridge.sinks.webhook.config import WebhookConfig
 from bace_bridge.sinks.webhook.sink import WebhookSink
 from bace_bridge.store.deadletters import DeadLetters, Which
 from bace_bridge.store.eventlog import EventLog

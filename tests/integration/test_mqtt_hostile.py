@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from structlog.testing import capture_logs
 
 from bace_bridge.app.outlets import request_handlers
-from bace_bridge.config.models import MqttConfig
-from bace_bridge.sinks.mqtt.requests import LARGEST, MOST_A_MINUTE, Answer, Requests
+from bace_bridge.sinks.api import Answer
+from bace_bridge.sinks.mqtt.config import MqttConfig
+from bace_bridge.sinks.mqtt.requests import LARGEST, MOST_A_MINUTE, Requests
 from bace_bridge.sinks.mqtt.topics import Topics
 from tests.integration.brokers import Mosquitto, eventually, listening
 from tests.integration.polling_line import Clock

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 from structlog.testing import capture_logs
 
-from bace_bridge.config.models import MqttConfig
+from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from tests.integration.brokers import Certificates, Mosquitto, eventually
 from tests.integration.polling_line import Clock

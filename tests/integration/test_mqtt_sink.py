@@ -22,7 +22,6 @@ from paho.mqtt.properties import Properties
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-from bace_bridge.config.models import MqttConfig
 from bace_bridge.errors import (
     BridgeError,
     DeliveryFailed,
@@ -33,7 +32,8 @@ from bace_bridge.errors import (
 )
 from bace_bridge.events.state import DeviceState, KnownDevice, LatestPoint
 from bace_bridge.events.types import Attempt, Event, LoggedEvent
-from bace_bridge.sinks.mqtt.requests import Answer
+from bace_bridge.sinks.api import Answer
+from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from tests.integration.brokers import (
     PATIENCE,

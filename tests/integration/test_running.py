@@ -10,8 +10,11 @@ from structlog.testing import capture_logs
 from bace_bridge.app.outlets import outlet_config
 from bace_bridge.app.reloads import Reloads
 from bace_bridge.app.running import Running, task_group
-from bace_bridge.config.models import Config, MqttConfig, TlsConfig, WebhookConfig
+from bace_bridge.config.models import Config
 from bace_bridge.errors import ConfigError, Mistake
+from bace_bridge.sinks.mqtt.config import MqttConfig
+from bace_bridge.sinks.mqtt.tls import TlsConfig
+from bace_bridge.sinks.webhook.config import WebhookConfig
 
 
 class Part:

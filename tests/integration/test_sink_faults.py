@@ -18,10 +18,10 @@ from structlog.testing import capture_logs
 
 from bace_bridge.app.bridge import Bridge
 from bace_bridge.config.load import load
-from bace_bridge.config.models import MqttConfig
 from bace_bridge.events.types import Filter
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.server import SimulatedServer
+from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from tests.acceptance.line import SECRET, configuration, until
 from tests.integration.brokers import free_port

@@ -17,9 +17,9 @@ from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 from standardwebhooks import Webhook
 from structlog.testing import capture_logs
 
-from bace_bridge.config.models import WebhookConfig
 from bace_bridge.errors import DeliveryFailed, SinkDisabled, SinkError, SinkUnavailable
 from bace_bridge.events.types import Attempt, Event, LoggedEvent
+from bace_bridge.sinks.webhook.config import WebhookConfig
 from bace_bridge.sinks.webhook.reply import LONGEST_ANSWER
 from bace_bridge.sinks.webhook.sink import WebhookSink
 

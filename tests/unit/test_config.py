@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from bace_bridge.config.load import load
-from bace_bridge.config.models import Config, StartFrom
+from bace_bridge.config.models import Config
+from bace_bridge.config.values import StartFrom
 from bace_bridge.errors import ConfigError
+from bace_bridge.sinks.mqtt.config import MqttConfig
+from bace_bridge.sinks.webhook.config import WebhookConfig
 
 TOKEN = "cloud: {access_token: t0ken}\n"
 SECRET = "whsec_" + "A" * 40
@@ -37,7 +40,7 @@ def test_a_token_is_all_it_takes(tmp_path: Path) -> None:
     assert config.watch.session_interval == 10.0
     assert config.watch.start_from == StartFrom("now")
     assert config.store.path == Path("bace-bridge.db")
-    assert (config.mqtt, config.webhooks) == ((), ())
+    assert config.sinks == ()
     assert (config.http.host, config.http.port) == ("127.0.0.1", 8099)
 
 
@@ -167,7 +170,7 @@ mqtt: [{name: m, url: "mqtt://h", qos: "${QOS}"}]
     assert config.cloud.client_secret.get_secret_value() == "${NOT} ${READ} again: *"
     assert config.cloud.requests_per_minute == 60
     assert config.cloud.groups == ("${x}", "d", "a-b")
-    assert config.mqtt[0].qos == 2
+    assert config.sinks_of(MqttConfig)[0].qos == 2
 
 
 def test_variables_that_are_not_set_are_told_with_path_and_name(tmp_path: Path) -> None:
@@ -195,9 +198,10 @@ webhooks:
     config = load_text(tmp_path, text, {"CREDENTIALS_DIRECTORY": str(credentials)})
     assert config.cloud.password is not None
     assert config.cloud.password.get_secret_value() == "t"
-    assert config.webhooks[0].url.get_secret_value() == "https://h/x"
-    assert [secret.get_secret_value() for secret in config.webhooks[0].secret or ()] == [SECRET]
-    assert [secret.get_secret_value() for secret in config.webhooks[1].secret or ()] == [SECRET, SECRET + "BBBB"]
+    one, other = config.sinks_of(WebhookConfig)
+    assert one.url.get_secret_value() == "https://h/x"
+    assert [secret.get_secret_value() for secret in one.secret or ()] == [SECRET]
+    assert [secret.get_secret_value() for secret in other.secret or ()] == [SECRET, SECRET + "BBBB"]
 
 
 def test_files_that_do_not_give_a_secret(tmp_path: Path) -> None:
@@ -260,7 +264,7 @@ def test_files_of_tls_are_read_beside_the_configuration(tmp_path: Path) -> None:
     make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=a -out ca.pem"
     subprocess.run([*make.split(), "-keyout", "ca.key"], cwd=tmp_path, check=True, capture_output=True)
     config = load_text(tmp_path, TOKEN + 'mqtt: [{name: m, url: "mqtts://h", tls: {ca_file: ca.pem}}]')
-    assert config.mqtt[0].tls.ca_file == tmp_path / "ca.pem"
+    assert config.sinks_of(MqttConfig)[0].tls.ca_file == tmp_path / "ca.pem"
 
 
 @pytest.mark.parametrize(
@@ -445,10 +449,10 @@ def test_a_password_that_cannot_be_sent_is_refused_and_not_shown(tmp_path: Path,
 
 
 def test_a_password_of_odd_characters_is_a_password(tmp_path: Path) -> None:
-    password = load_text(tmp_path, broker("username", 'u, password: "\\x01\\t\\uffff"')).mqtt[0].password
+    (sink,) = load_text(tmp_path, broker("username", 'u, password: "\\x01\\t\\uffff"')).sinks_of(MqttConfig)
 
-    assert password is not None
-    assert password.get_secret_value() == "\x01\t\uffff"
+    assert sink.password is not None
+    assert sink.password.get_secret_value() == "\x01\t\uffff"
 
 
 def test_a_cloud_url_is_one_that_events_can_carry(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from bace_bridge.config.document import section_model
 from bace_bridge.config.files import is_from_file
 from bace_bridge.config.json_schema import config_schema, default_as_written
 from bace_bridge.config.load import load
-from bace_bridge.config.models import CloudConfig, Config
+from bace_bridge.config.models import FILE_MODEL, CloudConfig, Config
 from bace_bridge.events.types import EVENT_TYPES
 from bace_bridge.polling.rules.event_schema import event_schema
 
@@ -52,7 +52,7 @@ def test_the_example_gives_no_warning_until_what_has_no_effect_yet_is_taken_in(e
     assert warnings(load(EXAMPLE, ENV), now=0) == []
     (broker,) = everything["mqtt"]
     taken_in = {key: broker[key] for key in ("name", "url", "home_assistant")}
-    config = Config.model_validate({"cloud": {}, "mqtt": [taken_in]})
+    config = FILE_MODEL.model_validate({"cloud": {}, "mqtt": [taken_in]})
     assert [line.split(": ")[0] for line in warnings(config, now=0)] == ["mqtt[0].home_assistant.enabled"]
 
 
@@ -69,7 +69,7 @@ def sections(document: Any, model: type[BaseModel], path: str) -> Iterator[tuple
 
 
 def test_every_key_of_the_models_is_in_the_example_with_its_default(everything: dict[str, Any]) -> None:
-    for path, section, model in sections(everything, Config, "example"):
+    for path, section, model in sections(everything, FILE_MODEL, "example"):
         for key, info in model.model_fields.items():
             assert key in section, f"{path}.{key} is missing in bridge.example.yaml"
             assert not is_from_file(info) or f"{key}_file" in section, f"{path}.{key}_file is missing"
@@ -113,14 +113,14 @@ def rows_of_docs() -> Iterator[tuple[str, str]]:
     for line in (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
             section = line.lstrip("# ")
-        elif section in Config.model_fields and line.startswith("| `"):
+        elif section in FILE_MODEL.model_fields and line.startswith("| `"):
             _, keys, default, *_ = line.split("|")
             for key in re.findall(r"`([^`]+)`", keys):
                 yield f"{section}.{key}", default.strip()
 
 
 def test_models_schema_example_and_docs_have_the_same_keys(everything: dict[str, Any]) -> None:
-    models = dict(keys_of_models(Config))
+    models = dict(keys_of_models(FILE_MODEL))
     files = {f"{key}_file" for key, info in models.items() if is_from_file(info)}
     assert {*keys_of_schema(config_schema())} == {*models} | files
     assert {*keys_of_example(everything)} == {*models} | files
@@ -132,7 +132,7 @@ def test_models_schema_example_and_docs_have_the_same_keys(everything: dict[str,
 
 
 def test_the_docs_have_every_key_s_default() -> None:
-    models = dict(keys_of_models(Config))
+    models = dict(keys_of_models(FILE_MODEL))
     for key, written in rows_of_docs():
         info = models[key]
         if info.is_required():

@@ -13,6 +13,7 @@ from bace_bridge.config.load import load
 from bace_bridge.config.models import Config
 from bace_bridge.errors import ConfigError
 from bace_bridge.simulator import scenario
+from bace_bridge.sinks.webhook.config import WebhookConfig
 
 SECRET = "whsec_" + "A" * 40
 OTHER = "whsec_" + "B" * 40
@@ -62,7 +63,9 @@ def test_a_secret_is_the_same_however_an_editor_saved_it(tmp_path: Path, content
 
 @pytest.mark.parametrize("between", ["\n", "\r\n", "\r", "\n\n", "\r\n\r\n", "  \n\t\n", "\n\ufeff"])
 def test_two_signing_secrets_are_two_whatever_is_between_them(tmp_path: Path, between: str) -> None:
-    signing = with_secrets(tmp_path, b"p", f"\ufeff{SECRET}{between}{OTHER}\r\n".encode()).webhooks[0].secret
+    signing = (
+        with_secrets(tmp_path, b"p", f"\ufeff{SECRET}{between}{OTHER}\r\n".encode()).sinks_of(WebhookConfig)[0].secret
+    )
 
     assert [one.get_secret_value() for one in signing or ()] == [SECRET, OTHER]
 
@@ -220,7 +223,7 @@ def test_any_bytes_are_a_password_or_a_mistake(tmp_path: Path, content: bytes) -
 @given(st.lists(around | st.sampled_from([SECRET.encode(), OTHER.encode()]), max_size=6).map(b"".join) | odd_bytes)
 def test_any_bytes_are_signing_secrets_or_a_mistake(tmp_path: Path, content: bytes) -> None:
     with suppress(ConfigError):
-        found = with_secrets(tmp_path, b"p", content).webhooks[0].secret or ()
+        found = with_secrets(tmp_path, b"p", content).sinks_of(WebhookConfig)[0].secret or ()
         assert {one.get_secret_value() for one in found} <= {SECRET, OTHER}
         assert len(found) == content.count(b"whsec_")
 

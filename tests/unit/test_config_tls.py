@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.tls import TlsFileProblem, tls_context
 from tests.unit.test_config import TOKEN, load_text, mistakes
 
@@ -49,7 +50,7 @@ def openssl(where: Path, arguments: str) -> None:
     ],
 )
 def test_files_that_can_be_used(files: Path, tls: dict[str, object]) -> None:
-    assert load_text(files, configured(tls)).mqtt[0].name == "m"
+    assert load_text(files, configured(tls)).sinks_of(MqttConfig)[0].name == "m"
 
 
 @pytest.mark.parametrize("name", ["empty", "text", "cut.pem", "a.key"])
@@ -112,7 +113,7 @@ def test_a_pipe_is_waited_for_neither_by_check_nor_when_it_takes_the_place_of_a_
     tls: dict[str, object] = {"ca_file": "ca", "cert_file": "cert", "key_file": "key"}
     for name, source in (("ca", "b.pem"), ("cert", "a.pem"), ("key", "a.key")):
         shutil.copy(files / source, tmp_path / name)
-    config = load_text(tmp_path, configured(tls)).mqtt[0].tls
+    config = load_text(tmp_path, configured(tls)).sinks_of(MqttConfig)[0].tls
     path = getattr(config, key)
     path.unlink()
     os.mkfifo(path)

@@ -12,18 +12,9 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from bace_bridge.config.cautions import warnings
-from bace_bridge.config.models import (
-    CloudConfig,
-    Config,
-    HttpConfig,
-    MqttConfig,
-    StartFrom,
-    StoreConfig,
-    TlsConfig,
-    WatchConfig,
-    WebhookConfig,
-)
+from bace_bridge.config.models import FILE_MODEL, CloudConfig, Config, HttpConfig, StoreConfig, WatchConfig
 from bace_bridge.config.values import (
+    StartFrom,
     format_duration,
     format_size,
     parse_duration,
@@ -32,8 +23,15 @@ from bace_bridge.config.values import (
     secrets_of,
 )
 from bace_bridge.redaction import Redaction
+from bace_bridge.sinks.mqtt.config import MqttConfig
+from bace_bridge.sinks.mqtt.tls import TlsConfig
+from bace_bridge.sinks.webhook.config import WebhookConfig
 
 SECRET = "whsec_" + "A" * 40
+
+
+def configured(**sections: object) -> Config:
+    return FILE_MODEL.model_validate(sections)
 
 
 def webhook(**given: Any) -> WebhookConfig:
@@ -322,7 +320,7 @@ def test_the_cloud_url_loses_its_last_slash() -> None:
 
 
 def test_every_secret_is_known_to_the_redaction() -> None:
-    config = Config(
+    config = configured(
         cloud=CloudConfig(access_token=SecretStr("t0ken"), password=SecretStr("abc")),
         mqtt=(broker("mqtt://h", username="u", password="mqttpass"),),
         webhooks=(webhook(url="https://u:hunter22@h/services/T000/B000/XYZ", headers={"X-Key": "headerkey"}),),
@@ -385,7 +383,7 @@ def test_a_receiver_may_repeat_a_piece_of_its_url(end: str) -> None:
 
 
 def test_warnings_name_what_they_are_about() -> None:
-    config = Config(
+    config = configured(
         cloud=CloudConfig(url="http://dashboard.example.org", access_token=SecretStr("t")),
         watch=WatchConfig(start_from=StartFrom("since", 1)),
         mqtt=(
@@ -428,14 +426,14 @@ def test_warnings_name_what_they_are_about() -> None:
     ],
 )
 def test_what_has_no_effect_yet_is_warned_about(given: dict[str, Any], found: list[str]) -> None:
-    config = Config(cloud=CloudConfig(), mqtt=(broker("mqtt://localhost", **given),))
+    config = configured(cloud=CloudConfig(), mqtt=(broker("mqtt://localhost", **given),))
     warned = warnings(config, now=0)
     assert [line.split(": ")[0] for line in warned] == found
     assert all("has no effect yet" in line for line in warned)
 
 
 def test_a_webhook_s_events_that_no_version_sends_yet_are_warned_about_too() -> None:
-    config = Config(cloud=CloudConfig(), webhooks=(webhook(events=["session.ended", "alert.*"]),))
+    config = configured(cloud=CloudConfig(), webhooks=(webhook(events=["session.ended", "alert.*"]),))
     assert warnings(config, now=0) == [
         "webhooks[0].events[1]: 'alert.*' has no effect yet: this version sends no such events"
     ]
@@ -453,12 +451,12 @@ def test_no_hint_offers_events_that_no_version_sends_yet(events: str) -> None:
 def test_a_label_in_a_sinks_groups_which_takes_ids_alone_is_warned_about() -> None:
     groups = ["6fd58d2a-5b9f-4d8e-9a51-0d5f6f1c9f30", "BaceGo-001-002-00020"]
     cloud, mqtt = CloudConfig(groups=tuple(groups)), broker("mqtt://localhost", groups=groups)
-    warned = warnings(Config(cloud=cloud, mqtt=(mqtt,), webhooks=(webhook(groups=groups),)), now=0)
+    warned = warnings(configured(cloud=cloud, mqtt=(mqtt,), webhooks=(webhook(groups=groups),)), now=0)
     assert [line.split(": ")[0] for line in warned] == ["mqtt[0].groups[1]", "webhooks[0].groups[1]"]
     assert "'BaceGo-001-002-00020' is no id_group" in warned[0]
 
 
 def test_nothing_to_warn_about() -> None:
-    assert warnings(Config(cloud=CloudConfig(), webhooks=(webhook(),)), now=0) == []
+    assert warnings(configured(cloud=CloudConfig(), webhooks=(webhook(),)), now=0) == []
     nobody = "mqtt, webhooks: there are no sinks, so nobody is told anything"
-    assert warnings(Config(cloud=CloudConfig()), now=0) == [nobody]
+    assert warnings(configured(cloud=CloudConfig()), now=0) == [nobody]

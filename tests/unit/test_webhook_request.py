@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bace_bridge.config.models import WebhookConfig
 from bace_bridge.formats import PER_CONNECTION, header_name_problem, header_value_problem
+from bace_bridge.sinks.webhook.config import WebhookConfig
 from bace_bridge.sinks.webhook.message import basic_login, origin, request_bytes, request_head
 
 

@@ -1,12 +1,17 @@
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, WithJsonSchema
 
-from bace_bridge.config.sections import Events, MaxInFlight, Name, Section, broker_url
+from bace_bridge.config.sections import MaxInFlight, Section, broker_url, is_loopback, is_private
 from bace_bridge.config.values import Duration, FromFile, Secret, Text, mistake, whole_number
+from bace_bridge.errors import Mistake
 from bace_bridge.formats import LEVELS_BELOW_BASE, encoding_problem, text_problem, topic_problem
+from bace_bridge.sinks.api import Built
+from bace_bridge.sinks.kind import Entry, SinkConfig, SinkContext
+from bace_bridge.sinks.mqtt.tls import TlsConfig
 
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 _LONGEST_KEEPALIVE = 65535
@@ -50,23 +55,19 @@ Version = Literal["5", "3.1.1"]
 Protocol = Annotated[Version, BeforeValidator(_protocol), WithJsonSchema({"enum": [5, "5", "3.1.1"]})]
 
 
-class TlsConfig(Section):
-    ca_file: Path | None = Field(default=None, description="PEM file of the authority to trust; else the system's")
-    cert_file: Path | None = Field(default=None, description="PEM file of the client's certificate")
-    key_file: Path | None = Field(default=None, description="PEM file of the client's key, unencrypted")
-    insecure: bool = Field(default=False, description="Do not check the broker's certificate: for trials only")
-
-
 class HomeAssistantConfig(Section):
-    """Read and checked, but without effect yet; see `cautions.py`."""
+    """Read and checked, but without effect yet; see `MqttConfig.warnings`."""
 
     enabled: bool = Field(default=True, description="Publish discovery (no effect yet)")
     prefix: Topic = Field(default="homeassistant", description="Home Assistant's discovery prefix")
     mode: Literal["device", "component"] = Field(default="device", description="One message a device, or one an entity")
 
 
-class MqttConfig(Section):
-    name: Name = Field(description="What logs, metrics and replay call this sink; unique among all sinks")
+class MqttConfig(SinkConfig):
+    kind = "mqtt"
+    section = "mqtt"
+    about = "MQTT brokers to tell"
+
     url: Annotated[str, AfterValidator(broker_url)] = Field(description="mqtt://, mqtts://, ws:// or wss://host:port")
     username: MqttText | None = Field(default=None, description="The login's name")
     password: Password = Field(default=None, description="The login's password")
@@ -80,8 +81,6 @@ class MqttConfig(Section):
         default=30.0, description="A silent connection is probed this often"
     )
     tls: TlsConfig = Field(default=TlsConfig(), description="For mqtts:// and wss://")
-    events: Events = Field(default=("*",), description="Which events this sink gets: globs on the event type")
-    groups: tuple[Text, ...] = Field(default=(), description="Only these devices (id_group); empty: all")
     max_in_flight: MaxInFlight = Field(
         default=200, ge=1, le=65535, description="Messages without an acknowledgement at the same time"
     )
@@ -112,3 +111,95 @@ class MqttConfig(Section):
     @property
     def websocket(self) -> bool:
         return urlsplit(self.url).scheme in {"ws", "wss"}
+
+    @property
+    def target(self) -> str:
+        return self.url
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """A certificate may be renewed in its place."""
+        return tuple(path for path in (self.tls.ca_file, self.tls.cert_file, self.tls.key_file) if path is not None)
+
+    @property
+    def shared(self) -> tuple[str, int, str]:
+        return self.host, self.port, self.base_topic
+
+    def describe(self) -> str:
+        login = f" as {self.username}" if self.username else ""
+        return f"{self.url}{login}, topics {self.base_topic}/..., MQTT {self.protocol}, qos {self.qos}"
+
+    def build(self, context: SinkContext) -> Built:
+        from bace_bridge.sinks.mqtt.sink import MqttSink  # noqa: PLC0415  # 1.5 MB, only where a broker is configured
+
+        sink = MqttSink(
+            self,
+            client_id=self.client_id or f"bace-bridge-{context.installation}-{self.name}",
+            source=context.source,
+            state=context.state,
+            ledger=context.ledger(f"{self.host}:{self.port}"),
+            installation=context.installation,
+            elsewhere=context.elsewhere,
+            base_topics=lambda: {one.base_topic for one in context.running() if isinstance(one, MqttConfig)},
+            requests=context.requests,
+            version=context.version,
+            quote=context.redaction.quoted,
+        )
+        return Built(sink, sink)
+
+    def warnings(self) -> Iterator[str]:
+        if self.password is not None and not self.tls_enabled and not is_loopback(self.host):
+            yield "url: the password goes over the network in the clear (use mqtts:// or wss://)"
+        elif not self.tls_enabled and not is_private(self.host):
+            yield "url: health data goes over the internet in the clear (use mqtts:// or wss://)"
+        if self.tls.insecure and self.tls_enabled:
+            yield "tls.insecure: anybody in between can read and forge everything (give ca_file instead)"
+        if self.tls != TlsConfig() and not self.tls_enabled:
+            yield "tls: has no effect without mqtts:// or wss://"
+        given = self.home_assistant.model_fields_set
+        if given and self.home_assistant.enabled:
+            key = "home_assistant.enabled" if "enabled" in given else "home_assistant"
+            yield f"{key}: has no effect yet: this version publishes no discovery"
+
+    @classmethod
+    def mistakes_between(cls, entries: Collection[Entry]) -> Iterator[Mistake]:
+        yield from _incomplete_logins(entries)
+        yield from _same_topics_or_ids(entries)
+
+
+KIND: Final = MqttConfig
+
+
+def _incomplete_logins(brokers: Collection[Entry]) -> Iterator[Mistake]:
+    for path, sink in brokers:
+        if sink.get("password") is not None and sink.get("username") is None:
+            yield Mistake(f"{path}.username", "is missing, while a password is given")
+        tls = sink.get("tls")
+        if isinstance(tls, dict) and tls.get("key_file") is not None and tls.get("cert_file") is None:
+            yield Mistake(f"{path}.tls.cert_file", "is missing, while key_file is given")
+
+
+def _same_topics_or_ids(brokers: Collection[Entry]) -> Iterator[Mistake]:
+    """Sinks on the same topics would undo each other's state; with one client id, throw each other out."""
+    first: dict[tuple[object, ...], str] = {}
+    for path, sink in brokers:
+        address = _address(sink.get("url"))
+        if address is None:
+            continue
+        for key, value in (
+            ("base_topic", sink.get("base_topic") or "bace"),
+            ("client_id", sink.get("client_id")),
+        ):
+            if not isinstance(value, str):
+                continue
+            other = first.setdefault((*address, key, value), path)
+            if other != path:
+                yield Mistake(f"{path}.{key}", f"{other} has the same {key} at the same broker", "choose another")
+
+
+def _address(url: Any) -> tuple[str, int] | None:
+    try:
+        sink = MqttConfig(name="any", url=url)
+    except ValidationError:
+        return None
+    return sink.host, sink.port

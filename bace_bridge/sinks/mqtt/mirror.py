@@ -1,12 +1,11 @@
 """Keeps the broker's retained messages as the state is."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Protocol
 
 from bace_bridge.errors import SinkError, SinkUnavailable, StoreError
-from bace_bridge.events.state import DeviceState, KnownDevice
+from bace_bridge.sinks.api import Ledger, StateSource
 from bace_bridge.sinks.mqtt.device_list import DeviceList
 from bace_bridge.sinks.mqtt.picture import OFFLINE, Kept, Picture
 from bace_bridge.sinks.mqtt.topics import CLEARED, Topics, device_topics
@@ -18,29 +17,6 @@ _AT_MOST_EVERY = 0.25
 """Seconds between two reads of the devices that changed, so that a drained backlog costs few of them."""
 
 _AFTER_TROUBLE = 5.0
-
-
-class StateSource(Protocol):
-    async def devices(self, ids: Collection[str] | None) -> list[DeviceState]:
-        """How these devices stand now; all of them for None."""
-
-    async def known_devices(self, ids: Collection[str] | None) -> list[KnownDevice]:
-        """What is known of these devices; of all of them for None."""
-
-    def is_current(self) -> bool:
-        """True while the last poll went well: what is not known then is not there."""
-
-    def info(self) -> bytes: ...
-
-    def health(self) -> bytes: ...
-
-
-class Ledger(Protocol):
-    """The topics that the broker may keep of this sink. All methods raise StoreError."""
-
-    async def topics(self) -> set[str]: ...
-    async def note(self, topics: Iterable[str]) -> None: ...
-    async def forget(self, topics: Iterable[str]) -> None: ...
 
 
 class Mirror:

@@ -1,7 +1,7 @@
 """What people ask of the bridge over MQTT, and its answers."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -11,11 +11,11 @@ from structlog.typing import FilteringBoundLogger
 from bace_bridge.errors import BridgeError
 from bace_bridge.formats import decoded, topic_problem
 from bace_bridge.redaction import Quote, quoted_as_it_is
+from bace_bridge.sinks.api import Answer
 from bace_bridge.sinks.mqtt.client import Beginning, correlation
 from bace_bridge.sinks.mqtt.topics import Topics, base_of
 from bace_bridge.sinks.mqtt.window import Message
 
-Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 Publish = Callable[[Message], None]
 
 MOST_A_MINUTE = 60

@@ -16,16 +16,17 @@ from bace_bridge.events.types import Attempt, Event
 from bace_bridge.formats import iso_utc
 from bace_bridge.redaction import Quote, quoted_as_it_is
 from bace_bridge.retry import backoff
+from bace_bridge.sinks.api import Answer, Ledger, StateSource
 from bace_bridge.sinks.mqtt.client import UNSENDABLE, CloudEventAttributes
 from bace_bridge.sinks.mqtt.config import MqttConfig, Version
 from bace_bridge.sinks.mqtt.connection import Connection
 from bace_bridge.sinks.mqtt.device_list import DeviceList
 from bace_bridge.sinks.mqtt.dialing import Dialer
 from bace_bridge.sinks.mqtt.endings import Ending, Outage
-from bace_bridge.sinks.mqtt.mirror import Ledger, Mirror, StateSource
+from bace_bridge.sinks.mqtt.mirror import Mirror
 from bace_bridge.sinks.mqtt.picture import OFFLINE, Kept, Scope
 from bace_bridge.sinks.mqtt.refusals import Refusals, Suspicion, TopicSuspicion
-from bace_bridge.sinks.mqtt.requests import Answer, Requests
+from bace_bridge.sinks.mqtt.requests import Requests
 from bace_bridge.sinks.mqtt.topics import Neighbours, Topics, topic_and_payload, topic_of
 from bace_bridge.sinks.mqtt.tree import Tree
 from bace_bridge.sinks.mqtt.watch import Watch

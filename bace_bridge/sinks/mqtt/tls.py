@@ -5,16 +5,35 @@ import ssl
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from pydantic import Field
+
+from bace_bridge.config.sections import Section
 from bace_bridge.config.values import format_size
-from bace_bridge.sinks.mqtt.config import TlsConfig
+from bace_bridge.errors import Mistake
 
 _LARGEST = 4 * 2**20
 """Bytes of a file. A system's bundle of authorities has about 200 kB."""
 
 
+_FILES = ("ca_file", "cert_file", "key_file")
 _BEHIND_A_MARK = codecs.BOM_UTF8 + b"-----BEGIN"
+
+
+class TlsConfig(Section):
+    ca_file: Path | None = Field(default=None, description="PEM file of the authority to trust; else the system's")
+    cert_file: Path | None = Field(default=None, description="PEM file of the client's certificate")
+    key_file: Path | None = Field(default=None, description="PEM file of the client's key, unencrypted")
+    insecure: bool = Field(default=False, description="Do not check the broker's certificate: for trials only")
+
+    @classmethod
+    def mistakes_in_files(cls, given: dict[Any, Any]) -> Iterator[Mistake]:
+        files = {key: Path(given[key]) for key in _FILES if isinstance(given.get(key), str)}
+        if "key_file" in files and "cert_file" not in files:
+            return
+        for found in tls_problems(cls.model_validate(files)):
+            yield Mistake(found.key, found.problem, found.hint)
 
 
 class TlsFileProblem(Exception):

@@ -1,14 +1,17 @@
 import base64
 import binascii
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Final
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJsonSchema
 
-from bace_bridge.config.sections import Events, MaxInFlight, Name, Section, webhook_url
+from bace_bridge.config.sections import MaxInFlight, is_private, split_url, webhook_url
 from bace_bridge.config.text import filled_lines
-from bace_bridge.config.values import Duration, FromFile, Text, mistake
+from bace_bridge.config.values import Duration, FromFile, mistake
 from bace_bridge.formats import PER_CONNECTION, header_name_problem, header_value_problem
+from bace_bridge.sinks.api import Built
+from bace_bridge.sinks.kind import SinkConfig, SinkContext
 
 _SECRET_PREFIX = "whsec_"  # noqa: S105  # the prefix of Standard Webhooks, not a secret
 _SECRET_BYTES = range(24, 65)
@@ -92,16 +95,17 @@ SigningSecrets = Annotated[
 ]
 
 
-class WebhookConfig(Section):
-    name: Name = Field(description="What logs, metrics and replay call this sink; unique among all sinks")
+class WebhookConfig(SinkConfig):
+    kind = "webhook"
+    section = "webhooks"
+    about = "Web addresses to tell"
+
     url: Annotated[SecretStr, AfterValidator(_webhook_url), FromFile()] = Field(
         description="http:// or https://; treated as a credential"
     )
     secret: Annotated[SigningSecrets | None, FromFile(several=True)] = Field(
         default=None, description="whsec_...; a list of them while secrets rotate; left out: nothing is signed"
     )
-    events: Events = Field(default=("*",), description="Which events this sink gets: globs on the event type")
-    groups: tuple[Text, ...] = Field(default=(), description="Only these devices (id_group); empty: all")
     headers: Annotated[dict[HeaderName, HeaderValue], AfterValidator(_each_once)] = Field(
         default={}, description="Sent with every request"
     )
@@ -119,3 +123,32 @@ class WebhookConfig(Section):
         parts = urlsplit(self.url.get_secret_value())
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
         return host if parts.port is None else f"{host}:{parts.port}"
+
+    @property
+    def target(self) -> str:
+        return self.url.get_secret_value()
+
+    def describe(self) -> str:
+        secrets = len(self.secret or ())
+        signed = {0: "unsigned", 1: "signed"}.get(secrets, f"signed with {secrets} secrets")
+        return f"{self.host} (the rest of the URL is a secret), {signed}"
+
+    def build(self, context: SinkContext) -> Built:
+        from bace_bridge.sinks.webhook.sink import WebhookSink  # noqa: PLC0415  # only where one is configured
+
+        sink = WebhookSink(
+            self, source=context.source, version=context.version, redaction=context.redaction, clock=context.clock
+        )
+        return Built(sink)
+
+    def warnings(self) -> Iterator[str]:
+        parts = split_url(self.url.get_secret_value(), ("https", "http"))
+        if parts.scheme == "http" and not is_private(parts.hostname or ""):
+            yield "url: health data goes over the internet in the clear (use https://)"
+        if parts.fragment:
+            yield "url: what follows # is not sent (write %23 where # belongs to the path or the query)"
+        if self.secret is None:
+            yield "secret: is left out: nothing is signed, so the receiver cannot tell who sent it"
+
+
+KIND: Final = WebhookConfig

@@ -1,0 +1,19 @@
+"""The kinds of sinks. The only module that knows them all, and by the names of their folders alone."""
+
+from importlib import import_module
+
+from bace_bridge.sinks.kind import SinkConfig
+
+_FOLDERS = (
+    "mqtt",
+    "webhook",
+)
+"""In the order in which `check` lists them. A new kind is a folder here, and its name in a line of its own."""
+
+
+def _kind_of(folder: str) -> type[SinkConfig]:
+    kind: type[SinkConfig] = import_module(f"bace_bridge.sinks.{folder}.config").KIND
+    return kind
+
+
+KINDS = tuple(_kind_of(folder) for folder in _FOLDERS)
