@@ -30,9 +30,9 @@ class LatestPoint(msgspec.Struct, frozen=True):
 class DeviceState(msgspec.Struct, frozen=True):
     """How a device stands now.
 
-    `session` is the contract's `session` object, with `csv_url` once there is one, of the newest active data session,
-    else of the newest one, as JSON; None where there is none. `available` is false while the view is not current. The
-    last session is the one that is shown.
+    `session` is the contract's `session` object, with `device`, and `csv_url` once there is one, of the newest active
+    data session, else of the newest one, as JSON; None where there is none. `available` is false while the view is not
+    current. The last session is the one that is shown.
     """
 
     device_id: str

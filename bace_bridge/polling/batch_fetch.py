@@ -143,6 +143,7 @@ ALONE_FOR = 3600.0
 class BatchFetch:
     """One for a process: it knows the data sessions that may be fetched together, and fetches them.
 
+    `points` has learned how many go into a request.
     `deciding` is held from reading what is known of them to the commit.
     """
 
@@ -162,18 +163,14 @@ class BatchFetch:
         self._settings = settings
         self._deciding = deciding
         self._clock = clock
-        self._points = BatchReader(cloud, endpoint, clock=clock)
+        self.points = BatchReader(cloud, endpoint, clock=clock)
         self._followed: dict[str, Followed] = {}
         self._alone: dict[str, float] = {}
-
-    @property
-    def size(self) -> BatchSize:
-        return self._points.size
 
     async def plan(self, sessions: Sequence[KnownSession], *, checks: int) -> Plan:
         """How these live sessions, those first that are due first, are fetched."""
         now = self._clock()
-        if self._points.honoured is False or self._endpoint.rest > 0:
+        if self.points.honoured is False or self._endpoint.rest > 0:
             return Plan(singles=tuple(one for one in sessions if is_due(one, now)))
         self._alone = {one: until for one, until in self._alone.items() if 0 < until - now <= ALONE_FOR}
         forgotten = max(FORGOTTEN_AFTER, 4 * self._settings.interval)
@@ -185,8 +182,8 @@ class BatchFetch:
             sessions,
             self._followed,
             alone=self._alone,
-            size=self.size.ids,
-            rows=self._points.page_size,
+            size=self.points.size.ids,
+            rows=self.points.page_size,
             checks=checks,
             now=now,
             cloud_now=self._cloud_now(),
@@ -228,7 +225,7 @@ class BatchFetch:
             await self._read(batch._replace(members=tuple(members)), reader)
 
         broken: list[tuple[Sequence[Member], str]] = []
-        most = self.size.ids  # it may have shrunk since this was planned
+        most = self.points.size.ids  # it may have shrunk since this was planned
         try:
             await self._endpoint.ensure_allowed()
             for first in range(0, len(batch.members), most):
@@ -250,13 +247,13 @@ class BatchFetch:
         reads: dict[str, list[Read]] = {member.id: [] for member in batch.members}
         for window in batch.windows:
             query = batch.query(window)
-            shares = attribute(await self._points.rows(query, reader), batch.members)
+            shares = attribute(await self.points.rows(query, reader), batch.members)
             if shares is None:
-                await self._points.prove(query, reader, doubt=True)
-                raise TooMuch("rows that were not requested")
+                await self.points.prove(query, reader, doubt=True)
+                raise TooMuch("rows that cannot be of those that were asked for")
             for one, rows in shares.items():
                 reads[one].append(Read(window, rows, query.start == window.start))
-        self._points.size = self._points.size.after_success(len(batch.members), now=self._clock())
+        self.points.size = self.points.size.after_success(len(batch.members), now=self._clock())
         # One row that was taken for another session's would be published under the wrong device: so nothing of such a
         # batch counts. The others are still due, and are read again.
         if hidden := not_proven(batch.members, reads):

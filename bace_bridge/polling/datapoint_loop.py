@@ -10,7 +10,7 @@ import structlog
 
 from bace_bridge.errors import CloudError, StoreError, StoreUnusable
 from bace_bridge.pauses import pause_until
-from bace_bridge.polling.loops import LONGEST_REST, STORE_PAUSE, Pause, pause_after
+from bace_bridge.polling.loops import LONGEST_REST, UNSTORED_PAUSE, Pause, pause_after
 from bace_bridge.polling.needs import PointJournal
 from bace_bridge.polling.points import PointEndpoint
 from bace_bridge.polling.rules.batches import Batch, Plan
@@ -104,7 +104,7 @@ class DatapointLoop:
                     raise
                 except StoreError as error:
                     log.debug("datapoints.store_unusable", reason=str(error))
-                    rest = STORE_PAUSE
+                    rest = UNSTORED_PAUSE
                 await self._pause(self._called, min(rest, LONGEST_REST))
                 self._called.clear()
 
@@ -176,7 +176,7 @@ class DatapointLoop:
         except StoreError as error:
             log.debug("datapoints.store_unusable", sessions=len(ids), reason=str(error))
             # It stays in flight meanwhile, or it would be due again at once and hammer the store.
-            await self._pause(asyncio.Event(), STORE_PAUSE)
+            await self._pause(asyncio.Event(), UNSTORED_PAUSE)
         finally:
             self._in_flight.difference_update(ids)
             self._running[kind] -= 1

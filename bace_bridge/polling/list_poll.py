@@ -11,7 +11,7 @@ from bace_bridge.polling.reading import Reader, Unreadable, pages
 from bace_bridge.polling.recording import SessionRecorder, record_of
 from bace_bridge.polling.rules import session_list
 from bace_bridge.polling.rules.changes import Changes, PollState
-from bace_bridge.polling.rules.session_list import by_ids, newest_stamp, with_selection
+from bace_bridge.polling.rules.session_list import newest_stamp, one_of, with_selection
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import is_recent
 from bace_bridge.polling.session_lists import (
@@ -109,7 +109,9 @@ async def _request_together(
     """The ids that were answered for; None where the answer is not to this request."""
     answered: set[str] = set()
     try:
-        async for page in pages(lambda number: reader.plain_page(by_ids(ids), number, MOST_IDS, long=True)):
+        async for page in pages(
+            lambda number: reader.plain_page(one_of("id_data_session", ids), number, MOST_IDS, long=True)
+        ):
             if not {row.session.id for row in page.items} <= set(ids):
                 return None  # the filter is ignored: these are rows of the whole list
             await recorder.record(page, state, reader)

@@ -18,8 +18,9 @@ log = structlog.get_logger()
 LONGEST_PAUSE = 60.0
 """Seconds between two polls of a cloud that is away; a longer wait only where the cloud itself asks for it."""
 
-STORE_PAUSE = 5.0
-"""Seconds, at least, until a loop goes on whose commit the store did not take: a full disk stays full for a while."""
+UNSTORED_PAUSE = 5.0
+"""Seconds, at least, until a loop goes on whose commit the store did not take. Longer than the `STORE_PAUSE` of others:
+what is tried again here also costs requests to the cloud."""
 
 LONGEST_REST = 30.0
 """Seconds after which the loops go on even if nothing called them, which also shows that they live."""
@@ -107,7 +108,7 @@ class SessionLoop:
         except StoreError as error:
             log.debug("sessions.store_unusable", reason=str(error))
             self.store_problem = str(error)
-            return max(self._interval, STORE_PAUSE)
+            return max(self._interval, UNSTORED_PAUSE)
         except CloudError as error:
             return await self._note_failure(error)
         if self.outage.reported is not None or self._logged:

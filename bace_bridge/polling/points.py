@@ -111,7 +111,7 @@ class PointEndpoint:
     def __init__(self, cloud: PointCloud, *, clock: Callable[[], float]) -> None:
         self._cloud = cloud
         self._clock = clock
-        self._forbidden: tuple[str, float] | None = None  # why, and since when
+        self._forbidden: tuple[str, float] | None = None  # why, and when that was checked
         self._kept: tuple[bool, float] | None = None  # whether it keeps to sessions, and when that was checked
         self._named: set[tuple[str, str]] = set()
         self.datatypes: BatchSize | None = None
@@ -145,8 +145,8 @@ class PointEndpoint:
 
         Raises PointsForbidden where the account lacks the permission, else the CloudError.
         """
-        # To one fetch an outage looks like a broken data session: both are a 500, a hotel's HTML with 200,
-        # or a 401 of a login service that is away. Without this every session would be marked as unreadable in it.
+        # To one fetch an outage looks like a broken data session: both are a 500, a hotel's HTML with 200, or
+        # a 401 of a login service that is away. Without this every session would be marked as unreadable in it.
         if self._forbidden is not None:
             if self.rest > 0:
                 raise PointsForbidden(self._forbidden[0])

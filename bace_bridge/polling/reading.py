@@ -16,7 +16,7 @@ from bace_bridge.errors import (
 )
 from bace_bridge.polling.needs import SessionCloud
 from bace_bridge.polling.rules.changes import LostRow, Page, SeenSession
-from bace_bridge.polling.rules.session_list import NEWEST_FIRST, Params, by_ids
+from bace_bridge.polling.rules.session_list import NEWEST_FIRST, Params, one_of
 from bace_bridge.polling.rules.windows import NOBODY, PageRange
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ class Reader:
         self._cloud = cloud
         self._canaries = canaries or (
             lambda: cloud.session(NOBODY),
-            lambda: cloud.session_page(by_ids([NOBODY]), 1, per_page=1),
+            lambda: cloud.session_page(one_of("id_data_session", [NOBODY]), 1, per_page=1),
         )
         self._cloud_answers = False
         self.breaks = 0
@@ -167,7 +167,7 @@ class Reader:
             try:
                 await read(one)
             except Unreadable as fault:
-                # Two bad rows of a page cost twice the requests of one, and a poll must end: the rest is left.
+                # Each bad row costs some 15 requests, and a poll must end: the rest is left for the backfill.
                 smaller = parts(one) if self.breaks < self.most_breaks else ()
                 todo += smaller
                 if not smaller:

@@ -207,10 +207,10 @@ async def with_group_filter(state: PollState, reader: Reader, recorder: SessionR
             honoured = False
         log.debug("cloud.group_filter", honoured=honoured)
         state = replace(state, groups_checked_at=now, groups_honoured=honoured)
-    reader.of_groups = session_list.of_groups(groups) if state.groups_honoured else ()
+    reader.of_groups = session_list.one_of("id_group", groups) if state.groups_honoured else ()
     return state
 
 
 async def _groups_shown(reader: Reader, groups: Sequence[str]) -> set[str]:
-    page = await reader.plain_page((*session_list.NEWEST_FIRST, *session_list.of_groups(groups)), 1, 1)
+    page = await reader.plain_page((*session_list.NEWEST_FIRST, *session_list.one_of("id_group", groups)), 1, 1)
     return {row.session.group_id for row in page.items}

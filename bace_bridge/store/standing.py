@@ -9,7 +9,7 @@ import msgspec
 from bace_bridge.events.state import DeviceState, KnownDevice, LatestPoint
 from bace_bridge.polling.rules.fetches import is_current
 from bace_bridge.polling.rules.session_list import decides_by_label, is_selected
-from bace_bridge.polling.rules.sessions import KnownSession, view
+from bace_bridge.polling.rules.sessions import DeviceView, KnownSession, view
 from bace_bridge.store.sqlite import SqliteFile
 
 
@@ -131,6 +131,7 @@ class Standing:
 
     def _session(self, known: KnownSession) -> bytes:
         shown = msgspec.to_builtins(view(known.session))
+        shown["device"] = msgspec.to_builtins(DeviceView(id=known.session.group_id, label=known.device_label))
         if known.csv_revision is not None:
             shown["csv_url"] = self._csv_url(known.session.id)
         return msgspec.json.encode(shown)

@@ -770,6 +770,7 @@ async def test_the_csv_is_linked_once_it_is_ready(store: Store) -> None:
     before = await shown(store)
     assert before is not None
     assert "csv_url" not in before
+    assert before["device"] == {"id": one.session.group_id, "label": one.device_label}
     await store.know(replace(one, csv_revision=0))
     assert await shown(store) == before | {"csv_url": "https://cloud.example/s1.csv"}
 

@@ -6,6 +6,7 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from paho.mqtt.client import topic_matches_sub
 
@@ -50,6 +51,8 @@ class Script:
     """Text in a topic."""
     closes_on_subscribing: str = ""
     """A filter that makes the broker end the connection."""
+    goodbye: int = 0
+    """The reason code of a DISCONNECT that comes before that; 0: none."""
     keeps: bool = False
     """As RabbitMQ: what is retained is shown to filters without wildcards alone, and what is published to all."""
 
@@ -113,8 +116,7 @@ class ScriptedBroker:
                 self.subscribed_qos.append(body[-1] & 3)
                 self.subscribed.append(filters)
                 if self.script.closes_on_subscribing and self.script.closes_on_subscribing in filters:
-                    writer.transport.abort()
-                    raise ConnectionAbortedError
+                    self._close(writer)
                 tail = (b"\x00" if version == 5 else b"") + bytes([self.script.suback]) * len(filters)
                 writer.write(bytes([SUBACK << 4, 2 + len(tail)]) + body[:2] + tail)
                 self._filters += filters
@@ -128,6 +130,14 @@ class ScriptedBroker:
                 self.goodbyes.append(body)
             case 12:
                 writer.write(bytes([PINGRESP << 4, 0]))
+
+    def _close(self, writer: asyncio.StreamWriter) -> NoReturn:
+        if self.script.goodbye:
+            writer.write(bytes([DISCONNECT << 4, 1, self.script.goodbye]))
+            writer.close()
+        else:
+            writer.transport.abort()
+        raise ConnectionAbortedError
 
     def _published(self, writer: asyncio.StreamWriter, version: int, first: int, body: bytes) -> None:
         if self.script.garbage:
@@ -145,8 +155,7 @@ class ScriptedBroker:
             or (script.closes_on and script.closes_on in rest)
             or (script.closes_on_topic and script.closes_on_topic in topic)
         ):
-            writer.transport.abort()
-            raise ConnectionAbortedError
+            self._close(writer)
         self.published.append(Published(topic, rest, qos, bool(first & 1)))
         if script.keeps:
             self._keep_and_show(writer, version, self.published[-1])

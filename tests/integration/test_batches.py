@@ -393,14 +393,14 @@ async def test_the_size_that_passes_a_proxy_is_learned(clock: Clock, tmp_path: P
     fleet = Fleet(cloud, clock, 40)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
         await fleet.goes_on(watch, 12)
-        assert 7 <= watch.batches.size.ids < MOST_IDS
+        assert 7 <= watch.batches.points.size.ids < MOST_IDS
         before = len(watch.server.requests)
         await fleet.goes_on(watch, 20)
         assert {one.status for one in fetches(watch, before)} == {200}
         clock.forward(3600)
         await fleet.goes_on(watch, 12)
         assert {one.status for one in fetches(watch, before)} == {200, 502}
-        assert 7 <= watch.batches.size.ids < MOST_IDS
+        assert 7 <= watch.batches.points.size.ids < MOST_IDS
         await check(watch, cloud, fleet.sessions)
 
 
@@ -409,13 +409,13 @@ async def test_an_outage_makes_no_batch_smaller(clock: Clock, tmp_path: Path) ->
     fleet = Fleet(cloud, clock, 10)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
         await fleet.goes_on(watch, 5)
-        size = watch.batches.size
+        size = watch.batches.points.size
         clock.forward(INTERVAL)
         due = await watch.journal.due_fetches(clock(), 100)
         (batch, *_) = (await watch.batches.plan(due, checks=0)).batches
         watch.server.faults.answer(POINTS, status=502, times=100)
         assert isinstance(await watch.batches.read_batch(batch), CloudBadGateway)
-        assert watch.batches.size == size
+        assert watch.batches.points.size == size
         watch.server.faults.clear()
         assert await watch.batches.read_batch(batch) is None
 
@@ -440,7 +440,7 @@ async def test_batches_that_take_the_cloud_too_long_are_made_smaller(clock: Cloc
                 await watch.batches.read_batch(batch)
             for known in plan.singles:
                 assert await watch.batches.alone(watch.fetch(known)) is None
-        assert 3 <= watch.batches.size.ids <= 4
+        assert 3 <= watch.batches.points.size.ids <= 4
         before = len(watch.server.requests)
         await fleet.goes_on(watch, 3)
         assert batches(watch, before)

@@ -154,6 +154,43 @@ async def test_other_response_topics_get_the_answer(new_mosquitto: NewMosquitto,
 
 
 @pytest.mark.parametrize(
+    ("name", "properties"),
+    [
+        ("info", {"ResponseTopic": "bace/bridge/state"}),
+        ("info", {"CorrelationData": b"x" * 1025}),
+        ("coffee", {}),
+    ],
+)
+def test_an_answer_that_refuses_repeats_the_transaction(name: str, properties: dict[str, Any]) -> None:
+    published: list[Any] = []
+    asyncio.run(answered(answers(), name, b'{"transaction": [1, "\xc3\xa9"]}', published, **properties))
+
+    answer = json.loads(published[0].payload)
+    assert (answer["status"], answer["transaction"]) == ("error", [1, "\u00e9"])
+
+
+@pytest.mark.parametrize("where", ["UserProperty", "ResponseTopic", "ContentType"])
+async def test_properties_that_brokers_pass_on_and_paho_does_not_take_close_no_connection(
+    new_mosquitto: NewMosquitto, where: str
+) -> None:
+    port, usual = new_mosquitto().port, "bace/bridge/response/info"
+    odd: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    setattr(odd, where, ("a", "\ufeff") if where == "UserProperty" else "a\ufeff")
+    with listening(port, usual) as listener, capture_logs() as logs:
+        for topic in ("bace/g9/session", "bace/g9/availability", "bace/bridge/request/info"):
+            await asyncio.to_thread(listener.publish, topic, b"{}", retain=True, properties=odd)
+        async with connected(port, Home(bed()), REQUESTS) as sink:
+            await asyncio.to_thread(
+                listener.publish, "bace/bridge/request/info", b'{"transaction":"odd"}', properties=odd
+            )
+            await eventually(lambda: bool(listener.on(usual)))
+            assert await deliver(sink, event(1)) is None
+
+    assert json.loads(listener.payloads(usual)[0])["transaction"] == "odd"
+    assert len(named(logs, "mqtt.connected")) == 1
+
+
+@pytest.mark.parametrize(
     ("payload", "correlation", "problem"),
     [
         (b'{"transaction":"%b"}' % (b"x" * 1023), None, "transaction is larger than 1024 bytes"),

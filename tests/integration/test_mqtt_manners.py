@@ -140,6 +140,27 @@ async def test_5_is_tried_again_after_an_hour() -> None:
 # --- the subscription
 
 
+@pytest.mark.parametrize("code", [0x80, 0x87, 0x8F, 0x97, 0x98, 0xA1, 0xA2])
+async def test_a_subscription_that_the_broker_refuses_with_disconnect_is_done_without(code: int) -> None:
+    script = Script(closes_on_subscribing="bace/bridge/request/+", goodbye=code)
+    async with scripted(script) as broker, connected(broker.port, Home(bed()), REQUESTS) as sink:
+        assert await deliver(sink, event(1)) is None
+
+
+async def test_a_subscription_that_is_refused_is_made_when_the_broker_allows_it() -> None:
+    script, requests = Script(suback=0x87), ["bace/bridge/request/+"]
+    with capture_logs() as logs:
+        async with scripted(script) as broker, connected(broker.port, Home(bed()), REQUESTS) as sink:
+            await eventually(lambda: broker.subscribed.count(requests) == 3)
+            script.suback = 1
+            await eventually(lambda: broker.subscribed_qos.count(1) > 3 and broker.subscribed.count(requests) > 3)
+            so_far = broker.subscribed.count(requests)
+            for number in range(100):
+                assert await deliver(sink, event(number)) is None
+            assert broker.subscribed.count(requests) <= so_far + 1
+    assert len(named(logs, "mqtt.requests_refused")) == 1
+
+
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 async def test_a_subscription_on_which_the_broker_closes_the_connection_is_done_without(protocol: str) -> None:
     clock, script = Clock(), Script(closes_on_subscribing="bace/bridge/request/+")
@@ -236,6 +257,7 @@ async def test_websockets_over_ipv6(zone: str) -> None:
     port = server.sockets[0].getsockname()[1]
     async with running(new_sink(0, url=f"ws://[::1{zone}]:{port}/mqtt"), ready=False) as sink:
         await eventually(lambda: "HTTP 400" in str(sink.problem))
+        assert f"the broker at [::1{zone}]:{port} " in str(sink.problem)
     server.close()
     await server.wait_closed()
 

@@ -408,6 +408,22 @@ async def test_what_may_not_be_read_is_not_taken_for_lost(
     assert not named(logs, "mqtt.state_not_kept")
 
 
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_what_may_be_read_later_is_read_then(new_mosquitto: NewMosquitto, tmp_path: Path, protocol: str) -> None:
+    acl = tmp_path / "acl"
+    acl.write_text("topic write bace/#\nuser reader\ntopic readwrite #\n")
+    mosquitto = new_mosquitto(f"acl_file {acl}")
+    with capture_logs() as logs, listening(mosquitto.port, username="reader") as listener:
+        listener.publish("bace/ghost/session", b"{}", retain=True)
+        async with connected(mosquitto.port, Home(bed()), protocol=protocol) as sink:
+            await eventually(lambda: "does not let the bridge read" in str(sink.state_problem))
+            acl.write_text("topic readwrite bace/#\nuser reader\ntopic readwrite #\n")
+            mosquitto.reload()
+            await eventually(lambda: listener.payloads("bace/ghost/session")[-1] == b"")
+            await eventually(lambda: sink.state_problem is None)
+    assert len(named(logs, "mqtt.connected")) == len(named(logs, "mqtt.tree_not_read")) == 1
+
+
 async def test_what_changes_while_the_broker_is_read_is_not_taken_for_lost(new_mosquitto: NewMosquitto) -> None:
     port, state = new_mosquitto().port, Home(bed())
     with capture_logs() as logs, heard_on(port) as listener:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bace_bridge.polling.rules.session_list import by_ids
+from bace_bridge.polling.rules.session_list import one_of
 from tests.integration.polling_line import Clock, simulated, types, watching
 
 
@@ -37,7 +37,7 @@ async def test_every_removed_session_is_found(tmp_path: Path, quirk: str) -> Non
             told += types(await watch.look())
             assert watch.api_requests() - before <= 120
             watch.server.faults.clear()
-    assert by_ids(["x"])[0][0] == "filter[id_data_session][in][]", "what the fault is put into"
+    assert one_of("id_data_session", ["x"])[0][0] == "filter[id_data_session][in][]", "what the fault is put into"
     assert told.count("session.removed") == 35
 
 

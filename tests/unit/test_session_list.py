@@ -5,9 +5,9 @@ from bace_bridge.polling.rules.changes import LostRow, Page, PollState, SeenSess
 from bace_bridge.polling.rules.session_list import (
     after_updates,
     bound_of,
-    by_ids,
     newest_come_first,
     newest_update,
+    one_of,
     updated_since,
     updates_descend,
     what_was_ignored,
@@ -40,7 +40,10 @@ def test_the_list_of_updates_is_asked_for_by_id(bound: float, params: tuple[tupl
 
 
 def test_ids_are_asked_for_all_at_once() -> None:
-    assert by_ids(["a", "b"]) == (("filter[id_data_session][in][]", "a"), ("filter[id_data_session][in][]", "b"))
+    assert one_of("id_data_session", ["a", "b"]) == (
+        ("filter[id_data_session][in][]", "a"),
+        ("filter[id_data_session][in][]", "b"),
+    )
 
 
 def test_the_next_list_begins_below_the_watermark_until_nothing_new_has_come_for_long() -> None:

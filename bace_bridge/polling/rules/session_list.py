@@ -38,12 +38,8 @@ def updated_since(bound: float) -> Params:
     return (("filter[updated_at][gte]", str(min(int(bound), LATEST_FILTER))), *BY_ID)
 
 
-def by_ids(ids: Sequence[str]) -> Params:
-    return tuple(("filter[id_data_session][in][]", one) for one in ids)
-
-
-def of_groups(ids: Sequence[str]) -> Params:
-    return tuple(("filter[id_group][in][]", one) for one in ids)
+def one_of(field: str, ids: Sequence[str]) -> Params:
+    return tuple((f"filter[{field}][in][]", one) for one in ids)
 
 
 def bound_of(state: PollState, cloud_now: float) -> float:

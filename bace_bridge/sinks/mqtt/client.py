@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
+from paho.mqtt import MQTTException
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import VariableByteIntegers
 from paho.mqtt.reasoncodes import ReasonCode
 
 from bace_bridge.events.types import DATA_CONTENT_TYPE, SEQUENCE_DIGITS, SPECVERSION, TYPE_PREFIX, Attempt
@@ -234,6 +236,31 @@ def bound_what_is_read(client: Client, *, failed: Callable[[Exception], None]) -
         handle(message)
 
     inside._sock_recv, inside._handle_on_message = receive_piece, handle_message  # noqa: SLF001
+    _take_any_properties(client)
+
+
+def _take_any_properties(client: Client) -> None:
+    """Brokers pass on properties that paho does not take, such as a text with U+FEFF: anybody may write them."""
+    inside: Any = client
+    decode = inside._handle_publish  # noqa: SLF001
+
+    def handle_publish() -> MQTTErrorCode:
+        try:
+            return MQTTErrorCode(decode())
+        except MQTTException:
+            packet = inside._in_packet  # noqa: SLF001
+            packet["packet"] = _without_properties(packet["packet"], packet["command"] >> 1 & 3)
+            return MQTTErrorCode(decode())
+
+    inside._handle_publish = handle_publish  # noqa: SLF001
+
+
+def _without_properties(packet: bytes, qos: int) -> bytes:
+    """Of a message with MQTT 5, behind its fixed header."""
+    before = 2 + int.from_bytes(packet[:2], "big") + (2 if qos else 0)
+    decode: Any = VariableByteIntegers.decode
+    size, digits = decode(packet[before:])
+    return bytes(packet[:before]) + b"\x00" + bytes(packet[before + digits + size :])
 
 
 def _check(packet: Any) -> None:

@@ -21,6 +21,10 @@ def _topic(topic: str) -> str:
     problem = topic_problem(topic, more_levels=LEVELS_BELOW_BASE)
     if problem is None and (topic.startswith("/") or topic.endswith("/")):
         problem = "begins or ends with /"
+    if problem is None and "//" in topic:
+        problem = "has an empty level (//)"
+    if problem is None and topic != topic.strip():
+        problem = "begins or ends with a space"
     if problem is not None:
         raise mistake(problem, "take a short topic, such as bace or home/bace")
     return topic
@@ -100,6 +104,12 @@ class MqttConfig(SinkConfig):
         return parts.port or _DEFAULT_PORTS[parts.scheme]
 
     @property
+    def broker(self) -> str:
+        """`host:port`, as people and the store's ledger name it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @property
     def path(self) -> str:
         """The path of a WebSocket; brokers agree on /mqtt where the URL names none."""
         return urlsplit(self.url).path or "/mqtt"
@@ -137,7 +147,7 @@ class MqttConfig(SinkConfig):
             client_id=self.client_id or f"bace-bridge-{context.installation}-{self.name}",
             source=context.source,
             state=context.state,
-            ledger=context.ledger(f"{self.host}:{self.port}"),
+            ledger=context.ledger(self.broker),
             installation=context.installation,
             elsewhere=context.elsewhere,
             base_topics=lambda: {one.base_topic for one in context.running() if isinstance(one, MqttConfig)},
@@ -197,9 +207,12 @@ def _same_topics_or_ids(brokers: Collection[Entry]) -> Iterator[Mistake]:
                 yield Mistake(f"{path}.{key}", f"{other} has the same {key} at the same broker", "choose another")
 
 
+_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
+
+
 def _address(url: Any) -> tuple[str, int] | None:
     try:
         sink = MqttConfig(name="any", url=url)
     except ValidationError:
         return None
-    return sink.host, sink.port
+    return "localhost" if sink.host in _THIS_MACHINE else sink.host, sink.port

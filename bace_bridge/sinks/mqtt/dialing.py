@@ -35,7 +35,7 @@ class Dialer:
         clock: Callable[[], float],
         log: FilteringBoundLogger,
     ) -> None:
-        self.broker = f"{config.host}:{config.port}"
+        self.broker = config.broker
         self._config = config
         self._topics = topics
         self._client_id = client_id

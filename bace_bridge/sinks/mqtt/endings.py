@@ -20,6 +20,9 @@ _KEEP_ALIVE = 0x8D
 
 _LOGIN_REFUSALS = {0x85, 0x86, 0x87, 0x8A, 0x8C}
 _NEVER_TAKEN = {0x87, 0x90, 0x95, 0x99}
+_MAY_BE_ABOUT_A_SUBSCRIPTION = {0x8F, 0x97, 0x98, 0x9E, 0xA1, 0xA2}
+"""Beside those below: a filter, a quota, an administrator's rule, and kinds of subscriptions that are not there."""
+
 _MAY_BE_ABOUT_A_MESSAGE = {UNSPECIFIED, 0x81, 0x82, 0x83, 0x87, 0x90, 0x95, 0x99}
 """How a broker may close the connection on a message; a shutdown, a quota or a missed keep-alive is about none."""
 
@@ -85,6 +88,12 @@ def ended(broker: str, code: int, reason: str, *, said_by_broker: bool, during: 
 def may_be_about_a_message(ending: Ending) -> bool:
     """Whether the broker may have closed the connection because of something that it was sent."""
     return ending.kind == "lost" and ending.code in _MAY_BE_ABOUT_A_MESSAGE
+
+
+def may_be_about_a_subscription(ending: Ending) -> bool:
+    """Whether the broker may have closed the connection because of the SUBSCRIBE that it was sent."""
+    about_it = may_be_about_a_message(ending) or (ending.kind == "lost" and ending.code in _MAY_BE_ABOUT_A_SUBSCRIPTION)
+    return ending.during == "subscribe" and about_it
 
 
 def publish_refused(topic: str, code: int, reason: str) -> SinkError:

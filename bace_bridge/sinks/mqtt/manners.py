@@ -10,7 +10,13 @@ import msgspec
 from msgspec.structs import replace
 
 from bace_bridge.sinks.mqtt.config import Version
-from bace_bridge.sinks.mqtt.endings import NO_RETAIN, QOS_TOO_HIGH, Ending, may_be_about_a_message
+from bace_bridge.sinks.mqtt.endings import (
+    NO_RETAIN,
+    QOS_TOO_HIGH,
+    Ending,
+    may_be_about_a_message,
+    may_be_about_a_subscription,
+)
 
 _FIRST_AGAIN = 3600.0
 _LAST_AGAIN = 86_400.0
@@ -127,7 +133,7 @@ def ended(course: Course, ending: Ending, *, now: float) -> tuple[Course, bool]:
     )
     if told != rung:
         return replace(course, ladder=(*course.ladder[: course.at], told, *course.ladder[course.at + 1 :])), True
-    if ending.during == "subscribe" and may_be_about_a_message(ending):
+    if may_be_about_a_subscription(ending):
         return _closed_on_subscribe(course, now)
     if rung == course.settled and ending.during != "connect":
         return replace(course, heard_at=now), False

@@ -84,6 +84,7 @@ class Picture:
     def read_tree(self, unknown: Collection[str]) -> None:
         """The broker has shown what it keeps, as far as it may be read: the topics among it that nobody here knows."""
         self._shown = unknown
+        self._tree_is_compared = False
 
     def mean_bridge(self, info: bytes, health: bytes, devices: bytes | None) -> None:
         """`devices` is the list of them, None before it was read."""

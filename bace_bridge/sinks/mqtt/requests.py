@@ -82,8 +82,7 @@ class Requests:
     async def serve(self, publish: Publish) -> None:
         while True:
             request = await self._asked.get()
-            refusal = self._refusal(request)
-            payload = _error(refusal) if refusal is not None else await self._answer(request)
+            payload = await self._answer(request)
             for message in self._responses(request, payload):
                 publish(message)
 
@@ -94,8 +93,8 @@ class Requests:
         self._warn("mqtt.response_not_delivered", topic=topic, problem=problem)
 
     def _refusal(self, request: Request) -> str | None:
-        if isinstance(request.payload, Beginning) or len(request.payload) > LARGEST:
-            return f"the request is larger than {LARGEST} bytes"
+        if request.name not in self._answers:
+            return f"there is no request {self._shown(request.name)!r}; known: {', '.join(sorted(self._answers))}"
         if request.correlation is not None and len(request.correlation) > _LARGEST_CORRELATION:
             return f"the correlation data are larger than {_LARGEST_CORRELATION} bytes"
         if request.response_topic is not None and (problem := self._unusable(request.response_topic)):
@@ -112,18 +111,21 @@ class Requests:
         return f"is one of the bridge's own; below {self._topics.response('')} it may be anything"
 
     async def _answer(self, request: Request) -> bytes:
-        answer = self._answers.get(request.name)
-        if answer is None:
-            known = ", ".join(sorted(self._answers))
-            return _error(f"there is no request {self._shown(request.name)!r}; known: {known}")
+        if isinstance(request.payload, Beginning) or len(request.payload) > LARGEST:
+            return _error(f"the request is larger than {LARGEST} bytes")
         try:
             asked, transaction = _asked(request.payload)
         except msgspec.DecodeError:
             return _error("the request is no JSON object")
         if len(bytes(transaction or b"")) > LARGEST_TRANSACTION:
             return _error(f"transaction is larger than {LARGEST_TRANSACTION} bytes")
+        return await self._answer_to(request, asked, transaction)
+
+    async def _answer_to(self, request: Request, asked: dict[str, Any], transaction: msgspec.Raw | None) -> bytes:
+        if refusal := self._refusal(request):
+            return _error(refusal, transaction)
         try:
-            return _encoded({"status": "ok", "data": await answer(asked)}, transaction)
+            return _encoded({"status": "ok", "data": await self._answers[request.name](asked)}, transaction)
         except BridgeError as error:
             return _error(str(error), transaction)
         except Exception as error:  # noqa: BLE001  # a message from outside must not end the service

@@ -37,8 +37,8 @@ _LAST_WORDS_WITHIN = 3.0
 _GOODBYE_WITHIN = 1.0
 _AGAIN_LOOKED_AT_EVERY = 1.0
 
-_LOST_AGAIN, _LOST_AT_LAST = 15.0, 3600.0
-"""Seconds until what the broker has acknowledged and does not keep is published again."""
+_AGAIN, _AGAIN_AT_LAST = 15.0, 3600.0
+"""Seconds until what the broker does not keep is published again, and what it does not allow is tried again."""
 
 _SHARED = (
     "give each bridge a base_topic of its own; nothing of the other's is cleared. Where the other is gone for good, "
@@ -210,7 +210,7 @@ class MqttSink:
         mirror = self._mirror = self._new_mirror(connection)
         watch = self._watch = self._new_watch(connection, mirror)
         try:
-            await self._listen_to_requests(connection)
+            listens = await self._listen_to_requests(connection)
             if not connection.end.done():
                 self._outage.over(broker=self._dialer.broker, protocol=self._dialer.protocol)
             async with asyncio.TaskGroup() as tasks:
@@ -220,6 +220,7 @@ class MqttSink:
                     tasks.create_task(self._become_ready(connection, mirror)),
                     tasks.create_task(self._compare(connection, mirror)),
                     tasks.create_task(watch.keep()),
+                    tasks.create_task(self._listen_later(connection, listens=listens)),
                 ]
                 try:
                     ended = await self._until_the_end_of(connection)
@@ -279,11 +280,23 @@ class MqttSink:
             changed=self._warn_of_others,
         )
 
-    async def _listen_to_requests(self, connection: Connection) -> None:
+    async def _listen_to_requests(self, connection: Connection) -> bool:
         if not connection.limits.retain:
             self._warn_once("mqtt.no_retained_messages", hint="the broker keeps no state for late subscribers")
-        if not await self._dialer.listen(connection):
-            self._warn_once("mqtt.requests_refused", topic=self._topics.requests)
+        listens = await self._dialer.listen(connection)
+        if not listens:
+            self._warn_once("mqtt.requests_refused", topic=self._topics.requests, then="tried again later")
+        return listens
+
+    async def _listen_later(self, connection: Connection, *, listens: bool) -> None:
+        attempts = 0
+        while not listens:
+            attempts += 1
+            await self._sleep(self._again_in(attempts))
+            listens = await self._dialer.listen(connection)
+
+    def _again_in(self, attempts: int) -> float:
+        return backoff(attempts, jitter=self._jitter(), first=_AGAIN, longest=_AGAIN_AT_LAST)
 
     async def _become_ready(self, connection: Connection, mirror: Mirror) -> None:
         await mirror.complete.wait()
@@ -296,9 +309,9 @@ class MqttSink:
         lost = await self._tree.read(connection, mirror)
         self._warn_of_others()
         attempts = 0
-        while lost:
+        while lost or self._tree.is_unread:
             attempts += 1
-            await self._sleep(backoff(attempts, jitter=self._jitter(), first=_LOST_AGAIN, longest=_LOST_AT_LAST))
+            await self._sleep(self._again_in(attempts))
             await mirror.settle(again=lost)
             lost = await self._tree.read(connection, mirror)
 

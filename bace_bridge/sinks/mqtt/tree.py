@@ -60,6 +60,8 @@ class Tree:
         self._reading: _Reading | None = None
         self._one_at_a_time = asyncio.Lock()
         self.problem: str | None = None
+        self.is_unread = False
+        """True where another attempt may show what the last one did not."""
 
     async def read(self, connection: Connection, mirror: _Mirror) -> Collection[str]:
         """After everything that is meant was published, so that what is ours shows whether reading is allowed.
@@ -85,6 +87,7 @@ class Tree:
             if of_bridge is None and not shown.shows_devices:
                 problem = problem or self._may_not_read
             self._endings = 0
+        self.is_unread = readable and problem is not None
         self._say(problem, sorted(lost))
         return lost
 
