@@ -209,6 +209,8 @@ OptionalSecret = Annotated[Secret | None, FromFile()]
 _SHORTEST_PART = 8
 """Characters of a part of a URL: shorter ones are words such as `hook`, and help to read messages."""
 
+_SEPARATORS = re.compile(r"[\s/?&=;:,#|\"'<>()]+")
+
 _CREDENTIALS = ("sig", "key", "token", "secret", "pass", "auth", "code")
 """What the names of parameters contain whose values are secret, however short they are."""
 
@@ -228,8 +230,8 @@ def _secrets_in(value: object) -> Iterator[str]:
         for item in value:
             yield from _secrets_in(item)
     elif isinstance(value, dict):
-        for item in value.values():
-            yield from _secrets_in(item)
+        for secret in (one for item in value.values() for one in _secrets_in(item)):
+            yield from (secret, *_pieces(secret))
 
 
 def _parts(secret: str) -> Iterator[str]:
@@ -238,7 +240,7 @@ def _parts(secret: str) -> Iterator[str]:
     if secret.startswith(("http://", "https://")):
         yield from _parts_of_url(secret)
     scheme, _, credentials = secret.partition(" ")
-    if scheme.isalpha():
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", scheme):
         yield credentials  # of a header: Bearer, Basic
     if scheme.lower() == "basic":
         with suppress(ValueError):
@@ -249,8 +251,15 @@ def _parts_of_url(url: str) -> Iterator[str]:
     parts = urlsplit(url)
     yield from (unquote(parts.username or ""), unquote(parts.password or ""))
     path = parts.path + (f"?{parts.query}" if parts.query else "")
-    yield from (part for part in (path, parts.query, *parts.path.split("/")) if len(part) >= _SHORTEST_PART)
+    yield from (part for part in (path, parts.query) if len(part) >= _SHORTEST_PART)
+    yield from _pieces(f"{path}#{parts.fragment}")
     for pair in parts.query.split("&"):
         name, _, value = pair.partition("=")
         if len(value) >= _SHORTEST_PART or any(word in name.lower() for word in _CREDENTIALS):
             yield value
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """What a header (`session=…; theme=dark`) or a URL (`/bot1:…/send`) holds, between what separates there."""
+    for one in (text, unquote(text)):
+        yield from (piece for piece in _SEPARATORS.split(one) if len(piece) >= _SHORTEST_PART)

@@ -112,7 +112,7 @@ def may_know(request: Request, listening: Sequence[str], token: str | None) -> b
 def _has_token(request: Request, token: str) -> bool:
     given = [one.partition(" ") for one in request.fields.get("authorization", ())]
     return any(
-        scheme.lower() == "bearer" and hmac.compare_digest(said.strip().encode("latin-1"), token.encode())
+        scheme.lower() == "bearer" and hmac.compare_digest(said.strip().encode("latin-1"), token.strip().encode())
         for scheme, _, said in given
     )
 

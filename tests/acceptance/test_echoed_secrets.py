@@ -29,6 +29,7 @@ SECRETS = {
     "mqtt password": f"canary-3{ODD}4711",
     "header": f"canary-4{ODD}4711".replace("ä", ""),
     "bearer": "canary-5/4711+Zm9v==",
+    "cookie": "canary-a_4711",
     "http token": f"canary-6{ODD}4711",
     "url path": "canary-7-4711",
     "url signature": "canary-8%2F4711%3D",
@@ -137,6 +138,7 @@ def settings(folder: Path, echo: Echo, broker: Broker, health: int) -> Path:
     given["cloud"] |= {"password": SECRETS["password"], "client_secret": SECRETS["client_secret"]}
     given["mqtt"][0] |= {"username": "bridge", "password": SECRETS["mqtt password"]}
     headers = {"X-Key": SECRETS["header"], "Authorization": f"Bearer {SECRETS['bearer']}"}
+    headers["Cookie"] = f"session={SECRETS['cookie']}; theme=dark"
     given["webhooks"][0] |= {"secret": SECRETS["signing"], "headers": headers, "max_in_flight": 1}
     given["http"] = {"listen": f"127.0.0.1:{health}", "token": SECRETS["http token"]}
     config.write_text(json.dumps(given))

@@ -202,6 +202,7 @@ def test_beyond_this_machine_names_and_reasons_take_the_token(
 ) -> None:
     request = Request("GET", "/readyz", {"host": ["localhost"], "authorization": [authorization]})
     assert may_know(request, listening, "right") is may
+    assert may_know(request, listening, " right ") is may, "no header can carry blanks at its ends"
 
 
 async def test_requests_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:

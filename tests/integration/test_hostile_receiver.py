@@ -1,6 +1,7 @@
 """The webhook sink against a socket that answers whatever it likes: delivered, or a named error, by one request."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -112,8 +113,64 @@ async def test_a_connection_of_which_the_state_is_unknown_is_closed(answer: byte
     assert socket.connections == 2
 
 
+async def test_a_receiver_that_closes_after_each_answer_without_saying_so_costs_no_attempt() -> None:
+    """What is sent on a connection that it has just closed goes out again, on another one, at once."""
+    heads = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal heads
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.rpartition(b"Content-Length: ")[2]))
+        heads += 1
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        await reader.read(1)  # the next request: it comes too late, and is not read
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server, running(config(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")) as sink:
+        for seq in range(6):
+            assert await delivered(sink, attempt(seq + 1)) is None
+    assert heads == 6
+
+
+async def test_no_answer_holds_up_the_loop() -> None:
+    """One of 64 kB took seconds to read, in which nothing else was done."""
+    async with answering() as socket, running(config(socket.url, timeout=60)) as sink:
+        socket.answer = b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\nA: x" + b" " * 60_000 + b"x\r\n\r\n"
+        began = time.process_time()
+        assert str(await delivered(sink)) == "HTTP 500"
+        assert time.process_time() - began < 1.0
+
+
+async def test_a_second_answer_to_one_request_is_not_taken_for_the_next() -> None:
+    """It comes while nothing is asked: that connection is not used again."""
+    second = asyncio.Event()
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.rpartition(b"Content-Length: ")[2]))
+        writer.write(NO_CONTENT if len(writers) == 1 else b"HTTP/1.1 503 Later\r\nContent-Length: 0\r\n\r\n")
+        await second.wait()
+        writer.write(NO_CONTENT)
+        with suppress(ConnectionError):
+            await reader.read()  # until the peer closes, as it does
+        writer.close()
+        closed.set()
+
+    closed = asyncio.Event()
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server, running(config(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")) as sink:
+        assert await delivered(sink) is None
+        second.set()
+        await closed.wait()
+        assert str(await delivered(sink, attempt(2))) == "HTTP 503"
+    assert len(writers) == 2
+
+
 async def test_what_comes_late_of_an_answer_is_not_taken_for_the_next() -> None:
-    async with answering() as socket, running(config(socket.url)) as sink:
+    async with answering() as socket, running(config(socket.url, timeout=2)) as sink:
         assert await delivered(sink) is None
         socket.answer = b"the body of the 204 before" + NO_CONTENT
         assert await delivered(sink) is None

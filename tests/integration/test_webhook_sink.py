@@ -113,9 +113,15 @@ def config(url: str, **changes: Any) -> WebhookConfig:
 
 @asynccontextmanager
 async def running(
-    settings: WebhookConfig, *, clock: Callable[[], float] = time.time, grace: float = 5.0
+    settings: WebhookConfig,
+    *,
+    clock: Callable[[], float] = time.time,
+    steady: Callable[[], float] = time.monotonic,
+    grace: float = 5.0,
 ) -> AsyncIterator[WebhookSink]:
-    sink = WebhookSink(settings, source="https://cloud.example", version="1.2.3", clock=clock, grace=grace)
+    sink = WebhookSink(
+        settings, source="https://cloud.example", version="1.2.3", clock=clock, steady=steady, grace=grace
+    )
     async with asyncio.TaskGroup() as group:
         group.create_task(sink.run())
         await sink.ready()
@@ -298,12 +304,11 @@ async def test_a_connection_is_used_again(receiver: Receiver) -> None:
 
 @pytest.mark.parametrize(("idle", "connections"), [(3.0, 1), (4.9, 2)])
 async def test_an_idle_connection_is_left_before_common_servers_close_theirs_after_5_s(
-    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, idle: float, connections: int
+    receiver: Receiver, idle: float, connections: int
 ) -> None:
     """A POST on a connection that the server is just closing fails for no reason."""
     now = 1000.0
-    monkeypatch.setattr("aiohttp.connector.monotonic", lambda: now)
-    async with running(config(receiver.url)) as sink:
+    async with running(config(receiver.url), steady=lambda: now) as sink:
         assert await delivered(sink, attempt(1)) is None
         now += idle
         assert await delivered(sink, attempt(2)) is None

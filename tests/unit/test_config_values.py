@@ -22,6 +22,7 @@ from bace_bridge.config.values import (
     parse_start_from,
     secrets_of,
 )
+from bace_bridge.redaction import Redaction
 from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.tls import TlsConfig
 from bace_bridge.sinks.webhook.config import WebhookConfig
@@ -215,6 +216,7 @@ def test_webhook_secrets() -> None:
     found = webhook(secret=[shortest, longest]).secret
     assert [secret.get_secret_value() for secret in found or ()] == [shortest, longest]
     assert webhook(secret=f"{shortest}\n{longest}").secret == found
+    assert webhook(secret=[f"{shortest} ", f"\t{longest}\r"]).secret == found, "as in files and in a single text"
 
 
 @pytest.mark.parametrize(
@@ -235,6 +237,7 @@ def test_webhook_secrets_that_are_refused(secret: object) -> None:
     with pytest.raises(ValidationError) as caught:
         webhook(secret=secret)
     assert "geheim" not in str(caught.value)
+    assert "must be a list" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["Content-Type", "webhook-id", "HOST", "a b", "", "Content-Length"])
@@ -355,6 +358,28 @@ def test_the_parts_of_a_url_that_may_be_credentials(url: str, parts: set[str], w
 def test_what_a_header_carries_after_its_scheme_is_secret_too() -> None:
     headers = {"Authorization": "Bearer t0ken", "X-Login": "Basic dXNlcjpodW50ZXIyMg=="}
     assert {"t0ken", "Bearer t0ken", "dXNlcjpodW50ZXIyMg==", "hunter22"} <= secrets_of(webhook(headers=headers))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "session=T0kenT0ken; theme=dark",
+        'Digest username="x", response="T0kenT0ken"',
+        "SharedAccessSignature sr=x&sig=T0kenT0ken&se=1",
+        "AWS4-HMAC-SHA256 Signature=T0kenT0ken",
+        "Api-Key T0kenT0ken",
+        "key:T0kenT0ken",
+    ],
+)
+def test_a_receiver_may_repeat_a_piece_of_a_header(value: str) -> None:
+    found = secrets_of(webhook(headers={"X-Login": value}))
+    assert Redaction(found)("no session T0kenT0ken") == "no session ***"
+
+
+@pytest.mark.parametrize("end", ["bot1:T0kenT0ken/send", "a;T0kenT0ken", "x,T0kenT0ken", "?s=v1%2CT0kenT0ken"])
+def test_a_receiver_may_repeat_a_piece_of_its_url(end: str) -> None:
+    found = secrets_of(webhook(url=f"https://receiver.example/{end}"))
+    assert Redaction(found)("no T0kenT0ken at receiver.example") == "no *** at receiver.example"
 
 
 def test_warnings_name_what_they_are_about() -> None:

@@ -1,4 +1,6 @@
 import gzip
+import time
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -132,3 +134,31 @@ def test_nothing_that_comes_is_too_odd(pieces: list[bytes], ended: bool, after_a
     except NotHttp:
         return
     assert reply is None or reply.whole or not ended
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        OK + b"A: x" + b" " * 60_000 + b"x\r\n\r\n",
+        OK + b"A:" + b"\t " * 30_000 + b"\r\n\r\n",
+        OK + b"A:b\n" * 15_000,
+        OK + b"A:b\n" * 15_000 + b"\n",
+        b"HTTP/1.1 100\n\n" * 4_000 + OK,
+        b"HTTP/1.1 103\n" + b"A:b\n" * 15_000,
+        b"HTTP/1.1" + b" " * 60_000,
+        b"HTTP/1" * 10_000,
+        b"\r\n" * 30_000 + OK,
+        OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 2_000,
+        OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"00000001;" + b"x" * 60_000,
+    ],
+)
+@pytest.mark.parametrize("after_another", [False, True])
+def test_an_answer_is_read_again_with_each_piece_that_comes_and_that_takes_no_time(
+    data: bytes, after_another: bool
+) -> None:
+    """Else one receiver holds up all: it sends a long answer byte by byte."""
+    began = time.process_time()
+    for _ in range(20):
+        with suppress(NotHttp):
+            read_reply(data, ended=False, after_another=after_another)
+    assert time.process_time() - began < 0.4

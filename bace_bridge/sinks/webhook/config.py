@@ -24,7 +24,11 @@ _MAKE_ONE_OR_NONE = f"{_MAKE_ONE}; or leave the key out: then nothing is signed"
 
 def _secrets(value: object) -> object:
     """One secret, a list of them, or several lines, as a file may hold while secrets are rotated."""
-    return tuple(filled_lines(value)) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return tuple(filled_lines(value))
+    if isinstance(value, list | tuple):
+        return [one.strip() if isinstance(one, str) else one for one in value]
+    raise mistake("must be a secret, or a list of secrets", _MAKE_ONE_OR_NONE)
 
 
 def _signing_secret(secret: SecretStr) -> SecretStr:

@@ -1,124 +1,132 @@
-"""One request on a connection, its answer, and what went wrong below HTTP, in words without a credential."""
+"""HTTP/1.1 to one endpoint: its connections, and what went wrong below HTTP in words that hold no credential."""
 
 import asyncio
 import os
+import re
+import socket
 import ssl
-import weakref
+import time
+from collections.abc import Callable
+from functools import cache
 
-import aiohttp
 from yarl import URL
 
 from bace_bridge.errors import DeliveryFailed
 from bace_bridge.sinks.webhook.reply import MOST_READ, NotHttp, Reply, read_reply
 
-_WORDS: tuple[tuple[type[Exception], str], ...] = (
-    (TimeoutError, "no answer within {timeout:g} s"),
-    (aiohttp.ClientConnectorDNSError, "the host's name cannot be resolved"),
-    (NotHttp, "the answer is not HTTP"),
-    (UnicodeError, "the host's name cannot be resolved"),
-    (aiohttp.ClientConnectorCertificateError, "the TLS certificate is refused: {reason}"),
-    (ssl.SSLError, "TLS failed: {reason}"),
-    (aiohttp.ClientConnectorError, "cannot connect: {reason}"),
-    (aiohttp.ServerDisconnectedError, "the connection was closed without an answer"),
-    (OSError, "the connection broke: {reason}"),
-    (ValueError, "the host cannot be used"),
-    (Exception, "the connection broke: {reason}"),
-)
-"""The first class that fits counts. aiohttp's own texts may hold the URL, which is a credential."""
-
-
-def what_went_wrong(error: Exception, *, timeout: float) -> DeliveryFailed:
-    words = next(words for kind, words in _WORDS if isinstance(error, kind))
-    return DeliveryFailed(words.format(timeout=timeout, reason=_reason(error)))
-
-
-def _reason(error: Exception) -> str:
-    cause = error
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        cause = error.certificate_error
-    elif isinstance(error, aiohttp.ClientConnectorError):
-        cause = error.os_error
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return cause.verify_message
-    if isinstance(cause, ssl.SSLError) and cause.reason:
-        return cause.reason.replace("_", " ").lower()
-    if isinstance(cause, OSError) and cause.errno and cause.errno > 0:
-        return os.strerror(cause.errno)
-    return type(cause).__name__
-
+KEEP_ALIVE = 4.0
+"""Seconds that an idle connection is kept: less than the 5 s after which common servers close theirs."""
 
 GRACE = 1.0
 """Seconds that the rest of an answer has after a status line of 2xx: it matters to the connection alone."""
+
+NEXT_ADDRESS_AFTER = 0.25
+"""Seconds until the host's next address is tried beside one that does not answer (RFC 8305)."""
 
 
 class Exchange:
     """Requests to one origin. A connection is used again only where its answer ended as HTTP says."""
 
-    def __init__(self, connector: aiohttp.BaseConnector, origin: URL, *, timeout: float) -> None:
-        self._connector = connector
+    def __init__(self, origin: URL, *, timeout: float, steady: Callable[[], float] = time.monotonic) -> None:
+        self._origin = origin
         self._timeout = timeout
-        self._where = aiohttp.ClientRequest("POST", origin, loop=asyncio.get_running_loop())
-        self._used: weakref.WeakSet[object] = weakref.WeakSet()
+        self._steady = steady
+        self._idle: list[_Connection] = []
 
     async def post(self, request: bytes) -> Reply:
-        """Raises aiohttp.ClientError, OSError (TimeoutError among them) and ValueError where no status line came."""
-        answer: _Answer | None = None
-        connection: aiohttp.connector.Connection | None = None
+        """Raises DeliveryFailed where no status line came.
+
+        A receiver may close a connection that is kept at any time. A request that meets this goes out again at once:
+        it has the same id, and the next attempt would be no different.
+        """
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        try:
+            if kept := self._kept():
+                try:
+                    return await self._exchange(kept, request, deadline)
+                except (_Closed, NotHttp):
+                    pass
+            return await self._exchange(await self._connect(deadline), request, deadline)
+        except TimeoutError:
+            raise DeliveryFailed(f"no answer within {self._timeout:g} s") from None
+        except (OSError, ValueError) as error:
+            raise DeliveryFailed(_in_words(error)) from None
+
+    def close(self) -> None:
+        """Closes what is idle."""
+        while kept := self._kept():
+            kept.close()
+
+    async def _exchange(self, connection: "_Connection", request: bytes, deadline: float) -> Reply:
         reply: Reply | None = None
         try:
-            async with asyncio.timeout(self._timeout) as limit:
-                connection = await self._connect()
-                protocol, transport = connection.protocol, connection.transport
-                assert protocol is not None
-                if transport is None:
-                    raise aiohttp.ServerDisconnectedError
-                answer = _Answer(transport, after_another=protocol in self._used)
-                self._used.add(protocol)
-                transport.set_protocol(answer)
-                transport.write(request)
-                reply = await answer.whole(limit)
-        except TimeoutError:
-            reply = None if answer is None else answer.so_far()
-            if reply is None:
-                raise
+            reply = await connection.answer(request, deadline)
         finally:
-            if connection is not None:
-                self._give_back(connection, reply)
+            if reply is None or not reply.reusable or not connection.usable:
+                connection.abort()
+            else:
+                connection.rest(self._steady() + KEEP_ALIVE)
+                self._idle.append(connection)
         return reply
 
-    async def _connect(self) -> aiohttp.connector.Connection:
-        while True:
-            connection = await self._connector.connect(self._where, [], aiohttp.ClientTimeout())
-            protocol = connection.protocol
-            if protocol is None or protocol not in self._used or not protocol.should_close:
+    def _kept(self) -> "_Connection | None":
+        while self._idle:
+            connection = self._idle.pop()
+            connection.wake()
+            if connection.usable and self._steady() < connection.kept_until:
                 return connection
-            connection.close()  # something came on it while nothing was asked for
-
-    def _give_back(self, connection: aiohttp.connector.Connection, reply: Reply | None) -> None:
-        protocol, transport = connection.protocol, connection.transport
-        if protocol is None or transport is None:
             connection.close()
-            return
-        transport.set_protocol(protocol)
-        if reply is not None and reply.reusable and not transport.is_closing():
-            connection.release()
-            return
-        transport.abort()  # closing would wait for a receiver that reads no further
-        connection.close()
+        return None
+
+    async def _connect(self, deadline: float) -> "_Connection":
+        """Raises OSError, and ValueError for a host that can be none (UnicodeError)."""
+        loop = asyncio.get_running_loop()
+        host, is_tls = self._origin.raw_host or "", self._origin.scheme == "https"
+        try:
+            async with asyncio.timeout_at(deadline):
+                _, connection = await loop.create_connection(
+                    _Connection,
+                    host,
+                    self._origin.port or 0,
+                    ssl=_verifying() if is_tls else None,
+                    server_hostname=host.rstrip(".") if is_tls else None,
+                    ssl_handshake_timeout=self._timeout if is_tls else None,
+                    happy_eyeballs_delay=NEXT_ADDRESS_AFTER,
+                )
+        except (TimeoutError, ssl.SSLError, socket.gaierror):
+            raise
+        except OSError as error:
+            raise _CannotConnect(_reason(error)) from None
+        return connection
 
 
-class _Answer(asyncio.Protocol):
-    """Collects what comes, and no more than is worth reading."""
+@cache
+def _verifying() -> ssl.SSLContext:
+    """One for all endpoints, as it takes a megabyte and tens of milliseconds."""
+    return ssl.create_default_context()
 
-    def __init__(self, transport: asyncio.Transport, *, after_another: bool) -> None:
-        self._transport = transport
-        self._after_another = after_another
+
+class _Connection(asyncio.Protocol):
+    """Collects what comes of one answer after the other, and no more than is worth reading."""
+
+    _transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.kept_until = 0.0
         self._data = bytearray()
         self._ended = False
         self._error: Exception | None = None
         self._news = asyncio.Event()
+        self._after_another = False
+        self._resting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        if self._resting is not None:
+            self._transport.abort()  # nothing was asked: whatever this is, it must not be taken for the next answer
         self._data += data
         if len(self._data) > MOST_READ:
             self._ended = True
@@ -133,22 +141,91 @@ class _Answer(asyncio.Protocol):
         self._ended, self._error = True, exc
         self._news.set()
 
-    async def whole(self, limit: asyncio.Timeout) -> Reply:
-        """The answer, as soon as the rest of it does not matter."""
+    @property
+    def usable(self) -> bool:
+        return not self._ended and not self._transport.is_closing()
+
+    def rest(self, until: float) -> None:
+        self.kept_until = until
+        self._data.clear()
+        self._after_another = True
+        self._resting = asyncio.get_running_loop().call_later(KEEP_ALIVE, self._transport.close)
+
+    def wake(self) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Closing would wait for a receiver that reads no further."""
+        self._transport.abort()
+
+    async def answer(self, request: bytes, deadline: float) -> Reply:
+        """The answer, as soon as the rest of it does not matter; what there is of it when the time is over.
+
+        Raises TimeoutError, `_Closed`, another OSError or NotHttp where no status line came.
+        """
+        self._transport.write(request)
         succeeded = False
         while True:
             reply = read_reply(bytes(self._data), ended=self._ended, after_another=self._after_another)
             if reply is not None and reply.whole:
                 return reply
             if self._ended:
-                raise self._error or aiohttp.ServerDisconnectedError
+                raise self._error if isinstance(self._error, TimeoutError) else _Closed(self._error)
             if reply is not None and 200 <= reply.status < 300 and not succeeded:  # noqa: PLR2004  # HTTP
                 succeeded = True
-                soon = asyncio.get_running_loop().time() + GRACE
-                limit.reschedule(min(soon, limit.when() or soon))
-            await self._news.wait()
+                deadline = min(deadline, asyncio.get_running_loop().time() + GRACE)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._news.wait()
+            except TimeoutError as error:
+                self._ended, self._error = True, error
             self._news.clear()
 
-    def so_far(self) -> Reply | None:
-        """What has come when the time is over."""
-        return read_reply(bytes(self._data), ended=True, after_another=self._after_another) if self._data else None
+
+class _CannotConnect(OSError):
+    """With the reason."""
+
+
+class _Closed(OSError):
+    """The peer has closed the connection, or it broke."""
+
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__()
+        self.error = error
+
+
+def _in_words(error: Exception) -> str:
+    match error:
+        case NotHttp():
+            words = "the answer is not HTTP"
+        case UnicodeError() | socket.gaierror():
+            words = "the host's name cannot be resolved"
+        case ssl.SSLCertVerificationError():
+            words = f"the TLS certificate is refused: {error.verify_message}"
+        case ssl.SSLError():
+            words = f"TLS failed: {_reason(error)}"
+        case _Closed(error=ssl.SSLError() as cause):
+            words = f"TLS failed: {_reason(cause)}"
+        case _CannotConnect():
+            words = f"cannot connect: {error}"
+        case _Closed(error=None):
+            words = "the connection was closed without an answer"
+        case _Closed(error=Exception() as cause):
+            words = f"the connection broke: {_reason(cause)}"
+        case _:
+            words = "the host cannot be used"
+    return words
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return error.reason.replace("_", " ").lower()
+    # asyncio puts the errors of several addresses into one text without a number of its own.
+    found = re.search(r"\[Errno (\d+)\]", str(error))
+    number = (error.errno if isinstance(error, OSError) else None) or (found and int(found[1]))
+    return os.strerror(number) if number else type(error).__name__

@@ -61,14 +61,22 @@ LARGEST_HEAD = 64 * 1024
 MOST_READ = LARGEST_HEAD + 4 * LONGEST_ANSWER
 """Bytes of an answer that are read; framing in chunks makes a body longer than it is."""
 
-_STATUS = re.compile(rb"HTTP/(\d)(?:\.(\d))?[ \t]+(\d{3})(?!\d)", re.IGNORECASE)
+_STATUS = re.compile(rb"HTTP/(\d)(?:\.(\d))?[ \t]{1,20}(\d{3})(?!\d)", re.IGNORECASE)
+_EMPTY_LINES = re.compile(rb"[\r\n]*")
+_END_OF_LINE = re.compile(rb"\r?\n")
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
-_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*")
+_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):(.*)")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _LONGEST_TO_STATUS = 32
 """Bytes in which the version and the three digits come."""
 
 _SWITCHING = 101
+_MOST_INTERIM = 100
+"""Answers of 1xx before the real one."""
+
+_MOST_HEADERS = 1000
+"""Lines that are read: an answer is read again with each piece that comes of it."""
+
 _WITHOUT_BODY = (204, 304)
 
 
@@ -109,9 +117,9 @@ def read_reply(data: bytes, *, ended: bool, after_another: bool) -> Reply | None
     status = int(found[3])
     end = _END_OF_HEAD.search(data, found.end())
     if end is None:
-        complete = data.rfind(b"\n") + 1
-        headers, _ = _headers(data[found.end() : complete])
-        return Reply(status, headers, whole=ended or len(data) > LARGEST_HEAD)
+        whole = ended or len(data) > LARGEST_HEAD
+        headers, _ = _headers(data[found.end() : data.rfind(b"\n") + 1] if whole else b"")
+        return Reply(status, headers, whole=whole)
     headers, regular = _headers(data[found.end() : end.start()])
     rest = data[end.end() :]
     body = _body(status, headers, rest)
@@ -123,8 +131,8 @@ def read_reply(data: bytes, *, ended: bool, after_another: bool) -> Reply | None
 def _final_status(data: bytes, *, ended: bool, after_another: bool) -> re.Match[bytes] | None:
     """The status line after the interim answers (1xx)."""
     at = 0
-    while True:
-        at = len(data) - len(data[at:].lstrip(b"\r\n"))
+    for _ in range(_MOST_INTERIM):
+        at = _EMPTY_LINES.match(data, at).end()  # type: ignore[union-attr]  # it matches nothing, too
         found = _STATUS.search(data, at) if after_another else _STATUS.match(data, at)
         if found is None:
             _refuse_other_protocols(data[at:], ended=ended, after_another=after_another)
@@ -137,6 +145,7 @@ def _final_status(data: bytes, *, ended: bool, after_another: bool) -> re.Match[
         if interim is None:
             return None
         at = interim.end()
+    raise NotHttp
 
 
 def _refuse_other_protocols(begun: bytes, *, ended: bool, after_another: bool) -> None:
@@ -152,11 +161,12 @@ def _refuse_other_protocols(begun: bytes, *, ended: bool, after_another: bool) -
 def _headers(lines: bytes) -> tuple[CIMultiDict[str], bool]:
     """Those that can be read, and whether that is all of them. The first line is what is left of the status line."""
     headers: CIMultiDict[str] = CIMultiDict()
-    regular = True
-    for line in lines.split(b"\n")[1:]:
+    _, *split = lines.split(b"\n", _MOST_HEADERS)
+    regular = len(split) < _MOST_HEADERS
+    for line in split[: _MOST_HEADERS - 1]:
         found = _HEADER.fullmatch(line.removesuffix(b"\r"))
         if found is not None:
-            headers.add(found[1].decode(), found[2].decode("utf-8", "replace"))
+            headers.add(found[1].decode(), found[2].strip(b" \t").decode("utf-8", "replace"))
         elif line.strip():
             regular = False
     return headers, regular
@@ -191,7 +201,7 @@ def _dechunked(rest: bytes) -> _Body:
             return _Body(content, _end_of_trailers(rest, at))
         content += rest[at : at + size]
         at += size
-        end = re.compile(rb"\r?\n").match(rest, at)
+        end = _END_OF_LINE.match(rest, at)
         if end is None:
             return _Body(content, broken=len(rest) > at + 1)
         at = end.end()

@@ -1,18 +1,17 @@
-"""The webhook sink: workers that post one event each, at most so many per second."""
+"""Delivers events to one HTTP endpoint, signed as Standard Webhooks."""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-import aiohttp
 import structlog
 
 from bace_bridge.config.values import secrets_of
-from bace_bridge.errors import SinkError, SinkUnavailable
+from bace_bridge.errors import DeliveryFailed, SinkError, SinkUnavailable
 from bace_bridge.events.types import Attempt, Event
 from bace_bridge.redaction import Redaction
 from bace_bridge.sinks.webhook.config import WebhookConfig
-from bace_bridge.sinks.webhook.exchange import Exchange, what_went_wrong
+from bace_bridge.sinks.webhook.exchange import Exchange
 from bace_bridge.sinks.webhook.message import (
     CONTENT_TYPE,
     origin,
@@ -38,9 +37,6 @@ class Pace:
         self._next = at + self._gap
         return at - now
 
-
-KEEP_ALIVE = 4.0
-"""Seconds that an idle connection is kept: less than the 5 s after which common servers close theirs."""
 
 Done = Callable[[SinkError | None], None]
 
@@ -78,7 +74,7 @@ class WebhookSink:
         self._keys = [signing_key(secret.get_secret_value()) for secret in config.secret or ()]
         self._redaction = redaction or Redaction(secrets_of(config))
         url = config.url.get_secret_value()
-        self._origin = origin(url)
+        self._exchange = Exchange(origin(url), timeout=config.timeout, steady=steady)
         self._head = request_head(
             url,
             {"Accept": "*/*", "Content-Type": CONTENT_TYPE, "User-Agent": f"bace-bridge/{version}"},
@@ -93,15 +89,15 @@ class WebhookSink:
     async def run(self) -> None:
         """Posts until it is cancelled or closed; then every event that was sent here has had its `done`."""
         try:
-            async with self._connector() as connector, asyncio.TaskGroup() as group:
-                exchange = Exchange(connector, self._origin, timeout=self._config.timeout)
-                self._workers = [group.create_task(self._work(exchange)) for _ in range(self.window)]
+            async with asyncio.TaskGroup() as group:
+                self._workers = [group.create_task(self._work()) for _ in range(self.window)]
                 self._is_ready.set()
                 self._log.info("webhook.opened", max_in_flight=self.window, signatures=len(self._keys))
         finally:
             self._is_ready.clear()
             self._closed = True
             self._workers = []
+            self._exchange.close()
             self._hand_back()
 
     async def ready(self) -> None:
@@ -136,28 +132,25 @@ class WebhookSink:
         await asyncio.gather(*workers, return_exceptions=True)
         self._hand_back()
 
-    def _connector(self) -> aiohttp.TCPConnector:
-        return aiohttp.TCPConnector(limit=self.window, keepalive_timeout=KEEP_ALIVE)
-
-    async def _work(self, exchange: Exchange) -> None:
+    async def _work(self) -> None:
         while True:
             attempt, done = await self._queue.get()
             error: SinkError | None = _stopped()
             try:
                 if wait := self._pace.turn(self._steady()):
                     await self._sleep(wait)
-                error = await self._post(exchange, attempt)
+                error = await self._post(attempt)
             finally:
                 done(error)
                 self._queue.task_done()
 
-    async def _post(self, exchange: Exchange, attempt: Attempt) -> SinkError | None:
+    async def _post(self, attempt: Attempt) -> SinkError | None:
         body = structured(attempt, self._source)
         signed = signed_headers(attempt.logged.event.id, body, self._keys, now=self._clock())
         try:
-            reply = await exchange.post(request_bytes(self._head, signed, body))
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            return what_went_wrong(error, timeout=self._config.timeout)
+            reply = await self._exchange.post(request_bytes(self._head, signed, body))
+        except DeliveryFailed as failure:
+            return failure
         return judge(reply.status, reply.headers, reply.body, now=self._clock(), redaction=self._redaction)
 
     def _hand_back(self) -> None:
