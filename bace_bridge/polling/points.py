@@ -269,8 +269,8 @@ class PointReader:
 
     async def read_day(self, day: Window, windows: Sequence[Window]) -> dict[Window, tuple[Datapoint, ...]]:
         """What one request shows of the windows of a day in which the probe has found few samples."""
-        # Lone samples come as they are, however long the interval. BACE promises nothing here: in each fetch one window is
-        # read at both widths: a point that depends on when it was requested would be published twice.
+        # Lone samples come as they are, however long the interval. BACE does not promise it, so each fetch reads one
+        # window at both widths: a point that depends on when it was requested would be published twice.
         hours = self.hours or {}
         samples = sum(hours.get(window.start, 0) for window in windows)
         if len(windows) == 1 or not 0 < samples <= MOST_OF_A_DAY or self._same_by_day is False:
