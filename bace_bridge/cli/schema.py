@@ -14,13 +14,13 @@ def schema() -> None:
 
 @schema.command()
 def config() -> None:
-    """JSON Schema of bridge.yaml, for editors that complete and check it."""
+    """Print the JSON Schema of bridge.yaml, for editors."""
     _print_schema(config_schema())
 
 
 @schema.command()
 def events() -> None:
-    """JSON Schema of a webhook's body: the CloudEvents, with their data by type."""
+    """Print the JSON Schema of a webhook's body."""
     _print_schema(event_schema())
 
 
