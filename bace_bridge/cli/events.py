@@ -261,7 +261,7 @@ class _Following:
 
 
 async def _pause(stop: asyncio.Event) -> None:
-    """Raises BrokenPipeError when nobody reads any more: there may be nothing to print for long."""
+    """Raises BrokenPipeError when the reader has left: there may be nothing to print for long."""
     # Registered for nothing: POLLERR, which says that the reader has left, comes without being asked for.
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)

@@ -73,7 +73,7 @@ def parse_session(body: bytes) -> SeenSession:
 _NOT_A_ROW = (msgspec.DecodeError, ValueError)
 
 _DECIDING = ("id_data_session", "id_group", "start", "end", "updated_at")
-"""Without these a row is lost: read as missing, an `end` would tell that the session was reopened."""
+"""Without these a row is lost: read as missing, an `end` would mean that the session was reopened."""
 
 
 class _TolerantRow(NamedTuple):

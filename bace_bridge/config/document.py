@@ -257,7 +257,7 @@ def _refuse_what_is_no_plain_data(root: Node) -> None:
 def _mistakes_in(node: Node, place: Place) -> Iterator[Mistake]:
     if isinstance(node, ScalarNode) and (half := half_character(node.value)):
         node.value = node.value.encode("utf-8", "replace").decode()
-        problem = f"holds the character U+{ord(half):04X}, which is not a character"
+        problem = f"holds the character U+{ord(half):04X}, which is half a character"
         yield Mistake(spell(place), f"{problem} (line {node.start_mark.line + 1})", "remove it")
     elif isinstance(node, SequenceNode):
         for index, item in enumerate(node.value):

@@ -148,7 +148,7 @@ class DatapointFetch:
 
     def _something_may_be_missing(self, *, found: bool) -> bool:
         """True when the session says that it has datapoints which the windows did not show."""
-        # Nobody promises that `datapoint_count` counts what is served. Where new points are found all the time, or it
+        # `datapoint_count` need not count what is served. Where new points are found all the time, or it
         # never fits, it is searched once an hour and holds up nothing else.
         count = self._seen.datapoint_count
         if self._points.hours is not None or count is None:
@@ -257,7 +257,7 @@ class DatapointFetch:
         """Makes durable what was found and, with an outcome, what follows from the fetch."""
         found = self._found
         # The session may have moved on while its points were read, for minutes perhaps: what follows is decided on what
-        # is known by now, and nobody else decides on it before this is durable.
+        # is known by now, and nothing else decides on it before this is durable.
         async with self._deciding:
             fresh = (await self._journal.known([self.session_id])).get(self.session_id)
             if fresh is None:

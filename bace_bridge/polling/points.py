@@ -93,7 +93,7 @@ async def whole_answer(
                 total = count if page.page_count in {0, 1} else max(page.total or 0, count)
                 if max(page.page_count or 0, len(found)) > MOST_PAGES or total > MOST_POINTS:
                     raise TooMuch(f"more than {MOST_POINTS} datapoints, or {MOST_PAGES} pages, in one answer")
-            # Of an answer with as many series as BACE serves at most nobody can tell whether others were left out.
+            # Of an answer with as many series as BACE serves at most it is unknown whether others were left out.
             if len({row.series_id for one in found for row in one.items}) >= MOST_SERIES:
                 raise TooMuch(f"{MOST_SERIES} series or more, and not all of them come in one answer")
             if fit_together(found, one_series=one_series):
@@ -269,8 +269,8 @@ class PointReader:
 
     async def read_day(self, day: Window, windows: Sequence[Window]) -> dict[Window, tuple[Datapoint, ...]]:
         """What one request shows of the windows of a day in which the probe has found few samples."""
-        # Lone samples come as they are, however long the interval. Nobody promises that, so in each fetch one window is
-        # read at both widths: a point that depends on when it was requested would be published twice.
+        # Lone samples come as they are, however long the interval. BACE does not promise it, so each fetch reads one
+        # window at both widths: a point that depends on when it was requested would be published twice.
         hours = self.hours or {}
         samples = sum(hours.get(window.start, 0) for window in windows)
         if len(windows) == 1 or not 0 < samples <= MOST_OF_A_DAY or self._same_by_day is False:

@@ -271,7 +271,7 @@ async def pages(page_at: Callable[[int], Awaitable[Page[T]]], *, most: int = MOS
     # The page walk. Yii clamps a page beyond the last to the last one, so a loop until an empty page would never end:
     # it stops at `pageCount`, or where another page comes than was requested. With `validatePage=false` such a page is
     # empty instead, and keeps its number: that is the end, too. Where no figures come at all, only the same rows once
-    # more tell that it was the last page.
+    # more show that it was the last page.
     before: Sequence[T] = ()
     for number in range(1, most + 1):
         page = await page_at(number)

@@ -53,7 +53,7 @@ class UnreadableRecords:
             self.was_read(part)
 
     def forget(self, name: str) -> None:
-        """It is not read any more, so nobody will see whether it can be."""
+        """It is not read any more, so it cannot be seen whether it could be."""
         self._failed_at.pop(name, None)
 
     def rests(self, name: str) -> bool:
@@ -121,7 +121,7 @@ class SessionRecorder:
             versions = tuple(one.session for one in seen)
             if not is_doubtful(known.get(session_id), versions):
                 sure += seen
-            # Equally new rows that differ: a cache or a replica is behind, and from the list nobody can tell which of
+            # Equally new rows that differ: a cache or a replica is behind, and the list does not show which of
             # them. So the session's own address decides.
             elif len(doubted) < MOST_DOUBTED and not is_recent(self._doubted_at.get(versions), now, RETRY_UNREADABLE):
                 doubted[versions] = now

@@ -202,7 +202,7 @@ _KINDS: Mapping[str, _Kind] = {
     ),
     "forbidden": _Kind(
         "401 there even with a fresh token; * stands for anything, may be given again",
-        # A short path is one of the API's own: nobody forbids the token endpoint by mistake.
+        # A short path is one of the API's own: the token endpoint is not forbidden by mistake.
         lambda argument, before: {
             "forbidden": (*before.forbidden, argument if argument.startswith("/") else f"/api/v2/{argument}")
         },

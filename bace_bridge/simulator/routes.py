@@ -277,7 +277,7 @@ def collection(
 ) -> web.Response:
     """One page of the rows, in the form of every BACE collection; `altered` changes the rows of that page."""
     pairs = tuple(request.query.items())
-    # A server with a lower limit clamps the default as well: nobody gets more rows by asking for no number.
+    # A server with a lower limit clamps the default as well: leaving the number out brings no more rows.
     most = min(largest_size, quirks.per_page_max or largest_size)
     page_rules = PageRules(default=min(default_size, most), maximum=most, clamp=quirks.page_clamp)
     shown = query.page(pairs, len(rows), page_rules)

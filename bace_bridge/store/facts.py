@@ -68,7 +68,7 @@ class RetainedLedger:
     async def note(self, topics: Iterable[str]) -> None:
         """Before they are published first."""
         # In this order a crash leaves a name too many, which is cleared in vain; the other one leaves a topic that
-        # nobody knows, and that a broker would show for ever.
+        # is unknown, and that a broker would retain for ever.
         rows = [(self._broker, self._sink, topic) for topic in topics]
         query = "insert or ignore into retained (broker, sink, topic) values (?, ?, ?)"
         await self._file.write(lambda connection: connection.executemany(query, rows), side="facts")
@@ -105,7 +105,7 @@ class Schedules:
                 where unfinished and active and json_extract(known, '$.fetched_at') is not null""",
                 (seconds,),
             )
-            # Without another version: nobody has asked for anything, and what is in flight may be recorded.
+            # Without another version: no request has moved anything, and what is in flight may be recorded.
             connection.execute(f"update lanes set due_at = due_at + ? where {LATER} 0", (seconds,))  # noqa: S608  # our own text
 
         await self._file.write(work)

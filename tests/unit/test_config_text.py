@@ -141,7 +141,7 @@ def test_a_configuration_is_the_same_with_marks_and_line_ends_of_windows(tmp_pat
 def test_half_a_character_is_named_and_two_halves_are_one(tmp_path: Path, key: str) -> None:
     cloud = dict.fromkeys(("client_id", "client_secret", "username", "password"), "x")
     (line,) = mistakes(tmp_path, json.dumps({"cloud": {**cloud, key: "a\ud800"}}).encode())
-    assert line.startswith(f"cloud.{key}: holds the character U+D800, which is not a character")
+    assert line.startswith(f"cloud.{key}: holds the character U+D800, which is half a character")
 
     (tmp_path / "bridge.yaml").write_text(json.dumps({"cloud": {**cloud, "client_id": "😀"}}))
     assert load(tmp_path / "bridge.yaml", {}).cloud.client_id == "😀"

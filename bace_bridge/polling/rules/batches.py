@@ -51,7 +51,7 @@ class BatchSize(msgspec.Struct, frozen=True):
 
     def after_success(self, ids: int, *, now: float) -> "BatchSize":
         """So many ids have passed."""
-        # A proxy's limit on headers decides, and nobody says what that is: so it is found out by trying. Only what
+        # A proxy's limit on headers decides, and it is documented nowhere: so it is found by trying. Only what
         # fills the size says that there is room for more.
         passed = max(self.passed, ids)
         if ids < self.ids:
@@ -167,7 +167,7 @@ def plan(
     together: dict[str, Member] = {}
     for known in sessions:
         one = followed.get(known.session.id)
-        # Rows name their group and not their session, so of two sessions of a group nobody can tell whose they are.
+        # Rows name their group and not their session, so with two sessions of a group it is unknown whose they are.
         mixed = one is None or one.alone or groups[one.group_id] > 1
         if one is not None and not mixed and one.is_about(known) and known.session.id not in alone:
             together[known.session.id] = Member(known, one)

@@ -27,13 +27,13 @@ def event_schema() -> dict[str, Any]:
         kinds.append(_kind(event_type, data, of_session=of_session))
     envelope = {
         "specversion": {"const": types.SPECVERSION},
-        "id": {**_TEXT, "description": "The same fact has the same id, however often it is delivered"},
+        "id": {**_TEXT, "description": "Stable: the same fact always has the same id"},
         "source": _TEXT,
         "type": _TEXT,
         "subject": {**_TEXT, "description": "The data session's id"},
         "time": {
             **_TIME,
-            "description": "The cloud's time of the fact; when it was found is data.observed_at",
+            "description": "When it happened, by the cloud's clock; data.observed_at is when the bridge saw it",
         },
         "datacontenttype": {"const": types.DATA_CONTENT_TYPE},
         "sequence": _TEXT,
