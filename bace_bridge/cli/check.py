@@ -101,11 +101,11 @@ def schema() -> None:
 
 @schema.command()
 def config() -> None:
-    """JSON Schema of bridge.yaml, for editors that complete and check it."""
+    """Print the JSON Schema of bridge.yaml, for editors."""
     click.echo(json.dumps(config_schema(), indent=2, ensure_ascii=False))
 
 
 @schema.command()
 def events() -> None:
-    """JSON Schema of a webhook's body: the CloudEvents, with their data by type."""
+    """Print the JSON Schema of a webhook's body."""
     click.echo(json.dumps(event_schema(), indent=2, ensure_ascii=False))
