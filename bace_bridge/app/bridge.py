@@ -134,7 +134,7 @@ class _Home:
             await server.open()
             self.servers.start(http, server)
         self.store.adjust(config)
-        new = await self.outlets.keep([outlet_config(sink, config.cloud.url, config.sinks) for sink in config.sinks])
+        new = await self.outlets.keep([outlet_config(sink, config.cloud.url) for sink in config.sinks])
         await self.store.event_log.retire_others([sink.name for sink in config.sinks])
         # Each sink has its place in the log before anything is polled, so that it misses nothing.
         for one in new:

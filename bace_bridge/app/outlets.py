@@ -1,7 +1,7 @@
 """Builds each sink with its dispatcher from the configuration, and answers the requests that arrive over MQTT."""
 
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -81,21 +81,16 @@ log = structlog.get_logger()
 class OutletConfig(NamedTuple):
     """What an outlet is made from; while it stays the same, so does the outlet. `source` is CloudEvents' own word.
 
-    `files` are those that the sink reads itself, with the time of their last change. `elsewhere` are the `groups` of
-    the other sinks that show state in the same place.
+    `files` are those that the sink reads itself, with the time of their last change.
     """
 
     sink: SinkConfig
     source: str
     files: tuple[tuple[Path, int], ...] = ()
-    elsewhere: tuple[tuple[str, ...], ...] = ()
 
 
-def outlet_config(sink: SinkConfig, source: str, sinks: Sequence[SinkConfig] = ()) -> OutletConfig:
-    """`sinks` are all that are configured."""
-    there = [one for one in sinks if one is not sink and one.kind == sink.kind and one.shared == sink.shared]
-    elsewhere = tuple(sorted(one.groups for one in there)) if sink.shared is not None else ()
-    return OutletConfig(sink, source, tuple((path, _changed_at(path)) for path in sink.files), elsewhere)
+def outlet_config(sink: SinkConfig, source: str) -> OutletConfig:
+    return OutletConfig(sink, source, tuple((path, _changed_at(path)) for path in sink.files))
 
 
 def _changed_at(path: Path) -> int:
@@ -167,7 +162,6 @@ class OutletBuilder:
             source=config.source,
             version=self._version,
             installation=self._installation,
-            elsewhere=config.elsewhere,
             running=lambda: [one.sink for one in self._running()],
             state=self._state,
             ledger=partial(self._store.ledger, name),

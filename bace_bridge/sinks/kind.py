@@ -1,7 +1,7 @@
 """A kind of sink: what the bridge asks each of them, whatever it delivers to."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -65,25 +65,18 @@ class SinkConfig(Section):
         """Files that the sink reads itself: it starts anew when one of them has changed."""
         return ()
 
-    @property
-    def shared(self) -> Hashable:
-        """Sinks of one kind with the same value show state in the same place; None: it shows none."""
-        return None
-
 
 class SinkContext(NamedTuple):
     """What a sink may use of the bridge that runs it.
 
-    `source` is what CloudEvents call the cloud. `installation` keeps the client ids of two bridges apart. `elsewhere`
-    are the `groups` of the other sinks with the same `shared`; `running` gives all sinks that run at the time.
-    `ledger` takes the address of a broker. `requests` are what others may ask for, by name. `redaction` takes secrets
-    out of what other sides answer. `clock` is the wall clock, in epoch seconds.
+    `source` is what CloudEvents call the cloud. `installation` keeps the client ids of two bridges apart. `running`
+    gives all sinks that run at the time. `ledger` takes the address of a broker. `requests` are what others may ask
+    for, by name. `redaction` takes secrets out of what other sides answer. `clock` is the wall clock, in epoch seconds.
     """
 
     source: str
     version: str
     installation: str
-    elsewhere: tuple[tuple[str, ...], ...]
     running: Callable[[], Iterable[SinkConfig]]
     state: StateSource
     ledger: Callable[[str], Ledger]

@@ -292,7 +292,7 @@ async def answered(
     message.payload = payload
     message.properties = type("Properties", (), properties)()
     requests.take(message)
-    serving = asyncio.create_task(requests.serve(published.append))
+    serving = asyncio.create_task(requests.serve(lambda message, _: published.append(message)))
     for _ in range(5):
         await asyncio.sleep(0)
     serving.cancel()

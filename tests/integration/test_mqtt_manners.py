@@ -26,6 +26,7 @@ from tests.integration.test_mqtt_sink import (
     named,
     new_sink,
     numbers,
+    protocol_of,
     running,
     tls_lines,
 )
@@ -100,7 +101,7 @@ async def test_a_frozen_mosquitto_is_an_outage_and_no_reason_to_speak_3_1_1(new_
         mosquitto.resume()
         async with asyncio.timeout(60):
             await sink.ready()
-        assert sink.protocol_in_use == "5"
+        assert protocol_of(sink) == "5"
 
 
 async def test_a_mosquitto_that_is_frozen_at_the_first_start_is_spoken_to_in_5_later(
@@ -113,12 +114,12 @@ async def test_a_mosquitto_that_is_frozen_at_the_first_start_is_spoken_to_in_5_l
         mosquitto.resume()
         async with asyncio.timeout(60):
             await sink.ready()
-        assert sink.protocol_in_use == "5"
+        assert protocol_of(sink) == "5"
 
 
 async def test_a_broker_that_takes_seven_seconds_to_accept_is_waited_for() -> None:
     async with scripted(Script(connack_after=7)) as broker, connected(broker.port) as sink:
-        assert sink.protocol_in_use == "5"
+        assert protocol_of(sink) == "5"
 
     assert broker.versions == [5]
 
@@ -126,14 +127,14 @@ async def test_a_broker_that_takes_seven_seconds_to_accept_is_waited_for() -> No
 async def test_5_is_tried_again_after_an_hour() -> None:
     clock, script = Clock(), Script(refuses_5=True)
     async with scripted(script) as broker, connected(broker.port, Home(bed()), clock=clock) as sink:
-        assert sink.protocol_in_use == "3.1.1"
+        assert protocol_of(sink) == "3.1.1"
         clock.now += 3600
         await eventually(lambda: broker.versions == [5, 4, 5, 4])
         async with asyncio.timeout(60):
             await sink.ready()
         script.refuses_5 = False
         clock.now += 7200
-        await eventually(lambda: sink.protocol_in_use == "5")
+        await eventually(lambda: protocol_of(sink) == "5")
         assert await deliver(sink, event(1)) is None
 
 
@@ -171,7 +172,7 @@ async def test_a_subscription_on_which_the_broker_closes_the_connection_is_done_
         ):
             assert await deliver(sink, event(1)) is None
             broker.connections[-1].transport.abort()
-            await eventually(lambda: not sink.connected)
+            await eventually(lambda: sink.problem is not None)
             async with asyncio.timeout(60):
                 await sink.ready()
             assert len(named(logs, "mqtt.requests_refused")) == 1

@@ -137,7 +137,6 @@ def new_sink(
     client_id: str = "bace-bridge-1",
     ledger: MemoryLedger | None = None,
     installation: str = "here",
-    elsewhere: Collection[Collection[str]] = (),
     clock: Callable[[], float] = time.monotonic,
     **settings: Any,
 ) -> MqttSink:
@@ -149,7 +148,6 @@ def new_sink(
         state=state or Home(),
         ledger=ledger or MemoryLedger(),
         installation=installation,
-        elsewhere=list(elsewhere),
         clock=clock,
         requests=requests or {},
         version="1.2.3",
@@ -240,7 +238,7 @@ def heard_on(port: int, *, speaks: str = "5") -> Iterator[Listener]:
 async def test_every_topic_of_the_contract_is_published_and_only_state_is_retained(broker: Broker) -> None:
     with heard_on(broker.port, speaks=broker.speaks) as before:
         async with connected(broker.port, Home(bed()), protocol=broker.speaks) as sink:
-            assert sink.connected
+            assert sink.problem is None
             assert sink.problem is None
             assert await deliver(sink, event(1, "session.started")) is None
             points = Event("evt_2", "session.datapoints", "s1", "g1", 1.0, 2.0, b'{"datapoints":[{"n":2}]}')
@@ -277,7 +275,7 @@ async def test_events_carry_cloudevents_attributes(new_mosquitto: NewMosquitto) 
     port = new_mosquitto().port
     with heard_on(port) as listener:
         async with connected(port) as sink:
-            assert sink.protocol_in_use == "5"
+            assert protocol_of(sink) == "5"
             await deliver(sink, event(7))
             await eventually(lambda: bool(listener.on("bace/g1/event")))
     properties = listener.on("bace/g1/event")[0].properties
@@ -299,7 +297,7 @@ async def test_events_carry_cloudevents_attributes(new_mosquitto: NewMosquitto) 
 async def test_each_quality_of_service_is_acknowledged(new_mosquitto: NewMosquitto, qos: int, protocol: str) -> None:
     port = new_mosquitto().port
     async with connected(port, qos=qos, protocol=protocol) as sink:
-        assert sink.protocol_in_use == protocol
+        assert protocol_of(sink) == protocol
         assert await deliver_all(sink, [event(number) for number in range(300)]) == 0
 
 
@@ -339,7 +337,7 @@ async def test_a_broker_that_dies_amid_events_gives_them_back(new_mosquitto: New
             delivering = asyncio.create_task(deliver_all(sink, [event(number) for number in range(500, 3000)]))
             await asyncio.sleep(0)
             mosquitto.kill()
-            await eventually(lambda: not sink.connected)
+            await eventually(lambda: sink.problem is not None)
             assert sink.problem is not None
             assert f"127.0.0.1:{mosquitto.port}" in sink.problem
             mosquitto.start()
@@ -355,7 +353,7 @@ async def test_nothing_is_lost_or_out_of_order_when_the_connection_breaks_again_
         for heard in (500, 1000, 1700):
             await eventually(lambda heard=heard: len(broker.published) > heard)  # type: ignore[misc]
             broker.connections[-1].transport.abort()
-            await eventually(lambda: not sink.connected)
+            await eventually(lambda: sink.problem is not None)
         assert await asyncio.wait_for(delivering, 60) > 0
 
     told = [json.loads(one.payload)["n"] for one in broker.published if one.topic == "bace/g1/event"]
@@ -452,7 +450,7 @@ async def test_all_state_is_published_again_on_every_connect(new_mosquitto: NewM
     mosquitto = new_mosquitto()
     async with connected(mosquitto.port, Home(bed())) as sink:
         mosquitto.kill()
-        await eventually(lambda: not sink.connected)
+        await eventually(lambda: sink.problem is not None)
         mosquitto.start()  # without persistence it has forgotten what it had retained
         async with asyncio.timeout(60):
             await sink.ready()
@@ -601,7 +599,7 @@ async def test_another_client_with_the_same_id_is_told_clearly() -> None:
     with capture_logs() as logs:
         async with scripted(Script()) as broker, connected(broker.port) as sink:
             broker.send(b"\xe0\x02\x8e\x00")  # DISCONNECT: session taken over
-            await eventually(lambda: not sink.connected)
+            await eventually(lambda: sink.problem is not None)
             assert sink.problem is not None
             assert "another client uses the same client id" in sink.problem
 
@@ -706,11 +704,15 @@ async def test_websockets_even_with_more_than_the_socket_holds(
     assert numbers(listener) == list(range(200))
 
 
+def protocol_of(sink: MqttSink) -> str | None:
+    return sink._dialer.manner.protocol if sink.problem is None else None
+
+
 def sent_in_part(sink: MqttSink) -> bool:
     """Whether a WebSocket frame has begun that the socket does not take for now."""
     connection = sink._connection
     sock: Any = connection._client.socket() if connection is not None else None
-    return sock is not None and bool(sock.sent_in_part)
+    return sock is not None and bool(sock._out)
 
 
 async def test_tls_that_carries_several_packets_at_once_is_read_to_its_end(
@@ -814,7 +816,7 @@ async def test_what_the_broker_never_allows_is_said_on_the_first_connection_only
                 await eventually(lambda number=number: len(named(logs, "mqtt.state_refused")) >= number)  # type: ignore[misc]
                 assert await deliver(sink, event(number)) is None
                 broker.connections[-1].transport.abort()
-                await eventually(lambda: not sink.connected)
+                await eventually(lambda: sink.problem is not None)
                 async with asyncio.timeout(60):
                     await sink.ready()
 
@@ -903,7 +905,7 @@ async def test_a_will_that_the_broker_does_not_take_is_made_gentler() -> None:
 async def test_the_older_version_where_the_broker_refuses_the_newer(script: Script, versions: list[int]) -> None:
     with capture_logs() as logs:
         async with scripted(script) as broker, connected(broker.port, Home(bed())) as sink:
-            assert sink.protocol_in_use == "3.1.1"
+            assert protocol_of(sink) == "3.1.1"
             assert await deliver(sink, event(1)) is None
             broker.connections[-1].close()
             await eventually(lambda: len(broker.versions) > len(versions))
@@ -1112,7 +1114,7 @@ async def test_amqtt_which_leaves_version_5_unanswered_is_spoken_to_in_the_older
     try:
         with capture_logs() as logs:
             async with connected(broker.port, Home(bed())) as sink:
-                assert sink.protocol_in_use == "3.1.1"
+                assert protocol_of(sink) == "3.1.1"
                 assert await deliver(sink, event(1)) is None
     finally:
         await asyncio.to_thread(broker.stop)

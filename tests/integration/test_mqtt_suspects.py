@@ -143,7 +143,7 @@ async def cut_with_events_in_flight(broker: ScriptedBroker, sink: MqttSink, numb
     script.holds_acknowledgements = False  # the state of the next connection is acknowledged
     broker.unacknowledged = broker.most_unacknowledged = 0
     broker.connections[-1].transport.abort()
-    await eventually(lambda: not sink.connected)
+    await eventually(lambda: sink.problem is not None)
     async with asyncio.timeout(60):
         await sink.ready()
     script.holds_acknowledgements = number < 3

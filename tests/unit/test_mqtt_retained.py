@@ -8,7 +8,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from bace_bridge.events.state import DeviceState, LatestPoint
-from bace_bridge.sinks.mqtt.picture import Kept, Picture, Scope
+from bace_bridge.sinks.mqtt.picture import Kept, Picture
 from bace_bridge.sinks.mqtt.refusals import FIRST, FIRST_AFTER_CLOSING, LONGEST, Refusals, TopicSuspicion
 from bace_bridge.sinks.mqtt.topics import (
     CLEARED,
@@ -26,7 +26,7 @@ ALL_VIEWS = [
     Views(meant, acknowledged, *flags)
     for meant in (None, b"new")
     for acknowledged in (None, CLEARED, b"old", b"new")
-    for flags in itertools.product((False, True), repeat=4)
+    for flags in itertools.product((False, True), repeat=3)
 ]
 
 
@@ -43,10 +43,8 @@ ALL_VIEWS = [
         (Views(None, CLEARED, noted=True), "leave"),
         (Views(None, noted=True), "clear"),
         (Views(None, noted=True, shared=True), "leave"),
-        (Views(None, noted=True, elsewhere=True), "leave"),
         (Views(None, shown=True), "clear"),
         (Views(None, shown=True, shared=True), "leave"),
-        (Views(None, shown=True, elsewhere=True), "leave"),
     ],
 )
 def test_what_follows_for_a_topic(views: Views, expected: str) -> None:
@@ -59,7 +57,6 @@ def test_what_is_meant_is_never_cleared_and_what_is_not_is_never_published(views
     assert action != ("publish" if views.meant is None else "clear")
     if action == "clear":
         assert views.acknowledged or views.noted or views.shown, "something may be there"
-        assert not views.elsewhere
 
 
 def test_the_retained_topics_of_a_device() -> None:
@@ -137,11 +134,11 @@ class Now:
         return self.seconds
 
 
-def kept(scope: Scope | None = None, now: Now | None = None) -> Kept:
+def kept(now: Now | None = None) -> Kept:
     log = structlog.get_logger()
     return Kept(
         "here",
-        scope or Scope(),
+        frozenset(),
         Refusals(log, clock=now or Now(), jitter=lambda: 0.0),
         TopicSuspicion(log, explained=lambda: None),
         Neighbours("here"),
@@ -228,18 +225,6 @@ def test_of_a_former_base_topic_that_another_bridge_uses_only_what_is_its_own_is
 
     cleared = {"old/bridge/info": CLEARED, "old/bridge/guest/here": CLEARED}
     assert published(picture) == {"bace/bridge/info": b"info", "bace/bridge/devices": b"[]", **cleared}
-
-
-def test_what_another_sink_on_the_same_base_topic_means_is_left() -> None:
-    one = kept(Scope(frozenset({"g1"}), (frozenset({"g2"}),)))
-    picture = Picture(TOPICS, one)
-    picture.read_ledger({"bace/g2/session", "bace/g3/session"})
-    picture.read_tree({"bace/g2/availability"})
-    devices = {one: {f"bace/{one}/session": b"{}", f"bace/{one}/availability": b"x"} for one in ("g1", "g2", "g3")}
-    picture.mean_devices(devices, asked=None)
-    picture.compare(is_current=True)
-
-    assert published(picture) == {**devices["g1"], "bace/g3/session": CLEARED}
 
 
 def test_a_topic_is_tried_again_after_a_refusal_and_is_no_problem_once_it_was_taken() -> None:

@@ -3,7 +3,7 @@
 import ssl
 import struct
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 from paho.mqtt import MQTTException
@@ -48,7 +48,7 @@ _CONTENT_TYPE = b"\x03"
 _CORRELATION_DATA = b"\x09"
 _USER_PROPERTY = b"\x26"
 _MAXIMUM_PACKET_SIZE = b"\x27"
-_LARGEST_IN_ONE_BYTE = 127
+_size: Callable[[int], bytes] = VariableByteIntegers.encode
 
 
 class EncodedProperties:
@@ -57,7 +57,7 @@ class EncodedProperties:
     __slots__ = ("_packed",)
 
     def __init__(self, encoded: bytes) -> None:
-        self._packed = _variable_integer(len(encoded)) + encoded
+        self._packed = _size(len(encoded)) + encoded
 
     def pack(self) -> bytes:
         return self._packed
@@ -88,9 +88,12 @@ class CloudEventAttributes:
         logged = attempt.logged
         event = logged.event
         subject = b"" if event.session_id is None else self._subject + _text(event.session_id)
+        encoded_type = self._types.get(event.type)
+        if encoded_type is None:  # there are a few types and many events
+            encoded_type = self._types[event.type] = _pair("type", TYPE_PREFIX + event.type)
         parts = (
             self._same_for_all,
-            self._type_of(event.type),
+            encoded_type,
             self._id,
             _text(event.id),
             subject,
@@ -101,13 +104,6 @@ class CloudEventAttributes:
             self._replay if attempt.replay else b"",
         )
         return EncodedProperties(b"".join(parts))
-
-    def _type_of(self, event_type: str) -> bytes:
-        """There are a few types and many events."""
-        encoded = self._types.get(event_type)
-        if encoded is None:
-            encoded = self._types[event_type] = _pair("type", TYPE_PREFIX + event_type)
-        return encoded
 
 
 def _text(value: str) -> bytes:
@@ -123,15 +119,6 @@ def _name(name: str) -> bytes:
 
 def _pair(name: str, value: str) -> bytes:
     return _name(name) + _text(value)
-
-
-def _variable_integer(number: int) -> bytes:
-    encoded = bytearray()
-    while number > _LARGEST_IN_ONE_BYTE:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
 
 
 LARGEST_PACKET = 2**20
@@ -194,11 +181,8 @@ def _configured(config: MqttConfig, *, client_id: str, manner: Manner, will: Wil
     if config.qos == _EXACTLY_ONCE:
         _heed_refusals(client)
     # Any callback here keeps paho from writing to the socket before the event loop drives it.
-    client.on_socket_register_write = _leave_writing_to_the_loop
+    client.on_socket_register_write = lambda *_: None
     return client
-
-
-def _leave_writing_to_the_loop(*_: Any) -> None: ...
 
 
 def bound_what_is_read(client: Client, *, failed: Callable[[Exception], None]) -> None:
@@ -242,25 +226,21 @@ def bound_what_is_read(client: Client, *, failed: Callable[[Exception], None]) -
 def _take_any_properties(client: Client) -> None:
     """Brokers pass on properties that paho does not take, such as a text with U+FEFF: anybody may write them."""
     inside: Any = client
-    decode = inside._handle_publish  # noqa: SLF001
+    decode, decode_size = inside._handle_publish, cast("Any", VariableByteIntegers.decode)  # noqa: SLF001
 
     def handle_publish() -> MQTTErrorCode:
         try:
             return MQTTErrorCode(decode())
         except MQTTException:
             packet = inside._in_packet  # noqa: SLF001
-            packet["packet"] = _without_properties(packet["packet"], packet["command"] >> 1 & 3)
+            # What follows the fixed header: topic, packet id (not at QoS 0), and the properties, which are cut out.
+            data, qos = packet["packet"], packet["command"] >> 1 & 3
+            before = 2 + int.from_bytes(data[:2], "big") + (2 if qos else 0)
+            size, digits = decode_size(data[before:])
+            packet["packet"] = bytes(data[:before]) + b"\x00" + bytes(data[before + digits + size :])
             return MQTTErrorCode(decode())
 
     inside._handle_publish = handle_publish  # noqa: SLF001
-
-
-def _without_properties(packet: bytes, qos: int) -> bytes:
-    """Of a message with MQTT 5, behind its fixed header."""
-    before = 2 + int.from_bytes(packet[:2], "big") + (2 if qos else 0)
-    decode: Any = VariableByteIntegers.decode
-    size, digits = decode(packet[before:])
-    return bytes(packet[:before]) + b"\x00" + bytes(packet[before + digits + size :])
 
 
 def _check(packet: Any) -> None:

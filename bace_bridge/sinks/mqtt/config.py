@@ -131,10 +131,6 @@ class MqttConfig(SinkConfig):
         """A certificate may be renewed in its place."""
         return tuple(path for path in (self.tls.ca_file, self.tls.cert_file, self.tls.key_file) if path is not None)
 
-    @property
-    def shared(self) -> tuple[str, int, str]:
-        return self.host, self.port, self.base_topic
-
     def describe(self) -> str:
         login = f" as {self.username}" if self.username else ""
         return f"{self.url}{login}, topics {self.base_topic}/..., MQTT {self.protocol}, qos {self.qos}"
@@ -149,7 +145,6 @@ class MqttConfig(SinkConfig):
             state=context.state,
             ledger=context.ledger(self.broker),
             installation=context.installation,
-            elsewhere=context.elsewhere,
             base_topics=lambda: {one.base_topic for one in context.running() if isinstance(one, MqttConfig)},
             requests=context.requests,
             version=context.version,
@@ -173,20 +168,16 @@ class MqttConfig(SinkConfig):
 
     @classmethod
     def mistakes_between(cls, entries: Collection[Entry]) -> Iterator[Mistake]:
-        yield from _incomplete_logins(entries)
+        for path, sink in entries:
+            if sink.get("password") is not None and sink.get("username") is None:
+                yield Mistake(f"{path}.username", "is missing, while a password is given")
+            tls = sink.get("tls")
+            if isinstance(tls, dict) and tls.get("key_file") is not None and tls.get("cert_file") is None:
+                yield Mistake(f"{path}.tls.cert_file", "is missing, while key_file is given")
         yield from _same_topics_or_ids(entries)
 
 
 KIND: Final = MqttConfig
-
-
-def _incomplete_logins(brokers: Collection[Entry]) -> Iterator[Mistake]:
-    for path, sink in brokers:
-        if sink.get("password") is not None and sink.get("username") is None:
-            yield Mistake(f"{path}.username", "is missing, while a password is given")
-        tls = sink.get("tls")
-        if isinstance(tls, dict) and tls.get("key_file") is not None and tls.get("cert_file") is None:
-            yield Mistake(f"{path}.tls.cert_file", "is missing, while key_file is given")
 
 
 def _same_topics_or_ids(brokers: Collection[Entry]) -> Iterator[Mistake]:

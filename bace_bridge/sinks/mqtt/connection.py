@@ -17,7 +17,7 @@ from bace_bridge.sinks.mqtt.endings import UNSPECIFIED, During, Ending, ended, m
 from bace_bridge.sinks.mqtt.manners import Limits, Manner, announced
 from bace_bridge.sinks.mqtt.refusals import Suspicion, TopicSuspicion
 from bace_bridge.sinks.mqtt.sockets import CONNECT_WITHIN, reason
-from bace_bridge.sinks.mqtt.window import Done, Message, Window
+from bace_bridge.sinks.mqtt.window import Message, Window
 
 _TICK = 1.0
 
@@ -36,7 +36,7 @@ class Driver:
         self._fd = sock.fileno()
         self._buffered: Callable[[], int] = sock.pending
         self._driving = True
-        client.on_socket_close = self._on_socket_close
+        client.on_socket_close = lambda *_: self._let_go()
         client.on_socket_register_write = self._on_wants_to_write
         client.on_socket_unregister_write = self._on_has_written
         self._loop.add_reader(self._fd, self._read)
@@ -84,9 +84,6 @@ class Driver:
         if self._driving:
             self._loop.remove_writer(self._fd)
 
-    def _on_socket_close(self, *_: Any) -> None:
-        self._let_go()
-
     def _let_go(self) -> None:
         """The loop must forget the file descriptor before it is closed and given to somebody else."""
         if self._driving:
@@ -125,8 +122,8 @@ class Connection:
         self._during: During = "connect"
         self._socket_error = ""
         self._gave_up = False
-        self._on_message = on_message
         self._window = Window(client, size=window, suspicion=suspicion, of_topics=of_topics)
+        self.publish, self.emptied = self._window.publish, self._window.emptied
         self._accepted: asyncio.Future[Limits] = loop.create_future()
         self._answers: dict[int, asyncio.Future[bool]] = {}
         self.end: asyncio.Future[Ending] = loop.create_future()
@@ -135,8 +132,8 @@ class Connection:
         client.on_disconnect = self._guarded(self._disconnected)
         client.on_subscribe = self._guarded(self._suback)
         client.on_unsubscribe = self._guarded(self._suback)
-        client.on_message = self._guarded(self._message)
-        client.on_publish = self._guarded(self._puback)
+        client.on_message = self._guarded(on_message)
+        client.on_publish = self._guarded(lambda mid, reason, _: self._window.acknowledged(mid, reason))
         bound_what_is_read(client, failed=self._socket_failed)
         self._driver = Driver(client, failed=self._unreadable, tick=self._check_acknowledgements)
 
@@ -179,13 +176,6 @@ class Connection:
         if not self.end.done():
             self._client.unsubscribe(list(filters))
 
-    def publish(self, message: Message, done: Done) -> None:
-        self._window.publish(message, done)
-
-    async def emptied(self) -> None:
-        """Returns when every message is acknowledged."""
-        await self._window.emptied()
-
     async def while_it_lasts(self, last_work: Coroutine[Any, Any, None], *, within: float) -> None:
         """Does the work unless the connection ends first or the time, in seconds, is over."""
         work = asyncio.create_task(last_work)
@@ -208,15 +198,11 @@ class Connection:
     def release(self, problem: str) -> None:
         """Closes the socket and gives back what the broker has not acknowledged."""
         self._driver.stop()
-        self.end.cancel()
-        self._window.break_off(problem, fault=self._fault())
-
-    def _fault(self) -> str | None:
-        """What the broker may have done on a message; None where the connection has ended for another reason."""
-        end = self.end
-        if end.cancelled() or end.exception() is not None or not may_be_about_a_message(end.result()):
-            return None
-        return "never acknowledges" if self._gave_up else "closes the connection on"
+        end, fault = self.end, None
+        end.cancel()
+        if not end.cancelled() and end.exception() is None and may_be_about_a_message(end.result()):
+            fault = "never acknowledges" if self._gave_up else "closes the connection on"
+        self._window.break_off(problem, fault=fault)
 
     async def _answered(self, asked: tuple[MQTTErrorCode, int | None], during: During) -> bool | None:
         """What SUBACK or UNSUBACK says; None where it does not come, or the connection ends."""
@@ -274,12 +260,6 @@ class Connection:
         answer = self._answers.get(mid)
         if answer is not None and not answer.done():
             answer.set_result(not any(reason.is_failure for reason in reasons))
-
-    def _message(self, message: MQTTMessage) -> None:
-        self._on_message(message)
-
-    def _puback(self, mid: int, reason: ReasonCode, _properties: Properties) -> None:
-        self._window.acknowledged(mid, reason)
 
     def _socket_failed(self, error: Exception) -> None:
         """Only TLS says why; that a connection was cut or reset says no more than its end does."""

@@ -86,17 +86,13 @@ class DeviceList:
 def _encoded(devices: Collection[KnownDevice], largest: int) -> tuple[bytes, int]:
     """The list, and how many do not fit: those with an active data session go first, then those seen last."""
     rows, room = [], largest - len(b"[]")
-    for one in sorted(devices, key=_precedence):
+    for one in sorted(devices, key=lambda one: (one.active_session_id is None, -(one.last_seen_at or 0.0), one.id)):
         row = msgspec.json.encode(_row(one))
         room -= len(row) + len(b",")
         if room < 0:
             break
         rows.append(row)
     return b"[%b]" % b",".join(rows), len(devices) - len(rows)
-
-
-def _precedence(one: KnownDevice) -> tuple[bool, float, str]:
-    return one.active_session_id is None, -(one.last_seen_at or 0.0), one.id
 
 
 def _row(one: KnownDevice) -> _Row:

@@ -7,7 +7,7 @@ from structlog.typing import FilteringBoundLogger
 
 from bace_bridge.sinks.mqtt import manners
 from bace_bridge.sinks.mqtt.client import Will, new_client
-from bace_bridge.sinks.mqtt.config import MqttConfig, Version
+from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.connection import Connection
 from bace_bridge.sinks.mqtt.endings import Ending, not_reached
 from bace_bridge.sinks.mqtt.manners import Manner
@@ -46,15 +46,11 @@ class Dialer:
         self._clock = clock
         self._log = log
         self._course = manners.begin(config.protocol, qos=config.qos, requests=config.requests)
-        self._said = (self.manner.protocol, self.manner.qos)
+        self._reported = (self.manner.protocol, self.manner.qos)
 
     @property
     def manner(self) -> Manner:
         return self._course.manner
-
-    @property
-    def protocol(self) -> Version:
-        return self.manner.protocol
 
     def again_in(self) -> float | None:
         """Seconds until a connection that lacks something is given up for another try; None where nothing lacks."""
@@ -72,7 +68,12 @@ class Dialer:
                 return connection
             self._course, kept = manners.accepted(self._course, now=self._clock())
             if kept:
-                self._say_manner()
+                (protocol, qos), manner = self._reported, self.manner
+                self._reported = (manner.protocol, manner.qos)
+                if manner.protocol < protocol:
+                    self._log.warning("mqtt.protocol_fallback", protocol=manner.protocol)
+                if manner.qos < qos:
+                    self._log.warning("mqtt.qos_lowered", qos=manner.qos, hint="the broker accepts no higher QoS")
                 return connection
             await connection.disconnect(within=_GOODBYE_WITHIN)
             connection.release("trying other connection settings")
@@ -121,24 +122,11 @@ class Dialer:
         )
         opened = False
         try:
-            opened = await connection.accepted() and await self._passes(connection)
+            opened = await connection.accepted()
+            if opened and self._course.probes:
+                probe = Message(self._topics.bridge_state, self._will.payload, manner.qos, retain=manner.retain)
+                opened = await connection.takes(probe, self._topics.requests)
             return connection if opened else connection.end.result()
         finally:
             if not opened:
                 connection.release("the broker did not accept the connection")
-
-    async def _passes(self, connection: Connection) -> bool:
-        if not self._course.probes:
-            return True
-        manner = self.manner
-        probe = Message(self._topics.bridge_state, self._will.payload, manner.qos, retain=manner.retain)
-        return await connection.takes(probe, self._topics.requests)
-
-    def _say_manner(self) -> None:
-        """What the broker does not take, once for each manner."""
-        (protocol, qos), manner = self._said, self.manner
-        self._said = (manner.protocol, manner.qos)
-        if manner.protocol < protocol:
-            self._log.warning("mqtt.protocol_fallback", protocol=manner.protocol)
-        if manner.qos < qos:
-            self._log.warning("mqtt.qos_lowered", qos=manner.qos, hint="the broker accepts no higher QoS")

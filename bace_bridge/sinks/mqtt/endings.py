@@ -106,7 +106,7 @@ _LONGEST = 60.0
 _LONGEST_FOR_LOGIN = 300.0
 _FIRST_FOR_LOGIN = 30.0
 _STABLE_AFTER = 30.0
-_PEACE_AFTER = 600.0
+_TAKEOVER_IS_NEWS_AFTER = 600.0
 """Seconds that a connection must have held for the next loss of the client id to be news again."""
 _SHORT_CONNECTIONS_BEFORE_WARNING = 3
 
@@ -128,12 +128,12 @@ class Outage:
         self._log = log
         self._failures = 0
         self._short_connections = 0
-        self._told = ""
-        self._fought = False
+        self._announced = ""
+        self._takeover_warned = False
 
     def over(self, **facts: object) -> None:
         self._log.info("mqtt.connected", **facts)
-        self._told = ""
+        self._announced = ""
 
     def explained(self) -> None:
         """The connections were lost for a reason that waiting does not fix, and that will not end the next one."""
@@ -145,22 +145,19 @@ class Outage:
             self._failures = self._short_connections = 0
         self._failures += 1
         announcement = _ANNOUNCEMENTS.get(ending.kind, "mqtt.unreachable")
-        if lasted >= _PEACE_AFTER:
-            self._fought = False
-        if announcement != self._told and not (ending.kind == "taken_over" and self._fought):
+        if lasted >= _TAKEOVER_IS_NEWS_AFTER:
+            self._takeover_warned = False
+        if announcement != self._announced and not (ending.kind == "taken_over" and self._takeover_warned):
             level = self._log.error if ending.kind == "login_refused" else self._log.warning
             hint = {"hint": _HINTS[ending.kind]} if ending.kind in _HINTS else {}
             level(announcement, problem=ending.problem, **hint)
-            self._told = announcement
-            self._fought = self._fought or ending.kind == "taken_over"
+            self._announced = announcement
+            self._takeover_warned = self._takeover_warned or ending.kind == "taken_over"
         if ending.kind == "lost" and 0 < lasted < _STABLE_AFTER:
-            self._warn_of_short_connections()
+            self._short_connections += 1
+            if self._short_connections == _SHORT_CONNECTIONS_BEFORE_WARNING:
+                self._log.warning("mqtt.connection_keeps_breaking", hint=_HINT_FOR_SHORT_CONNECTIONS)
         return _wait(ending.kind, self._failures, jitter)
-
-    def _warn_of_short_connections(self) -> None:
-        self._short_connections += 1
-        if self._short_connections == _SHORT_CONNECTIONS_BEFORE_WARNING:
-            self._log.warning("mqtt.connection_keeps_breaking", hint=_HINT_FOR_SHORT_CONNECTIONS)
 
 
 def _wait(kind: Kind, failures: int, jitter: float) -> float:

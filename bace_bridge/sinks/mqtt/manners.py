@@ -118,7 +118,7 @@ def accepted(course: Course, *, now: float) -> tuple[Course, bool]:
     settled = replace(course, worked=None, settled=rung, before=None, heard_at=now)
     if rung == course.wanted[0] and course.requests:
         return replace(settled, again_at=None, pause=_FIRST_AGAIN), True
-    return (settled if course.again_at is not None else _lacking(settled, now)), True
+    return replace(settled, again_at=now + course.pause if course.again_at is None else course.again_at), True
 
 
 def ended(course: Course, ending: Ending, *, now: float) -> tuple[Course, bool]:
@@ -126,13 +126,13 @@ def ended(course: Course, ending: Ending, *, now: float) -> tuple[Course, bool]:
     rung = course.ladder[course.at]
     if ending.kind == "version_refused" and rung.protocol == "5":
         return replace(course, ladder=tuple(one for one in course.ladder if one.protocol != "5"), at=0), True
-    told = replace(
+    lesser = replace(
         rung,
         retain=rung.retain and ending.code != NO_RETAIN,
         qos=0 if ending.code == QOS_TOO_HIGH else rung.qos,
     )
-    if told != rung:
-        return replace(course, ladder=(*course.ladder[: course.at], told, *course.ladder[course.at + 1 :])), True
+    if lesser != rung:
+        return replace(course, ladder=(*course.ladder[: course.at], lesser, *course.ladder[course.at + 1 :])), True
     if may_be_about_a_subscription(ending):
         return _closed_on_subscribe(course, now)
     if rung == course.settled and ending.during != "connect":
@@ -182,8 +182,4 @@ def _closed_on_subscribe(course: Course, now: float) -> tuple[Course, bool]:
     counted = replace(course, closed_on_subscribe=closed)
     if closed < _CLOSED_ON_SUBSCRIBE:
         return counted, False
-    return _lacking(replace(counted, requests=False), now), True
-
-
-def _lacking(course: Course, now: float) -> Course:
-    return replace(course, again_at=now + course.pause)
+    return replace(counted, requests=False, again_at=now + course.pause), True

@@ -57,18 +57,10 @@ class Mirror:
         self.complete = asyncio.Event()
         self.settled = asyncio.Event()
 
-    def touch(self, device: str) -> None:
-        self._dirty.add(device)
-        self._news.set()
-
-    def touch_all(self, devices: Iterable[str] | None = None) -> None:
-        if devices is None:
-            self._all_dirty = True
-        else:
-            self._dirty.update(devices)
-        self._news.set()
-
-    def look_at_bridge(self) -> None:
+    def refresh(self, devices: Iterable[str] | None = ()) -> None:
+        """The state of these devices, all of them for None, or that of the bridge may have changed."""
+        self._all_dirty = self._all_dirty or devices is None
+        self._dirty.update(devices or ())
         self._news.set()
 
     async def settle(self, *, again: Iterable[str] = ()) -> None:
@@ -100,14 +92,11 @@ class Mirror:
             self._done_with = self._begun
             self.settled.set()
             await self._sleep(_AT_MOST_EVERY if readable else _AFTER_TROUBLE)
-            await self._changed()
-
-    async def _changed(self) -> None:
-        due = [one for one in (self.picture.next_in(), self._device_list.due_in()) if one is not None]
-        timer = self._loop.call_later(min(due), self._news.set) if due else None
-        await self._news.wait()
-        if timer is not None:
-            timer.cancel()
+            due = [one for one in (self.picture.next_in(), self._device_list.due_in()) if one is not None]
+            timer = self._loop.call_later(min(due), self._news.set) if due else None
+            await self._news.wait()
+            if timer is not None:
+                timer.cancel()
 
     async def _read_ledger(self) -> bool:
         if self._ledger_is_read:
@@ -123,7 +112,7 @@ class Mirror:
 
     async def _read_devices(self) -> bool:
         """False when the state could not be read; it is then read again later."""
-        asked = None if self._all_dirty else {one for one in self._dirty if self._kept.scope.shows(one)}
+        asked = None if self._all_dirty else {one for one in self._dirty if self._kept.shows(one)}
         self._all_dirty, self._dirty = False, set()
         if asked is not None and not asked:
             return True
@@ -131,11 +120,11 @@ class Mirror:
             states = await self._state.devices(asked)
         except StoreError as error:
             self._warn("mqtt.state_unreadable", problem=str(error))
-            self.touch_all(asked)
+            self.refresh(asked)
             return False
         meant = {state.device_id: device_topics(state, self._topics) for state in states}
         self.picture.mean_devices(meant, asked=asked)
-        shown = {state.device_id: state for state in states if self._kept.scope.shows(state.device_id)}
+        shown = {state.device_id: state for state in states if self._kept.shows(state.device_id)}
         self._device_list.note(shown, asked=asked)
         self._devices_are_read = True
         return True

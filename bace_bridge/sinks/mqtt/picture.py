@@ -9,34 +9,21 @@ from bace_bridge.sinks.mqtt.topics import CLEARED, Neighbours, Topics, Views, ba
 ONLINE, OFFLINE = b"online", b"offline"
 
 
-class Scope(NamedTuple):
-    """The devices that a sink shows, and for each other sink on the same base topic those that it shows.
-
-    No devices: all of them.
-    """
-
-    groups: frozenset[str] = frozenset()
-    elsewhere: tuple[frozenset[str], ...] = ()
-
-    def shows(self, device: str) -> bool:
-        return not self.groups or device in self.groups
-
-    def is_elsewhere(self, device: str) -> bool:
-        return any(not groups or device in groups for groups in self.elsewhere)
-
-
 class Kept(NamedTuple):
     """What a sink keeps over its connections. `installation` is the name of this one.
 
-    `to_forget` is what has to go out of the ledger.
+    `groups` are the devices that it shows, all of them where it is empty. `to_forget` has to go out of the ledger.
     """
 
     installation: str
-    scope: Scope
+    groups: frozenset[str]
     refusals: Refusals
     suspicion: TopicSuspicion
     neighbours: Neighbours
     to_forget: set[str]
+
+    def shows(self, device: str) -> bool:
+        return not self.groups or device in self.groups
 
 
 class Picture:
@@ -45,13 +32,12 @@ class Picture:
     def __init__(self, topics: Topics, kept: Kept) -> None:
         self._topics = topics
         self._kept = kept
-        self._meant: dict[str, bytes] = {}
         self._of_device: dict[str, Collection[str]] = {}
-        self._elsewhere: set[str] = set()
         self._undecided: dict[str, None] = {}
         self._untaken: set[str] = set()
         self._shown: Collection[str] | None = None
         self._ledger_is_compared = self._tree_is_compared = False
+        self.meant: dict[str, bytes] = {}
         self.acknowledged: dict[str, bytes] = {}
         self.noted: set[str] = set()
         self.bases: list[str] = []
@@ -73,9 +59,6 @@ class Picture:
         return [topic for topic in found if self.acknowledged.get(topic) == ONLINE]
 
     # --- what is meant, and what the others know
-
-    def meant(self, topic: str) -> bytes | None:
-        return self._meant.get(topic)
 
     def read_ledger(self, topics: Collection[str]) -> None:
         self.noted.update(topics)
@@ -106,18 +89,15 @@ class Picture:
 
     def mean_devices(self, meant: Mapping[str, Mapping[str, bytes]], *, asked: Collection[str] | None) -> None:
         """The topics of each device; of all there are, where none were `asked` for."""
-        scope = self._kept.scope
         for device in asked if asked is not None else dict.fromkeys((*meant, *self._of_device)):
             of_device = meant.get(device, {})
-            if scope.shows(device):
+            if self._kept.shows(device):
                 for topic in self._of_device.get(device, ()):
                     if topic not in of_device:
                         self._mean(topic, None)
                 for topic, payload in of_device.items():
                     self._mean(topic, payload)
                 self._of_device[device] = of_device.keys()
-            elif scope.is_elsewhere(device):
-                self._elsewhere.update(of_device)
 
     def compare(self, *, is_current: bool) -> None:
         """Once for a connection, when all devices were read: what the ledger and the tree hold beside what is meant.
@@ -128,7 +108,7 @@ class Picture:
             return
         if not self._ledger_is_compared:
             self._ledger_is_compared = True
-            self._undecided.update(dict.fromkeys(sorted(self.noted - self._meant.keys() - self._kept.to_forget)))
+            self._undecided.update(dict.fromkeys(sorted(self.noted - self.meant.keys() - self._kept.to_forget)))
         if not self._tree_is_compared and is_current:
             self._tree_is_compared = True
             self._undecided.update(dict.fromkeys(sorted(self._shown)))
@@ -145,11 +125,11 @@ class Picture:
             if action == "leave":
                 del self._undecided[topic]
                 kept.refusals.drop(topic)
-                if topic not in self._meant and topic in self._untaken:
+                if topic not in self.meant and topic in self._untaken:
                     kept.to_forget.add(topic)
             elif kept.refusals.may_try(topic, self._topics.kind(topic)):
                 del self._undecided[topic]
-                yield topic, CLEARED if action == "clear" else self._meant[topic]
+                yield topic, CLEARED if action == "clear" else self.meant[topic]
 
     def note(self, topics: Collection[str]) -> None:
         """They go into the ledger before they are published."""
@@ -188,24 +168,24 @@ class Picture:
     def _mean(self, topic: str, payload: bytes | None) -> None:
         acknowledged = self.acknowledged.get(topic)
         if payload is None:
-            self._meant.pop(topic, None)
+            self.meant.pop(topic, None)
             differs = bool(acknowledged) or topic in self.noted
         else:
-            self._meant[topic] = payload
+            self.meant[topic] = payload
             differs = acknowledged != payload
         if differs:
             self._undecided[topic] = None
 
     def _leave(self, topic: str) -> None:
         """It belongs to another bridge now."""
-        self._meant.pop(topic, None)
+        self.meant.pop(topic, None)
         self.acknowledged.pop(topic, None)
         self._undecided.pop(topic, None)
         if topic in self.noted:
             self._kept.to_forget.add(topic)
 
     def _views(self, topic: str) -> Views:
-        meant, acknowledged = self._meant.get(topic), self.acknowledged.get(topic)
+        meant, acknowledged = self.meant.get(topic), self.acknowledged.get(topic)
         if meant is not None:
             return Views(meant, acknowledged)
         return Views(
@@ -213,7 +193,6 @@ class Picture:
             acknowledged,
             noted=topic in self.noted and topic not in self._untaken,
             shown=self._shown is not None and topic in self._shown,
-            elsewhere=topic in self._elsewhere,
             shared=self._is_shared(topic),
         )
 

@@ -55,7 +55,11 @@ class Suspicion:
         self.counts = True
         oldest = in_flight[0]
         if self.sent_alone(oldest):
-            self._blame(oldest)
+            self._blamed[oldest] = None
+            if len(self._blamed) > _MOST_REMEMBERED:
+                del self._blamed[next(iter(self._blamed))]
+            self._forget()
+            self._explained()
             return True
         if oldest == self._oldest:
             self._losses += 1
@@ -69,13 +73,6 @@ class Suspicion:
                 hint="the broker may close the connection on one of them; they are sent one by one",
             )
         return False
-
-    def _blame(self, event: str) -> None:
-        self._blamed[event] = None
-        if len(self._blamed) > _MOST_REMEMBERED:
-            del self._blamed[next(iter(self._blamed))]
-        self._forget()
-        self._explained()
 
     def _forget(self) -> None:
         self._oldest, self._losses = None, 0
@@ -121,7 +118,11 @@ class TopicSuspicion:
         if not topics:
             return False
         if alone and self.sent_alone(topics[0]):
-            self._blame(topics[0])
+            self._blamed[topics[0]] = None
+            if len(self._blamed) > _MOST_REMEMBERED:
+                del self._blamed[next(iter(self._blamed))]
+            self._clear(topics[0])
+            self._explained()
             return True
         before = self._losses
         self._losses += 1
@@ -137,13 +138,6 @@ class TopicSuspicion:
                 hint="the broker may close the connection on one of them; they are published last, one by one",
             )
         return False
-
-    def _blame(self, topic: str) -> None:
-        self._blamed[topic] = None
-        if len(self._blamed) > _MOST_REMEMBERED:
-            del self._blamed[next(iter(self._blamed))]
-        self._clear(topic)
-        self._explained()
 
     def _clear(self, topic: str) -> None:
         if topic in self._in_flight:

@@ -2,21 +2,22 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
 from paho.mqtt.client import MQTTMessage
 from structlog.typing import FilteringBoundLogger
 
-from bace_bridge.errors import BridgeError
+from bace_bridge.errors import BridgeError, SinkError
 from bace_bridge.formats import decoded, topic_problem
 from bace_bridge.redaction import Quote, quoted_as_it_is
 from bace_bridge.sinks.api import Answer
 from bace_bridge.sinks.mqtt.client import Beginning, correlation
 from bace_bridge.sinks.mqtt.topics import Topics, base_of
-from bace_bridge.sinks.mqtt.window import Message
+from bace_bridge.sinks.mqtt.window import Done, Message
 
-Publish = Callable[[Message], None]
+Publish = Callable[[Message, Done], None]
 
 MOST_A_MINUTE = 60
 LARGEST = 64 * 2**10
@@ -58,7 +59,7 @@ class Requests:
         self._topics = topics
         self._quote = quote
         self._base_topics = base_topics
-        self._warn = _OnceAMinute(log, clock)
+        self._warn = _LimitedWarnings(log, clock)
         self._allowance = Allowance(MOST_A_MINUTE, clock)
         self._asked: asyncio.Queue[Request] = asyncio.Queue(_MOST_WAITING)
 
@@ -83,14 +84,19 @@ class Requests:
         while True:
             request = await self._asked.get()
             payload = await self._answer(request)
-            for message in self._responses(request, payload):
-                publish(message)
+            usual, asked_for = self._topics.response(request.name), request.response_topic
+            known = request.correlation is not None and len(request.correlation) <= _LARGEST_CORRELATION
+            properties = correlation(request.correlation) if known and request.correlation is not None else None
+            also = asked_for is not None and asked_for != usual and self._unusable(asked_for) is None
+            for topic in [usual, asked_for] if also and asked_for is not None else [usual]:
+                publish(Message(topic, payload, qos=1, properties=properties), partial(self._responded, topic))
 
     def _shown(self, text: str) -> str:
         return self._quote(text, _LONGEST_NAME)
 
-    def not_delivered(self, topic: str, problem: str) -> None:
-        self._warn("mqtt.response_not_delivered", topic=topic, problem=problem)
+    def _responded(self, topic: str, error: SinkError | None) -> None:
+        if error is not None:
+            self._warn("mqtt.response_not_delivered", topic=topic, problem=str(error))
 
     def _refusal(self, request: Request) -> str | None:
         if request.name not in self._answers:
@@ -132,14 +138,6 @@ class Requests:
             self._warn("mqtt.request_failed", request=self._shown(request.name), exc_info=error)
             return _error("an internal error; the log has its details", transaction)
 
-    def _responses(self, request: Request, payload: bytes) -> list[Message]:
-        usual, asked_for = self._topics.response(request.name), request.response_topic
-        also = asked_for is not None and asked_for != usual and self._unusable(asked_for) is None
-        topics = [usual, asked_for] if also and asked_for is not None else [usual]
-        known = request.correlation is not None and len(request.correlation) <= _LARGEST_CORRELATION
-        properties = correlation(request.correlation) if known and request.correlation is not None else None
-        return [Message(topic, payload, qos=1, properties=properties) for topic in topics]
-
 
 class Allowance:
     """So many at once, and then evenly so many a minute. Above it every request would still cost an answer."""
@@ -160,7 +158,7 @@ class Allowance:
         return True
 
 
-class _OnceAMinute:
+class _LimitedWarnings:
     """Warnings that anybody can cause, each at most once a minute, with how many more there were before it."""
 
     def __init__(self, log: FilteringBoundLogger, clock: Callable[[], float]) -> None:

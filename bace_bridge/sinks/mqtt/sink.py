@@ -3,54 +3,47 @@
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import msgspec
 import structlog
 from paho.mqtt.client import MQTTMessage
 from structlog.typing import FilteringBoundLogger
 
-from bace_bridge.errors import DeliveryRejected, SinkError, SinkUnavailable
+from bace_bridge.errors import DeliveryRejected, SinkUnavailable
 from bace_bridge.events.types import Attempt, Event
 from bace_bridge.formats import iso_utc
 from bace_bridge.redaction import Quote, quoted_as_it_is
 from bace_bridge.retry import backoff
 from bace_bridge.sinks.api import Answer, Ledger, StateSource
 from bace_bridge.sinks.mqtt.client import UNSENDABLE, CloudEventAttributes
-from bace_bridge.sinks.mqtt.config import MqttConfig, Version
+from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.connection import Connection
 from bace_bridge.sinks.mqtt.device_list import DeviceList
 from bace_bridge.sinks.mqtt.dialing import Dialer
 from bace_bridge.sinks.mqtt.endings import Ending, Outage
 from bace_bridge.sinks.mqtt.mirror import Mirror
-from bace_bridge.sinks.mqtt.picture import OFFLINE, Kept, Scope
+from bace_bridge.sinks.mqtt.picture import OFFLINE, Kept
 from bace_bridge.sinks.mqtt.refusals import Refusals, Suspicion, TopicSuspicion
 from bace_bridge.sinks.mqtt.requests import Requests
 from bace_bridge.sinks.mqtt.topics import Neighbours, Topics, topic_and_payload, topic_of
-from bace_bridge.sinks.mqtt.tree import Tree
-from bace_bridge.sinks.mqtt.watch import Watch
+from bace_bridge.sinks.mqtt.tree import Tree, Watch
 from bace_bridge.sinks.mqtt.window import Done, Message
 
 _IN_FLIGHT_WITHIN = 3.0
-_LAST_WORDS_WITHIN = 3.0
+_DEVICES_OFFLINE_WITHIN = 3.0
 _GOODBYE_WITHIN = 1.0
-_AGAIN_LOOKED_AT_EVERY = 1.0
+_RETRY_CHECKED_EVERY = 1.0
 
-_AGAIN, _AGAIN_AT_LAST = 15.0, 3600.0
+_FIRST_RETRY, _LAST_RETRY = 15.0, 3600.0
 """Seconds until what the broker does not keep is published again, and what it does not allow is tried again."""
-
-_SHARED = (
-    "give each bridge its own base_topic; the other bridge's topics are not cleared. If the other no longer exists, "
-    "clear its retained bridge/info, or its bridge/guest"
-)
 
 
 class MqttSink:
     """`run` keeps the connection; `send` hands events over while there is one that is `ready`.
 
-    `client_id` must be the bridge's own and stay the same; `source` is what CloudEvents call the cloud. `elsewhere` are
-    the `groups` of the other sinks on the same broker and base topic; `base_topics` those of all sinks that run now.
+    `client_id` must be the bridge's own and stay the same; `source` is what CloudEvents call the cloud. `base_topics`
+    are those of all sinks that run now.
     `quote` takes secrets out of others' texts.
     """
 
@@ -68,7 +61,6 @@ class MqttSink:
         requests: Mapping[str, Answer],
         version: str,
         quote: Quote = quoted_as_it_is,
-        elsewhere: Sequence[Collection[str]] = (),
         base_topics: Callable[[], Collection[str]] = tuple,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
@@ -89,14 +81,16 @@ class MqttSink:
         self._outage = Outage(self._log)
         self._kept = Kept(
             installation,
-            Scope(frozenset(config.groups), tuple(frozenset(groups) for groups in elsewhere)),
+            frozenset(config.groups),
             Refusals(self._log, clock=clock, jitter=jitter),
             TopicSuspicion(self._log, explained=self._outage.explained),
             Neighbours(installation, quote=quote),
             set(),
         )
         watched = (self._topics.bridge_state, self._topics.bridge_info, self._topics.guest(installation))
-        self._tree = Tree(self._topics, self._kept.neighbours, self._log, watched=watched, sleep=sleep)
+        self._tree = Tree(
+            self._topics, self._kept.neighbours, watched=watched, sleep=sleep, log=self._log, warn=self._warn_once
+        )
         self._dialer = Dialer(
             config,
             self._topics,
@@ -109,7 +103,8 @@ class MqttSink:
             log=self._log,
         )
         self._warned: set[str] = set()
-        self._problem: str | None = f"not connected to the broker at {self._dialer.broker} yet"
+        self.problem: str | None = f"not connected to the broker at {self._dialer.broker} yet"
+        """Why events cannot be sent now, in a sentence without secrets."""
         self._connection: Connection | None = None
         self._mirror: Mirror | None = None
         self._watch: Watch | None = None
@@ -119,25 +114,12 @@ class MqttSink:
         self._closing = False
 
     @property
-    def connected(self) -> bool:
-        return self._connection is not None
-
-    @property
-    def problem(self) -> str | None:
-        """Why events cannot be sent now, in a sentence without secrets."""
-        return self._problem
-
-    @property
     def state_problem(self) -> str | None:
         """What is wrong with the retained picture, while events can be sent."""
         others = self._kept.neighbours.described(self._topics.base)
         shared = f"another bridge uses the base topic {self._topics.base}, too: {others}" if others else None
         found = (self._kept.refusals.problem, shared, self._tree.problem, self._device_list.problem)
         return "; ".join(one for one in found if one is not None) or None
-
-    @property
-    def protocol_in_use(self) -> Version | None:
-        return self._dialer.protocol if self.connected else None
 
     async def ready(self) -> None:
         """Returns when events can be sent."""
@@ -151,29 +133,30 @@ class MqttSink:
         """Hands an event over. `done` is called exactly once, later, on the loop."""
         connection, mirror = self._connection, self._mirror
         if connection is None or mirror is None:
-            _tell_soon(done, SinkUnavailable(self._problem or "not connected"))
+            asyncio.get_running_loop().call_soon(done, SinkUnavailable(self.problem or "not connected"))
             return
         event = attempt.logged.event
         try:
             at = iso_utc(event.time)
             topic, payload = topic_and_payload(event, self._topics, time=at, replay=attempt.replay)
-            properties = self._attributes.of(attempt, time=at) if self._dialer.protocol == "5" else None
+            properties = self._attributes.of(attempt, time=at) if self._dialer.manner.protocol == "5" else None
         except (msgspec.MsgspecError, *UNSENDABLE) as error:
-            _tell_soon(done, DeliveryRejected(f"the event {event.id} cannot be sent: {error}"))
+            rejected = DeliveryRejected(f"the event {event.id} cannot be sent: {error}")
+            asyncio.get_running_loop().call_soon(done, rejected)
             return
         connection.publish(Message(topic, payload, self._config.qos, properties=properties, event=event.id), done)
         if event.device_id is not None:
-            mirror.touch(event.device_id)
+            mirror.refresh((event.device_id,))
 
     def refresh_bridge(self) -> None:
         """The bridge's info or health may have changed."""
         if self._mirror is not None:
-            self._mirror.look_at_bridge()
+            self._mirror.refresh()
 
     def refresh_devices(self, ids: Collection[str] | None) -> None:
         """How these devices stand may have changed; None: all of them."""
         if self._mirror is not None:
-            self._mirror.touch_all(ids)
+            self._mirror.refresh(ids)
 
     async def run(self) -> None:
         """Keeps the connection until it is cancelled or closed, and then says goodbye to the broker."""
@@ -198,7 +181,7 @@ class MqttSink:
             connection = await self._dialer.dial(self._heard)
             since = clock()
             ending = connection if isinstance(connection, Ending) else await self._use(connection)
-            self._problem = ending.problem
+            self.problem = ending.problem
             if ending.kind == "given_up" or self._dialer.learn(ending):
                 continue
             lasted = 0.0 if isinstance(connection, Ending) else clock() - since
@@ -207,57 +190,7 @@ class MqttSink:
     async def _use(self, connection: Connection) -> Ending:
         """Uses the connection until its end."""
         self._device_list = DeviceList(largest_packet=connection.limits.packet_size, clock=self._clock)
-        mirror = self._mirror = self._new_mirror(connection)
-        watch = self._watch = self._new_watch(connection, mirror)
-        try:
-            listens = await self._listen_to_requests(connection)
-            if not connection.end.done():
-                self._outage.over(broker=self._dialer.broker, protocol=self._dialer.protocol)
-            async with asyncio.TaskGroup() as tasks:
-                working = [
-                    tasks.create_task(mirror.keep()),
-                    tasks.create_task(self._requests.serve(partial(self._respond, connection))),
-                    tasks.create_task(self._become_ready(connection, mirror)),
-                    tasks.create_task(self._compare(connection, mirror)),
-                    tasks.create_task(watch.keep()),
-                    tasks.create_task(self._listen_later(connection, listens=listens)),
-                ]
-                try:
-                    ended = await self._until_the_end_of(connection)
-                except asyncio.CancelledError:
-                    self._leave("the bridge leaves this broker")
-                    await self._say_goodbye(connection, mirror, working[0])
-                    raise
-                finally:
-                    for task in working:
-                        task.cancel()
-            if not ended:
-                return await self._begin_again(connection)
-            ending = connection.end.result()
-            self._leave(ending.problem)
-            return ending
-        finally:
-            self._leave(self._problem or "the connection has ended")
-            connection.release(self._problem or "the connection has ended")
-
-    async def _until_the_end_of(self, connection: Connection) -> bool:
-        """False where it lacks something, and the time has come to try again whether the broker takes it now."""
-        while not connection.end.done():
-            again_in = self._dialer.again_in()
-            if again_in == 0:
-                return False
-            await asyncio.wait((connection.end,), timeout=again_in and min(again_in, _AGAIN_LOOKED_AT_EVERY))
-        return True
-
-    async def _begin_again(self, connection: Connection) -> Ending:
-        self._leave("trying other connection settings")
-        self._dialer.begin_again()
-        await connection.while_it_lasts(connection.emptied(), within=_IN_FLIGHT_WITHIN)
-        await connection.disconnect(within=_GOODBYE_WITHIN)
-        return Ending("given_up", "trying other connection settings")
-
-    def _new_mirror(self, connection: Connection) -> Mirror:
-        return Mirror(
+        mirror = self._mirror = Mirror(
             self._state,
             self._ledger,
             self._topics,
@@ -268,25 +201,60 @@ class MqttSink:
             sleep=self._sleep,
             warn=self._warn_once,
         )
+        self._watch = Watch(self._topics, self._tree, connection, mirror, sleep=self._sleep, warn=self._warn_once)
+        try:
+            return await self._work(connection, mirror, self._watch)
+        finally:
+            self._leave(self.problem or "the connection has ended")
+            connection.release(self.problem or "the connection has ended")
 
-    def _new_watch(self, connection: Connection, mirror: Mirror) -> Watch:
-        return Watch(
-            self._topics,
-            self._tree,
-            connection,
-            mirror,
-            sleep=self._sleep,
-            warn=self._warn_once,
-            changed=self._warn_of_others,
-        )
-
-    async def _listen_to_requests(self, connection: Connection) -> bool:
+    async def _work(self, connection: Connection, mirror: Mirror, watch: Watch) -> Ending:
         if not connection.limits.retain:
             self._warn_once("mqtt.no_retained_messages", hint="the broker keeps no retained messages")
         listens = await self._dialer.listen(connection)
         if not listens:
             self._warn_once("mqtt.requests_refused", topic=self._topics.requests, then="tried again later")
-        return listens
+        if not connection.end.done():
+            self._outage.over(broker=self._dialer.broker, protocol=self._dialer.manner.protocol)
+        async with asyncio.TaskGroup() as tasks:
+            working = [
+                tasks.create_task(mirror.keep()),
+                tasks.create_task(self._requests.serve(connection.publish)),
+                tasks.create_task(self._become_ready(connection, mirror)),
+                tasks.create_task(self._compare(connection, mirror)),
+                tasks.create_task(watch.keep()),
+                tasks.create_task(self._listen_later(connection, listens=listens)),
+            ]
+            try:
+                ended = await self._until_the_end_of(connection)
+            except asyncio.CancelledError:
+                self._leave("the bridge leaves this broker")
+                await self._say_goodbye(connection, mirror, working[0])
+                raise
+            finally:
+                for task in working:
+                    task.cancel()
+        if not ended:
+            return await self._begin_again(connection)
+        ending = connection.end.result()
+        self._leave(ending.problem)
+        return ending
+
+    async def _until_the_end_of(self, connection: Connection) -> bool:
+        """False where it lacks something, and the time has come to try again whether the broker takes it now."""
+        while not connection.end.done():
+            again_in = self._dialer.again_in()
+            if again_in == 0:
+                return False
+            await asyncio.wait((connection.end,), timeout=again_in and min(again_in, _RETRY_CHECKED_EVERY))
+        return True
+
+    async def _begin_again(self, connection: Connection) -> Ending:
+        self._leave("trying other connection settings")
+        self._dialer.begin_again()
+        await connection.while_it_lasts(connection.emptied(), within=_IN_FLIGHT_WITHIN)
+        await connection.disconnect(within=_GOODBYE_WITHIN)
+        return Ending("given_up", "trying other connection settings")
 
     async def _listen_later(self, connection: Connection, *, listens: bool) -> None:
         attempts = 0
@@ -296,29 +264,24 @@ class MqttSink:
             listens = await self._dialer.listen(connection)
 
     def _again_in(self, attempts: int) -> float:
-        return backoff(attempts, jitter=self._jitter(), first=_AGAIN, longest=_AGAIN_AT_LAST)
+        return backoff(attempts, jitter=self._jitter(), first=_FIRST_RETRY, longest=_LAST_RETRY)
 
     async def _become_ready(self, connection: Connection, mirror: Mirror) -> None:
         await mirror.complete.wait()
         if not connection.end.done():
-            self._connection, self._problem = connection, None
+            self._connection, self.problem = connection, None
             self._ready.set()
 
     async def _compare(self, connection: Connection, mirror: Mirror) -> None:
         await mirror.settled.wait()
         lost = await self._tree.read(connection, mirror)
-        self._warn_of_others()
+        self._tree.warn_of_others()
         attempts = 0
         while lost or self._tree.is_unread:
             attempts += 1
             await self._sleep(self._again_in(attempts))
             await mirror.settle(again=lost)
             lost = await self._tree.read(connection, mirror)
-
-    def _warn_of_others(self) -> None:
-        others = self._kept.neighbours.described(self._topics.base)
-        if others is not None:
-            self._warn_once("mqtt.base_topic_shared", base_topic=self._topics.base, installations=others, hint=_SHARED)
 
     def _heard(self, message: MQTTMessage) -> None:
         try:
@@ -339,7 +302,7 @@ class MqttSink:
 
     def _leave(self, problem: str) -> None:
         self._connection = self._mirror = self._watch = None
-        self._problem = problem
+        self.problem = problem
         self._ready.clear()
 
     async def _say_goodbye(self, connection: Connection, mirror: Mirror, keeping: asyncio.Task[None]) -> None:
@@ -352,16 +315,5 @@ class MqttSink:
 
         # The bridge's own state goes first: the rest may be cut off. Without its PUBACK the last will has to say it.
         await connection.while_it_lasts(state_and_in_flight(), within=_IN_FLIGHT_WITHIN)
-        await connection.while_it_lasts(mirror.farewell(), within=_LAST_WORDS_WITHIN)
+        await connection.while_it_lasts(mirror.farewell(), within=_DEVICES_OFFLINE_WITHIN)
         await connection.disconnect(within=_GOODBYE_WITHIN, with_will=not mirror.is_offline)
-
-    def _respond(self, connection: Connection, response: Message) -> None:
-        connection.publish(response, partial(self._responded, response.topic))
-
-    def _responded(self, topic: str, error: SinkError | None) -> None:
-        if error is not None:
-            self._requests.not_delivered(topic, str(error))
-
-
-def _tell_soon(done: Done, error: SinkError) -> None:
-    asyncio.get_running_loop().call_soon(done, error)

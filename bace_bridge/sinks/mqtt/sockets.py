@@ -122,6 +122,7 @@ class WebSocket:
         self._head = bytearray()
         self._left = 0
         self._out = bytearray()
+        self.fileno, self.close, self.setblocking = sock.fileno, sock.close, sock.setblocking
         self._taken = 0
         """Bytes of the caller's data that the frame in `_out` stands for."""
 
@@ -146,21 +147,8 @@ class WebSocket:
         taken, self._taken = self._taken, 0
         return taken
 
-    @property
-    def sent_in_part(self) -> bool:
-        return bool(self._out)
-
     def pending(self) -> int:
         return self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    def setblocking(self, flag: bool) -> None:  # as a socket has it
-        self._sock.setblocking(flag)
-
-    def close(self) -> None:
-        self._sock.close()
 
     def _next_frame(self) -> int | None:
         """Reads a frame's head, and all of one that carries no data. None at the end of the connection."""
@@ -237,7 +225,9 @@ async def open_socket(config: MqttConfig) -> Socket:
         async with asyncio.timeout(CONNECT_WITHIN + 1):
             found = await asyncio.get_running_loop().getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)
             addresses = [address for *_, address in found]
-            return await in_thread(lambda: _opened(config, addresses), name="mqtt-connect", unwanted=_close)
+            return await in_thread(
+                lambda: _opened(config, addresses), name="mqtt-connect", unwanted=lambda opened: opened.close()
+            )
     except TlsFileProblem as error:
         raise Unreachable(f"mqtt.tls.{error.key}: {error}") from None
     except (OSError, ValueError, LookupError) as error:
@@ -298,7 +288,3 @@ def _connected(addresses: Sequence[tuple[Any, ...]]) -> socket.socket:
         except OSError as error:
             failure = error
     raise failure
-
-
-def _close(opened: Socket) -> None:
-    opened.close()

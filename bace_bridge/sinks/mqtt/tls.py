@@ -99,16 +99,13 @@ def _check_file(key: str, path: Path) -> None:
         raise TlsFileProblem(key, f"{path} is not a regular file")
     if found.st_size > _LARGEST:
         raise TlsFileProblem(key, f"{path} is larger than {format_size(_LARGEST)}")
-    if _BEHIND_A_MARK in _content(key, path):
-        problem = f"{path} has a byte order mark (BOM) before -----BEGIN, which OpenSSL does not find then"
-        raise TlsFileProblem(key, problem, "save it as UTF-8 without BOM")
-
-
-def _content(key: str, path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise TlsFileProblem(key, f"cannot read {path}: {error.strerror}") from None
+    if _BEHIND_A_MARK in content:
+        problem = f"{path} has a byte order mark (BOM) before -----BEGIN, which OpenSSL does not find then"
+        raise TlsFileProblem(key, problem, "save it as UTF-8 without BOM")
 
 
 def _show_certificate(context: ssl.SSLContext, cert_file: Path, key_file: Path | None) -> None:

@@ -14,8 +14,7 @@ from bace_bridge.redaction import Quote, quoted_as_it_is
 Kind = Literal["availability", "session", "latest"]
 """What a device's retained topic says."""
 
-_NOT_IN_A_LEVEL = re.compile(f"^\\$|[+#/%]|{UNSENDABLE.pattern}")
-_WITH_A_MEANING = {"bridge", ".", ".."}
+_NOT_IN_A_LEVEL = re.compile(f"^(?:bridge|\\.\\.?)\\Z|^\\$|[+#/%]|{UNSENDABLE.pattern}")
 _DATATYPE = re.compile(r"-?\d+")
 
 
@@ -86,13 +85,9 @@ def level(name: str) -> str:
 
     Different names are different levels. `bridge`, `.` and `..` are encoded as a whole.
     """
-    if name in _WITH_A_MEANING:
-        return "".join(f"%{ord(one):02X}" for one in name)
-    return _NOT_IN_A_LEVEL.sub(_percent_encoded, name)
-
-
-def _percent_encoded(found: re.Match[str]) -> str:
-    return "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogatepass"))
+    return _NOT_IN_A_LEVEL.sub(
+        lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogatepass")), name
+    )
 
 
 _EMPTY_OBJECT = b"{}"
@@ -175,7 +170,10 @@ class Neighbours:
 
     def heard_info(self, base: str, payload: bytes) -> None:
         """An empty one, and one without an installation, is no bridge's."""
-        named = self._named_as(_installation_in(payload))
+        try:
+            named = self._named_as(decoded(payload, _Info).installation or "")
+        except msgspec.DecodeError:
+            named = ""
         if not named:
             self._named.pop(base, None)
         else:
@@ -210,13 +208,6 @@ class Neighbours:
         return ", ".join(others[:_NAMED]) + more or None
 
 
-def _installation_in(payload: bytes) -> str:
-    try:
-        return decoded(payload, _Info).installation or ""
-    except msgspec.DecodeError:
-        return ""
-
-
 CLEARED = b""
 """An empty retained payload removes what the broker has kept for a topic."""
 
@@ -228,14 +219,13 @@ class Views(msgspec.Struct, frozen=True):
 
     `meant` is the payload that it shall have, None where there shall be none. `acknowledged` is the payload that the
     broker has confirmed on this connection, `noted` says that the topic is in the ledger, `shown` that the broker shows
-    it. `elsewhere`: another sink of this bridge means it. `shared`: another bridge uses the base topic, too.
+    it. `shared`: another bridge uses the base topic, too.
     """
 
     meant: bytes | None
     acknowledged: bytes | None = None
     noted: bool = False
     shown: bool = False
-    elsewhere: bool = False
     shared: bool = False
 
 
@@ -243,7 +233,7 @@ def decide(topic: Views) -> Action:
     """What brings the broker's view of a topic to what is meant, without touching what is not ours."""
     if topic.meant is not None:
         return "leave" if topic.acknowledged == topic.meant else "publish"
-    if topic.acknowledged == CLEARED or topic.elsewhere:
+    if topic.acknowledged == CLEARED:
         return "leave"
     if topic.acknowledged is not None:
         return "clear"

@@ -1,13 +1,14 @@
-"""Reads what the broker keeps below the base topic, bounded."""
+"""What the broker keeps, and others write, below the base topic: read within bounds, and set right where it is ours."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from paho.mqtt.client import MQTTMessage
 from structlog.typing import FilteringBoundLogger
 
 from bace_bridge.sinks.mqtt.connection import Connection
+from bace_bridge.sinks.mqtt.mirror import Mirror
 from bace_bridge.sinks.mqtt.picture import Picture
 from bace_bridge.sinks.mqtt.topics import Neighbours, Topics
 
@@ -21,16 +22,14 @@ _QUIET = 1.0
 
 _STEP = 0.1
 
+_OTHER_BRIDGE_HINT = (
+    "give each bridge its own base_topic; the other bridge's topics are not cleared. If the other no longer exists, "
+    "clear its retained bridge/info, or its bridge/guest"
+)
+
 _MOST_ENDINGS = 2
 _REST = 3600.0
 """Seconds without another attempt to subscribe, where so many of them ended the connection."""
-
-
-class _Mirror(Protocol):
-    picture: Picture
-
-    def look_at_bridge(self) -> None: ...
-    async def settle(self) -> None: ...
 
 
 class Tree:
@@ -44,16 +43,21 @@ class Tree:
         self,
         topics: Topics,
         neighbours: Neighbours,
-        log: FilteringBoundLogger,
         *,
         watched: Sequence[str],
         sleep: Callable[[float], Awaitable[None]],
+        log: FilteringBoundLogger,
+        warn: Callable[..., None],
     ) -> None:
         self.watched = watched
+        self._may_not_read = (
+            f"the broker does not allow reading {topics.base}/#, or sends no retained messages for wildcards"
+        )
         self._own = {*topics.of_every_bridge, topics.bridge_devices, *watched}
         self._topics = topics
         self._neighbours = neighbours
         self._log = log
+        self._warn = warn
         self._sleep = sleep
         self._endings = 0
         self._rests_until = 0.0
@@ -63,13 +67,16 @@ class Tree:
         self.is_unread = False
         """True where another attempt may show what the last one did not."""
 
-    async def read(self, connection: Connection, mirror: _Mirror) -> Collection[str]:
+    async def read(self, connection: Connection, mirror: Mirror) -> Collection[str]:
         """After everything that is meant was published, so that what is ours shows whether reading is allowed.
 
         Returns the topics that the broker has acknowledged and does not keep: with 3.1.1 it cannot say no.
         """
         picture, shown, problem = mirror.picture, _Shown(), None
-        readable = connection.limits.retain and self._may_subscribe()
+        now = asyncio.get_running_loop().time()
+        if self._endings >= _MOST_ENDINGS:
+            self._endings, self._rests_until = 0, now + _REST
+        readable = connection.limits.retain and now >= self._rests_until
         if readable:
             shown, problem = await self._read(connection, picture)
         elif connection.limits.retain:
@@ -80,7 +87,7 @@ class Tree:
         await mirror.settle()  # what has waited for this
         lost = set(shown.lost)
         if readable:
-            of_bridge = await self.look(connection, picture, self._own)
+            of_bridge = await self.check(connection, picture, self._own)
             if connection.end.done():
                 return ()
             lost |= of_bridge or set()
@@ -91,7 +98,7 @@ class Tree:
         self._say(problem, sorted(lost))
         return lost
 
-    async def look(self, connection: Connection, picture: Picture, topics: Collection[str]) -> set[str] | None:
+    async def check(self, connection: Connection, picture: Picture, topics: Collection[str]) -> set[str] | None:
         """Which of these topics of the bridge, `watched` among them, the broker does not keep as it has acknowledged.
 
         None where it shows none of them. A message that comes live does not say whether it is kept, hence this.
@@ -107,15 +114,15 @@ class Tree:
                 self._reading = None
             if not_watched := set(topics).difference(self.watched):
                 connection.unsubscribe(sorted(not_watched))
-        if not reading.shows_bridge:
+        if not reading.of_bridge:
             return None
         base, info = self._topics.base, self._topics.bridge_info
-        if not reading.shows(info):
+        if not reading.of_bridge.get(info):
             self._neighbours.heard_info(base, b"")
         ours = set(topics) - ({info} if self._neighbours.owner(base) is not None else set())
         return reading.lost_of(ours, shared=bool(self._neighbours.others(base)))
 
-    def heard(self, topic: str, message: MQTTMessage, mirror: _Mirror) -> None:
+    def heard(self, topic: str, message: MQTTMessage, mirror: Mirror) -> None:
         if self._reading is not None:
             self._reading.take(topic, message)
         if not message.retain:  # it may not be kept
@@ -123,21 +130,17 @@ class Tree:
         for base in (self._topics.base, *mirror.picture.bases):
             if topic == f"{base}/bridge/info":
                 self._neighbours.heard_info(base, bytes(message.payload))
-                mirror.look_at_bridge()
+                mirror.refresh()
             elif topic.startswith(guest := f"{base}/bridge/guest/"):
                 self._neighbours.heard_guest(base, topic.removeprefix(guest), bytes(message.payload))
-                mirror.look_at_bridge()
+                mirror.refresh()
 
-    @property
-    def _may_not_read(self) -> str:
-        return f"the broker does not allow reading {self._topics.base}/#, or sends no retained messages for wildcards"
-
-    def _may_subscribe(self) -> bool:
-        """False for a while after some connections have ended before the broker answered."""
-        now = asyncio.get_running_loop().time()
-        if self._endings >= _MOST_ENDINGS:
-            self._endings, self._rests_until = 0, now + _REST
-        return now >= self._rests_until
+    def warn_of_others(self) -> None:
+        """Where it may have become known that another bridge is there."""
+        if others := self._neighbours.described(self._topics.base):
+            self._warn(
+                "mqtt.base_topic_shared", base_topic=self._topics.base, installations=others, hint=_OTHER_BRIDGE_HINT
+            )
 
     async def _subscribed(self, connection: Connection, filters: Sequence[str], *, qos: int) -> bool | None:
         self._endings += 1
@@ -168,16 +171,16 @@ class Tree:
         return found, None if is_complete else "there is more than the bridge reads at a time"
 
     def _say(self, problem: str | None, lost: Sequence[str]) -> None:
-        told = None
+        said = None
         if problem is not None:
-            told = f"retained topics that this store does not know are not found at the broker: {problem}"
-            if told != self.problem:
-                self._log.warning("mqtt.tree_not_read", problem=told, hint="allow the bridge to read there")
+            said = f"retained topics that this store does not know are not found at the broker: {problem}"
+            if said != self.problem:
+                self._log.warning("mqtt.tree_not_read", problem=said, hint="allow the bridge to read there")
         elif lost:
-            told = f"the broker acknowledges {len(lost)} retained topics and does not keep them: {', '.join(lost[:3])}"
+            said = f"the broker acknowledges {len(lost)} retained topics and does not keep them: {', '.join(lost[:3])}"
             if self.problem is None:
-                self._log.warning("mqtt.state_not_kept", problem=told, then="tried again later")
-        self.problem = told
+                self._log.warning("mqtt.state_not_kept", problem=said, then="tried again later")
+        self.problem = said
 
 
 class _Shown(NamedTuple):
@@ -200,7 +203,8 @@ class _Reading:
         self._messages = self._bytes = 0
         self._last = 0.0
         self._kept: set[str] = set()
-        self._of_bridge: dict[str, bytes] = {}
+        self._acknowledged = picture.acknowledged.get
+        self.of_bridge: dict[str, bytes] = {}
         self.shows_devices = False
         self.unknown: set[str] = set()
 
@@ -216,12 +220,12 @@ class _Reading:
         self._messages += 1
         self._bytes += len(topic) + len(message.payload)
         if topic in self._own:
-            self._of_bridge[topic] = bytes(message.payload)
+            self.of_bridge[topic] = bytes(message.payload)
         elif topic in self._of_devices:
             # Some, such as RabbitMQ, keep messages and show none of them to a filter with wildcards.
             self.shows_devices = self.shows_devices or message.retain
             # What comes while it is read was accepted just now.
-            if not message.retain or message.payload == self._picture.acknowledged.get(topic):
+            if not message.retain or message.payload == self._acknowledged(topic):
                 self._kept.add(topic)
         elif message.retain and topic not in self._picture.noted and self._topics.kind(topic) is not None:
             self.unknown.add(topic)
@@ -229,13 +233,6 @@ class _Reading:
     @property
     def hides_devices(self) -> bool:
         return bool(self._of_devices) and not self.shows_devices
-
-    @property
-    def shows_bridge(self) -> bool:
-        return bool(self._of_bridge)
-
-    def shows(self, topic_of_bridge: str) -> bool:
-        return bool(self._of_bridge.get(topic_of_bridge))
 
     @property
     def lost_devices(self) -> set[str]:
@@ -248,11 +245,8 @@ class _Reading:
 
     def _is_kept(self, topic: str, *, shared: bool) -> bool:
         if shared and topic in self._topics.of_every_bridge:
-            return self.shows(topic)
-        return self._of_bridge.get(topic) in {self._acknowledged(topic), self._picture.meant(topic)}
-
-    def _acknowledged(self, topic: str) -> bytes | None:
-        return self._picture.acknowledged.get(topic)
+            return bool(self.of_bridge.get(topic))
+        return self.of_bridge.get(topic) in {self._acknowledged(topic), self._picture.meant.get(topic)}
 
     async def completed(self, sleep: Callable[[float], Awaitable[None]]) -> bool:
         """Returns when nothing comes any more; False where a bound ended it."""
@@ -262,3 +256,65 @@ class _Reading:
                 return True
             await sleep(_STEP)
         return False
+
+
+_RESTORED_EVERY = 10.0
+"""Seconds between two corrections of a topic: two bridges that correct each other would go on for ever."""
+
+
+class Watch:
+    """Sets right what others write where this bridge says who and how it is; one for each connection."""
+
+    def __init__(
+        self,
+        topics: Topics,
+        tree: Tree,
+        connection: Connection,
+        mirror: Mirror,
+        *,
+        sleep: Callable[[float], Awaitable[None]],
+        warn: Callable[..., None],
+    ) -> None:
+        self._topics = topics
+        self._tree = tree
+        self._connection = connection
+        self._mirror = mirror
+        self._sleep = sleep
+        self._warn = warn
+        self._written = {topic: asyncio.Event() for topic in tree.watched}
+
+    def heard(self, topic: str, message: MQTTMessage) -> None:
+        """What comes as retained was there when the bridge subscribed: `bridge/info` is judged by who reads it."""
+        meant, payload = self._mirror.picture.meant.get(topic), bytes(message.payload)
+        if topic not in self._written or payload == meant:
+            return
+        if topic == self._topics.bridge_state or (
+            not message.retain and (meant is not None or topic == self._topics.bridge_info)
+        ):
+            self._written[topic].set()
+
+    async def keep(self) -> None:
+        """Never returns."""
+        async with asyncio.TaskGroup() as tasks:
+            for topic, written in self._written.items():
+                tasks.create_task(self._keep(topic, written))
+
+    async def _keep(self, topic: str, written: asyncio.Event) -> None:
+        while True:
+            await written.wait()
+            written.clear()
+            wrong = await self._is_wrong(topic)
+            if wrong:
+                self._warn("mqtt.foreign_message", topic=topic, then="published again")
+            await self._mirror.settle(again=[topic] if wrong else [])
+            self._tree.warn_of_others()
+            await self._sleep(_RESTORED_EVERY)
+            if topic == self._topics.bridge_state:  # another bridge that leaves says the same of its devices, then
+                await self._mirror.settle(again=self._mirror.picture.online_devices)
+
+    async def _is_wrong(self, topic: str) -> bool:
+        """Subscribers have heard a wrong state, also where it is not kept; all else counts only as it is kept."""
+        if topic == self._topics.bridge_state:
+            return True
+        lost = await self._tree.check(self._connection, self._mirror.picture, self._tree.watched)
+        return lost is None or topic in lost

@@ -21,7 +21,7 @@ Done = Callable[[SinkError | None], None]
 _FIXED_HEADER = 5
 _TOPIC_LENGTH_AND_ID = 4
 _HIGHEST_QOS = 2
-_NO_WORD_IS_YES_AFTER = 1.0
+_TAKEN_IF_OPEN_AFTER = 1.0
 """Seconds that the connection must have outlived a retained message of QoS 0, which has no acknowledgement."""
 
 _LONGEST_SHOWN = 256
@@ -54,7 +54,7 @@ class Window:
         self._of_topics = of_topics
         self._closed_for_others = False
         self._limits = Limits()
-        self._as_wished = True
+        self._without_limits = True
         self._in_flight: dict[int, tuple[Message, Done]] = {}
         self._waiting: deque[tuple[Message, Done]] = deque()
         self._emptied: asyncio.Future[None] | None = None
@@ -66,7 +66,7 @@ class Window:
     def obey(self, limits: Limits) -> None:
         self._limits = limits
         self._room = min(self._size, limits.in_flight)
-        self._as_wished = limits.qos == _HIGHEST_QOS and limits.retain
+        self._without_limits = limits.qos == _HIGHEST_QOS and limits.retain
 
     def publish(self, message: Message, done: Done) -> None:
         if self._waiting or not self._takes(message):
@@ -77,7 +77,7 @@ class Window:
     def acknowledged(self, mid: int, reason: ReasonCode) -> None:
         message, _ = self._in_flight.get(mid, (None, None))
         if message is not None and message.retain and not message.qos:
-            self._loop.call_later(_NO_WORD_IS_YES_AFTER, self._settled, mid, reason)
+            self._loop.call_later(_TAKEN_IF_OPEN_AFTER, self._settled, mid, reason)
         else:
             self._settled(mid, reason)
 
@@ -139,7 +139,7 @@ class Window:
         return not self._closed_for_others and len(self._in_flight) < self._room
 
     def _hand_over(self, message: Message, done: Done) -> None:
-        if not self._as_wished:
+        if not self._without_limits:
             allowed = self._limits
             message = message._replace(qos=min(message.qos, allowed.qos), retain=message.retain and allowed.retain)
         try:
@@ -158,11 +158,8 @@ class Window:
             self._loop.call_soon(done, SinkUnavailable("the connection to the broker is lost"))
 
     def _reject(self, message: Message, done: Done, why: str) -> None:
-        self._loop.call_soon(done, DeliveryRejected(f"a message on {_shown(message.topic)} {why}"))
-
-
-def _shown(topic: str) -> str:
-    return made_sendable(topic[:_LONGEST_SHOWN])
+        topic = made_sendable(message.topic[:_LONGEST_SHOWN])
+        self._loop.call_soon(done, DeliveryRejected(f"a message on {topic} {why}"))
 
 
 def _packet_size(message: Message) -> int:
