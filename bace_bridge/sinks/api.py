@@ -19,15 +19,12 @@ class Receiver(Protocol):
     Where one event cannot be delivered, others of the same `where` (a topic) can probably not either.
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def window(self) -> int:
-        """Deliveries in flight at once."""
+    name: str
+    window: int
+    """Deliveries in flight at once."""
 
-    @property
-    def pipelined(self) -> bool:
-        """True only where the transport keeps the order of what is in flight."""
+    pipelined: bool
+    """True only where the transport keeps the order of what is in flight."""
 
     async def ready(self) -> None:
         """Returns when something can be sent."""
@@ -47,8 +44,8 @@ class Sink(Receiver, Protocol):
 class Broker(Protocol):
     """What a sink is beside deliveries where it keeps a connection and shows retained state on it."""
 
-    @property
-    def problem(self) -> str | None: ...
+    problem: str | None
+
     @property
     def state_problem(self) -> str | None: ...
     def refresh_devices(self, ids: Collection[str] | None) -> None: ...

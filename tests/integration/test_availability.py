@@ -30,7 +30,8 @@ CONFIG = Config(cloud=CloudConfig(access_token=SecretStr("a-token")), watch=Watc
 class Broker(ScriptedSink):
     """A sink that shows devices."""
 
-    problem = state_problem = None
+    problem: str | None = None
+    state_problem: str | None = None
 
     def __init__(self) -> None:
         super().__init__()

@@ -397,7 +397,7 @@ async def test_what_may_be_read_later_is_read_then(new_mosquitto: NewMosquitto, 
     with capture_logs() as logs, listening(mosquitto.port, username="reader") as listener:
         listener.publish("bace/ghost/session", b"{}", retain=True)
         async with connected(mosquitto.port, Home(bed()), protocol=protocol) as sink:
-            await eventually(lambda: "does not let the bridge read" in str(sink.state_problem))
+            await eventually(lambda: "does not allow reading" in str(sink.state_problem))
             acl.write_text("topic readwrite bace/#\nuser reader\ntopic readwrite #\n")
             mosquitto.reload()
             await eventually(lambda: listener.payloads("bace/ghost/session")[-1] == b"")

@@ -27,6 +27,8 @@ _NO_SUBSCRIBERS = 0x10
 def read_consent(client: Client) -> None:
     """A PUBACK that says anything else, or more, is left to paho, which has no public way to do less."""
     inside: Any = client
+    # paho builds a reason code and properties for each PUBACK, which is most of the work at thousands of them in a
+    # second. Nearly all of them are one of three: nothing (3.1.1, and 5 where all went well), success, no subscribers.
     decode = inside._handle_pubackcomp  # noqa: SLF001
     taken, unheard = (ReasonCode(PacketTypes.PUBACK, identifier=code) for code in (0, _NO_SUBSCRIBERS))
     consents = {b"": taken}
@@ -39,11 +41,13 @@ def read_consent(client: Client) -> None:
         mid = int.from_bytes(packet[:_REASON_AT], "big")
         if consent is None or len(packet) < _REASON_AT or mid not in inside._out_messages:  # noqa: SLF001
             return MQTTErrorCode(decode(command))
+        # Without paho's lock: only the event loop's thread uses the client.
         return MQTTErrorCode(inside._do_on_publish(mid, consent, None))  # noqa: SLF001
 
     inside._handle_pubackcomp = handle  # noqa: SLF001
 
 
+# Identifiers of properties: MQTT 5, table 2-4.
 _CONTENT_TYPE = b"\x03"
 _CORRELATION_DATA = b"\x09"
 _USER_PROPERTY = b"\x26"
@@ -109,6 +113,7 @@ class CloudEventAttributes:
 def _text(value: str) -> bytes:
     """Nothing that a cloud or a configuration holds may make the broker close the connection."""
     encoded = value.encode() if value.isascii() and value.isprintable() else made_sendable(value).encode()
+    # The length of a text has two bytes.
     encoded = encoded[:LONGEST]
     return len(encoded).to_bytes(2, "big") + encoded
 
@@ -154,6 +159,7 @@ def new_client(sock: Socket, config: MqttConfig, *, client_id: str, manner: Mann
     try:
         client = _configured(config, client_id=client_id, manner=manner, will=will)
         inside: Any = client
+        # paho opens sockets in connect(), which would block the event loop during DNS, TCP and TLS.
         inside._create_socket = lambda: BufferedSocket(sock)  # noqa: SLF001
         properties: Any = introduction(version, LARGEST_PACKET) if manner.protocol == "5" else None
         client.connect(config.host, config.port, round(config.keepalive), properties=properties)
@@ -168,11 +174,16 @@ def _configured(config: MqttConfig, *, client_id: str, manner: Manner, will: Wil
     client = Client(
         CallbackAPIVersion.VERSION2,
         client_id=client_id,
+        # The broker keeps no session: what was in flight comes again from the event log, and a request that had waited
+        # there would be answered long after it was made. With 5 paho wants None, and asks for a clean start by itself.
         clean_session=None if speaks_5 else True,
         protocol=MQTTProtocolVersion.MQTTv5 if speaks_5 else MQTTProtocolVersion.MQTTv311,
+        # Each connection has a client of its own; when there is another one is the sink's decision.
         reconnect_on_failure=False,
     )
     client.max_inflight_messages = 0  # no limit of paho's own, hence no scan of all messages on every PUBACK
+    # The will has the topic and payload that a clean stop publishes, and is retained like it. A broker that takes no
+    # QoS 2, or keeps nothing, may refuse a CONNECT whose will asks for that, hence the bounds.
     client.will_set(will.topic, will.payload, min(1, manner.qos), manner.retain)
     if config.username is not None:
         password = config.password.get_secret_value() if config.password is not None else None
@@ -196,20 +207,24 @@ def bound_what_is_read(client: Client, *, failed: Callable[[Exception], None]) -
     def receive_piece(size: int) -> bytes:
         """Called for each byte of a header: so it takes the place of paho's own, and is not around it."""
         packet, sock = inside._in_packet, inside._sock  # noqa: SLF001
+        # A header may claim 256 MiB, and paho collects a packet whole before it looks at it.
         if size > _PIECE or (size > 1 and packet["command"] >> 4 == PacketTypes.PUBLISH):
             _check(packet)
         if sock is None:
             raise ConnectionError
         try:
             data: bytes = sock.recv(min(size, _PIECE))
+        # TLS says in its own words that there is nothing yet; paho understands BlockingIOError alone.
         except ssl.SSLWantReadError:
             raise BlockingIOError from None
+        # TLS may have to write before it can read, as when keys are renewed.
         except ssl.SSLWantWriteError:
             inside._call_socket_register_write()  # noqa: SLF001
             raise BlockingIOError from None
         except BlockingIOError:
             raise
         except OSError as error:
+            # paho reports only that the connection is lost; why TLS failed would be forgotten.
             failed(error)
             raise
         return data
@@ -248,9 +263,11 @@ def _check(packet: Any) -> None:
     kind, qos, size = packet["command"] >> 4, packet["command"] >> 1 & 3, packet["remaining_length"]
     if kind != PacketTypes.PUBLISH and size > LARGEST_PACKET:
         raise BadPacket(f"a packet of {size} bytes")
+    # The bridge subscribes with QoS 1 at most. paho would keep a message of QoS 2 until PUBREL, which may never come.
     if kind == PacketTypes.PUBLISH and qos > 1:
         raise BadPacket("a message with a quality of service that was not asked for")
     if size > LARGEST_PACKET:
+        # The rest is read and dropped: without a PUBACK for it the broker would send nothing more, or send it again.
         del packet["packet"][_KEPT:]
 
 

@@ -21,6 +21,7 @@ def _topic(topic: str) -> str:
     problem = topic_problem(topic, more_levels=LEVELS_BELOW_BASE)
     if problem is None and (topic.startswith("/") or topic.endswith("/")):
         problem = "begins or ends with /"
+    # Allowed by MQTT; but brokers' access rules and people's filters seldom expect an empty level.
     if problem is None and "//" in topic:
         problem = "has an empty level (//)"
     if problem is None and topic != topic.strip():
@@ -47,6 +48,7 @@ def _protocol(value: object) -> object:
 
 
 def _keepalive(seconds: float) -> float:
+    # The keep-alive of CONNECT has two bytes.
     if not 1 <= seconds <= _LONGEST_KEEPALIVE:
         raise mistake("must be between 1s and 18h", "MQTT counts in whole seconds; 0 would turn it off")
     return seconds
@@ -169,6 +171,7 @@ class MqttConfig(SinkConfig):
     @classmethod
     def mistakes_between(cls, entries: Collection[Entry]) -> Iterator[Mistake]:
         for path, sink in entries:
+            # MQTT 3.1.1 forbids a password without a user name; 5 allows it, but the bridge falls back.
             if sink.get("password") is not None and sink.get("username") is None:
                 yield Mistake(f"{path}.username", "is missing, while a password is given")
             tls = sink.get("tls")

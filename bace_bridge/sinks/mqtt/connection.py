@@ -34,12 +34,15 @@ class Driver:
         self._failed = failed
         self._tick = tick
         self._fd = sock.fileno()
+        # paho's own threads are not used: callbacks would run in them, beside the event loop.
         self._buffered: Callable[[], int] = sock.pending
         self._driving = True
+        # paho calls it before it closes the socket, and asks for a writer only while something is left to be sent.
         client.on_socket_close = lambda *_: self._let_go()
         client.on_socket_register_write = self._on_wants_to_write
         client.on_socket_unregister_write = self._on_has_written
         self._loop.add_reader(self._fd, self._read)
+        # CONNECT was queued before these callbacks were there.
         if client.want_write():
             self._loop.add_writer(self._fd, self._write)
         self._timer = self._loop.call_later(_TICK, self._look_after)
@@ -71,6 +74,7 @@ class Driver:
     def _look_after(self) -> None:
         self._timer = self._loop.call_later(_TICK, self._look_after)
         try:
+            # Sends PINGREQ, and ends the connection where PINGRESP does not come. Nothing else in paho keeps time.
             self._client.loop_misc()
         except Exception as error:  # noqa: BLE001  # as above
             self._failed(error)
@@ -166,6 +170,7 @@ class Connection:
         """
         qos = min(qos, self._manner.qos)
         if self._speaks_5:
+            # Without retain-as-published a broker clears the retain flag of what it forwards as it is published.
             options = SubscribeOptions(qos=qos, retainAsPublished=keeps_retain)
             asked = self._client.subscribe([(one, options) for one in filters])
         else:
@@ -191,6 +196,7 @@ class Connection:
             return
         if with_will and not self._speaks_5:
             return  # the broker publishes it when the connection ends without a DISCONNECT
+        # A DISCONNECT of 3.1.1, or one with code 0, has the broker forget the will.
         code = ReasonCode(PacketTypes.DISCONNECT, identifier=_WITH_WILL) if with_will else None
         self._client.disconnect(reasoncode=code)
         await asyncio.wait((self.end,), timeout=within)
@@ -206,6 +212,7 @@ class Connection:
 
     async def _answered(self, asked: tuple[MQTTErrorCode, int | None], during: During) -> bool | None:
         """What SUBACK or UNSUBACK says; None where it does not come, or the connection ends."""
+        # paho gives no packet id where the socket is closed already.
         if asked[1] is None:
             return None
         answer = self._answers[asked[1]] = asyncio.get_running_loop().create_future()
@@ -239,6 +246,7 @@ class Connection:
         return guarded
 
     def _connack(self, _flags: ConnectFlags, reason: ReasonCode, properties: Properties) -> None:
+        # paho turns the return codes of 3.1.1 into reason codes of 5, so one table of codes is enough.
         if reason.is_failure:
             self._finish(refused(self._broker, reason.value, str(reason)))
         elif not self._accepted.done():
@@ -259,6 +267,7 @@ class Connection:
     def _suback(self, mid: int, reasons: list[ReasonCode], _properties: Properties) -> None:
         answer = self._answers.get(mid)
         if answer is not None and not answer.done():
+            # UNSUBACK of 3.1.1 holds no codes: an empty list is a yes.
             answer.set_result(not any(reason.is_failure for reason in reasons))
 
     def _socket_failed(self, error: Exception) -> None:
@@ -271,6 +280,8 @@ class Connection:
         self._finish(Ending("lost", f"the broker at {self._broker} sent {what}", during=self._during))
 
     def _check_acknowledgements(self, now: float) -> None:
+        # MQTT allows to send a message again only on another connection: one PUBACK that never comes would hold up its
+        # place in the window for as long as this one lasts.
         if self._window.oldest_waits_for(now) > _ACKNOWLEDGED_WITHIN:
             problem = f"the broker at {self._broker} does not acknowledge what it is sent"
             # Where it does acknowledge others it may be about what it leaves out.

@@ -86,6 +86,7 @@ class DeviceList:
 def _encoded(devices: Collection[KnownDevice], largest: int) -> tuple[bytes, int]:
     """The list, and how many do not fit: those with an active data session go first, then those seen last."""
     rows, room = [], largest - len(b"[]")
+    # Where the list is cut, the devices that matter now stay.
     for one in sorted(devices, key=lambda one: (one.active_session_id is None, -(one.last_seen_at or 0.0), one.id)):
         row = msgspec.json.encode(_row(one))
         room -= len(row) + len(b",")

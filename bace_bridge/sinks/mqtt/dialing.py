@@ -124,6 +124,8 @@ class Dialer:
         try:
             opened = await connection.accepted()
             if opened and self._course.probes:
+                # 3.1.1 does not announce what it allows: the will, published as the first message, shows it while
+                # nothing else can be lost with the connection. It is replaced as soon as the state is published.
                 probe = Message(self._topics.bridge_state, self._will.payload, manner.qos, retain=manner.retain)
                 opened = await connection.takes(probe, self._topics.requests)
             return connection if opened else connection.end.result()

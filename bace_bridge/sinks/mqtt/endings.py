@@ -11,6 +11,7 @@ from bace_bridge.retry import backoff
 FIRST_FAILURE = 0x80
 """In MQTT 5 all reason codes from here on are failures; 0x10 (no subscribers) is not one."""
 
+# Reason codes: MQTT 5, section 2.4. paho gives those of 3.1.1 in the same numbers.
 UNSPECIFIED = 0x80
 UNSUPPORTED_VERSION = 0x84
 NO_RETAIN = 0x9A
@@ -18,7 +19,9 @@ QOS_TOO_HIGH = 0x9B
 TAKEN_OVER = 0x8E
 _KEEP_ALIVE = 0x8D
 
+# Client id not valid, bad user name or password, not authorized, banned, bad authentication method.
 _LOGIN_REFUSALS = {0x85, 0x86, 0x87, 0x8A, 0x8C}
+# Not authorized, topic name invalid, packet too large, payload format invalid: the same again fares no better.
 _NEVER_TAKEN = {0x87, 0x90, 0x95, 0x99}
 _MAY_BE_ABOUT_A_SUBSCRIPTION = {0x8F, 0x97, 0x98, 0x9E, 0xA1, 0xA2}
 """Beside those below: a filter, a quota, an administrator's rule, and kinds of subscriptions that are not there."""
@@ -78,9 +81,11 @@ def ended(broker: str, code: int, reason: str, *, said_by_broker: bool, during: 
     if during == "connect":
         if socket_error:
             return not_reached(broker, socket_error)
+        # paho's own code where no PINGRESP, and here no CONNACK, came in time.
         if code == _KEEP_ALIVE and not said_by_broker:
             return mute(broker)
         return Ending("silent", f"the broker at {broker} closed the connection before CONNACK")
+    # paho's code for a socket that was cut, which says nothing.
     why = socket_error if code == UNSPECIFIED else reason.lower()
     return Ending("lost", f"the connection to the broker at {broker} was lost" + (why and f": {why}"), code, during)
 
@@ -162,7 +167,9 @@ class Outage:
 
 def _wait(kind: Kind, failures: int, jitter: float) -> float:
     if kind == "login_refused":
+        # Some brokers and firewalls ban an address after a few failed logins.
         return backoff(failures, jitter=jitter, first=_FIRST_FOR_LOGIN, longest=_LONGEST_FOR_LOGIN)
     if kind == "taken_over":
+        # Two clients with one id end each other's connections, as fast as they connect.
         return backoff(1, jitter=jitter, first=_LONGEST)
     return backoff(failures, jitter=jitter, first=1.0, longest=_LONGEST)

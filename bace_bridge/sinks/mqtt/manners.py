@@ -57,6 +57,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 def announced(connack_properties: object) -> Limits:
     """`connack_properties` is paho's `Properties`, which has an attribute only for what was announced."""
+    # What CONNACK leaves out is not limited (MQTT 5, section 3.2.2.3): 65,535 in flight, any size, QoS 2, retained.
     return Limits(
         in_flight=getattr(connack_properties, "ReceiveMaximum", 65535),
         packet_size=getattr(connack_properties, "MaximumPacketSize", None),
@@ -104,6 +105,7 @@ class Course(msgspec.Struct, frozen=True):
 def begin(protocol: Version, *, qos: int, requests: bool = True) -> Course:
     """`qos` is that of events; state goes out with 1 at least."""
     highest = max(1, qos)
+    # Retain goes before QoS: without it state is missing, without PUBACK an event may be lost unseen.
     older = tuple(Manner("3.1.1", one, retain) for one in range(highest, -1, -1) for retain in (True, False))
     ladder = older if protocol == "3.1.1" else (Manner("5", highest), *older)
     wanted = ladder if requests else tuple(replace(one, requests=False) for one in ladder)
@@ -124,6 +126,7 @@ def accepted(course: Course, *, now: float) -> tuple[Course, bool]:
 def ended(course: Course, ending: Ending, *, now: float) -> tuple[Course, bool]:
     """True: the next attempt is another one, and may be made at once."""
     rung = course.ladder[course.at]
+    # A 3.1.1 broker answers CONNECT of 5 with return code 1, if at all: the least costly way to learn it.
     if ending.kind == "version_refused" and rung.protocol == "5":
         return replace(course, ladder=tuple(one for one in course.ladder if one.protocol != "5"), at=0), True
     lesser = replace(
@@ -135,6 +138,8 @@ def ended(course: Course, ending: Ending, *, now: float) -> tuple[Course, bool]:
         return replace(course, ladder=(*course.ladder[: course.at], lesser, *course.ladder[course.at + 1 :])), True
     if may_be_about_a_subscription(ending):
         return _closed_on_subscribe(course, now)
+    # It has worked: a lost connection is an outage, and falling back would give up acknowledgements or retained state
+    # for a restart. Only after an hour without CONNACK may it be another broker, or another version of it.
     if rung == course.settled and ending.during != "connect":
         return replace(course, heard_at=now), False
     if rung == course.settled:

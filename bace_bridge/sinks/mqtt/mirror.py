@@ -75,6 +75,8 @@ class Mirror:
 
     async def keep(self) -> None:
         """Never returns. `complete` is set when the broker has all but what is suspected; `settled` after that."""
+        # Everything is published on each connection: a broker that keeps its messages in memory has lost them with a
+        # restart, and says so to nobody.
         self._kept.refusals.begin()
         while True:
             self._news.clear()
@@ -88,6 +90,7 @@ class Mirror:
             self.complete.set()
             if self.picture.is_whole:
                 self._kept.suspicion.completed()
+            # After `complete`, from which events flow: a topic that costs the connection does not hold them up.
             await self._publish_changes(alone=True)
             self._done_with = self._begun
             self.settled.set()
@@ -180,6 +183,7 @@ class Mirror:
     async def _send(self, topic: str, payload: bytes) -> None:
         await self._at_most(self._window - 1)
         self._unacknowledged += 1
+        # QoS 1 whatever the events' QoS is: without PUBACK a refused state would count as published.
         self._publish(Message(topic, payload, qos=1, retain=True), partial(self._done, topic, payload))
 
     def _done(self, topic: str, payload: bytes, error: SinkError | None) -> None:
@@ -197,11 +201,6 @@ class Mirror:
             await self._progress.wait()
 
     # --- the end
-
-    @property
-    def is_offline(self) -> bool:
-        """True when the broker has acknowledged that the bridge is."""
-        return self.picture.acknowledged.get(self._topics.bridge_state) == OFFLINE
 
     async def say_offline(self) -> None:
         """That of the bridge; `keep` must have been cancelled."""

@@ -33,7 +33,9 @@ class Picture:
         self._topics = topics
         self._kept = kept
         self._of_device: dict[str, Collection[str]] = {}
+        # A dict for its order: what changed first goes out first.
         self._undecided: dict[str, None] = {}
+        # In the ledger, but not acknowledged by any broker: there may be nothing to clear.
         self._untaken: set[str] = set()
         self._shown: Collection[str] | None = None
         self._ledger_is_compared = self._tree_is_compared = False
@@ -76,6 +78,7 @@ class Picture:
         self._mean(topics.bridge_health, health)
         if self._shown is None:  # whose the base topic is, is not known yet
             return
+        # Two bridges that both wrote bridge/info would overwrite each other's for ever: the second one is a guest.
         guest = topics.guest(self._kept.installation)
         if self._kept.neighbours.owner(topics.base) is None:
             self._mean(topics.bridge_info, info)

@@ -8,6 +8,7 @@ from structlog.typing import FilteringBoundLogger
 from bace_bridge.retry import backoff
 from bace_bridge.sinks.mqtt.topics import Kind
 
+# A PUBACK of 3.1.1 has no reason code: the only no is a closed connection, which has many other reasons.
 _LOSSES = 3
 """Connections in a row that are lost before anything is suspected: a restart or a bad network ends some, too."""
 
@@ -197,6 +198,7 @@ class Refusals:
         """A new connection: what the broker only said no to may be tried at once."""
         self._taken.clear()
         for refusal in self._topics.values():
+            # The access rules may have been changed, or the broker may be another one.
             if not refusal.closes:
                 refusal.due_at = 0.0
 

@@ -66,6 +66,7 @@ class Requests:
     def take(self, message: MQTTMessage) -> None:
         """Anybody who may publish calls this, as often as they like."""
         try:
+            # paho decodes the topic of a message only here, and raises for bytes that are not UTF-8.
             name = self._topics.request_name(message.topic)
         except UnicodeDecodeError:
             self._warn("mqtt.unreadable_topic_ignored", hint="a topic must be UTF-8")
@@ -73,6 +74,7 @@ class Requests:
         shown = self._shown(name)
         if topic_problem(self._topics.response(name)) is not None:
             self._warn("mqtt.unreadable_topic_ignored", request=shown, hint="there is no topic to send the response to")
+        # The broker would send it again on every connection, and a replay would be made each time.
         elif message.retain:
             self._warn("mqtt.retained_request_ignored", request=shown)
         elif self._asked.full() or not self._allowance.one_more():

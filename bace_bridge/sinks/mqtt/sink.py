@@ -164,6 +164,7 @@ class MqttSink:
         try:
             await self._keeping
         except asyncio.CancelledError:
+            # close() cancels the task inside, which is a good end. A cancellation of run itself has to go on.
             task = asyncio.current_task()
             if not self._closing or (task is not None and task.cancelling()):
                 raise
@@ -211,6 +212,7 @@ class MqttSink:
     async def _work(self, connection: Connection, mirror: Mirror, watch: Watch) -> Ending:
         if not connection.limits.retain:
             self._warn_once("mqtt.no_retained_messages", hint="the broker keeps no retained messages")
+        # Before anything is published: where the broker closes the connection on it, no event can be to blame.
         listens = await self._dialer.listen(connection)
         if not listens:
             self._warn_once("mqtt.requests_refused", topic=self._topics.requests, then="tried again later")
@@ -220,6 +222,7 @@ class MqttSink:
             working = [
                 tasks.create_task(mirror.keep()),
                 tasks.create_task(self._requests.serve(connection.publish)),
+                # Events wait for the retained state: who hears the first of them finds its device described.
                 tasks.create_task(self._become_ready(connection, mirror)),
                 tasks.create_task(self._compare(connection, mirror)),
                 tasks.create_task(watch.keep()),
@@ -252,6 +255,7 @@ class MqttSink:
     async def _begin_again(self, connection: Connection) -> Ending:
         self._leave("trying other connection settings")
         self._dialer.begin_again()
+        # What is acknowledged now need not come twice.
         await connection.while_it_lasts(connection.emptied(), within=_IN_FLIGHT_WITHIN)
         await connection.disconnect(within=_GOODBYE_WITHIN)
         return Ending("given_up", "trying other connection settings")
@@ -306,6 +310,7 @@ class MqttSink:
         self._ready.clear()
 
     async def _say_goodbye(self, connection: Connection, mirror: Mirror, keeping: asyncio.Task[None]) -> None:
+        # The mirror has stopped before, or it would publish `online` again.
         keeping.cancel()
         await asyncio.wait((keeping,))
 
@@ -316,4 +321,5 @@ class MqttSink:
         # The bridge's own state goes first: the rest may be cut off. Without its PUBACK the last will has to say it.
         await connection.while_it_lasts(state_and_in_flight(), within=_IN_FLIGHT_WITHIN)
         await connection.while_it_lasts(mirror.farewell(), within=_DEVICES_OFFLINE_WITHIN)
-        await connection.disconnect(within=_GOODBYE_WITHIN, with_will=not mirror.is_offline)
+        is_offline = mirror.picture.acknowledged.get(self._topics.bridge_state) == OFFLINE
+        await connection.disconnect(within=_GOODBYE_WITHIN, with_will=not is_offline)

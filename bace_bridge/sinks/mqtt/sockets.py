@@ -38,6 +38,7 @@ class BufferedSocket:
 
     def recv(self, size: int) -> bytes:
         """At most `size` bytes, none at the end; raises what the socket raises, BlockingIOError where it has none."""
+        # paho reads a packet's header byte by byte, each of which would be a system call.
         if self._at == len(self._read):
             self._read, self._at = self._sock.recv(_MOST), 0
         begin, self._at = self._at, min(self._at + size, len(self._read))
@@ -82,6 +83,7 @@ def upgraded(sock: socket.socket, *, host: str, port: int, path: str, within: fl
         f"Origin: {'https' if secure else 'http'}://{authority}",
         f"Sec-WebSocket-Key: {key}",
         "Sec-WebSocket-Version: 13",
+        # The name that MQTT's section on WebSocket demands; some brokers refuse an upgrade without it.
         "Sec-WebSocket-Protocol: mqtt",
     ]
     sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
@@ -132,6 +134,7 @@ class WebSocket:
             opcode = self._next_frame()
             if opcode is None or opcode == _CLOSE:
                 return b""
+        # Frames are no borders of packets: a packet may be in several, and a frame may hold several.
         data = self._sock.recv(min(most, self._left))
         self._left -= len(data)
         return data
@@ -155,6 +158,7 @@ class WebSocket:
         if not self._filled(2):
             return None
         opcode, length = self._head[0] & 0x0F, self._head[1] & 0x7F
+        # A server masks nothing (RFC 6455, 5.1), and control frames are short (5.5).
         if self._head[1] & _MASKED or opcode not in _KNOWN or (opcode >= _CLOSE and length > _LARGEST_IN_7_BITS):
             raise ConnectionAbortedError("the broker sent an invalid WebSocket frame")
         size = {_IN_TWO_BYTES: 2, _IN_EIGHT_BYTES: 8}.get(length, 0)
@@ -196,6 +200,7 @@ class WebSocket:
 
 def _frame(opcode: int, data: bytes) -> bytes:
     """A client's frames are masked."""
+    # Without it a proxy between could be made to take a payload for HTTP (RFC 6455, 10.3).
     mask, size = os.urandom(4), len(data)
     if size <= _LARGEST_IN_7_BITS:
         head = bytes([_FINAL | opcode, _MASKED | size])
@@ -268,6 +273,7 @@ def _opened(config: MqttConfig, addresses: Sequence[tuple[Any, ...]]) -> Socket:
     tls = tls_context(config.tls) if config.tls_enabled else None
     sock = _connected(addresses)
     try:
+        # paho writes one packet at a time; Nagle's algorithm would hold each back until the one before was received.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls is not None:
             sock = tls.wrap_socket(sock, server_hostname=config.host)

@@ -113,12 +113,14 @@ def _show_certificate(context: ssl.SSLContext, cert_file: Path, key_file: Path |
     _check_file("cert_file", cert_file)
     _check_file(key, path)
     try:
+        # load_cert_chain says the same, `PEM lib`, of a bad certificate and of a bad key.
         ssl.create_default_context(cafile=cert_file)
     except ssl.SSLError:
         raise TlsFileProblem("cert_file", f"{cert_file} holds no certificate in PEM") from None
     except (OSError, ValueError) as error:
         raise TlsFileProblem("cert_file", f"cannot read {cert_file}: {getattr(error, 'strerror', error)}") from None
     try:
+        # Without this function OpenSSL asks on the terminal, and a service waits for ever.
         context.load_cert_chain(cert_file, key_file, password=_refuse_to_ask)
     except _Encrypted:
         hint = "decrypt it with openssl pkey, and keep it readable by the service alone"

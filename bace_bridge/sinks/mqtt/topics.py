@@ -14,6 +14,7 @@ from bace_bridge.redaction import Quote, quoted_as_it_is
 Kind = Literal["availability", "session", "latest"]
 """What a device's retained topic says."""
 
+# MQTT: + and # are wildcards, / divides levels, $ at the beginning is the broker's own; % is what the others become.
 _NOT_IN_A_LEVEL = re.compile(f"^(?:bridge|\\.\\.?)\\Z|^\\$|[+#/%]|{UNSENDABLE.pattern}")
 _DATATYPE = re.compile(r"-?\d+")
 
@@ -115,6 +116,7 @@ class _DatapointsMessage(msgspec.Struct):
     datapoints: msgspec.Raw
 
 
+# Made once: each event goes through them.
 _encode = msgspec.json.Encoder().encode
 _decode_points = msgspec.json.Decoder(_PointsOfEvent).decode
 
@@ -193,6 +195,7 @@ class Neighbours:
 
     def owner(self, base: str) -> str | None:
         """The other installation that `bridge/info` names."""
+        # Without any bridge/info the base topic belongs to the bridge that comes first.
         named = self._named.get(base)
         return named if named != self._own else None
 

@@ -106,6 +106,8 @@ class Tree:
         async with self._one_at_a_time:
             reading = self._reading = _Reading(self._topics, picture, self._own)
             try:
+                # On every SUBSCRIBE the broker sends what it keeps, also where the topic is subscribed to already:
+                # 3.1.1 always, 5 with the retain handling 0 that paho asks for.
                 shown = await self._subscribed(connection, sorted(topics), qos=1)
                 if not shown:
                     return None
@@ -125,6 +127,7 @@ class Tree:
     def heard(self, topic: str, message: MQTTMessage, mirror: Mirror) -> None:
         if self._reading is not None:
             self._reading.take(topic, message)
+        # A broker sets retain on what it had kept when the subscription came, not on what is published later.
         if not message.retain:  # it may not be kept
             return
         for base in (self._topics.base, *mirror.picture.bases):
@@ -154,16 +157,19 @@ class Tree:
         once = [*self._topics.states_of_devices, self._topics.guests]
         for base in picture.bases:
             once += [f"{base}/bridge/info", f"{base}/bridge/guest/+"]
+        # A message does not say to which subscription it belongs.
         async with self._one_at_a_time:
             reading = self._reading = _Reading(self._topics, picture, self._own)
             try:
                 watched = await self._subscribed(connection, self.watched, qos=1)
+                # QoS 0: thousands of messages that are read once need no PUBACK each.
                 shown = await self._subscribed(connection, once, qos=0)
                 if watched is None or shown is None:
                     return _Shown(), "it does not answer when the bridge subscribes"
                 is_complete = await reading.completed(self._sleep)
             finally:
                 self._reading = None
+            # Else all that this bridge publishes there would come back to it.
             connection.unsubscribe(once)
         found = _Shown(reading.unknown, reading.lost_devices if is_complete else (), reading.shows_devices)
         if not (watched and shown) or reading.hides_devices:

@@ -18,6 +18,7 @@ from bace_bridge.sinks.mqtt.refusals import Suspicion, TopicSuspicion
 
 Done = Callable[[SinkError | None], None]
 
+# The type, and at most four bytes of length; two bytes for the length of the topic, two for the packet id.
 _FIXED_HEADER = 5
 _TOPIC_LENGTH_AND_ID = 4
 _HIGHEST_QOS = 2
@@ -65,6 +66,7 @@ class Window:
 
     def obey(self, limits: Limits) -> None:
         self._limits = limits
+        # More in flight than the Receive Maximum is an error on which a broker disconnects (0x93).
         self._room = min(self._size, limits.in_flight)
         self._without_limits = limits.qos == _HIGHEST_QOS and limits.retain
 
@@ -76,6 +78,7 @@ class Window:
 
     def acknowledged(self, mid: int, reason: ReasonCode) -> None:
         message, _ = self._in_flight.get(mid, (None, None))
+        # At QoS 0 paho calls on_publish when the bytes have left; the broker may close the connection on them yet.
         if message is not None and message.retain and not message.qos:
             self._loop.call_later(_TAKEN_IF_OPEN_AFTER, self._settled, mid, reason)
         else:
@@ -143,6 +146,7 @@ class Window:
             allowed = self._limits
             message = message._replace(qos=min(message.qos, allowed.qos), retain=message.retain and allowed.retain)
         try:
+            # The broker would close the connection on it, with all that is in flight.
             if self._limits.packet_size is not None and _packet_size(message) > self._limits.packet_size:
                 self._reject(message, done, "is larger than the broker accepts")
                 return
@@ -155,6 +159,7 @@ class Window:
             counts = self._suspicion.counts or self._of_topics.counts
             self._closed_for_others = counts and self._goes_alone(message)
         else:
+            # paho has queued it for a connection that this client never makes; the outbox sends it on the next one.
             self._loop.call_soon(done, SinkUnavailable("the connection to the broker is lost"))
 
     def _reject(self, message: Message, done: Done, why: str) -> None:
