@@ -15,6 +15,7 @@ from bace_bridge.sinks.mqtt.tls import TlsConfig
 
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 _LONGEST_KEEPALIVE = 65535
+_FIVE = 5  # as YAML reads what is written without quotes
 
 
 def _topic(topic: str) -> str:
@@ -43,10 +44,6 @@ def _password(password: SecretStr) -> SecretStr:
     return password
 
 
-def _protocol(value: object) -> object:
-    return "5" if value == 5 and not isinstance(value, bool) else value  # noqa: PLR2004  # YAML reads 5 as a number
-
-
 def _keepalive(seconds: float) -> float:
     # The keep-alive of CONNECT has two bytes.
     if not 1 <= seconds <= _LONGEST_KEEPALIVE:
@@ -58,7 +55,11 @@ Topic = Annotated[str, AfterValidator(_topic)]
 MqttText = Annotated[Text, AfterValidator(_mqtt_text)]
 Password = Annotated[Annotated[Secret, AfterValidator(_password)] | None, FromFile()]
 Version = Literal["5", "3.1.1"]
-Protocol = Annotated[Version, BeforeValidator(_protocol), WithJsonSchema({"enum": [5, "5", "3.1.1"]})]
+Protocol = Annotated[
+    Version,
+    BeforeValidator(lambda value: "5" if value == _FIVE else value),
+    WithJsonSchema({"enum": [5, "5", "3.1.1"]}),
+]
 
 
 class HomeAssistantConfig(Section):

@@ -88,19 +88,14 @@ def _encoded(devices: Collection[KnownDevice], largest: int) -> tuple[bytes, int
     rows, room = [], largest - len(b"[]")
     # Where the list is cut, the devices that matter now stay.
     for one in sorted(devices, key=lambda one: (one.active_session_id is None, -(one.last_seen_at or 0.0), one.id)):
-        row = msgspec.json.encode(_row(one))
+        seen = None if one.last_seen_at is None else iso_utc(one.last_seen_at)
+        label, active, last = map(_whole, (one.label, one.active_session_id, one.last_session_id))
+        row = msgspec.json.encode(_Row(_whole(one.id) or "", label, active, seen, last))
         room -= len(row) + len(b",")
         if room < 0:
             break
         rows.append(row)
     return b"[%b]" % b",".join(rows), len(devices) - len(rows)
-
-
-def _row(one: KnownDevice) -> _Row:
-    seen = None if one.last_seen_at is None else iso_utc(one.last_seen_at)
-    return _Row(
-        _whole(one.id) or "", _whole(one.label), _whole(one.active_session_id), seen, _whole(one.last_session_id)
-    )
 
 
 def _whole(text: str | None) -> str | None:

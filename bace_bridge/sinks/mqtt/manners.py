@@ -137,7 +137,9 @@ def ended(course: Course, ending: Ending, *, now: float) -> tuple[Course, bool]:
     if lesser != rung:
         return replace(course, ladder=(*course.ladder[: course.at], lesser, *course.ladder[course.at + 1 :])), True
     if may_be_about_a_subscription(ending):
-        return _closed_on_subscribe(course, now)
+        closed = course.closed_on_subscribe + 1
+        counted, gives_up = replace(course, closed_on_subscribe=closed), closed >= _CLOSED_ON_SUBSCRIBE
+        return replace(counted, requests=False, again_at=now + course.pause) if gives_up else counted, gives_up
     # It has worked: a lost connection is an outage, and falling back would give up acknowledgements or retained state
     # for a restart. Only after an hour without CONNACK may it be another broker, or another version of it.
     if rung == course.settled and ending.during != "connect":
@@ -180,11 +182,3 @@ def _next_rung(course: Course, ending: Ending) -> tuple[Course, bool]:
     everywhere = tried.closed_on_probe >= sum(one.protocol != "5" for one in course.ladder)
     probing = course.probing and not everywhere
     return replace(tried, ladder=course.wanted, at=0, worked=None, closed_on_probe=0, probing=probing), False
-
-
-def _closed_on_subscribe(course: Course, now: float) -> tuple[Course, bool]:
-    closed = course.closed_on_subscribe + 1
-    counted = replace(course, closed_on_subscribe=closed)
-    if closed < _CLOSED_ON_SUBSCRIBE:
-        return counted, False
-    return replace(counted, requests=False, again_at=now + course.pause), True

@@ -181,6 +181,7 @@ class Mirror:
             self._kept.to_forget.update(topics)
 
     async def _send(self, topic: str, payload: bytes) -> None:
+        # More would wait in the connection's queue, and every event behind it.
         await self._at_most(self._window - 1)
         self._unacknowledged += 1
         # QoS 1 whatever the events' QoS is: without PUBACK a refused state would count as published.

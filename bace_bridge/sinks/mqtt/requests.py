@@ -80,7 +80,12 @@ class Requests:
         elif self._asked.full() or not self._allowance.one_more():
             self._warn("mqtt.request_dropped", request=shown, waiting=_MOST_WAITING, a_minute=MOST_A_MINUTE)
         else:
-            self._asked.put_nowait(_request(name, message))
+            # One byte more than is taken shows that it is too large; the rest of it need not wait in memory.
+            payload = message.payload
+            payload = payload if isinstance(payload, Beginning) else bytes(payload[: LARGEST + 1])
+            response_topic = getattr(message.properties, "ResponseTopic", None)
+            correlated = getattr(message.properties, "CorrelationData", None)
+            self._asked.put_nowait(Request(name, payload, response_topic, correlated))
 
     async def serve(self, publish: Publish) -> None:
         while True:
@@ -191,16 +196,6 @@ def _asked(payload: bytes) -> tuple[dict[str, Any], msgspec.Raw | None]:
         return {}, None
     transaction = decoded(payload, _Echo).transaction
     return decoded(payload, dict[str, Any]), None if transaction is msgspec.UNSET else transaction
-
-
-def _request(name: str, message: MQTTMessage) -> Request:
-    payload = message.payload
-    return Request(
-        name,
-        payload if isinstance(payload, Beginning) else bytes(payload[: LARGEST + 1]),
-        getattr(message.properties, "ResponseTopic", None),
-        getattr(message.properties, "CorrelationData", None),
-    )
 
 
 def _error(problem: str, transaction: msgspec.Raw | None = None) -> bytes:

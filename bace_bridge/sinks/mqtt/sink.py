@@ -94,6 +94,7 @@ class MqttSink:
         self._dialer = Dialer(
             config,
             self._topics,
+            # The same on every connection: so a broker that has not noticed the end of the last one ends it now.
             client_id=client_id,
             version=version,
             will=OFFLINE,

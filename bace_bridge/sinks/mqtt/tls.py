@@ -54,6 +54,7 @@ def tls_context(tls: TlsConfig) -> ssl.SSLContext:
     """Raises TlsFileProblem for whatever is wrong with a file. It asks for no pass phrase, and waits for no pipe."""
     context = _trusting(tls.ca_file)
     if tls.insecure:
+        # First: ssl raises ValueError for CERT_NONE while host names are still checked.
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     if tls.cert_file is not None:

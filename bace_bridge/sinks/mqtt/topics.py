@@ -236,6 +236,7 @@ def decide(topic: Views) -> Action:
     """What brings the broker's view of a topic to what is meant, without touching what is not ours."""
     if topic.meant is not None:
         return "leave" if topic.acknowledged == topic.meant else "publish"
+    # Cleared on this connection already, whatever the ledger says.
     if topic.acknowledged == CLEARED:
         return "leave"
     if topic.acknowledged is not None:

@@ -309,7 +309,11 @@ class Watch:
         while True:
             await written.wait()
             written.clear()
-            wrong = await self._is_wrong(topic)
+            # Subscribers have heard a wrong state, also where it is not kept; all else counts only as it is kept.
+            wrong = topic == self._topics.bridge_state
+            if not wrong:
+                lost = await self._tree.check(self._connection, self._mirror.picture, self._tree.watched)
+                wrong = lost is None or topic in lost
             if wrong:
                 self._warn("mqtt.foreign_message", topic=topic, then="published again")
             await self._mirror.settle(again=[topic] if wrong else [])
@@ -317,10 +321,3 @@ class Watch:
             await self._sleep(_RESTORED_EVERY)
             if topic == self._topics.bridge_state:  # another bridge that leaves says the same of its devices, then
                 await self._mirror.settle(again=self._mirror.picture.online_devices)
-
-    async def _is_wrong(self, topic: str) -> bool:
-        """Subscribers have heard a wrong state, also where it is not kept; all else counts only as it is kept."""
-        if topic == self._topics.bridge_state:
-            return True
-        lost = await self._tree.check(self._connection, self._mirror.picture, self._tree.watched)
-        return lost is None or topic in lost
