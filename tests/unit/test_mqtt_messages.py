@@ -261,9 +261,9 @@ def outage() -> Outage:
 def test_an_outage_is_told_once_and_its_waits_double_up_to_a_minute() -> None:
     with capture_logs() as logs:
         away, gone = outage(), Ending("unreachable", "")
-        waits = [away.goes_on(gone, lasted=0, jitter=0) for _ in range(8)]
-        away.over()
-        away.goes_on(gone, lasted=100, jitter=0)
+        waits = [away.failed(gone, lasted=0, jitter=0) for _ in range(8)]
+        away.connected()
+        away.failed(gone, lasted=100, jitter=0)
 
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
     assert [log["event"] for log in logs] == ["mqtt.unreachable", "mqtt.connected", "mqtt.unreachable"]
@@ -273,7 +273,7 @@ def test_a_connection_that_held_starts_the_waits_anew_and_a_short_one_does_not()
     away = outage()
     lost = Ending("lost", "")
     with capture_logs() as logs:
-        assert [away.goes_on(lost, lasted=seconds, jitter=0) for seconds in (3, 3, 3, 100)] == [1, 2, 4, 1]
+        assert [away.failed(lost, lasted=seconds, jitter=0) for seconds in (3, 3, 3, 100)] == [1, 2, 4, 1]
 
     assert [log["event"] for log in logs] == ["mqtt.unreachable", "mqtt.connection_keeps_breaking"]
 
@@ -281,9 +281,9 @@ def test_a_connection_that_held_starts_the_waits_anew_and_a_short_one_does_not()
 def test_a_refused_login_and_a_taken_over_session_wait_long_and_say_what_to_do() -> None:
     with capture_logs() as logs:
         away = outage()
-        assert away.goes_on(Ending("login_refused", ""), lasted=0, jitter=0) == 30
-        assert away.goes_on(Ending("login_refused", ""), lasted=0, jitter=0) == 60
-        assert away.goes_on(Ending("taken_over", ""), lasted=0, jitter=0) == 60
+        assert away.failed(Ending("login_refused", ""), lasted=0, jitter=0) == 30
+        assert away.failed(Ending("login_refused", ""), lasted=0, jitter=0) == 60
+        assert away.failed(Ending("taken_over", ""), lasted=0, jitter=0) == 60
 
     assert [log["event"] for log in logs] == ["mqtt.login_refused", "mqtt.taken_over"]
     assert all(log["hint"] for log in logs)
@@ -293,8 +293,8 @@ def test_a_client_id_that_is_fought_over_is_told_once_until_there_was_peace() ->
     with capture_logs() as logs:
         away = outage()
         for lasted in (3, 60, 60, 60, 900):
-            assert away.goes_on(Ending("taken_over", ""), lasted=lasted, jitter=0) == 60
-            away.over()
+            assert away.failed(Ending("taken_over", ""), lasted=lasted, jitter=0) == 60
+            away.connected()
 
     told = [log["event"] for log in logs if log["log_level"] == "warning"]
     assert told == ["mqtt.taken_over", "mqtt.taken_over"]

@@ -8,7 +8,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from bace_bridge.events.state import DeviceState, LatestPoint
-from bace_bridge.sinks.mqtt.picture import Kept, Picture
+from bace_bridge.sinks.mqtt.picture import Memory, Picture
 from bace_bridge.sinks.mqtt.refusals import FIRST, FIRST_AFTER_CLOSING, LONGEST, Refusals, TopicSuspicion
 from bace_bridge.sinks.mqtt.topics import (
     CLEARED,
@@ -134,9 +134,9 @@ class Now:
         return self.seconds
 
 
-def kept(now: Now | None = None) -> Kept:
+def memory(now: Now | None = None) -> Memory:
     log = structlog.get_logger()
-    return Kept(
+    return Memory(
         "here",
         frozenset(),
         Refusals(log, clock=now or Now(), jitter=lambda: 0.0),
@@ -155,7 +155,7 @@ def published(picture: Picture, *, alone: bool = False) -> dict[str, bytes]:
     return changes
 
 
-def compared(one: Kept, *, ledger: Collection[str] = (), tree: Collection[str] = (), meant: str = "g1") -> Picture:
+def compared(one: Memory, *, ledger: Collection[str] = (), tree: Collection[str] = (), meant: str = "g1") -> Picture:
     """The picture after everything that is meant was published, and the broker was read."""
     picture = Picture(TOPICS, one)
     picture.read_ledger(ledger)
@@ -171,7 +171,7 @@ def compared(one: Kept, *, ledger: Collection[str] = (), tree: Collection[str] =
 
 def test_what_the_ledger_holds_and_is_not_meant_is_cleared_and_forgotten() -> None:
     ledger = {"bace/bridge/state", "bace/g1/session", "bace/g2/session", "old/bridge/state", "old/g1/session"}
-    picture = compared(kept(), ledger=ledger)
+    picture = compared(memory(), ledger=ledger)
 
     gone = {"bace/g2/session": CLEARED, "old/bridge/state": CLEARED, "old/g1/session": CLEARED}
     assert published(picture) == {"bace/bridge/info": b"info", "bace/bridge/devices": b"[]", **gone}
@@ -180,7 +180,7 @@ def test_what_the_ledger_holds_and_is_not_meant_is_cleared_and_forgotten() -> No
 
 
 def test_what_only_the_broker_knows_waits_until_the_view_of_the_cloud_is_current() -> None:
-    picture = Picture(TOPICS, kept())
+    picture = Picture(TOPICS, memory())
     picture.read_tree({"bace/g1/session", "bace/g2/session"})
     picture.mean_devices({}, asked=None)
     picture.compare(is_current=False)
@@ -192,7 +192,7 @@ def test_what_only_the_broker_knows_waits_until_the_view_of_the_cloud_is_current
 
 @pytest.mark.parametrize("sign", ["owner", "guest"])
 def test_where_another_bridge_is_nothing_of_it_is_touched(sign: str) -> None:
-    one = kept()
+    one = memory()
     if sign == "owner":
         one.neighbours.heard_info("bace", info('"there"'))
     else:
@@ -204,7 +204,7 @@ def test_where_another_bridge_is_nothing_of_it_is_touched(sign: str) -> None:
 
 
 def test_a_guest_becomes_the_owner_when_the_other_is_gone() -> None:
-    one = kept()
+    one = memory()
     one.neighbours.heard_info("bace", info('"there"'))
     picture = compared(one)
     assert published(picture) == {"bace/bridge/guest/here": b"info"}
@@ -218,7 +218,7 @@ def test_a_guest_becomes_the_owner_when_the_other_is_gone() -> None:
 
 
 def test_of_a_former_base_topic_that_another_bridge_uses_only_what_is_its_own_is_cleared() -> None:
-    one = kept()
+    one = memory()
     one.neighbours.heard_guest("old", "there", b"{}")
     ledger = {f"old/{rest}" for rest in ("bridge/state", "bridge/info", "bridge/guest/here", "g1/session")}
     picture = compared(one, ledger=ledger)
@@ -229,7 +229,7 @@ def test_of_a_former_base_topic_that_another_bridge_uses_only_what_is_its_own_is
 
 def test_a_topic_is_tried_again_after_a_refusal_and_is_no_problem_once_it_was_taken() -> None:
     now = Now()
-    one = kept(now=now)
+    one = memory(now=now)
     picture = Picture(TOPICS, one)
     picture.mean_devices({"g1": {"bace/g1/session": b"{}"}}, asked=None)
     for attempt in range(1, 12):
@@ -248,7 +248,7 @@ def test_a_topic_is_tried_again_after_a_refusal_and_is_no_problem_once_it_was_ta
 # --- the broker closes the connection on a topic
 
 
-def closing(one: Kept, picture: Picture, poison: str) -> list[str]:
+def closing(one: Memory, picture: Picture, poison: str) -> list[str]:
     """A connection to a broker that takes everything in order and closes on `poison`; what it was sent, in order."""
     one.refusals.begin()
     sent: list[str] = []
@@ -268,7 +268,7 @@ def closing(one: Kept, picture: Picture, poison: str) -> list[str]:
     return sent
 
 
-def connect(one: Kept, devices: dict[str, dict[str, bytes]]) -> Picture:
+def connect(one: Memory, devices: dict[str, dict[str, bytes]]) -> Picture:
     picture = Picture(TOPICS, one)
     picture.mean_devices(devices, asked=None)
     return picture
@@ -276,7 +276,7 @@ def connect(one: Kept, devices: dict[str, dict[str, bytes]]) -> Picture:
 
 def test_the_poison_topic_is_found_set_aside_and_holds_up_nothing_else() -> None:
     now = Now()
-    one = kept(now=now)
+    one = memory(now=now)
     devices = {f"g{n}": {f"bace/g{n}/latest/{dev}/1": b"x" for dev in ("a", "b")} for n in range(9)}
     devices["g4"]["bace/g4/latest/poison/1"] = b"x"
     everything = {topic for topics in devices.values() for topic in topics}
@@ -300,7 +300,7 @@ def test_the_poison_topic_is_found_set_aside_and_holds_up_nothing_else() -> None
 
 def test_a_kind_of_topic_that_the_broker_never_takes_is_set_aside_as_a_whole() -> None:
     now = Now()
-    one = kept(now=now)
+    one = memory(now=now)
     devices = {f"g{n}": {f"bace/g{n}/latest/a/1": b"x", f"bace/g{n}/session": b"s"} for n in range(50)}
     sessions = {f"bace/g{n}/session" for n in range(50)}
 
@@ -318,7 +318,7 @@ def test_a_kind_of_topic_that_the_broker_never_takes_is_set_aside_as_a_whole() -
 
 def test_while_a_kind_of_topic_is_set_aside_nothing_is_woken_in_vain() -> None:
     now = Now()
-    one = kept(now=now)
+    one = memory(now=now)
     devices = {f"g{n}": {f"bace/g{n}/latest/a/1": b"x"} for n in range(4)}
     waits: list[float | None] = []
     for _ in range(60):
@@ -331,7 +331,7 @@ def test_while_a_kind_of_topic_is_set_aside_nothing_is_woken_in_vain() -> None:
 
 
 def test_two_cuts_of_a_bad_network_cost_one_careful_connect_and_blame_nobody() -> None:
-    one = kept()
+    one = memory()
     for _ in range(2):
         assert not one.suspicion.blames(["a/b", "a/c"], alone=False)
     assert one.suspicion.sent_alone("a/b")
@@ -343,7 +343,7 @@ def test_two_cuts_of_a_bad_network_cost_one_careful_connect_and_blame_nobody() -
 
 
 def test_a_connection_on_which_all_was_acknowledged_ends_the_count() -> None:
-    one = kept()
+    one = memory()
     for _ in range(5):
         assert not one.suspicion.blames(["a/b"], alone=False)
         one.suspicion.completed()

@@ -24,25 +24,25 @@ _REASON_AT = 2
 _NO_SUBSCRIBERS = 0x10
 
 
-def read_consent(client: Client) -> None:
+def read_pubacks(client: Client) -> None:
     """A PUBACK that says anything else, or more, is left to paho, which has no public way to do less."""
     inside: Any = client
     # paho builds a reason code and properties for each PUBACK, which is most of the work at thousands of them in a
     # second. Nearly all of them are one of three: nothing (3.1.1, and 5 where all went well), success, no subscribers.
     decode = inside._handle_pubackcomp  # noqa: SLF001
     taken, unheard = (ReasonCode(PacketTypes.PUBACK, identifier=code) for code in (0, _NO_SUBSCRIBERS))
-    consents = {b"": taken}
+    accepting = {b"": taken}
     if client.protocol == MQTTProtocolVersion.MQTTv5:
-        consents |= {bytes([taken.value]): taken, bytes([unheard.value]): unheard}
+        accepting |= {bytes([taken.value]): taken, bytes([unheard.value]): unheard}
 
     def handle(command: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
         packet: bytes = inside._in_packet["packet"]  # noqa: SLF001
-        consent = consents.get(bytes(packet[_REASON_AT:])) if command == "PUBACK" else None
+        reason = accepting.get(bytes(packet[_REASON_AT:])) if command == "PUBACK" else None
         mid = int.from_bytes(packet[:_REASON_AT], "big")
-        if consent is None or len(packet) < _REASON_AT or mid not in inside._out_messages:  # noqa: SLF001
+        if reason is None or len(packet) < _REASON_AT or mid not in inside._out_messages:  # noqa: SLF001
             return MQTTErrorCode(decode(command))
         # Without paho's lock: only the event loop's thread uses the client.
-        return MQTTErrorCode(inside._do_on_publish(mid, consent, None))  # noqa: SLF001
+        return MQTTErrorCode(inside._do_on_publish(mid, reason, None))  # noqa: SLF001
 
     inside._handle_pubackcomp = handle  # noqa: SLF001
 
@@ -132,7 +132,7 @@ LARGEST_PACKET = 2**20
 UNSENDABLE = (OSError, ValueError, struct.error, ArithmeticError, TypeError)
 """What paho raises at a packet that cannot be made: texts without UTF-8, lengths that do not fit."""
 
-_KEPT = 72 * 2**10
+_BEGINNING = 72 * 2**10
 """Bytes: a topic of any length, and what is needed to acknowledge the message."""
 
 _PIECE = 64 * 2**10
@@ -188,9 +188,9 @@ def _configured(config: MqttConfig, *, client_id: str, manner: Manner, will: Wil
     if config.username is not None:
         password = config.password.get_secret_value() if config.password is not None else None
         client.username_pw_set(config.username, password)
-    read_consent(client)
+    read_pubacks(client)
     if config.qos == _EXACTLY_ONCE:
-        _heed_refusals(client)
+        _report_pubrec_errors(client)
     # Any callback here keeps paho from writing to the socket before the event loop drives it.
     client.on_socket_register_write = lambda *_: None
     return client
@@ -235,10 +235,10 @@ def bound_what_is_read(client: Client, *, failed: Callable[[Exception], None]) -
         handle(message)
 
     inside._sock_recv, inside._handle_on_message = receive_piece, handle_message  # noqa: SLF001
-    _take_any_properties(client)
+    _pass_over_bad_properties(client)
 
 
-def _take_any_properties(client: Client) -> None:
+def _pass_over_bad_properties(client: Client) -> None:
     """Brokers pass on properties that paho does not take, such as a text with U+FEFF: anybody may write them."""
     inside: Any = client
     decode, decode_size = inside._handle_publish, cast("Any", VariableByteIntegers.decode)  # noqa: SLF001
@@ -268,22 +268,22 @@ def _check(packet: Any) -> None:
         raise BadPacket("a message with a quality of service that was not asked for")
     if size > LARGEST_PACKET:
         # The rest is read and dropped: without a PUBACK for it the broker would send nothing more, or send it again.
-        del packet["packet"][_KEPT:]
+        del packet["packet"][_BEGINNING:]
 
 
-def _heed_refusals(client: Client) -> None:
+def _report_pubrec_errors(client: Client) -> None:
     """Ends a message that PUBREC refuses with `on_publish` and the reason code, as PUBACK does at QoS 1.
 
     paho has no public way to see that code; it would send PUBREL, and the broker would answer with success.
     """
     inside: Any = client
-    consent = inside._handle_pubrec  # noqa: SLF001
+    handle = inside._handle_pubrec  # noqa: SLF001
 
     def handle_pubrec() -> MQTTErrorCode:
         packet: bytes = inside._in_packet["packet"]  # noqa: SLF001
         mid = int.from_bytes(packet[:2], "big")
         if len(packet) <= _REASON_AT or packet[_REASON_AT] < FIRST_FAILURE or mid not in inside._out_messages:  # noqa: SLF001
-            return MQTTErrorCode(consent())
+            return MQTTErrorCode(handle())
         reason = ReasonCode(PacketTypes.PUBREC, identifier=packet[_REASON_AT])
         return MQTTErrorCode(inside._do_on_publish(mid, reason, None))  # noqa: SLF001
 

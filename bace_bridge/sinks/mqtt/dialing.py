@@ -66,8 +66,8 @@ class Dialer:
             connection = await self._open(on_message)
             if isinstance(connection, Ending):
                 return connection
-            self._course, kept = manners.accepted(self._course, now=self._clock())
-            if kept:
+            self._course, stays = manners.accepted(self._course, now=self._clock())
+            if stays:
                 (protocol, qos), manner = self._reported, self.manner
                 self._reported = (manner.protocol, manner.qos)
                 if manner.protocol < protocol:

@@ -136,7 +136,7 @@ class Outage:
         self._announced = ""
         self._takeover_warned = False
 
-    def over(self, **facts: object) -> None:
+    def connected(self, **facts: object) -> None:
         self._log.info("mqtt.connected", **facts)
         self._announced = ""
 
@@ -144,7 +144,7 @@ class Outage:
         """The connections were lost for a reason that waiting does not fix, and that will not end the next one."""
         self._failures = 0
 
-    def goes_on(self, ending: Ending, *, lasted: float, jitter: float) -> float:
+    def failed(self, ending: Ending, *, lasted: float, jitter: float) -> float:
         """Seconds to wait; `lasted` is how long the connection was of use, 0 if it never was."""
         if lasted >= _STABLE_AFTER:
             self._failures = self._short_connections = 0

@@ -7,7 +7,7 @@ from functools import partial
 from bace_bridge.errors import SinkError, SinkUnavailable, StoreError
 from bace_bridge.sinks.api import Ledger, StateSource
 from bace_bridge.sinks.mqtt.device_list import DeviceList
-from bace_bridge.sinks.mqtt.picture import OFFLINE, Kept, Picture
+from bace_bridge.sinks.mqtt.picture import OFFLINE, Memory, Picture
 from bace_bridge.sinks.mqtt.topics import CLEARED, Topics, device_topics
 from bace_bridge.sinks.mqtt.window import Done, Message
 
@@ -28,7 +28,7 @@ class Mirror:
         ledger: Ledger,
         topics: Topics,
         publish: Publish,
-        kept: Kept,
+        memory: Memory,
         device_list: DeviceList,
         *,
         window: int,
@@ -41,7 +41,7 @@ class Mirror:
         self._ledger = ledger
         self._topics = topics
         self._publish = publish
-        self._kept = kept
+        self._memory = memory
         self._device_list = device_list
         self._window = window
         self._sleep = sleep
@@ -53,7 +53,7 @@ class Mirror:
         self._news = asyncio.Event()
         self._unnoted: set[str] = set()
         self._ledger_is_read = self._devices_are_read = False
-        self.picture = Picture(topics, kept)
+        self.picture = Picture(topics, memory)
         self.complete = asyncio.Event()
         self.settled = asyncio.Event()
 
@@ -73,11 +73,11 @@ class Mirror:
             self.settled.clear()
             await self.settled.wait()
 
-    async def keep(self) -> None:
+    async def run(self) -> None:
         """Never returns. `complete` is set when the broker has all but what is suspected; `settled` after that."""
         # Everything is published on each connection: a broker that keeps its messages in memory has lost them with a
         # restart, and says so to nobody.
-        self._kept.refusals.begin()
+        self._memory.refusals.begin()
         while True:
             self._news.clear()
             self._begun += 1
@@ -89,7 +89,7 @@ class Mirror:
             await self._publish_changes(alone=False)
             self.complete.set()
             if self.picture.is_whole:
-                self._kept.suspicion.completed()
+                self._memory.suspicion.completed()
             # After `complete`, from which events flow: a topic that costs the connection does not hold them up.
             await self._publish_changes(alone=True)
             self._done_with = self._begun
@@ -115,7 +115,7 @@ class Mirror:
 
     async def _read_devices(self) -> bool:
         """False when the state could not be read; it is then read again later."""
-        asked = None if self._all_dirty else {one for one in self._dirty if self._kept.shows(one)}
+        asked = None if self._all_dirty else {one for one in self._dirty if self._memory.shows(one)}
         self._all_dirty, self._dirty = False, set()
         if asked is not None and not asked:
             return True
@@ -127,7 +127,7 @@ class Mirror:
             return False
         meant = {state.device_id: device_topics(state, self._topics) for state in states}
         self.picture.mean_devices(meant, asked=asked)
-        shown = {state.device_id: state for state in states if self._kept.shows(state.device_id)}
+        shown = {state.device_id: state for state in states if self._memory.shows(state.device_id)}
         self._device_list.note(shown, asked=asked)
         self._devices_are_read = True
         return True
@@ -178,7 +178,7 @@ class Mirror:
             await self._ledger.forget(topics)
         except StoreError as error:
             self._warn("mqtt.ledger_not_written", problem=str(error))
-            self._kept.to_forget.update(topics)
+            self._memory.to_forget.update(topics)
 
     async def _send(self, topic: str, payload: bytes) -> None:
         # More would wait in the connection's queue, and every event behind it.
@@ -204,11 +204,11 @@ class Mirror:
     # --- the end
 
     async def say_offline(self) -> None:
-        """That of the bridge; `keep` must have been cancelled."""
+        """That of the bridge; `run` must have been cancelled."""
         await self._send(self._topics.bridge_state, OFFLINE)
 
-    async def farewell(self) -> None:
-        """Says that no device's view is current any more; `keep` must have been cancelled."""
+    async def say_devices_offline(self) -> None:
+        """Says that no device's view is current any more; `run` must have been cancelled."""
         for topic in self.picture.online_devices:
             await self._send(topic, OFFLINE)
         await self._at_most(0)

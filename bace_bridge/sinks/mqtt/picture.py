@@ -9,8 +9,8 @@ from bace_bridge.sinks.mqtt.topics import CLEARED, Neighbours, Topics, Views, ba
 ONLINE, OFFLINE = b"online", b"offline"
 
 
-class Kept(NamedTuple):
-    """What a sink keeps over its connections. `installation` is the name of this one.
+class Memory(NamedTuple):
+    """What a sink remembers from connection to connection. `installation` is the name of this one.
 
     `groups` are the devices that it shows, all of them where it is empty. `to_forget` has to go out of the ledger.
     """
@@ -29,9 +29,9 @@ class Kept(NamedTuple):
 class Picture:
     """Does no I/O. `noted` is what the ledger holds once it was read."""
 
-    def __init__(self, topics: Topics, kept: Kept) -> None:
+    def __init__(self, topics: Topics, memory: Memory) -> None:
         self._topics = topics
-        self._kept = kept
+        self._memory = memory
         self._of_device: dict[str, Collection[str]] = {}
         # A dict for its order: what changed first goes out first.
         self._undecided: dict[str, None] = {}
@@ -51,7 +51,7 @@ class Picture:
 
     def next_in(self) -> float | None:
         """Seconds until something that is left may be tried; None where nothing is left."""
-        due_in = self._kept.refusals.due_in
+        due_in = self._memory.refusals.due_in
         return min((due_in(topic, self._topics.kind(topic)) for topic in self._undecided), default=None)
 
     @property
@@ -79,8 +79,8 @@ class Picture:
         if self._shown is None:  # whose the base topic is, is not known yet
             return
         # Two bridges that both wrote bridge/info would overwrite each other's for ever: the second one is a guest.
-        guest = topics.guest(self._kept.installation)
-        if self._kept.neighbours.owner(topics.base) is None:
+        guest = topics.guest(self._memory.installation)
+        if self._memory.neighbours.owner(topics.base) is None:
             self._mean(topics.bridge_info, info)
             self._mean(guest, None)
             if devices is not None:
@@ -94,7 +94,7 @@ class Picture:
         """The topics of each device; of all there are, where none were `asked` for."""
         for device in asked if asked is not None else dict.fromkeys((*meant, *self._of_device)):
             of_device = meant.get(device, {})
-            if self._kept.shows(device):
+            if self._memory.shows(device):
                 for topic in self._of_device.get(device, ()):
                     if topic not in of_device:
                         self._mean(topic, None)
@@ -111,7 +111,7 @@ class Picture:
             return
         if not self._ledger_is_compared:
             self._ledger_is_compared = True
-            self._undecided.update(dict.fromkeys(sorted(self.noted - self.meant.keys() - self._kept.to_forget)))
+            self._undecided.update(dict.fromkeys(sorted(self.noted - self.meant.keys() - self._memory.to_forget)))
         if not self._tree_is_compared and is_current:
             self._tree_is_compared = True
             self._undecided.update(dict.fromkeys(sorted(self._shown)))
@@ -120,17 +120,17 @@ class Picture:
 
     def changes(self, *, alone: bool) -> Iterator[tuple[str, bytes]]:
         """What is to be published now: what is sent `alone` because it is suspected, or everything else."""
-        kept = self._kept
+        memory = self._memory
         for topic in list(self._undecided):
-            if kept.suspicion.sent_alone(topic) != alone:
+            if memory.suspicion.sent_alone(topic) != alone:
                 continue
             action = decide(self._views(topic))
             if action == "leave":
                 del self._undecided[topic]
-                kept.refusals.drop(topic)
+                memory.refusals.drop(topic)
                 if topic not in self.meant and topic in self._untaken:
-                    kept.to_forget.add(topic)
-            elif kept.refusals.may_try(topic, self._topics.kind(topic)):
+                    memory.to_forget.add(topic)
+            elif memory.refusals.may_try(topic, self._topics.kind(topic)):
                 del self._undecided[topic]
                 yield topic, CLEARED if action == "clear" else self.meant[topic]
 
@@ -138,12 +138,12 @@ class Picture:
         """They go into the ledger before they are published."""
         self._untaken.update(set(topics) - self.noted)
         self.noted.update(topics)
-        self._kept.to_forget.difference_update(topics)
+        self._memory.to_forget.difference_update(topics)
 
     def forget(self) -> set[str]:
         """What goes out of the ledger now."""
-        topics = set(self._kept.to_forget)
-        self._kept.to_forget.clear()
+        topics = set(self._memory.to_forget)
+        self._memory.to_forget.clear()
         self.noted -= topics
         self._untaken -= topics
         return topics
@@ -153,15 +153,15 @@ class Picture:
         self.acknowledged[topic] = payload
         self._untaken.discard(topic)
         if payload == CLEARED:
-            self._kept.to_forget.add(topic)
-        return self._kept.refusals.taken(topic, self._topics.kind(topic))
+            self._memory.to_forget.add(topic)
+        return self._memory.refusals.taken(topic, self._topics.kind(topic))
 
     def refused(self, topic: str, problem: str) -> None:
         self._undecided[topic] = None
-        closes = self._kept.suspicion.is_blamed(topic)
-        self._kept.refusals.refused(topic, self._topics.kind(topic), problem, closes=closes)
+        closes = self._memory.suspicion.is_blamed(topic)
+        self._memory.refusals.refused(topic, self._topics.kind(topic), problem, closes=closes)
         if closes and topic in self._untaken:
-            self._kept.to_forget.add(topic)
+            self._memory.to_forget.add(topic)
 
     def again(self, topic: str) -> None:
         """It has to be published again, whatever was acknowledged."""
@@ -185,7 +185,7 @@ class Picture:
         self.acknowledged.pop(topic, None)
         self._undecided.pop(topic, None)
         if topic in self.noted:
-            self._kept.to_forget.add(topic)
+            self._memory.to_forget.add(topic)
 
     def _views(self, topic: str) -> Views:
         meant, acknowledged = self.meant.get(topic), self.acknowledged.get(topic)
@@ -201,8 +201,8 @@ class Picture:
 
     def _is_shared(self, topic: str) -> bool:
         base = base_of(topic, (self._topics.base, *self.bases))
-        if base is None or topic == f"{base}/bridge/guest/{self._kept.installation}":
+        if base is None or topic == f"{base}/bridge/guest/{self._memory.installation}":
             return False
         if topic == f"{base}/bridge/info":
-            return self._kept.neighbours.owner(base) is not None
-        return bool(self._kept.neighbours.others(base))
+            return self._memory.neighbours.owner(base) is not None
+        return bool(self._memory.neighbours.others(base))

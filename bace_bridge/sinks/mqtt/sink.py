@@ -23,7 +23,7 @@ from bace_bridge.sinks.mqtt.device_list import DeviceList
 from bace_bridge.sinks.mqtt.dialing import Dialer
 from bace_bridge.sinks.mqtt.endings import Ending, Outage
 from bace_bridge.sinks.mqtt.mirror import Mirror
-from bace_bridge.sinks.mqtt.picture import OFFLINE, Kept
+from bace_bridge.sinks.mqtt.picture import OFFLINE, Memory
 from bace_bridge.sinks.mqtt.refusals import Refusals, Suspicion, TopicSuspicion
 from bace_bridge.sinks.mqtt.requests import Requests
 from bace_bridge.sinks.mqtt.topics import Neighbours, Topics, topic_and_payload, topic_of
@@ -79,7 +79,7 @@ class MqttSink:
         self._attributes = CloudEventAttributes(source)
         self._requests = Requests(requests, self._topics, self._log, quote=quote, base_topics=base_topics, clock=clock)
         self._outage = Outage(self._log)
-        self._kept = Kept(
+        self._memory = Memory(
             installation,
             frozenset(config.groups),
             Refusals(self._log, clock=clock, jitter=jitter),
@@ -89,7 +89,7 @@ class MqttSink:
         )
         watched = (self._topics.bridge_state, self._topics.bridge_info, self._topics.guest(installation))
         self._tree = Tree(
-            self._topics, self._kept.neighbours, watched=watched, sleep=sleep, log=self._log, warn=self._warn_once
+            self._topics, self._memory.neighbours, watched=watched, sleep=sleep, log=self._log, warn=self._warn_once
         )
         self._dialer = Dialer(
             config,
@@ -99,7 +99,7 @@ class MqttSink:
             version=version,
             will=OFFLINE,
             suspicion=Suspicion(self._log, explained=self._outage.explained),
-            of_topics=self._kept.suspicion,
+            of_topics=self._memory.suspicion,
             clock=clock,
             log=self._log,
         )
@@ -117,9 +117,9 @@ class MqttSink:
     @property
     def state_problem(self) -> str | None:
         """What is wrong with the retained picture, while events can be sent."""
-        others = self._kept.neighbours.described(self._topics.base)
+        others = self._memory.neighbours.described(self._topics.base)
         shared = f"another bridge uses the base topic {self._topics.base}, too: {others}" if others else None
-        found = (self._kept.refusals.problem, shared, self._tree.problem, self._device_list.problem)
+        found = (self._memory.refusals.problem, shared, self._tree.problem, self._device_list.problem)
         return "; ".join(one for one in found if one is not None) or None
 
     async def ready(self) -> None:
@@ -187,7 +187,7 @@ class MqttSink:
             if ending.kind == "given_up" or self._dialer.learn(ending):
                 continue
             lasted = 0.0 if isinstance(connection, Ending) else clock() - since
-            await self._sleep(self._outage.goes_on(ending, lasted=lasted, jitter=self._jitter()))
+            await self._sleep(self._outage.failed(ending, lasted=lasted, jitter=self._jitter()))
 
     async def _use(self, connection: Connection) -> Ending:
         """Uses the connection until its end."""
@@ -197,7 +197,7 @@ class MqttSink:
             self._ledger,
             self._topics,
             connection.publish,
-            self._kept,
+            self._memory,
             self._device_list,
             window=self.window,
             sleep=self._sleep,
@@ -218,15 +218,15 @@ class MqttSink:
         if not listens:
             self._warn_once("mqtt.requests_refused", topic=self._topics.requests, then="tried again later")
         if not connection.end.done():
-            self._outage.over(broker=self._dialer.broker, protocol=self._dialer.manner.protocol)
+            self._outage.connected(broker=self._dialer.broker, protocol=self._dialer.manner.protocol)
         async with asyncio.TaskGroup() as tasks:
             working = [
-                tasks.create_task(mirror.keep()),
+                tasks.create_task(mirror.run()),
                 tasks.create_task(self._requests.serve(connection.publish)),
                 # Events wait for the retained state: who hears the first of them finds its device described.
                 tasks.create_task(self._become_ready(connection, mirror)),
                 tasks.create_task(self._compare(connection, mirror)),
-                tasks.create_task(watch.keep()),
+                tasks.create_task(watch.run()),
                 tasks.create_task(self._listen_later(connection, listens=listens)),
             ]
             try:
@@ -321,6 +321,6 @@ class MqttSink:
 
         # The bridge's own state goes first: the rest may be cut off. Without its PUBACK the last will has to say it.
         await connection.while_it_lasts(state_and_in_flight(), within=_IN_FLIGHT_WITHIN)
-        await connection.while_it_lasts(mirror.farewell(), within=_DEVICES_OFFLINE_WITHIN)
+        await connection.while_it_lasts(mirror.say_devices_offline(), within=_DEVICES_OFFLINE_WITHIN)
         is_offline = mirror.picture.acknowledged.get(self._topics.bridge_state) == OFFLINE
         await connection.disconnect(within=_GOODBYE_WITHIN, with_will=not is_offline)

@@ -208,7 +208,7 @@ class _Reading:
         self._loop = asyncio.get_running_loop()
         self._messages = self._bytes = 0
         self._last = 0.0
-        self._kept: set[str] = set()
+        self._came: set[str] = set()
         self._acknowledged = picture.acknowledged.get
         self.of_bridge: dict[str, bytes] = {}
         self.shows_devices = False
@@ -232,7 +232,7 @@ class _Reading:
             self.shows_devices = self.shows_devices or message.retain
             # What comes while it is read was accepted just now.
             if not message.retain or message.payload == self._acknowledged(topic):
-                self._kept.add(topic)
+                self._came.add(topic)
         elif message.retain and topic not in self._picture.noted and self._topics.kind(topic) is not None:
             self.unknown.add(topic)
 
@@ -243,7 +243,7 @@ class _Reading:
     @property
     def lost_devices(self) -> set[str]:
         """Only where they may be read."""
-        return {topic for topic in self._of_devices - self._kept if self.shows_devices and self._acknowledged(topic)}
+        return {topic for topic in self._of_devices - self._came if self.shows_devices and self._acknowledged(topic)}
 
     def lost_of(self, topics: Collection[str], *, shared: bool) -> set[str]:
         """Of the bridge's own topics. Where the base topic is `shared` another bridge writes to some of them, too."""
@@ -299,13 +299,13 @@ class Watch:
         ):
             self._written[topic].set()
 
-    async def keep(self) -> None:
+    async def run(self) -> None:
         """Never returns."""
         async with asyncio.TaskGroup() as tasks:
             for topic, written in self._written.items():
-                tasks.create_task(self._keep(topic, written))
+                tasks.create_task(self._correct(topic, written))
 
-    async def _keep(self, topic: str, written: asyncio.Event) -> None:
+    async def _correct(self, topic: str, written: asyncio.Event) -> None:
         while True:
             await written.wait()
             written.clear()
