@@ -66,7 +66,7 @@ class Requests:
     def take(self, message: MQTTMessage) -> None:
         """Anybody who may publish calls this, as often as they like."""
         try:
-            # paho decodes the topic of a message only here, and raises for bytes that are not UTF-8.
+            # paho decodes a topic whenever it is read, and raises for bytes that are not UTF-8.
             name = self._topics.request_name(message.topic)
         except UnicodeDecodeError:
             self._warn("mqtt.unreadable_topic_ignored", hint="a topic must be UTF-8")
