@@ -10,7 +10,7 @@ import structlog
 
 from bace_bridge.app.account import Account, AccountBuilder, AccountConfig, no_account
 from bace_bridge.app.outlets import OutletBuilder, OutletConfig, outlet_config
-from bace_bridge.app.reloads import Reloads
+from bace_bridge.app.running import Reloads
 from bace_bridge.app.running import Clocks, ClockWatch, Running, Signals, SteadyClock, bring_back, task_group
 from bace_bridge.app.service import Service, long_start
 from bace_bridge.app.storage import Devices, Storage, installation_name
@@ -20,7 +20,7 @@ from bace_bridge.delivery.outlet import Outlet
 from bace_bridge.polling.rules.fetches import SLOWEST_FETCH
 from bace_bridge.redaction import Redaction
 from bace_bridge.status.server import HealthServer
-from bace_bridge.status.standing import Check, Checks, Reasons, Status
+from bace_bridge.status.health import Check, Checks, Reasons, Status
 from bace_bridge.store.facts import Facts, Schedules
 from bace_bridge.store.sqlite import SqliteFile
 

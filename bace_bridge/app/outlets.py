@@ -19,7 +19,7 @@ from bace_bridge.events.types import Filter
 from bace_bridge.redaction import Redaction
 from bace_bridge.sinks.api import Answer
 from bace_bridge.sinks.kind import SinkConfig, SinkContext
-from bace_bridge.status.standing import StateForTopics, Status
+from bace_bridge.status.health import StateForTopics, Status
 
 Replay = Callable[..., Awaitable[int]]
 

@@ -13,7 +13,7 @@ import structlog
 
 from bace_bridge.app.running import Signals
 from bace_bridge.errors import StoreError, StoreUnusable
-from bace_bridge.pauses import pause_until
+from bace_bridge.waiting import pause_until
 
 EXTEND_EVERY = 10.0
 """Seconds between two requests for more time; a start that is as short as usual makes none."""

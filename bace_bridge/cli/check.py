@@ -11,7 +11,7 @@ import click
 
 from bace_bridge.cli.exits import config_option
 from bace_bridge.cli.stored import store_cautions
-from bace_bridge.config.cautions import warnings
+from bace_bridge.config.models import warnings
 from bace_bridge.config.json_schema import config_schema
 from bace_bridge.config.load import load
 from bace_bridge.config.models import Config, WatchConfig

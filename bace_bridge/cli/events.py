@@ -29,7 +29,7 @@ from bace_bridge.errors import StoreError, StoreOlder, StoreUnusable
 from bace_bridge.events import types
 from bace_bridge.events.types import EVENT_TYPES, LoggedEvent, matches
 from bace_bridge.formats import iso_utc
-from bace_bridge.pauses import pause_until
+from bace_bridge.waiting import pause_until
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.sqlite import SqliteFile
 

@@ -14,7 +14,8 @@ from typing import Literal
 import click
 import structlog
 
-from bace_bridge import logs, lookups
+from bace_bridge import logs
+from bace_bridge import waiting
 from bace_bridge.app.bridge import Bridge
 from bace_bridge.app.running import task_group
 from bace_bridge.app.service import notify, watchdog_interval
@@ -53,7 +54,7 @@ def run(config: Path, log_format: Format | None, log_level: str) -> None:
     """
     unblock_stderr()
     loaded = load(config, os.environ)
-    lookups.run(_serve(config, loaded, log_format, log_level))
+    waiting.run(_serve(config, loaded, log_format, log_level))
 
 
 class _Signals:
@@ -72,7 +73,7 @@ class _Signals:
     def install(self, path: Path) -> None:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
-        assert isinstance(loop, lookups.Loop)
+        assert isinstance(loop, waiting.Loop)
 
         def end() -> None:
             if self.ended:

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from bace_bridge.cli.exits import Duration
-from bace_bridge.pauses import pause_until
+from bace_bridge.waiting import pause_until
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.player import play
 from bace_bridge.simulator.quirks import Quirks, describe

@@ -5,7 +5,7 @@ from typing import Any, get_origin
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from bace_bridge.config.document import section_model
+from bace_bridge.config.files import section_model
 from bace_bridge.config.files import is_from_file
 from bace_bridge.config.models import FILE_MODEL
 from bace_bridge.config.values import StartFrom, format_duration, format_size, parse_duration, parse_size

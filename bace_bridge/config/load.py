@@ -7,19 +7,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from bace_bridge.config.document import (
-    Place,
-    as_written,
-    is_within,
-    model_at,
-    read_document,
-    section_model,
-    spell,
-    substitute,
-)
+from bace_bridge.config.document import read_document, substitute
+from bace_bridge.config.files import Place, as_written, is_within, model_at, section_model, spell
 from bace_bridge.config.files import inline_files, is_from_file
 from bace_bridge.config.models import FILE_MODEL, Config
-from bace_bridge.config.text import PIPE_PATIENCE
+from bace_bridge.config.files import PIPE_PATIENCE
 from bace_bridge.config.values import FormerNames, closest
 from bace_bridge.errors import ConfigError, Mistake
 from bace_bridge.sinks.kind import Entry

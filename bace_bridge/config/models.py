@@ -1,12 +1,10 @@
-"""The configuration as the rest of bace-bridge sees it. Durations are float seconds."""
+"""The configuration as the rest of bace-bridge sees it, and what is allowed in it but worth a second thought."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from types import GenericAlias
 from typing import Annotated, Any, Literal, TypeVar
-
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, create_model, field_validator
-
 from bace_bridge.config.sections import Section, cloud_url, listen_address, store_path, store_url
 from bace_bridge.config.values import (
     Duration,
@@ -23,6 +21,10 @@ from bace_bridge.config.values import (
 from bace_bridge.events.state import is_sendable
 from bace_bridge.sinks.kind import SinkConfig
 from bace_bridge.sinks.registry import KINDS
+import re
+from collections.abc import Iterator, Sequence
+from bace_bridge.config.sections import has_no_effect_yet, is_loopback, split_url
+
 
 LEAST_STORE = 16 * 2**20
 """Bytes: below this the WAL alone would fill it."""
@@ -188,3 +190,56 @@ _LISTS: dict[str, Any] = {
 
 FILE_MODEL = create_model("FileModel", __base__=Config, **_LISTS)
 """What may be in the file: the schema, the checks and the hints for every kind of sink come from it."""
+
+
+_GROUP_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+def warnings(config: Config, *, now: float) -> list[str]:
+    """One line each, with the path of what it is about; no secrets."""
+    found = [*_about_cloud(config), *_about_watch(config, now), *_about_http(config)]
+    for path, sink in config.located_sinks():
+        found += [f"{path}.{line}" for line in _about_sink(sink)]
+    if not config.sinks:
+        found.append(f"{', '.join(kind.section for kind in KINDS)}: there are no sinks, so no events will be delivered")
+    return found
+
+
+def _about_cloud(config: Config) -> Iterator[str]:
+    parts = split_url(config.cloud.url, ("https", "http"))
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        yield "cloud.url: the login goes over the network in the clear (use https://)"
+    if config.cloud.access_token is not None:
+        yield "cloud.access_token: is not renewed when it expires (the login with four keys is)"
+
+
+def _about_watch(config: Config, now: float) -> Iterator[str]:
+    start = config.watch.start_from
+    if start.kind == "since" and start.seconds > now:
+        yield "watch.start_from: is in the future: sessions that are over before it are never reported"
+
+
+def _about_http(config: Config) -> Iterator[str]:
+    if config.http.enabled and not is_loopback(config.http.host):
+        if config.http.token is None:
+            yield "http.listen: anyone who reaches this port sees whether the bridge is healthy (no names or reasons)"
+        else:
+            yield "http.token: goes over the network in the clear (put a proxy with TLS before http.listen)"
+
+
+def _about_sink(sink: SinkConfig) -> Iterator[str]:
+    yield from sink.warnings()
+    yield from _about_groups(sink.groups)
+    yield from _about_events(sink.events)
+
+
+def _about_groups(groups: Sequence[str]) -> Iterator[str]:
+    for index, one in enumerate(groups):
+        if not _GROUP_ID.fullmatch(one):
+            yield f"groups[{index}]: {one!r} is not an id_group: sinks take ids only (see bace-bridge devices)"
+
+
+def _about_events(globs: Sequence[str]) -> Iterator[str]:
+    for index, glob in enumerate(globs):
+        if has_no_effect_yet(glob):
+            yield f"events[{index}]: {glob!r} has no effect yet: this version sends no such events"

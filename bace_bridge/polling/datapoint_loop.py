@@ -9,7 +9,7 @@ from typing import Protocol
 import structlog
 
 from bace_bridge.errors import CloudError, StoreError, StoreUnusable
-from bace_bridge.pauses import pause_until
+from bace_bridge.waiting import pause_until
 from bace_bridge.polling.loops import LONGEST_REST, UNSTORED_PAUSE, Pause, pause_after
 from bace_bridge.polling.needs import PointJournal
 from bace_bridge.polling.points import PointEndpoint

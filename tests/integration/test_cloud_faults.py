@@ -40,7 +40,7 @@ from bace_bridge.polling.points import PointEndpoint
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules.session_list import FirstStart
 from bace_bridge.polling.session_lists import PollSettings
-from bace_bridge.status.standing import Check, Checks, Status
+from bace_bridge.status.health import Check, Checks, Status
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal

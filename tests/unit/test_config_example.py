@@ -10,8 +10,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bace_bridge.config.cautions import warnings
-from bace_bridge.config.document import section_model
+from bace_bridge.config.models import warnings
+from bace_bridge.config.files import section_model
 from bace_bridge.config.files import is_from_file
 from bace_bridge.config.json_schema import config_schema, default_as_written
 from bace_bridge.config.load import load

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJsonSchema
 
 from bace_bridge.config.sections import MaxInFlight, is_private, split_url, webhook_url
-from bace_bridge.config.text import filled_lines
+from bace_bridge.config.files import filled_lines
 from bace_bridge.config.values import Duration, FromFile, mistake
 from bace_bridge.formats import PER_CONNECTION, header_name_problem, header_value_problem
 from bace_bridge.sinks.api import Built

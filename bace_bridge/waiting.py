@@ -1,4 +1,4 @@
-"""Look-ups of host names: a name that does not resolve holds up neither other names nor the end of the process."""
+"""What asyncio lacks: pauses that a call ends, work in a thread of its own, name look-ups that hold up nothing."""
 
 import asyncio
 import socket
@@ -7,6 +7,20 @@ from concurrent.futures import Future
 from functools import partial
 from threading import Thread
 from typing import Any, TypeVar
+
+
+STORE_PAUSE = 2.0
+"""Seconds after which what the store could not do is tried again."""
+
+
+async def pause_until(called: asyncio.Event, seconds: float) -> None:
+    """Returns when called, or after so many seconds; a negative number of them is none."""
+    try:
+        async with asyncio.timeout(max(0.0, seconds)):
+            await called.wait()
+    except TimeoutError:
+        pass
+
 
 T = TypeVar("T")
 
