@@ -201,10 +201,6 @@ def configure(*, fmt: Format | None, level: str, secrets: Collection[str] = (), 
         logger_factory=lambda *_: Lines(),
         cache_logger_on_first_use=True,
     )
-    _forward_libraries()
-
-
-def _forward_libraries() -> None:
     root = logging.getLogger()
     for earlier in [one for one in root.handlers if isinstance(one, _Forwarding)]:
         root.removeHandler(earlier)

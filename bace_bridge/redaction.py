@@ -187,6 +187,7 @@ def _spans(level: _Level, known: _Known, *, cut_off: bool) -> Iterator[tuple[int
     cores = _contained(text, known.cores)
     if cores or known.short or cut_off:
         for run in _BASE64.finditer(text):
+            # Text within base64 begins at one of three offsets, and so does the end that was cut off.
             ends_there = cut_off and run.end() == len(text)
             if _contained(run[0], cores) or _means_a_secret(run[0], known, ends_there=ends_there):
                 yield at[run.start()], at[run.end()]
@@ -199,13 +200,10 @@ def _contained(text: str, secrets: Sequence[str]) -> Sequence[str]:
 def _starts(text: str, secret: str) -> Iterator[int]:
     start = text.find(secret)
     while start >= 0:
-        if len(secret) >= SHORTEST or _stands_alone(text, start, start + len(secret)):
+        end = start + len(secret)
+        if len(secret) >= SHORTEST or not (text[max(0, start - 1) : start].isalnum() or text[end : end + 1].isalnum()):
             yield start
         start = text.find(secret, start + 1)
-
-
-def _stands_alone(text: str, start: int, end: int) -> bool:
-    return not text[max(0, start - 1) : start].isalnum() and not text[end : end + 1].isalnum()
 
 
 def _means_a_secret(run: str, known: _Known, *, ends_there: bool) -> bool:

@@ -8,7 +8,6 @@ from functools import partial
 from threading import Thread
 from typing import Any, TypeVar
 
-
 STORE_PAUSE = 2.0
 """Seconds after which what the store could not do is tried again."""
 

@@ -27,6 +27,7 @@ from bace_bridge.polling.rules.session_list import FirstStart
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.session_lists import PollSettings
 from bace_bridge.redaction import Redaction
+from bace_bridge.status.health import Polling
 from bace_bridge.store.journal import Journal
 
 
@@ -51,7 +52,7 @@ class Account:
         interval: float,
         monotonic: Callable[[], float],
     ) -> None:
-        self.interval = interval
+        self._interval = interval
         self._http = http
         self._poll = poll
         self._sessions = sessions
@@ -103,22 +104,11 @@ class Account:
         """True while the last poll of the session list went well; a device's datapoints may be old all the same."""
         return self._cloud_problem is None and self._sessions.store_problem is None
 
-    @property
-    def strategy(self) -> str:
-        return self._poll.strategy
-
-    @property
-    def last_success_at(self) -> float | None:
-        return self._sessions.last_success_at
-
-    @property
-    def next_poll_at(self) -> float | None:
-        return self._sessions.next_poll_at
-
-    @property
-    def clock_ahead(self) -> float:
-        """Seconds that the cloud's clock is ahead of ours."""
-        return self._http.clock_ahead
+    def polling(self) -> Polling:
+        sessions = self._sessions
+        return Polling(
+            self._poll.strategy, self._interval, sessions.last_success_at, sessions.next_poll_at, self._http.clock_ahead
+        )
 
     @property
     def _cloud_problem(self) -> str | None:

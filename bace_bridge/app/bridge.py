@@ -10,8 +10,7 @@ import structlog
 
 from bace_bridge.app.account import Account, AccountBuilder, AccountConfig, no_account
 from bace_bridge.app.outlets import OutletBuilder, OutletConfig, outlet_config
-from bace_bridge.app.running import Reloads
-from bace_bridge.app.running import Clocks, ClockWatch, Running, Signals, SteadyClock, bring_back, task_group
+from bace_bridge.app.running import Clocks, ClockWatch, Reloads, Running, Signals, SteadyClock, bring_back, task_group
 from bace_bridge.app.service import Service, long_start
 from bace_bridge.app.storage import Devices, Storage, installation_name
 from bace_bridge.config.models import Config, HttpConfig
@@ -19,8 +18,8 @@ from bace_bridge.config.values import secrets_of
 from bace_bridge.delivery.outlet import Outlet
 from bace_bridge.polling.rules.fetches import SLOWEST_FETCH
 from bace_bridge.redaction import Redaction
-from bace_bridge.status.server import HealthServer
 from bace_bridge.status.health import Check, Checks, Reasons, Status
+from bace_bridge.status.server import HealthServer
 from bace_bridge.store.facts import Facts, Schedules
 from bace_bridge.store.sqlite import SqliteFile
 
@@ -106,7 +105,6 @@ class _Home:
         self.outlet_builder = OutletBuilder(
             store,
             status,
-            devices,
             installation,
             lambda: outlets.configs,
             accounts.each(Account.poll_now),
@@ -130,7 +128,8 @@ class _Home:
         """Starts what is new in the configuration and ends what left it. Raises ConfigError or StoreError."""
         self.redaction.learn(secrets_of(config))
         for http in await self.servers.keep([config.http] if config.http.enabled else []):
-            server = HealthServer(http, alive=self.status.alive, ready=self.status.ready, degraded=self.status.degraded)
+            checks = self.status.checks
+            server = HealthServer(http, alive=self.status.alive, ready=checks.ready, degraded=checks.degraded)
             await server.open()
             self.servers.start(http, server)
         self.store.adjust(config)

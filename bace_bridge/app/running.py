@@ -5,14 +5,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
 from typing import Concatenate, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
+
 import structlog
-from bace_bridge.errors import StoreError, StoreUnusable
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+
 from bace_bridge.config.models import Config
 from bace_bridge.errors import ConfigError, StoreError, StoreUnusable
 from bace_bridge.waiting import STORE_PAUSE
-
 
 P = ParamSpec("P")
 
@@ -244,20 +242,16 @@ class Reloads:
             try:
                 await _until_stored(become, config)
             except ConfigError as error:
-                await self._go_back(become)
+                # What cannot run any more either, such as a listener on an address that is gone, ends nothing else.
+                try:
+                    await _until_stored(become, self.config)
+                except ConfigError as again:
+                    mistakes = [str(one) for one in again.mistakes]
+                    log.warning("config.not_restored", mistakes=mistakes, then="everything else continues")
                 answer.set_exception(error)
             else:
                 self.config = config
                 answer.set_result(None)
-
-    async def _go_back(self, become: Become) -> None:
-        """What cannot run any more either, such as a listener on an address that is gone, ends nothing else."""
-        try:
-            await _until_stored(become, self.config)
-        except ConfigError as error:
-            log.warning(
-                "config.not_restored", mistakes=[str(one) for one in error.mistakes], then="everything else continues"
-            )
 
 
 async def _until_stored(become: Become, config: Config) -> None:

@@ -9,17 +9,15 @@ from typing import Any
 
 import click
 
-from bace_bridge.cli.exits import config_option
+from bace_bridge.cli.main import config_option
 from bace_bridge.cli.stored import store_cautions
-from bace_bridge.config.models import warnings
 from bace_bridge.config.json_schema import config_schema
 from bace_bridge.config.load import load
-from bace_bridge.config.models import Config, WatchConfig
+from bace_bridge.config.models import Config, WatchConfig, warnings
 from bace_bridge.config.values import format_duration
 from bace_bridge.errors import ConfigError
 from bace_bridge.formats import iso_utc
 from bace_bridge.polling.rules.event_schema import event_schema
-from bace_bridge.sinks.kind import SinkConfig
 
 
 @click.command()
@@ -66,7 +64,8 @@ def _plan(config: Config) -> Iterator[tuple[str, str]]:
     yield "watch", _watch(config.watch)
     yield "store", f"{config.store.path.absolute()}, delivered events kept for {retention}"
     for sink in config.sinks:
-        yield sink.kind, f"{sink.name}: {sink.describe()}, {_filter_of(sink)}"
+        events = "all events" if "*" in sink.events else ", ".join(sink.events)
+        yield sink.kind, f"{sink.name}: {sink.describe()}, {events}, {_devices(sink.groups)}"
     yield "http", f"health on {config.http.listen}" if config.http.enabled else "off"
 
 
@@ -83,11 +82,6 @@ def _watch(watch: WatchConfig) -> str:
         f"datapoints every {format_duration(watch.datapoint_interval)}; "
         f"a first start reports {reports[start.kind]}"
     )
-
-
-def _filter_of(sink: SinkConfig) -> str:
-    what = "all events" if "*" in sink.events else ", ".join(sink.events)
-    return f"{what}, {_devices(sink.groups)}"
 
 
 def _devices(groups: tuple[str, ...]) -> str:

@@ -13,9 +13,8 @@ import click
 import msgspec
 from msgspec.structs import replace
 
-from bace_bridge import logs
-from bace_bridge import waiting
-from bace_bridge.cli.exits import config_option
+from bace_bridge import logs, waiting
+from bace_bridge.cli.main import config_option
 from bace_bridge.cli.stored import ROOM_FOR_IDS, NoStoreYet, excerpt_of, local_time, printable, stored
 from bace_bridge.cloud.api import BaceCloud, csv_url
 from bace_bridge.config.load import Excerpt, load

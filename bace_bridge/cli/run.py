@@ -14,12 +14,11 @@ from typing import Literal
 import click
 import structlog
 
-from bace_bridge import logs
-from bace_bridge import waiting
+from bace_bridge import logs, waiting
 from bace_bridge.app.bridge import Bridge
 from bace_bridge.app.running import task_group
 from bace_bridge.app.service import notify, watchdog_interval
-from bace_bridge.cli.exits import config_option
+from bace_bridge.cli.main import config_option
 from bace_bridge.cli.streams import unblock_stderr
 from bace_bridge.config.load import load
 from bace_bridge.config.models import Config
@@ -71,6 +70,7 @@ class _Signals:
         self.ended = False
 
     def install(self, path: Path) -> None:
+        # The main task: that it is cancelled reaches everything, as all other tasks are in its groups.
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
         assert isinstance(loop, waiting.Loop)
@@ -113,6 +113,8 @@ class _Signals:
     @staticmethod
     def _listen(end: Callable[[], None], on_hangup: Callable[[], None]) -> None:
         """Not by `loop.add_signal_handler`: the loop gives the signals back when it closes, and the next one kills."""
+        # Python runs a handler between two instructions of the main thread, so even while the loop is busy, or waits
+        # for a thread: counting here, and not on the loop, makes a second SIGTERM end a process that hangs.
         loop, ends = asyncio.get_running_loop(), count(1)
 
         def received(number: int, _: object) -> None:
@@ -164,6 +166,7 @@ async def _serve_each(
         logs.configure(fmt=log_format, level=log_level, secrets=secrets_of(config))
         log.info("bridge.starting", version=version, cloud=config.cloud.url, store=str(config.store.path))
         bridge = Bridge(config, version=version, config_check=signals.config_check)
+        # Before READY a failure is the new configuration's; after it, the bridge did run and something else broke.
         started = asyncio.Event()
         tell = partial(_notify, signals=signals, started=started)
         try:
@@ -196,6 +199,7 @@ async def _reload_each(
     """Until a configuration comes that takes another bridge: then this one ends for it."""
     while bridge.may_become(config := await signals.reloads.get()):
         tell(_reloading())
+        # Until it is decided which of the two runs, the secrets of both are masked.
         secrets = secrets_of(config) | secrets_of(bridge.reloads.config)
         logs.configure(fmt=log_format, level=log_level, secrets=secrets)
         try:
@@ -218,4 +222,5 @@ def _notify(state: str, *, signals: _Signals, started: asyncio.Event) -> None:
 
 
 def _reloading() -> str:
+    # systemd's Type=notify-reload compares this time with its own, to know which reload has ended.
     return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"

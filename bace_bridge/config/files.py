@@ -6,16 +6,16 @@ import select
 import stat
 import time
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
-from pydantic import BaseModel
-from bace_bridge.config.values import format_size
-from dataclasses import dataclass, field
-from pydantic.fields import FieldInfo
-from bace_bridge.config.sections import Section
-from bace_bridge.config.values import FromFile
-from bace_bridge.errors import Mistake
 
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from bace_bridge.config.sections import Section
+from bace_bridge.config.values import FromFile, format_size
+from bace_bridge.errors import Mistake
 
 PIPE_PATIENCE = 5.0
 """Seconds in which the writer of a pipe must have written everything and left."""

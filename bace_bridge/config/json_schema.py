@@ -5,8 +5,7 @@ from typing import Any, get_origin
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from bace_bridge.config.files import section_model
-from bace_bridge.config.files import is_from_file
+from bace_bridge.config.files import is_from_file, section_model
 from bace_bridge.config.models import FILE_MODEL
 from bace_bridge.config.values import StartFrom, format_duration, format_size, parse_duration, parse_size
 
@@ -52,22 +51,18 @@ def _section_schema(model: type[BaseModel]) -> dict[str, Any]:
 def _field_schema(info: FieldInfo, generated: dict[str, Any]) -> dict[str, Any]:
     inner = section_model(info.annotation)
     if inner is None:
-        schema = _plain_schema(generated)
+        schema = {key: value for key, value in generated.items() if key != "title"}
+        if schema.get("type") in ("integer", "boolean"):  # or a variable: an editor sees `${PORT}`, which is text
+            limits = {key: schema.pop(key) for key in ("type", "enum", "minimum", "maximum") if key in schema}
+            schema["anyOf"] = [limits, {"type": "string", "pattern": _VARIABLE}]
         if not info.is_required():
             schema["default"] = default_as_written(info)
         return schema
     section = _section_schema(inner)
+    # Null beside the type: in YAML a section whose keys are all commented out is null.
     if info.annotation is inner:
         section["type"] = ["object", "null"]
         return {"description": info.description, **section}
     if get_origin(info.annotation) is dict:
         return {"description": info.description, "type": ["object", "null"], "additionalProperties": section}
     return {"description": info.description, "type": ["array", "null"], "items": section}
-
-
-def _plain_schema(generated: dict[str, Any]) -> dict[str, Any]:
-    schema = {key: value for key, value in generated.items() if key != "title"}
-    if schema.get("type") in ("integer", "boolean"):
-        limits = {key: schema.pop(key) for key in ("type", "enum", "minimum", "maximum") if key in schema}
-        schema["anyOf"] = [limits, {"type": "string", "pattern": _VARIABLE}]
-    return schema

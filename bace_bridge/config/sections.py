@@ -23,6 +23,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
+    # Before the fields: pydantic would take null for a value of a wrong type, and not for the default.
     @model_validator(mode="before")
     @classmethod
     def _empty_means_left_out(cls, given: Any) -> Any:
@@ -82,7 +83,7 @@ def _is_host(host: str) -> bool:
     try:
         if ":" in host:
             return bool(ip_address(host))
-        name = host.encode("idna").decode()
+        name = host.encode("idna").decode()  # as the system's resolver will ask for it; it refuses empty labels
     except ValueError:  # UnicodeError among them
         return False
     return len(name) <= _LONGEST_HOST and _HOST_NAME.fullmatch(name) is not None
@@ -142,6 +143,7 @@ def store_url(url: str) -> str:
         raise mistake("must name an SQLite file", hint)
     if re.search(r"[\x00-\x1f\x7f]", name):
         raise mistake("must name an SQLite file, without control characters", hint)
+    # In bytes, as the file system counts; what SQLite adds to the name (-wal, -shm) must fit as well.
     *folders, file = os.fsencode(name).split(b"/")
     if (
         len(file) > _LONGEST_NAME
@@ -162,7 +164,7 @@ def listen_address(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-        if not _is_ipv6(host):
+        if ":" not in host or not _is_host(host):
             raise mistake("must be host:port, with an IPv6 address in the brackets", "[::1]:8099")
     elif ":" in host:
         raise mistake("must be host:port, with an IPv6 host in brackets", "[::1]:8099")
@@ -175,16 +177,10 @@ def listen_address(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _is_ipv6(host: str) -> bool:
-    try:
-        return ip_address(host).version == 6  # noqa: PLR2004  # the version's name
-    except ValueError:
-        return False
-
-
 def _is_listened_on(host: str) -> bool:
     """Whether the resolver may find an address for it; `*` stands for all of them."""
     if re.fullmatch(r"[0-9.]+", host):
+        # The resolver takes 127.1 and 0 for addresses; idna would take 1.2.3.4.5 for a name, which nobody can have.
         try:
             socket.inet_aton(host)
         except OSError:
@@ -229,6 +225,7 @@ def _event_globs(globs: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _event_glob(glob: str) -> str:
+    # Of each entry by itself: so pydantic gives the mistake the path of the entry, such as events[1].
     if not any(matches(known, (glob,)) for known in (*EVENT_TYPES, *_TYPES_TO_COME)):
         close = closest(glob, (*EVENT_TYPES, "session.*", "cloud.*", "sink.*"))
         hint = f"did you mean {close}?" if close else f"known: {', '.join(EVENT_TYPES)}"

@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 from bace_bridge import logs
-from bace_bridge.cli.exits import explain
+from bace_bridge.cli.main import explain
 from bace_bridge.errors import BridgeError, ConfigError, Mistake, StoreLocked, StoreUnusable
 
 ROOT = Path(__file__).parents[2]

@@ -10,12 +10,10 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bace_bridge.config.models import warnings
-from bace_bridge.config.files import section_model
-from bace_bridge.config.files import is_from_file
+from bace_bridge.config.files import is_from_file, section_model
 from bace_bridge.config.json_schema import config_schema, default_as_written
 from bace_bridge.config.load import load
-from bace_bridge.config.models import FILE_MODEL, CloudConfig, Config
+from bace_bridge.config.models import FILE_MODEL, CloudConfig, Config, warnings
 from bace_bridge.events.types import EVENT_TYPES
 from bace_bridge.polling.rules.event_schema import event_schema
 

@@ -6,8 +6,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJsonSchema
 
-from bace_bridge.config.sections import MaxInFlight, is_private, split_url, webhook_url
 from bace_bridge.config.files import filled_lines
+from bace_bridge.config.sections import MaxInFlight, is_private, split_url, webhook_url
 from bace_bridge.config.values import Duration, FromFile, mistake
 from bace_bridge.formats import PER_CONNECTION, header_name_problem, header_value_problem
 from bace_bridge.sinks.api import Built
@@ -25,16 +25,19 @@ _MAKE_ONE_OR_NONE = f"{_MAKE_ONE}; or leave the key out: then nothing is signed"
 def _secrets(value: object) -> object:
     """One secret, a list of them, or several lines, as a file may hold while secrets are rotated."""
     if isinstance(value, str):
-        return tuple(filled_lines(value))
-    if isinstance(value, list | tuple):
-        return [one.strip() if isinstance(one, str) else one for one in value]
-    raise mistake("must be a secret, or a list of secrets", _MAKE_ONE_OR_NONE)
+        value = filled_lines(value)
+    if not isinstance(value, list | tuple):
+        raise mistake("must be a secret, or a list of secrets", _MAKE_ONE_OR_NONE)
+    if not value:
+        raise mistake("holds no secret", _MAKE_ONE_OR_NONE)
+    return [one.strip() if isinstance(one, str) else one for one in value]
 
 
 def _signing_secret(secret: SecretStr) -> SecretStr:
     text = secret.get_secret_value()
     if not text.strip():
         raise mistake("is empty", _MAKE_ONE_OR_NONE)
+    # `validate`: without it b64decode skips what is no base64, and a mistyped secret would sign with another key.
     try:
         key = base64.b64decode(text.removeprefix(_SECRET_PREFIX), validate=True)
     except (binascii.Error, ValueError):
@@ -42,12 +45,6 @@ def _signing_secret(secret: SecretStr) -> SecretStr:
     if not text.startswith(_SECRET_PREFIX) or len(key) not in _SECRET_BYTES:
         raise mistake("must be whsec_ followed by 24 to 64 bytes in base64", _MAKE_ONE)
     return secret
-
-
-def _some_secret(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-    if not secrets:
-        raise mistake("holds no secret", _MAKE_ONE_OR_NONE)
-    return secrets
 
 
 def _webhook_url(url: SecretStr) -> SecretStr:
@@ -90,7 +87,6 @@ HeaderValue = Annotated[SecretStr, AfterValidator(_header_value)]
 SigningSecrets = Annotated[
     tuple[Annotated[SecretStr, AfterValidator(_signing_secret)], ...],
     BeforeValidator(_secrets),
-    AfterValidator(_some_secret),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
 ]
 

@@ -39,6 +39,7 @@ class Exchange:
         A receiver may close a connection that is kept at any time. A request that meets this goes out again at once:
         it has the same id, and the next attempt would be no different.
         """
+        # One deadline for look-up, connection, TLS and answer together, the second attempt included.
         deadline = asyncio.get_running_loop().time() + self._timeout
         try:
             if kept := self._kept():
@@ -73,6 +74,7 @@ class Exchange:
         while self._idle:
             connection = self._idle.pop()
             connection.wake()
+            # The last one first: it is the least likely to be closed by the receiver in this moment.
             if connection.usable and self._steady() < connection.kept_until:
                 return connection
             connection.close()
@@ -89,7 +91,7 @@ class Exchange:
                     host,
                     self._origin.port or 0,
                     ssl=_verifying() if is_tls else None,
-                    server_hostname=host.rstrip(".") if is_tls else None,
+                    server_hostname=host.rstrip(".") if is_tls else None,  # no certificate has the dot of the root
                     ssl_handshake_timeout=self._timeout if is_tls else None,
                     happy_eyeballs_delay=NEXT_ADDRESS_AFTER,
                 )
