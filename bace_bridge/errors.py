@@ -3,6 +3,8 @@
 Foreign exceptions are translated at the edge that met them; the loops catch these and nothing else.
 """
 
+from dataclasses import dataclass
+
 
 class BridgeError(Exception):
     """Everything that bace-bridge raises on purpose."""
@@ -20,13 +22,13 @@ class ConfigError(BridgeError):
         self.mistakes = mistakes
 
 
+@dataclass(eq=False)
 class Mistake:
     """One mistake in the configuration: where it is, what is wrong, what to do."""
 
-    def __init__(self, path: str, problem: str, hint: str = "") -> None:
-        self.path = path
-        self.problem = problem
-        self.hint = hint
+    path: str
+    problem: str
+    hint: str = ""
 
     def __str__(self) -> str:
         place = f"{self.path}: " if self.path else ""

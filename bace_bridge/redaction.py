@@ -75,7 +75,15 @@ class Redaction:
         """`also` are more secrets, for this once; `cut_off`: the text may end within one."""
         more = tuple(also)
         known = _known((*self._secrets, *self._tokens, *more)) if more else self._known
-        return _masked(text, [span for level in _levels(text) for span in _spans(level, known, cut_off=cut_off)])
+        # Every level is searched, but it is the text as it came that is shown: only the secrets in it are replaced.
+        spans = sorted(span for level in _levels(text) for span in _spans(level, known, cut_off=cut_off))
+        pieces: list[str] = []
+        end = 0
+        for start, stop in spans:
+            if start >= end:  # else it overlaps the one before
+                pieces += (text[end:start], MASK)
+            end = max(end, stop)
+        return "".join([*pieces, text[end:]])
 
     def quoted(self, text: str, longest: int, *, also: Iterable[str] = ()) -> str:
         """The beginning of a text. Shortened first, it could end with half of a secret, which is not recognised."""
@@ -237,13 +245,3 @@ def _from_base64(run: str) -> Sequence[str]:
     parts = [digits[skipped:] for skipped in range(4)]
     whole = [part[: len(part) - 1] if len(part) % 4 == 1 else part for part in parts]
     return [base64.b64decode(part + "=" * (-len(part) % 4)).decode("latin-1") for part in whole]
-
-
-def _masked(text: str, spans: Iterable[tuple[int, int]]) -> str:
-    pieces: list[str] = []
-    end = 0
-    for start, stop in sorted(spans):
-        if start >= end:
-            pieces += (text[end:start], MASK)
-        end = max(end, stop)
-    return "".join([*pieces, text[end:]])

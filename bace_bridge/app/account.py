@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -115,11 +115,6 @@ class Account:
         if self._sessions.outage.failures:
             return self._sessions.outage.reason
         return None if self._sessions.last_success_at is not None else "not asked yet"
-
-
-def no_account(accounts: Iterable[Account]) -> dict[str, str | None]:
-    """The check of the cloud while no account runs, as in the middle of a reload."""
-    return {"cloud": None if any(accounts) else "not asked yet"}
 
 
 class AccountBuilder:

@@ -4,11 +4,10 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from functools import partial
 
 import structlog
 
-from bace_bridge.app.account import Account, AccountBuilder, AccountConfig, no_account
+from bace_bridge.app.account import Account, AccountBuilder, AccountConfig
 from bace_bridge.app.outlets import OutletBuilder, OutletConfig, outlet_config
 from bace_bridge.app.running import Clocks, ClockWatch, Reloads, Running, Signals, SteadyClock, bring_back, task_group
 from bace_bridge.app.service import Service, long_start
@@ -92,7 +91,11 @@ class _Home:
         self.store = store = Storage(file, config, signals, clock=clock)
         devices = Devices(store.standing, accounts, changed=signals.devices_changed)
         checks = Checks(
-            [Check(ready=partial(no_account, accounts)), Check(ready=store.upkeep.ready), Check(degraded=config_check)],
+            [
+                Check(ready=lambda: {"cloud": None if any(accounts) else "not asked yet"}),
+                Check(ready=store.upkeep.ready),
+                Check(degraded=config_check),
+            ],
             accounts,
             outlets,
         )

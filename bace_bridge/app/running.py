@@ -10,6 +10,7 @@ import structlog
 
 from bace_bridge.config.models import Config
 from bace_bridge.errors import ConfigError, StoreError, StoreUnusable
+from bace_bridge.store.facts import Schedules
 from bace_bridge.waiting import STORE_PAUSE
 
 P = ParamSpec("P")
@@ -126,10 +127,6 @@ class ClockWatch:
         log.warning("clock.stepped", seconds=round(seconds, 1), then="scheduled retries and polls move with it")
 
 
-class Schedules(Protocol):
-    async def bound(self, *, now: float, furthest: float) -> int: ...
-
-
 async def bring_back(schedules: Schedules, *, now: float, furthest: float) -> None:
     """At the start: the clock may have been set back while nothing ran. Raises StoreError."""
     if sessions := await schedules.bound(now=now, furthest=furthest):
@@ -154,10 +151,6 @@ class _One(NamedTuple, Generic[ConfigT, PartT]):
     part: PartT
     stop: asyncio.Event
     task: asyncio.Task[None]
-
-    async def end(self) -> None:
-        self.stop.set()
-        await asyncio.wait((self.task,))
 
 
 class Running(Generic[ConfigT, PartT]):
@@ -194,7 +187,12 @@ class Running(Generic[ConfigT, PartT]):
         Returns the wanted ones of which no part runs.
         """
         leaving = [one for one in self._running if one.config not in wanted or not one.part.usable]
-        await asyncio.gather(*(one.end() for one in leaving))
+        # All at once: each may take its seconds to deliver what is left. `wait` raises nothing of what a task raised;
+        # the group does, and ends everything.
+        for one in leaving:
+            one.stop.set()
+        if leaving:
+            await asyncio.wait([one.task for one in leaving])
         self._running = tuple(one for one in self._running if one not in leaving)
         return [config for config in wanted if config not in self.configs]
 

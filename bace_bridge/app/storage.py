@@ -37,13 +37,6 @@ def installation_name(config: Config) -> str:
     return hashlib.blake2b("\n".join(parts).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
 
 
-class Views(Protocol):
-    async def devices(self, ids: Collection[str] | None, *, available: bool) -> list[DeviceState]: ...
-    async def known_devices(self, ids: Collection[str] | None) -> list[KnownDevice]: ...
-    async def stale(self) -> frozenset[str]: ...
-    async def oldest_view(self) -> float: ...
-
-
 class Account(Protocol):
     @property
     def view_is_current(self) -> bool: ...
@@ -57,7 +50,7 @@ class Devices:
 
     def __init__(
         self,
-        views: Views,
+        views: Standing,
         accounts: Iterable[Account],
         *,
         changed: Callable[[Collection[str] | None], None],

@@ -48,7 +48,8 @@ def read_text(path: Path, *, most: int, patience: float | None = None) -> str:
         TextProblem: It is no such file, or not text.
     """
     try:
-        with open(path, "rb", opener=_without_waiting) as file:  # Path.open takes no opener
+        # Opening a pipe waits for its writer otherwise. Path.open takes no opener.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 content = file.read(most + 1)
             elif patience is not None:
@@ -71,11 +72,6 @@ def half_character(text: str) -> str | None:
     """The first one that UTF-8 has no bytes for; bytes that are not UTF-8 are such characters in the environment."""
     found = _HALF_CHARACTER.search(text)
     return found and found[0]
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Opening a pipe waits for its writer otherwise."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _written_to(pipe: int, most: int, patience: float) -> bytes:
@@ -173,11 +169,8 @@ def inline_files(section: Any, model: type[BaseModel], folder: Path) -> Inlined:
     return inlined
 
 
-def is_from_file(info: FieldInfo) -> bool:
-    return _from_file(info) is not None
-
-
-def _from_file(info: FieldInfo) -> FromFile | None:
+def file_key(info: FieldInfo) -> FromFile | None:
+    """Not None where the key has a sibling `<key>_file`."""
     return next((mark for mark in info.metadata if isinstance(mark, FromFile)), None)
 
 
@@ -186,7 +179,7 @@ def _inline(section: Any, model: type[BaseModel], folder: Path, place: Place, in
         return
     for key, info in model.model_fields.items():
         inner = section_model(info.annotation)
-        if from_file := _from_file(info):
+        if from_file := file_key(info):
             if f"{key}_file" in section:
                 _read_secret(section, key, folder, (*place, key), inlined, several=from_file.several)
         elif info.annotation is Path or Path in get_args(info.annotation):

@@ -5,7 +5,7 @@ from typing import Any, get_origin
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from bace_bridge.config.files import is_from_file, section_model
+from bace_bridge.config.files import file_key, section_model
 from bace_bridge.config.models import FILE_MODEL
 from bace_bridge.config.values import StartFrom, format_duration, format_size, parse_duration, parse_size
 
@@ -37,10 +37,10 @@ def _section_schema(model: type[BaseModel]) -> dict[str, Any]:
     either: list[dict[str, Any]] = []
     for key, info in model.model_fields.items():
         properties[key] = _field_schema(info, generated["properties"][key])
-        if is_from_file(info):
+        if file_key(info):
             about = f"The file that holds {key}, relative to this file's folder"
             properties[f"{key}_file"] = {"type": "string", "description": about}
-        if info.is_required() and is_from_file(info):
+        if info.is_required() and file_key(info):
             either.append({"oneOf": [{"required": [key]}, {"required": [f"{key}_file"]}]})
         elif info.is_required():
             required.append(key)

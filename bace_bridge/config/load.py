@@ -12,8 +12,8 @@ from bace_bridge.config.files import (
     PIPE_PATIENCE,
     Place,
     as_written,
+    file_key,
     inline_files,
-    is_from_file,
     is_within,
     model_at,
     section_model,
@@ -70,7 +70,7 @@ def in_words(error: ErrorDetails, model: type[BaseModel], raw: object) -> Mistak
 
 def _unknown_key(place: Place, section: type[BaseModel]) -> Mistake:
     known = [*section.model_fields]
-    known += [f"{key}_file" for key, info in section.model_fields.items() if is_from_file(info)]
+    known += [f"{key}_file" for key, info in section.model_fields.items() if file_key(info)]
     now_called = {
         former: key
         for key, info in section.model_fields.items()

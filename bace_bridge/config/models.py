@@ -9,13 +9,12 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, create_model, field_validator
 
 from bace_bridge.config.sections import (
+    SQLITE,
     Section,
     cloud_url,
-    has_no_effect_yet,
     is_loopback,
     listen_address,
     split_url,
-    store_path,
     store_url,
 )
 from bace_bridge.config.values import (
@@ -31,6 +30,7 @@ from bace_bridge.config.values import (
     mistake,
 )
 from bace_bridge.events.state import is_sendable
+from bace_bridge.events.types import EVENT_TYPES, matches
 from bace_bridge.sinks.kind import SinkConfig
 from bace_bridge.sinks.registry import KINDS
 
@@ -109,7 +109,7 @@ class StoreConfig(Section):
     @property
     def path(self) -> Path:
         """The database file; a relative path is relative to the working directory."""
-        return store_path(self.url)
+        return Path(self.url.removeprefix(SQLITE))
 
 
 class HttpConfig(Section):
@@ -234,5 +234,5 @@ def _about_sink(sink: SinkConfig) -> Iterator[str]:
         if not _GROUP_ID.fullmatch(one):
             yield f"groups[{index}]: {one!r} is not an id_group: sinks take ids only (see bace-bridge devices)"
     for index, glob in enumerate(sink.events):
-        if has_no_effect_yet(glob):
+        if not any(matches(known, (glob,)) for known in EVENT_TYPES):
             yield f"events[{index}]: {glob!r} has no effect yet: this version sends no such events"

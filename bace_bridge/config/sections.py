@@ -5,9 +5,8 @@ import re
 import socket
 from collections.abc import Collection, Iterator
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 from yarl import URL
@@ -15,7 +14,7 @@ from yarl import URL
 from bace_bridge.config.values import FormerNames, WholeNumber, closest, mistake
 from bace_bridge.errors import Mistake
 from bace_bridge.events.types import EVENT_TYPES, matches
-from bace_bridge.formats import request_target, target_problem, text_problem
+from bace_bridge.formats import text_problem
 
 
 class Section(BaseModel):
@@ -47,7 +46,7 @@ _LONGEST_FOLDER = 255
 _LONGEST_NAME = 200
 """Bytes. Systems take 4,096 and 255: the rest is for the working directory, and for what is added to the name."""
 
-_SQLITE = "sqlite:///"
+SQLITE = "sqlite:///"
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]*[A-Za-z0-9][A-Za-z0-9._-]*")
 _BLANK_OR_CONTROL = re.compile(r"[\s\x00-\x1f\x7f]")
 _LABEL = re.compile(r"\w([\w-]*\w)?|")
@@ -89,7 +88,7 @@ def _is_host(host: str) -> bool:
     return len(name) <= _LONGEST_HOST and _HOST_NAME.fullmatch(name) is not None
 
 
-def _web_url(url: str) -> SplitResult:
+def web_url(url: str) -> SplitResult:
     """A URL for HTTP, whose rules for international names differ from those of the system's look-up."""
     from yarl import URL  # noqa: PLC0415  # only where there is such a URL
 
@@ -103,17 +102,8 @@ def _web_url(url: str) -> SplitResult:
     return parts
 
 
-def webhook_url(url: str) -> str:
-    parts = _web_url(url)
-    if problem := target_problem(request_target(url)):
-        raise mistake(problem, "percent-encode it as the receiver expects it: \u00fc is %C3%BC in UTF-8")
-    if ":" in unquote(parts.username or ""):
-        raise mistake("contains a username with a colon, which HTTP Basic authentication does not allow")
-    return url
-
-
 def cloud_url(url: str) -> str:
-    parts = _web_url(url)
+    parts = web_url(url)
     if parts.username is not None or parts.password is not None:
         raise mistake("must not hold a login", "use cloud.username and cloud.password")
     if parts.query or parts.fragment:
@@ -138,7 +128,7 @@ def store_url(url: str) -> str:
     )
     if url.startswith(("postgresql:", "postgres:", "postgresql+")):
         raise mistake("PostgreSQL is not supported yet: this version stores in SQLite only", hint)
-    name = url.removeprefix(_SQLITE)
+    name = url.removeprefix(SQLITE)
     if name == url or not name or name.rpartition("/")[2] in {"", ".", ".."} or ":memory:" in name or "?" in name:
         raise mistake("must name an SQLite file", hint)
     if re.search(r"[\x00-\x1f\x7f]", name):
@@ -152,10 +142,6 @@ def store_url(url: str) -> str:
     ):
         raise mistake("must name an SQLite file, with a shorter name", f"{_LONGEST_NAME} bytes at most")
     return url
-
-
-def store_path(url: str) -> Path:
-    return Path(url.removeprefix(_SQLITE))
 
 
 def listen_address(address: str) -> tuple[str, int]:
@@ -231,11 +217,6 @@ def _event_glob(glob: str) -> str:
         hint = f"did you mean {close}?" if close else f"known: {', '.join(EVENT_TYPES)}"
         raise mistake(f"{glob!r} matches no event type", hint)
     return glob
-
-
-def has_no_effect_yet(glob: str) -> bool:
-    """True for a glob that matches no event that this version sends."""
-    return not any(matches(known, (glob,)) for known in EVENT_TYPES)
 
 
 MaxInFlight = Annotated[WholeNumber, FormerNames(("in_flight", "concurrency"))]

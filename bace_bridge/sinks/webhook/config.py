@@ -2,14 +2,20 @@ import base64
 import binascii
 from collections.abc import Iterator
 from typing import Annotated, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJsonSchema
 
 from bace_bridge.config.files import filled_lines
-from bace_bridge.config.sections import MaxInFlight, is_private, split_url, webhook_url
+from bace_bridge.config.sections import MaxInFlight, is_private, split_url, web_url
 from bace_bridge.config.values import Duration, FromFile, mistake
-from bace_bridge.formats import PER_CONNECTION, header_name_problem, header_value_problem
+from bace_bridge.formats import (
+    PER_CONNECTION,
+    header_name_problem,
+    header_value_problem,
+    request_target,
+    target_problem,
+)
 from bace_bridge.sinks.api import Built
 from bace_bridge.sinks.kind import SinkConfig, SinkContext
 
@@ -48,7 +54,12 @@ def _signing_secret(secret: SecretStr) -> SecretStr:
 
 
 def _webhook_url(url: SecretStr) -> SecretStr:
-    webhook_url(url.get_secret_value())
+    parts = web_url(url.get_secret_value())
+    # Not encoded here: which of UTF-8 and Latin-1 the receiver expects only its people know.
+    if problem := target_problem(request_target(url.get_secret_value())):
+        raise mistake(problem, "percent-encode it as the receiver expects it: \u00fc is %C3%BC in UTF-8")
+    if ":" in unquote(parts.username or ""):
+        raise mistake("contains a username with a colon, which HTTP Basic authentication does not allow")
     return url
 
 
