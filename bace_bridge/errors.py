@@ -11,6 +11,7 @@ class BridgeError(Exception):
 
     def __str__(self) -> str:
         """Text that logs, answers and messages can hold: a path in it may have bytes that are not UTF-8."""
+        # Here, once for all: str(error) goes to the log, to health, to MQTT and into the store.
         return super().__str__().encode(errors="backslashreplace").decode()
 
 

@@ -110,6 +110,7 @@ def request_target(url: str) -> str:
 
     A fragment is never sent. Where the path is empty the line has `/`, which HTTP wants there.
     """
+    # By hand: yarl would normalise escapes and dots, and the receiver may compare the very bytes.
     rest = url.partition("://")[2].partition("#")[0]
     target = re.sub(r"^[^/?]*", "", rest)
     return target if target.startswith("/") else f"/{target}"

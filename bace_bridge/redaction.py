@@ -54,6 +54,7 @@ class Redaction:
     """Knows the secrets, and puts `***` in their place: plain, or as JSON, URLs, HTML and base64 have them."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
+        # A dict keeps their order, so that the same text is always masked in the same way.
         self._secrets: dict[str, None] = {}
         self._tokens: deque[str] = deque(maxlen=_MOST_TOKENS)
         self._known = _known(())
@@ -107,6 +108,8 @@ def _known(secrets: Iterable[str]) -> _Known:
 
 def _cores(secret: str) -> Iterator[str]:
     """The digits of base64 that stand for the secret alone, by how many bytes are before it."""
+    # Base64 takes three bytes at a time, so the secret's digits depend on how many bytes of a group precede it. The
+    # digits at both ends mix it with its neighbours: only those between stand for it alone.
     for raw in {secret.encode("utf-8", "replace"), secret.encode("latin-1", "replace")}:
         for before in range(3):
             first, last = -(-8 * before // 6), 8 * (before + len(raw)) // 6
@@ -128,6 +131,7 @@ def _forms_of(secret: str) -> Iterator[str]:
 
 
 def _levels(text: str) -> Iterator[_Level]:
+    # Each level remembers where its characters came from, so a secret that is found deep inside is masked outside.
     level: _Level | None = _Level(text, range(len(text) + 1))
     for _ in range(_DEEPEST + 1):
         if level is None:

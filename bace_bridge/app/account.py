@@ -60,6 +60,7 @@ class Account:
         self._monotonic = monotonic
 
     async def run(self, stop: asyncio.Event) -> None:
+        # The connections are closed last: a loop that is cancelled amid a request needs them until it has ended.
         async with self._http, asyncio.TaskGroup() as group:
             loops = [group.create_task(self._sessions.run()), group.create_task(self._datapoints.run())]
             await stop.wait()
@@ -69,6 +70,7 @@ class Account:
     @property
     def usable(self) -> bool:
         """False while the cloud is away or refuses the login; a first poll, which may be long, goes on."""
+        # To begin anew costs the memory of what was asked; where nothing works, there is nothing to lose.
         return not self._sessions.outage.failures
 
     def poll_now(self) -> None:
@@ -80,6 +82,7 @@ class Account:
 
     def silent_for(self) -> dict[str, float]:
         """Seconds since each loop made progress; negative while there need not be any."""
+        # An answer counts as progress of both: a poll of thousands of pages within the budget may take many minutes.
         now, answered = self._monotonic(), self._http.active_at
         return {
             "sessions": now - max(self._sessions.beat_at, self._sessions.next_beat_at, answered),
@@ -96,6 +99,7 @@ class Account:
         return {
             "sessions": f"{len(unread)} unreadable records: {'; '.join(unread[:3])}" if unread else None,
             "groups": self._poll.selection_problem,
+            # With the cloud away every fetch fails, and that is said once, by `ready`.
             "datapoints": self._datapoints.problem if self._cloud_problem is None else None,
         }
 
@@ -155,6 +159,7 @@ class AccountBuilder:
         cloud = BaceCloud(http)
         poll = self._list_poll(config, cloud)
         datapoints = self._datapoint_loop(config, cloud)
+        # Datapoints follow at once: a poll that finds a session changed is the only sign that it has new ones.
         polled: Signal[[]] = Signal()
         polled.listen(datapoints.poll_now)
         polled.listen(self._polled)
@@ -228,10 +233,12 @@ def cloud_http(
     `store` is where its tokens come from and go; `redaction` learns them.
     """
 
+    # A function, since the tokens are requested over the very HTTP that they are for.
     def tokens(request_token: RequestToken) -> TokenSource:
         if cloud.access_token is not None:
             return FixedToken(cloud.access_token.get_secret_value())
         given = _credentials(cloud)
+        # Tokens are kept by account: another password does not make them somebody else's.
         name = fingerprint(cloud.url, given.client_id, given.username)
         return Tokens(name, given, store, request_token, clock=clock, monotonic=monotonic)
 
@@ -260,4 +267,5 @@ def _credentials(cloud: CloudConfig) -> Credentials:
 
 def fingerprint(*parts: str) -> str:
     """Distinguishes targets and accounts in the store without holding the credential that a URL may be."""
+    # One way: a webhook's URL is a credential, and the store may be copied to whom asks for help.
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=12).hexdigest()

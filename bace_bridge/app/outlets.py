@@ -55,6 +55,7 @@ def request_handlers(
 
     async def replay_events(payload: dict[str, Any]) -> dict[str, Any]:
         session, since = payload.get("session"), payload.get("since")
+        # An id may be all digits, and people leave out the quotes.
         if isinstance(session, int) and not isinstance(session, bool):
             session = str(session)
         asked_for = session if since is None else since
@@ -93,6 +94,7 @@ class OutletConfig(NamedTuple):
 
 def outlet_config(sink: SinkConfig, source: str, sinks: Sequence[SinkConfig] = ()) -> OutletConfig:
     """`sinks` are all that are configured."""
+    # Two sinks on one base topic share its retained topics: none may clear what another one shows.
     there = [one for one in sinks if one is not sink and one.kind == sink.kind and one.shared == sink.shared]
     elsewhere = tuple(sorted(one.groups for one in there)) if sink.shared is not None else ()
     return OutletConfig(sink, source, tuple((path, _changed_at(path)) for path in sink.files), elsewhere)
@@ -184,5 +186,6 @@ class OutletBuilder:
 
     async def _replay(self, sink: str, **which: Any) -> int:
         count = await self._log.replay(sink, **which)
+        # The lanes have moved, and only this process knows: the watch for commands sees others' commits alone.
         self._signals.log_grew()
         return count

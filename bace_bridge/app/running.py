@@ -113,6 +113,7 @@ class ClockWatch:
         if abs(self._clock.behind) < SMALLEST_STEP:
             self._clock.follow(self._clock.behind)
             return
+        # No decision may be on its way with times of before: the lock is held from what is known to the commit.
         async with self._deciding:
             seconds = self._clock.behind
             try:
@@ -120,6 +121,7 @@ class ClockWatch:
             except StoreUnusable:
                 raise
             except StoreError as error:
+                # Memory must not run ahead of the store; the steady clock goes on, and the next tick tries again.
                 log.debug("clock.step_not_recorded", reason=str(error))
                 return
             self._clock.follow(seconds)
@@ -207,6 +209,7 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
         async with asyncio.TaskGroup() as group:
             yield group
     except BaseExceptionGroup as several:
+        # The command line answers for StoreLocked and the like by their class, which a group would hide.
         if len(several.exceptions) == 1:
             raise several.exceptions[0] from None
         raise
@@ -229,6 +232,7 @@ class Reloads:
 
     async def ask(self, config: Config) -> None:
         """Returns when it runs. Raises ConfigError where it cannot run; then the one before does."""
+        # A queue and not a lock: the service's own task applies it, so that its end cuts a reload off as well.
         asked = _Asked(config, asyncio.get_running_loop().create_future())
         self._asked.put_nowait(asked)
         await asked.answer

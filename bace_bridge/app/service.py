@@ -149,13 +149,14 @@ class Service:
             # Only a loop that stands still withholds the sign: a restart brings back no cloud or broker that is away.
             if watchdog is not None and not any(self._status.alive().values()):
                 notify("WATCHDOG=1")
+            # Before anything that compares times: a step of the clock makes all of them wrong at once.
             await self._clock_watch.look()
             try:
                 await self._count()
                 await self._devices.look()
             except StoreUnusable:
                 raise
-            except StoreError as error:
+            except StoreError as error:  # whoever writes reports it; counts are only late
                 log.debug("store.not_counted", reason=str(error))
             if self._store.upkeep.is_due:
                 self._store.upkeep_due.set()
@@ -195,6 +196,7 @@ async def keep_store(
 ) -> None:
     """Piece after piece of the store's upkeep; `pause` ends when it is `due`, or after the seconds given."""
     while True:
+        # Cleared before the piece: what becomes due while it runs is seen after it.
         due.clear()
         try:
             rest = await upkeep.piece(clock())

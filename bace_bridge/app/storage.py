@@ -29,6 +29,7 @@ def installation_name(config: Config) -> str:
     So a store that was lost gets its name again, and finds its own retained topics; in a container as long as its host
     name stays the same.
     """
+    # From facts and not from chance: chance would be kept in the store, and be lost with it.
     machine = ""
     with suppress(OSError, UnicodeDecodeError):
         machine = _MACHINE.read_text("utf-8").strip()
@@ -78,6 +79,7 @@ class Devices:
 
     def polled(self) -> None:
         """A session list was polled: with the cloud or the store away no view is current any more."""
+        # Without any account, as in the middle of a reload, this is true: nothing is known to be wrong.
         go_well = all(one.view_is_current for one in self._accounts)
         if go_well != self._polls_go_well:
             self._polls_go_well = go_well
@@ -87,6 +89,7 @@ class Devices:
         """A device becomes unavailable by nothing but time. Raises StoreError."""
         self.oldest_view = await self._views.oldest_view()
         stale = await self._views.stale()
+        # Both directions: those that turned stale, and those that were fetched again.
         if turned := stale ^ self._stale:
             self._stale = stale
             self._changed(turned)
@@ -137,4 +140,5 @@ class Storage:
         if (groups := frozenset(config.cloud.groups)) != self.standing.groups:
             self.standing.groups = groups
             self._devices_changed(None)
+        # A smaller retention or size takes effect now, and not at the next round.
         self.upkeep_due.set()

@@ -35,6 +35,7 @@ def check(config: Path, as_json: bool) -> None:
             mistakes = [{"path": one.path, "problem": one.problem, "hint": one.hint} for one in error.mistakes]
             _print_json({"ok": False, "mistakes": mistakes, "warnings": [], "plan": {}})
         raise
+    # The store is only looked at: `check` may run as another user, and beside the service.
     plan, cautions = list(_plan(loaded)), [*warnings(loaded, now=time.time()), *store_cautions(loaded.store.path)]
     if as_json:
         lines: dict[str, list[str]] = {}

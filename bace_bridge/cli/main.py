@@ -166,7 +166,7 @@ class LazyGroup(click.Group):
         module = f"bace_bridge.cli.{_MODULES.get(cmd_name, name)}"
         try:
             command = getattr(import_module(module), name)
-        except ModuleNotFoundError as error:
+        except ModuleNotFoundError as error:  # a package may leave out the simulator and the demo
             if error.name != module:
                 raise
             raise click.UsageError(f"This installation has no command {cmd_name!r}.", ctx) from None

@@ -131,10 +131,12 @@ class _Signals:
 
 def _closes_with_its_terminal() -> bool:
     """False where there is none, or nohup has asked to outlive it."""
+    # nohup sets SIG_IGN before it starts the command; systemd and containers leave the default, and have no terminal.
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         return False
     if any(os.isatty(descriptor) for descriptor in (0, 1, 2)):
         return True
+    # With all three streams redirected a session may still have one: only opening it shows that.
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
     except OSError:
@@ -184,6 +186,7 @@ async def _serve_each(
                 return
             if before is None or started.is_set():
                 raise
+            # `before` is tried once: where it cannot start again either, the process ends, and its manager decides.
             signals.refused([str(error)], then="the previous configuration stays in use")
             config, before = before, None
             continue
@@ -222,5 +225,5 @@ def _notify(state: str, *, signals: _Signals, started: asyncio.Event) -> None:
 
 
 def _reloading() -> str:
-    # systemd's Type=notify-reload compares this time with its own, to know which reload has ended.
+    # Type=notify-reload: by this time systemd knows that the state answers its own signal, and no earlier one.
     return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"

@@ -20,6 +20,7 @@ def config_schema() -> dict[str, Any]:
 
 def default_as_written(info: FieldInfo) -> Any:
     """A field's default in the form that a person would write into the file."""
+    # The model holds seconds and bytes; an editor should offer 10s and 1GiB, as the documentation does.
     default = info.get_default()
     if isinstance(default, StartFrom):
         return default.kind

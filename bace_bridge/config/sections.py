@@ -90,9 +90,8 @@ def _is_host(host: str) -> bool:
 
 def web_url(url: str) -> SplitResult:
     """A URL for HTTP, whose rules for international names differ from those of the system's look-up."""
-    from yarl import URL  # noqa: PLC0415  # only where there is such a URL
-
     parts = split_url(url, ("https", "http"))
+    # The system's look-up takes IDNA 2003, yarl IDNA 2008: a name must be good for both.
     try:
         looked_up = URL.build(scheme=parts.scheme, host=parts.hostname or "", port=parts.port).raw_host
     except ValueError:

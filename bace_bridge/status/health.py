@@ -65,6 +65,7 @@ def _merged(answers: Iterable[Mapping[str, str | None]]) -> dict[str, str | None
     found: dict[str, str | None] = {}
     for answer in answers:
         for name, why in answer.items():
+            # A name that is well stays in the answer, with None: monitors want to see what was asked.
             found[name] = found.get(name) or why
     return found
 
@@ -137,6 +138,7 @@ class Status:
 
     def alive(self) -> dict[str, str | None]:
         """Per loop None while it makes progress, else what stands still."""
+        # Three intervals: a poll may take one, and one that fails waits for the next.
         slowest = max([SLOWEST_PROGRESS, *(3 * one.polling().interval for one in self._accounts)])
         return {
             name: None if seconds < slowest else f"no progress for {seconds:.0f} s"

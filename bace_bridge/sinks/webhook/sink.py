@@ -75,6 +75,7 @@ class WebhookSink:
         self._redaction = redaction or Redaction(secrets_of(config))
         url = config.url.get_secret_value()
         self._exchange = Exchange(origin(url), timeout=config.timeout, steady=steady)
+        # Once for all attempts: only the id, the time, the signatures and the length differ between them.
         self._head = request_head(
             url,
             {"Accept": "*/*", "Content-Type": CONTENT_TYPE, "User-Agent": f"bace-bridge/{version}"},
