@@ -104,11 +104,13 @@ def may_know(request: Request, listening: Sequence[str], token: str | None) -> b
 
     A page in a browser on this machine may ask under a name of its own (DNS rebinding): it is a stranger.
     """
-    for one in request.fields.get("authorization", ()) if token is not None else ():
-        scheme, _, said = one.partition(" ")
-        # In constant time: how long an answer takes must not show how much of a guess is right.
-        if scheme.lower() == "bearer" and hmac.compare_digest(said.strip().encode("latin-1"), token.strip().encode()):
-            return True
+    given = [one.partition(" ") for one in request.fields.get("authorization", ())]
+    # In constant time: how long an answer takes must not show how much of a guess is right.
+    if token is not None and any(
+        scheme.lower() == "bearer" and hmac.compare_digest(said.strip().encode("latin-1"), token.strip().encode())
+        for scheme, _, said in given
+    ):
+        return True
     # On a loopback address only this machine can ask; what asks under the name of another one is a proxy, or a page.
     local = all(ip_address(host).is_loopback for host in listening)
     return local and all(_names_this_machine(host) for host in request.fields.get("host", ()))
