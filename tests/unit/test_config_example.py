@@ -10,8 +10,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from bace_bridge.cli.check import config_schema, default_as_written
 from bace_bridge.config.files import file_key, section_model
-from bace_bridge.config.json_schema import config_schema, default_as_written
 from bace_bridge.config.load import load
 from bace_bridge.config.models import FILE_MODEL, CloudConfig, Config, warnings
 from bace_bridge.events.types import EVENT_TYPES
