@@ -37,7 +37,7 @@ class Driver:
         # paho's own threads are not used: callbacks would run in them, beside the event loop.
         self._buffered: Callable[[], int] = sock.pending
         self._driving = True
-        # paho calls on_socket_close before it closes the socket, and asks for a writer only while something is left to be sent.
+        # paho calls it before it closes the socket, while the file descriptor is still this socket's.
         client.on_socket_close = lambda *_: self._let_go()
         client.on_socket_register_write = self._on_wants_to_write
         client.on_socket_unregister_write = self._on_has_written
