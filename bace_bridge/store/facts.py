@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterable
+from typing import TypeVar
 
 import msgspec
 
@@ -9,14 +10,15 @@ from bace_bridge.events.state import Token
 from bace_bridge.retry import LONGEST_WAIT
 from bace_bridge.store.sqlite import SqliteFile
 
+T = TypeVar("T")
+
 
 class Facts:
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
 
     async def load_token(self, account: str) -> Token | None:
-        value = await self._file.read(lambda connection: read_fact(connection, f"token:{account}"))
-        return None if value is None else msgspec.json.decode(value, type=Token)
+        return await self._file.read(lambda connection: decoded_fact(connection, f"token:{account}", Token))
 
     async def save_token(self, account: str, token: Token) -> None:
         value = msgspec.json.encode(token).decode()
@@ -39,6 +41,12 @@ class Facts:
 def read_fact(connection: sqlite3.Connection, name: str) -> str | None:
     row = connection.execute("select value from facts where name = ?", (name,)).fetchone()
     return None if row is None else str(row[0])
+
+
+def decoded_fact(connection: sqlite3.Connection, name: str, shape: type[T]) -> T | None:
+    """For the store's thread: there a fact that cannot be decoded becomes a damaged store, not a traceback."""
+    value = read_fact(connection, name)
+    return None if value is None else msgspec.json.decode(value, type=shape)
 
 
 def write_fact(connection: sqlite3.Connection, name: str, value: str) -> None:

@@ -11,7 +11,7 @@ from bace_bridge.polling.rules.changes import Changes, CloudOutage, PollState, W
 from bace_bridge.polling.rules.datapoints import Emitted
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
-from bace_bridge.store.facts import read_fact, write_fact
+from bace_bridge.store.facts import decoded_fact, write_fact
 from bace_bridge.store.lanes import append_events, pack, unpack
 from bace_bridge.store.sqlite import SqliteFile
 from bace_bridge.store.standing import WITH_DEVICES
@@ -79,13 +79,12 @@ class Journal:
             self._changed(devices)
 
     async def poll_state(self) -> PollState | None:
-        value = await self._file.read(lambda connection: read_fact(connection, WATCH))
-        return None if value is None else msgspec.json.decode(value, type=PollState)
+        return await self._file.read(lambda connection: decoded_fact(connection, WATCH, PollState))
 
     async def outage(self) -> CloudOutage:
         """The cloud's outage that was reported last and is not over; an empty one where there is none."""
-        value = await self._file.read(lambda connection: read_fact(connection, OUTAGE))
-        return CloudOutage() if value is None else msgspec.json.decode(value, type=CloudOutage)
+        found = await self._file.read(lambda connection: decoded_fact(connection, OUTAGE, CloudOutage))
+        return found or CloudOutage()
 
     async def known(self, ids: Collection[str]) -> dict[str, KnownSession]:
         """The known sessions among `ids`."""
