@@ -13,7 +13,7 @@ from bace_bridge.redaction import Redaction
 from bace_bridge.sinks.webhook.config import WebhookConfig
 from bace_bridge.sinks.webhook.exchange import Exchange
 from bace_bridge.sinks.webhook.message import (
-    CONTENT_TYPE,
+    default_headers,
     origin,
     request_bytes,
     request_head,
@@ -77,7 +77,7 @@ class WebhookSink:
         self._exchange = Exchange(origin(url), timeout=config.timeout, steady=steady)
         self._head = request_head(
             url,
-            {"Accept": "*/*", "Content-Type": CONTENT_TYPE, "User-Agent": f"bace-bridge/{version}"},
+            default_headers(version),
             {name: value.get_secret_value() for name, value in config.headers.items()},
         )
         self._log = structlog.get_logger().bind(sink=config.name, host=config.host)
