@@ -108,8 +108,11 @@ class ClockWatch:
 
     async def look(self) -> None:
         if abs(self._clock.behind) < SMALLEST_STEP:
+            # NTP slews a little at a time. Followed in silence, or the small steps would add up to one that is
+            # announced.
             self._clock.follow(self._clock.behind)
             return
+        # No poll or fetch may commit a schedule of before the step after the store was moved.
         async with self._deciding:
             seconds = self._clock.behind
             try:
@@ -119,6 +122,7 @@ class ClockWatch:
             except StoreError as error:
                 log.debug("clock.step_not_recorded", reason=str(error))
                 return
+            # The store first: where it fails, the clock stays as it is, and the step is found again at the next look.
             self._clock.follow(seconds)
             self._stepped(seconds)
         log.warning("clock.stepped", seconds=round(seconds, 1), then="scheduled retries and polls move with it")
@@ -166,6 +170,7 @@ class Running(Generic[ConfigT, PartT]):
         self._running: tuple[_One[ConfigT, PartT], ...] = ()
 
     def __iter__(self) -> Iterator[PartT]:
+        # A copy: a part may end, or begin, while its listeners are called.
         return iter([one.part for one in self._running])
 
     @property
@@ -192,6 +197,7 @@ class Running(Generic[ConfigT, PartT]):
         Returns the wanted ones of which no part runs.
         """
         leaving = [one for one in self._running if one.config not in wanted or not one.part.usable]
+        # All at once: each may take its grace of some seconds.
         await asyncio.gather(*(one.end() for one in leaving))
         self._running = tuple(one for one in self._running if one not in leaving)
         return [config for config in wanted if config not in self.configs]

@@ -32,6 +32,7 @@ def notify(state: str, *, address: str | None) -> None:
     target = "\0" + address[1:] if address.startswith("@") else address
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            # A manager that does not read must not hold up the loop.
             sender.setblocking(False)
             sender.sendto(state.encode(), target)
     except OSError as error:
@@ -173,9 +174,11 @@ class Service:
             await stop.wait()
             notify("STOPPING=1")
             log.info("bridge.stopping")
+            # First what begins new work: a reload in the middle of the end would start parts again.
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            # Polling before delivery: nothing new is found while the outlets deliver the rest.
             await self._accounts.end()
             await self._outlets.end()
         log.info("bridge.stopped")
@@ -183,6 +186,7 @@ class Service:
     async def _tick(self, notify: Callable[[str], None], watchdog: float | None) -> None:
         while True:
             if watchdog is not None and not any(self._loops.alive().values()):
+                # Only while every loop makes progress: systemd then restarts a bridge that hangs, which loses nothing.
                 notify("WATCHDOG=1")
             await self._clock_watch.look()
             try:
@@ -204,6 +208,7 @@ class Service:
             for one in outlets:
                 await one.count_backlog()
             now = time.monotonic()
+            # A share of the time and not an interval: the larger the backlog, the more deliveries a count holds up.
             self._backlogs_after = now + (now - begun) * COUNTING_SHARE
         for one in outlets:
             await one.count_waiting()

@@ -39,8 +39,10 @@ def read_consent(client: Client) -> None:
         mid = int.from_bytes(packet[:_REASON_AT], "big")
         if consent is None or len(packet) < _REASON_AT or mid not in inside._out_messages:  # noqa: SLF001
             return MQTTErrorCode(decode(command))
+        # What paho does itself after decoding: it forgets the message and calls `on_publish`.
         return MQTTErrorCode(inside._do_on_publish(mid, consent, None))  # noqa: SLF001
 
+    # paho decodes reason code and properties of each PUBACK into objects, which cost more than the rest of a delivery.
     inside._handle_pubackcomp = handle  # noqa: SLF001
 
 
@@ -167,6 +169,7 @@ def new_client(sock: Socket, config: MqttConfig, *, client_id: str, manner: Mann
     try:
         client = _configured(config, client_id=client_id, manner=manner, will=will)
         inside: Any = client
+        # paho would connect by itself, and block: the socket is dialled on the loop, and paho only finds it here.
         inside._create_socket = lambda: BufferedSocket(sock)  # noqa: SLF001
         properties: Any = introduction(version, LARGEST_PACKET) if manner.protocol == "5" else None
         client.connect(config.host, config.port, round(config.keepalive), properties=properties)
@@ -183,6 +186,7 @@ def _configured(config: MqttConfig, *, client_id: str, manner: Manner, will: Wil
         client_id=client_id,
         clean_session=None if speaks_5 else True,
         protocol=MQTTProtocolVersion.MQTTv5 if speaks_5 else MQTTProtocolVersion.MQTTv311,
+        # Else paho connects again from within a callback, and blocks: with MQTT 3.1 where 3.1.1 is refused.
         reconnect_on_failure=False,
     )
     client.max_inflight_messages = 0  # no limit of paho's own, hence no scan of all messages on every PUBACK
@@ -191,6 +195,7 @@ def _configured(config: MqttConfig, *, client_id: str, manner: Manner, will: Wil
         password = config.password.get_secret_value() if config.password is not None else None
         client.username_pw_set(config.username, password)
     read_consent(client)
+    # Only QoS 2 has a PUBREC to refuse a message with.
     if config.qos == _EXACTLY_ONCE:
         _heed_refusals(client)
     # Any callback here keeps paho from writing to the socket before the event loop drives it.
@@ -219,8 +224,10 @@ def bound_what_is_read(client: Client, *, failed: Callable[[Exception], None]) -
         try:
             data: bytes = sock.recv(min(size, _PIECE))
         except ssl.SSLWantReadError:
+            # To paho only this error means "later"; any other one ends the connection.
             raise BlockingIOError from None
         except ssl.SSLWantWriteError:
+            # TLS may have to write before it can read, as when keys are renewed; the loop must know.
             inside._call_socket_register_write()  # noqa: SLF001
             raise BlockingIOError from None
         except BlockingIOError:

@@ -71,6 +71,7 @@ class Driver:
     def _look_after(self) -> None:
         self._timer = self._loop.call_later(_TICK, self._look_after)
         try:
+            # Keep-alive: paho sends PINGREQ, and notices a missing answer, in here only.
             self._client.loop_misc()
         except Exception as error:  # noqa: BLE001  # as above
             self._failed(error)
@@ -200,6 +201,7 @@ class Connection:
         if self.end.done():
             return
         if with_will and not self._speaks_5:
+            # MQTT 5 has a DISCONNECT that asks for the last will; 3.1.1 has not.
             return  # the broker publishes it when the connection ends without a DISCONNECT
         code = ReasonCode(PacketTypes.DISCONNECT, identifier=_WITH_WILL) if with_will else None
         self._client.disconnect(reasoncode=code)

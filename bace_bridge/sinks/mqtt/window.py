@@ -77,6 +77,8 @@ class Window:
     def acknowledged(self, mid: int, reason: ReasonCode) -> None:
         message, _ = self._in_flight.get(mid, (None, None))
         if message is not None and message.retain and not message.qos:
+            # At QoS 0 paho calls back once it is written. A broker that refuses it closes the connection a moment
+            # later.
             self._loop.call_later(_NO_WORD_IS_YES_AFTER, self._settled, mid, reason)
         else:
             self._settled(mid, reason)
@@ -91,6 +93,7 @@ class Window:
             self._suspicion.acknowledged(message.event)
         elif message.retain:
             self._of_topics.acknowledged(message.topic)
+        # Before `done`, which may publish more: what waits has been waiting for longer.
         while self._waiting and self._takes(self._waiting[0][0]):
             self._hand_over(*self._waiting.popleft())
         if self._emptied is not None and not self._in_flight and not self._emptied.done():
@@ -155,6 +158,7 @@ class Window:
             counts = self._suspicion.counts or self._of_topics.counts
             self._closed_for_others = counts and self._goes_alone(message)
         else:
+            # Later, not now: the dispatcher is in the middle of handing events over.
             self._loop.call_soon(done, SinkUnavailable("the connection to the broker is lost"))
 
     def _reject(self, message: Message, done: Done, why: str) -> None:

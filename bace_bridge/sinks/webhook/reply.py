@@ -27,6 +27,7 @@ def judge(
 
     `headers` finds its keys whatever their case. No message shows what the `redaction` knows.
     """
+    # Before the status: Standard Webhooks lets any response ask for it, a 2xx too.
     if headers.get("webhook-delivery", "").strip().lower() == "disable":
         return SinkDisabled(
             f"HTTP {status}: the endpoint asked to be disabled (webhook-delivery: disable)", status=status
@@ -35,6 +36,7 @@ def judge(
         return SinkDisabled("HTTP 410: the endpoint is gone", status=status)
     if 200 <= status < 300:  # noqa: PLR2004  # the class of status codes
         return None
+    # A redirect may lead anywhere, also to a host that must not see the signature and the headers.
     if 300 <= status < 400:  # noqa: PLR2004  # the class of status codes
         return DeliveryFailed(f"HTTP {status}: redirects are not followed; configure the final address", status=status)
     answer = excerpt(body, redaction)
@@ -133,6 +135,8 @@ def _final_status(data: bytes, *, ended: bool, after_another: bool) -> re.Match[
     at = 0
     for _ in range(_MOST_INTERIM):
         at = _EMPTY_LINES.match(data, at).end()  # type: ignore[union-attr]  # it matches nothing, too
+        # Bytes that an earlier answer left over (a body with 204, say) come before the status line: skipped, not
+        # refused.
         found = _STATUS.search(data, at) if after_another else _STATUS.match(data, at)
         if found is None:
             _refuse_other_protocols(data[at:], ended=ended, after_another=after_another)
@@ -179,6 +183,7 @@ def _is_kept(status: re.Match[bytes], headers: CIMultiDict[str]) -> bool:
 
 def _body(status: int, headers: CIMultiDict[str], rest: bytes) -> _Body:
     coding = ",".join(headers.getall("Transfer-Encoding", ())).lower()
+    # Two lengths that differ, or a length beside chunks, leave the end open: such a connection is not used again.
     lengths = set(headers.getall("Content-Length", ()))
     if status in _WITHOUT_BODY:
         return _Body(b"", 0)

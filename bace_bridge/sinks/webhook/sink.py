@@ -137,6 +137,7 @@ class WebhookSink:
             attempt, done = await self._queue.get()
             error: SinkError | None = _stopped()
             try:
+                # Here and not in `send`: the limit spreads what has piled up, and `send` must not block.
                 if wait := self._pace.turn(self._steady()):
                     await self._sleep(wait)
                 error = await self._post(attempt)
@@ -146,6 +147,7 @@ class WebhookSink:
 
     async def _post(self, attempt: Attempt) -> SinkError | None:
         body = structured(attempt, self._source)
+        # For each attempt anew: receivers refuse a timestamp of more than five minutes, and a retry may be a day old.
         signed = signed_headers(attempt.logged.event.id, body, self._keys, now=self._clock())
         try:
             reply = await self._exchange.post(request_bytes(self._head, signed, body))
