@@ -47,7 +47,7 @@ def parse_token(body: bytes) -> TokenReply:
         raise UnexpectedReply(f"{_NO_TOKEN}{instead_of_json(body)}") from None
     access = str(row.access_token)
     if not is_sendable(access):
-        raise UnexpectedReply(f"{_NO_TOKEN}: no header can carry it")
+        raise UnexpectedReply(f"{_NO_TOKEN}: it cannot be sent in an HTTP header")
     # An access token alone is enough for a day, so what is odd beside it costs no login.
     seconds = _or_none(row.expires_in, float)
     life = seconds if seconds is not None and 0 < seconds < math.inf else DOCUMENTED_LIFE

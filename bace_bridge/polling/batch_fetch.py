@@ -252,7 +252,7 @@ class BatchFetch:
             shares = attribute(await self.points.rows(query, reader), batch.members)
             if shares is None:
                 await self.points.prove(query, reader, doubt=True)
-                raise TooMuch("rows that cannot be of those that were asked for")
+                raise TooMuch("rows that were not requested")
             for one, rows in shares.items():
                 reads[one].append(Read(window, rows, query.start == window.start))
         self.points.size = self.points.size.after_success(len(batch.members), now=self._clock())

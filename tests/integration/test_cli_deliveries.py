@@ -140,13 +140,11 @@ async def test_replay_asks_for_what_is_recorded(folder: Path, log: SqliteFile) -
 
 async def test_a_duration_goes_back_from_now(folder: Path, log: SqliteFile) -> None:
     now, hour = time.time(), 3600
-    async with SqliteFile(folder / "bridge.db", beside=True) as file:
-        recent = [
-            Event(f"evt_{ago}h", "session.updated", f"ago-{ago}", "g1", NOON, now - ago * hour, b"{}")
-            for ago in (5, 3, 1)
-        ]
-        await Journal(file).commit(Changes(events=tuple(recent)))
-        await deliver(file, "a")
+    recent = [
+        Event(f"evt_{ago}h", "session.updated", f"ago-{ago}", "g1", NOON, now - ago * hour, b"{}") for ago in (5, 3, 1)
+    ]
+    await Journal(log).commit(Changes(events=tuple(recent)))
+    await deliver(log, "a")
     assert (await told(folder, "replay", "--sink", "a", "--since", "2h")).startswith("1 event for a")
     assert [one.key for one in await lanes_of(log, "a")] == ["ago-1"]
     assert (await told(folder, "replay", "--sink", "b", "--since", "4h")).startswith("2 events for b")

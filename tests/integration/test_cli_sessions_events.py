@@ -421,7 +421,7 @@ async def test_following_a_data_session_that_is_not_known_waits_for_it(folder: P
     async with SqliteFile(folder / "bridge.db") as file:
         await fill(file)
     running = Running(folder, "events", "--follow", "--json", "--session", "session-7")
-    await running.until(lambda: "no data session 'session-7'" in running.errors)
+    await running.until(lambda: "unknown data session 'session-7'" in running.errors)
     for number in (6, 7):
         async with SqliteFile(folder / "bridge.db") as file:
             known, events = whole_life(number)
