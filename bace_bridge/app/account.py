@@ -81,6 +81,7 @@ class Account:
         """Seconds since each loop made progress; negative while there need not be any."""
         now, answered = self._monotonic(), self._http.active_at
         return {
+            # A long answer is progress, too: a first poll of a large account may take minutes.
             "sessions": now - max(self._sessions.beat_at, self._sessions.next_beat_at, answered),
             "datapoints": now - max(self._datapoints.beat_at, answered),
         }
@@ -95,6 +96,7 @@ class Account:
         return {
             "sessions": f"{len(unread)} unreadable records: {'; '.join(unread[:3])}" if unread else None,
             "groups": self._poll.selection_problem,
+            # While the cloud is away that is the reason, and it is in `ready` already.
             "datapoints": self._datapoints.problem if self._cloud_problem is None else None,
         }
 
@@ -171,6 +173,7 @@ class AccountBuilder:
         poll = self._list_poll(config, cloud)
         datapoints = self._datapoint_loop(config, cloud)
         polled: Signal[[]] = Signal()
+        # A session that has just started is fetched at once, not at the next interval.
         polled.listen(datapoints.poll_now)
         polled.listen(self._polled)
         sessions = SessionLoop(

@@ -43,7 +43,7 @@ def request_handlers(
         poll_now()
         return {}
 
-    async def tell_info(_: dict[str, Any]) -> dict[str, Any]:
+    async def bridge_info(_: dict[str, Any]) -> dict[str, Any]:
         return info()
 
     async def log_level(payload: dict[str, Any]) -> dict[str, Any]:
@@ -55,6 +55,7 @@ def request_handlers(
 
     async def replay_events(payload: dict[str, Any]) -> dict[str, Any]:
         session, since = payload.get("session"), payload.get("since")
+        # A client may have made a number of an id that is all digits.
         if isinstance(session, int) and not isinstance(session, bool):
             session = str(session)
         asked_for = session if since is None else since
@@ -62,7 +63,7 @@ def request_handlers(
             raise BadRequest('replay takes either {"session": "<id>"} or {"since": "2026-01-31T00:00:00Z"}')
         return {"events": await replay(session=session, since=_epoch(since))}
 
-    return {"poll": poll, "info": tell_info, "log_level": log_level, "replay": replay_events}
+    return {"poll": poll, "info": bridge_info, "log_level": log_level, "replay": replay_events}
 
 
 def _epoch(since: str | None) -> float | None:
@@ -101,6 +102,7 @@ def outlet_config(sink: SinkConfig, source: str, sinks: Sequence[SinkConfig] = (
 def _changed_at(path: Path) -> int:
     """In nanoseconds; 0 for a file that is not there."""
     try:
+        # A certificate that is renewed in place changes nothing in the configuration but this time.
         return path.stat().st_mtime_ns
     except OSError:
         return 0

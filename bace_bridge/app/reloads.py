@@ -40,6 +40,7 @@ class Reloads:
             try:
                 await _until_stored(become, config)
             except ConfigError as error:
+                # A port in use shows only when it is opened, when parts of the old configuration have ended already.
                 await self._go_back(become)
                 answer.set_exception(error)
             else:
@@ -64,4 +65,5 @@ async def _until_stored(become: Become, config: Config) -> None:
             raise
         except StoreError as error:
             log.debug("config.waits_for_the_store", reason=str(error))
+            # Half of a configuration cannot be left standing: `become` goes on where the store failed.
             await asyncio.sleep(STORE_PAUSE)

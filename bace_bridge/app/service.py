@@ -36,7 +36,7 @@ def notify(state: str, *, address: str | None) -> None:
             sender.setblocking(False)
             sender.sendto(state.encode(), target)
     except OSError as error:
-        structlog.get_logger().warning("systemd.not_told", state=state, reason=error.strerror or str(error))
+        structlog.get_logger().warning("systemd.not_notified", state=state, reason=error.strerror or str(error))
 
 
 def watchdog_interval(env: Mapping[str, str]) -> float | None:

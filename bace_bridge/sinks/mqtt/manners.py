@@ -126,13 +126,13 @@ def ended(course: Course, ending: Ending, *, now: float) -> tuple[Course, bool]:
     rung = course.ladder[course.at]
     if ending.kind == "version_refused" and rung.protocol == "5":
         return replace(course, ladder=tuple(one for one in course.ladder if one.protocol != "5"), at=0), True
-    told = replace(
+    corrected = replace(
         rung,
         retain=rung.retain and ending.code != NO_RETAIN,
         qos=0 if ending.code == QOS_TOO_HIGH else rung.qos,
     )
-    if told != rung:
-        return replace(course, ladder=(*course.ladder[: course.at], told, *course.ladder[course.at + 1 :])), True
+    if corrected != rung:
+        return replace(course, ladder=(*course.ladder[: course.at], corrected, *course.ladder[course.at + 1 :])), True
     if may_be_about_a_subscription(ending):
         return _closed_on_subscribe(course, now)
     if rung == course.settled and ending.during != "connect":

@@ -68,7 +68,7 @@ class Mirror:
             self._dirty.update(devices)
         self._news.set()
 
-    def look_at_bridge(self) -> None:
+    def refresh_bridge(self) -> None:
         self._news.set()
 
     async def settle(self, *, again: Iterable[str] = ()) -> None:
@@ -96,6 +96,7 @@ class Mirror:
             self.complete.set()
             if self.picture.is_whole:
                 self._kept.suspicion.completed()
+            # Last, for the connection may end on one of them: by now everything else is published, and events go on.
             await self._publish_changes(alone=True)
             self._done_with = self._begun
             self.settled.set()
@@ -156,6 +157,8 @@ class Mirror:
 
     async def _publish_changes(self, *, alone: bool) -> None:
         changes = list(self.picture.changes(alone=alone))
+        # The ledger before the broker: after a kill a topic too many in it is cleared in vain, one too few may
+        # stay for ever.
         await self._note({topic for topic, payload in changes if payload != CLEARED})
         for topic, payload in changes:
             await self._send(topic, payload)

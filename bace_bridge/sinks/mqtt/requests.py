@@ -73,6 +73,7 @@ class Requests:
         if topic_problem(self._topics.response(name)) is not None:
             self._warn("mqtt.unreadable_topic_ignored", request=shown, hint="there is no topic to send the response to")
         elif message.retain:
+            # The broker would hand it out at every connect, and each would execute it.
             self._warn("mqtt.retained_request_ignored", request=shown)
         elif self._asked.full() or not self._allowance.one_more():
             self._warn("mqtt.request_dropped", request=shown, waiting=_MOST_WAITING, a_minute=MOST_A_MINUTE)
@@ -197,6 +198,7 @@ def _request(name: str, message: MQTTMessage) -> Request:
     payload = message.payload
     return Request(
         name,
+        # One byte more than is allowed is enough to see that it is too large.
         payload if isinstance(payload, Beginning) else bytes(payload[: LARGEST + 1]),
         getattr(message.properties, "ResponseTopic", None),
         getattr(message.properties, "CorrelationData", None),

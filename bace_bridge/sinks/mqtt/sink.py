@@ -35,7 +35,7 @@ from bace_bridge.sinks.mqtt.window import Done, Message
 _IN_FLIGHT_WITHIN = 3.0
 _LAST_WORDS_WITHIN = 3.0
 _GOODBYE_WITHIN = 1.0
-_AGAIN_LOOKED_AT_EVERY = 1.0
+_AGAIN_CHECKED_EVERY = 1.0
 
 _AGAIN, _AGAIN_AT_LAST = 15.0, 3600.0
 """Seconds until what the broker does not keep is published again, and what it does not allow is tried again."""
@@ -151,7 +151,7 @@ class MqttSink:
         """Hands an event over. `done` is called exactly once, later, on the loop."""
         connection, mirror = self._connection, self._mirror
         if connection is None or mirror is None:
-            _tell_soon(done, SinkUnavailable(self._problem or "not connected"))
+            _report_soon(done, SinkUnavailable(self._problem or "not connected"))
             return
         event = attempt.logged.event
         try:
@@ -159,7 +159,7 @@ class MqttSink:
             topic, payload = topic_and_payload(event, self._topics, time=at, replay=attempt.replay)
             properties = self._attributes.of(attempt, time=at) if self._dialer.protocol == "5" else None
         except (msgspec.MsgspecError, *UNSENDABLE) as error:
-            _tell_soon(done, DeliveryRejected(f"the event {event.id} cannot be sent: {error}"))
+            _report_soon(done, DeliveryRejected(f"the event {event.id} cannot be sent: {error}"))
             return
         connection.publish(Message(topic, payload, self._config.qos, properties=properties, event=event.id), done)
         if event.device_id is not None:
@@ -168,7 +168,7 @@ class MqttSink:
     def refresh_bridge(self) -> None:
         """The bridge's info or health may have changed."""
         if self._mirror is not None:
-            self._mirror.look_at_bridge()
+            self._mirror.refresh_bridge()
 
     def refresh_devices(self, ids: Collection[str] | None) -> None:
         """How these devices stand may have changed; None: all of them."""
@@ -246,7 +246,7 @@ class MqttSink:
             again_in = self._dialer.again_in()
             if again_in == 0:
                 return False
-            await asyncio.wait((connection.end,), timeout=again_in and min(again_in, _AGAIN_LOOKED_AT_EVERY))
+            await asyncio.wait((connection.end,), timeout=again_in and min(again_in, _AGAIN_CHECKED_EVERY))
         return True
 
     async def _begin_again(self, connection: Connection) -> Ending:
@@ -299,12 +299,14 @@ class MqttSink:
         return backoff(attempts, jitter=self._jitter(), first=_AGAIN, longest=_AGAIN_AT_LAST)
 
     async def _become_ready(self, connection: Connection, mirror: Mirror) -> None:
+        # Retained state before events: an automation that an event starts reads the state beside it.
         await mirror.complete.wait()
         if not connection.end.done():
             self._connection, self._problem = connection, None
             self._ready.set()
 
     async def _compare(self, connection: Connection, mirror: Mirror) -> None:
+        # What was just published is the proof whether reading is allowed, and whether the broker keeps what it takes.
         await mirror.settled.wait()
         lost = await self._tree.read(connection, mirror)
         self._warn_of_others()
@@ -363,5 +365,5 @@ class MqttSink:
             self._requests.not_delivered(topic, str(error))
 
 
-def _tell_soon(done: Done, error: SinkError) -> None:
+def _report_soon(done: Done, error: SinkError) -> None:
     asyncio.get_running_loop().call_soon(done, error)

@@ -29,7 +29,7 @@ _REST = 3600.0
 class _Mirror(Protocol):
     picture: Picture
 
-    def look_at_bridge(self) -> None: ...
+    def refresh_bridge(self) -> None: ...
     async def settle(self) -> None: ...
 
 
@@ -123,10 +123,10 @@ class Tree:
         for base in (self._topics.base, *mirror.picture.bases):
             if topic == f"{base}/bridge/info":
                 self._neighbours.heard_info(base, bytes(message.payload))
-                mirror.look_at_bridge()
+                mirror.refresh_bridge()
             elif topic.startswith(guest := f"{base}/bridge/guest/"):
                 self._neighbours.heard_guest(base, topic.removeprefix(guest), bytes(message.payload))
-                mirror.look_at_bridge()
+                mirror.refresh_bridge()
 
     @property
     def _may_not_read(self) -> str:
@@ -168,16 +168,16 @@ class Tree:
         return found, None if is_complete else "there is more than the bridge reads at a time"
 
     def _say(self, problem: str | None, lost: Sequence[str]) -> None:
-        told = None
+        said = None
         if problem is not None:
-            told = f"retained topics that this store does not know are not found at the broker: {problem}"
-            if told != self.problem:
-                self._log.warning("mqtt.tree_not_read", problem=told, hint="allow the bridge to read there")
+            said = f"retained topics that this store does not know are not found at the broker: {problem}"
+            if said != self.problem:
+                self._log.warning("mqtt.tree_not_read", problem=said, hint="allow the bridge to read there")
         elif lost:
-            told = f"the broker acknowledges {len(lost)} retained topics and does not keep them: {', '.join(lost[:3])}"
+            said = f"the broker acknowledges {len(lost)} retained topics and does not keep them: {', '.join(lost[:3])}"
             if self.problem is None:
-                self._log.warning("mqtt.state_not_kept", problem=told, then="tried again later")
-        self.problem = told
+                self._log.warning("mqtt.state_not_kept", problem=said, then="tried again later")
+        self.problem = said
 
 
 class _Shown(NamedTuple):

@@ -54,7 +54,7 @@ class Window:
         self._of_topics = of_topics
         self._closed_for_others = False
         self._limits = Limits()
-        self._as_wished = True
+        self._unlimited = True
         self._in_flight: dict[int, tuple[Message, Done]] = {}
         self._waiting: deque[tuple[Message, Done]] = deque()
         self._emptied: asyncio.Future[None] | None = None
@@ -66,7 +66,7 @@ class Window:
     def obey(self, limits: Limits) -> None:
         self._limits = limits
         self._room = min(self._size, limits.in_flight)
-        self._as_wished = limits.qos == _HIGHEST_QOS and limits.retain
+        self._unlimited = limits.qos == _HIGHEST_QOS and limits.retain
 
     def publish(self, message: Message, done: Done) -> None:
         if self._waiting or not self._takes(message):
@@ -142,7 +142,7 @@ class Window:
         return not self._closed_for_others and len(self._in_flight) < self._room
 
     def _hand_over(self, message: Message, done: Done) -> None:
-        if not self._as_wished:
+        if not self._unlimited:
             allowed = self._limits
             message = message._replace(qos=min(message.qos, allowed.qos), retain=message.retain and allowed.retain)
         try:
