@@ -9,8 +9,11 @@ sys.modules["rich"] = None  # type: ignore[assignment]  # Python's own way to sa
 
 from click.exceptions import Exit  # noqa: E402  # after rich was shut out
 
-from bace_bridge.cli.exits import explain  # noqa: E402  # after rich was shut out
-from bace_bridge.cli.main import Invocation, cli  # noqa: E402  # after rich was shut out
+from bace_bridge.cli.main import (  # noqa: E402  # after rich was shut out
+    Invocation,
+    cli,
+    explain,  # after rich was shut out
+)
 from bace_bridge.cli.streams import guard_stdout  # noqa: E402  # after rich was shut out
 
 del sys.modules["rich"]

@@ -3,12 +3,15 @@
 Foreign exceptions are translated at the edge that met them; the loops catch these and nothing else.
 """
 
+from dataclasses import dataclass
+
 
 class BridgeError(Exception):
     """Everything that bace-bridge raises on purpose."""
 
     def __str__(self) -> str:
         """Text that logs, answers and messages can hold: a path in it may have bytes that are not UTF-8."""
+        # Here, once for all: str(error) goes to the log, to health, to MQTT and into the store.
         return super().__str__().encode(errors="backslashreplace").decode()
 
 
@@ -20,13 +23,13 @@ class ConfigError(BridgeError):
         self.mistakes = mistakes
 
 
+@dataclass(eq=False)
 class Mistake:
     """One mistake in the configuration: where it is, what is wrong, what to do."""
 
-    def __init__(self, path: str, problem: str, hint: str = "") -> None:
-        self.path = path
-        self.problem = problem
-        self.hint = hint
+    path: str
+    problem: str
+    hint: str = ""
 
     def __str__(self) -> str:
         place = f"{self.path}: " if self.path else ""

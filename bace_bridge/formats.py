@@ -110,6 +110,7 @@ def request_target(url: str) -> str:
 
     A fragment is never sent. Where the path is empty the line has `/`, which HTTP wants there.
     """
+    # By hand: yarl would normalise escapes and dots, and the receiver may compare the very bytes.
     rest = url.partition("://")[2].partition("#")[0]
     target = re.sub(r"^[^/?]*", "", rest)
     return target if target.startswith("/") else f"/{target}"
@@ -150,12 +151,9 @@ def decoded_leniently(text: bytes | msgspec.Raw, shape: type[T], *, strict: bool
         raise
     except msgspec.DecodeError:
         raw = bytes(text)
-        repaired = _repaired(raw)
+        # json.loads would take half a pair of surrogates, msgspec does not; nothing that we send could hold one.
+        valid = raw.removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace").encode()
+        repaired = _ESCAPE.sub(lambda escape: rb"\ufffd" if escape[1] else escape[0], valid)
         if repaired == raw:
             raise
         return decoded(repaired, shape, strict=strict)
-
-
-def _repaired(text: bytes) -> bytes:
-    valid = text.removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace").encode()
-    return _ESCAPE.sub(lambda escape: rb"\ufffd" if escape[1] else escape[0], valid)

@@ -63,10 +63,16 @@ class RateLimit:
             if now >= self._until and not self._left_out():
                 self._counts.clear()
                 self._until = now + MINUTE
-            key = _key(record)
+            # Getting the text may fail, as the library gives it: then the pattern stands for it.
+            try:
+                text = record.getMessage()
+            except (TypeError, ValueError):
+                text = str(record.msg)
+            key = record.name, record.levelno, _VARIES.sub("#", text[:_LONGEST].partition("\n")[0])
             if key not in self._counts and len(self._counts) >= _MOST_TEXTS:
                 key = ("", logging.WARNING, "other messages of libraries")
             counted = self._counts[key] = self._counts.get(key, 0) + 1
+            # One timer for all texts, started by the first that is left out.
             if counted == MOST + 1 and len(self._left_out()) == 1:
                 self._later(max(0.0, self._until - now), self._sum_up)
             return counted <= MOST
@@ -81,14 +87,6 @@ class RateLimit:
         for (name, level, text), count in left_out.items():
             more = f"{count} more like this in the minute before: {text}"
             self._say(logging.LogRecord(name or __name__, level, "", 0, more, (), None))
-
-
-def _key(record: logging.LogRecord) -> _Key:
-    try:
-        text = record.getMessage()
-    except (TypeError, ValueError):
-        text = str(record.msg)
-    return record.name, record.levelno, _VARIES.sub("#", text[:_LONGEST].partition("\n")[0])
 
 
 Format = Literal["console", "json"]
@@ -126,6 +124,7 @@ class Redaction:
         return {key: value if key in {"ts", "level"} else self._clean(value) for key, value in event.items()}
 
     def _clean(self, value: Any) -> Any:
+        # A secret of digits only is text in the configuration; a number of ours is never one.
         if value is None or isinstance(value, bool | int | float):
             return value
         if isinstance(value, Mapping):
@@ -151,6 +150,7 @@ class Lines:
     """Writes log lines; one that cannot be written is lost: a full disk must not end the service."""
 
     def msg(self, line: str, stream: TextIO) -> None:
+        # One write for the line and its end: threads write, too, and must not come between.
         try:
             stream.write(line + "\n")
             stream.flush()
@@ -173,6 +173,7 @@ class _Forwarding(logging.Handler):
         except (TypeError, ValueError):
             message = str(record.msg)
         log = structlog.get_logger().bind(logger=record.name)
+        # Libraries have levels of their own, between ours: the next lower one of ours stands for them.
         name = next(name for name, level in reversed(_LEVELS.items()) if level <= max(record.levelno, 10))
         getattr(log, name)(message, **({"exc_info": record.exc_info} if record.exc_info else {}))
 
@@ -201,15 +202,11 @@ def configure(*, fmt: Format | None, level: str, secrets: Collection[str] = (), 
         logger_factory=lambda *_: Lines(),
         cache_logger_on_first_use=True,
     )
-    _forward_libraries()
-
-
-def _forward_libraries() -> None:
     root = logging.getLogger()
     for earlier in [one for one in root.handlers if isinstance(one, _Forwarding)]:
         root.removeHandler(earlier)
     root.addHandler(_Forwarding())
-    root.setLevel(logging.WARNING)
+    root.setLevel(logging.WARNING)  # what libraries say below it is for their developers
     logging.captureWarnings(capture=True)
 
 
@@ -243,6 +240,7 @@ def _level(name: str) -> int:
 
 
 def _json_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
+    # Always in front, so that lines are readable as they are; what cannot be JSON becomes its repr.
     first = {
         "ts": event.pop("ts", None),
         "level": event.pop("level", None),
@@ -255,6 +253,7 @@ def _console_line(_logger: Any, _method: str, event: EventDict, *, colours: bool
     """One line for people: local time, labels in the place of ids where an event has them, and units."""
     moment, level, name = event.pop("ts"), event.pop("level"), event.pop("event")
     trace = event.pop("exception", None)
+    # The ids are in the JSON lines; on a terminal three UUIDs would push what happened out of sight.
     if "session_label" in event:
         event = {"device": event["device_label"], "session": event["session_label"]}
     event.pop("event_id", None)  # 36 characters that only a command takes, and `dead-letters list` shows them

@@ -54,6 +54,7 @@ class Redaction:
     """Knows the secrets, and puts `***` in their place: plain, or as JSON, URLs, HTML and base64 have them."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
+        # A dict keeps their order, so that the same text is always masked in the same way.
         self._secrets: dict[str, None] = {}
         self._tokens: deque[str] = deque(maxlen=_MOST_TOKENS)
         self._known = _known(())
@@ -75,7 +76,15 @@ class Redaction:
         """`also` are more secrets, for this once; `cut_off`: the text may end within one."""
         more = tuple(also)
         known = _known((*self._secrets, *self._tokens, *more)) if more else self._known
-        return _masked(text, [span for level in _levels(text) for span in _spans(level, known, cut_off=cut_off)])
+        # Every level is searched, but it is the text as it came that is shown: only the secrets in it are replaced.
+        spans = sorted(span for level in _levels(text) for span in _spans(level, known, cut_off=cut_off))
+        pieces: list[str] = []
+        end = 0
+        for start, stop in spans:
+            if start >= end:  # else it overlaps the one before
+                pieces += (text[end:start], MASK)
+            end = max(end, stop)
+        return "".join([*pieces, text[end:]])
 
     def quoted(self, text: str, longest: int, *, also: Iterable[str] = ()) -> str:
         """The beginning of a text. Shortened first, it could end with half of a secret, which is not recognised."""
@@ -99,6 +108,8 @@ def _known(secrets: Iterable[str]) -> _Known:
 
 def _cores(secret: str) -> Iterator[str]:
     """The digits of base64 that stand for the secret alone, by how many bytes are before it."""
+    # Base64 takes three bytes at a time, so the secret's digits depend on how many bytes of a group precede it. The
+    # digits at both ends mix it with its neighbours: only those between stand for it alone.
     for raw in {secret.encode("utf-8", "replace"), secret.encode("latin-1", "replace")}:
         for before in range(3):
             first, last = -(-8 * before // 6), 8 * (before + len(raw)) // 6
@@ -120,6 +131,7 @@ def _forms_of(secret: str) -> Iterator[str]:
 
 
 def _levels(text: str) -> Iterator[_Level]:
+    # Each level remembers where its characters came from, so a secret that is found deep inside is masked outside.
     level: _Level | None = _Level(text, range(len(text) + 1))
     for _ in range(_DEEPEST + 1):
         if level is None:
@@ -187,6 +199,7 @@ def _spans(level: _Level, known: _Known, *, cut_off: bool) -> Iterator[tuple[int
     cores = _contained(text, known.cores)
     if cores or known.short or cut_off:
         for run in _BASE64.finditer(text):
+            # Text within base64 begins at one of three offsets, and so does the end that was cut off.
             ends_there = cut_off and run.end() == len(text)
             if _contained(run[0], cores) or _means_a_secret(run[0], known, ends_there=ends_there):
                 yield at[run.start()], at[run.end()]
@@ -199,13 +212,10 @@ def _contained(text: str, secrets: Sequence[str]) -> Sequence[str]:
 def _starts(text: str, secret: str) -> Iterator[int]:
     start = text.find(secret)
     while start >= 0:
-        if len(secret) >= SHORTEST or _stands_alone(text, start, start + len(secret)):
+        end = start + len(secret)
+        if len(secret) >= SHORTEST or not (text[max(0, start - 1) : start].isalnum() or text[end : end + 1].isalnum()):
             yield start
         start = text.find(secret, start + 1)
-
-
-def _stands_alone(text: str, start: int, end: int) -> bool:
-    return not text[max(0, start - 1) : start].isalnum() and not text[end : end + 1].isalnum()
 
 
 def _means_a_secret(run: str, known: _Known, *, ends_there: bool) -> bool:
@@ -239,13 +249,3 @@ def _from_base64(run: str) -> Sequence[str]:
     parts = [digits[skipped:] for skipped in range(4)]
     whole = [part[: len(part) - 1] if len(part) % 4 == 1 else part for part in parts]
     return [base64.b64decode(part + "=" * (-len(part) % 4)).decode("latin-1") for part in whole]
-
-
-def _masked(text: str, spans: Iterable[tuple[int, int]]) -> str:
-    pieces: list[str] = []
-    end = 0
-    for start, stop in sorted(spans):
-        if start >= end:
-            pieces += (text[end:start], MASK)
-        end = max(end, stop)
-    return "".join([*pieces, text[end:]])

@@ -60,12 +60,14 @@ def decide(
     """
     if attempt > len(schedule):
         return GiveUp(f"gave up after {attempt} attempts")
+    # The later of both: a receiver may ask for more time, never for less than the schedule gives.
     wait = max(schedule[attempt - 1], min(retry_after, LONGEST_RETRY_AFTER))
     return TryAgain(now + wait * (1 + JITTER * jitter))
 
 
 def backoff(failures: int, *, jitter: float, first: float = 1.0, longest: float = 300.0) -> float:
     """Seconds to wait after so many failures in a row: doubling, bounded, with jitter in [0, 1) on top."""
+    # The exponent is bounded, too: 2.0 ** 1024 is an OverflowError, after days of failures.
     wait = min(longest, first * 2.0 ** min(failures - 1, 30)) if failures > 0 else 0.0
     return wait * (1 + JITTER * jitter)
 
@@ -99,6 +101,7 @@ def _wait(text: str, server_time: float) -> float:
     numbers = [_number(part) for part in text.split(",")]
     if None not in numbers:
         return max(number for number in numbers if number is not None)
+    # Compared with the server's own Date: its clock may be minutes off ours, and only the difference is meant.
     until = _moment(text)
     return 0.0 if until is None else max(0.0, until - server_time)
 
@@ -126,7 +129,7 @@ def _moment(text: str) -> float | None:
     try:
         moment = parsedate_to_datetime(text)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (TypeError, ValueError, OverflowError, OSError, IndexError):
+    except (TypeError, ValueError, OverflowError, OSError, IndexError):  # odd dates raise any of them
         return None
 
 
@@ -136,5 +139,6 @@ def _server_time(headers: Mapping[str, str], now: float) -> float:
 
 
 def _number(text: str) -> float | None:
+    # Not `float` alone: it takes 1e999, nan, -1 and digits of other scripts.
     text = text.strip()
     return float(text) if text.isascii() and text.replace(".", "", 1).isdecimal() else None

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ from bace_bridge.polling.rules.session_list import FirstStart
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.session_lists import PollSettings
 from bace_bridge.redaction import Redaction
+from bace_bridge.status.health import Polling
 from bace_bridge.store.journal import Journal
 
 
@@ -51,7 +52,7 @@ class Account:
         interval: float,
         monotonic: Callable[[], float],
     ) -> None:
-        self.interval = interval
+        self._interval = interval
         self._http = http
         self._poll = poll
         self._sessions = sessions
@@ -59,6 +60,7 @@ class Account:
         self._monotonic = monotonic
 
     async def run(self, stop: asyncio.Event) -> None:
+        # The connections are closed last: a loop that is cancelled amid a request needs them until it has ended.
         async with self._http, asyncio.TaskGroup() as group:
             loops = [group.create_task(self._sessions.run()), group.create_task(self._datapoints.run())]
             await stop.wait()
@@ -68,6 +70,7 @@ class Account:
     @property
     def usable(self) -> bool:
         """False while the cloud is away or refuses the login; a first poll, which may be long, goes on."""
+        # To begin anew costs the memory of what was asked; where nothing works, there is nothing to lose.
         return not self._sessions.outage.failures
 
     def poll_now(self) -> None:
@@ -79,6 +82,7 @@ class Account:
 
     def silent_for(self) -> dict[str, float]:
         """Seconds since each loop made progress; negative while there need not be any."""
+        # An answer counts as progress of both: a poll of thousands of pages within the budget may take many minutes.
         now, answered = self._monotonic(), self._http.active_at
         return {
             # A long answer is progress, too: a first poll of a large account may take minutes.
@@ -96,7 +100,7 @@ class Account:
         return {
             "sessions": f"{len(unread)} unreadable records: {'; '.join(unread[:3])}" if unread else None,
             "groups": self._poll.selection_problem,
-            # While the cloud is away that is the reason, and it is in `ready` already.
+            # With the cloud away every fetch fails, and that is said once, by `ready`.
             "datapoints": self._datapoints.problem if self._cloud_problem is None else None,
         }
 
@@ -105,33 +109,17 @@ class Account:
         """True while the last poll of the session list went well; a device's datapoints may be old all the same."""
         return self._cloud_problem is None and self._sessions.store_problem is None
 
-    @property
-    def strategy(self) -> str:
-        return self._poll.strategy
-
-    @property
-    def last_success_at(self) -> float | None:
-        return self._sessions.last_success_at
-
-    @property
-    def next_poll_at(self) -> float | None:
-        return self._sessions.next_poll_at
-
-    @property
-    def clock_ahead(self) -> float:
-        """Seconds that the cloud's clock is ahead of ours."""
-        return self._http.clock_ahead
+    def polling(self) -> Polling:
+        sessions = self._sessions
+        return Polling(
+            self._poll.strategy, self._interval, sessions.last_success_at, sessions.next_poll_at, self._http.clock_ahead
+        )
 
     @property
     def _cloud_problem(self) -> str | None:
         if self._sessions.outage.failures:
             return self._sessions.outage.reason
         return None if self._sessions.last_success_at is not None else "not asked yet"
-
-
-def no_account(accounts: Iterable[Account]) -> dict[str, str | None]:
-    """The check of the cloud while no account runs, as in the middle of a reload."""
-    return {"cloud": None if any(accounts) else "not asked yet"}
 
 
 class AccountBuilder:
@@ -172,6 +160,7 @@ class AccountBuilder:
         cloud = BaceCloud(http)
         poll = self._list_poll(config, cloud)
         datapoints = self._datapoint_loop(config, cloud)
+        # Datapoints follow at once: a poll that finds a session changed is the only sign that it has new ones.
         polled: Signal[[]] = Signal()
         # A session that has just started is fetched at once, not at the next interval.
         polled.listen(datapoints.poll_now)
@@ -246,10 +235,12 @@ def cloud_http(
     `store` is where its tokens come from and go; `redaction` learns them.
     """
 
+    # A function, since the tokens are requested over the very HTTP that they are for.
     def tokens(request_token: RequestToken) -> TokenSource:
         if cloud.access_token is not None:
             return FixedToken(cloud.access_token.get_secret_value())
         given = _credentials(cloud)
+        # Tokens are kept by account: another password does not make them somebody else's.
         name = fingerprint(cloud.url, given.client_id, given.username)
         return Tokens(name, given, store, request_token, clock=clock, monotonic=monotonic)
 
@@ -278,4 +269,5 @@ def _credentials(cloud: CloudConfig) -> Credentials:
 
 def fingerprint(*parts: str) -> str:
     """Distinguishes targets and accounts in the store without holding the credential that a URL may be."""
+    # One way: a webhook's URL is a credential, and the store may be copied to whom asks for help.
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=12).hexdigest()

@@ -4,14 +4,12 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from functools import partial
 
 import structlog
 
-from bace_bridge.app.account import Account, AccountBuilder, AccountConfig, no_account
+from bace_bridge.app.account import Account, AccountBuilder, AccountConfig
 from bace_bridge.app.outlets import OutletBuilder, OutletConfig, outlet_config
-from bace_bridge.app.reloads import Reloads
-from bace_bridge.app.running import Clocks, ClockWatch, Running, Signals, SteadyClock, bring_back, task_group
+from bace_bridge.app.running import Clocks, ClockWatch, Reloads, Running, Signals, SteadyClock, bring_back, task_group
 from bace_bridge.app.service import Service, long_start
 from bace_bridge.app.storage import Devices, Storage, installation_name
 from bace_bridge.config.models import Config, HttpConfig
@@ -19,8 +17,8 @@ from bace_bridge.config.values import secrets_of
 from bace_bridge.delivery.outlet import Outlet
 from bace_bridge.polling.rules.fetches import SLOWEST_FETCH
 from bace_bridge.redaction import Redaction
+from bace_bridge.status.health import Check, Checks, Reasons, Status
 from bace_bridge.status.server import HealthServer
-from bace_bridge.status.standing import Check, Checks, Reasons, Status
 from bace_bridge.store.facts import Facts, Schedules
 from bace_bridge.store.sqlite import SqliteFile
 
@@ -47,6 +45,8 @@ class Bridge:
     async def run(self, stop: asyncio.Event, *, notify: Callable[[str], None], watchdog: float | None) -> None:
         config = self.reloads.config
         async with AsyncExitStack() as stack:
+            # First the store, whose lock keeps a second bridge away, then the sinks with their places in the log, then
+            # polling. The stack ends it the other way round: whatever writes has ended before the store closes.
             async with long_start(notify):
                 file = await stack.enter_async_context(SqliteFile(config.store.path))
                 furthest = max(SLOWEST_FETCH, config.watch.datapoint_interval)
@@ -62,11 +62,13 @@ class Bridge:
                 )
                 await home.become(config)
             await home.service.run(stop, self.reloads.serve(home.become), notify=notify, watchdog=watchdog)
+            # Health answers to the last: who watches the end sees it.
             await home.servers.end()
 
     def may_become(self, config: Config) -> bool:
         """False where a new Bridge is needed: events and device states are those of one cloud, in one store."""
         present = self.reloads.config
+        # Another cloud has other sessions under the same ids, perhaps: nothing of one must be compared with the other.
         return (config.store.url, config.cloud.url) == (present.store.url, present.cloud.url)
 
 
@@ -93,7 +95,11 @@ class _Home:
         self.store = store = Storage(file, config, signals, clock=clock)
         devices = Devices(store.standing, accounts, changed=signals.devices_changed)
         checks = Checks(
-            [Check(ready=partial(no_account, accounts)), Check(ready=store.upkeep.ready), Check(degraded=config_check)],
+            [
+                Check(ready=lambda: {"cloud": None if any(accounts) else "not asked yet"}),
+                Check(ready=store.upkeep.ready),
+                Check(degraded=config_check),
+            ],
             accounts,
             outlets,
         )
@@ -106,7 +112,6 @@ class _Home:
         self.outlet_builder = OutletBuilder(
             store,
             status,
-            devices,
             installation,
             lambda: outlets.configs,
             accounts.each(Account.poll_now),
@@ -118,6 +123,7 @@ class _Home:
         watch = ClockWatch(clock, deciding=deciding, move_store=store.schedules.move, stepped=signals.clock_stepped)
         self.service = Service(accounts, outlets, status, devices, store, watch, signals, clock=clock)
 
+        # In this order they are called: a device's availability is known before the topics that show it are written.
         signals.log_grew.listen(outlets.each(Outlet.log_grew))
         signals.devices_changed.listen(outlets.each(Outlet.refresh_devices))
         signals.list_polled.listen(devices.polled)
@@ -128,11 +134,14 @@ class _Home:
 
     async def become(self, config: Config) -> None:
         """Starts what is new in the configuration and ends what left it. Raises ConfigError or StoreError."""
+        # Before anything can fail: what other sides say of the new secrets may be in the first error.
         self.redaction.learn(secrets_of(config))
         for http in await self.servers.keep([config.http] if config.http.enabled else []):
-            server = HealthServer(http, alive=self.status.alive, ready=self.status.ready, degraded=self.status.degraded)
+            checks = self.status.checks
+            server = HealthServer(http, alive=self.status.alive, ready=checks.ready, degraded=checks.degraded)
             await server.open()
             self.servers.start(http, server)
+        # The listener may have refused the configuration: only from here on something else changes.
         self.store.adjust(config)
         new = await self.outlets.keep([outlet_config(sink, config.cloud.url, config.sinks) for sink in config.sinks])
         await self.store.event_log.retire_others([sink.name for sink in config.sinks])

@@ -12,14 +12,14 @@ import structlog
 from bace_bridge import logs
 from bace_bridge.app.account import fingerprint
 from bace_bridge.app.running import Clocks, Signals
-from bace_bridge.app.storage import Devices, Storage
+from bace_bridge.app.storage import Storage
 from bace_bridge.delivery.outlet import Outlet
 from bace_bridge.errors import BridgeError
 from bace_bridge.events.types import Filter
 from bace_bridge.redaction import Redaction
 from bace_bridge.sinks.api import Answer
 from bace_bridge.sinks.kind import SinkConfig, SinkContext
-from bace_bridge.status.standing import StateForTopics, Status
+from bace_bridge.status.health import StateForTopics, Status
 
 Replay = Callable[..., Awaitable[int]]
 
@@ -55,7 +55,7 @@ def request_handlers(
 
     async def replay_events(payload: dict[str, Any]) -> dict[str, Any]:
         session, since = payload.get("session"), payload.get("since")
-        # A client may have made a number of an id that is all digits.
+        # An id may be all digits, and people leave out the quotes.
         if isinstance(session, int) and not isinstance(session, bool):
             session = str(session)
         asked_for = session if since is None else since
@@ -94,6 +94,7 @@ class OutletConfig(NamedTuple):
 
 def outlet_config(sink: SinkConfig, source: str, sinks: Sequence[SinkConfig] = ()) -> OutletConfig:
     """`sinks` are all that are configured."""
+    # Two sinks on one base topic share its retained topics: none may clear what another one shows.
     there = [one for one in sinks if one is not sink and one.kind == sink.kind and one.shared == sink.shared]
     elsewhere = tuple(sorted(one.groups for one in there)) if sink.shared is not None else ()
     return OutletConfig(sink, source, tuple((path, _changed_at(path)) for path in sink.files), elsewhere)
@@ -119,7 +120,6 @@ class OutletBuilder:
         self,
         store: Storage,
         status: Status,
-        devices: Devices,
         installation: str,
         running: Callable[[], Iterable[OutletConfig]],
         poll_now: Callable[[], None],
@@ -132,7 +132,7 @@ class OutletBuilder:
         self._store = store
         self._log = store.event_log
         self._status = status
-        self._state = StateForTopics(status, devices)
+        self._state = StateForTopics(status)
         self._installation = installation
         self._running = running
         self._poll_now = poll_now
@@ -144,11 +144,25 @@ class OutletBuilder:
     async def open(self, config: OutletConfig) -> Outlet:
         """From its first time on what the sink wants is kept for it. Raises StoreError."""
         sink = config.sink
+        # The store first: from here on events are kept for the sink, whether it can be built and reached or not.
         filter_ = Filter(events=tuple(sink.events), groups=tuple(sink.groups), sink=sink.name)
         disabled = await self._log.open_sink(sink.name, target=fingerprint(sink.target), filter_=filter_)
         if disabled is not None:
             log.warning("sink.is_disabled", sink=sink.name, reason=disabled, until="its url changes")
-        built = sink.build(self._context(config))
+        built = sink.build(
+            SinkContext(
+                source=config.source,
+                version=self._version,
+                installation=self._installation,
+                elsewhere=config.elsewhere,
+                running=lambda: [one.sink for one in self._running()],
+                state=self._state,
+                ledger=partial(self._store.ledger, sink.name),
+                requests=self._requests(sink.name),
+                redaction=self._redaction,
+                clock=self._clocks.wall,
+            )
+        )
         return Outlet(
             sink.kind,
             built.sink,
@@ -163,21 +177,6 @@ class OutletBuilder:
             jitter=random.random,
         )
 
-    def _context(self, config: OutletConfig) -> SinkContext:
-        name = config.sink.name
-        return SinkContext(
-            source=config.source,
-            version=self._version,
-            installation=self._installation,
-            elsewhere=config.elsewhere,
-            running=lambda: [one.sink for one in self._running()],
-            state=self._state,
-            ledger=partial(self._store.ledger, name),
-            requests=self._requests(name),
-            redaction=self._redaction,
-            clock=self._clocks.wall,
-        )
-
     def _requests(self, sink: str) -> Mapping[str, Answer]:
         return request_handlers(
             poll_now=self._poll_now,
@@ -188,5 +187,6 @@ class OutletBuilder:
 
     async def _replay(self, sink: str, **which: Any) -> int:
         count = await self._log.replay(sink, **which)
+        # The lanes have moved, and only this process knows: the watch for commands sees others' commits alone.
         self._signals.log_grew()
         return count

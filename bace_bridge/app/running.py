@@ -1,4 +1,4 @@
-"""What runs and when: signals between parts, parts that come and go by the configuration, and the steady clock."""
+"""What runs and when: signals, the steady clock, parts that come and go by the configuration, and reloads."""
 
 import asyncio
 import time
@@ -8,7 +8,10 @@ from typing import Concatenate, Generic, NamedTuple, ParamSpec, Protocol, TypeVa
 
 import structlog
 
-from bace_bridge.errors import StoreError, StoreUnusable
+from bace_bridge.config.models import Config
+from bace_bridge.errors import ConfigError, StoreError, StoreUnusable
+from bace_bridge.store.facts import Schedules
+from bace_bridge.waiting import STORE_PAUSE
 
 P = ParamSpec("P")
 
@@ -112,7 +115,7 @@ class ClockWatch:
             # announced.
             self._clock.follow(self._clock.behind)
             return
-        # No poll or fetch may commit a schedule of before the step after the store was moved.
+        # No decision may be on its way with times of before: the lock is held from what is known to the commit.
         async with self._deciding:
             seconds = self._clock.behind
             try:
@@ -120,16 +123,13 @@ class ClockWatch:
             except StoreUnusable:
                 raise
             except StoreError as error:
+                # Memory must not run ahead of the store; the steady clock goes on, and the next tick tries again.
                 log.debug("clock.step_not_recorded", reason=str(error))
                 return
             # The store first: where it fails, the clock stays as it is, and the step is found again at the next look.
             self._clock.follow(seconds)
             self._stepped(seconds)
         log.warning("clock.stepped", seconds=round(seconds, 1), then="scheduled retries and polls move with it")
-
-
-class Schedules(Protocol):
-    async def bound(self, *, now: float, furthest: float) -> int: ...
 
 
 async def bring_back(schedules: Schedules, *, now: float, furthest: float) -> None:
@@ -156,10 +156,6 @@ class _One(NamedTuple, Generic[ConfigT, PartT]):
     part: PartT
     stop: asyncio.Event
     task: asyncio.Task[None]
-
-    async def end(self) -> None:
-        self.stop.set()
-        await asyncio.wait((self.task,))
 
 
 class Running(Generic[ConfigT, PartT]):
@@ -197,8 +193,12 @@ class Running(Generic[ConfigT, PartT]):
         Returns the wanted ones of which no part runs.
         """
         leaving = [one for one in self._running if one.config not in wanted or not one.part.usable]
-        # All at once: each may take its grace of some seconds.
-        await asyncio.gather(*(one.end() for one in leaving))
+        # All at once: each may take its seconds to deliver what is left. `wait` raises nothing of what a task raised;
+        # the group does, and ends everything.
+        for one in leaving:
+            one.stop.set()
+        if leaving:
+            await asyncio.wait([one.task for one in leaving])
         self._running = tuple(one for one in self._running if one not in leaving)
         return [config for config in wanted if config not in self.configs]
 
@@ -213,6 +213,59 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
         async with asyncio.TaskGroup() as group:
             yield group
     except BaseExceptionGroup as several:
+        # The command line answers for StoreLocked and the like by their class, which a group would hide.
         if len(several.exceptions) == 1:
             raise several.exceptions[0] from None
         raise
+
+
+Become = Callable[[Config], Awaitable[None]]
+
+
+class _Asked(NamedTuple):
+    config: Config
+    answer: asyncio.Future[None]
+
+
+class Reloads:
+    """Takes them one after the other. `config` is the one that runs."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._asked: asyncio.Queue[_Asked] = asyncio.Queue()
+
+    async def ask(self, config: Config) -> None:
+        """Returns when it runs. Raises ConfigError where it cannot run; then the one before does."""
+        # A queue and not a lock: the service's own task applies it, so that its end cuts a reload off as well.
+        asked = _Asked(config, asyncio.get_running_loop().create_future())
+        self._asked.put_nowait(asked)
+        await asked.answer
+
+    async def serve(self, become: Become) -> None:
+        """Never returns. `become` must be able to go on where it was cut off by a StoreError."""
+        while True:
+            config, answer = await self._asked.get()
+            try:
+                await _until_stored(become, config)
+            except ConfigError as error:
+                # What cannot run any more either, such as a listener on an address that is gone, ends nothing else.
+                try:
+                    await _until_stored(become, self.config)
+                except ConfigError as again:
+                    mistakes = [str(one) for one in again.mistakes]
+                    log.warning("config.not_restored", mistakes=mistakes, then="everything else continues")
+                answer.set_exception(error)
+            else:
+                self.config = config
+                answer.set_result(None)
+
+
+async def _until_stored(become: Become, config: Config) -> None:
+    while True:
+        try:
+            return await become(config)
+        except StoreUnusable:
+            raise
+        except StoreError as error:
+            log.debug("config.waits_for_the_store", reason=str(error))
+            await asyncio.sleep(STORE_PAUSE)

@@ -6,14 +6,18 @@ import os
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from typing import Any
 
 import structlog
 
-from bace_bridge.app.running import Signals
+from bace_bridge.app.running import ClockWatch, Running, Signals
+from bace_bridge.app.storage import Devices, Storage
+from bace_bridge.delivery.outlet import Outlet
 from bace_bridge.errors import StoreError, StoreUnusable
-from bace_bridge.pauses import pause_until
+from bace_bridge.status.health import Status
+from bace_bridge.store.housekeeping import Upkeep
+from bace_bridge.waiting import pause_until
 
 EXTEND_EVERY = 10.0
 """Seconds between two requests for more time; a start that is as short as usual makes none."""
@@ -29,6 +33,7 @@ def notify(state: str, *, address: str | None) -> None:
     """
     if not address:
         return
+    # systemd writes an abstract socket, which has no file, with @ in the place of the zero byte.
     target = "\0" + address[1:] if address.startswith("@") else address
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
@@ -42,6 +47,7 @@ def notify(state: str, *, address: str | None) -> None:
 def watchdog_interval(env: Mapping[str, str]) -> float | None:
     """Seconds between two `WATCHDOG=1`, half of what systemd allows; None where no watchdog waits for us."""
     allowed, whose = env.get("WATCHDOG_USEC", ""), env.get("WATCHDOG_PID", "")
+    # A child inherits the variables; WATCHDOG_PID says which process they are for.
     if not re.fullmatch(r"[0-9]{1,18}", allowed) or int(allowed) == 0 or (whose and whose != str(os.getpid())):
         return None
     return int(allowed) / 2_000_000
@@ -79,51 +85,6 @@ UPKEEP_PAUSE = 5.0
 """Seconds to the next piece of the store's upkeep where the store failed at one."""
 
 
-class Outlet(Protocol):
-    async def count_backlog(self) -> None: ...
-    async def count_waiting(self) -> None: ...
-
-
-class Accounts(Protocol):
-    async def end(self) -> None: ...
-
-
-class Outlets(Protocol):
-    def __iter__(self) -> Iterator[Outlet]: ...
-    async def end(self) -> None: ...
-
-
-class Loops(Protocol):
-    def alive(self) -> dict[str, str | None]: ...
-
-
-class Devices(Protocol):
-    async def look(self) -> None: ...
-
-
-class Commands(Protocol):
-    async def changed_elsewhere(self) -> bool: ...
-
-
-class ClockWatch(Protocol):
-    async def look(self) -> None: ...
-
-
-class Upkeep(Protocol):
-    @property
-    def is_due(self) -> bool: ...
-    async def piece(self, now: float) -> float: ...
-
-
-class Store(Protocol):
-    @property
-    def event_log(self) -> Commands: ...
-    @property
-    def upkeep(self) -> Upkeep: ...
-    @property
-    def upkeep_due(self) -> asyncio.Event: ...
-
-
 class Service:
     """Ticks, keeps the store small and watches for commands, until it is stopped; then everything ends in order.
 
@@ -133,11 +94,11 @@ class Service:
 
     def __init__(
         self,
-        accounts: Accounts,
-        outlets: Outlets,
-        loops: Loops,
+        accounts: Running[Any, Any],
+        outlets: Running[Any, Outlet],
+        status: Status,
         devices: Devices,
-        store: Store,
+        store: Storage,
         clock_watch: ClockWatch,
         signals: Signals,
         *,
@@ -145,7 +106,7 @@ class Service:
     ) -> None:
         self._accounts = accounts
         self._outlets = outlets
-        self._loops = loops
+        self._status = status
         self._devices = devices
         self._store = store
         self._clock_watch = clock_watch
@@ -177,24 +138,27 @@ class Service:
             # First what begins new work: a reload in the middle of the end would start parts again.
             for task in tasks:
                 task.cancel()
+            # A reload may be cut off anywhere: the next start reads the file, and begins it again.
             await asyncio.gather(*tasks, return_exceptions=True)
-            # Polling before delivery: nothing new is found while the outlets deliver the rest.
+            # Polling ends first, so the last events are in the log before the outlets deliver what is left. The other
+            # way round they would wait for the next start. The store, which both need, is closed by who opened it.
             await self._accounts.end()
             await self._outlets.end()
         log.info("bridge.stopped")
 
     async def _tick(self, notify: Callable[[str], None], watchdog: float | None) -> None:
         while True:
-            if watchdog is not None and not any(self._loops.alive().values()):
-                # Only while every loop makes progress: systemd then restarts a bridge that hangs, which loses nothing.
+            # Only a loop that stands still withholds the sign: a restart brings back no cloud or broker that is away.
+            if watchdog is not None and not any(self._status.alive().values()):
                 notify("WATCHDOG=1")
+            # Before anything that compares times: a step of the clock makes all of them wrong at once.
             await self._clock_watch.look()
             try:
                 await self._count()
                 await self._devices.look()
             except StoreUnusable:
                 raise
-            except StoreError as error:
+            except StoreError as error:  # whoever writes reports it; counts are only late
                 log.debug("store.not_counted", reason=str(error))
             if self._store.upkeep.is_due:
                 self._store.upkeep_due.set()
@@ -235,6 +199,7 @@ async def keep_store(
 ) -> None:
     """Piece after piece of the store's upkeep; `pause` ends when it is `due`, or after the seconds given."""
     while True:
+        # Cleared before the piece: what becomes due while it runs is seen after it.
         due.clear()
         try:
             rest = await upkeep.piece(clock())

@@ -29,19 +29,13 @@ def installation_name(config: Config) -> str:
     So a store that was lost gets its name again, and finds its own retained topics; in a container as long as its host
     name stays the same.
     """
+    # From facts and not from chance: chance would be kept in the store, and be lost with it.
     machine = ""
     with suppress(OSError, UnicodeDecodeError):
         machine = _MACHINE.read_text("utf-8").strip()
     cloud = config.cloud
     parts = (machine, socket.gethostname(), str(config.store.path.resolve()), cloud.username or cloud.client_id or "")
     return hashlib.blake2b("\n".join(parts).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
-
-
-class Views(Protocol):
-    async def devices(self, ids: Collection[str] | None, *, available: bool) -> list[DeviceState]: ...
-    async def known_devices(self, ids: Collection[str] | None) -> list[KnownDevice]: ...
-    async def stale(self) -> frozenset[str]: ...
-    async def oldest_view(self) -> float: ...
 
 
 class Account(Protocol):
@@ -57,7 +51,7 @@ class Devices:
 
     def __init__(
         self,
-        views: Views,
+        views: Standing,
         accounts: Iterable[Account],
         *,
         changed: Callable[[Collection[str] | None], None],
@@ -85,6 +79,7 @@ class Devices:
 
     def polled(self) -> None:
         """A session list was polled: with the cloud or the store away no view is current any more."""
+        # Without any account, as in the middle of a reload, this is true: nothing is known to be wrong.
         go_well = all(one.view_is_current for one in self._accounts)
         if go_well != self._polls_go_well:
             self._polls_go_well = go_well
@@ -94,6 +89,7 @@ class Devices:
         """A device becomes unavailable by nothing but time. Raises StoreError."""
         self.oldest_view = await self._views.oldest_view()
         stale = await self._views.stale()
+        # Both directions: those that turned stale, and those that were fetched again.
         if turned := stale ^ self._stale:
             self._stale = stale
             self._changed(turned)
@@ -144,4 +140,5 @@ class Storage:
         if (groups := frozenset(config.cloud.groups)) != self.standing.groups:
             self.standing.groups = groups
             self._devices_changed(None)
+        # A smaller retention or size takes effect now, and not at the next round.
         self.upkeep_due.set()

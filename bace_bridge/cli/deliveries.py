@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from bace_bridge.cli.exits import config_option
+from bace_bridge.cli.main import config_option
 from bace_bridge.cli.stored import (
     ensure_session,
     ensure_sink,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 import click
 
-from bace_bridge.cli.exits import Duration
+from bace_bridge.cli.main import Duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -13,7 +13,7 @@ from typing import Any
 import click
 import msgspec
 
-from bace_bridge.cli.exits import config_option
+from bace_bridge.cli.main import config_option
 from bace_bridge.cli.stored import (
     NoStoreYet,
     ensure_session,
@@ -29,9 +29,9 @@ from bace_bridge.errors import StoreError, StoreOlder, StoreUnusable
 from bace_bridge.events import types
 from bace_bridge.events.types import EVENT_TYPES, LoggedEvent, matches
 from bace_bridge.formats import iso_utc
-from bace_bridge.pauses import pause_until
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.sqlite import SqliteFile
+from bace_bridge.waiting import pause_until
 
 
 class _JsonLine(msgspec.Struct, frozen=True):

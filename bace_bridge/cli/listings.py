@@ -13,8 +13,8 @@ import click
 import msgspec
 from msgspec.structs import replace
 
-from bace_bridge import logs, lookups
-from bace_bridge.cli.exits import config_option
+from bace_bridge import logs, waiting
+from bace_bridge.cli.main import config_option
 from bace_bridge.cli.stored import ROOM_FOR_IDS, NoStoreYet, excerpt_of, local_time, printable, stored
 from bace_bridge.cloud.api import BaceCloud, csv_url
 from bace_bridge.config.load import Excerpt, load
@@ -193,7 +193,7 @@ def devices(config: Path, of_cloud: bool, as_json: bool) -> None:
     # Or a retry of the cloud's would log between the rows.
     if of_cloud:
         logs.configure(fmt=None, level="error", secrets=secrets_of(loaded))
-    found, listed = lookups.run(_found(loaded, of_cloud=of_cloud))
+    found, listed = waiting.run(_found(loaded, of_cloud=of_cloud))
     rows = [_device_row(one, loaded.cloud.groups) for one in found]
     if as_json:
         click.echo(b"[" + b",\n ".join(msgspec.json.encode(one) for one in rows) + b"]")

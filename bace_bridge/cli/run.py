@@ -14,11 +14,11 @@ from typing import Literal
 import click
 import structlog
 
-from bace_bridge import logs, lookups
+from bace_bridge import logs, waiting
 from bace_bridge.app.bridge import Bridge
 from bace_bridge.app.running import task_group
 from bace_bridge.app.service import notify, watchdog_interval
-from bace_bridge.cli.exits import config_option
+from bace_bridge.cli.main import config_option
 from bace_bridge.cli.streams import unblock_stderr
 from bace_bridge.config.load import load
 from bace_bridge.config.models import Config
@@ -53,7 +53,7 @@ def run(config: Path, log_format: Format | None, log_level: str) -> None:
     """
     unblock_stderr()
     loaded = load(config, os.environ)
-    lookups.run(_serve(config, loaded, log_format, log_level))
+    waiting.run(_serve(config, loaded, log_format, log_level))
 
 
 class _Signals:
@@ -70,9 +70,10 @@ class _Signals:
         self.ended = False
 
     def install(self, path: Path) -> None:
+        # The main task: that it is cancelled reaches everything, as all other tasks are in its groups.
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
-        assert isinstance(loop, lookups.Loop)
+        assert isinstance(loop, waiting.Loop)
 
         def end() -> None:
             if self.ended:
@@ -112,6 +113,8 @@ class _Signals:
     @staticmethod
     def _listen(end: Callable[[], None], on_hangup: Callable[[], None]) -> None:
         """Not by `loop.add_signal_handler`: the loop gives the signals back when it closes, and the next one kills."""
+        # Python runs a handler between two instructions of the main thread, so even while the loop is busy, or waits
+        # for a thread: counting here, and not on the loop, makes a second SIGTERM end a process that hangs.
         loop, ends = asyncio.get_running_loop(), count(1)
 
         def received(number: int, _: object) -> None:
@@ -128,10 +131,12 @@ class _Signals:
 
 def _closes_with_its_terminal() -> bool:
     """False where there is none, or nohup has asked to outlive it."""
+    # nohup sets SIG_IGN before it starts the command; systemd and containers leave the default, and have no terminal.
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         return False
     if any(os.isatty(descriptor) for descriptor in (0, 1, 2)):
         return True
+    # With all three streams redirected a session may still have one: only opening it shows that.
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
     except OSError:
@@ -163,6 +168,7 @@ async def _serve_each(
         logs.configure(fmt=log_format, level=log_level, secrets=secrets_of(config))
         log.info("bridge.starting", version=version, cloud=config.cloud.url, store=str(config.store.path))
         bridge = Bridge(config, version=version, config_check=signals.config_check)
+        # Before READY a failure is the new configuration's; after it, the bridge did run and something else broke.
         started = asyncio.Event()
         to_manager = partial(_notify, signals=signals, started=started)
         try:
@@ -180,6 +186,7 @@ async def _serve_each(
                 return
             if before is None or started.is_set():
                 raise
+            # `before` is tried once: where it cannot start again either, the process ends, and its manager decides.
             signals.refused([str(error)], then="the previous configuration stays in use")
             config, before = before, None
             continue
@@ -195,6 +202,7 @@ async def _reload_each(
     """Until a configuration comes that takes another bridge: then this one ends for it."""
     while bridge.may_become(config := await signals.reloads.get()):
         to_manager(_reloading())
+        # Until it is decided which of the two runs, the secrets of both are masked.
         secrets = secrets_of(config) | secrets_of(bridge.reloads.config)
         logs.configure(fmt=log_format, level=log_level, secrets=secrets)
         try:
@@ -217,4 +225,5 @@ def _notify(state: str, *, signals: _Signals, started: asyncio.Event) -> None:
 
 
 def _reloading() -> str:
+    # Type=notify-reload: by this time systemd knows that the state answers its own signal, and no earlier one.
     return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import click
 
-from bace_bridge.cli.exits import Duration
-from bace_bridge.pauses import pause_until
+from bace_bridge.cli.main import Duration
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.player import play
 from bace_bridge.simulator.quirks import Quirks, describe
 from bace_bridge.simulator.scenario import Scenario, ScenarioError, bundled, bundled_names, bundled_text, load
 from bace_bridge.simulator.server import SimulatedServer
+from bace_bridge.waiting import pause_until
 
 
 def _a_number(_: click.Context, __: click.Parameter, value: float) -> float:

@@ -56,6 +56,7 @@ class NoStoreYet(click.ClickException):
 async def stored(path: Path, *, to_ask: bool = False) -> AsyncIterator[SqliteFile]:
     """The opened store, read-only unless something is `to_ask`. Raises NoStoreYet, or StoreError."""
     try:
+        # Read-only where it only looks: a command of another user must leave no file that the service cannot write.
         async with SqliteFile(path, read_only=not to_ask, beside=to_ask) as file:
             yield file
     except StoreMissing:
@@ -111,6 +112,7 @@ def when_it_happens(path: Path) -> str:
 
 def printable(text: str) -> str:
     """What people type as a label must not steer a terminal, break a line, or be too much for stdout's encoding."""
+    # Escape sequences begin with a character that is not printable; the rest of one is harmless.
     shown = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
     encoding = sys.stdout.encoding or "utf-8"
     return shown.encode(encoding, "replace").decode(encoding)

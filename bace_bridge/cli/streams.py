@@ -86,6 +86,7 @@ DRAINED_WITHIN = 1.0
 def unblock_stderr() -> None:
     """From here on `sys.stderr` takes everything at once, from any thread; a thread of its own writes it."""
     raw = Unblocked(sys.stderr.fileno(), note=logs.of_lost_lines)
+    # Without a buffer of Python's own (`write_through`): what it held at the end would be lost.
     sys.stderr = io.TextIOWrapper(
         raw,
         encoding=sys.stderr.encoding,
@@ -111,6 +112,7 @@ class Unblocked(io.RawIOBase):
         self._dropped = 0
         self._writing = False
         self._torn = False
+        # A daemon: a reader that has stopped for ever must not keep the process from its end.
         Thread(target=self._write_each, name="stderr", daemon=True).start()
 
     def writable(self) -> bool:
@@ -146,6 +148,7 @@ class Unblocked(io.RawIOBase):
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._waiting or self._dropped)
                 self._writing = True
+                # Taken as a whole, and written without the lock: whoever logs waits for no reader.
                 text, self._waiting = self._waiting, bytearray()
                 dropped, self._dropped = self._dropped, 0
             lost = self._say(lost)

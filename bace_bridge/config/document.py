@@ -3,60 +3,13 @@
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from bace_bridge.config.text import PIPE_PATIENCE, TextProblem, half_character, read_text
+from bace_bridge.config.files import PIPE_PATIENCE, Place, TextProblem, half_character, read_text, spell
 from bace_bridge.errors import ConfigError, Mistake
-
-Place = tuple[str | int, ...]
-
-
-def spell(place: Place) -> str:
-    """`("webhooks", 0, "url")` as `webhooks[0].url`; a datatype's number is a key, not an index."""
-    spelled = ""
-    for step in place:
-        if isinstance(step, int) and spelled != "datatypes":
-            spelled += f"[{step}]"
-        else:
-            spelled += f".{step}" if spelled else str(step)
-    return spelled
-
-
-def is_within(path: str, outer: str) -> bool:
-    return path == outer or path.startswith((f"{outer}.", f"{outer}["))
-
-
-def section_model(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, once or many times."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((model for inner in get_args(annotation) if (model := section_model(inner))), None)
-
-
-def model_at(model: type[BaseModel], place: Place) -> type[BaseModel]:
-    """The section that `place` is in or names."""
-    for step in place:
-        field = model.model_fields.get(step) if isinstance(step, str) else None
-        inner = section_model(field.annotation) if field else None
-        model = inner or model
-    return model
-
-
-def as_written(place: Place, raw: Any) -> Place:
-    """`place`, but no deeper than `raw` goes: a single secret in the place of a list has no index."""
-    for depth, step in enumerate(place):
-        if not isinstance(raw, dict | list):
-            return place[:depth]
-        if isinstance(raw, dict):
-            raw = raw.get(step)
-        elif isinstance(step, int) and step < len(raw):
-            raw = raw[step]
-    return place
-
 
 _VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}|\$\{")
 _UNCLOSED = re.compile(r"\$\$\{|\$\{()()")
@@ -145,13 +98,17 @@ class _PlainLoader(yaml.SafeLoader):
             raise _too_many_values(self.get_mark())
         node = super().compose_node(parent, index)
         if isinstance(node, ScalarNode):
-            _check_scalar(node)
+            # JSON, which is YAML, may write a character in two halves.
+            node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+            if node.tag != "tag:yaml.org,2002:str" and len(node.value) > _LONGEST_NUMBER:
+                problem = f"a number of more than {_LONGEST_NUMBER} digits"
+                raise _at(node, problem, "put it in quotes where it is meant as text")
         return node
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep=deep)
-        except (ValueError, LookupError, ArithmeticError):
+        except (ValueError, LookupError, ArithmeticError):  # PyYAML lets its converters' own errors through
             problem = f"a value that is no {node.tag.rpartition(':')[2]}"
             raise _at(node, problem, "put it in quotes where it is meant as text") from None
 
@@ -204,13 +161,6 @@ def parse_document(text: str, name: str = "") -> tuple[Any, list[Mistake]]:
         loader.dispose()
 
 
-def _check_scalar(node: ScalarNode) -> None:
-    # JSON, which is YAML, may write a character in two halves.
-    node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
-    if node.tag != "tag:yaml.org,2002:str" and len(node.value) > _LONGEST_NUMBER:
-        raise _at(node, f"a number of more than {_LONGEST_NUMBER} digits", "put it in quotes where it is meant as text")
-
-
 def _at(node: Node, problem: str, hint: str | None = None) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark, note=hint)
 
@@ -237,6 +187,8 @@ def _syntax_mistake(name: str, text: str, error: yaml.MarkedYAMLError) -> Mistak
 
 def _refuse_what_is_no_plain_data(root: Node) -> None:
     """Raises at tags of programming languages, at an alias in what it refers to, and at too many nodes."""
+    # An alias is the very node that it refers to: below itself it makes a tree without end, beside itself one that
+    # doubles with each line. So the walk is bounded, and does not recurse.
     left: list[tuple[Node, tuple[int, ...]]] = [(root, ())]
     for _ in range(_MOST_NODES):
         if not left:
@@ -267,6 +219,7 @@ def _mistakes_in(node: Node, place: Place) -> Iterator[Mistake]:
         for key, value in node.value:
             name = key.value if isinstance(key, ScalarNode) else ""
             line = key.start_mark.line + 1
+            # The last one would win in silence; a merge key (<<) may be there many times.
             if name in first and name != "<<":
                 problem = f"is given twice, on lines {first[name]} and {line}"
                 yield Mistake(spell((*place, name)), problem, "keep one of the two")

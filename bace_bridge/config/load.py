@@ -7,19 +7,19 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from bace_bridge.config.document import (
+from bace_bridge.config.document import read_document, substitute
+from bace_bridge.config.files import (
+    PIPE_PATIENCE,
     Place,
     as_written,
+    file_key,
+    inline_files,
     is_within,
     model_at,
-    read_document,
     section_model,
     spell,
-    substitute,
 )
-from bace_bridge.config.files import inline_files, is_from_file
 from bace_bridge.config.models import FILE_MODEL, Config
-from bace_bridge.config.text import PIPE_PATIENCE
 from bace_bridge.config.values import FormerNames, closest
 from bace_bridge.errors import ConfigError, Mistake
 from bace_bridge.sinks.kind import Entry
@@ -60,6 +60,7 @@ def in_words(error: ErrorDetails, model: type[BaseModel], raw: object) -> Mistak
     place = as_written(tuple(step for step in error["loc"] if step != "[key]"), raw)
     if error["type"] == "extra_forbidden":
         return _unknown_key(place, model_at(model, place[:-1]))
+    # pydantic's own words quote the value, and some of them name Python types: neither is for a person's screen.
     context = error.get("ctx", {})
     if error["type"] == "mistake":
         return Mistake(spell(place), context["problem"], context["hint"])
@@ -69,8 +70,15 @@ def in_words(error: ErrorDetails, model: type[BaseModel], raw: object) -> Mistak
 
 def _unknown_key(place: Place, section: type[BaseModel]) -> Mistake:
     known = [*section.model_fields]
-    known += [f"{key}_file" for key, info in section.model_fields.items() if is_from_file(info)]
-    written, now_called = str(place[-1]), _former_names(section)
+    known += [f"{key}_file" for key, info in section.model_fields.items() if file_key(info)]
+    now_called = {
+        former: key
+        for key, info in section.model_fields.items()
+        for mark in info.metadata
+        if isinstance(mark, FormerNames)
+        for former in mark.names
+    }
+    written = str(place[-1])
     if written in now_called:
         return Mistake(spell(place), f"is now called {now_called[written]}")
     close = closest(written, [*known, *now_called])
@@ -78,21 +86,12 @@ def _unknown_key(place: Place, section: type[BaseModel]) -> Mistake:
     return Mistake(spell(place), "is not a key that bace-bridge knows", hint)
 
 
-def _former_names(section: type[BaseModel]) -> dict[str, str]:
-    """Each former name of a key, with the name that the key has now."""
-    return {
-        former: key
-        for key, info in section.model_fields.items()
-        for mark in info.metadata
-        if isinstance(mark, FormerNames)
-        for former in mark.names
-    }
-
-
 _LOGIN = ("client_id", "client_secret", "username", "password")
 
 
 def mistakes_between(raw: dict[Any, Any]) -> list[Mistake]:
+    # Over what is written and not over the models: pydantic makes none while a single value is wrong, and a person
+    # wants all mistakes at once.
     entries = {kind: _entries(raw, kind.section) for kind in KINDS}
     found = [*_login(raw.get("cloud")), *_names([one for of_kind in entries.values() for one in of_kind])]
     return found + [one for kind, of_kind in entries.items() for one in kind.mistakes_between(of_kind)]
@@ -138,24 +137,25 @@ def load(path: Path, env: Mapping[str, str], *, patience: float | None = PIPE_PA
         ConfigError: The configuration is wrong. It holds every mistake, of all stages.
     """
     document, mistakes = read_document(path, patience=patience)
+    # A pipe of the shell (`-c /dev/stdin`, `-c <(...)`) is in no folder: paths are then relative to the present one.
+    folder = Path() if path.is_relative_to("/dev") or path.is_relative_to("/proc") else path.parent
+    # Variables first, since a file's path may hold one; what a file or a variable holds is not substituted again.
     raw, unset = substitute(document, env)
-    inlined = inline_files(raw, FILE_MODEL, _folder(path))
+    inlined = inline_files(raw, FILE_MODEL, folder)
     causes = [*unset, *(one for one in inlined.mistakes if not any(is_within(one.path, other.path) for other in unset))]
     mistakes += causes
     config, invalid = validate(raw)
     for found in (*mistakes_between(raw), *invalid):
-        found.path = _renamed(found.path, inlined.renamed)
+        for value_path, file_path in inlined.renamed.items():
+            if is_within(found.path, value_path):
+                found.path = file_path + found.path.removeprefix(value_path)
+                break
         # A value that could not be had is wrong in other ways as well: only the cause is reported.
         if not any(is_within(found.path, cause.path) for cause in causes):
             mistakes.append(found)
     if mistakes or config is None:
         raise ConfigError(mistakes)
     return config
-
-
-def _folder(path: Path) -> Path:
-    """What relative paths are relative to; a pipe of the shell (`-c /dev/stdin`, `-c <(...)`) is in no folder."""
-    return Path() if path.is_relative_to("/dev") or path.is_relative_to("/proc") else path.parent
 
 
 def validate(raw: dict[Any, Any]) -> tuple[Config | None, list[Mistake]]:
@@ -165,13 +165,6 @@ def validate(raw: dict[Any, Any]) -> tuple[Config | None, list[Mistake]]:
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)
         return None, [in_words(one, FILE_MODEL, raw) for one in details]
-
-
-def _renamed(path: str, renamed: Mapping[str, str]) -> str:
-    for value_path, file_path in renamed.items():
-        if is_within(path, value_path):
-            return file_path + path.removeprefix(value_path)
-    return path
 
 
 class Excerpt:
@@ -216,11 +209,9 @@ class Excerpt:
             if model is None:
                 raw[section] = value
             elif wanted and isinstance(value, dict):
-                raw[section] = {key: one for key, one in value.items() if key in wanted or not _is_known(key, model)}
+                # A key that nobody knows stays: it may be the wanted one, misspelt, and that must not go unnoticed.
+                known = {*model.model_fields, *(f"{key}_file" for key in model.model_fields)} - wanted
+                raw[section] = {key: one for key, one in value.items() if key not in known}
             elif wanted and value is not None:
                 raw[section] = value
         return raw
-
-
-def _is_known(key: Any, model: type[BaseModel]) -> bool:
-    return isinstance(key, str) and {key, key.removesuffix("_file")} & model.model_fields.keys() != set()

@@ -1,5 +1,6 @@
-"""The configuration as the rest of bace-bridge sees it. Durations are float seconds."""
+"""The configuration as the rest of bace-bridge sees it, and what is allowed in it but worth a second thought."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import GenericAlias
@@ -7,7 +8,15 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, create_model, field_validator
 
-from bace_bridge.config.sections import Section, cloud_url, listen_address, store_path, store_url
+from bace_bridge.config.sections import (
+    SQLITE,
+    Section,
+    cloud_url,
+    is_loopback,
+    listen_address,
+    split_url,
+    store_url,
+)
 from bace_bridge.config.values import (
     Duration,
     FormerNames,
@@ -21,6 +30,7 @@ from bace_bridge.config.values import (
     mistake,
 )
 from bace_bridge.events.state import is_sendable
+from bace_bridge.events.types import EVENT_TYPES, matches
 from bace_bridge.sinks.kind import SinkConfig
 from bace_bridge.sinks.registry import KINDS
 
@@ -99,7 +109,7 @@ class StoreConfig(Section):
     @property
     def path(self) -> Path:
         """The database file; a relative path is relative to the working directory."""
-        return store_path(self.url)
+        return Path(self.url.removeprefix(SQLITE))
 
 
 class HttpConfig(Section):
@@ -134,14 +144,12 @@ class DatatypeConfig(Section):
     unit: str | None = Field(default=None, description="Unit of its values")
 
 
-def _known_datatypes() -> dict[int, DatatypeConfig]:
-    return {
-        6000: DatatypeConfig(name="Heart rate", unit="bpm"),
-        6001: DatatypeConfig(name="Respiration rate", unit="breaths/min"),
-        6002: DatatypeConfig(name="Oxygen saturation", unit="%"),
-        6011: DatatypeConfig(name="Body weight", unit="kg"),
-    }
-
+_KNOWN_DATATYPES = {
+    6000: DatatypeConfig(name="Heart rate", unit="bpm"),
+    6001: DatatypeConfig(name="Respiration rate", unit="breaths/min"),
+    6002: DatatypeConfig(name="Oxygen saturation", unit="%"),
+    6011: DatatypeConfig(name="Body weight", unit="kg"),
+}
 
 SinkT = TypeVar("SinkT", bound=SinkConfig)
 
@@ -160,7 +168,8 @@ class Config(Section):
     @field_validator("datatypes")
     @classmethod
     def _with_known_datatypes(cls, given: dict[int, DatatypeConfig]) -> dict[int, DatatypeConfig]:
-        merged = _known_datatypes()
+        # `validate_default`: pydantic calls this for the default, too, so that the known ones are always there.
+        merged = dict(_KNOWN_DATATYPES)
         for number, meaning in given.items():
             merged[number] = merged.get(number, DatatypeConfig()).model_copy(
                 update=meaning.model_dump(exclude_unset=True)
@@ -182,9 +191,48 @@ class Config(Section):
         return tuple(sink for sink in self.sinks if isinstance(sink, kind))
 
 
+# A field for each kind, made here and not written out: a new kind of sink is a line in the registry alone.
 _LISTS: dict[str, Any] = {
     kind.section: (GenericAlias(tuple, (kind, ...)), Field(default=(), description=kind.about)) for kind in KINDS
 }
 
 FILE_MODEL = create_model("FileModel", __base__=Config, **_LISTS)
 """What may be in the file: the schema, the checks and the hints for every kind of sink come from it."""
+
+
+_GROUP_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+def warnings(config: Config, *, now: float) -> list[str]:
+    """One line each, with the path of what it is about; no secrets."""
+    found: list[str] = []
+    cloud = split_url(config.cloud.url, ("https", "http"))
+    if cloud.scheme == "http" and not is_loopback(cloud.hostname or ""):
+        found.append("cloud.url: the login goes over the network in the clear (use https://)")
+    if config.cloud.access_token is not None:
+        found.append("cloud.access_token: is not renewed when it expires (the login with four keys is)")
+    if config.watch.start_from.kind == "since" and config.watch.start_from.seconds > now:
+        found.append("watch.start_from: is in the future: sessions that are over before it are never reported")
+    if config.http.enabled and not is_loopback(config.http.host):
+        if config.http.token is None:
+            found.append(
+                "http.listen: anyone who reaches this port sees whether the bridge is healthy (no names or reasons)"
+            )
+        else:
+            found.append("http.token: goes over the network in the clear (put a proxy with TLS before http.listen)")
+    for path, sink in config.located_sinks():
+        found += [f"{path}.{line}" for line in _about_sink(sink)]
+    if not config.sinks:
+        found.append(f"{', '.join(kind.section for kind in KINDS)}: there are no sinks, so no events will be delivered")
+    return found
+
+
+def _about_sink(sink: SinkConfig) -> Iterator[str]:
+    yield from sink.warnings()
+    for index, one in enumerate(sink.groups):
+        # cloud.groups takes labels, too, since the list shows them; an event has the id alone.
+        if not _GROUP_ID.fullmatch(one):
+            yield f"groups[{index}]: {one!r} is not an id_group: sinks take ids only (see bace-bridge devices)"
+    for index, glob in enumerate(sink.events):
+        if not any(matches(known, (glob,)) for known in EVENT_TYPES):
+            yield f"events[{index}]: {glob!r} has no effect yet: this version sends no such events"

@@ -5,9 +5,8 @@ import re
 import socket
 from collections.abc import Collection, Iterator
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 from yarl import URL
@@ -15,7 +14,7 @@ from yarl import URL
 from bace_bridge.config.values import FormerNames, WholeNumber, closest, mistake
 from bace_bridge.errors import Mistake
 from bace_bridge.events.types import EVENT_TYPES, matches
-from bace_bridge.formats import request_target, target_problem, text_problem
+from bace_bridge.formats import text_problem
 
 
 class Section(BaseModel):
@@ -23,6 +22,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
+    # Before the fields: pydantic would take null for a value of a wrong type, and not for the default.
     @model_validator(mode="before")
     @classmethod
     def _empty_means_left_out(cls, given: Any) -> Any:
@@ -46,7 +46,7 @@ _LONGEST_FOLDER = 255
 _LONGEST_NAME = 200
 """Bytes. Systems take 4,096 and 255: the rest is for the working directory, and for what is added to the name."""
 
-_SQLITE = "sqlite:///"
+SQLITE = "sqlite:///"
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]*[A-Za-z0-9][A-Za-z0-9._-]*")
 _BLANK_OR_CONTROL = re.compile(r"[\s\x00-\x1f\x7f]")
 _LABEL = re.compile(r"\w([\w-]*\w)?|")
@@ -82,17 +82,16 @@ def _is_host(host: str) -> bool:
     try:
         if ":" in host:
             return bool(ip_address(host))
-        name = host.encode("idna").decode()
+        name = host.encode("idna").decode()  # as the system's resolver will ask for it; it refuses empty labels
     except ValueError:  # UnicodeError among them
         return False
     return len(name) <= _LONGEST_HOST and _HOST_NAME.fullmatch(name) is not None
 
 
-def _web_url(url: str) -> SplitResult:
+def web_url(url: str) -> SplitResult:
     """A URL for HTTP, whose rules for international names differ from those of the system's look-up."""
-    from yarl import URL  # noqa: PLC0415  # only where there is such a URL
-
     parts = split_url(url, ("https", "http"))
+    # The system's look-up takes IDNA 2003, yarl IDNA 2008: a name must be good for both.
     try:
         looked_up = URL.build(scheme=parts.scheme, host=parts.hostname or "", port=parts.port).raw_host
     except ValueError:
@@ -102,17 +101,8 @@ def _web_url(url: str) -> SplitResult:
     return parts
 
 
-def webhook_url(url: str) -> str:
-    parts = _web_url(url)
-    if problem := target_problem(request_target(url)):
-        raise mistake(problem, "percent-encode it as the receiver expects it: \u00fc is %C3%BC in UTF-8")
-    if ":" in unquote(parts.username or ""):
-        raise mistake("contains a username with a colon, which HTTP Basic authentication does not allow")
-    return url
-
-
 def cloud_url(url: str) -> str:
-    parts = _web_url(url)
+    parts = web_url(url)
     if parts.username is not None or parts.password is not None:
         raise mistake("must not hold a login", "use cloud.username and cloud.password")
     if parts.query or parts.fragment:
@@ -137,11 +127,12 @@ def store_url(url: str) -> str:
     )
     if url.startswith(("postgresql:", "postgres:", "postgresql+")):
         raise mistake("PostgreSQL is not supported yet: this version stores in SQLite only", hint)
-    name = url.removeprefix(_SQLITE)
+    name = url.removeprefix(SQLITE)
     if name == url or not name or name.rpartition("/")[2] in {"", ".", ".."} or ":memory:" in name or "?" in name:
         raise mistake("must name an SQLite file", hint)
     if re.search(r"[\x00-\x1f\x7f]", name):
         raise mistake("must name an SQLite file, without control characters", hint)
+    # In bytes, as the file system counts; what SQLite adds to the name (-wal, -shm) must fit as well.
     *folders, file = os.fsencode(name).split(b"/")
     if (
         len(file) > _LONGEST_NAME
@@ -152,17 +143,13 @@ def store_url(url: str) -> str:
     return url
 
 
-def store_path(url: str) -> Path:
-    return Path(url.removeprefix(_SQLITE))
-
-
 def listen_address(address: str) -> tuple[str, int]:
     """Host and port of `127.0.0.1:8099` or `[::1]:8099`."""
     hint = '127.0.0.1:8099 for this machine only, 0.0.0.0:8099 for the whole network, "" for none'
     host, colon, port = address.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-        if not _is_ipv6(host):
+        if ":" not in host or not _is_host(host):
             raise mistake("must be host:port, with an IPv6 address in the brackets", "[::1]:8099")
     elif ":" in host:
         raise mistake("must be host:port, with an IPv6 host in brackets", "[::1]:8099")
@@ -175,16 +162,10 @@ def listen_address(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _is_ipv6(host: str) -> bool:
-    try:
-        return ip_address(host).version == 6  # noqa: PLR2004  # the version's name
-    except ValueError:
-        return False
-
-
 def _is_listened_on(host: str) -> bool:
     """Whether the resolver may find an address for it; `*` stands for all of them."""
     if re.fullmatch(r"[0-9.]+", host):
+        # The resolver takes 127.1 and 0 for addresses; idna would take 1.2.3.4.5 for a name, which nobody can have.
         try:
             socket.inet_aton(host)
         except OSError:
@@ -229,16 +210,12 @@ def _event_globs(globs: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _event_glob(glob: str) -> str:
+    # Of each entry by itself: so pydantic gives the mistake the path of the entry, such as events[1].
     if not any(matches(known, (glob,)) for known in (*EVENT_TYPES, *_TYPES_TO_COME)):
         close = closest(glob, (*EVENT_TYPES, "session.*", "cloud.*", "sink.*"))
         hint = f"did you mean {close}?" if close else f"known: {', '.join(EVENT_TYPES)}"
         raise mistake(f"{glob!r} matches no event type", hint)
     return glob
-
-
-def has_no_effect_yet(glob: str) -> bool:
-    """True for a glob that matches no event that this version sends."""
-    return not any(matches(known, (glob,)) for known in EVENT_TYPES)
 
 
 MaxInFlight = Annotated[WholeNumber, FormerNames(("in_flight", "concurrency"))]

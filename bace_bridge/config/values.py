@@ -23,6 +23,7 @@ _LONGEST = 36_500 * 86_400.0
 _MOST_DIGITS = 9
 """Of a whole number: with more of them a pace or a limit would mean nothing, and be no float in the end."""
 
+_NOT_A_START = "must be now, all, a time such as 2026-01-31T00:00:00Z, or how long ago, such as 7d"
 _END_OF_TIME = 253_402_300_800.0
 """The year 10000, in epoch seconds."""
 
@@ -123,7 +124,7 @@ def parse_start_from(value: object) -> StartFrom:
     """`now`, `all`, a point in time, or a duration before the first start."""
     if isinstance(value, StartFrom):
         return value
-    if isinstance(value, date):
+    if isinstance(value, date):  # and datetime, which is one: tests and other callers in Python may give either
         value = value.isoformat()
     text = value.strip() if isinstance(value, str) else ""
     if text == "now":
@@ -132,9 +133,9 @@ def parse_start_from(value: object) -> StartFrom:
         return StartFrom("all")
     if _DURATION.fullmatch(text):
         return StartFrom("ago", parse_duration(text))
-    if text and not text.isdigit():
+    if text and not text.isdigit():  # fromisoformat takes 20260131 for a date; here it is more likely seconds
         return StartFrom("since", _moment(text))
-    raise _not_a_start()
+    raise mistake(_NOT_A_START)
 
 
 def _moment(text: str) -> float:
@@ -142,7 +143,7 @@ def _moment(text: str) -> float:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise _not_a_start() from None
+        raise mistake(_NOT_A_START) from None
     if moment.tzinfo is None:
         if "T" in text.upper() or ":" in text:
             raise mistake("is a time without a time zone", "end it with Z for UTC: 2026-01-31T00:00:00Z")
@@ -151,10 +152,6 @@ def _moment(text: str) -> float:
     if not 0 <= seconds < _END_OF_TIME:  # what iso_utc can write down, in any zone
         raise mistake("must be a time in the years 1970 to 9999", "all for everything")
     return seconds
-
-
-def _not_a_start() -> PydanticCustomError:
-    return mistake("must be now, all, a time such as 2026-01-31T00:00:00Z, or how long ago, such as 7d")
 
 
 def whole_number(value: object) -> object:
@@ -236,7 +233,7 @@ def _secrets_in(value: object) -> Iterator[str]:
 
 def _parts(secret: str) -> Iterator[str]:
     yield secret
-    yield secret.removeprefix("whsec_")
+    yield secret.removeprefix("whsec_")  # some libraries for receivers keep it without its prefix
     if secret.startswith(("http://", "https://")):
         yield from _parts_of_url(secret)
     scheme, _, credentials = secret.partition(" ")

@@ -32,8 +32,8 @@ from bace_bridge.events.types import (
     Recorded,
     session_lane,
 )
-from bace_bridge.pauses import STORE_PAUSE, pause_until
 from bace_bridge.sinks.api import Receiver
+from bace_bridge.waiting import STORE_PAUSE, pause_until
 
 log = structlog.get_logger()
 

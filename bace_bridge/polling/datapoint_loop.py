@@ -9,7 +9,6 @@ from typing import Protocol
 import structlog
 
 from bace_bridge.errors import CloudError, StoreError, StoreUnusable
-from bace_bridge.pauses import pause_until
 from bace_bridge.polling.loops import LONGEST_REST, UNSTORED_PAUSE, Pause, pause_after
 from bace_bridge.polling.needs import PointJournal
 from bace_bridge.polling.points import PointEndpoint
@@ -17,6 +16,7 @@ from bace_bridge.polling.rules.batches import Batch, Plan
 from bace_bridge.polling.rules.changes import Urgency
 from bace_bridge.polling.rules.sessions import END_PATIENCE, KnownSession
 from bace_bridge.retry import FAILURES_UNTIL_REPORTED
+from bace_bridge.waiting import pause_until
 
 log = structlog.get_logger()
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from bace_bridge.config.document import model_at, parse_document, spell
-from bace_bridge.config.text import PIPE_PATIENCE, TextProblem, read_text
+from bace_bridge.config.document import parse_document
+from bace_bridge.config.files import PIPE_PATIENCE, TextProblem, model_at, read_text, spell
 from bace_bridge.errors import ConfigError, Mistake
 from bace_bridge.simulator.facts import LONGEST, seconds
 

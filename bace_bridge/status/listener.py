@@ -140,6 +140,7 @@ class Listener:
             try:
                 self._sockets.append(socket.create_server(address, family=family, backlog=_QUEUE))
             except OSError as error:
+                # `localhost` resolves to ::1 where IPv6 is off, too; any other error is a mistake in the configuration.
                 if error.errno not in _NOT_HERE:
                     await self.close()
                     raise
@@ -174,6 +175,7 @@ class Listener:
             task = loop.create_task(self._serve(connection))
             self._silent[task] = None
             task.add_done_callback(partial(self._ended, connection))
+            # The new task reads first: one that has sent its request already is no idle connection.
             await asyncio.sleep(0)
             for kind in (self._silent, self._speaking):
                 await self._make_room(kind)
@@ -182,7 +184,7 @@ class Listener:
         while len(kind) > MOST_CONNECTIONS:
             oldest = next(iter(kind))
             oldest.cancel()
-            await asyncio.wait((oldest,))
+            await asyncio.wait((oldest,))  # its descriptor is free before the next one is accepted
             self._say("http.connections_dropped", most=MOST_CONNECTIONS, hint="something keeps connections open")
 
     def _spoken(self) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from ipaddress import ip_address
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import structlog
@@ -92,10 +92,11 @@ class HealthServer:
             return Answer(HTTPStatus.NOT_FOUND, {"error": "not found", "known": _KNOWN})
         token = None if self._config.token is None else self._config.token.get_secret_value()
         listening = [host for host, _ in self._listener.addresses]
-        report = _full_report if may_know(request, listening, token) else _public_report
+        known = may_know(request, listening, token)
+        # Containers restart by /healthz: what is away outside is none of its business, as a restart would not help.
         if request.path == "/healthz":
-            return report(self._alive(), {}, well="ok", unwell="stalled")
-        return report(self._ready(), self._degraded(), well="ready", unwell="not ready")
+            return _report(self._alive(), {}, well="ok", unwell="stalled", in_full=known)
+        return _report(self._ready(), self._degraded(), well="ready", unwell="not ready", in_full=known)
 
 
 def may_know(request: Request, listening: Sequence[str], token: str | None) -> bool:
@@ -103,18 +104,16 @@ def may_know(request: Request, listening: Sequence[str], token: str | None) -> b
 
     A page in a browser on this machine may ask under a name of its own (DNS rebinding): it is a stranger.
     """
-    if token is not None and _has_token(request, token):
-        return True
-    local = all(ip_address(host).is_loopback for host in listening)
-    return local and all(_names_this_machine(host) for host in request.fields.get("host", ()))
-
-
-def _has_token(request: Request, token: str) -> bool:
     given = [one.partition(" ") for one in request.fields.get("authorization", ())]
-    return any(
+    # In constant time: how long an answer takes must not show how much of a guess is right.
+    if token is not None and any(
         scheme.lower() == "bearer" and hmac.compare_digest(said.strip().encode("latin-1"), token.strip().encode())
         for scheme, _, said in given
-    )
+    ):
+        return True
+    # On a loopback address only this machine can ask; what asks under the name of another one is a proxy, or a page.
+    local = all(ip_address(host).is_loopback for host in listening)
+    return local and all(_names_this_machine(host) for host in request.fields.get("host", ()))
 
 
 def _names_this_machine(host: str) -> bool:
@@ -124,29 +123,23 @@ def _names_this_machine(host: str) -> bool:
         return False
 
 
-def _full_report(reasons: Mapping[str, str | None], degraded: Mapping[str, str], *, well: str, unwell: str) -> Answer:
-    checks = {name: {"ok": reason is None, "reason": reason} for name, reason in reasons.items()}
-    return _report(checks, dict(degraded), reasons, well=well, unwell=unwell)
-
-
-def _public_report(reasons: Mapping[str, str | None], degraded: Mapping[str, str], *, well: str, unwell: str) -> Answer:
-    checks: dict[str, dict[str, bool]] = {}
-    for name, reason in reasons.items():
-        one = checks.setdefault(_kind(name), {"ok": True})
-        one["ok"] = one["ok"] and reason is None
-    return _report(checks, sorted({_kind(name) for name in degraded}), reasons, well=well, unwell=unwell)
-
-
-def _kind(name: str) -> str:
-    """`mqtt` of `mqtt:home`: what follows is a name that people have chosen."""
-    return name.partition(":")[0]
-
-
-def _report(checks: object, degraded: object, reasons: Mapping[str, str | None], *, well: str, unwell: str) -> Answer:
+def _report(
+    reasons: Mapping[str, str | None], degraded: Mapping[str, str], *, well: str, unwell: str, in_full: bool
+) -> Answer:
     fine = all(reason is None for reason in reasons.values())
-    beside = {"degraded": degraded} if degraded else {}
+    checks: dict[str, Any] = {}
+    beside: Any = dict(degraded)
+    if in_full:
+        checks = {name: {"ok": reason is None, "reason": reason} for name, reason in reasons.items()}
+    else:
+        # Kinds alone: `mqtt` of `mqtt:home`, as what follows is a name that people have chosen.
+        for name, reason in reasons.items():
+            one = checks.setdefault(name.partition(":")[0], {"ok": True})
+            one["ok"] = one["ok"] and reason is None
+        beside = sorted({name.partition(":")[0] for name in degraded})
     status = HTTPStatus.OK if fine else HTTPStatus.SERVICE_UNAVAILABLE
-    return Answer(status, {"status": well if fine else unwell, "checks": checks, **beside})
+    shown = {"status": well if fine else unwell, "checks": checks}
+    return Answer(status, {**shown, "degraded": beside} if degraded else shown)
 
 
 def _cannot_listen(listen: str, error: OSError | UnicodeError) -> ConfigError:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from bace_bridge.app.bridge import Bridge
-from bace_bridge.config.cautions import warnings
 from bace_bridge.config.load import load
+from bace_bridge.config.models import warnings
 from bace_bridge.errors import ConfigError
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.server import SimulatedServer

@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 from bace_bridge import logs
-from bace_bridge.cli.exits import explain
+from bace_bridge.cli.main import explain
 from bace_bridge.errors import BridgeError, ConfigError, Mistake, StoreLocked, StoreUnusable
 
 ROOT = Path(__file__).parents[2]
@@ -185,10 +185,7 @@ def test_the_service_imports_no_more_than_it_needs(tmp_path: Path) -> None:
     """Each of these is memory that it would keep for good; a kind of sink is imported when one is configured."""
     imported = imported_by("bace_bridge.__main__, bace_bridge.cli.run", tmp_path)
     unwanted = {"amqtt", "rich", "paho", "aiohttp.web", "difflib", "html", "statistics"}
-    ours = {
-        f"bace_bridge.{one}"
-        for one in ("demo", "simulator", "config.json_schema", "sinks.mqtt.sink", "sinks.webhook.sink")
-    }
+    ours = {f"bace_bridge.{one}" for one in ("demo", "simulator", "cli.check", "sinks.mqtt.sink", "sinks.webhook.sink")}
     assert not (unwanted | ours) & imported
     assert "bace_bridge.app.outlets" in imported
 

@@ -16,6 +16,7 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from bace_bridge.app.account import Account
+from bace_bridge.app.storage import Devices
 from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.failures import DEFAULT_SILENCE
@@ -40,11 +41,12 @@ from bace_bridge.polling.points import PointEndpoint
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules.session_list import FirstStart
 from bace_bridge.polling.session_lists import PollSettings
-from bace_bridge.status.standing import Check, Checks, Status
+from bace_bridge.status.health import Check, Checks, Status
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile
+from bace_bridge.store.standing import Standing
 from tests.integration.brokers import free_port
 from tests.integration.polling_line import NOON, Clock
 
@@ -83,10 +85,6 @@ async def resets(request: web.Request) -> web.StreamResponse:
     request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     request.transport.abort()
     return response
-
-
-class FreshViews:
-    oldest_view = 0.0
 
 
 class Watched:
@@ -136,6 +134,8 @@ class Watched:
         )
         self.account = Account(self.http, poll, self.loop, points, interval=10, monotonic=self.clock)
         self.upkeep = Upkeep(file, self.log, Cap(file, 2**30), retention=60, session_retention=60)
+        standing = Standing(file, groups=(), csv_url=str, fetch_interval=15.0, clock=self.clock)
+        self._devices = Devices(standing, [self.account], changed=lambda _: None)
         self.status = self.status_of()
 
     def status_of(self, *outlets: Outlet) -> Status:
@@ -145,7 +145,7 @@ class Watched:
             [self.account],
             outlets,
             self.upkeep,
-            FreshViews(),
+            self._devices,
             version="t",
             installation="here",
             clock=self.clock,
@@ -227,17 +227,17 @@ async def test_a_fault_has_a_name_a_log_event_a_reason_and_an_end(
         with capture_logs() as logs:
             run = asyncio.create_task(watched.loop.run())
             await watched.looked(1)
-            assert watched.status.ready()["cloud"] is None
+            assert watched.status.checks.ready()["cloud"] is None
             stage.handler = handler
             for _ in range(3):
                 await watched.look()
-            problem = watched.status.ready()["cloud"] or ""
+            problem = watched.status.checks.ready()["cloud"] or ""
             assert watched.status.health()["healthy"] is False
             assert watched.status.health()["problems"] == {"cloud": problem}
             assert "<html" not in problem
             stage.handler = empty_list
             await watched.look()
-            assert watched.status.ready()["cloud"] is None
+            assert watched.status.checks.ready()["cloud"] is None
             assert watched.status.health()["healthy"] is True
             run.cancel()
         stage.handler = handler
@@ -258,7 +258,7 @@ async def test_a_cloud_that_refuses_connections(tmp_path: Path) -> None:
             run = asyncio.create_task(watched.loop.run())
             await watched.looked(1)
             await watched.look()
-            assert "cannot connect: Connect" in (watched.status.ready()["cloud"] or "")
+            assert "cannot connect: Connect" in (watched.status.checks.ready()["cloud"] or "")
             assert await watched.told() == ["cloud.unreachable"]
             run.cancel()
 

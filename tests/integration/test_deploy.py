@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bace_bridge.cli.exits import CONFIG_WRONG
+from bace_bridge.cli.main import CONFIG_WRONG
 from bace_bridge.config.load import load
 from bace_bridge.config.models import HttpConfig
 from bace_bridge.sinks.mqtt.config import MqttConfig

@@ -8,8 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bace_bridge.app.outlets import outlet_config
-from bace_bridge.app.reloads import Reloads
-from bace_bridge.app.running import Running, task_group
+from bace_bridge.app.running import Reloads, Running, task_group
 from bace_bridge.config.models import Config
 from bace_bridge.errors import ConfigError, Mistake
 from bace_bridge.sinks.mqtt.config import MqttConfig

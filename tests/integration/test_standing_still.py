@@ -12,7 +12,7 @@ from bace_bridge.delivery.outlet import Outlet
 from bace_bridge.errors import SinkDisabled
 from bace_bridge.events.types import Event, Filter
 from bace_bridge.polling.rules.changes import Changes
-from bace_bridge.status.standing import SLOWEST_PROGRESS
+from bace_bridge.status.health import SLOWEST_PROGRESS
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile

@@ -1,4 +1,4 @@
-from bace_bridge.status.standing import Check, Checks
+from bace_bridge.status.health import Check, Checks
 
 
 def test_each_part_is_asked_under_its_own_names() -> None:

@@ -10,12 +10,10 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bace_bridge.config.cautions import warnings
-from bace_bridge.config.document import section_model
-from bace_bridge.config.files import is_from_file
-from bace_bridge.config.json_schema import config_schema, default_as_written
+from bace_bridge.cli.check import config_schema, default_as_written
+from bace_bridge.config.files import file_key, section_model
 from bace_bridge.config.load import load
-from bace_bridge.config.models import FILE_MODEL, CloudConfig, Config
+from bace_bridge.config.models import FILE_MODEL, CloudConfig, Config, warnings
 from bace_bridge.events.types import EVENT_TYPES
 from bace_bridge.polling.rules.event_schema import event_schema
 
@@ -72,7 +70,7 @@ def test_every_key_of_the_models_is_in_the_example_with_its_default(everything: 
     for path, section, model in sections(everything, FILE_MODEL, "example"):
         for key, info in model.model_fields.items():
             assert key in section, f"{path}.{key} is missing in bridge.example.yaml"
-            assert not is_from_file(info) or f"{key}_file" in section, f"{path}.{key}_file is missing"
+            assert not file_key(info) or f"{key}_file" in section, f"{path}.{key}_file is missing"
             if section_model(info.annotation) or info.is_required() or info.default is None:
                 continue
             assert str(section[key]) == str(default_as_written(info)), f"{path}.{key} is not the default"
@@ -121,7 +119,7 @@ def rows_of_docs() -> Iterator[tuple[str, str]]:
 
 def test_models_schema_example_and_docs_have_the_same_keys(everything: dict[str, Any]) -> None:
     models = dict(keys_of_models(FILE_MODEL))
-    files = {f"{key}_file" for key, info in models.items() if is_from_file(info)}
+    files = {f"{key}_file" for key, info in models.items() if file_key(info)}
     assert {*keys_of_schema(config_schema())} == {*models} | files
     assert {*keys_of_example(everything)} == {*models} | files
     documented = [key for key, _ in rows_of_docs()]

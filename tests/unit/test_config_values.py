@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
-from bace_bridge.config.cautions import warnings
-from bace_bridge.config.models import FILE_MODEL, CloudConfig, Config, HttpConfig, StoreConfig, WatchConfig
+from bace_bridge.config.models import FILE_MODEL, CloudConfig, Config, HttpConfig, StoreConfig, WatchConfig, warnings
 from bace_bridge.config.values import (
     StartFrom,
     format_duration,

@@ -2,14 +2,20 @@ import base64
 import binascii
 from collections.abc import Iterator
 from typing import Annotated, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJsonSchema
 
-from bace_bridge.config.sections import MaxInFlight, is_private, split_url, webhook_url
-from bace_bridge.config.text import filled_lines
+from bace_bridge.config.files import filled_lines
+from bace_bridge.config.sections import MaxInFlight, is_private, split_url, web_url
 from bace_bridge.config.values import Duration, FromFile, mistake
-from bace_bridge.formats import PER_CONNECTION, header_name_problem, header_value_problem
+from bace_bridge.formats import (
+    PER_CONNECTION,
+    header_name_problem,
+    header_value_problem,
+    request_target,
+    target_problem,
+)
 from bace_bridge.sinks.api import Built
 from bace_bridge.sinks.kind import SinkConfig, SinkContext
 
@@ -25,16 +31,19 @@ _MAKE_ONE_OR_NONE = f"{_MAKE_ONE}; or leave the key out: then nothing is signed"
 def _secrets(value: object) -> object:
     """One secret, a list of them, or several lines, as a file may hold while secrets are rotated."""
     if isinstance(value, str):
-        return tuple(filled_lines(value))
-    if isinstance(value, list | tuple):
-        return [one.strip() if isinstance(one, str) else one for one in value]
-    raise mistake("must be a secret, or a list of secrets", _MAKE_ONE_OR_NONE)
+        value = filled_lines(value)
+    if not isinstance(value, list | tuple):
+        raise mistake("must be a secret, or a list of secrets", _MAKE_ONE_OR_NONE)
+    if not value:
+        raise mistake("holds no secret", _MAKE_ONE_OR_NONE)
+    return [one.strip() if isinstance(one, str) else one for one in value]
 
 
 def _signing_secret(secret: SecretStr) -> SecretStr:
     text = secret.get_secret_value()
     if not text.strip():
         raise mistake("is empty", _MAKE_ONE_OR_NONE)
+    # `validate`: without it b64decode skips what is no base64, and a mistyped secret would sign with another key.
     try:
         key = base64.b64decode(text.removeprefix(_SECRET_PREFIX), validate=True)
     except (binascii.Error, ValueError):
@@ -44,14 +53,13 @@ def _signing_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
-def _some_secret(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-    if not secrets:
-        raise mistake("holds no secret", _MAKE_ONE_OR_NONE)
-    return secrets
-
-
 def _webhook_url(url: SecretStr) -> SecretStr:
-    webhook_url(url.get_secret_value())
+    parts = web_url(url.get_secret_value())
+    # Not encoded here: which of UTF-8 and Latin-1 the receiver expects only its people know.
+    if problem := target_problem(request_target(url.get_secret_value())):
+        raise mistake(problem, "percent-encode it as the receiver expects it: \u00fc is %C3%BC in UTF-8")
+    if ":" in unquote(parts.username or ""):
+        raise mistake("contains a username with a colon, which HTTP Basic authentication does not allow")
     return url
 
 
@@ -90,7 +98,6 @@ HeaderValue = Annotated[SecretStr, AfterValidator(_header_value)]
 SigningSecrets = Annotated[
     tuple[Annotated[SecretStr, AfterValidator(_signing_secret)], ...],
     BeforeValidator(_secrets),
-    AfterValidator(_some_secret),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
 ]
 

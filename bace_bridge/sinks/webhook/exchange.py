@@ -39,6 +39,7 @@ class Exchange:
         A receiver may close a connection that is kept at any time. A request that meets this goes out again at once:
         it has the same id, and the next attempt would be no different.
         """
+        # One deadline for look-up, connection, TLS and answer together, the second attempt included.
         deadline = asyncio.get_running_loop().time() + self._timeout
         try:
             if kept := self._kept():
@@ -57,7 +58,7 @@ class Exchange:
     def close(self) -> None:
         """Closes what is idle."""
         while kept := self._kept():
-            kept.close()
+            kept.transport.close()
 
     async def _exchange(self, connection: "_Connection", request: bytes, deadline: float) -> Reply:
         reply: Reply | None = None
@@ -65,7 +66,7 @@ class Exchange:
             reply = await connection.answer(request, deadline)
         finally:
             if reply is None or not reply.reusable or not connection.usable:
-                connection.abort()
+                connection.transport.abort()  # closing would wait for a receiver that reads no further
             else:
                 connection.rest(self._steady() + KEEP_ALIVE)
                 self._idle.append(connection)
@@ -75,9 +76,10 @@ class Exchange:
         while self._idle:
             connection = self._idle.pop()
             connection.wake()
+            # The last one first: it is the least likely to be closed by the receiver in this moment.
             if connection.usable and self._steady() < connection.kept_until:
                 return connection
-            connection.close()
+            connection.transport.close()
         return None
 
     async def _connect(self, deadline: float) -> "_Connection":
@@ -91,7 +93,7 @@ class Exchange:
                     host,
                     self._origin.port or 0,
                     ssl=_verifying() if is_tls else None,
-                    server_hostname=host.rstrip(".") if is_tls else None,
+                    server_hostname=host.rstrip(".") if is_tls else None,  # no certificate has the dot of the root
                     ssl_handshake_timeout=self._timeout if is_tls else None,
                     happy_eyeballs_delay=NEXT_ADDRESS_AFTER,
                 )
@@ -111,7 +113,7 @@ def _verifying() -> ssl.SSLContext:
 class _Connection(asyncio.Protocol):
     """Collects what comes of one answer after the other, and no more than is worth reading."""
 
-    _transport: asyncio.Transport
+    transport: asyncio.Transport
 
     def __init__(self) -> None:
         self.kept_until = 0.0
@@ -124,16 +126,15 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self.transport = transport
 
     def data_received(self, data: bytes) -> None:
         if self._resting is not None:
-            self._transport.abort()  # nothing was asked: whatever this is, it must not be taken for the next answer
+            self.transport.abort()  # nothing was asked: whatever this is, it must not be taken for the next answer
         self._data += data
         if len(self._data) > MOST_READ:
             self._ended = True
-            # A body without an end: the status is known, and nothing else in it would be used.
-            self._transport.pause_reading()
+            self.transport.pause_reading()
         self._news.set()
 
     def eof_received(self) -> None:
@@ -146,32 +147,25 @@ class _Connection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        return not self._ended and not self._transport.is_closing()
+        return not self._ended and not self.transport.is_closing()
 
     def rest(self, until: float) -> None:
         self.kept_until = until
         self._data.clear()
         self._after_another = True
-        self._resting = asyncio.get_running_loop().call_later(KEEP_ALIVE, self._transport.close)
+        self._resting = asyncio.get_running_loop().call_later(KEEP_ALIVE, self.transport.close)
 
     def wake(self) -> None:
         if self._resting is not None:
             self._resting.cancel()
             self._resting = None
 
-    def close(self) -> None:
-        self._transport.close()
-
-    def abort(self) -> None:
-        """Closing would wait for a receiver that reads no further."""
-        self._transport.abort()
-
     async def answer(self, request: bytes, deadline: float) -> Reply:
         """The answer, as soon as the rest of it does not matter; what there is of it when the time is over.
 
         Raises TimeoutError, `_Closed`, another OSError or NotHttp where no status line came.
         """
-        self._transport.write(request)
+        self.transport.write(request)
         succeeded = False
         while True:
             reply = read_reply(bytes(self._data), ended=self._ended, after_another=self._after_another)

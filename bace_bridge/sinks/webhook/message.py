@@ -1,9 +1,8 @@
 """An event as a signed request: the CloudEvents body, the signature, and the bytes that are sent."""
 
-import base64
 import hmac
 import re
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -59,7 +58,7 @@ SECRET_PREFIX = "whsec_"  # noqa: S105  # how secrets begin, not a secret
 
 def signing_key(secret: str) -> bytes:
     """The bytes that sign; ValueError where the secret is not base64."""
-    return base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
+    return b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
 
 
 def signed_headers(message_id: str, body: bytes, keys: Sequence[bytes], *, now: float) -> dict[str, str]:
@@ -70,13 +69,12 @@ def signed_headers(message_id: str, body: bytes, keys: Sequence[bytes], *, now: 
     timestamp = str(int(now))
     headers = {"webhook-id": message_id, "webhook-timestamp": timestamp}
     if keys:
+        # One signature for each key while secrets rotate: receivers accept any of them.
         signed = f"{message_id}.{timestamp}.".encode() + body
-        headers["webhook-signature"] = " ".join(_signature(key, signed) for key in keys)
+        headers["webhook-signature"] = " ".join(
+            f"v1,{b64encode(hmac.digest(key, signed, 'sha256')).decode()}" for key in keys
+        )
     return headers
-
-
-def _signature(key: bytes, signed: bytes) -> str:
-    return "v1," + base64.b64encode(hmac.digest(key, signed, "sha256")).decode("ascii")
 
 
 def origin(url: str) -> URL:

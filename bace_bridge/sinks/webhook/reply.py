@@ -27,7 +27,7 @@ def judge(
 
     `headers` finds its keys whatever their case. No message shows what the `redaction` knows.
     """
-    # Before the status: Standard Webhooks lets any response ask for it, a 2xx too.
+    # Standard Webhooks: 410 and this header both mean never again; a dead letter for each event would be of no use.
     if headers.get("webhook-delivery", "").strip().lower() == "disable":
         return SinkDisabled(
             f"HTTP {status}: the endpoint asked to be disabled (webhook-delivery: disable)", status=status
@@ -36,7 +36,7 @@ def judge(
         return SinkDisabled("HTTP 410: the endpoint is gone", status=status)
     if 200 <= status < 300:  # noqa: PLR2004  # the class of status codes
         return None
-    # A redirect may lead anywhere, also to a host that must not see the signature and the headers.
+    # A redirect could send a person's data to anybody, and most receivers that redirect mean a mistyped URL.
     if 300 <= status < 400:  # noqa: PLR2004  # the class of status codes
         return DeliveryFailed(f"HTTP {status}: redirects are not followed; configure the final address", status=status)
     answer = excerpt(body, redaction)
@@ -69,6 +69,7 @@ _END_OF_LINE = re.compile(rb"\r?\n")
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):(.*)")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
+_TRAILERS = re.compile(rb"(?:[^\r\n]+\r?\n)*\r?\n")
 _LONGEST_TO_STATUS = 32
 """Bytes in which the version and the three digits come."""
 
@@ -185,8 +186,10 @@ def _body(status: int, headers: CIMultiDict[str], rest: bytes) -> _Body:
     coding = ",".join(headers.getall("Transfer-Encoding", ())).lower()
     # Two lengths that differ, or a length beside chunks, leave the end open: such a connection is not used again.
     lengths = set(headers.getall("Content-Length", ()))
-    if status in _WITHOUT_BODY:
+    if status in _WITHOUT_BODY:  # whatever their headers say of a length
         return _Body(b"", 0)
+    # RFC 9112, 6.3: a length beside a coding may be an attack, so such a connection is never used again; a coding that
+    # does not end with chunked, and an answer without either, ends with the connection.
     if coding:
         chunked = coding.rpartition(",")[2].strip() == "chunked" and not lengths
         return _dechunked(rest) if chunked else _Body(rest)
@@ -203,7 +206,8 @@ def _dechunked(rest: bytes) -> _Body:
         size = int(found[1], 16)
         at = found.end()
         if size == 0:
-            return _Body(content, _end_of_trailers(rest, at))
+            end = _TRAILERS.match(rest, at)  # fields may follow the last chunk; the empty line ends the answer
+            return _Body(content, None if end is None else end.end())
         content += rest[at : at + size]
         at += size
         end = _END_OF_LINE.match(rest, at)
@@ -211,8 +215,3 @@ def _dechunked(rest: bytes) -> _Body:
             return _Body(content, broken=len(rest) > at + 1)
         at = end.end()
     return _Body(content, broken=b"\n" in rest[at:])
-
-
-def _end_of_trailers(rest: bytes, at: int) -> int | None:
-    found = re.compile(rb"(?:[^\r\n]+\r?\n)*\r?\n").match(rest, at)
-    return None if found is None else found.end()

@@ -75,6 +75,7 @@ class WebhookSink:
         self._redaction = redaction or Redaction(secrets_of(config))
         url = config.url.get_secret_value()
         self._exchange = Exchange(origin(url), timeout=config.timeout, steady=steady)
+        # Once for all attempts: only the id, the time, the signatures and the length differ between them.
         self._head = request_head(
             url,
             default_headers(version),
@@ -119,6 +120,8 @@ class WebhookSink:
 
     async def close(self) -> None:
         """Lets the POSTs in flight end, up to the grace period, then cuts them off; `run` returns."""
+        # What is sent from now on is handed back at once; what was sent before is posted within the grace. A POST that
+        # is cut off is repeated after the next start, with the same id.
         self._closed = True
         workers = self._workers
         if workers:
@@ -135,25 +138,23 @@ class WebhookSink:
     async def _work(self) -> None:
         while True:
             attempt, done = await self._queue.get()
+            # What `done` gets where the worker is cancelled: the endpoint may have the event, so it is sent again.
             error: SinkError | None = _stopped()
             try:
                 # Here and not in `send`: the limit spreads what has piled up, and `send` must not block.
                 if wait := self._pace.turn(self._steady()):
                     await self._sleep(wait)
-                error = await self._post(attempt)
+                body = structured(attempt, self._source)
+                # Signed after the wait: receivers refuse a timestamp that is minutes old.
+                signed = signed_headers(attempt.logged.event.id, body, self._keys, now=self._clock())
+                reply = await self._exchange.post(request_bytes(self._head, signed, body))
+                now = self._clock()
+                error = judge(reply.status, reply.headers, reply.body, now=now, redaction=self._redaction)
+            except DeliveryFailed as failure:
+                error = failure
             finally:
                 done(error)
                 self._queue.task_done()
-
-    async def _post(self, attempt: Attempt) -> SinkError | None:
-        body = structured(attempt, self._source)
-        # For each attempt anew: receivers refuse a timestamp of more than five minutes, and a retry may be a day old.
-        signed = signed_headers(attempt.logged.event.id, body, self._keys, now=self._clock())
-        try:
-            reply = await self._exchange.post(request_bytes(self._head, signed, body))
-        except DeliveryFailed as failure:
-            return failure
-        return judge(reply.status, reply.headers, reply.body, now=self._clock(), redaction=self._redaction)
 
     def _hand_back(self) -> None:
         while not self._queue.empty():

@@ -1,6 +1,5 @@
 """What the running bridge says of itself: alive, ready, info and health."""
 
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -66,34 +65,36 @@ def _merged(answers: Iterable[Mapping[str, str | None]]) -> dict[str, str | None
     found: dict[str, str | None] = {}
     for answer in answers:
         for name, why in answer.items():
+            # A name that is well stays in the answer, with None: monitors want to see what was asked.
             found[name] = found.get(name) or why
     return found
 
 
+class Polling(NamedTuple):
+    """How an account polls the session list.
+
+    `interval` is in seconds, and so is `clock_ahead`, by which the cloud's clock is ahead of ours. The times are epoch
+    seconds: None before the first poll.
+    """
+
+    strategy: str
+    interval: float
+    last_success_at: float | None
+    next_poll_at: float | None
+    clock_ahead: float
+
+
 class Account(Protocol):
-    @property
-    def interval(self) -> float: ...
-    @property
-    def strategy(self) -> str: ...
-    @property
-    def last_success_at(self) -> float | None: ...
-    @property
-    def next_poll_at(self) -> float | None: ...
-    @property
-    def clock_ahead(self) -> float: ...
+    def polling(self) -> Polling: ...
 
 
 class Outlet(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def disabled(self) -> str | None: ...
-    @property
-    def backlog(self) -> int | None: ...
-    @property
-    def parked(self) -> int: ...
-    @property
-    def dead_letters(self) -> int: ...
+    name: str
+    disabled: str | None
+    backlog: int | None
+    parked: int
+    dead_letters: int
+
     def state(self) -> dict[str, Any]: ...
 
 
@@ -101,12 +102,10 @@ class Store(Protocol):
     def figures(self) -> dict[str, int]: ...
 
 
-class Views(Protocol):
-    @property
-    def oldest_view(self) -> float: ...
-
-
 class DeviceStates(Protocol):
+    oldest_view: float
+    """Seconds since the datapoints of the device that is furthest behind were fetched."""
+
     @property
     def is_current(self) -> bool: ...
     async def states(self, ids: Collection[str] | None) -> list[DeviceState]: ...
@@ -122,71 +121,65 @@ class Status:
         accounts: Iterable[Account],
         outlets: Iterable[Outlet],
         store: Store,
-        views: Views,
+        devices: DeviceStates,
         *,
         version: str,
         installation: str,
         clock: Callable[[], float],
     ) -> None:
-        self._checks = checks
+        self.checks = checks
         self._accounts = accounts
         self._outlets = outlets
         self._store = store
-        self._views = views
+        self.devices = devices
         self._version = version
         self._installation = installation
         self._started_at = clock()
 
     def alive(self) -> dict[str, str | None]:
         """Per loop None while it makes progress, else what stands still."""
-        slowest = max([SLOWEST_PROGRESS, *(3 * one.interval for one in self._accounts)])
+        # Three intervals: a poll may take one, and one that fails waits for the next.
+        slowest = max([SLOWEST_PROGRESS, *(3 * one.polling().interval for one in self._accounts)])
         return {
             name: None if seconds < slowest else f"no progress for {seconds:.0f} s"
-            for name, seconds in self._checks.silent_for().items()
+            for name, seconds in self.checks.silent_for().items()
         }
-
-    def ready(self) -> dict[str, str | None]:
-        """Per outside part None while it is usable, else the reason."""
-        return self._checks.ready()
-
-    def degraded(self) -> dict[str, str]:
-        """What does not work while the bridge as a whole does."""
-        return self._checks.degraded()
 
     def info(self) -> dict[str, Any]:
         return {
             "version": self._version,
             "installation": self._installation,
             "started_at": iso_utc(self._started_at),
-            "strategy": ", ".join(dict.fromkeys(one.strategy for one in self._accounts)),
+            "strategy": ", ".join(dict.fromkeys(one.polling().strategy for one in self._accounts)),
         }
 
     def health(self) -> dict[str, Any]:
-        problems = {name: why for name, why in {**self.alive(), **self.ready()}.items() if why is not None}
-        outlets = tuple(self._outlets)
+        problems = {name: why for name, why in {**self.alive(), **self.checks.ready()}.items() if why is not None}
+        outlets, polling = tuple(self._outlets), [one.polling() for one in self._accounts]
+        ahead: float = max((one.clock_ahead for one in polling), key=abs, default=0.0)
         return {
             "healthy": not problems,
             "problems": problems,
-            "degraded": self.degraded(),
-            "last_poll_at": _earliest(one.last_success_at for one in self._accounts),
-            "next_poll_at": _earliest(one.next_poll_at for one in self._accounts),
-            "oldest_view_seconds": round(self._views.oldest_view),
+            "degraded": self.checks.degraded(),
+            "last_poll_at": _earliest(one.last_success_at for one in polling),
+            "next_poll_at": _earliest(one.next_poll_at for one in polling),
+            "oldest_view_seconds": round(self.devices.oldest_view),
             "backlog": {one.name: one.backlog for one in outlets if one.backlog is not None},
             "parked_sessions": {one.name: one.parked for one in outlets if one.parked},
             "dead_letters": {one.name: one.dead_letters for one in outlets if one.dead_letters},
             "sinks": {one.name: one.state() for one in outlets},
             "disabled_sinks": {one.name: one.disabled for one in outlets if one.disabled is not None},
             "store": self._store.figures(),
-            "cloud_clock_ahead_seconds": round(_furthest(one.clock_ahead for one in self._accounts)),
+            "cloud_clock_ahead_seconds": round(ahead),
         }
 
 
 class StateForTopics:
     """What MQTT's retained topics show."""
 
-    def __init__(self, status: Status, devices: DeviceStates) -> None:
+    def __init__(self, status: Status) -> None:
         self._status = status
-        self._devices = devices
+        self._devices = status.devices
 
     async def devices(self, ids: Collection[str] | None) -> list[DeviceState]:
         """Raises StoreError."""
@@ -212,7 +205,3 @@ def _earliest(times: Iterable[float | None]) -> str | None:
     found = list(times)
     known = [at for at in found if at is not None]
     return iso_utc(min(known)) if known and len(known) == len(found) else None
-
-
-def _furthest(seconds: Iterable[float]) -> float:
-    return max(seconds, key=math.fabs, default=0.0)

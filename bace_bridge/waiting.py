@@ -1,4 +1,4 @@
-"""Look-ups of host names: a name that does not resolve holds up neither other names nor the end of the process."""
+"""What asyncio lacks: pauses that a call ends, work in a thread of its own, name look-ups that hold up nothing."""
 
 import asyncio
 import socket
@@ -7,6 +7,20 @@ from concurrent.futures import Future
 from functools import partial
 from threading import Thread
 from typing import Any, TypeVar
+
+STORE_PAUSE = 2.0
+"""Seconds after which what the store could not do is tried again."""
+
+
+async def pause_until(called: asyncio.Event, seconds: float) -> None:
+    """Returns when called, or after so many seconds; a negative number of them is none."""
+    # Not `wait_for`: in Python 3.11 it makes a task for each wait, and every loop waits here all the time.
+    try:
+        async with asyncio.timeout(max(0.0, seconds)):
+            await called.wait()
+    except TimeoutError:
+        pass
+
 
 T = TypeVar("T")
 
@@ -34,6 +48,7 @@ class Loop(asyncio.SelectorEventLoop):
             answer = in_thread(partial(socket.getaddrinfo, host, port, **how), name=f"look-up of {host!r}")
             self._asked[question] = answer
             answer.add_done_callback(partial(self._answered, question))
+        # Not `await answer`: who is cancelled here must not cancel the look-up, for which others wait as well.
         await asyncio.wait((answer, self._ending), return_when=asyncio.FIRST_COMPLETED)
         await asyncio.wait((answer,), timeout=ENDS_WITHIN)
         if not answer.done():
