@@ -256,6 +256,7 @@ def _console_line(_logger: Any, _method: str, event: EventDict, *, colours: bool
     # The ids are in the JSON lines; on a terminal three UUIDs would push what happened out of sight.
     if "session_label" in event:
         event = {"device": event["device_label"], "session": event["session_label"]}
+    event.pop("event_id", None)  # 36 characters that only a command takes, and `dead-letters list` shows them
     fields = " ".join(f"{key}={_shown(key, value)}" for key, value in event.items())
     at = datetime.fromisoformat(moment).astimezone()
     word = f"{_COLOURS.get(level, '')}{level:<7}\x1b[0m" if colours else f"{level:<7}"

@@ -9,8 +9,8 @@ from multidict import MultiMapping
 
 from bace_bridge.formats import EARLIEST, LATEST
 
-WEBHOOK_SCHEDULE = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
-"""Seconds between the attempts of a webhook: the schedule of Standard Webhooks."""
+RETRY_SCHEDULE = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
+"""Seconds between the attempts at a delivery, by webhook or MQTT: the schedule of Standard Webhooks."""
 
 LONGEST_RETRY_AFTER = 86400.0
 """Seconds: no receiver can put off an attempt for longer than a day."""
@@ -22,7 +22,7 @@ JITTER = 0.1
 """The largest part of a delay that is added to it, so that many deliveries do not come back at once."""
 
 
-LONGEST_WAIT = max(*WEBHOOK_SCHEDULE, LONGEST_RETRY_AFTER) * (1 + JITTER)
+LONGEST_WAIT = max(*RETRY_SCHEDULE, LONGEST_RETRY_AFTER) * (1 + JITTER)
 """Seconds: no delivery waits for longer."""
 
 
@@ -42,7 +42,7 @@ def what_follows(decision: TryAgain | GiveUp, attempt: int, *, now: float) -> st
     """For people, after the failed attempt of this number."""
     if isinstance(decision, GiveUp):
         return "a dead letter: not tried again"
-    last = len(WEBHOOK_SCHEDULE) + 1
+    last = len(RETRY_SCHEDULE) + 1
     return f"tried again in {decision.at - now:.0f} s; a dead letter after {last - attempt} more failures"
 
 
@@ -52,7 +52,7 @@ def decide(
     now: float,
     jitter: float,
     retry_after: float = 0.0,
-    schedule: tuple[float, ...] = WEBHOOK_SCHEDULE,
+    schedule: tuple[float, ...] = RETRY_SCHEDULE,
 ) -> TryAgain | GiveUp:
     """What follows after the failed attempt number `attempt` (1 for the first).
 

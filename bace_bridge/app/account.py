@@ -85,6 +85,7 @@ class Account:
         # An answer counts as progress of both: a poll of thousands of pages within the budget may take many minutes.
         now, answered = self._monotonic(), self._http.active_at
         return {
+            # A long answer is progress, too: a first poll of a large account may take minutes.
             "sessions": now - max(self._sessions.beat_at, self._sessions.next_beat_at, answered),
             "datapoints": now - max(self._datapoints.beat_at, answered),
         }
@@ -161,6 +162,7 @@ class AccountBuilder:
         datapoints = self._datapoint_loop(config, cloud)
         # Datapoints follow at once: a poll that finds a session changed is the only sign that it has new ones.
         polled: Signal[[]] = Signal()
+        # A session that has just started is fetched at once, not at the next interval.
         polled.listen(datapoints.poll_now)
         polled.listen(self._polled)
         sessions = SessionLoop(

@@ -43,7 +43,7 @@ def request_handlers(
         poll_now()
         return {}
 
-    async def tell_info(_: dict[str, Any]) -> dict[str, Any]:
+    async def bridge_info(_: dict[str, Any]) -> dict[str, Any]:
         return info()
 
     async def log_level(payload: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def request_handlers(
             raise BadRequest('replay takes either {"session": "<id>"} or {"since": "2026-01-31T00:00:00Z"}')
         return {"events": await replay(session=session, since=_epoch(since))}
 
-    return {"poll": poll, "info": tell_info, "log_level": log_level, "replay": replay_events}
+    return {"poll": poll, "info": bridge_info, "log_level": log_level, "replay": replay_events}
 
 
 def _epoch(since: str | None) -> float | None:
@@ -97,6 +97,7 @@ def outlet_config(sink: SinkConfig, source: str) -> OutletConfig:
 def _changed_at(path: Path) -> int:
     """In nanoseconds; 0 for a file that is not there."""
     try:
+        # A certificate that is renewed in place changes nothing in the configuration but this time.
         return path.stat().st_mtime_ns
     except OSError:
         return 0

@@ -111,6 +111,8 @@ class ClockWatch:
 
     async def look(self) -> None:
         if abs(self._clock.behind) < SMALLEST_STEP:
+            # NTP slews a little at a time. Followed in silence, or the small steps would add up to one that is
+            # announced.
             self._clock.follow(self._clock.behind)
             return
         # No decision may be on its way with times of before: the lock is held from what is known to the commit.
@@ -124,6 +126,7 @@ class ClockWatch:
                 # Memory must not run ahead of the store; the steady clock goes on, and the next tick tries again.
                 log.debug("clock.step_not_recorded", reason=str(error))
                 return
+            # The store first: where it fails, the clock stays as it is, and the step is found again at the next look.
             self._clock.follow(seconds)
             self._stepped(seconds)
         log.warning("clock.stepped", seconds=round(seconds, 1), then="scheduled retries and polls move with it")
@@ -163,6 +166,7 @@ class Running(Generic[ConfigT, PartT]):
         self._running: tuple[_One[ConfigT, PartT], ...] = ()
 
     def __iter__(self) -> Iterator[PartT]:
+        # A copy: a part may end, or begin, while its listeners are called.
         return iter([one.part for one in self._running])
 
     @property

@@ -37,10 +37,11 @@ def notify(state: str, *, address: str | None) -> None:
     target = "\0" + address[1:] if address.startswith("@") else address
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            # A manager that does not read must not hold up the loop.
             sender.setblocking(False)
             sender.sendto(state.encode(), target)
     except OSError as error:
-        structlog.get_logger().warning("systemd.not_told", state=state, reason=error.strerror or str(error))
+        structlog.get_logger().warning("systemd.not_notified", state=state, reason=error.strerror or str(error))
 
 
 def watchdog_interval(env: Mapping[str, str]) -> float | None:
@@ -134,6 +135,7 @@ class Service:
             await stop.wait()
             notify("STOPPING=1")
             log.info("bridge.stopping")
+            # First what begins new work: a reload in the middle of the end would start parts again.
             for task in tasks:
                 task.cancel()
             # A reload may be cut off anywhere: the next start reads the file, and begins it again.
@@ -170,6 +172,7 @@ class Service:
             for one in outlets:
                 await one.count_backlog()
             now = time.monotonic()
+            # A share of the time and not an interval: the larger the backlog, the more deliveries a count holds up.
             self._backlogs_after = now + (now - begun) * COUNTING_SHARE
         for one in outlets:
             await one.count_waiting()

@@ -170,11 +170,11 @@ async def _serve_each(
         bridge = Bridge(config, version=version, config_check=signals.config_check)
         # Before READY a failure is the new configuration's; after it, the bridge did run and something else broke.
         started = asyncio.Event()
-        tell = partial(_notify, signals=signals, started=started)
+        to_manager = partial(_notify, signals=signals, started=started)
         try:
             async with task_group() as group:
-                reloading = group.create_task(_reload_each(bridge, signals, tell, log_format, log_level))
-                await bridge.run(signals.stop, notify=tell, watchdog=watchdog_interval(os.environ))
+                reloading = group.create_task(_reload_each(bridge, signals, to_manager, log_format, log_level))
+                await bridge.run(signals.stop, notify=to_manager, watchdog=watchdog_interval(os.environ))
                 reloading.cancel()
         except asyncio.CancelledError:
             if signals.ended:
@@ -197,11 +197,11 @@ async def _serve_each(
 
 
 async def _reload_each(
-    bridge: Bridge, signals: _Signals, tell: Callable[[str], None], log_format: Format | None, log_level: str
+    bridge: Bridge, signals: _Signals, to_manager: Callable[[str], None], log_format: Format | None, log_level: str
 ) -> None:
     """Until a configuration comes that takes another bridge: then this one ends for it."""
     while bridge.may_become(config := await signals.reloads.get()):
-        tell(_reloading())
+        to_manager(_reloading())
         # Until it is decided which of the two runs, the secrets of both are masked.
         secrets = secrets_of(config) | secrets_of(bridge.reloads.config)
         logs.configure(fmt=log_format, level=log_level, secrets=secrets)
@@ -210,7 +210,7 @@ async def _reload_each(
         except ConfigError as error:
             signals.refused([str(error)], then="the previous configuration stays in use")
         logs.configure(fmt=log_format, level=log_level, secrets=secrets_of(bridge.reloads.config))
-        tell("READY=1\nSTATUS=watching")
+        to_manager("READY=1\nSTATUS=watching")
     signals.successor = config
     signals.stop.set()
 

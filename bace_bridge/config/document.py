@@ -176,7 +176,7 @@ def _syntax_mistake(name: str, text: str, error: yaml.MarkedYAMLError) -> Mistak
         return Mistake(name, error.problem or "cannot be read as YAML", error.note or _QUOTE_IT)
     line = mark.index - mark.column
     if error.note is None and (tab := _TAB.match(text, line) or _TAB.match(text, mark.index)):
-        problem = f"line {mark.line + 1}, column {tab.end() - line}: a tab; indent with blanks"
+        problem = f"line {mark.line + 1}, column {tab.end() - line}: a tab; indent with spaces"
         return Mistake(name, problem, "YAML takes no tabs here")
     # What YAML quotes may be a piece of a password; single characters and its own tokens (<block end>)
     # are not.

@@ -55,7 +55,7 @@ _AT_HOME = (".local", ".lan", ".home", ".home.arpa", ".internal", ".localhost", 
 
 def split_url(url: str, schemes: Collection[str]) -> SplitResult:
     """The parts of a URL that has one of these schemes, a host and, where it has a port, a usable one."""
-    allowed = ", ".join(f"{scheme}://" for scheme in schemes)
+    allowed = " or ".join(f"{scheme}://" for scheme in schemes)
     if _BLANK_OR_CONTROL.search(url):
         raise mistake("must be a URL without spaces")
     try:

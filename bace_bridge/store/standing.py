@@ -96,6 +96,7 @@ class Standing:
             session = msgspec.json.encode(shown)
         return DeviceState(
             device_id=device,
+            # Two things make it unavailable: a failed poll of the list (`available`), or datapoints that stay away.
             available=available and (known is None or self._is_current(known)),
             session=session,
             latest=tuple(LatestPoint(*point) for point in points),

@@ -248,7 +248,7 @@ def test_a_text_that_is_not_closed_takes_no_minutes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("cloud:\n\taccess_token: t\n", "bridge.yaml: line 2, column 1: a tab; indent with blanks"),
+        ("cloud:\n\taccess_token: t\n", "bridge.yaml: line 2, column 1: a tab; indent with spaces"),
         ('cloud: {access_token: "\\ud800"}', "cloud.access_token: holds the character U+D800"),
         ("cloud: !!bool perhaps", "bridge.yaml: line 1, column 8: a value that is no bool"),
         ("cloud: {access_token: t, timeout: 1" + "0" * 400 + "}", "bridge.yaml: line 1, column 35: a number"),

@@ -19,7 +19,7 @@ from bace_bridge.delivery.rules.outbox import BEHIND
 from bace_bridge.errors import DeliveryFailed, DeliveryRejected, SinkDisabled, SinkError, SinkUnavailable
 from bace_bridge.events.types import Attempt, Event, Filter, Lane, LoggedEvent
 from bace_bridge.polling.rules.changes import Changes
-from bace_bridge.retry import WEBHOOK_SCHEDULE
+from bace_bridge.retry import RETRY_SCHEDULE
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from bace_bridge.sinks.webhook.config import WebhookConfig
 from bace_bridge.sinks.webhook.sink import WebhookSink
@@ -320,14 +320,14 @@ async def test_a_failing_session_holds_up_no_other_and_keeps_its_order(
         others = [number for number in range(30) if number % 3]
         await receiver.has_taken(*others)
         parked = await line.parked(1)
-        assert (parked.key, parked.due_at) == ("s1", clock.now + WEBHOOK_SCHEDULE[0])
+        assert (parked.key, parked.due_at) == ("s1", clock.now + RETRY_SCHEDULE[0])
         await line.done()
         assert receiver.of("s1") == ["evt_0"], "what follows the failed one waits"
         receiver.recovers("s1")
         await line.tell(event(30, "s1"), event(31, "s2"))
         await receiver.has_taken(31)
         assert receiver.of("s1") == ["evt_0"], "and so does what comes later"
-        line.forward(WEBHOOK_SCHEDULE[0])
+        line.forward(RETRY_SCHEDULE[0])
         await receiver.has_taken(*range(0, 31, 3))
         assert receiver.of("s1") == ["evt_0", *(f"evt_{number}" for number in range(0, 31, 3))]
         assert [one for one in receiver.of("s2") if one != "evt_31"] == [f"evt_{one}" for one in range(1, 30, 3)]
@@ -348,7 +348,7 @@ async def test_after_the_end_of_the_schedule_a_delivery_is_a_dead_letter(
     begin = clock.now
     async with running(tmp_path / "b.db", clock, receiver.url) as line:
         await line.tell(event(1), event(2))
-        for attempt in range(1, len(WEBHOOK_SCHEDULE) + 1):
+        for attempt in range(1, len(RETRY_SCHEDULE) + 1):
             parked = await line.parked(attempt)
             line.forward(parked.due_at - clock.now - 0.5)
             await line.tell(event(100 + attempt, "s2"))
@@ -365,8 +365,8 @@ async def test_after_the_end_of_the_schedule_a_delivery_is_a_dead_letter(
         await line.tell(event(3))
         await receiver.has_taken(3)
     tries = [one.at - begin for one in receiver.arrivals if one.id == "evt_1"]
-    assert tries == [sum(WEBHOOK_SCHEDULE[:number]) for number in range(len(WEBHOOK_SCHEDULE) + 1)]
-    assert sum(WEBHOOK_SCHEDULE) > 75 * 3600
+    assert tries == [sum(RETRY_SCHEDULE[:number]) for number in range(len(RETRY_SCHEDULE) + 1)]
+    assert sum(RETRY_SCHEDULE) > 75 * 3600
 
 
 async def test_retry_after_is_waited_for(tmp_path: Path, clock: Clock, receiver: Receiver) -> None:
@@ -392,7 +392,7 @@ async def test_a_restart_goes_on_from_the_store(tmp_path: Path, clock: Clock, re
     gate.set()
     receiver.recovers("s9")
     before = list(receiver.taken)
-    clock.forward(WEBHOOK_SCHEDULE[0])
+    clock.forward(RETRY_SCHEDULE[0])
     async with running(tmp_path / "b.db", clock, receiver.url) as line:
         await receiver.has_taken(*range(8))
         await line.done()
@@ -471,7 +471,7 @@ async def test_only_what_a_sink_wants_arrives_and_the_rest_is_passed(
         await line.parked(1)
         receiver.recovers("s1")
         await line.tell(event(40, kind="session.ended"))
-        line.forward(WEBHOOK_SCHEDULE[0])
+        line.forward(RETRY_SCHEDULE[0])
         await receiver.has_taken(2, 40)
         await line.all_done()
     assert receiver.of("s1") == ["evt_2", "evt_2", "evt_40"]
@@ -527,7 +527,7 @@ async def test_only_what_was_told_before_is_marked_as_a_replay(
                 pass
         assert lane.replay_through == 2
         receiver.recovers("s1")
-        line.forward(WEBHOOK_SCHEDULE[0])
+        line.forward(RETRY_SCHEDULE[0])
         await receiver.has_taken(3)
         await line.tell(event(4))
         await receiver.has_taken(4)
@@ -546,7 +546,7 @@ async def test_a_replay_survives_a_restart(tmp_path: Path, clock: Clock, receive
         await line.replay(session="s1", since=None)
         await line.parked(1)
     receiver.recovers("s1")
-    clock.forward(WEBHOOK_SCHEDULE[0])
+    clock.forward(RETRY_SCHEDULE[0])
     async with running(tmp_path / "b.db", clock, receiver.url):
         await eventually(lambda: receiver.taken == ["evt_1", "evt_2", "evt_1", "evt_2"])
 
@@ -555,7 +555,7 @@ async def given_up(line: Line, receiver: Receiver, session: str) -> None:
     """Fails a session's next delivery until it is a dead letter."""
     receiver.fails(session)
     before = len(await line.dead_letters())
-    for attempts, wait in enumerate(WEBHOOK_SCHEDULE, start=1):
+    for attempts, wait in enumerate(RETRY_SCHEDULE, start=1):
         await line.parked(attempts)
         line.forward(wait)
     async with asyncio.timeout(SOON):
@@ -583,7 +583,7 @@ async def test_a_dead_letter_is_reported_to_the_other_sinks_and_not_to_its_own(
         task.cancel()
         (report,) = [one.event for one in await line.log.search(type_glob="sink.*")]
     data = msgspec.json.decode(report.data)
-    assert (report.type, data["sink"], data["attempts"]) == ("sink.dead_letter", "alerts", len(WEBHOOK_SCHEDULE) + 1)
+    assert (report.type, data["sink"], data["attempts"]) == ("sink.dead_letter", "alerts", len(RETRY_SCHEDULE) + 1)
     assert (data["event"]["id"], data["event"]["session_id"]) == ("evt_1", "s1")
     assert {one.session for one in receiver.arrivals} == {"s1"}, "not about itself"
 
@@ -628,7 +628,7 @@ async def test_that_everything_is_delivered_is_noticed_with_the_last_of_it(
         await line.done()
         assert not line.emptied, "one waits for a later attempt"
         receiver.recovers("s1")
-        line.forward(WEBHOOK_SCHEDULE[0])
+        line.forward(RETRY_SCHEDULE[0])
         await eventually(lambda: bool(line.emptied))
         assert await line.lanes() == []
 
@@ -674,13 +674,13 @@ async def test_a_dead_letter_that_fails_again_is_one_again(tmp_path: Path, clock
         receiver.fails("s1")
         assert await DeadLetters(line.file).retry(Which()) == 1
         line.dispatcher.log_grew()
-        await eventually(lambda: len(receiver.of("s1")) == len(WEBHOOK_SCHEDULE) + 2)
+        await eventually(lambda: len(receiver.of("s1")) == len(RETRY_SCHEDULE) + 2)
         await line.replay(session="s1", since=None)
-        await eventually(lambda: len(receiver.of("s1")) == len(WEBHOOK_SCHEDULE) + 3)
+        await eventually(lambda: len(receiver.of("s1")) == len(RETRY_SCHEDULE) + 3)
         gate.set()
         receiver.recovers("s1")
         await receiver.has_taken(1)
-        line.forward(WEBHOOK_SCHEDULE[0])
+        line.forward(RETRY_SCHEDULE[0])
         async with asyncio.timeout(SOON):
             while await line.lanes():
                 await asyncio.sleep(0)
@@ -730,7 +730,7 @@ async def test_a_store_that_cannot_be_read_for_a_while_ends_nothing(
         await line.parked(1)
         await line.execute("alter table events rename to away")
         receiver.recovers("s1")
-        line.forward(WEBHOOK_SCHEDULE[0])
+        line.forward(RETRY_SCHEDULE[0])
         await eventually(lambda: line.pauses.count(2.0) > 3)
         await line.execute("alter table away rename to events")
         await receiver.has_taken(1, 2)
@@ -845,7 +845,7 @@ async def test_large_events_that_nobody_wants_do_not_hide_a_parked_session_s_las
         await line.tell(event(1), *unwanted, event(12))
         await line.parked(1)
         receiver.recovers("s1")
-        line.forward(WEBHOOK_SCHEDULE[0])
+        line.forward(RETRY_SCHEDULE[0])
         await receiver.has_taken(1, 12)
 
 
@@ -863,7 +863,7 @@ async def test_many_parked_sessions_come_back_a_few_at_a_time(tmp_path: Path, cl
         for session in sessions:
             receiver.recovers(session)
         held: list[int] = []
-        line.forward(WEBHOOK_SCHEDULE[0])
+        line.forward(RETRY_SCHEDULE[0])
         async with asyncio.timeout(SOON):
             while len(receiver.taken) < len(told):
                 held.append(sum(1 for one in line.dispatcher._outbox._lanes.values() if one.events))
@@ -884,6 +884,6 @@ async def test_a_lane_whose_first_delivery_was_cut_off_goes_on_in_its_time(tmp_p
                 await asyncio.sleep(0.001)
         sink.connected.set()
         await eventually(lambda: line.dispatcher.idle)
-        clock.forward(WEBHOOK_SCHEDULE[0])
+        clock.forward(RETRY_SCHEDULE[0])
         line.dispatcher._called.set()
         await eventually(lambda: sink.sent[2:] == ["evt_1", "evt_2"])

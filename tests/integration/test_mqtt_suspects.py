@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from bace_bridge.errors import SinkError, SinkUnavailable
 from bace_bridge.events.types import Event
-from bace_bridge.retry import WEBHOOK_SCHEDULE
+from bace_bridge.retry import RETRY_SCHEDULE
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from tests.integration.brokers import Mosquitto, eventually
 from tests.integration.polling_line import Clock
@@ -57,7 +57,7 @@ async def test_an_event_on_which_mosquitto_closes_the_connection_is_retried_on_t
         async with line_running(tmp_path / "b.db", clock, sink) as line:
             await line.tell(*events(299, poison=50, size=30_000))
             parked = await line.parked(1)
-            assert (parked.key, parked.seq, parked.due_at) == ("s10", 50, clock.now + WEBHOOK_SCHEDULE[0])
+            assert (parked.key, parked.seq, parked.due_at) == ("s10", 50, clock.now + RETRY_SCHEDULE[0])
             assert "closes the connection on a message of 30" in parked.reason
             assert parked.reason.endswith("on bace/g1/event")
             await line.done()
@@ -68,22 +68,22 @@ async def test_an_event_on_which_mosquitto_closes_the_connection_is_retried_on_t
             found_after = len(named(logs, "mqtt.connected"))
             assert found_after <= 3 * 50 + 1
 
-            line.forward(WEBHOOK_SCHEDULE[0])
-            assert (await line.parked(2)).due_at == clock.now + WEBHOOK_SCHEDULE[1]
+            line.forward(RETRY_SCHEDULE[0])
+            assert (await line.parked(2)).due_at == clock.now + RETRY_SCHEDULE[1]
             await eventually(lambda: len(named(logs, "mqtt.connected")) == found_after + 1)
             await dies(line, clock)
             await eventually(lambda: set(numbers(listener)) == set(range(1, 300)) - {50})
-            assert [letter[:3] for letter in await line.dead_letters()] == [(50, "s10", len(WEBHOOK_SCHEDULE) + 1)]
+            assert [letter[:3] for letter in await line.dead_letters()] == [(50, "s10", len(RETRY_SCHEDULE) + 1)]
 
     assert len(named(logs, "mqtt.events_suspected")) == 1
-    assert len(named(logs, "mqtt.connected")) == found_after + len(WEBHOOK_SCHEDULE), (
+    assert len(named(logs, "mqtt.connected")) == found_after + len(RETRY_SCHEDULE), (
         "a later attempt costs one connection"
     )
     assert_in_order(numbers(listener))
 
 
 async def dies(line: Line, clock: Clock) -> None:
-    for attempt in range(2, len(WEBHOOK_SCHEDULE) + 1):
+    for attempt in range(2, len(RETRY_SCHEDULE) + 1):
         parked = await line.parked(attempt)
         line.forward(parked.due_at - clock.now)
     await line.all_done()
@@ -113,7 +113,7 @@ async def test_the_guilty_event_is_found_among_those_that_wait_for_the_broker_s_
             assert broker.most_unacknowledged > 20, "the window has its full size again"
 
             script.closes_on = b""
-            line.forward(WEBHOOK_SCHEDULE[0])
+            line.forward(RETRY_SCHEDULE[0])
             await eventually(lambda: set(told_by(broker)) == set(range(1, 601)))
             while await line.lanes():
                 line.dispatcher.log_grew()

@@ -45,7 +45,7 @@ def test_a_manager_that_is_gone_stops_nobody(tmp_path: Path) -> None:
     with capture_logs() as logs:
         notify("READY=1", address=str(tmp_path / "gone"))
     (told,) = logs
-    assert (told["event"], told["reason"]) == ("systemd.not_told", "No such file or directory")
+    assert (told["event"], told["reason"]) == ("systemd.not_notified", "No such file or directory")
 
 
 def test_a_manager_that_does_not_read_blocks_nobody(manager: socket.socket, tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_manager_that_does_not_read_blocks_nobody(manager: socket.socket, tmp_
     with capture_logs() as logs:
         while not logs:
             notify("WATCHDOG=1", address=path)
-    assert logs[0]["event"] == "systemd.not_told"
+    assert logs[0]["event"] == "systemd.not_notified"
 
 
 @pytest.mark.parametrize(

@@ -97,11 +97,11 @@ def test_a_file_that_holds_no_secret_is_named(tmp_path: Path, content: bytes, pr
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (b"cloud:\n\taccess_token: t\n", "line 2, column 1: a tab; indent with blanks"),
-        (b"cloud:\n  \taccess_token: t\n", "line 2, column 3: a tab; indent with blanks"),
-        (b"cloud: {}\nmqtt:\n  - name: a\n\turl: b\n", "line 4, column 1: a tab; indent with blanks"),
-        (b"cloud:\taccess_token\n", "line 1, column 7: a tab; indent with blanks"),
-        (b"\xe2\x80\xa8cloud:\n\ta: t\n", "line 3, column 1: a tab; indent with blanks"),
+        (b"cloud:\n\taccess_token: t\n", "line 2, column 1: a tab; indent with spaces"),
+        (b"cloud:\n  \taccess_token: t\n", "line 2, column 3: a tab; indent with spaces"),
+        (b"cloud: {}\nmqtt:\n  - name: a\n\turl: b\n", "line 4, column 1: a tab; indent with spaces"),
+        (b"cloud:\taccess_token\n", "line 1, column 7: a tab; indent with spaces"),
+        (b"\xe2\x80\xa8cloud:\n\ta: t\n", "line 3, column 1: a tab; indent with spaces"),
         (TOKEN.encode("utf-16"), "is UTF-16 text (save it as UTF-8)"),
         (b"cloud: \0\n", "holds a control character on line 1 (U+0000)"),
         (b"x: !!bool perhaps\n", "line 1, column 4: a value that is no bool"),
@@ -188,7 +188,7 @@ def test_a_scenario_is_read_in_the_same_way(tmp_path: Path) -> None:
     assert [one.label for one in scenario.load(file).devices] == ["a"]
     for content, found in (
         ("devices: []".encode("utf-16"), "is UTF-16 text"),
-        (b"devices:\n\t- {label: a}\n", "a tab; indent with blanks"),
+        (b"devices:\n\t- {label: a}\n", "a tab; indent with spaces"),
         (b'devices: [{label: "\\ud800"}]', r"devices\[0\].label: holds the character U\+D800"),
         (b"devices: !!bool x", "a value that is no bool"),
         (b"[" * 5000, "is nested too deeply"),

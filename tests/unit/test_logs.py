@@ -46,9 +46,11 @@ def test_console() -> None:
     log = structlog.get_logger()
     log.warning("cloud.away", again_in=10.0, used=3 * 2**20, reason="no answer")
     log.info("session.ended", device_label="BaceGo-1", session_label="Night watch", device="d1", session="s1", id="e1")
-    away, ended = (re.sub(r"^[-\d]{10} [:\d]{8} ", "", line) for line in stream.getvalue().splitlines())
+    log.info("delivery.retry_scheduled", sink="alerts", event_id="evt_1", type="session.ended", again_in=5.2)
+    away, ended, retried = (re.sub(r"^[-\d]{10} [:\d]{8} ", "", line) for line in stream.getvalue().splitlines())
     assert away == "warning cloud.away             again_in=10s used=3.0MiB reason='no answer'"
     assert ended == "info    session.ended          device=BaceGo-1 session='Night watch'"
+    assert retried == "info    delivery.retry_scheduled sink=alerts type=session.ended again_in=5.2s"
 
 
 @pytest.mark.parametrize("fmt", ["json", "console"])

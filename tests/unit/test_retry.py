@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from bace_bridge.retry import (
     JITTER,
     LONGEST_RETRY_AFTER,
-    WEBHOOK_SCHEDULE,
+    RETRY_SCHEDULE,
     GiveUp,
     TryAgain,
     backoff,
@@ -57,14 +57,14 @@ def test_retry_after_puts_off_but_for_no_longer_than_a_day(attempt: int, retry_a
 
 
 @given(
-    attempt=st.integers(1, len(WEBHOOK_SCHEDULE)),
+    attempt=st.integers(1, len(RETRY_SCHEDULE)),
     retry_after=st.floats(0, LONGEST_RETRY_AFTER),
     jitter=JITTERS,
 )
 def test_never_early_and_little_late(attempt: int, retry_after: float, jitter: float) -> None:
     decision = decide(attempt, now=NOW, jitter=jitter, retry_after=retry_after)
     assert isinstance(decision, TryAgain)
-    asked = max(retry_after, WEBHOOK_SCHEDULE[attempt - 1])
+    asked = max(retry_after, RETRY_SCHEDULE[attempt - 1])
     assert NOW + asked <= decision.at <= NOW + asked * (1 + JITTER)
 
 

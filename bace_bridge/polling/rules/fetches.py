@@ -179,7 +179,7 @@ def _counted(known: KnownSession, outcome: Outcome, now: float) -> dict[str, Any
 
 
 def is_current(known: KnownSession, *, interval: float, now: float) -> bool:
-    """False while a data session's datapoints were to be had and have not been had for three fetch intervals."""
+    """False makes the device unavailable: no datapoints of its active data session came for three fetch intervals."""
     if known.session.end is not None or known.removed or known.fetched_at is None:
         return True
     return 0 <= now - known.fetched_at < INTERVALS_CURRENT * interval

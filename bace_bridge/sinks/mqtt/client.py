@@ -44,6 +44,7 @@ def read_pubacks(client: Client) -> None:
         # Without paho's lock: only the event loop's thread uses the client.
         return MQTTErrorCode(inside._do_on_publish(mid, reason, None))  # noqa: SLF001
 
+    # paho decodes reason code and properties of each PUBACK into objects, which cost more than the rest of a delivery.
     inside._handle_pubackcomp = handle  # noqa: SLF001
 
 
@@ -216,9 +217,11 @@ def bound_what_is_read(client: Client, *, failed: Callable[[Exception], None]) -
             data: bytes = sock.recv(min(size, _PIECE))
         # TLS says in its own words that there is nothing yet; paho understands BlockingIOError alone.
         except ssl.SSLWantReadError:
+            # To paho only this error means "later"; any other one ends the connection.
             raise BlockingIOError from None
         # TLS may have to write before it can read, as when keys are renewed.
         except ssl.SSLWantWriteError:
+            # TLS may have to write before it can read, as when keys are renewed; the loop must know.
             inside._call_socket_register_write()  # noqa: SLF001
             raise BlockingIOError from None
         except BlockingIOError:

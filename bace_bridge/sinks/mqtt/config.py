@@ -28,7 +28,7 @@ def _topic(topic: str) -> str:
     if problem is None and topic != topic.strip():
         problem = "begins or ends with a space"
     if problem is not None:
-        raise mistake(problem, "take a short topic, such as bace or home/bace")
+        raise mistake(problem, "use a short topic, such as bace or home/bace")
     return topic
 
 

@@ -195,6 +195,7 @@ class Connection:
         if self.end.done():
             return
         if with_will and not self._speaks_5:
+            # MQTT 5 has a DISCONNECT that asks for the last will; 3.1.1 has not.
             return  # the broker publishes it when the connection ends without a DISCONNECT
         # A DISCONNECT of 3.1.1, or one with code 0, has the broker forget the will.
         code = ReasonCode(PacketTypes.DISCONNECT, identifier=_WITH_WILL) if with_will else None

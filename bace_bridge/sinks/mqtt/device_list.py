@@ -57,6 +57,8 @@ class DeviceList:
             if state is not None:
                 self._sessions[device] = (state.active_session_id, state.last_session_id)
             if self._sessions.get(device) != before:
+                # A session that starts or ends is news; `last_seen_at` alone moves with each fetch and waits for its
+                # minute.
                 self._due_at = self._clock()
             if state is not None or before is not None:
                 self._outdated.add(device)

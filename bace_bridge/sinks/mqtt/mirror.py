@@ -148,6 +148,8 @@ class Mirror:
 
     async def _publish_changes(self, *, alone: bool) -> None:
         changes = list(self.picture.changes(alone=alone))
+        # The ledger before the broker: after a kill a topic too many in it is cleared in vain, one too few may
+        # stay for ever.
         await self._note({topic for topic, payload in changes if payload != CLEARED})
         for topic, payload in changes:
             await self._send(topic, payload)

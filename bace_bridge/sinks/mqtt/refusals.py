@@ -64,6 +64,7 @@ class Suspicion:
             return True
         if oldest == self._oldest:
             self._losses += 1
+            # Only an event that was in flight each time can be the cause of each time.
             self._suspects.intersection_update(in_flight)
         else:
             self._oldest, self._losses, self._suspects = oldest, 1, set(in_flight)
@@ -128,6 +129,7 @@ class TopicSuspicion:
         before = self._losses
         self._losses += 1
         self.counts = self.counts or self._losses >= _UNFINISHED
+        # Retained topics all come again on each connect, so what is suspected only grows until one is alone.
         if self._losses > _UNFINISHED:
             self._in_flight.update(topics)
         else:
@@ -207,6 +209,7 @@ class Refusals:
         if self.due_in(topic, kind) > 0:
             return False
         if kind in self._kinds:
+            # One topic stands for its kind: were all tried at once, each would cost a connection.
             self._kinds[kind].due_at = self._clock() + FIRST_AFTER_CLOSING
         return True
 

@@ -272,12 +272,14 @@ class MqttSink:
         return backoff(attempts, jitter=self._jitter(), first=_FIRST_RETRY, longest=_LAST_RETRY)
 
     async def _become_ready(self, connection: Connection, mirror: Mirror) -> None:
+        # Retained state before events: an automation that an event starts reads the state beside it.
         await mirror.complete.wait()
         if not connection.end.done():
             self._connection, self.problem = connection, None
             self._ready.set()
 
     async def _compare(self, connection: Connection, mirror: Mirror) -> None:
+        # What was just published is the proof whether reading is allowed, and whether the broker keeps what it takes.
         await mirror.settled.wait()
         lost = await self._tree.read(connection, mirror)
         self._tree.warn_of_others()

@@ -147,6 +147,7 @@ class WebSocket:
             self._taken = min(len(data), _LARGEST_FRAME)
             self._out += _frame(_BINARY, bytes(data[: self._taken]))
         self._flush()
+        # Only now: a caller that hears of part of a frame would give the rest of its data a frame of its own.
         taken, self._taken = self._taken, 0
         return taken
 

@@ -94,6 +94,7 @@ class Window:
             self._suspicion.acknowledged(message.event)
         elif message.retain:
             self._of_topics.acknowledged(message.topic)
+        # Before `done`, which may publish more: what waits has been waiting for longer.
         while self._waiting and self._takes(self._waiting[0][0]):
             self._hand_over(*self._waiting.popleft())
         if self._emptied is not None and not self._in_flight and not self._emptied.done():

@@ -45,6 +45,8 @@ class Exchange:
             if kept := self._kept():
                 try:
                     return await self._exchange(kept, request, deadline)
+                # Once more, on a new connection: the receiver may have closed the idle one as the request left, no
+                # fault of its own.
                 except (_Closed, NotHttp):
                     pass
             return await self._exchange(await self._connect(deadline), request, deadline)
@@ -172,6 +174,8 @@ class _Connection(asyncio.Protocol):
             if self._ended:
                 raise self._error if isinstance(self._error, TimeoutError) else _Closed(self._error)
             if reply is not None and 200 <= reply.status < 300 and not succeeded:  # noqa: PLR2004  # HTTP
+                # Delivered by now. Reading on serves the reuse of the connection only, which is worth a second and no
+                # more.
                 succeeded = True
                 deadline = min(deadline, asyncio.get_running_loop().time() + GRACE)
             try:

@@ -90,6 +90,11 @@ def basic_login(url: str) -> str:
     return f"Basic {b64encode(user + b':' + password).decode()}" if user or password else ""
 
 
+def default_headers(version: str) -> dict[str, str]:
+    """The headers of every request, where the configuration has no others."""
+    return {"Accept": "*/*", "Content-Type": CONTENT_TYPE, "User-Agent": f"bace-bridge/{version}"}
+
+
 def request_head(url: str, defaults: Mapping[str, str], configured: Mapping[str, str]) -> bytes:
     """The request line and the headers that all attempts share.
 

@@ -136,6 +136,8 @@ def _final_status(data: bytes, *, ended: bool, after_another: bool) -> re.Match[
     at = 0
     for _ in range(_MOST_INTERIM):
         at = _EMPTY_LINES.match(data, at).end()  # type: ignore[union-attr]  # it matches nothing, too
+        # Bytes that an earlier answer left over (a body with 204, say) come before the status line: skipped, not
+        # refused.
         found = _STATUS.search(data, at) if after_another else _STATUS.match(data, at)
         if found is None:
             _refuse_other_protocols(data[at:], ended=ended, after_another=after_another)
@@ -182,6 +184,7 @@ def _is_kept(status: re.Match[bytes], headers: CIMultiDict[str]) -> bool:
 
 def _body(status: int, headers: CIMultiDict[str], rest: bytes) -> _Body:
     coding = ",".join(headers.getall("Transfer-Encoding", ())).lower()
+    # Two lengths that differ, or a length beside chunks, leave the end open: such a connection is not used again.
     lengths = set(headers.getall("Content-Length", ()))
     if status in _WITHOUT_BODY:  # whatever their headers say of a length
         return _Body(b"", 0)

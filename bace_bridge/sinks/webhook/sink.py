@@ -13,7 +13,7 @@ from bace_bridge.redaction import Redaction
 from bace_bridge.sinks.webhook.config import WebhookConfig
 from bace_bridge.sinks.webhook.exchange import Exchange
 from bace_bridge.sinks.webhook.message import (
-    CONTENT_TYPE,
+    default_headers,
     origin,
     request_bytes,
     request_head,
@@ -78,7 +78,7 @@ class WebhookSink:
         # Once for all attempts: only the id, the time, the signatures and the length differ between them.
         self._head = request_head(
             url,
-            {"Accept": "*/*", "Content-Type": CONTENT_TYPE, "User-Agent": f"bace-bridge/{version}"},
+            default_headers(version),
             {name: value.get_secret_value() for name, value in config.headers.items()},
         )
         self._log = structlog.get_logger().bind(sink=config.name, host=config.host)
@@ -141,6 +141,7 @@ class WebhookSink:
             # What `done` gets where the worker is cancelled: the endpoint may have the event, so it is sent again.
             error: SinkError | None = _stopped()
             try:
+                # Here and not in `send`: the limit spreads what has piled up, and `send` must not block.
                 if wait := self._pace.turn(self._steady()):
                     await self._sleep(wait)
                 body = structured(attempt, self._source)
