@@ -8,7 +8,7 @@ TEST_ARGS ?=
 FAULT_ARGS ?=
 TIMES ?= 20
 # Many tests wait for processes, so more workers than cores; 0 runs them one after the other.
-WORKERS ?= 4
+WORKERS ?= 6
 # Bytecode is kept, whatever the environment says: the tests start hundreds of processes.
 PYTEST = env -u PYTHONDONTWRITEBYTECODE PATH="$$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin" $(BIN)/python -m pytest
 IN_WORKERS = -n $(WORKERS) --dist load --maxschedchunk 1

@@ -104,8 +104,10 @@ async def mosquitto(program: str) -> AsyncIterator[Broker]:
 async def embedded_broker() -> AsyncIterator[Broker]:
     """Raises DemoFailed."""
     # It logs everyday things at length, such as a client that comes or goes, and what it cannot do as a traceback.
-    for talkative in ("amqtt", "asyncio", "transitions", "websockets"):
-        logging.getLogger(talkative).setLevel(logging.CRITICAL + 1)
+    loggers = [logging.getLogger(name) for name in ("amqtt", "asyncio", "transitions", "websockets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     amqtt, port = await started(ports_to_try(_BROKER_PORT))
     note = "amqtt: MQTT 3.1.1 only, sends retained messages twice; with mosquitto installed the demo uses that"
     try:
@@ -116,6 +118,8 @@ async def embedded_broker() -> AsyncIterator[Broker]:
                 await amqtt.shutdown()
         except TimeoutError:
             pass  # the process ends anyway
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 async def started(ports: Iterable[int]) -> tuple[Any, int]:
