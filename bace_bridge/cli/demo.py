@@ -72,10 +72,10 @@ async def _demo(began: float, lasting: float | None) -> None:
 
 async def _perform(screen: "_Screen", stop: asyncio.Event) -> None:
     # Here, so that the first line is there at once: these take a second to import.
-    from bace_bridge import logs  # noqa: PLC0415
-    from bace_bridge.config.values import secrets_of  # noqa: PLC0415
-    from bace_bridge.demo.outside import DemoFailed  # noqa: PLC0415
-    from bace_bridge.demo.stage import staged  # noqa: PLC0415
+    from bace_bridge import logs
+    from bace_bridge.config.values import secrets_of
+    from bace_bridge.demo.outside import DemoFailed
+    from bace_bridge.demo.stage import staged
 
     try:
         async with staged(screen.board) as stage:
@@ -113,8 +113,8 @@ class _Lines:
     log: TextIO | None = None
 
     def __init__(self) -> None:
-        from bace_bridge.demo.board import Board  # noqa: PLC0415
-        from bace_bridge.demo.view import Lines  # noqa: PLC0415
+        from bace_bridge.demo.board import Board
+        from bace_bridge.demo.view import Lines
 
         self._lines = Lines(click.echo)
         self.board = Board(on_new=self._lines.add)
@@ -140,11 +140,11 @@ class _Picture:
     tick = 0.25
 
     def __init__(self, began: float) -> None:
-        from rich.console import Console  # noqa: PLC0415
-        from rich.live import Live  # noqa: PLC0415
+        from rich.console import Console
+        from rich.live import Live
 
-        from bace_bridge.demo.board import Board  # noqa: PLC0415
-        from bace_bridge.demo.view import picture  # noqa: PLC0415
+        from bace_bridge.demo.board import Board
+        from bace_bridge.demo.view import picture
 
         self.board = Board()
         self._draw = picture

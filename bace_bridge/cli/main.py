@@ -35,7 +35,7 @@ class Duration(click.ParamType[float]):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         # Late: pydantic, which comes with it, would delay the first line of every command.
-        from bace_bridge.simulator.facts import seconds  # noqa: PLC0415
+        from bace_bridge.simulator.facts import seconds  # noqa: PLC0415  # two commands alone need it
 
         try:
             return seconds(value)
@@ -174,7 +174,7 @@ class LazyGroup(click.Group):
         _prepare(command)
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # click's
         for title, commands in _GROUPS.items():
             with formatter.section(title):
                 formatter.write_dl(list(commands.items()))

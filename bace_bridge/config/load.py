@@ -209,7 +209,7 @@ class Excerpt:
             if model is None:
                 raw[section] = value
             elif wanted and isinstance(value, dict):
-                # A key that nobody knows stays: it may be the wanted one, misspelt, and that must not go unnoticed.
+                # An unknown key stays: it may be the wanted one, misspelt, and that must not go unnoticed.
                 known = {*model.model_fields, *(f"{key}_file" for key in model.model_fields)} - wanted
                 raw[section] = {key: one for key, one in value.items() if key not in known}
             elif wanted and value is not None:

@@ -165,7 +165,7 @@ def listen_address(address: str) -> tuple[str, int]:
 def _is_listened_on(host: str) -> bool:
     """Whether the resolver may find an address for it; `*` stands for all of them."""
     if re.fullmatch(r"[0-9.]+", host):
-        # The resolver takes 127.1 and 0 for addresses; idna would take 1.2.3.4.5 for a name, which nobody can have.
+        # The resolver takes 127.1 and 0 for addresses; idna would take 1.2.3.4.5 for a name, which does not exist.
         try:
             socket.inet_aton(host)
         except OSError:

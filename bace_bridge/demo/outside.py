@@ -126,7 +126,7 @@ async def started(ports: Iterable[int]) -> tuple[Any, int]:
     """The broker on the first of these ports that is still free."""
     try:
         from amqtt.broker import Broker  # noqa: PLC0415  # an extra, that only the demonstration needs
-        from amqtt.errors import AMQTTError, BrokerError  # noqa: PLC0415
+        from amqtt.errors import AMQTTError, BrokerError  # noqa: PLC0415  # as above
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] != "amqtt":
             raise

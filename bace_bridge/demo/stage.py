@@ -97,7 +97,7 @@ async def staged(board: Board) -> AsyncIterator[Stage]:
         mqtt = await stack.enter_async_context(broker())
         webhook = await stack.enter_async_context(webhook_receiver(secret, delivered))
         await stack.enter_async_context(subscribed(mqtt.port, f"{BASE_TOPIC}/#", heard))
-        # Health on any port: nobody has to type it, and the usual one may be that of a bridge that runs here.
+        # Health on any port: it is printed, and the default port may belong to a bridge that runs here.
         addresses = Addresses(cloud_url, mqtt, webhook, f"{HOST}:{any_port()}")
         yield Stage(addresses, _configured(folder, addresses, secret, cloud), cloud)
 

@@ -95,7 +95,7 @@ class BatchReader:
             if self.honoured and not doubt:
                 return
             try:
-                request = partial(self._cloud.point_page, query.of_nobody.params, 1, urgency=Urgency.LIVE)
+                request = partial(self._cloud.point_page, query.as_canary.params, 1, urgency=Urgency.LIVE)
                 page = await reader.request(request, long=True)
             except (CloudRefused, Unreadable) as refusal:
                 self._refuse(str(refusal))

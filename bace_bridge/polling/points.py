@@ -26,7 +26,7 @@ from bace_bridge.polling.rules.windows import (
     EARLIEST_WINDOW,
     FINEST_SPAN,
     LATEST_FILTER,
-    NOBODY,
+    NO_SUCH_SESSION,
     SPAN,
     Window,
     is_recent,
@@ -152,7 +152,7 @@ class PointEndpoint:
                 raise PointsForbidden(self._forbidden[0])
             self._forbidden = (self._forbidden[0], self._clock())  # so that one fetch asks, while the others rest
         try:
-            await self._cloud.point_page(PointQuery(NOBODY, 0, 60).params, 1, urgency=Urgency.LIVE)
+            await self._cloud.point_page(PointQuery(NO_SUCH_SESSION, 0, 60).params, 1, urgency=Urgency.LIVE)
         except CloudRefused as refusal:
             # BACE answers 401 also for a lacking permission: it is that where the same token may read the list.
             try:
@@ -179,7 +179,7 @@ class PointEndpoint:
         if (before and not doubt) or (before is not None and 0 <= waited < (SURE_FOR if before else CHECKED_AGAIN)):
             return before
         try:
-            request = partial(self._cloud.point_page, query.of_nobody.params, 1, urgency=Urgency.LIVE)
+            request = partial(self._cloud.point_page, query.as_canary.params, 1, urgency=Urgency.LIVE)
             kept = not (await reader.request(request)).count
         except CloudRefused:
             kept = True  # a server that validates ids knows the filter

@@ -17,7 +17,7 @@ from bace_bridge.errors import (
 from bace_bridge.polling.needs import SessionCloud
 from bace_bridge.polling.rules.changes import LostRow, Page, SeenSession
 from bace_bridge.polling.rules.session_list import NEWEST_FIRST, Params, one_of
-from bace_bridge.polling.rules.windows import NOBODY, PageRange
+from bace_bridge.polling.rules.windows import NO_SUCH_SESSION, PageRange
 
 T = TypeVar("T")
 Range = TypeVar("Range")
@@ -70,8 +70,8 @@ class Reader:
     ) -> None:
         self._cloud = cloud
         self._canaries = canaries or (
-            lambda: cloud.session(NOBODY),
-            lambda: cloud.session_page(one_of("id_data_session", [NOBODY]), 1, per_page=1),
+            lambda: cloud.session(NO_SUCH_SESSION),
+            lambda: cloud.session_page(one_of("id_data_session", [NO_SUCH_SESSION]), 1, per_page=1),
         )
         self._cloud_answers = False
         self.breaks = 0

@@ -16,7 +16,7 @@ from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules import session_list
 from bace_bridge.polling.rules.changes import LostRow, PollState
 from bace_bridge.polling.rules.session_list import FirstStart, are_ids
-from bace_bridge.polling.rules.windows import NOBODY, RETRY_UNREADABLE, is_recent
+from bace_bridge.polling.rules.windows import NO_SUCH_SESSION, RETRY_UNREADABLE, is_recent
 
 log = structlog.get_logger()
 
@@ -202,7 +202,7 @@ async def with_group_filter(state: PollState, reader: Reader, recorder: SessionR
     if not is_recent(state.groups_checked_at, now, CHECK_EVERY):
         try:
             shown = await _groups_shown(reader, groups)
-            honoured = bool(shown) and shown <= {*groups} and not await _groups_shown(reader, [NOBODY])
+            honoured = bool(shown) and shown <= {*groups} and not await _groups_shown(reader, [NO_SUCH_SESSION])
         except (CloudRefused, Unreadable):
             honoured = False
         log.debug("cloud.group_filter", honoured=honoured)

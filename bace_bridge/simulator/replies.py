@@ -161,7 +161,7 @@ def reply(body: Any, *, status: int = 200, headers: Mapping[str, str] | None = N
 
 
 def refusal(error: ApiError) -> web.Response:
-    # `code` is PHP's own, of the exception, and 0 wherever nobody has set one.
+    # `code` is PHP's own, of the exception, and 0 unless it was set.
     body = {"name": HTTPStatus(error.status).phrase, "message": error.message, "code": 0, "status": error.status}
     return reply(body, status=error.status, headers=error.headers)
 

@@ -132,7 +132,7 @@ class Upkeep:
     @property
     def is_due(self) -> bool:
         """True where a round is to be made before its time."""
-        # The WAL as well: SQLite makes its file small again only in a checkpoint that nobody's reading hinders.
+        # The WAL as well: SQLite makes its file small again only in a checkpoint that no reader hinders.
         room = self._cap.judge()
         return bool(room.surplus or room.paused or self._file.trouble.failing) or (
             self._file.wal_bytes > JOURNAL_SIZE_LIMIT

@@ -272,7 +272,7 @@ def catch_up(connection: sqlite3.Connection, sink: str, *, after: int) -> None:
 
 
 # The lane may have a row that waits. It is only ever moved back: forward would skip what waits between. From the old
-# seq on nothing is a replay, because nobody has got it yet.
+# seq on nothing is a replay, since it was never delivered.
 _GO_BACK = f"""insert into lanes (sink, lane, seq, reason, replay_through, behind, version)
     select :sink, coalesce(session_id, '{BRIDGE_LANE}'), min(seq), :reason,
     iif(min(seq) <= :delivered, :delivered, 0), 1, :version from events where {{where}} group by session_id

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from bace_bridge.errors import CloudBadGateway
 from bace_bridge.formats import iso_utc
 from bace_bridge.polling.rules.batches import MOST_IDS
-from bace_bridge.polling.rules.windows import NOBODY, Window
+from bace_bridge.polling.rules.windows import NO_SUCH_SESSION, Window
 from bace_bridge.simulator.samples import Resolution
 from tests.integration.altered_cloud import altered
 from tests.integration.fleet import (
@@ -786,8 +786,8 @@ async def test_a_hiccup_makes_no_rows_of_a_moved_session_those_of_another(clock:
     (moved,) = fleet.sessions
 
     def breaks(request: web.Request, answer: Any) -> Any:
-        of_nobody = request.path == POINTS and request.query.get("filter[id_data_session]") == NOBODY
-        return 500 if of_nobody and request.query["filter[timestamp_seconds][gte]"] != "0" else answer
+        as_canary = request.path == POINTS and request.query.get("filter[id_data_session]") == NO_SUCH_SESSION
+        return 500 if as_canary and request.query["filter[timestamp_seconds][gte]"] != "0" else answer
 
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         await fleet.goes_on(watch, 2)

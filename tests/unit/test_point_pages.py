@@ -10,7 +10,7 @@ from bace_bridge.polling.rules.changes import Page
 from bace_bridge.polling.rules.datapoints import Datapoint, are_raw, as_set
 from bace_bridge.polling.rules.point_pages import PointQuery, fit_together, within
 from bace_bridge.polling.rules.sessions import DataSession
-from bace_bridge.polling.rules.windows import NOBODY
+from bace_bridge.polling.rules.windows import NO_SUCH_SESSION
 
 BOUNDS = ("filter[timestamp_seconds][gte]", "filter[timestamp_seconds][lt]")
 POINT = Datapoint("x", "device", 6000, 100.0, 1.0, 3.0, 2.0, 4, "g1")
@@ -115,8 +115,8 @@ def test_several_data_sessions_are_a_list_also_where_it_is_one() -> None:
     several = PointQuery(("s1", "s2"), 0, 60)
     bounds = (*zip(BOUNDS, ("0", "60"), strict=True), ("sort", "timestamp_seconds"))
     assert several.params == (("filter[id_data_session][in][]", "s1"), ("filter[id_data_session][in][]", "s2"), *bounds)
-    assert several.of_nobody.params == (("filter[id_data_session][in][]", NOBODY), *bounds)
-    assert PointQuery("s1", 0, 60).of_nobody.params == (("filter[id_data_session]", NOBODY), *bounds)
+    assert several.as_canary.params == (("filter[id_data_session][in][]", NO_SUCH_SESSION), *bounds)
+    assert PointQuery("s1", 0, 60).as_canary.params == (("filter[id_data_session]", NO_SUCH_SESSION), *bounds)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from bace_bridge.polling.rules.changes import Page
 from bace_bridge.polling.rules.datapoints import Datapoint
 from bace_bridge.polling.rules.sessions import DataSession
-from bace_bridge.polling.rules.windows import LATEST_FILTER, NOBODY, Window
+from bace_bridge.polling.rules.windows import LATEST_FILTER, NO_SUCH_SESSION, Window
 
 Params = tuple[tuple[str, str], ...]
 
@@ -22,9 +22,9 @@ class PointQuery(NamedTuple):
     source_device: str | None = None
 
     @property
-    def of_nobody(self) -> "PointQuery":
+    def as_canary(self) -> "PointQuery":
         """The same for no data session: a cloud that honours the filter shows nothing."""
-        return self._replace(sessions=NOBODY if isinstance(self.sessions, str) else (NOBODY,))
+        return self._replace(sessions=NO_SUCH_SESSION if isinstance(self.sessions, str) else (NO_SUCH_SESSION,))
 
     @property
     def of_one_series(self) -> bool:

@@ -16,7 +16,7 @@ RETRY_UNREADABLE = 300.0
 LATEST_FILTER = 2**31 - 1
 """The largest integer that a filter may hold: PostgreSQL answers a larger one with a 500 (int4)."""
 
-NOBODY = "00000000-0000-0000-0000-000000000000"
+NO_SUCH_SESSION = "00000000-0000-0000-0000-000000000000"
 """The id of no data session: a request for its rows must be answered, with none."""
 
 

@@ -29,23 +29,23 @@ def read_pubacks(client: Client) -> None:
     inside: Any = client
     # paho builds a reason code and properties for each PUBACK, which is most of the work at thousands of them in a
     # second. Nearly all of them are one of three: nothing (3.1.1, and 5 where all went well), success, no subscribers.
-    decode = inside._handle_pubackcomp  # noqa: SLF001
+    decode = inside._handle_pubackcomp
     taken, unheard = (ReasonCode(PacketTypes.PUBACK, identifier=code) for code in (0, _NO_SUBSCRIBERS))
     accepting = {b"": taken}
     if client.protocol == MQTTProtocolVersion.MQTTv5:
         accepting |= {bytes([taken.value]): taken, bytes([unheard.value]): unheard}
 
     def handle(command: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
-        packet: bytes = inside._in_packet["packet"]  # noqa: SLF001
+        packet: bytes = inside._in_packet["packet"]
         reason = accepting.get(bytes(packet[_REASON_AT:])) if command == "PUBACK" else None
         mid = int.from_bytes(packet[:_REASON_AT], "big")
-        if reason is None or len(packet) < _REASON_AT or mid not in inside._out_messages:  # noqa: SLF001
+        if reason is None or len(packet) < _REASON_AT or mid not in inside._out_messages:
             return MQTTErrorCode(decode(command))
         # Without paho's lock: only the event loop's thread uses the client.
-        return MQTTErrorCode(inside._do_on_publish(mid, reason, None))  # noqa: SLF001
+        return MQTTErrorCode(inside._do_on_publish(mid, reason, None))
 
     # paho decodes reason code and properties of each PUBACK into objects, which cost more than the rest of a delivery.
-    inside._handle_pubackcomp = handle  # noqa: SLF001
+    inside._handle_pubackcomp = handle
 
 
 # Identifiers of properties: MQTT 5, table 2-4.
@@ -161,7 +161,7 @@ def new_client(sock: Socket, config: MqttConfig, *, client_id: str, manner: Mann
         client = _configured(config, client_id=client_id, manner=manner, will=will)
         inside: Any = client
         # paho opens sockets in connect(), which would block the event loop during DNS, TCP and TLS.
-        inside._create_socket = lambda: BufferedSocket(sock)  # noqa: SLF001
+        inside._create_socket = lambda: BufferedSocket(sock)
         properties: Any = introduction(version, LARGEST_PACKET) if manner.protocol == "5" else None
         client.connect(config.host, config.port, round(config.keepalive), properties=properties)
     except UNSENDABLE as error:
@@ -203,11 +203,11 @@ def bound_what_is_read(client: Client, *, failed: Callable[[Exception], None]) -
     `failed` gets the socket's error, which paho keeps to its own log. What is no packet for us raises BadPacket.
     """
     inside: Any = client
-    handle = inside._handle_on_message  # noqa: SLF001
+    handle = inside._handle_on_message
 
     def receive_piece(size: int) -> bytes:
         """Called for each byte of a header: so it takes the place of paho's own, and is not around it."""
-        packet, sock = inside._in_packet, inside._sock  # noqa: SLF001
+        packet, sock = inside._in_packet, inside._sock
         # A header may claim 256 MiB, and paho collects a packet whole before it looks at it.
         if size > _PIECE or (size > 1 and packet["command"] >> 4 == PacketTypes.PUBLISH):
             _check(packet)
@@ -222,7 +222,7 @@ def bound_what_is_read(client: Client, *, failed: Callable[[Exception], None]) -
         # TLS may have to write before it can read, as when keys are renewed.
         except ssl.SSLWantWriteError:
             # TLS may have to write before it can read, as when keys are renewed; the loop must know.
-            inside._call_socket_register_write()  # noqa: SLF001
+            inside._call_socket_register_write()
             raise BlockingIOError from None
         except BlockingIOError:
             raise
@@ -233,24 +233,24 @@ def bound_what_is_read(client: Client, *, failed: Callable[[Exception], None]) -
         return data
 
     def handle_message(message: Any) -> None:
-        if inside._in_packet["remaining_length"] > LARGEST_PACKET:  # noqa: SLF001
+        if inside._in_packet["remaining_length"] > LARGEST_PACKET:
             message.payload = Beginning(message.payload)
         handle(message)
 
-    inside._sock_recv, inside._handle_on_message = receive_piece, handle_message  # noqa: SLF001
+    inside._sock_recv, inside._handle_on_message = receive_piece, handle_message
     _pass_over_bad_properties(client)
 
 
 def _pass_over_bad_properties(client: Client) -> None:
     """Brokers pass on properties that paho does not take, such as a text with U+FEFF: anybody may write them."""
     inside: Any = client
-    decode, decode_size = inside._handle_publish, cast("Any", VariableByteIntegers.decode)  # noqa: SLF001
+    decode, decode_size = inside._handle_publish, cast("Any", VariableByteIntegers.decode)
 
     def handle_publish() -> MQTTErrorCode:
         try:
             return MQTTErrorCode(decode())
         except MQTTException:
-            packet = inside._in_packet  # noqa: SLF001
+            packet = inside._in_packet
             # What follows the fixed header: topic, packet id (not at QoS 0), and the properties, which are cut out.
             data, qos = packet["packet"], packet["command"] >> 1 & 3
             before = 2 + int.from_bytes(data[:2], "big") + (2 if qos else 0)
@@ -258,7 +258,7 @@ def _pass_over_bad_properties(client: Client) -> None:
             packet["packet"] = bytes(data[:before]) + b"\x00" + bytes(data[before + digits + size :])
             return MQTTErrorCode(decode())
 
-    inside._handle_publish = handle_publish  # noqa: SLF001
+    inside._handle_publish = handle_publish
 
 
 def _check(packet: Any) -> None:
@@ -280,14 +280,14 @@ def _report_pubrec_errors(client: Client) -> None:
     paho has no public way to see that code; it would send PUBREL, and the broker would answer with success.
     """
     inside: Any = client
-    handle = inside._handle_pubrec  # noqa: SLF001
+    handle = inside._handle_pubrec
 
     def handle_pubrec() -> MQTTErrorCode:
-        packet: bytes = inside._in_packet["packet"]  # noqa: SLF001
+        packet: bytes = inside._in_packet["packet"]
         mid = int.from_bytes(packet[:2], "big")
-        if len(packet) <= _REASON_AT or packet[_REASON_AT] < FIRST_FAILURE or mid not in inside._out_messages:  # noqa: SLF001
+        if len(packet) <= _REASON_AT or packet[_REASON_AT] < FIRST_FAILURE or mid not in inside._out_messages:
             return MQTTErrorCode(handle())
         reason = ReasonCode(PacketTypes.PUBREC, identifier=packet[_REASON_AT])
-        return MQTTErrorCode(inside._do_on_publish(mid, reason, None))  # noqa: SLF001
+        return MQTTErrorCode(inside._do_on_publish(mid, reason, None))
 
-    inside._handle_pubrec = handle_pubrec  # noqa: SLF001
+    inside._handle_pubrec = handle_pubrec

@@ -76,7 +76,7 @@ class Mirror:
     async def run(self) -> None:
         """Never returns. `complete` is set when the broker has all but what is suspected; `settled` after that."""
         # Everything is published on each connection: a broker that keeps its messages in memory has lost them with a
-        # restart, and says so to nobody.
+        # restart, and does not say so.
         self._memory.refusals.begin()
         while True:
             self._news.clear()
