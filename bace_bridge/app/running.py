@@ -92,7 +92,7 @@ class Clocks(NamedTuple):
 class ClockWatch:
     """Notices that the wall clock was set, and moves what is scheduled along with it.
 
-    Between the step and `look` every schedule goes on by the steady clock, so nothing fires early or waits for days.
+    Between the step and `check` every schedule goes on by the steady clock, so nothing fires early or waits for days.
     `move_store` moves what is kept in the store, `stepped` what is in memory, by so many seconds.
     """
 
@@ -109,7 +109,7 @@ class ClockWatch:
         self._move_store = move_store
         self._stepped = stepped
 
-    async def look(self) -> None:
+    async def check(self) -> None:
         if abs(self._clock.behind) < SMALLEST_STEP:
             # NTP slews a little at a time. Followed in silence, or the small steps would add up to one that is
             # announced.
@@ -126,7 +126,7 @@ class ClockWatch:
                 # Memory must not run ahead of the store; the steady clock goes on, and the next tick tries again.
                 log.debug("clock.step_not_recorded", reason=str(error))
                 return
-            # The store first: where it fails, the clock stays as it is, and the step is found again at the next look.
+            # The store first: where it fails, the clock stays as it is, and the step is found again at the next check.
             self._clock.follow(seconds)
             self._stepped(seconds)
         log.warning("clock.stepped", seconds=round(seconds, 1), then="scheduled retries and polls move with it")

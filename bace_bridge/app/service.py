@@ -152,10 +152,10 @@ class Service:
             if watchdog is not None and not any(self._status.alive().values()):
                 notify("WATCHDOG=1")
             # Before anything that compares times: a step of the clock makes all of them wrong at once.
-            await self._clock_watch.look()
+            await self._clock_watch.check()
             try:
                 await self._count()
-                await self._devices.look()
+                await self._devices.refresh()
             except StoreUnusable:
                 raise
             except StoreError as error:  # whoever writes reports it; counts are only late

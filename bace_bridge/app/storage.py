@@ -85,7 +85,7 @@ class Devices:
             self._polls_go_well = go_well
             self._changed(None)
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """A device becomes unavailable by nothing but time. Raises StoreError."""
         self.oldest_view = await self._views.oldest_view()
         stale = await self._views.stale()

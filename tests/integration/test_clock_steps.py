@@ -72,8 +72,8 @@ async def test_a_step_is_said_once_and_followed(step: float) -> None:
     times.wall.forward(step)
     assert times.steady() == NOON + 60
     with capture_logs() as logs:
-        await watch.look()
-        await watch.look()
+        await watch.check()
+        await watch.check()
     assert [(one["event"], one["seconds"]) for one in logs] == [("clock.stepped", step)]
     assert moved == [step]
     assert times.steady() == times.wall()
@@ -89,7 +89,7 @@ async def test_a_step_is_followed_between_two_decisions_and_not_within_one() -> 
     watch = ClockWatch(times.steady, deciding=deciding, move_store=move, stepped=moved.append)
     times.wall.forward(DAYS)
     async with deciding:
-        following = asyncio.create_task(watch.look())
+        following = asyncio.create_task(watch.check())
         for _ in range(10):
             await asyncio.sleep(0)
         assert (moved, times.steady()) == ([], NOON)
@@ -104,7 +104,7 @@ async def test_a_clock_that_is_slewed_is_followed_in_silence() -> None:
         for _ in range(100):
             times.forward(10)
             times.wall.forward(0.005)
-            await watch.look()
+            await watch.check()
     assert (logs, moved) == ([], [])
     assert times.steady() == pytest.approx(times.wall())
 
@@ -120,7 +120,7 @@ async def test_a_delivery_is_tried_again_neither_early_nor_days_later(tmp_path: 
             await line.parked(1)
             times.wall.forward(step)
             if looked.startswith("after"):
-                await (await watch_of(times, [], line)).look()
+                await (await watch_of(times, [], line)).check()
                 async with asyncio.timeout(60):
                     while (await line.lanes())[0].due_at != pytest.approx(NOON + 5 + step):
                         pass
@@ -145,7 +145,7 @@ async def test_the_clouds_time_stays_what_it_is_when_ours_is_set(tmp_path: Path,
         assert times.steady() + api.clock_ahead == theirs.now
         watch = await watch_of(times, [], listeners=[http.clock_stepped])
         times.wall.forward(step)
-        await watch.look()
+        await watch.check()
         assert times.steady() == NOON + step
         assert times.steady() + api.clock_ahead == theirs.now
 

@@ -14,10 +14,10 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from bace_bridge.sinks.mqtt.client import BadPacket, bound_what_is_read
 from bace_bridge.sinks.mqtt.endings import UNSPECIFIED, During, Ending, ended, may_be_about_a_message, mute, refused
+from bace_bridge.sinks.mqtt.in_flight import InFlight, Message
 from bace_bridge.sinks.mqtt.manners import Limits, Manner, announced
 from bace_bridge.sinks.mqtt.refusals import Suspicion, TopicSuspicion
 from bace_bridge.sinks.mqtt.sockets import CONNECT_WITHIN, reason
-from bace_bridge.sinks.mqtt.window import Message, Window
 
 _TICK = 1.0
 
@@ -126,8 +126,8 @@ class Connection:
         self._during: During = "connect"
         self._socket_error = ""
         self._gave_up = False
-        self._window = Window(client, size=window, suspicion=suspicion, of_topics=of_topics)
-        self.publish, self.emptied = self._window.publish, self._window.emptied
+        self._in_flight = InFlight(client, size=window, suspicion=suspicion, of_topics=of_topics)
+        self.publish, self.emptied = self._in_flight.publish, self._in_flight.emptied
         self._accepted: asyncio.Future[Limits] = loop.create_future()
         self._answers: dict[int, asyncio.Future[bool]] = {}
         self.end: asyncio.Future[Ending] = loop.create_future()
@@ -137,7 +137,7 @@ class Connection:
         client.on_subscribe = self._guarded(self._suback)
         client.on_unsubscribe = self._guarded(self._suback)
         client.on_message = self._guarded(on_message)
-        client.on_publish = self._guarded(lambda mid, reason, _: self._window.acknowledged(mid, reason))
+        client.on_publish = self._guarded(lambda mid, reason, _: self._in_flight.acknowledged(mid, reason))
         bound_what_is_read(client, failed=self._socket_failed)
         self._driver = Driver(client, failed=self._unreadable, tick=self._check_acknowledgements)
 
@@ -147,7 +147,7 @@ class Connection:
             self._finish(mute(self._broker))
             return False
         self.limits = self._accepted.result().within(self._manner)
-        self._window.obey(self.limits)
+        self._in_flight.obey(self.limits)
         self._during = "use"
         return True
 
@@ -209,7 +209,7 @@ class Connection:
         end.cancel()
         if not end.cancelled() and end.exception() is None and may_be_about_a_message(end.result()):
             fault = "never acknowledges" if self._gave_up else "closes the connection on"
-        self._window.break_off(problem, fault=fault)
+        self._in_flight.break_off(problem, fault=fault)
 
     async def _answered(self, asked: tuple[MQTTErrorCode, int | None], during: During) -> bool | None:
         """What SUBACK or UNSUBACK says; None where it does not come, or the connection ends."""
@@ -283,9 +283,9 @@ class Connection:
     def _check_acknowledgements(self, now: float) -> None:
         # MQTT allows to send a message again only on another connection: one PUBACK that never comes would hold up its
         # place in the window for as long as this one lasts.
-        if self._window.oldest_waits_for(now) > _ACKNOWLEDGED_WITHIN:
+        if self._in_flight.oldest_waits_for(now) > _ACKNOWLEDGED_WITHIN:
             problem = f"the broker at {self._broker} does not acknowledge what it is sent"
             # Where it does acknowledge others it may be about what it leaves out.
-            code = UNSPECIFIED if self._window.acknowledges else 0
+            code = UNSPECIFIED if self._in_flight.acknowledges else 0
             self._gave_up = True
             self._finish(Ending("lost", problem, code, during="use"))

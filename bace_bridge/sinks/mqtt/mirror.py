@@ -7,9 +7,9 @@ from functools import partial
 from bace_bridge.errors import SinkError, SinkUnavailable, StoreError
 from bace_bridge.sinks.api import Ledger, StateSource
 from bace_bridge.sinks.mqtt.device_list import DeviceList
+from bace_bridge.sinks.mqtt.in_flight import Done, Message
 from bace_bridge.sinks.mqtt.picture import OFFLINE, Memory, Picture
 from bace_bridge.sinks.mqtt.topics import CLEARED, Topics, device_topics
-from bace_bridge.sinks.mqtt.window import Done, Message
 
 Publish = Callable[[Message, Done], None]
 
@@ -43,7 +43,7 @@ class Mirror:
         self._publish = publish
         self._memory = memory
         self._device_list = device_list
-        self._window = window
+        self._in_flight = window
         self._sleep = sleep
         self._warn = warn
         self._unacknowledged = 0
@@ -184,7 +184,7 @@ class Mirror:
 
     async def _send(self, topic: str, payload: bytes) -> None:
         # More would wait in the connection's queue, and every event behind it.
-        await self._at_most(self._window - 1)
+        await self._at_most(self._in_flight - 1)
         self._unacknowledged += 1
         # QoS 1 whatever the events' QoS is: without PUBACK a refused state would count as published.
         self._publish(Message(topic, payload, qos=1, retain=True), partial(self._done, topic, payload))

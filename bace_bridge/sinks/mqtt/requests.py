@@ -14,8 +14,8 @@ from bace_bridge.formats import decoded, topic_problem
 from bace_bridge.redaction import Quote, quoted_as_it_is
 from bace_bridge.sinks.api import Answer
 from bace_bridge.sinks.mqtt.client import Beginning, correlation
+from bace_bridge.sinks.mqtt.in_flight import Done, Message
 from bace_bridge.sinks.mqtt.topics import Topics, base_of
-from bace_bridge.sinks.mqtt.window import Done, Message
 
 Publish = Callable[[Message, Done], None]
 

@@ -22,13 +22,13 @@ from bace_bridge.sinks.mqtt.connection import Connection
 from bace_bridge.sinks.mqtt.device_list import DeviceList
 from bace_bridge.sinks.mqtt.dialing import Dialer
 from bace_bridge.sinks.mqtt.endings import Ending, Outage
+from bace_bridge.sinks.mqtt.in_flight import Done, Message
 from bace_bridge.sinks.mqtt.mirror import Mirror
 from bace_bridge.sinks.mqtt.picture import OFFLINE, Memory
 from bace_bridge.sinks.mqtt.refusals import Refusals, Suspicion, TopicSuspicion
 from bace_bridge.sinks.mqtt.requests import Requests
 from bace_bridge.sinks.mqtt.topics import Neighbours, Topics, topic_and_payload, topic_of
 from bace_bridge.sinks.mqtt.tree import Tree, Watch
-from bace_bridge.sinks.mqtt.window import Done, Message
 
 _IN_FLIGHT_WITHIN = 3.0
 _DEVICES_OFFLINE_WITHIN = 3.0

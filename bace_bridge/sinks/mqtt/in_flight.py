@@ -40,7 +40,7 @@ class Message(NamedTuple):
     event: str | None = None
 
 
-class Window:
+class InFlight:
     """Calls every message's `done` exactly once, on the loop and never from within `publish`.
 
     At QoS 0 a message is done when it was written to the socket, and a retained one a second later. An event or a
