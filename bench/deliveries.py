@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bace_bridge.delivery.dispatcher import Dispatcher
-from bace_bridge.events.state import DeviceState, KnownDevice
-from bace_bridge.events.types import Event, Filter
+from bace_bridge.events.types import DeviceState, Event, Filter, KnownDevice
 from bace_bridge.sinks.api import Sink
 from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.sink import MqttSink

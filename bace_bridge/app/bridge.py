@@ -94,15 +94,12 @@ class _Home:
         self.redaction = redaction = Redaction()
         self.store = store = Storage(file, config, signals, clock=clock)
         devices = Devices(store.standing, accounts, changed=signals.devices_changed)
-        checks = Checks(
-            [
-                Check(ready=lambda: {"cloud": None if any(accounts) else "not asked yet"}),
-                Check(ready=store.upkeep.ready),
-                Check(degraded=config_check),
-            ],
-            accounts,
-            outlets,
-        )
+        own = [
+            Check(ready=lambda: {"cloud": None if any(accounts) else "not asked yet"}),
+            Check(ready=store.upkeep.ready),
+            Check(degraded=config_check),
+        ]
+        checks = Checks(own, accounts, outlets)
         self.status = status = Status(
             checks, accounts, outlets, store.upkeep, devices, clock=clock, version=version, installation=installation
         )

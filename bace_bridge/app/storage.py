@@ -12,7 +12,7 @@ from typing import Protocol
 from bace_bridge.app.running import Signals
 from bace_bridge.cloud.api import csv_url
 from bace_bridge.config.models import Config
-from bace_bridge.events.state import DeviceState, KnownDevice
+from bace_bridge.events.types import DeviceState, KnownDevice
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.facts import Facts, RetainedLedger, Schedules
 from bace_bridge.store.housekeeping import Cap, Upkeep

@@ -21,7 +21,7 @@ from bace_bridge.config.load import Excerpt, load
 from bace_bridge.config.models import Config
 from bace_bridge.config.values import format_duration, secrets_of
 from bace_bridge.errors import CloudError, CloudRefused, ConfigError
-from bace_bridge.events.state import KnownDevice, Token
+from bace_bridge.events.types import KnownDevice, Token
 from bace_bridge.formats import iso_utc
 from bace_bridge.polling.devices import ListedDevices, listed_devices
 from bace_bridge.polling.rules.session_list import is_selected, unmatched

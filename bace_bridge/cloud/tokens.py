@@ -11,7 +11,7 @@ import structlog
 
 from bace_bridge.cloud.failures import instead_of_json
 from bace_bridge.errors import CloudLoginFailed, CloudRefused, CloudUnavailable, UnexpectedReply
-from bace_bridge.events.state import Token, is_sendable
+from bace_bridge.events.types import Token, is_sendable
 from bace_bridge.formats import decoded_leniently, iso_utc
 from bace_bridge.retry import backoff
 

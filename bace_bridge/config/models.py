@@ -29,8 +29,7 @@ from bace_bridge.config.values import (
     format_size,
     mistake,
 )
-from bace_bridge.events.state import is_sendable
-from bace_bridge.events.types import EVENT_TYPES, matches
+from bace_bridge.events.types import EVENT_TYPES, is_sendable, matches
 from bace_bridge.sinks.kind import SinkConfig
 from bace_bridge.sinks.registry import KINDS
 

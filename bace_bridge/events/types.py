@@ -1,5 +1,6 @@
-"""Event types, their ids and rows, which sink wants which, and the lanes on which they go."""
+"""Event types, their ids and rows, which sink wants which, the lanes on which they go, and what is kept beside them."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from hashlib import blake2b
@@ -260,3 +261,61 @@ def is_about_a_sink(event: Event) -> bool:
 def matches(event_type: str, globs: Sequence[str]) -> bool:
     # `fnmatchcase`: `fnmatch` would fold case on systems whose file names do.
     return any(fnmatchcase(event_type, glob) for glob in globs)
+
+
+class KnownDevice(msgspec.Struct, frozen=True):
+    """A device of which data sessions are known, or which the cloud lists.
+
+    `last_seen_at` is the newest time that the cloud has of it: of a datapoint, or of a session's start or end. The last
+    session is the active one, where there is one.
+    """
+
+    id: str
+    label: str | None = None
+    active_session_id: str | None = None
+    last_session_id: str | None = None
+    last_seen_at: float | None = None
+
+
+class LatestPoint(msgspec.Struct, frozen=True):
+    """The newest datapoint of a series; `payload` is the contract's datapoint object as JSON."""
+
+    source_device: str
+    datatype: int
+    payload: bytes
+
+
+class DeviceState(msgspec.Struct, frozen=True):
+    """How a device stands now.
+
+    `session` is the contract's `session` object, with `device`, and `csv_url` once there is one, of the newest active
+    data session, else of the newest one, as JSON; None where there is none. `available` is false while the view is not
+    current. The last session is the one that is shown.
+    """
+
+    device_id: str
+    available: bool
+    session: bytes | None
+    latest: tuple[LatestPoint, ...] = ()
+    active_session_id: str | None = None
+    last_session_id: str | None = None
+
+
+LONGEST_TOKEN = 16 * 1024
+"""Characters: more than web servers take in a header as they are installed."""
+
+_SENDABLE = re.compile(r"[\x21-\x7e]+")
+
+
+class Token(msgspec.Struct, frozen=True):
+    """An access token of the cloud; `expires_at` is in epoch seconds."""
+
+    access: str
+    refresh: str | None
+    expires_at: float
+
+
+def is_sendable(token: str) -> bool:
+    """True for what a header can carry: visible ASCII characters, and not too many."""
+    # A token that no header can carry would make each request fail in the client, which looks like an outage.
+    return len(token) <= LONGEST_TOKEN and _SENDABLE.fullmatch(token) is not None

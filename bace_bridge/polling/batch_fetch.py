@@ -34,8 +34,8 @@ from bace_bridge.polling.rules.batches import (
 )
 from bace_bridge.polling.rules.changes import Changes, Page, Urgency
 from bace_bridge.polling.rules.datapoints import Datapoint, are_raw, as_set
+from bace_bridge.polling.rules.fetches import PointQuery
 from bace_bridge.polling.rules.followed import Followed, Read, conclude_batch, follow, is_plain
-from bace_bridge.polling.rules.point_pages import PointQuery
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import halves_of
 

@@ -4,8 +4,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from bace_bridge.errors import SinkError
-from bace_bridge.events.state import DeviceState, KnownDevice
-from bace_bridge.events.types import Attempt, Event
+from bace_bridge.events.types import Attempt, DeviceState, Event, KnownDevice
 
 Done = Callable[[SinkError | None], None]
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from bace_bridge.events.state import DeviceState, KnownDevice
+from bace_bridge.events.types import DeviceState, KnownDevice
 from bace_bridge.formats import iso_utc
 
 SLOWEST_PROGRESS = 120.0

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import msgspec
 
-from bace_bridge.events.state import Token
+from bace_bridge.events.types import Token
 from bace_bridge.retry import LONGEST_WAIT
 from bace_bridge.store.sqlite import SqliteFile
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 
 import msgspec
 
-from bace_bridge.events.state import DeviceState, KnownDevice, LatestPoint
+from bace_bridge.events.types import DeviceState, KnownDevice, LatestPoint
 from bace_bridge.polling.rules.fetches import is_current
 from bace_bridge.polling.rules.session_list import decides_by_label, is_selected
 from bace_bridge.polling.rules.sessions import DeviceView, KnownSession, view

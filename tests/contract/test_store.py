@@ -16,7 +16,6 @@ import pytest
 from msgspec.structs import replace
 
 from bace_bridge.delivery.rules.outbox import Outbox, dead_letter_event
-from bace_bridge.events.state import Token
 from bace_bridge.events.types import (
     BRIDGE_LANE,
     Claim,
@@ -28,6 +27,7 @@ from bace_bridge.events.types import (
     LaneRecord,
     Progress,
     Share,
+    Token,
     letter_lane,
 )
 from bace_bridge.polling.rules.changes import Changes, LatestSeen, PollState, WindowRead

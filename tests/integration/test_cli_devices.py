@@ -15,7 +15,7 @@ from bace_bridge.app.account import fingerprint
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp
 from bace_bridge.cloud.tokens import Credentials, RequestToken, Tokens
-from bace_bridge.events.state import Token
+from bace_bridge.events.types import Token
 from bace_bridge.formats import iso_utc
 from bace_bridge.polling.rules.changes import Changes, LatestSeen
 from bace_bridge.polling.rules.sessions import DataSession, observe

@@ -17,7 +17,7 @@ from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp, TokenSource
 from bace_bridge.cloud.tokens import Credentials, FixedToken, RequestToken, Tokens
 from bace_bridge.errors import CloudError, CloudLoginFailed, CloudRefused, CloudRequestTooLarge, CloudUnavailable
-from bace_bridge.events.state import Token
+from bace_bridge.events.types import Token
 from bace_bridge.store.facts import Facts
 from bace_bridge.store.sqlite import SqliteFile
 from tests.integration.polling_line import Clock

@@ -10,8 +10,7 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from bace_bridge.events.state import DeviceState, LatestPoint
-from bace_bridge.events.types import Attempt, Event, LoggedEvent
+from bace_bridge.events.types import Attempt, DeviceState, Event, LatestPoint, LoggedEvent
 from bace_bridge.sinks.mqtt.refusals import FIRST_AFTER_CLOSING
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from tests.integration.brokers import Listener, eventually, listening

@@ -30,8 +30,7 @@ from bace_bridge.errors import (
     SinkUnavailable,
     StoreError,
 )
-from bace_bridge.events.state import DeviceState, KnownDevice, LatestPoint
-from bace_bridge.events.types import Attempt, Event, LoggedEvent
+from bace_bridge.events.types import Attempt, DeviceState, Event, KnownDevice, LatestPoint, LoggedEvent
 from bace_bridge.sinks.api import Answer
 from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.sink import MqttSink

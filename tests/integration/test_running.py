@@ -11,8 +11,7 @@ from bace_bridge.app.outlets import outlet_config
 from bace_bridge.app.running import Reloads, Running, task_group
 from bace_bridge.config.models import Config
 from bace_bridge.errors import ConfigError, Mistake
-from bace_bridge.sinks.mqtt.config import MqttConfig
-from bace_bridge.sinks.mqtt.tls import TlsConfig
+from bace_bridge.sinks.mqtt.config import MqttConfig, TlsConfig
 from bace_bridge.sinks.webhook.config import WebhookConfig
 
 

@@ -13,7 +13,7 @@ from bace_bridge.events.types import LoggedEvent
 from bace_bridge.formats import iso_utc
 from bace_bridge.polling.reading import pages
 from bace_bridge.polling.rules.changes import Urgency
-from bace_bridge.polling.rules.point_pages import PointQuery
+from bace_bridge.polling.rules.fetches import PointQuery
 from bace_bridge.polling.rules.windows import SPAN, window_at
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.samples import Resolution

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bace_bridge.sinks.mqtt.config import MqttConfig
-from bace_bridge.sinks.mqtt.tls import TlsFileProblem, tls_context
+from bace_bridge.sinks.mqtt.config import MqttConfig, TlsFileProblem, tls_context
 from tests.unit.test_config import TOKEN, load_text, mistakes
 
 NO_CERTIFICATE = "{} holds no certificate in PEM"

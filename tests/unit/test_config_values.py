@@ -22,8 +22,7 @@ from bace_bridge.config.values import (
     secrets_of,
 )
 from bace_bridge.redaction import Redaction
-from bace_bridge.sinks.mqtt.config import MqttConfig
-from bace_bridge.sinks.mqtt.tls import TlsConfig
+from bace_bridge.sinks.mqtt.config import MqttConfig, TlsConfig
 from bace_bridge.sinks.webhook.config import WebhookConfig
 
 SECRET = "whsec_" + "A" * 40

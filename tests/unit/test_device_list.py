@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from bace_bridge.events.state import DeviceState, KnownDevice
-from bace_bridge.sinks.mqtt.device_list import AT_MOST_EVERY, LARGEST, DeviceList
+from bace_bridge.events.types import DeviceState, KnownDevice
+from bace_bridge.sinks.mqtt.picture import AT_MOST_EVERY, LARGEST, DeviceList
 
 
 class Now:

@@ -7,7 +7,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from bace_bridge.events.state import DeviceState, LatestPoint
+from bace_bridge.events.types import DeviceState, LatestPoint
 from bace_bridge.sinks.mqtt.picture import Memory, Picture
 from bace_bridge.sinks.mqtt.refusals import FIRST, FIRST_AFTER_CLOSING, LONGEST, Refusals, TopicSuspicion
 from bace_bridge.sinks.mqtt.topics import (

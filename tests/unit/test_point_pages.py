@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from bace_bridge.polling.rules.changes import Page
 from bace_bridge.polling.rules.datapoints import Datapoint, are_raw, as_set
-from bace_bridge.polling.rules.point_pages import PointQuery, fit_together, within
+from bace_bridge.polling.rules.fetches import PointQuery, fit_together, within
 from bace_bridge.polling.rules.sessions import DataSession
 from bace_bridge.polling.rules.windows import NO_SUCH_SESSION
 

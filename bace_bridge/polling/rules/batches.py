@@ -8,9 +8,8 @@ import msgspec
 
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.datapoints import Datapoint, Datatype, Emitted
-from bace_bridge.polling.rules.fetches import absorb
+from bace_bridge.polling.rules.fetches import PointQuery, absorb
 from bace_bridge.polling.rules.followed import Followed, Read, after_batch
-from bace_bridge.polling.rules.point_pages import PointQuery
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import (
     AHEAD,

@@ -6,9 +6,8 @@ from functools import partial
 
 from bace_bridge.errors import SinkError, SinkUnavailable, StoreError
 from bace_bridge.sinks.api import Ledger, StateSource
-from bace_bridge.sinks.mqtt.device_list import DeviceList
 from bace_bridge.sinks.mqtt.in_flight import Done, Message
-from bace_bridge.sinks.mqtt.picture import OFFLINE, Memory, Picture
+from bace_bridge.sinks.mqtt.picture import OFFLINE, DeviceList, Memory, Picture
 from bace_bridge.sinks.mqtt.topics import CLEARED, Topics, device_topics
 
 Publish = Callable[[Message, Done], None]

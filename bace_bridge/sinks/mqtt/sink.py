@@ -19,12 +19,11 @@ from bace_bridge.sinks.api import Answer, Ledger, StateSource
 from bace_bridge.sinks.mqtt.client import UNSENDABLE, CloudEventAttributes
 from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.connection import Connection
-from bace_bridge.sinks.mqtt.device_list import DeviceList
 from bace_bridge.sinks.mqtt.dialing import Dialer
 from bace_bridge.sinks.mqtt.endings import Ending, Outage
 from bace_bridge.sinks.mqtt.in_flight import Done, Message
 from bace_bridge.sinks.mqtt.mirror import Mirror
-from bace_bridge.sinks.mqtt.picture import OFFLINE, Memory
+from bace_bridge.sinks.mqtt.picture import OFFLINE, DeviceList, Memory
 from bace_bridge.sinks.mqtt.refusals import Refusals, Suspicion, TopicSuspicion
 from bace_bridge.sinks.mqtt.requests import Requests
 from bace_bridge.sinks.mqtt.topics import Neighbours, Topics, topic_and_payload, topic_of

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from bace_bridge.sinks.mqtt.config import MqttConfig
-from bace_bridge.sinks.mqtt.tls import TlsFileProblem, tls_context
+from bace_bridge.sinks.mqtt.config import MqttConfig, TlsFileProblem, tls_context
 from bace_bridge.waiting import in_thread
 
 _MOST = 64 * 1024

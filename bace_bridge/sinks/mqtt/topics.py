@@ -6,8 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from bace_bridge.events.state import DeviceState
-from bace_bridge.events.types import SESSION_DATAPOINTS, Event
+from bace_bridge.events.types import SESSION_DATAPOINTS, DeviceState, Event
 from bace_bridge.formats import UNSENDABLE, decoded, made_sendable
 from bace_bridge.redaction import Quote, quoted_as_it_is
 
