@@ -24,6 +24,9 @@ _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 _FLOCK = "hhqqi"
 """The system's `struct flock`: kind, whence, start, length, process."""
 
+_WAL_HEADER = 32
+"""Bytes: a WAL that is not longer holds nothing."""
+
 _FAR_BEYOND = 2**62
 """The byte of the database that is locked: SQLite locks others, and no data is there."""
 
@@ -225,13 +228,26 @@ def _foreign(path: Path, why: str) -> StoreForeign:
 def _read(path: Path) -> Found:
     """Opens it so that SQLite makes no file beside it, and changes none."""
     wal = Path(f"{path}-wal")
-    in_wal = wal.exists() and wal.stat().st_size > 0
-    readable = in_wal and Path(f"{path}-shm").exists()
+    in_wal = wal.exists() and wal.stat().st_size > _WAL_HEADER
+    readable = in_wal and _is_initialised(Path(f"{path}-shm"))
     how = "readonly_shm=1" if readable else "immutable=1"
     with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro&{how}", uri=True)) as connection:
         (application_id,) = connection.execute("pragma application_id").fetchone()
         (version,) = connection.execute("pragma user_version").fetchone()
         return Found(application_id, version, tables_in(connection), whole=readable or not in_wal)
+
+
+def _is_initialised(shm: Path) -> bool:
+    """False for one that a kill left half made: a reader would wait 10 s for its writer, and then fail.
+
+    It begins with two copies of a header of 48 bytes, with `isInit` in its byte 12 (SQLite's "WAL-mode file format").
+    """
+    try:
+        with shm.open("rb") as file:
+            first, second = file.read(48), file.read(48)
+    except OSError:
+        return False
+    return first == second and bool(first[12:13].strip(b"\0"))
 
 
 def _ensure_access(path: Path, *, to_write: bool) -> None:
