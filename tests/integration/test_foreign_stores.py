@@ -311,13 +311,18 @@ async def test_commands_that_only_read_make_and_change_nothing(tmp_path: Path, w
         assert (command, ended.returncode, "Traceback" in ended.stderr) == (command, expected, False)
 
 
-@pytest.mark.parametrize("shm", [bytes(32768), b"", b"\1" * 48 + bytes(32720)])
-async def test_a_store_of_which_a_kill_left_half_a_shm_is_opened(tmp_path: Path, shm: bytes) -> None:
+@pytest.mark.parametrize("kept", [32, None], ids=["the WAL's header alone", "all of the WAL"])
+@pytest.mark.parametrize("shm", [bytes(32768), b"", b"\1" * 48 + bytes(32720)], ids=["zeros", "empty", "one header"])
+async def test_a_store_of_which_a_kill_left_half_a_shm_is_opened(tmp_path: Path, shm: bytes, kept: int | None) -> None:
     """A reader alone cannot make it whole: SQLite would say "locking protocol" at every start."""
     async with SqliteFile(tmp_path / "live.db") as live:
+        await live.checkpoint()
         await live.write(lambda connection: connection.execute("insert into facts values ('a', 'b')"))
         for end in ("", "-wal"):
             shutil.copy(tmp_path / f"live.db{end}", tmp_path / f"b.db{end}")
+    wal = tmp_path / "b.db-wal"
+    wal.write_bytes(wal.read_bytes()[:kept])
     (tmp_path / "b.db-shm").write_bytes(shm)
     async with SqliteFile(tmp_path / "b.db") as file:
-        assert await file.read(lambda connection: connection.execute("select value from facts").fetchall()) == [("b",)]
+        found = await file.read(lambda connection: connection.execute("select value from facts").fetchall())
+    assert found == ([] if kept else [("b",)])
