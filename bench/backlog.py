@@ -18,7 +18,7 @@ EVENTS = int(os.environ.get("BENCH_BACKLOG", "1000000"))
 SESSIONS = 2_000
 AT_ONCE = 2_000
 SETTLED = 12.0
-"""Seconds after which a bridge has started, looked at the cloud, and made its first tick."""
+"""Seconds after which a bridge has started, polled the cloud, and made its first tick."""
 
 
 async def fill(path: Path, count: int) -> int:

@@ -109,11 +109,11 @@ async def follow(given: argparse.Namespace, source: processes.Cloud, box: Inbox,
 
 async def settle(box: Inbox, wanted: set[int], *, within: float) -> set[int]:
     """What has not come in time."""
-    left, upto = set(wanted), 0
+    left, through = set(wanted), 0
 
     def is_settled() -> bool:
-        nonlocal upto
-        new, upto = box.arrivals[upto:], len(box.arrivals)
+        nonlocal through
+        new, through = box.arrivals[through:], len(box.arrivals)
         left.difference_update(int(one.value) for one in new if one.value is not None)
         return not left
 

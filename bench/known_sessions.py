@@ -96,7 +96,7 @@ async def known(watch: Watching) -> int:
 async def poll(watch: Watching, clock: Clock) -> tuple[int, Counter[str]]:
     """One poll, and the time until the next: its number of requests and those that failed."""
     watch.server.requests.clear()
-    await watch.poll.poll()
+    await watch.list_poll.poll()
     clock.forward(INTERVAL)
     seen = [one for one in watch.server.requests if one.path.startswith("/api/")]
     return len(seen), failures(seen)

@@ -163,7 +163,7 @@ def drain(runs: int) -> list[Row]:
 
 
 def newest_bridge_start(source: Cloud, _first: float) -> float:
-    """When the bridge, which looks at the session list first, asked for datapoints."""
+    """When the bridge, which polls the session list first, asked for datapoints."""
     requests = source.ask("requests")
     lists = [index for index, (_, path) in enumerate(requests) if path.endswith("/data-session")]
     after = requests[lists[0] :]

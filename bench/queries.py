@@ -20,12 +20,12 @@ from bace_bridge.events.types import Claim, Event, Filter, LaneRecord, Share
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.store import lanes
+from bace_bridge.store.device_states import DeviceStates
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.facts import Schedules
 from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile
-from bace_bridge.store.standing import Standing
 from tests.delivered import deliver, lanes_of
 
 NOON = 1_764_590_400.0
@@ -68,16 +68,16 @@ async def fill(file: SqliteFile, sessions: int, events: int) -> None:
         await journal.commit(
             Changes(events=tuple(event(one, sessions) for one in range(first, min(events, first + 5000))))
         )
-    await deliver(file, "home", upto=10**9)
+    await deliver(file, "home", through=10**9)
     await log.retire_others(["home", "hook"])
 
 
 def questions(file: SqliteFile, sessions: int) -> dict[str, Work]:
     """Those that are asked often, each as its caller asks it."""
-    journal, log, standing = (
+    journal, log, device_states = (
         Journal(file),
         EventLog(file),
-        Standing(file, csv_url=lambda one: one, clock=lambda: NOON),
+        DeviceStates(file, csv_url=lambda one: one, clock=lambda: NOON),
     )
     near, nothing = Share(400, 1500, 3 * 2**20), Share(0, 0, 0)
     first = f"s{sessions - 1:06}"
@@ -112,10 +112,10 @@ def questions(file: SqliteFile, sessions: int) -> dict[str, Work]:
         "next_fetch_at": lambda: journal.next_fetch_at(without=[first]),
         "device_labels": journal.device_labels,
         "windows_of": lambda: journal.windows_of([first]),
-        "state of a device": lambda: standing.devices(["g1"], available=True),
-        "states of all devices": lambda: standing.devices(None, available=True),
-        "stale": standing.stale,
-        "oldest_view": standing.oldest_view,
+        "state of a device": lambda: device_states.devices(["g1"], available=True),
+        "states of all devices": lambda: device_states.devices(None, available=True),
+        "stale": device_states.stale,
+        "oldest_view": device_states.oldest_view,
         "replay of one session": lambda: log.replay("home", session=first, since=None),
     }
 

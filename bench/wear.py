@@ -36,18 +36,18 @@ class Session:
     def __init__(self, cloud: SimulatedCloud, began: float) -> None:
         self._cloud = cloud
         self._device = cloud.add_device("BaceGo-1", datatypes=DATATYPES)
-        self._upto = math.floor(began)
-        self._id = cloud.open_session(self._device.id_group, start=self._upto)
+        self._through = math.floor(began)
+        self._id = cloud.open_session(self._device.id_group, start=self._through)
         self.points = 0
 
     async def goes_on(self) -> None:
         while True:
             now = math.floor(time.time())
             for number, series in enumerate(self._device.series):
-                samples = [(float(one), math.sin(one / 60 + number) * 100) for one in range(self._upto, now)]
+                samples = [(float(one), math.sin(one / 60 + number) * 100) for one in range(self._through, now)]
                 self._cloud.add_points(self._id, series.id_container_data_latest, samples)
                 self.points += len(samples)
-            self._upto = now
+            self._through = now
             await asyncio.sleep(0.2)
 
 

@@ -28,7 +28,7 @@ async def deliver(
     file: SqliteFile,
     sink: str,
     *,
-    upto: int = 10**9,
+    through: int = 10**9,
     waits: Mapping[str, Lane] | None = None,
     dead: tuple[DeadLetter, ...] = (),
     failed: tuple[FailedAttempt, ...] = (),
@@ -40,8 +40,8 @@ async def deliver(
         mine = tuple(one for one in dead if one.key == lane.key)
         if waits is not None and lane.key in waits:
             records.append(LaneRecord(replace(waits[lane.key], version=lane.version), dead=mine))
-        elif lane.seq <= upto:
-            done = replace(lane, seq=upto + 1, attempts=0, reason="")
+        elif lane.seq <= through:
+            done = replace(lane, seq=through + 1, attempts=0, reason="")
             records.append(LaneRecord(done, drained=True, dead=mine))
     _, recorded = await EventLog(file).record(sink, lambda: Progress(tuple(records), failed), now=now)
     return recorded

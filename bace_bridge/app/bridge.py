@@ -93,7 +93,7 @@ class _Home:
 
         self.redaction = redaction = Redaction()
         self.store = store = Storage(file, config, signals, clock=clock)
-        devices = Devices(store.standing, accounts, changed=signals.devices_changed)
+        devices = Devices(store.device_states, accounts, changed=signals.devices_changed)
         own = [
             Check(ready=lambda: {"cloud": None if any(accounts) else "not asked yet"}),
             Check(ready=store.upkeep.ready),

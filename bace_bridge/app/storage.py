@@ -13,12 +13,12 @@ from bace_bridge.app.running import Signals
 from bace_bridge.cloud.api import csv_url
 from bace_bridge.config.models import Config
 from bace_bridge.events.types import DeviceState, KnownDevice
+from bace_bridge.store.device_states import DeviceStates
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.facts import Facts, RetainedLedger, Schedules
 from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile
-from bace_bridge.store.standing import Standing
 
 _MACHINE = Path("/etc/machine-id")
 
@@ -51,7 +51,7 @@ class Devices:
 
     def __init__(
         self,
-        views: Standing,
+        views: DeviceStates,
         accounts: Iterable[Account],
         *,
         changed: Callable[[Collection[str] | None], None],
@@ -120,7 +120,7 @@ class Storage:
             file, grew=signals.log_grew, changed=signals.devices_changed, ensure_room=self.cap.ensure_room
         )
         self._devices_changed = signals.devices_changed
-        self.standing = Standing(
+        self.device_states = DeviceStates(
             file,
             groups=config.cloud.groups,
             csv_url=partial(csv_url, config.cloud.url),
@@ -136,9 +136,9 @@ class Storage:
         self.cap.max_size = config.store.max_size
         self.upkeep.retention = config.store.retention
         self.upkeep.session_retention = config.store.session_retention
-        self.standing.fetch_interval = config.watch.datapoint_interval
-        if (groups := frozenset(config.cloud.groups)) != self.standing.groups:
-            self.standing.groups = groups
+        self.device_states.fetch_interval = config.watch.datapoint_interval
+        if (groups := frozenset(config.cloud.groups)) != self.device_states.groups:
+            self.device_states.groups = groups
             self._devices_changed(None)
         # A smaller retention or size takes effect now, and not at the next round.
         self.upkeep_due.set()

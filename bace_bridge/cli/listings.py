@@ -27,8 +27,8 @@ from bace_bridge.polling.devices import ListedDevices, listed_devices
 from bace_bridge.polling.rules.session_list import is_selected, unmatched
 from bace_bridge.polling.rules.sessions import DeviceView, KnownSession, view
 from bace_bridge.redaction import Redaction
+from bace_bridge.store.device_states import DeviceStates
 from bace_bridge.store.facts import Facts
-from bace_bridge.store.standing import Standing
 
 _ROOM_FOR_DEVICES = 112
 """Terminal columns from which on devices get a column of their own; below, they stand under the labels, as ids do."""
@@ -78,11 +78,11 @@ def _cloud(excerpt: Excerpt) -> str | None:
 
 async def _known(path: Path, state: str | None, limit: int) -> Sequence[KnownSession]:
     async with stored(path) as file:
-        standing = Standing(file, csv_url=str)
+        device_states = DeviceStates(file, csv_url=str)
         # The store's limit counts removed sessions as well: ask for more until enough are left.
         asked = limit
         while True:
-            found = await standing.sessions(state=state, limit=asked)
+            found = await device_states.sessions(state=state, limit=asked)
             # A removed session keeps its last state, but a request for active ones does not mean it.
             shown = [one for one in found if state is None or not one.removed]
             if len(shown) >= limit or len(found) < asked:
@@ -207,10 +207,10 @@ async def _found(config: Config, *, of_cloud: bool) -> tuple[list[KnownDevice], 
     """The store's devices; or the cloud's, with what the store knows of them, where there is one."""
     if not of_cloud:
         async with stored(config.store.path) as file:
-            return await Standing(file, csv_url=str).known_devices(), None
+            return await DeviceStates(file, csv_url=str).known_devices(), None
     try:
         async with stored(config.store.path) as file:
-            known = {one.id: one for one in await Standing(file, csv_url=str).known_devices()}
+            known = {one.id: one for one in await DeviceStates(file, csv_url=str).known_devices()}
             listed = await _listed(config, Facts(file))
     except NoStoreYet:  # before the first start this command is how one finds out what to watch
         known, listed = {}, await _listed(config, None)

@@ -55,14 +55,14 @@ class Devices:
         self._clock = clock
         self._labels: dict[str, str | None] = {}
         self._list_at = 0.0
-        self._trouble: str | None = None
+        self._problem: str | None = None
         self._unmatched: list[str] = []
         self.matched_anew = False
 
     @property
     def expand(self) -> bool:
         """True where sessions are to bring their labels along: these are old, or devices cannot be listed."""
-        return self._trouble is not None or self._is_due
+        return self._problem is not None or self._is_due
 
     @property
     def problem(self) -> str | None:
@@ -97,7 +97,7 @@ class Devices:
                 if away and any(decides_by_label(self._groups, group) for group in new):
                     raise
         for group, row in unknown.items():
-            if self._trouble is not None and not away:
+            if self._problem is not None and not away:
                 # The account may not list devices; but a session by its id brings its device's label along.
                 with suppress(CloudError):
                     self._labels[group] = (await self._cloud.session(row.session.id)).device_label
@@ -119,10 +119,10 @@ class Devices:
         self._list_at = self._clock() + SOON  # also where this fails: not at every poll
         try:
             listed = await listed_devices(self._cloud)
-            self._trouble = None
+            self._problem = None
         except CloudError as error:
             log.debug("cloud.devices_not_listed", reason=str(error))
-            before, self._trouble = self._trouble, str(error)
+            before, self._problem = self._problem, str(error)
             # The session list has just been answered, so it is this endpoint that does not work; a 500 may be a hiccup.
             broken = before is not None and isinstance(error, CloudFault | UnexpectedReply)
             if not broken and not isinstance(error, CloudRefused | CloudLoginFailed):
@@ -150,8 +150,8 @@ class Devices:
                 self.matched_anew = True
 
     def _reason(self) -> str:
-        if self._trouble is None:
+        if self._problem is None:
             return "no device that the account sees has this id or label; bace-bridge devices --cloud lists them"
         if self._labels and not any(self._labels.values()):
-            return f"labels cannot be read ({self._trouble}): name the device by its id_group"
-        return f"no device seen so far has this id or label, and the others cannot be listed ({self._trouble})"
+            return f"labels cannot be read ({self._problem}): name the device by its id_group"
+        return f"no device seen so far has this id or label, and the others cannot be listed ({self._problem})"

@@ -124,8 +124,8 @@ class Schedules:
         def work(connection: sqlite3.Connection) -> int:
             connection.execute(f"update lanes set due_at = ? where {LATER} ?", (now, now + LONGEST_WAIT))  # noqa: S608  # our own text
             fetches, ends = (
-                _set(connection, column, name, ":now", f"{column} > :upto", now=now, upto=upto)
-                for (column, name), upto in zip(TIMES, (now + furthest, now), strict=True)
+                _set(connection, column, name, ":now", f"{column} > :through", now=now, through=through)
+                for (column, name), through in zip(TIMES, (now + furthest, now), strict=True)
             )
             return max(fetches, ends)
 

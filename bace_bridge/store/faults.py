@@ -24,7 +24,7 @@ class Failure(msgspec.Struct, frozen=True):
     at: float
 
 
-class StoreTrouble(msgspec.Struct, frozen=True):
+class StoreFailures(msgspec.Struct, frozen=True):
     """What fails now, by side, the first one first."""
 
     failing: dict[Side, Failure] = {}
@@ -34,16 +34,16 @@ class StoreTrouble(msgspec.Struct, frozen=True):
         return next((failure.reason for failure in self.failing.values()), None)
 
 
-def after_failure(trouble: StoreTrouble, side: Side, reason: str, *, now: float) -> StoreTrouble:
-    return StoreTrouble({**trouble.failing, side: Failure(reason, now)})
+def after_failure(before: StoreFailures, side: Side, reason: str, *, now: float) -> StoreFailures:
+    return StoreFailures({**before.failing, side: Failure(reason, now)})
 
 
-def after_success(trouble: StoreTrouble, side: Side, *, now: float) -> StoreTrouble:
+def after_success(before: StoreFailures, side: Side, *, now: float) -> StoreFailures:
     # That reading works proves nothing about writing: a full disk can be read.
-    return StoreTrouble(
+    return StoreFailures(
         {
             other: failure
-            for other, failure in trouble.failing.items()
+            for other, failure in before.failing.items()
             if other != side and (side == "reading" or now - failure.at < FORGOTTEN_AFTER)
         }
     )

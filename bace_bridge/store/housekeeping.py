@@ -114,10 +114,10 @@ class Upkeep:
         self._cap = cap
         self.retention = retention
         self.session_retention = session_retention
-        self._forgotten_upto = ""
+        self._forgotten_through = ""
         self._pruned_unlogged = 0
         self._forgotten_unlogged = 0
-        self._early_upto = BEFORE_ALL
+        self._early_through = BEFORE_ALL
         self._wal_is_held = False
         self.pruned_early = 0
         self.forgotten_early = 0
@@ -125,7 +125,7 @@ class Upkeep:
     @property
     def problem(self) -> str | None:
         if (problem := self._cap.problem) is None:
-            return self._file.trouble.reason
+            return self._file.failures.reason
         held = "; another process keeps a read transaction open, perhaps an open sqlite3 shell"
         return f"{problem}{held}" if self._wal_is_held else problem
 
@@ -134,7 +134,7 @@ class Upkeep:
         """True where a round is to be made before its time."""
         # The WAL as well: SQLite makes its file small again only in a checkpoint that no reader hinders.
         room = self._cap.judge()
-        return bool(room.surplus or room.paused or self._file.trouble.failing) or (
+        return bool(room.surplus or room.paused or self._file.failures.failing) or (
             self._file.wal_bytes > JOURNAL_SIZE_LIMIT
         )
 
@@ -157,12 +157,12 @@ class Upkeep:
         if await self._log.prune(observed_before=now - self.retention):
             return AGAIN
         # On with the walk through the sessions that have windows; None at its end.
-        after, unchanged_since = self._forgotten_upto, now - self.session_retention
-        upto = await self._file.write(
+        after, unchanged_since = self._forgotten_through, now - self.session_retention
+        through = await self._file.write(
             lambda connection: forget_windows(connection, after=after, unchanged_since=unchanged_since), side="upkeep"
         )
-        self._forgotten_upto = upto or ""
-        if upto is not None:
+        self._forgotten_through = through or ""
+        if through is not None:
             return AGAIN
         # By itself SQLite never makes the WAL's file smaller, and goes on writing behind its end while anybody reads.
         await self._file.checkpoint()
@@ -183,8 +183,8 @@ class Upkeep:
             forgotten = 0
             if not pruned:
                 # Or what is remembered of sessions that are over would stop the watching of those that are not.
-                after, unchanged_since = self._early_upto, now - min(self.session_retention, FORGOTTEN_AT_CAP)
-                self._early_upto, forgotten = await self._file.write(
+                after, unchanged_since = self._early_through, now - min(self.session_retention, FORGOTTEN_AT_CAP)
+                self._early_through, forgotten = await self._file.write(
                     lambda connection: forget_oldest(connection, after=after, unchanged_since=unchanged_since),
                     side="upkeep",
                 )

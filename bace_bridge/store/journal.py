@@ -11,10 +11,10 @@ from bace_bridge.polling.rules.changes import Changes, CloudOutage, PollState, W
 from bace_bridge.polling.rules.datapoints import Emitted
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
+from bace_bridge.store.device_states import WITH_DEVICES
 from bace_bridge.store.facts import decoded_fact, write_fact
 from bace_bridge.store.lanes import append_events, pack, unpack
 from bace_bridge.store.sqlite import SqliteFile
-from bace_bridge.store.standing import WITH_DEVICES
 
 WATCH = "watch"
 OUTAGE = "trouble"

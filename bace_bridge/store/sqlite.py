@@ -17,7 +17,7 @@ import structlog
 
 from bace_bridge.errors import StoreError, StoreGone, StoreMissing, StoreUnusable
 from bace_bridge.store import faults
-from bace_bridge.store.faults import Side, StoreTrouble, after_failure, after_success
+from bace_bridge.store.faults import Side, StoreFailures, after_failure, after_success
 from bace_bridge.store.migrations import migrate, refuse_other
 from bace_bridge.store.ownership import APPLICATION_ID, hold, let_go, recognise, refuse_other_path
 
@@ -64,7 +64,7 @@ class SqliteFile:
         self._database_bytes = 0
         self._data_version = 0
         self.wal_bytes = 0
-        self.trouble = StoreTrouble()
+        self.failures = StoreFailures()
 
     @property
     def used(self) -> int:
@@ -131,15 +131,15 @@ class SqliteFile:
         try:
             result = await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except StoreError as error:
-            self._say(before := self.trouble, after_failure(before, side, str(error), now=self._clock()), error)
+            self._say(before := self.failures, after_failure(before, side, str(error), now=self._clock()), error)
             raise
-        if self.trouble.failing:
-            self._say(before := self.trouble, after_success(before, side, now=self._clock()))
+        if self.failures.failing:
+            self._say(before := self.failures, after_success(before, side, now=self._clock()))
         return result
 
-    def _say(self, before: StoreTrouble, after: StoreTrouble, error: StoreError | None = None) -> None:
+    def _say(self, before: StoreFailures, after: StoreFailures, error: StoreError | None = None) -> None:
         """Each outage once, and its end; by the instance that holds the store, since a command says it by itself."""
-        self.trouble = after
+        self.failures = after
         if not self._held:
             return
         if after.failing and not before.failing:

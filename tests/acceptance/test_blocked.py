@@ -258,8 +258,8 @@ async def test_a_log_that_takes_nothing_ends_nothing(gone: str, tmp_path: Path) 
             assert await ended(process) == 0
 
 
-@pytest.mark.parametrize("standing", ["all", "stdin", "stderr", "controlling"])
-async def test_a_terminal_that_closes_ends_it(standing: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("descriptor", ["all", "stdin", "stderr", "controlling"])
+async def test_a_terminal_that_closes_ends_it(descriptor: str, tmp_path: Path) -> None:
     """Whichever of its descriptors is the terminal; what it writes then finds nobody."""
     cloud = SimulatedCloud()
     device = cloud.add_device("BaceGo-1").id_group
@@ -272,7 +272,7 @@ async def test_a_terminal_that_closes_ends_it(standing: str, tmp_path: Path) -> 
             "stderr": (None, inside),
             "controlling": (None, None),
         }
-        stdin, stderr = (asyncio.subprocess.DEVNULL if one is None else one for one in given[standing])
+        stdin, stderr = (asyncio.subprocess.DEVNULL if one is None else one for one in given[descriptor])
         async with run_with(
             config, stdin=stdin, stderr=stderr, preexec_fn=lambda: fcntl.ioctl(inside, termios.TIOCSCTTY, 0)
         ) as process:

@@ -127,7 +127,7 @@ async def tell(
         with listening(broker.port, "bace/#") as listener:
             async with running(config) as bridge:
                 await until(lambda: "bridge.running" in bridge.log, within=60, what="the bridge runs")
-                await until(lambda: len(server.requests) >= 4, within=60, what="the first look")
+                await until(lambda: len(server.requests) >= 4, within=60, what="the first poll")
                 await story.play()
 
                 def heard() -> list[Arrival]:

@@ -138,7 +138,7 @@ async def a_session(
     async with SimulatedServer(cloud) as server:
         config = with_webhooks(folder, server.url, hooks)
         async with running(config, level="debug", environment=environment) as bridge:
-            await until(lambda: len(server.requests) > 4, within=60, what="the first look")
+            await until(lambda: len(server.requests) > 4, within=60, what="the first poll")
             session = cloud.open_session(device.id_group)
             await until(lambda: all(receiver.types(one) for one in targets), within=60, what="the start everywhere")
             cloud.end_session(session)
@@ -266,7 +266,7 @@ async def test_no_attempt_is_made_before_retry_after_by_the_receiver_s_own_clock
     async with receiving(answer) as receiver, SimulatedServer(cloud) as server:
         config = with_webhooks(tmp_path, server.url, [{"url": f"{receiver.url}/x"}])
         async with running(config, level="debug") as bridge:
-            await until(lambda: len(server.requests) > 4, within=60, what="the first look")
+            await until(lambda: len(server.requests) > 4, within=60, what="the first poll")
             cloud.open_session(device.id_group)
             await until(lambda: "delivery.retry_scheduled" in bridge.log, within=60, what="a retry is planned")
             assert await bridge.stop() == 0

@@ -117,7 +117,7 @@ async def test_killed_and_started_again_it_goes_on(tmp_path: Path) -> None:
     async with SimulatedServer(cloud) as server, receiver() as hook:
         config = configuration(tmp_path, cloud_url=server.url, hook_url=hook.url)
         async with running(config) as bridge:
-            await until(lambda: len(server.requests) > 4, within=60, what="the first look")
+            await until(lambda: len(server.requests) > 4, within=60, what="the first poll")
             session = cloud.open_session(device.id_group)
             await until(lambda: len(hook.arrivals) >= 1, within=60, what="the start")
             await bridge.stop(signal.SIGKILL)
@@ -138,7 +138,7 @@ async def test_a_reload_takes_a_right_configuration_and_keeps_the_old_one_over_a
     async with SimulatedServer(cloud) as server, receiver() as hook:
         config = configuration(tmp_path, cloud_url=server.url)
         async with running(config) as bridge:
-            await until(lambda: len(server.requests) > 4, within=60, what="the first look")
+            await until(lambda: len(server.requests) > 4, within=60, what="the first poll")
             config.write_text("cloud: {url: ftp://x}\n")
             bridge.process.send_signal(signal.SIGHUP)
             await until(lambda: "config.not_reloaded" in bridge.log, within=60, what="the refusal")

@@ -96,7 +96,7 @@ async def test_it_ends_while_the_disk_is_full_and_the_next_start_tells_the_rest(
             more = {"store": {"url": f"sqlite:///{disk}/bridge.db"}}
             config = configuration(tmp_path, cloud_url=server.url, hook_url=hook.url, extra=more)
             async with running(config) as bridge:
-                await until(lambda: len(server.requests) > 4, within=60, what="the first look")
+                await until(lambda: len(server.requests) > 4, within=60, what="the first poll")
                 filler = fill_up(disk)
                 opened = {cloud.open_session(device.id_group) for device in devices}
                 await until(lambda: bool(logged(bridge, "store.unusable")), within=60, what="the disk is missed")
@@ -168,7 +168,7 @@ async def test_a_store_that_is_taken_away_ends_it_with_what_to_do(tmp_path: Path
     async with SimulatedServer(cloud) as server:
         config = configuration(tmp_path, cloud_url=server.url)
         async with running(config) as bridge:
-            await until(lambda: len(server.requests) > 4, within=60, what="the first look")
+            await until(lambda: len(server.requests) > 4, within=60, what="the first poll")
             (tmp_path / "bridge.db").unlink()
             if how == "replaced":
                 (tmp_path / "bridge.db").write_bytes(b"")

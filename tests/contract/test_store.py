@@ -1,4 +1,4 @@
-"""What every store promises: one suite over `Journal`, `EventLog`, `Facts` and `Standing` as a whole.
+"""What every store promises: one suite over `Journal`, `EventLog`, `Facts` and `DeviceStates` as a whole.
 
 Another store is another entry in `STORES`: a factory that opens it and gives the four classes over it.
 """
@@ -35,12 +35,12 @@ from bace_bridge.polling.rules.datapoints import Emitted, EmittedPoint
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
 from bace_bridge.store.deadletters import DeadLetters, Which
+from bace_bridge.store.device_states import DeviceStates
 from bace_bridge.store.eventlog import ATTEMPTS_KEPT, EventLog
 from bace_bridge.store.facts import Facts, RetainedLedger, Schedules
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.lanes import read_lane
 from bace_bridge.store.sqlite import SqliteFile
-from bace_bridge.store.standing import Standing
 from tests.delivered import backlogs, deliver, lanes_of
 
 NOON = 1_764_590_400.0
@@ -53,7 +53,7 @@ class Store:
     journal: Journal
     log: EventLog
     facts: Facts
-    standing: Standing
+    device_states: DeviceStates
     grown: list[int] = field(default_factory=list)
 
     async def tell(self, *events: Event) -> list[int]:
@@ -78,10 +78,10 @@ class Store:
 async def sqlite(folder: Path) -> AsyncIterator[Store]:
     async with SqliteFile(folder / "b.db") as file:
         grown: list[int] = []
-        standing = Standing(file, csv_url=lambda session: f"https://cloud.example/{session}.csv")
+        device_states = DeviceStates(file, csv_url=lambda session: f"https://cloud.example/{session}.csv")
         path = folder / "b.db"
         yield Store(
-            path, file, Journal(file, grew=lambda: grown.append(1)), EventLog(file), Facts(file), standing, grown
+            path, file, Journal(file, grew=lambda: grown.append(1)), EventLog(file), Facts(file), device_states, grown
         )
 
 
@@ -133,8 +133,8 @@ async def test_an_empty_store_knows_nothing(store: Store) -> None:
     assert await store.log.read(after=0, limit=10) == []
     assert await store.log.search() == []
     assert await backlogs(store.log) == {}
-    assert await store.standing.devices(None, available=True) == []
-    assert await store.standing.sessions(state=None, limit=10) == []
+    assert await store.device_states.devices(None, available=True) == []
+    assert await store.device_states.sessions(state=None, limit=10) == []
     assert await store.facts.load_token("me") is None
 
 
@@ -258,7 +258,7 @@ async def test_a_commit_happens_as_a_whole_or_not_at_all(store: Store) -> None:
     assert await store.journal.windows("s1") == {}
     assert await store.journal.poll_state() is None
     assert await store.log.search() == []
-    assert await store.standing.devices(None, available=True) == []
+    assert await store.device_states.devices(None, available=True) == []
     assert store.grown == []
     await store.tell(event(1))
     assert store.grown == [1]
@@ -283,7 +283,7 @@ async def test_the_same_fact_again_is_no_backlog(store: Store) -> None:
     (place,) = await store.tell(event(1))
     await store.tell(event(1))
     assert await backlogs(store.log) == {"a": 1}
-    await deliver(store.file, "a", upto=place)
+    await deliver(store.file, "a", through=place)
     assert await backlogs(store.log) == {"a": 0}
 
 
@@ -329,7 +329,7 @@ async def test_a_sink_goes_on_where_it_was_after_a_restart(opened: Opened) -> No
         first, second, third = await store.tell(event(1), event(2, session="s2"), event(3, session="s2"))
         one, other = Lane("s1", first, 3, NOON + 0.1, "500", behind=True), Lane("s2", third)
         await deliver(store.file, "a", waits={"s1": one, "s2": other})
-        await deliver(store.file, "b", waits={"s1": replace(one, attempts=9)}, upto=second)
+        await deliver(store.file, "b", waits={"s1": replace(one, attempts=9)}, through=second)
     async with opened() as store:
         await store.open("a", "b")
         assert await lanes_of(store.file, "a") == [replace(one, version=first), replace(other, version=second)]
@@ -429,7 +429,7 @@ async def test_lanes_come_when_they_are_due_those_that_wait_longest_first(store:
     await store.tell(*(event(number, session=f"s{number}") for number in range(1, 6)))
     rests = {"s1": NOON + 50, "s2": NOON - 5, "s3": NOON - 9}
     waits = {key: Lane(key, int(key[1:]), 1, at, "500", behind=True) for key, at in rests.items()}
-    await deliver(store.file, "a", waits=waits, upto=0)
+    await deliver(store.file, "a", waits=waits, through=0)
     asked = Outbox(window=10, pipelined=True).claim()
     found = await store.log.claim("a", Filter(), replace(asked, behind=replace(asked.behind, lanes=1)), now=NOON)
     assert [piece.lane.key for piece in found.begun] == ["s4", "s5", "s3"]
@@ -482,9 +482,9 @@ async def test_it_is_seen_when_another_process_has_written(opened: Opened) -> No
 async def test_a_lane_that_has_got_more_meanwhile_stays(store: Store) -> None:
     await store.open("a")
     first, second = await store.tell(event(1), event(2))
-    recorded = await deliver(store.file, "a", upto=first)
+    recorded = await deliver(store.file, "a", through=first)
     assert (recorded.more, await store.lanes("a")) == (True, {"s1": second})
-    recorded = await deliver(store.file, "a", upto=second)
+    recorded = await deliver(store.file, "a", through=second)
     assert (recorded.more, await store.lanes("a")) == (False, {})
 
 
@@ -494,7 +494,7 @@ async def test_what_a_dispatcher_asks_is_found_by_an_index(store: Store) -> None
     statements: list[str] = []
     await store.file.read(lambda connection: connection.set_trace_callback(statements.append))
     await claimed(store, "a", Filter())
-    await deliver(store.file, "a", upto=20)
+    await deliver(store.file, "a", through=20)
     await store.journal.commit(Changes(events=(event(91),)))
     await store.file.read(lambda connection: connection.set_trace_callback(None))
     asked = [one for one in statements if ("lanes" in one or "from events" in one) and "order by seq, lane" not in one]
@@ -546,7 +546,7 @@ async def test_what_was_asked_for_goes_back_and_never_forward(opened: Opened) ->
 async def test_a_replay_of_what_a_sink_has_not_come_to_leaves_nothing_out(store: Store) -> None:
     await store.open("a")
     places = await store.tell(*(event(number, at=NOON + number) for number in range(5)))
-    await deliver(store.file, "a", upto=places[1])
+    await deliver(store.file, "a", through=places[1])
     await store.log.replay("a", session=None, since=NOON + 3)
     (lane,) = await lanes_of(store.file, "a")
     assert (lane.seq, lane.replay_through) == (places[2], 0)
@@ -666,7 +666,7 @@ async def test_only_old_events_that_every_sink_is_past_are_pruned(store: Store) 
 
     await deliver(store.file, "a")
     assert await left() == ["0", "1", "2", "3", "4", "5"]
-    await deliver(store.file, "b", upto=places[0])
+    await deliver(store.file, "b", through=places[0])
     assert await left() == ["1", "2", "3", "4", "5"]
     await deliver(store.file, "b", waits={"s1": Lane("s1", places[2], 1, NOON, behind=True)})
     assert await left() == ["2", "3", "4", "5"]
@@ -740,7 +740,7 @@ async def test_an_installation_keeps_its_name(opened: Opened) -> None:
 
 
 async def shown(store: Store, device: str = "g1") -> dict[str, Any] | None:
-    (state,) = await store.standing.devices([device], available=True)
+    (state,) = await store.device_states.devices([device], available=True)
     return None if state.session is None else msgspec.json.decode(state.session, type=dict[str, Any])
 
 
@@ -788,14 +788,14 @@ async def test_the_newest_point_of_each_series_stays(store: Store) -> None:
         seen(NOON, b"else", device="g2"),
     ):
         await store.journal.commit(changes)
-    (state,) = await store.standing.devices(["g1"], available=False)
+    (state,) = await store.device_states.devices(["g1"], available=False)
     assert not state.available
     assert {(one.datatype, one.payload) for one in state.latest} == {(6000, b"corrected"), (6001, b"other")}
-    assert {one.device_id for one in await store.standing.devices(None, available=True)} == {"g1", "g2"}
+    assert {one.device_id for one in await store.device_states.devices(None, available=True)} == {"g1", "g2"}
 
 
 async def latest_of(store: Store, device: str) -> set[tuple[str, bytes]]:
-    (state,) = await store.standing.devices([device], available=True)
+    (state,) = await store.device_states.devices([device], available=True)
     return {(one.source_device, one.payload) for one in state.latest}
 
 
@@ -832,8 +832,8 @@ async def test_of_devices_that_are_not_watched_there_is_no_state(store: Store) -
     await store.know(known("s1", group_id="g1"), replace(known("s2", group_id="g2"), device_label="Bed 2"), labelled)
 
     async def watched(*groups: str) -> set[str]:
-        standing = Standing(store.file, csv_url=str, groups=groups)
-        return {one.device_id for one in await standing.devices(None, available=True)}
+        device_states = DeviceStates(store.file, csv_url=str, groups=groups)
+        return {one.device_id for one in await device_states.devices(None, available=True)}
 
     assert await watched() == {"g1", "g2", "g3"}
     assert await watched("g2") == {"g1", "g2"}, "g1 has no label, which may be the one"
@@ -877,36 +877,36 @@ async def test_a_device_is_available_while_its_datapoints_are_current(store: Sto
         for one, age in enumerate((0.0, 600.0, 600.0))
     )
     await store.know(fresh, stale, replace(over, session=replace(over.session, end=now - 500)))
-    states = await store.standing.devices(["g0", "g1", "g2"], available=True)
+    states = await store.device_states.devices(["g0", "g1", "g2"], available=True)
     assert [one.available for one in states] == [True, False, True]
-    assert await store.standing.stale() == {"g1"}
-    assert 600.0 <= await store.standing.oldest_view() < 660.0
-    assert not any(one.available for one in await store.standing.devices(None, available=False))
+    assert await store.device_states.stale() == {"g1"}
+    assert 600.0 <= await store.device_states.oldest_view() < 660.0
+    assert not any(one.available for one in await store.device_states.devices(None, available=False))
     await Schedules(store.file).move(600.0)
-    assert await store.standing.stale() == {"g0"}, "one that was read in the future is not current either"
+    assert await store.device_states.stale() == {"g0"}, "one that was read in the future is not current either"
 
 
 async def test_the_oldest_view_is_that_of_an_active_session(store: Store) -> None:
-    assert await store.standing.oldest_view() == 0.0
+    assert await store.device_states.oldest_view() == 0.0
     await store.know(KnownSession(session=DataSession("over", "g", NOON, end=NOON + 60), fetched_at=NOON))
     await store.know(KnownSession(session=DataSession("not to be had", "g", NOON), fetched_at=None))
-    assert await store.standing.oldest_view() == 0.0
+    assert await store.device_states.oldest_view() == 0.0
     now = time.time()
     await store.know(
         *(KnownSession(session=DataSession(f"s{age}", "g", NOON), fetched_at=now - age) for age in (5, 90))
     )
-    assert 90.0 <= await store.standing.oldest_view() < 150.0
+    assert 90.0 <= await store.device_states.oldest_view() < 150.0
 
 
 async def test_people_list_the_sessions_newest_first(store: Store) -> None:
     await store.know(
         known("a"), known("b", start=NOON + 1, end=NOON + 2), known("c", start=NOON + 2), known("d", start=NOON - 1)
     )
-    standing = store.standing
-    assert ids(await standing.sessions(state=None, limit=3)) == ["c", "b", "a"]
-    assert ids(await standing.sessions(state="active", limit=2)) == ["c", "a"]
-    assert ids(await standing.sessions(state="ended", limit=9)) == ["b"]
-    assert ids(await standing.sessions(state="ingested", limit=9)) == []
+    device_states = store.device_states
+    assert ids(await device_states.sessions(state=None, limit=3)) == ["c", "b", "a"]
+    assert ids(await device_states.sessions(state="active", limit=2)) == ["c", "a"]
+    assert ids(await device_states.sessions(state="ended", limit=9)) == ["b"]
+    assert ids(await device_states.sessions(state="ingested", limit=9)) == []
 
 
 async def test_a_retry_does_not_wait_for_a_whole_replay(tmp_path: Path) -> None:

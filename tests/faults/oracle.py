@@ -54,7 +54,7 @@ class Tally:
 
     def __init__(self, arrivals: Sequence[Arrival]) -> None:
         self._arrivals = arrivals
-        self._upto = 0
+        self._through = 0
         self._ids: Counter[str] = Counter()
         self._ready: set[str | None] = set()
 
@@ -70,9 +70,9 @@ class Tally:
         return self._ready
 
     def _look(self) -> None:
-        while self._upto < len(self._arrivals):
-            one = self._arrivals[self._upto]
-            self._upto += 1
+        while self._through < len(self._arrivals):
+            one = self._arrivals[self._through]
+            self._through += 1
             self._ids[one.id] += 1
             if one.type == "session.csv_ready":
                 self._ready.add(one.session)

@@ -100,7 +100,7 @@ async def test_cloud(new_mosquitto: NewMosquitto, tmp_path: Path, record: Record
     cuts = 60 if full else 4
     chance = random.Random(seed)
     async with proving_ground(tmp_path, broker_for_oracle(new_mosquitto), seed=seed, devices=16) as ground:
-        async with ground.bridge() as bridge, webhook_trouble(ground.to_hook, random.Random(seed + 1)) as bouts:
+        async with ground.bridge() as bridge, webhook_faults(ground.to_hook, random.Random(seed + 1)) as bouts:
             await ground.runs(bridge)
             for _ in range(cuts):
                 await ground.reaches(ground.events + chance.randint(1, 30))
@@ -144,7 +144,7 @@ class Bouts:
 
 
 @contextlib.asynccontextmanager
-async def webhook_trouble(proxy: FaultProxy, chance: random.Random) -> AsyncIterator[Bouts]:
+async def webhook_faults(proxy: FaultProxy, chance: random.Random) -> AsyncIterator[Bouts]:
     bouts = Bouts(proxy, chance)
     task = asyncio.create_task(bouts.run())
     try:

@@ -41,7 +41,7 @@ class Fleet:
             for session in self.sessions:
                 if session not in quiet:
                     self.measure(session)
-            await watch.poll.poll()
+            await watch.list_poll.poll()
             await watch.fetch_round()
 
     async def ends(self, watch: Watching) -> None:
@@ -50,7 +50,7 @@ class Fleet:
             self.cloud.finish_ingestion(session)
         for _ in range(3):
             self.clock.forward(INTERVAL)
-            await watch.look()
+            await watch.poll()
 
 
 Key = tuple[str | None, str, str]

@@ -49,7 +49,7 @@ class Clock:
 
 
 class Watching:
-    """The polling of one store. `look` is a poll and every fetch that is due then."""
+    """The polling of one store. `poll` is a poll of the list and every fetch that is due then."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Watching:
             requests_per_minute=120,
         )
         self.endpoint = PointEndpoint(self.api, clock=clock)
-        self.poll = ListPoll(self.api, recorder, settings)
+        self.list_poll = ListPoll(self.api, recorder, settings)
         self.settings = FetchSettings(
             interval=15.0,
             resolution=resolution,
@@ -88,19 +88,19 @@ class Watching:
         )
         self.batches = self.made_anew()
 
-    async def look(self) -> list[LoggedEvent]:
+    async def poll(self) -> list[LoggedEvent]:
         """The events that one poll and the fetches due after it emitted."""
         before = await self.all_events()
-        await self.poll.poll()
+        await self.list_poll.poll()
         await self.fetch_due()
         return (await self.all_events())[len(before) :]
 
-    async def look_for(self, seconds: float, *, every: float = 61.0) -> list[LoggedEvent]:
+    async def poll_for(self, seconds: float, *, every: float = 61.0) -> list[LoggedEvent]:
         """The events that polls over so many seconds led to; a removal takes several answers over five minutes."""
         found: list[LoggedEvent] = []
         for _ in range(int(seconds // every)):
             self.clock.forward(every)
-            found += await self.look()
+            found += await self.poll()
         return found
 
     def fetch(self, known: KnownSession, cloud: PointCloud | None = None) -> DatapointFetch:

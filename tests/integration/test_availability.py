@@ -16,9 +16,9 @@ from bace_bridge.delivery.outlet import Outlet
 from bace_bridge.events.types import Filter
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
+from bace_bridge.store.device_states import DeviceStates
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile
-from bace_bridge.store.standing import Standing
 from tests.integration.polling_line import NOON, Clock
 from tests.integration.test_cloud_faults import staged
 from tests.integration.test_dispatcher import ScriptedSink, eventually
@@ -44,7 +44,7 @@ class Broker(ScriptedSink):
 
 
 @asynccontextmanager
-async def ticking(folder: Path) -> AsyncIterator[tuple[Broker, Standing, Journal, Clock]]:
+async def ticking(folder: Path) -> AsyncIterator[tuple[Broker, DeviceStates, Journal, Clock]]:
     async with staged(folder) as (_, watched), SqliteFile(folder / "state.db") as file, asyncio.TaskGroup() as group:
         clock, broker, signals = Clock(), Broker(), Signals()
         store = Storage(file, CONFIG, signals, clock=clock)
@@ -63,20 +63,20 @@ async def ticking(folder: Path) -> AsyncIterator[tuple[Broker, Standing, Journal
         )
         accounts, outlets = Running[str, Account](group), Running[str, Outlet](group)
         outlets.start("home", outlet)
-        devices = Devices(store.standing, accounts, changed=outlets.each(Outlet.refresh_devices))
+        devices = Devices(store.device_states, accounts, changed=outlets.each(Outlet.refresh_devices))
         clock_watch = ClockWatch(
             SteadyClock(), deciding=asyncio.Lock(), move_store=store.schedules.move, stepped=signals.clock_stepped
         )
         service = Service(accounts, outlets, watched.status, devices, store, clock_watch, signals, clock=clock)
         stop = asyncio.Event()
         run = group.create_task(service.run(stop, asyncio.sleep(0), notify=lambda _: None, watchdog=0.01))
-        yield broker, store.standing, Journal(file), clock
+        yield broker, store.device_states, Journal(file), clock
         stop.set()
         await run
 
 
 async def test_a_device_is_shown_anew_when_its_view_is_no_longer_current(tmp_path: Path) -> None:
-    async with ticking(tmp_path) as (broker, standing, journal, clock):
+    async with ticking(tmp_path) as (broker, device_states, journal, clock):
         known = [
             KnownSession(session=DataSession(f"s{one}", f"g{one}", NOON), fetched_at=NOON + 10 * one)
             for one in range(2)
@@ -86,7 +86,7 @@ async def test_a_device_is_shown_anew_when_its_view_is_no_longer_current(tmp_pat
         assert broker.refreshed == []
         clock.forward(3 * INTERVAL)
         await eventually(lambda: broker.refreshed == [{"g0"}])
-        states = await standing.devices(["g0", "g1"], available=True)
+        states = await device_states.devices(["g0", "g1"], available=True)
         assert [one.available for one in states] == [False, True]
         clock.forward(10)
         await eventually(lambda: broker.refreshed == [{"g0"}, {"g1"}])

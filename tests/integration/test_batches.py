@@ -84,7 +84,7 @@ async def test_sessions_without_datapoints_are_fetched_alone_in_every_fifth_roun
                 cloud.rename_session(one, "new")
             for one in silent[20:]:
                 cloud.end_session(one)
-            await watch.look()
+            await watch.poll()
             clock.forward(5)
             for one in silent[20:]:
                 cloud.reopen_session(one)
@@ -94,7 +94,7 @@ async def test_sessions_without_datapoints_are_fetched_alone_in_every_fifth_roun
             clock.forward(INTERVAL)
             for one in fleet.sessions[:20]:
                 fleet.measure(one)
-            await watch.poll.poll()
+            await watch.list_poll.poll()
             await watch.fetch_round(checks=100)
         singles = fetched_alone(watch, silent, before)
         assert 20 * len(silent) / 6 < len(singles) <= len(silent) * (20 / 5 + 1), "and once to settle the hour before"
@@ -119,7 +119,7 @@ async def test_devices_that_stopped_hours_ago_are_fetched_alone_in_every_fifth_r
         before = len(watch.server.requests)
         for _ in range(20):
             clock.forward(INTERVAL)
-            await watch.poll.poll()
+            await watch.list_poll.poll()
             await watch.fetch_round(checks=100)
         assert 20 * 20 / 6.5 < len(fetched_alone(watch, fleet.sessions, before)) <= 20 * 20 / 5
         late = fleet.sessions[4]
@@ -243,7 +243,7 @@ async def test_of_many_pages_buckets_are_not_taken_for_samples(clock: Clock, tmp
     cloud.resolution = Resolution(raw=900.0)
     fleet = Fleet(cloud, clock, 1, series=1)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         for every in (*([60.0] * 50), *([INTERVAL] * 30)):
             clock.forward(every - INTERVAL)
             await fleet.goes_on(watch, 1)
@@ -381,7 +381,7 @@ async def test_the_longer_a_round_takes_the_less_is_read_again(clock: Clock, tmp
                 clock.forward(INTERVAL)
                 for session in fleet.sessions:
                     fleet.measure(session)
-            await watch.poll.poll()
+            await watch.list_poll.poll()
             await watch.fetch_round()
         assert max(len(ids(one)) for one in batches(watch, before)) == 19
         assert {dict(one.query)["page"] for one in batches(watch, before)} == {"1"}
@@ -434,7 +434,7 @@ async def test_batches_that_take_the_cloud_too_long_are_made_smaller(clock: Cloc
             clock.forward(INTERVAL)
             for session in fleet.sessions:
                 fleet.measure(session)
-            await watch.poll.poll()
+            await watch.list_poll.poll()
             plan = await watch.batches.plan(await watch.journal.due_fetches(clock(), 100), checks=2)
             for batch in plan.batches:
                 await watch.batches.read_batch(batch)
@@ -615,7 +615,7 @@ async def test_sessions_that_show_nothing_do_not_hold_up_the_last_reads_of_other
         clock.forward(4200)
         for _ in range(40):
             clock.forward(INTERVAL)
-            await watch.poll.poll()
+            await watch.list_poll.poll()
             await watch.fetch_round(checks=1)
         first = Window(int(NOON), int(NOON) + 3600)
         assert all([(await watch.journal.windows(one))[first].settled for one in fleet.sessions])

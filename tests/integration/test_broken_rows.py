@@ -33,7 +33,7 @@ async def cost(watch: Watching, polls: int) -> float:
     before = watch.api_requests()
     for _ in range(polls):
         watch.clock.forward(10)
-        await watch.poll.poll()
+        await watch.list_poll.poll()
     return (watch.api_requests() - before) / polls
 
 
@@ -48,18 +48,18 @@ async def test_all_but_the_broken_row_is_reported(
     break_rows(cloud, history[60])
     with capture_logs() as logs:
         async with watching(cloud, tmp_path / "b.db", clock, start=start) as watch:  # type: ignore[arg-type]  # a table
-            events = await watch.look()
+            events = await watch.poll()
             for _ in range(30):
                 clock.forward(10)
-                events += await watch.look()
+                events += await watch.poll()
             assert len(started(events)) == (149 if start == "all" else 0)
             clock.forward(10)
             session = cloud.open_session(device.id_group)
-            events = await watch.look()
+            events = await watch.poll()
             clock.forward(10)
             cloud.end_session(session)
             cloud.finish_ingestion(session)
-            events += await watch.look()
+            events += await watch.poll()
             assert types(events) == ["session.started", "session.ended", "session.csv_ready"]
             assert await cost(watch, 25) <= 12
     said = [one for one in logs if one["event"] == "cloud.record_unreadable"]
@@ -75,16 +75,16 @@ async def test_a_broken_session_that_goes_on_does_not_hide_the_others(
     devices = [cloud.add_device(f"BaceGo-{one}") for one in range(6)]
     cloud.add_history(30, first_start=clock.now - 100_000, spacing=1000, duration=600)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         sessions = [cloud.open_session(one.id_group) for one in devices[:5]]
         broken = sessions[-1] if place == "newest" else sessions[1]
         break_rows(cloud, broken)
-        events = await watch.look()
+        events = await watch.poll()
         assert started(events) == set(sessions) - {broken}
-        assert watch.poll.unreadable
+        assert watch.list_poll.unreadable
         clock.forward(200)
-        await watch.look()
+        await watch.poll()
         assert await cost(watch, 20) <= 8, "four sessions by id, two rows of the head, and the backfill"
         for one in sessions:
             cloud.end_session(one)
@@ -93,37 +93,37 @@ async def test_a_broken_session_that_goes_on_does_not_hide_the_others(
         events = []
         for _ in range(12):
             clock.forward(10)
-            events += await watch.look()
+            events += await watch.poll()
         assert started(events) == {late}
         assert sum(one.event.type == "session.csv_ready" for one in events) == 4
         break_rows(cloud)
         for _ in range(40):
             clock.forward(60)
-            events += await watch.look()
+            events += await watch.poll()
         of_it = [one for one in events if one.event.session_id == broken]
         assert types(of_it) == ["session.started", "session.ended", "session.csv_ready"]
-        assert watch.poll.unreadable == []
+        assert watch.list_poll.unreadable == []
 
 
 async def test_what_could_not_be_read_is_found_behind_the_watermark(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     device = cloud.add_device("BaceGo-1")
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         broken = cloud.open_session(device.id_group)
         break_rows(cloud, broken)
-        assert types(await watch.look()) == []
+        assert types(await watch.poll()) == []
         clock.forward(1000)
         cloud.open_session(device.id_group)
-        assert types(await watch.look()) == ["session.started"]
+        assert types(await watch.poll()) == ["session.started"]
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
         clock.forward(10)
-        assert types(await watch.look()) == []
+        assert types(await watch.poll()) == []
         break_rows(cloud)
         clock.forward(1000)
-        assert started(await watch.look()) == {broken}
-        assert watch.poll.unreadable == []
+        assert started(await watch.poll()) == {broken}
+        assert watch.list_poll.unreadable == []
 
 
 async def test_the_recheck_goes_on_behind_a_broken_session(clock: Clock, tmp_path: Path) -> None:
@@ -131,16 +131,16 @@ async def test_the_recheck_goes_on_behind_a_broken_session(clock: Clock, tmp_pat
     device = cloud.add_device("BaceGo-1")
     sessions = [cloud.open_session(device.id_group) for _ in range(40)]
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         clock.forward(500)
         cloud.open_session(device.id_group)
-        await watch.look()
+        await watch.poll()
         break_rows(cloud, sessions[7])
         for one in sessions[20:25]:
             cloud.remove_session(one)
-        events = await watch.look_for(600)
+        events = await watch.poll_for(600)
         assert types(events) == ["session.removed"] * 5
-        assert watch.poll.unreadable == [f"data session {sessions[7]}"]
+        assert watch.list_poll.unreadable == [f"data session {sessions[7]}"]
         assert await cost(watch, 24) <= 2.5
 
 
@@ -148,24 +148,24 @@ async def test_a_list_that_breaks_altogether_is_a_cloud_that_is_broken(clock: Cl
     cloud = simulated(clock)
     cloud.add_device("BaceGo-1")
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         watch.server.faults.answer("/api/v2/data-session", status=500, body="{}", times=1000)
         before = watch.api_requests()
         with pytest.raises(CloudFault):
-            await watch.look()
+            await watch.poll()
         assert watch.api_requests() - before <= 4
-        assert watch.poll.unreadable == []
+        assert watch.list_poll.unreadable == []
 
 
 async def test_a_single_failure_is_asked_about_again_at_once(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     device = cloud.add_device("BaceGo-1")
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         cloud.open_session(device.id_group)
         watch.server.faults.answer("/api/v2/data-session", status=500, body="{}")
-        assert types(await watch.look()) == ["session.started"]
-        assert watch.poll.unreadable == []
+        assert types(await watch.poll()) == ["session.started"]
+        assert watch.list_poll.unreadable == []
 
 
 @pytest.mark.parametrize("quirks", STRATEGIES, ids=lambda quirks: "+".join(quirks) or "delta")
@@ -183,13 +183,13 @@ async def test_an_active_session_that_is_broken_at_the_first_start_is_reported_w
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
         events = []
         for _ in range(6):
-            events += await watch.look()
+            events += await watch.poll()
             clock.forward(10)
         assert started(events) == {sessions[0], sessions[2]}
-        assert watch.poll.unreadable
+        assert watch.list_poll.unreadable
         break_rows(cloud)
         for _ in range(40):
-            events += await watch.look()
+            events += await watch.poll()
             clock.forward(10)
         assert started(events) == set(sessions)
-        assert watch.poll.unreadable == []
+        assert watch.list_poll.unreadable == []

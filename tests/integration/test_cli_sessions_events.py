@@ -104,7 +104,7 @@ def whole_life(number: int) -> tuple[KnownSession, list[Event]]:
 
 
 async def fill(file: SqliteFile) -> None:
-    """Two sessions of a whole life, an active one, a removed one, and a trouble with the cloud."""
+    """Two sessions of a whole life, an active one, a removed one, and an outage of the cloud."""
     journal = Journal(file)
     for number in (0, 1):
         known, events = whole_life(number)
@@ -116,8 +116,8 @@ async def fill(file: SqliteFile) -> None:
     assert gone is not None
     await journal.commit(Changes(known=(gone.known,), events=(*events, *gone.events)))
     data = {"reason": "no answer", "since": "2026-01-01T00:00:00Z", "observed_at": "2026-01-01T00:00:00Z"}
-    trouble = bridge_event(CLOUD_UNREACHABLE, at=NOON + 5000, facts=(NOON,), data=data)
-    await journal.commit(Changes(events=(trouble,)))
+    outage = bridge_event(CLOUD_UNREACHABLE, at=NOON + 5000, facts=(NOON,), data=data)
+    await journal.commit(Changes(events=(outage,)))
 
 
 class Running:

@@ -205,7 +205,7 @@ async def test_the_whole_bridge_lives_through_a_step(tmp_path: Path, step: float
         stop, states = asyncio.Event(), list[str]()
         with capture_logs() as logs:
             run = asyncio.create_task(bridge.run(stop, notify=states.append, watchdog=0.1))
-            await until(lambda: len(server.requests) > 4, within=60, what="the first look")
+            await until(lambda: len(server.requests) > 4, within=60, what="the first poll")
             session = cloud.open_session(devices[0].id_group)
             await until(lambda: len(hook.arrivals) == 1, within=60, what="the start")
             ahead[0] = step

@@ -73,15 +73,15 @@ async def test_tokens_are_renewed_in_all_refresh_configurations(clock: Clock, tm
 
 
 @pytest.mark.parametrize("refresh", ["refresh-rotates", "refresh-destroys", "refresh-both", "refresh-same"])
-@pytest.mark.parametrize("trouble", ["none", "400", "500", "no answer"])
+@pytest.mark.parametrize("failure", ["none", "400", "500", "no answer"])
 async def test_a_token_that_expires_in_the_middle_of_a_walk(
-    clock: Clock, tmp_path: Path, refresh: str, trouble: str
+    clock: Clock, tmp_path: Path, refresh: str, failure: str
 ) -> None:
     """The walk goes on with the next token; where that cannot be had at once, at the next try, from its beginning."""
     cloud = simulated(clock, refresh, "token-lifetime 600s", "per-page-max 7")
     cloud.add_device("one")
     history = cloud.add_history(30, first_start=clock.now - 90_000, spacing=1000, duration=100)
-    async with client(cloud, clock, tmp_path / "b.db", timeout=1.5 if trouble == "no answer" else 60) as (
+    async with client(cloud, clock, tmp_path / "b.db", timeout=1.5 if failure == "no answer" else 60) as (
         api,
         server,
         _,
@@ -95,11 +95,11 @@ async def test_a_token_that_expires_in_the_middle_of_a_walk(
             return seen
 
         await api.session_page((), 1)
-        if trouble == "no answer":
+        if failure == "no answer":
             server.faults.delay("/oauth2/token", 5)
-        elif trouble != "none":
-            server.faults.answer("/oauth2/token", status=int(trouble), body="{}")
-        if trouble in {"500", "no answer"}:
+        elif failure != "none":
+            server.faults.answer("/oauth2/token", status=int(failure), body="{}")
+        if failure in {"500", "no answer"}:
             with pytest.raises(CloudUnavailable):
                 await walk()
             server.faults.clear()

@@ -42,11 +42,11 @@ from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules.session_list import FirstStart
 from bace_bridge.polling.session_lists import PollSettings
 from bace_bridge.status.health import Check, Checks, Status
+from bace_bridge.store.device_states import DeviceStates
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile
-from bace_bridge.store.standing import Standing
 from tests.integration.brokers import free_port
 from tests.integration.polling_line import NOON, Clock
 
@@ -88,7 +88,7 @@ async def resets(request: web.Request) -> web.StreamResponse:
 
 
 class Watched:
-    """The session loop over a cloud that does what a test says, one look at a time."""
+    """The session loop over a cloud that does what a test says, one poll at a time."""
 
     def __init__(self, url: str, file: SqliteFile, *, timeout: float = 30.0) -> None:
         self.clock = Clock()
@@ -134,8 +134,8 @@ class Watched:
         )
         self.account = Account(self.http, poll, self.loop, points, interval=10, monotonic=self.clock)
         self.upkeep = Upkeep(file, self.log, Cap(file, 2**30), retention=60, session_retention=60)
-        standing = Standing(file, groups=(), csv_url=str, fetch_interval=15.0, clock=self.clock)
-        self._devices = Devices(standing, [self.account], changed=lambda _: None)
+        device_states = DeviceStates(file, groups=(), csv_url=str, fetch_interval=15.0, clock=self.clock)
+        self._devices = Devices(device_states, [self.account], changed=lambda _: None)
         self.status = self.status_of()
 
     def status_of(self, *outlets: Outlet) -> Status:
@@ -155,18 +155,18 @@ class Watched:
         self.waits.append(seconds)
         await self._turns.acquire()
 
-    async def looked(self, times: int) -> None:
-        """Until that look has ended."""
+    async def polled(self, times: int) -> None:
+        """Until that poll has ended."""
         async with asyncio.timeout(60):
             while len(self.waits) < times:
                 await asyncio.sleep(0.001)
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         self.clock.forward(self.waits[-1])
         assert self.silence.silent_for == 0, "the next poll comes while the cloud wants silence"
         self.silence.release()
         self._turns.release()
-        await self.looked(len(self.waits) + 1)
+        await self.polled(len(self.waits) + 1)
 
     async def told(self) -> list[str]:
         return [one.event.type for one in await self.log.search()]
@@ -226,17 +226,17 @@ async def test_a_fault_has_a_name_a_log_event_a_reason_and_an_end(
     async with staged(tmp_path, timeout=SHORT_TIMEOUT if handler is hangs else 30.0) as (stage, watched):
         with capture_logs() as logs:
             run = asyncio.create_task(watched.loop.run())
-            await watched.looked(1)
+            await watched.polled(1)
             assert watched.status.checks.ready()["cloud"] is None
             stage.handler = handler
             for _ in range(3):
-                await watched.look()
+                await watched.poll()
             problem = watched.status.checks.ready()["cloud"] or ""
             assert watched.status.health()["healthy"] is False
             assert watched.status.health()["problems"] == {"cloud": problem}
             assert "<html" not in problem
             stage.handler = empty_list
-            await watched.look()
+            await watched.poll()
             assert watched.status.checks.ready()["cloud"] is None
             assert watched.status.health()["healthy"] is True
             run.cancel()
@@ -256,34 +256,34 @@ async def test_a_cloud_that_refuses_connections(tmp_path: Path) -> None:
         watched = Watched(f"http://127.0.0.1:{free_port()}", file)
         async with watched.http:
             run = asyncio.create_task(watched.loop.run())
-            await watched.looked(1)
-            await watched.look()
+            await watched.polled(1)
+            await watched.poll()
             assert "cannot connect: Connect" in (watched.status.checks.ready()["cloud"] or "")
             assert await watched.told() == ["cloud.unreachable"]
             run.cancel()
 
 
 @pytest.mark.parametrize("restarts", [1, 2])
-async def test_a_trouble_that_was_told_is_over_once_however_often_the_bridge_restarts(
+async def test_an_outage_that_was_emitted_is_over_once_however_often_the_bridge_restarts(
     tmp_path: Path, restarts: int
 ) -> None:
     """It is told as over by the process that sees it, also where it was another one that told of it."""
     async with staged(tmp_path) as (stage, watched):
         stage.handler = says(500, PROBLEM)
         run = asyncio.create_task(watched.loop.run())
-        await watched.looked(1)
-        await watched.look()
+        await watched.polled(1)
+        await watched.poll()
         run.cancel()
         assert await watched.told() == ["cloud.unreachable"]
     for restart in range(restarts):
         async with staged(tmp_path) as (stage, watched):
             stage.handler = says(500, PROBLEM) if restart < restarts - 1 else empty_list
             run = asyncio.create_task(watched.loop.run())
-            await watched.looked(1)
+            await watched.polled(1)
             run.cancel()
     async with staged(tmp_path) as (stage, watched):
         run = asyncio.create_task(watched.loop.run())
-        await watched.looked(1)
+        await watched.polled(1)
         run.cancel()
         assert await watched.told() == ["cloud.unreachable", "cloud.recovered"]
 
@@ -306,17 +306,17 @@ async def test_every_process_logs_the_outage_that_it_is_started_into_once(
             stage.handler = handler
             with capture_logs() as logs:
                 run = asyncio.create_task(watched.loop.run())
-                await watched.looked(1)
+                await watched.polled(1)
                 for _ in range(3):
-                    await watched.look()
+                    await watched.poll()
                 run.cancel()
             assert said_of_outages(logs) == [f"cloud.{kind}"]
             assert await watched.told() == [f"cloud.{kind}"]
     async with staged(tmp_path) as (_, watched):
         with capture_logs() as logs:
             run = asyncio.create_task(watched.loop.run())
-            await watched.looked(1)
-            await watched.look()
+            await watched.polled(1)
+            await watched.poll()
             run.cancel()
         assert said_of_outages(logs) == ["cloud.recovered"]
         assert await watched.told() == [f"cloud.{kind}", "cloud.recovered"]
@@ -326,12 +326,12 @@ async def test_an_outage_that_changes_its_kind_again_and_again_is_logged_once_a_
     async with staged(tmp_path) as (stage, watched):
         with capture_logs() as logs:
             run = asyncio.create_task(watched.loop.run())
-            await watched.looked(1)
+            await watched.polled(1)
             for number in range(8):
                 stage.handler = says(403, PROBLEM) if number % 2 else says(500, PROBLEM)
-                await watched.look()
+                await watched.poll()
             stage.handler = empty_list
-            await watched.look()
+            await watched.poll()
             run.cancel()
         assert said_of_outages(logs) == ["cloud.unreachable", "cloud.auth_failed", "cloud.recovered"]
 
@@ -341,12 +341,12 @@ async def test_whatever_was_logged_as_an_outage_is_logged_as_over(tmp_path: Path
     async with staged(tmp_path) as (stage, watched):
         with capture_logs() as logs:
             run = asyncio.create_task(watched.loop.run())
-            await watched.looked(1)
+            await watched.polled(1)
             stage.handler = says(503)
-            await watched.look()
+            await watched.poll()
             stage.handler = empty_list
-            await watched.look()
-            await watched.look()
+            await watched.poll()
+            await watched.poll()
             run.cancel()
         assert said_of_outages(logs) == ["cloud.unreachable", "cloud.recovered"]
         assert await watched.told() == []
@@ -356,18 +356,18 @@ async def test_a_rate_limit_that_lasts_is_logged_once_until_there_was_none_for_a
     async with staged(tmp_path) as (stage, watched):
         with capture_logs() as logs:
             run = asyncio.create_task(watched.loop.run())
-            await watched.looked(1)
+            await watched.polled(1)
             for number in range(8):
                 stage.handler = says(429, Retry_After="60") if number % 2 else empty_list
-                await watched.look()
+                await watched.poll()
             assert [one["log_level"] for one in logs if one["event"] == "cloud.rate_limited"] == [
                 "warning", "debug", "debug", "debug"
             ]  # fmt: skip
             stage.handler = empty_list
             while watched.clock() < NOON + 4 * 61 + 700:
-                await watched.look()
+                await watched.poll()
             stage.handler = says(429)
-            await watched.look()
+            await watched.poll()
             run.cancel()
         assert [one["log_level"] for one in logs if one["event"] == "cloud.rate_limited"][4:] == ["warning"]
 
@@ -400,7 +400,7 @@ async def test_the_next_look_waits_as_long_as_the_cloud_asks(tmp_path: Path, han
     async with staged(tmp_path) as (stage, watched):
         stage.handler = handler
         run = asyncio.create_task(watched.loop.run())
-        await watched.looked(1)
+        await watched.polled(1)
         assert watched.waits == [pytest.approx(wait)]
         assert watched.status.alive() == {"sessions": None, "datapoints": None}
         run.cancel()
@@ -411,12 +411,12 @@ async def test_an_outage_is_as_long_as_it_was_when_the_clock_is_set_in_it(tmp_pa
     async with staged(tmp_path) as (stage, watched):
         stage.handler = says(502, HTML)
         run = asyncio.create_task(watched.loop.run())
-        await watched.looked(1)
-        await watched.look()
+        await watched.polled(1)
+        await watched.poll()
         watched.clock.forward(step)
         watched.loop.clock_stepped(step)
         stage.handler = empty_list
-        await watched.look()
+        await watched.poll()
         run.cancel()
         (recovered,) = [one.event for one in await watched.log.search() if one.event.type == "cloud.recovered"]
         assert msgspec.json.decode(recovered.data)["seconds"] == pytest.approx(sum(watched.waits[:2]))

@@ -129,7 +129,7 @@ async def test_a_fleet_is_looked_up_a_few_times_however_many_requests_it_takes(c
     cloud = simulated(clock)
     fleet = Fleet(cloud, clock, 240, series=1)
     async with watching(cloud, tmp_path / "b.db", clock, journal=CountingJournal) as watch:
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         for session in fleet.sessions:
             fleet.measure(session)
         journal = watch.journal
@@ -162,7 +162,7 @@ async def test_what_is_under_way_is_bounded_and_not_begun_again(clock: Clock, tm
             cloud.end_session(session)
             cloud.finish_ingestion(session)
         clock.forward(INTERVAL)
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         async with running(watch, clock) as line:
             line.gate.clear()
             most = {"batches": AT_ONCE[Kind.BATCH], "LIVE": 2, "BACKLOG": AT_ONCE[Kind.CHECK] + AT_ONCE[Kind.LATE]}
@@ -184,7 +184,7 @@ async def test_checks_go_on_while_nothing_live_waits(clock: Clock, tmp_path: Pat
     cloud = simulated(clock)
     fleet = Fleet(cloud, clock, 60, series=1)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         for _ in range(SILENT_ROUNDS):
             clock.forward(INTERVAL)
             await watch.fetch_round(checks=0)
@@ -210,7 +210,7 @@ async def test_live_fetches_without_end_leave_room_for_last_reads_and_for_histor
         for _ in range(20):
             cloud.open_session(group)
         clock.forward(INTERVAL)
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         async with running(watch, clock) as line:
             line.takes = 2.0  # the first one is due again before the last one was fetched
             async with asyncio.timeout(60):
@@ -231,7 +231,7 @@ async def test_what_could_not_be_had_and_is_tried_again_holds_up_nothing_live(cl
         await watch.journal.commit(Changes(known=again))
         clock.forward(INTERVAL)
         live = [cloud.open_session(cloud.add_device(f"BaceGo-live-{one}").id_group) for one in range(2)]
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         async with running(watch, clock) as line:
             line.gate.clear()
             await line.is_full(4)

@@ -68,15 +68,15 @@ async def test_an_active_session_is_written_once_a_poll_and_once_a_fetch(tmp_pat
     series = device.series[0].id_container_data_latest
     statements: list[str] = []
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         session = cloud.open_session(device.id_group)
-        await watch.look()
+        await watch.poll()
         await watch.file.read(lambda connection: connection.set_trace_callback(statements.append))
         for second in range(5, 305, 5):
             clock.forward(5)
             cloud.add_points(session, series, [(clock.now - one, 1.0) for one in range(5)])
             if second % 10 == 0:
-                await watch.poll.poll()
+                await watch.list_poll.poll()
             await watch.fetch_due()
         await watch.file.read(lambda connection: connection.set_trace_callback(None))
         assert len(points(await watch.all_events())) == 300, "all of them were published"
@@ -92,9 +92,9 @@ async def test_an_active_session_writes_little_at_any_point_of_the_hour(tmp_path
     device = cloud.add_device("BaceGo-1", datatypes=(6000, 6001, 6002, 6011, 5205))
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
         await watch.log.open_sink("home", target="t")
-        await watch.look()
+        await watch.poll()
         session = cloud.open_session(device.id_group)
-        await watch.look()
+        await watch.poll()
         await watch.file.read(lambda connection: connection.execute("pragma wal_autocheckpoint = 0").fetchall())
 
         async def goes_on(seconds: int, *, every: int) -> int:
@@ -107,7 +107,7 @@ async def test_an_active_session_writes_little_at_any_point_of_the_hour(tmp_path
                     samples = [(at, round(100 * math.sin(at / 60 + number), 3)) for at in made]
                     cloud.add_points(session, series.id_container_data_latest, samples)
                 if second % 10 == 0:
-                    await watch.poll.poll()
+                    await watch.list_poll.poll()
                 if second % 15 == 0:
                     await watch.fetch_due()
                     await deliver(watch.file, "home")

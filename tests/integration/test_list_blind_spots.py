@@ -34,13 +34,13 @@ async def test_another_selection_takes_effect_though_the_newest_row_is_broken(cl
     cloud = simulated(clock)
     first, second = cloud.add_device("BaceGo-1"), cloud.add_device("BaceGo-2")
     async with watching(cloud, tmp_path / "b.db", clock, groups=["BaceGo-1"]) as watch:
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         active = cloud.open_session(second.id_group)
         clock.forward(10)
         break_rows(cloud, cloud.open_session(first.id_group))
     async with watching(cloud, tmp_path / "b.db", clock, groups=["BaceGo-1", "BaceGo-2"]) as watch:
-        assert started(await watch.look()) == {active}
+        assert started(await watch.poll()) == {active}
 
 
 async def test_a_late_row_is_seen_after_an_outage_that_was_longer_than_the_overlap(
@@ -50,18 +50,18 @@ async def test_a_late_row_is_seen_after_an_outage_that_was_longer_than_the_overl
     cloud = simulated(clock)
     device = cloud.add_device("BaceGo-1")
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         cloud.open_session(device.id_group)
-        await watch.look()
+        await watch.poll()
         late = cloud.open_session(device.id_group)
         between.alter = lambda _, __: 503
         for _ in range(10):
             clock.forward(30)
             with pytest.raises(CloudError):
-                await watch.poll.poll()
+                await watch.list_poll.poll()
         between.alter = lambda _, answer: answer
-        assert started(await watch.look()) == {late}
+        assert started(await watch.poll()) == {late}
 
 
 @pytest.mark.parametrize("quirks", [(), ("updated-filter-ignored",)], ids=["delta", "full scan"])
@@ -73,17 +73,17 @@ async def test_a_new_session_is_found_below_another_one_while_the_head_holds_a_b
     watched, other = cloud.add_device("BaceGo-1"), cloud.add_device("BaceGo-2")
     history = cloud.add_history(20, first_start=clock.now - 40_000, spacing=1000, duration=600)
     async with watching(cloud, tmp_path / "b.db", clock, groups=[watched.id_group]) as watch:
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         if above == "a session that starts tomorrow":
             cloud.open_session(watched.id_group, start=clock.now + 86_400)
         break_rows(cloud, history[-1], cloud.open_session(watched.id_group))
-        await watch.look_for(100, every=10)
+        await watch.poll_for(100, every=10)
         clock.forward(10)
         session = cloud.open_session(watched.id_group)
         if above == "a device that is not watched":
             cloud.open_session(other.id_group, start=clock.now + 1)
-        assert started(await watch.look()) == {session}
+        assert started(await watch.poll()) == {session}
 
 
 @pytest.mark.parametrize("quirks", [(), ("updated-filter-ignored",)], ids=["delta", "full scan"])
@@ -94,13 +94,13 @@ async def test_many_broken_rows_at_the_head_hold_up_no_end(
     device = cloud.add_device("BaceGo-1")
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
         session = cloud.open_session(device.id_group)
-        await watch.look()
+        await watch.poll()
         clock.forward(100)
         break_rows(cloud, *(cloud.open_session(device.id_group, start=clock.now + one) for one in range(30)))
-        await watch.look_for(60, every=10)
+        await watch.poll_for(60, every=10)
         cloud.end_session(session)
         watch.server.requests.clear()
-        assert types(await watch.look_for(100, every=10)) == ["session.ended"]
+        assert types(await watch.poll_for(100, every=10)) == ["session.ended"]
         assert watch.api_requests() <= 10 * 10
 
 
@@ -113,8 +113,8 @@ async def test_what_lies_behind_a_page_of_broken_rows_is_read(clock: Clock, tmp_
     broken = set(sorted(history)[100:200]) | set(history[150:])
     break_rows(cloud, *broken)
     async with watching(cloud, tmp_path / "b.db", clock, start=start) as watch:
-        found = await watch.look_for(7200, every=60)
-        assert watch.poll.unreadable
+        found = await watch.poll_for(7200, every=60)
+        assert watch.list_poll.unreadable
     assert started(found) == (set(history) - broken if start == "all" else set())
 
 
@@ -133,12 +133,12 @@ async def test_a_list_without_stamps_is_not_read_to_its_end_at_every_poll(clock:
 
     async with altered(cloud, tmp_path / "b.db", clock, start="all") as (between, watch):
         between.alter = unstamped
-        assert started(await watch.look()) == set(history)
-        await watch.poll.poll()
+        assert started(await watch.poll()) == set(history)
+        await watch.list_poll.poll()
         watch.server.requests.clear()
         for _ in range(10):
             clock.forward(10)
-            await watch.poll.poll()
+            await watch.list_poll.poll()
         assert watch.api_requests() <= 10 * 4
 
 
@@ -147,19 +147,19 @@ async def test_an_end_does_not_wait_for_sessions_that_never_become_ingested(cloc
     device = cloud.add_device("BaceGo-1")
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
         active = [cloud.open_session(device.id_group, start=clock.now - 1000 - one) for one in range(8)]
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         stuck = [cloud.open_session(device.id_group, start=clock.now + 0.1 * one) for one in range(300)]
         for one in stuck:
             cloud.end_session(one, end=clock.now + 60)
         clock.forward(70)
         for _ in range(20):
-            await watch.poll.poll()
+            await watch.list_poll.poll()
             clock.forward(10)
         for one in active:
             cloud.end_session(one)
         for _ in range(2):
             clock.forward(10)
-            await watch.poll.poll()
+            await watch.list_poll.poll()
         known = await watch.journal.known(active)
         assert [one for one in known.values() if one.session.end is None] == []
 
@@ -177,11 +177,11 @@ async def test_an_unsorted_list_with_broken_rows_leaves_some_of_the_budget(clock
     break_rows(cloud, *history[3::50])
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         between.alter = upside_down
-        await watch.look_for(100, every=10)
+        await watch.poll_for(100, every=10)
         watch.server.requests.clear()
         for _ in range(60):
             clock.forward(10)
-            await watch.poll.poll()
+            await watch.list_poll.poll()
         assert watch.api_requests() / 60 <= 10
 
 
@@ -190,15 +190,15 @@ async def test_a_list_that_was_unsorted_once_is_believed_again(clock: Clock, tmp
     cloud.add_device("BaceGo-1")
     cloud.add_history(500, first_start=clock.now - 600_000, spacing=1000, duration=600)
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
-        await watch.look_for(300, every=10)
+        await watch.poll_for(300, every=10)
         between.alter = upside_down
-        await watch.look_for(10, every=10)
+        await watch.poll_for(10, every=10)
         between.alter = lambda _, answer: answer
-        await watch.look_for(600, every=10)
+        await watch.poll_for(600, every=10)
         watch.server.requests.clear()
         for _ in range(10):
             clock.forward(10)
-            await watch.poll.poll()
+            await watch.list_poll.poll()
         assert watch.api_requests() / 10 <= 3
 
 
@@ -212,10 +212,10 @@ async def test_finished_sessions_have_their_turn_beside_many_that_never_become_i
     for _ in range(unfinished):
         cloud.open_session(device.id_group)
     async with watching(cloud, tmp_path / "b.db", clock, start="all") as watch:
-        await watch.look()
+        await watch.poll()
         gone = max(history)
         cloud.remove_session(gone)
-        removed = [one for one in await watch.look_for(7200) if one.event.type == "session.removed"]
+        removed = [one for one in await watch.poll_for(7200) if one.event.type == "session.removed"]
     assert [one.event.session_id for one in removed] == [gone]
 
 
@@ -231,14 +231,14 @@ async def test_a_page_that_always_times_out_fails_the_backfill_and_no_poll(clock
 
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         between.alter = far_away
-        await watch.look_for(7200, every=60)
-        assert watch.poll.unreadable == ["data sessions, page 2"]
+        await watch.poll_for(7200, every=60)
+        assert watch.list_poll.unreadable == ["data sessions, page 2"]
         session = cloud.open_session(device.id_group)
         watch.server.requests.clear()
-        assert started(await watch.look_for(600, every=10)) == {session}
+        assert started(await watch.poll_for(600, every=10)) == {session}
         between.alter = lambda _, answer: answer
-        await watch.look_for(600, every=60)
-        assert watch.poll.unreadable == []
+        await watch.poll_for(600, every=60)
+        assert watch.list_poll.unreadable == []
 
 
 async def test_ids_go_together_again_after_a_proxy_refused_long_queries_for_a_while(
@@ -249,20 +249,20 @@ async def test_ids_go_together_again_after_a_proxy_refused_long_queries_for_a_wh
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         for _ in range(30):
             cloud.open_session(device.id_group)
-        await watch.poll.poll()
+        await watch.list_poll.poll()
 
         def no_long_query(request: web.Request, answer: Any) -> Any:
             return 502 if request.query_string.count("id_data_session") > 1 and "sort" not in request.query else answer
 
         between.alter = no_long_query
         clock.forward(61)
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         between.alter = lambda _, answer: answer
         clock.forward(3601)
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         clock.forward(61)
         watch.server.requests.clear()
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         assert watch.api_requests() <= 6
 
 
@@ -273,6 +273,6 @@ async def test_a_sort_that_is_refused_is_one_that_is_not_honoured(clock: Clock, 
     cloud.add_history(30, first_start=clock.now - 40_000, spacing=1000, duration=600)
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         between.alter = lambda request, answer: 422 if request.query.get("sort") == refused else answer
-        await watch.look_for(60, every=10)
+        await watch.poll_for(60, every=10)
         session = cloud.open_session(device.id_group)
-        assert started(await watch.look_for(60, every=10)) == {session}
+        assert started(await watch.poll_for(60, every=10)) == {session}

@@ -40,9 +40,9 @@ async def test_history_is_never_reported_whatever_of_it_cannot_be_read(
     active = cloud.open_session(device.id_group, start=clock.now - 390_000)
     cloud.quirks = replace(cloud.quirks, broken_rows=tuple(history[one] for one in broken))
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        found = await watch.look_for(400, every=10)
+        found = await watch.poll_for(400, every=10)
         cloud.quirks = replace(cloud.quirks, broken_rows=())
-        found += await watch.look_for(900, every=30)
+        found += await watch.poll_for(900, every=30)
     assert started(found) == {active}
 
 
@@ -54,9 +54,9 @@ async def test_history_is_not_reported_where_the_list_is_not_sorted(
     device = cloud.add_device("BaceGo-1")
     cloud.add_history(230, first_start=clock.now - 400_000, spacing=1000, duration=600)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        assert await watch.look_for(300, every=10) == []
+        assert await watch.poll_for(300, every=10) == []
         session = cloud.open_session(device.id_group)
-        assert started(await watch.look_for(300, every=10)) == {session}
+        assert started(await watch.poll_for(300, every=10)) == {session}
 
 
 @BY_STRATEGY
@@ -64,10 +64,10 @@ async def test_an_empty_cloud_has_no_history(clock: Clock, tmp_path: Path, quirk
     cloud = simulated(clock, *quirks)
     device = cloud.add_device("BaceGo-1")
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         session = cloud.open_session(device.id_group, start=clock.now - 5000, created_at=clock.now - 5000)
         cloud.end_session(session, end=clock.now - 4000)
-        assert started(await watch.look_for(120, every=10)) == {session}
+        assert started(await watch.poll_for(120, every=10)) == {session}
 
 
 @pytest.mark.parametrize(
@@ -89,17 +89,17 @@ async def test_a_list_of_which_nothing_can_be_read_is_a_failure_with_its_reason(
 
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         if since == "later":
-            await watch.look()
+            await watch.poll()
         between.alter = alter
         clock.forward(10)
         cloud.open_session(device.id_group)
         before = watch.api_requests()
         with pytest.raises(UnexpectedReply, match=f"no data session can be read: .*{next(iter(change))}"):
-            await watch.look()
+            await watch.poll()
         assert watch.api_requests() - before <= 60
         between.alter = lambda _, answer: answer
         clock.forward(10)
-        assert types(await watch.look_for(400, every=10)) == ["session.started"]
+        assert types(await watch.poll_for(400, every=10)) == ["session.started"]
 
 
 @pytest.mark.parametrize("quirks", [("updated-filter-ignored",), ("filters-ignored",)], ids=lambda one: one[0])
@@ -110,12 +110,12 @@ async def test_rows_behind_a_broken_row_are_read_in_the_full_scan(
     devices = [cloud.add_device(f"BaceGo-{number}") for number in range(9)]
     cloud.add_history(3, first_start=clock.now - 40_000, spacing=1000, duration=600)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         sessions = [cloud.open_session(one.id_group, start=clock.now - 5 * at) for at, one in enumerate(devices)]
         cloud.quirks = replace(cloud.quirks, broken_rows=(sessions[0], sessions[4]))
-        assert started(await watch.look_for(30, every=10)) == set(sessions) - {sessions[0], sessions[4]}
-        assert watch.poll.strategy == "full scan"
+        assert started(await watch.poll_for(30, every=10)) == set(sessions) - {sessions[0], sessions[4]}
+        assert watch.list_poll.strategy == "full scan"
 
 
 async def test_a_broken_row_at_the_head_of_a_first_start_leaves_the_strategy_as_it_is(
@@ -126,8 +126,8 @@ async def test_a_broken_row_at_the_head_of_a_first_start_leaves_the_strategy_as_
     history = cloud.add_history(301, first_start=clock.now - 400_000, spacing=1000, duration=600)
     cloud.quirks = replace(cloud.quirks, broken_rows=(history[-1],))
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
-        assert watch.poll.strategy == "delta"
+        await watch.poll()
+        assert watch.list_poll.strategy == "delta"
 
 
 @BY_STRATEGY
@@ -148,12 +148,12 @@ async def test_a_row_that_appears_with_an_old_stamp_is_found_by_the_backfill(
 
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         between.alter = alter
-        assert started(await watch.look()) == {other}
+        assert started(await watch.poll()) == {other}
         clock.forward(900)
         cloud.rename_session(other, "the watermark moves on")
-        await watch.look()
+        await watch.poll()
         between.alter = lambda _, answer: answer
-        assert started(await watch.look_for(3700, every=60)) == {hidden}
+        assert started(await watch.poll_for(3700, every=60)) == {hidden}
 
 
 @BY_STRATEGY
@@ -163,32 +163,32 @@ async def test_devices_that_are_added_are_looked_up_at_once_and_without_their_hi
     cloud = simulated(clock, *quirks)
     first, second = cloud.add_device("BaceGo-1"), cloud.add_device("BaceGo-2")
     async with watching(cloud, tmp_path / "b.db", clock, groups=["BaceGo-1"]) as watch:
-        await watch.look()
+        await watch.poll()
         clock.forward(100)
         of_first = cloud.open_session(first.id_group)
         over, active = cloud.open_session(second.id_group), cloud.open_session(second.id_group)
         clock.forward(60)
         cloud.end_session(over)
-        assert started(await watch.look_for(60, every=10)) == {of_first}
+        assert started(await watch.poll_for(60, every=10)) == {of_first}
         clock.forward(1000)
         cloud.rename_session(of_first, "the watermark moves on")
-        await watch.look()
+        await watch.poll()
     async with watching(cloud, tmp_path / "b.db", clock, groups=["BaceGo-1", second.id_group]) as watch:
         clock.forward(10)
-        assert started(await watch.look()) == {active}
-        assert started(await watch.look_for(3700, every=60)) == set()
+        assert started(await watch.poll()) == {active}
+        assert started(await watch.poll_for(3700, every=60)) == set()
 
 
 async def test_a_stale_answer_with_the_same_stamp_is_asked_once_more(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     device = cloud.add_device("BaceGo-1")
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         session = cloud.open_session(device.id_group)
         clock.forward(30)
         cloud.end_session(session)
-        assert types(await watch.look()) == ["session.started", "session.ended"]
+        assert types(await watch.poll()) == ["session.started", "session.ended"]
 
         def stale(request: web.Request, answer: Any) -> Any:
             for row in answer.get("items", []) if request.path == LIST else []:
@@ -196,22 +196,22 @@ async def test_a_stale_answer_with_the_same_stamp_is_asked_once_more(clock: Cloc
             return answer
 
         between.alter = stale
-        assert types(await watch.look_for(60, every=10)) == []
+        assert types(await watch.poll_for(60, every=10)) == []
         between.alter = lambda _, answer: answer
-        assert types(await watch.look_for(60, every=10)) == []
+        assert types(await watch.poll_for(60, every=10)) == []
         cloud.reopen_session(session)
-        assert types(await watch.look_for(10, every=10)) == ["session.reopened"]
+        assert types(await watch.poll_for(10, every=10)) == ["session.reopened"]
 
 
 async def test_a_change_within_the_second_of_the_last_one_is_believed(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     device = cloud.add_device("BaceGo-1")
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         session = cloud.open_session(device.id_group)
-        assert types(await watch.look()) == ["session.started"]
+        assert types(await watch.poll()) == ["session.started"]
         cloud.end_session(session)
-        assert types(await watch.look()) == ["session.ended"]
+        assert types(await watch.poll()) == ["session.ended"]
 
 
 @pytest.mark.parametrize("stamp", ["the same", "an older one", "none"])
@@ -229,13 +229,13 @@ async def test_a_session_twice_in_one_page_is_one_session(clock: Clock, tmp_path
         return answer
 
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
-        await watch.look()
+        await watch.poll()
         between.alter = twice
         clock.forward(10)
         session = cloud.open_session(device.id_group)
-        found = await watch.look_for(60, every=5)
+        found = await watch.poll_for(60, every=5)
         cloud.end_session(session)
-        found += await watch.look_for(120, every=5)
+        found += await watch.poll_for(120, every=5)
         assert types(found) == ["session.started", "session.ended"]
 
 
@@ -253,12 +253,12 @@ async def test_a_cloud_that_has_nothing_for_a_while_removes_nothing(
 
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         sessions = {cloud.open_session(device.id_group) for _ in range(3)}
-        assert started(await watch.look()) == sessions
+        assert started(await watch.poll()) == sessions
         clock.forward(70)
         between.alter = maintenance
-        assert types(await watch.look_for(240, every=10)) == []
+        assert types(await watch.poll_for(240, every=10)) == []
         between.alter = lambda _, answer: answer
-        assert types(await watch.look_for(400, every=10)) == []
+        assert types(await watch.poll_for(400, every=10)) == []
 
 
 @pytest.mark.parametrize("status", [403, 500, 502, 503])
@@ -267,18 +267,18 @@ async def test_only_404_and_410_say_that_a_session_is_gone(clock: Clock, tmp_pat
     device = cloud.add_device("BaceGo-1")
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         session = cloud.open_session(device.id_group)
-        await watch.look()
+        await watch.poll()
         cloud.open_session(device.id_group)
         between.alter = lambda request, answer: status if request.path == f"{LIST}/view" else answer
         for _ in range(30):
             clock.forward(60)
             try:
-                assert "session.removed" not in types(await watch.look())
+                assert "session.removed" not in types(await watch.poll())
             except CloudError:
                 continue
         between.alter = lambda _, answer: answer
         cloud.remove_session(session)
-        assert "session.removed" in types(await watch.look_for(900))
+        assert "session.removed" in types(await watch.poll_for(900))
 
 
 @pytest.mark.parametrize("when", ["always", "until the first update"])
@@ -300,12 +300,12 @@ async def test_sessions_without_updated_at_are_reported_in_time(clock: Clock, tm
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         between.alter = unstamped
         known.add(cloud.open_session(device.id_group))
-        assert started(await watch.look()) == known
+        assert started(await watch.poll()) == known
         clock.forward(300)
         later = cloud.open_session(device.id_group)
-        assert started(await watch.look_for(30, every=10)) == {later}
+        assert started(await watch.poll_for(30, every=10)) == {later}
         cloud.end_session(later)
-        assert "session.ended" in types(await watch.look_for(130, every=10))
+        assert "session.ended" in types(await watch.poll_for(130, every=10))
 
 
 async def test_what_a_first_start_knows_is_kept_though_the_poll_fails_later(clock: Clock, tmp_path: Path) -> None:
@@ -316,13 +316,13 @@ async def test_what_a_first_start_knows_is_kept_though_the_poll_fails_later(cloc
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         between.alter = lambda request, answer: 503 if "filter" in request.query_string else answer
         with pytest.raises(CloudError):
-            await watch.look()
+            await watch.poll()
         clock.forward(10)
         session = cloud.open_session(device.id_group)
         clock.forward(60)
         cloud.end_session(session)
         between.alter = lambda _, answer: answer
-        assert started(await watch.look()) == {session}
+        assert started(await watch.poll()) == {session}
 
 
 async def test_names_of_unreadable_records_are_logged_once(clock: Clock, tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ async def test_names_of_unreadable_records_are_logged_once(clock: Clock, tmp_pat
     cloud.quirks = replace(cloud.quirks, broken_rows=(history[70], history[71], history[149]))
     with capture_logs() as logs:
         async with watching(cloud, tmp_path / "b.db", clock) as watch:
-            await watch.look_for(1200, every=10)
+            await watch.poll_for(1200, every=10)
     named = [one["record"] for one in logs if one["event"] == "cloud.record_unreadable"]
     assert len(named) == len(set(named)) <= 3
 
@@ -347,7 +347,7 @@ async def test_smaller_pages_than_asked_for_hide_no_row_behind_a_broken_one(
     broken = sorted(history)[25]
     cloud.quirks = replace(cloud.quirks, broken_rows=(broken,))
     async with watching(cloud, tmp_path / "b.db", clock, start="all") as watch:
-        assert started(await watch.look_for(1800, every=30)) == set(history) - {broken}
+        assert started(await watch.poll_for(1800, every=30)) == set(history) - {broken}
 
 
 async def test_one_row_with_a_stamp_ahead_does_not_blind_a_first_start(clock: Clock, tmp_path: Path) -> None:
@@ -363,12 +363,12 @@ async def test_one_row_with_a_stamp_ahead_does_not_blind_a_first_start(clock: Cl
 
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         between.alter = ahead
-        await watch.look()
+        await watch.poll()
         clock.forward(60)
         session = cloud.open_session(device.id_group)
         clock.forward(5)
         cloud.end_session(session)
-        assert started(await watch.look_for(30, every=10)) == {session}
+        assert started(await watch.poll_for(30, every=10)) == {session}
 
 
 async def test_pages_without_figures_are_read_to_the_end(clock: Clock, tmp_path: Path) -> None:
@@ -381,11 +381,11 @@ async def test_pages_without_figures_are_read_to_the_end(clock: Clock, tmp_path:
         return answer
 
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
-        await watch.look()
+        await watch.poll()
         between.alter = bare
         clock.forward(10)
         sessions = {cloud.open_session(device.id_group) for _ in range(150)}
-        assert started(await watch.look_for(100, every=10)) == sessions
+        assert started(await watch.poll_for(100, every=10)) == sessions
 
 
 async def test_an_active_row_that_cannot_be_read_costs_few_requests_however_often_it_changes(
@@ -403,21 +403,21 @@ async def test_an_active_row_that_cannot_be_read_costs_few_requests_however_ofte
 
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         between.alter = odd
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         bad = cloud.open_session(device.id_group)
         cloud.open_session(device.id_group)
         for number in range(60):
             clock.forward(10)
             cloud.rename_session(bad, f"take {number}")
-            await watch.poll.poll()
+            await watch.list_poll.poll()
         watch.server.requests.clear()
         for number in range(10):
             clock.forward(10)
             cloud.rename_session(bad, f"again {number}")
-            await watch.poll.poll()
+            await watch.list_poll.poll()
         assert watch.api_requests() <= 10 * 6
-        assert len(watch.poll.unreadable) <= 2
+        assert len(watch.list_poll.unreadable) <= 2
 
 
 async def test_one_query_that_always_fails_stops_no_other(clock: Clock, tmp_path: Path) -> None:
@@ -427,23 +427,23 @@ async def test_one_query_that_always_fails_stops_no_other(clock: Clock, tmp_path
     long_ago = cloud.open_session(device.id_group, start=clock.now - 90_000)
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         between.alter = lambda request, answer: 504 if "NULL" in request.query_string else answer
-        assert started(await watch.look()) == {long_ago}
+        assert started(await watch.poll()) == {long_ago}
         clock.forward(10)
         session = cloud.open_session(device.id_group)
-        assert started(await watch.look_for(20, every=10)) == {session}
+        assert started(await watch.poll_for(20, every=10)) == {session}
 
 
 async def test_a_refusal_that_passes_does_not_demote_the_strategy_for_long(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     cloud.open_session(cloud.add_device("BaceGo-1").id_group)
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
-        await watch.look()
+        await watch.poll()
         between.alter = lambda request, answer: 404 if "updated_at" in request.query_string else answer
-        await watch.look_for(10, every=10)
-        assert watch.poll.strategy == "full scan"
+        await watch.poll_for(10, every=10)
+        assert watch.list_poll.strategy == "full scan"
         between.alter = lambda _, answer: answer
-        await watch.look_for(3700, every=60)
-        assert watch.poll.strategy == "delta"
+        await watch.poll_for(3700, every=60)
+        assert watch.list_poll.strategy == "delta"
 
 
 async def test_what_was_learned_of_the_server_is_known_after_a_restart(clock: Clock, tmp_path: Path) -> None:
@@ -451,12 +451,12 @@ async def test_what_was_learned_of_the_server_is_known_after_a_restart(clock: Cl
     device = cloud.add_device("BaceGo-1")
     cloud.add_history(3, first_start=clock.now - 40_000, spacing=1000, duration=600)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
     clock.forward(10)
     session = cloud.open_session(device.id_group)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        assert started(await watch.look()) == {session}
-        assert watch.poll.strategy == "full scan"
+        assert started(await watch.poll()) == {session}
+        assert watch.list_poll.strategy == "full scan"
         assert not any("updated_at" in name for seen in watch.server.requests for name, _ in seen.query)
 
 
@@ -471,14 +471,14 @@ async def test_two_answers_that_always_differ_are_asked_about_now_and_then(clock
 
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         between.alter = cached
-        await watch.look()
+        await watch.poll()
         for _ in range(10):
             cloud.open_session(device.id_group)
-        await watch.look_for(30, every=10)
+        await watch.poll_for(30, every=10)
         watch.server.requests.clear()
         for _ in range(10):
             clock.forward(10)
-            await watch.poll.poll()
+            await watch.list_poll.poll()
         assert sum(seen.path == f"{LIST}/view" for seen in watch.server.requests) <= 10
         assert "session.updated" not in types((await watch.all_events())[-1:])
 
@@ -497,18 +497,18 @@ async def test_points_that_a_replica_does_not_have_yet_come_before_the_csv(clock
 
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         between.alter = lagging
-        await watch.look()
+        await watch.poll()
         session = cloud.open_session(device.id_group)
-        await watch.look()
+        await watch.poll()
         cloud.add_points(session, series, [(clock.now + 0.1 * one, 1.0) for one in range(80)])
         clock.forward(20)
         cloud.end_session(session)
         cloud.finish_ingestion(session)
         lags = True
-        found = await watch.look()
+        found = await watch.poll()
         assert types(found) == ["session.datapoints", "session.ended"], "the alarm does not wait"
         lags = False
-        found += await watch.look_for(60, every=10)
+        found += await watch.poll_for(60, every=10)
     assert types(found) == ["session.datapoints", "session.ended", "session.datapoints", "session.csv_ready"]
     assert len(points(found)) == 80
 
@@ -525,17 +525,17 @@ async def test_what_was_asked_once_more_in_a_poll_that_failed_is_asked_again(clo
         return 503 if views >= 2 else answer
 
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
-        await watch.look()
+        await watch.poll()
         sessions = [cloud.open_session(device.id_group) for _ in range(3)]
-        await watch.look()
+        await watch.poll()
         for one in sessions:
             cloud.end_session(one)
             cloud.finish_ingestion(one)
         between.alter = fails_at_the_second_view
         with pytest.raises(CloudError):
-            await watch.look()
+            await watch.poll()
         between.alter = lambda _, answer: answer
-        assert types(await watch.look_for(30, every=5)).count("session.csv_ready") == 3
+        assert types(await watch.poll_for(30, every=5)).count("session.csv_ready") == 3
 
 
 async def test_a_head_that_was_read_in_part_is_read_to_its_end(clock: Clock, tmp_path: Path) -> None:
@@ -544,14 +544,14 @@ async def test_a_head_that_was_read_in_part_is_read_to_its_end(clock: Clock, tmp
     device = cloud.add_device("BaceGo-1")
     cloud.add_history(3, first_start=clock.now - 40_000, spacing=1000, duration=600)
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
-        await watch.look_for(100, every=10)
+        await watch.poll_for(100, every=10)
         sessions = {cloud.open_session(device.id_group, start=clock.now + 0.01 * one) for one in range(150)}
         between.alter = lambda request, answer: 503 if request.query.get("page") == "2" else answer
         with pytest.raises(CloudError):
-            await watch.poll.poll()
+            await watch.list_poll.poll()
         between.alter = lambda request, answer: answer if request.query.get("sort") != "id_data_session" else 503
         with suppress(CloudError):  # of the backfill, which would find them, too
-            await watch.poll.poll()
+            await watch.list_poll.poll()
         assert started(await watch.all_events()) == sessions
 
 
@@ -562,16 +562,16 @@ async def test_devices_are_added_by_the_clouds_clock_also_right_after_a_restart(
     second = cloud.add_device("BaceGo-2")
     ours = Clock(clock.now + 3600)
     async with watching(cloud, tmp_path / "b.db", ours, groups=["BaceGo-1"]) as watch:
-        await watch.look()
+        await watch.poll()
     async with watching(cloud, tmp_path / "b.db", ours, groups=["BaceGo-1", "BaceGo-2"]) as watch:
-        await watch.look()
+        await watch.poll()
         for one in (clock, ours):
             one.forward(60)
         session = cloud.open_session(second.id_group)
         for one in (clock, ours):
             one.forward(60)
         cloud.end_session(session)
-        assert started(await watch.look()) == {session}
+        assert started(await watch.poll()) == {session}
 
 
 async def test_rows_that_are_updated_while_the_list_is_read_do_not_look_like_another_order(
@@ -582,7 +582,7 @@ async def test_rows_that_are_updated_while_the_list_is_read_do_not_look_like_ano
     device = cloud.add_device("BaceGo-1")
     old = sorted(cloud.open_session(device.id_group) for _ in range(20))
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
-        await watch.look_for(300, every=10)
+        await watch.poll_for(300, every=10)
         new = {cloud.open_session(device.id_group) for _ in range(300)}
 
         def alter(request: web.Request, answer: Any) -> Any:
@@ -592,6 +592,6 @@ async def test_rows_that_are_updated_while_the_list_is_read_do_not_look_like_ano
             return answer
 
         between.alter = alter
-        await watch.poll.poll()
-        assert watch.poll.strategy == "delta"
+        await watch.list_poll.poll()
+        assert watch.list_poll.strategy == "delta"
         assert started(await watch.all_events()) >= new

@@ -34,19 +34,19 @@ def bare(_: web.Request, answer: Any) -> Any:
     return answer
 
 
-async def looks(watch: Watching, clock: Clock, seconds: float, every: float = 61.0) -> list[LoggedEvent]:
+async def poll_on(watch: Watching, clock: Clock, seconds: float, every: float = 61.0) -> list[LoggedEvent]:
     """What polls over so many seconds led to, though some of them fail."""
     before = await watch.all_events()
     for _ in range(int(seconds // every)):
         clock.forward(every)
         with suppress(CloudError):
-            await watch.look()
+            await watch.poll()
     return (await watch.all_events())[len(before) :]
 
 
 async def polls(watch: Watching, clock: Clock, seconds: float) -> list[LoggedEvent]:
     for _ in range(int(seconds // 61)):
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         clock.forward(61)
     return await watch.all_events()
 
@@ -57,7 +57,7 @@ async def test_a_first_start_without_figures_reports_no_history(clock: Clock, tm
     cloud.add_history(301, first_start=clock.now - 400_000, spacing=1000, duration=600)
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         between.alter = bare
-        found = [*await watch.look(), *await watch.look_for(7300)]
+        found = [*await watch.poll(), *await watch.poll_for(7300)]
         assert started(found) == set()
 
 
@@ -102,11 +102,11 @@ async def test_a_broken_row_on_a_page_without_figures_costs_itself_alone(clock: 
     device = cloud.add_device("BaceGo-1")
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         between.alter = bare
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         sessions = [cloud.open_session(device.id_group) for _ in range(10)]
         cloud.quirks = replace(cloud.quirks, broken_rows=(sessions[4],))
-        found = await watch.look_for(60, every=10)
+        found = await watch.poll_for(60, every=10)
         assert started(found) == set(sessions) - {sessions[4]}
 
 
@@ -123,12 +123,12 @@ async def test_ids_that_are_numbers_are_in_order(clock: Clock, tmp_path: Path) -
             return answer
 
         between.alter = alter
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         ids = sorted(cloud.open_session(device.id_group) for _ in range(150))
         numbers |= {one: n + 1 for n, one in enumerate(ids)}
-        found = await watch.look()
-        assert watch.poll.strategy == "delta"
+        found = await watch.poll()
+        assert watch.list_poll.strategy == "delta"
         assert started(found) == {str(n) for n in numbers.values()}
 
 
@@ -142,12 +142,12 @@ async def test_an_endpoint_that_denies_every_session_removes_none(
     cloud.add_history(3, first_start=clock.now - 9000, spacing=2000, duration=600)
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         between.alter = lambda r, a: status if r.path == VIEW else a
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         s = cloud.open_session(device.id_group)
-        found = await watch.look_for(3000)
+        found = await watch.poll_for(3000)
         cloud.end_session(s)
-        found += await watch.look_for(100)
+        found += await watch.poll_for(100)
         assert types(found) == ["session.started", "session.ended"]
 
 
@@ -165,12 +165,12 @@ async def test_a_change_without_a_stamp_is_believed_where_nobody_else_can_be_ask
             return status if r.path == VIEW else a
 
         between.alter = alter
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         s = cloud.open_session(device.id_group)
-        found = await looks(watch, clock, 60, 10)
+        found = await poll_on(watch, clock, 60, 10)
         cloud.end_session(s)
-        found += await looks(watch, clock, 700, 10)
+        found += await poll_on(watch, clock, 700, 10)
         assert types(found) == ["session.started", "session.ended"]
 
 
@@ -192,18 +192,18 @@ async def test_a_session_that_times_out_holds_up_no_other(
             return a
 
         between.alter = alter
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         bad = cloud.open_session(device.id_group)
         gone = cloud.open_session(device.id_group)
-        await looks(watch, clock, 130)
+        await poll_on(watch, clock, 130)
         cloud.remove_session(gone)
         fails = 0
         found = []
         for _ in range(40):
             clock.forward(20)
             try:
-                found += await watch.look()
+                found += await watch.poll()
             except CloudError:
                 fails += 1
         assert types(found) == ["session.removed"]
@@ -221,7 +221,7 @@ async def test_a_device_list_that_never_works_hides_no_session_and_is_no_secret(
     cloud.add_history(5, first_start=clock.now - 400_000, spacing=1000, duration=600)
     async with altered(cloud, tmp_path / "b.db", clock, groups=["BaceGo-1"]) as (between, watch):
         between.alter = lambda r, a: status if r.path == GROUPS else a
-        await looks(watch, clock, 60, 10)
+        await poll_on(watch, clock, 60, 10)
         s = cloud.open_session(device.id_group)
         cloud.open_session(other.id_group)
         fails = 0
@@ -229,15 +229,15 @@ async def test_a_device_list_that_never_works_hides_no_session_and_is_no_secret(
         for _ in range(20):
             clock.forward(10)
             try:
-                found += await watch.look()
+                found += await watch.poll()
             except CloudError:
                 fails += 1
         if expand:
             assert (started(found), fails) == ({s}, 0)
         else:
             clock.forward(601)
-            await looks(watch, clock, 60)
-            assert fails or watch.poll.selection_problem
+            await poll_on(watch, clock, 60)
+            assert fails or watch.list_poll.selection_problem
 
 
 async def test_a_device_that_takes_a_watched_label_is_found_with_its_active_session(
@@ -246,12 +246,12 @@ async def test_a_device_that_takes_a_watched_label_is_found_with_its_active_sess
     cloud = simulated(clock)
     device = cloud.add_device("Old")
     async with altered(cloud, tmp_path / "b.db", clock, groups=["BaceGo-1"]) as (_, watch):
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         s = cloud.open_session(device.id_group)
-        await watch.look_for(120)
+        await watch.poll_for(120)
         cloud.rename_device(device.id_group, "BaceGo-1")
-        found = await watch.look_for(1000)
+        found = await watch.poll_for(1000)
         assert started(found) == {s}
 
 
@@ -260,19 +260,19 @@ async def test_a_cloud_whose_clock_is_set_back_is_read_from_there(clock: Clock, 
     cloud = simulated(theirs)
     device = cloud.add_device("BaceGo-1")
     async with altered(cloud, tmp_path / "b.db", clock) as (_, watch):
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         theirs.forward(10)
         cloud.open_session(device.id_group)
         for _ in range(20):
-            await watch.look()
+            await watch.poll()
             clock.forward(10)
             theirs.forward(10)
         theirs.now -= 3600
         s = cloud.open_session(device.id_group)
         found = []
         for _ in range(20):
-            found += await watch.look()
+            found += await watch.poll()
             clock.forward(10)
             theirs.forward(10)
         assert started(found) == {s}
@@ -288,14 +288,14 @@ async def test_a_filter_for_groups_that_works_no_more_is_given_up_at_once(
     gone = cloud.add_device("BaceGo-2")
     cloud.add_history(20, first_start=clock.now - 40_000, spacing=1000, duration=600)
     async with altered(cloud, tmp_path / "b.db", clock, groups=[device.id_group, gone.id_group]) as (between, watch):
-        await watch.look()
-        await watch.look_for(100, every=10)
-        before = watch.poll.strategy
+        await watch.poll()
+        await watch.poll_for(100, every=10)
+        before = watch.list_poll.strategy
         between.alter = lambda r, a: status if "id_group" in r.query_string else a
         clock.forward(10)
         s = cloud.open_session(device.id_group)
-        found = await looks(watch, clock, 60, 10)
-        assert (started(found), watch.poll.strategy) == ({s}, before)
+        found = await poll_on(watch, clock, 60, 10)
+        assert (started(found), watch.list_poll.strategy) == ({s}, before)
 
 
 async def test_another_data_session_is_no_answer(clock: Clock, tmp_path: Path) -> None:
@@ -315,8 +315,8 @@ async def test_each_process_logs_that_a_filter_is_not_honoured(clock: Clock, tmp
     for _ in range(2):
         with capture_logs() as logs:
             async with watching(cloud, tmp_path / "b.db", clock) as watch:
-                await watch.look()
-                await watch.look_for(100)
+                await watch.poll()
+                await watch.poll_for(100)
         assert [one["event"] for one in logs].count("cloud.filter_not_honoured") >= 1
         clock.forward(60)
 

@@ -59,11 +59,11 @@ async def test_every_point_comes_once_in_few_requests(
 ) -> None:
     cloud = simulated(clock, *quirks)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         over_session(cloud, clock)
         clock.forward(10)
         before = watch.api_requests()
-        all_came_once(await watch.look())
+        all_came_once(await watch.poll())
         assert watch.api_requests() - before <= most
 
 
@@ -84,10 +84,10 @@ class CloudThatTakesOneOfAList:
 async def test_a_list_that_is_taken_for_one_of_it_loses_nothing(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         over_session(cloud, clock)
         clock.forward(10)
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         (known,) = await watch.journal.due_fetches(clock.now, 9)
         await watch.fetch(known, CloudThatTakesOneOfAList(watch)).make()
         all_came_once(await watch.all_events())
@@ -102,14 +102,14 @@ def lists(requests: Sequence[RequestSeen]) -> list[int]:
 async def test_how_long_a_list_may_be_is_learned_and_tried_again_in_an_hour(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock, "header-limit 4096")
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
 
         async def read_some() -> list[RequestSeen]:
             before = len(watch.server.requests)
             for _ in range(8):
                 over_session(cloud, clock)
                 clock.forward(10)
-                all_came_once(await watch.look())
+                all_came_once(await watch.poll())
             return watch.server.requests[before:]
 
         def refused(requests: Sequence[RequestSeen]) -> int:
@@ -132,13 +132,13 @@ async def test_a_list_that_is_honoured_no_more_is_noticed_and_one_that_is_again_
     cloud = simulated(clock, "series-truncated")
     asked = []
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         for quirks, pause in [((), 10), (("in-filter-ignored",), 10), ((), 10), ((), 3600)]:
             cloud.quirks = simulated(clock, "series-truncated", *quirks).quirks
             clock.forward(pause)
             over_session(cloud, clock)
             clock.forward(10)
             before = len(watch.server.requests)
-            all_came_once(await watch.look())
+            all_came_once(await watch.poll())
             asked.append(len(lists(watch.server.requests[before:])))
     assert asked == [1 + 4, 1, 0, 1 + 4]

@@ -43,7 +43,7 @@ async def polled(watch: Watching, clock: Clock, times: int, *, going_on: str | N
         clock.forward(10)
         if going_on:
             watch.server.cloud.rename_session(going_on, f"take {number}")
-        found += [one for one in types(await watch.look()) if one != "session.updated"]
+        found += [one for one in types(await watch.poll()) if one != "session.updated"]
     return found
 
 
@@ -54,13 +54,13 @@ async def test_an_odd_field_costs_nothing_but_itself(clock: Clock, tmp_path: Pat
     other = cloud.open_session(device.id_group)
     with capture_logs() as logs:
         async with odd(cloud, tmp_path / "b.db", clock) as (fields, watch):
-            await watch.look()
+            await watch.poll()
             clock.forward(10)
             session = cloud.open_session(device.id_group)
             fields[session] = {"datapoint_count": 12.5}
             assert await polled(watch, clock, 20, going_on=other) == ["session.started"]
-            assert watch.poll.unreadable == []
-            assert watch.poll.strategy == ("full scan" if quirks else "delta")
+            assert watch.list_poll.unreadable == []
+            assert watch.list_poll.strategy == ("full scan" if quirks else "delta")
     assert [one["what"] for one in logs if one["event"] == "cloud.field_not_understood"] == ["datapoint_count"]
 
 
@@ -86,13 +86,13 @@ async def test_an_odd_label_costs_no_session(
 
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         between.alter = alter
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         session, unstamped = cloud.open_session(device.id_group), cloud.open_session(other.id_group)
         fields[session] = {"label": label, "group": {"label": label}, "id_person": label}
         fields[unstamped] = {"updated_at": None, "isIngestionFinished": "0", "start": str(int(clock.now))}
         assert await polled(watch, clock, 3) == ["session.started", "session.started"]
-        assert watch.poll.unreadable == []
+        assert watch.list_poll.unreadable == []
         known = await watch.journal.known([session])
         assert known[session].session.label == shown
         assert known[session].device_label == (shown or "BaceGo-1"), "else the group itself is asked"
@@ -112,17 +112,17 @@ async def test_a_row_that_cannot_be_read_is_shown_and_reported_when_it_can_be(
     other = cloud.open_session(device.id_group)
     with capture_logs() as logs:
         async with odd(cloud, tmp_path / "b.db", clock) as (fields, watch):
-            await watch.look()
+            await watch.poll()
             clock.forward(10)
             session = cloud.open_session(device.id_group)
             fields[session] = {field: "soon"}
             assert await polled(watch, clock, 40, going_on=other) == []
-            assert len(watch.poll.unreadable) == 1
-            assert watch.poll.strategy == ("full scan" if quirks else "delta")
+            assert len(watch.list_poll.unreadable) == 1
+            assert watch.list_poll.strategy == ("full scan" if quirks else "delta")
             before = watch.api_requests()
             await polled(watch, clock, 20, going_on=other)
             assert watch.api_requests() - before <= 20 * 5
             fields.clear()
             assert await polled(watch, clock, 40, going_on=other) == ["session.started"]
-            assert watch.poll.unreadable == []
+            assert watch.list_poll.unreadable == []
     assert len([one for one in logs if one["event"] == "cloud.record_unreadable"]) <= (2 if quirks else 1)

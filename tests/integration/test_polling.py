@@ -22,35 +22,35 @@ async def test_a_session_travels_from_start_to_csv(clock: Clock, tmp_path: Path,
     device = cloud.add_device("BaceGo-1", datatypes=(6000,))
     cloud.add_history(150, first_start=clock.now - 90_000, spacing=500, duration=300)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        assert types(await watch.look()) == []
+        assert types(await watch.poll()) == []
         clock.forward(10)
         session = cloud.open_session(device.id_group)
         series = device.series[0].id_container_data_latest
         cloud.add_points(session, series, [(clock.now + one, 60.0 + one) for one in range(5)])
-        told = await watch.look()
+        told = await watch.poll()
         assert types(told) == ["session.started", "session.datapoints"]
         assert data(told[0])["device"] == {"id": device.id_group, "label": "BaceGo-1"}
         assert [point["avg"] for point in points(told)] == [60, 61, 62, 63, 64]
         assert {point["revision"] for point in points(told)} == {0}
 
         clock.forward(20)
-        assert types(await watch.look()) == []
+        assert types(await watch.poll()) == []
         cloud.add_points(session, series, [(clock.now, 70.0)])
         clock.forward(20)
         cloud.end_session(session)
-        told = await watch.look()
+        told = await watch.poll()
         assert types(told) == ["session.datapoints", "session.ended"]
 
         cloud.add_points(session, series, [(clock.now - 5, 71.0)])
         clock.forward(60)
         cloud.finish_ingestion(session)
-        told = await watch.look()
+        told = await watch.poll()
         assert types(told) == ["session.datapoints", "session.csv_ready"]
         assert data(told[1])["csv"]["url"].endswith(f"/api/v2/data-session/{session}/download-csv")
         assert data(told[1])["csv"]["revision"] == 0
         for _ in range(5):
             clock.forward(60)
-            assert types(await watch.look()) == []
+            assert types(await watch.poll()) == []
 
 
 @pytest.mark.parametrize("quirks", STRATEGIES, ids=lambda quirks: "+".join(quirks) or "delta")
@@ -60,14 +60,14 @@ async def test_a_session_that_opened_and_closed_between_two_polls(
     cloud = simulated(clock, *quirks)
     device = cloud.add_device("BaceGo-1")
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         clock.forward(1)
         session = cloud.open_session(device.id_group)
         cloud.add_points(session, device.series[0].id_container_data_latest, [(clock.now + 1, 60.0)])
         clock.forward(3)
         cloud.end_session(session)
         cloud.finish_ingestion(session)
-        told = await watch.look()
+        told = await watch.poll()
     assert types(told) == ["session.started", "session.datapoints", "session.ended", "session.csv_ready"]
 
 
@@ -76,7 +76,7 @@ async def test_a_session_recorded_offline_is_told_days_later(clock: Clock, tmp_p
     device = cloud.add_device("BaceGo-1")
     cloud.open_session(device.id_group)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        assert types(await watch.look()) == ["session.started"]
+        assert types(await watch.poll()) == ["session.started"]
         clock.forward(3 * 86400)
         start = int(clock.now - 2.5 * 86400)
         session = cloud.open_session(device.id_group, start=start, created_at=int(clock.now))
@@ -85,7 +85,7 @@ async def test_a_session_recorded_offline_is_told_days_later(clock: Clock, tmp_p
         )
         cloud.end_session(session, end=start + 7200)
         cloud.finish_ingestion(session)
-        told = [one for one in await watch.look() if one.event.session_id == session]
+        told = [one for one in await watch.poll() if one.event.session_id == session]
     assert types(told) == [
         "session.started",
         "session.datapoints",
@@ -102,12 +102,12 @@ async def test_history_is_not_told_and_active_sessions_are(clock: Clock, tmp_pat
     old = cloud.open_session(device.id_group, start=int(clock.now - 40 * 86400), created_at=int(clock.now - 40 * 86400))
     cloud.add_history(3000, first_start=clock.now - 3_000_000, spacing=900, duration=300)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        told = await watch.look()
+        told = await watch.poll()
         assert [(one.event.type, one.event.session_id) for one in told] == [("session.started", old)]
         assert watch.api_requests() < 12
         cloud_requests = watch.api_requests()
         clock.forward(10)
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         assert watch.api_requests() - cloud_requests == 1
 
 
@@ -115,7 +115,7 @@ async def test_everything_that_can_change_is_told_once(clock: Clock, tmp_path: P
     cloud = simulated(clock)
     device = cloud.add_device("BaceGo-1")
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         session = cloud.open_session(device.id_group)
         steps: list[tuple[Callable[[], object], list[str]]] = [
             (lambda: None, ["session.started"]),
@@ -137,9 +137,9 @@ async def test_everything_that_can_change_is_told_once(clock: Clock, tmp_path: P
         for change, expected in steps:
             clock.forward(61)
             change()
-            assert types(await watch.look()) == expected
+            assert types(await watch.poll()) == expected
         cloud.remove_session(session)
-        assert types(await watch.look_for(1200)) == ["session.removed"]
+        assert types(await watch.poll_for(1200)) == ["session.removed"]
         ids = [one.event.id for one in await watch.all_events()]
         assert len(ids) == len(set(ids))
         assert not any("." in one for one in ids)
@@ -150,14 +150,14 @@ async def test_changed_points_are_told_with_the_next_revision(clock: Clock, tmp_
     cloud.resolution = Resolution(raw=0)
     device = cloud.add_device("BaceGo-1")
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         session = cloud.open_session(device.id_group)
         series = device.series[0].id_container_data_latest
         seen = []
         for value in (1.0, 2.0, 3.0):
             clock.forward(15)
             cloud.add_points(session, series, [(clock.now - 10 + value, value)])
-            seen += [(point["count"], point["max"], point["revision"]) for point in points(await watch.look())]
+            seen += [(point["count"], point["max"], point["revision"]) for point in points(await watch.poll())]
     assert [count for count, _, _ in seen][:1] == [1]
     assert seen[-1][1] == 3.0
 
@@ -169,11 +169,11 @@ async def test_a_restart_goes_on_where_it_was(clock: Clock, tmp_path: Path) -> N
     series = device.series[0].id_container_data_latest
     cloud.add_points(session, series, [(clock.now + one, 1.0) for one in range(10)])
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        assert types(await watch.look()) == ["session.started", "session.datapoints"]
+        assert types(await watch.poll()) == ["session.started", "session.datapoints"]
     clock.forward(100)
     cloud.end_session(session)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        assert types(await watch.look()) == ["session.ended"]
+        assert types(await watch.poll()) == ["session.ended"]
         assert [seen.path for seen in watch.server.requests if "token" in seen.path] == []
 
 
@@ -185,12 +185,12 @@ async def test_a_long_silent_session_costs_few_requests(clock: Clock, tmp_path: 
     series = device.series[0].id_container_data_latest
     cloud.add_points(session, series, [(start + 100.0, 1.0), (clock.now - 30, 2.0)])
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        told = await watch.look()
+        told = await watch.poll()
         assert len(points(told)) == 2
         before = watch.api_requests()
         for _ in range(4):
             clock.forward(15)
-            await watch.look()
+            await watch.poll()
         assert watch.api_requests() - before <= 4 * 5
 
 
@@ -203,12 +203,12 @@ async def test_finest_reads_down_to_raw_points(clock: Clock, tmp_path: Path) -> 
     samples = [(clock.now - 3600 + 10 * one, float(one)) for one in range(360)]
     cloud.add_points(session, series, samples)
     async with watching(cloud, tmp_path / "b.db", clock, resolution="finest") as watch:
-        told = await watch.look()
+        told = await watch.poll()
         assert sorted(point["avg"] for point in points(told)) == [float(one) for one in range(360)]
         clock.forward(60)
         cloud.end_session(session)
         cloud.finish_ingestion(session)
-        assert types(await watch.look()) == ["session.ended", "session.csv_ready"]
+        assert types(await watch.poll()) == ["session.ended", "session.csv_ready"]
 
 
 async def test_a_point_from_before_the_start_is_corrected_before_the_csv(clock: Clock, tmp_path: Path) -> None:
@@ -217,18 +217,18 @@ async def test_a_point_from_before_the_start_is_corrected_before_the_csv(clock: 
     device = cloud.add_device("BaceGo-1")
     series = device.series[0].id_container_data_latest
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         session = cloud.open_session(device.id_group, start=clock.now)
-        await watch.look()
+        await watch.poll()
         clock.forward(15)
         before = clock.now - 45
         cloud.add_points(session, series, [(before, 1.0)])
-        told = points(await watch.look())
+        told = points(await watch.poll())
         clock.forward(15)
         cloud.add_points(session, series, [(before, 2.0)])
         cloud.end_session(session)
         cloud.finish_ingestion(session)
-        told += points(await watch.look())
+        told += points(await watch.poll())
         assert types(await watch.all_events())[-2:] == ["session.ended", "session.csv_ready"]
     assert [(one["avg"], one["revision"]) for one in told] == [(1.0, 0), (2.0, 1)]
 
@@ -240,19 +240,19 @@ async def test_the_oldest_session_of_the_list_is_removed_when_it_is_over(
     cloud = simulated(clock, *quirks)
     device = cloud.add_device("BaceGo-1")
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         session = cloud.open_session(device.id_group)
         cloud.end_session(session)
         cloud.finish_ingestion(session)
-        await watch.look()
+        await watch.poll()
         clock.forward(900)
         cloud.open_session(device.id_group)
         for _ in range(2):
-            await watch.look()
+            await watch.poll()
             clock.forward(10)
         cloud.remove_session(session)
-        told = await watch.look_for(1200)
+        told = await watch.poll_for(1200)
     assert [(one.event.type, one.event.session_id) for one in told] == [("session.removed", session)]
 
 
@@ -265,19 +265,19 @@ async def test_points_that_are_added_while_a_session_is_read_are_published_befor
     device = cloud.add_device("BaceGo-1")
     series = device.series[0].id_container_data_latest
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         session = cloud.open_session(device.id_group, start=clock.now - 900)
         cloud.add_points(session, series, [(clock.now - 800, 1.0)])
         cloud.end_session(session)
         cloud.finish_ingestion(session)
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         (known,) = await watch.journal.due_fetches(clock(), 9)
         clock.forward(1)
         cloud.add_points(session, series, [(clock.now - back, 2.0)])
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         await watch.fetch(known).make()
-        await watch.look()
+        await watch.poll()
         told = await watch.all_events()
     assert sorted(one["avg"] for one in points(told)) == [1.0, 2.0]
     assert types(told)[-1] == "session.csv_ready"
@@ -288,7 +288,7 @@ async def test_a_second_end_at_the_same_time_is_another_event(clock: Clock, tmp_
     cloud = simulated(clock)
     device = cloud.add_device("BaceGo-1")
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         session = cloud.open_session(device.id_group)
         clock.forward(60)
         end = clock.now
@@ -301,7 +301,7 @@ async def test_a_second_end_at_the_same_time_is_another_event(clock: Clock, tmp_
         for change in changes:
             clock.forward(61)
             change()
-            told += await watch.look()
+            told += await watch.poll()
     assert types(told) == ["session.started", "session.ended", "session.reopened", "session.ended"]
     assert len({one.event.id for one in told}) == 4
 
@@ -316,10 +316,10 @@ async def test_the_list_is_asked_for_from_the_newest_update_on_whatever_our_cloc
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
         for _ in range(5):
             cloud.open_session(device.id_group)
-            await watch.poll.poll()
+            await watch.list_poll.poll()
             for one in (clock, theirs):
                 one.forward(600)
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         bounds = [dict(seen.query).get("filter[updated_at][gte]") for seen in watch.server.requests]
     newest = theirs.now - 600
     assert newest - 300 <= float([one for one in bounds if one][-1] or 0) <= newest + 1
@@ -334,15 +334,15 @@ async def test_of_groups_that_are_named_only_theirs_are_published(
     ours, foreign = (cloud.add_device(f"BaceGo-{one}") for one in range(2))
     cloud.add_history(3, groups=[foreign.id_group], first_start=clock.now - 90_000, spacing=500, duration=300)
     async with watching(cloud, tmp_path / "b.db", clock, groups=[ours.id_group]) as watch:
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         mine, other = cloud.open_session(ours.id_group), cloud.open_session(foreign.id_group)
         cloud.add_points(other, foreign.series[0].id_container_data_latest, [(clock.now, 1.0)])
-        told = [await watch.look()]
+        told = [await watch.poll()]
         for group in (foreign, ours):
             clock.forward(61)
             cloud.move_session(mine if group is foreign else other, group.id_group)
-            told.append(await watch.look())
+            told.append(await watch.poll())
     names = [[(one.event.type, one.event.session_id) for one in some] for some in told]
     assert names[0] == [("session.started", mine)]
     assert names[1] == [("session.updated", mine)]
@@ -358,11 +358,11 @@ async def test_a_session_that_moves_changes_the_device_that_it_leaves_too(clock:
         cloud, tmp_path / "b.db", clock, journal=lambda file: Journal(file, changed=changed.append)
     ) as watch:
         session = cloud.open_session(before.id_group)
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         cloud.move_session(session, after.id_group)
         changed.clear()
-        await watch.poll.poll()
+        await watch.list_poll.poll()
     assert [set(one) for one in changed] == [{before.id_group, after.id_group}]
 
 
@@ -374,14 +374,14 @@ async def test_a_value_that_is_corrected_nine_minutes_after_its_hour_is_publishe
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
         session = cloud.open_session(device.id_group)
         cloud.add_points(session, series, [(clock.now + 3000, 1.0)])
-        await watch.look()
+        await watch.poll()
         clock.forward(3600)
-        await watch.look()
+        await watch.poll()
         clock.forward(540)
-        await watch.look()
+        await watch.poll()
         cloud.add_points(session, series, [(clock.now - 540 - 600, 2.0)])
         clock.forward(15)
-        told = points(await watch.look())
+        told = points(await watch.poll())
     assert [(one["avg"], one["revision"]) for one in told] == [(2.0, 1)]
 
 
@@ -398,16 +398,16 @@ async def test_where_a_first_start_began_is_kept_though_the_store_failed_at_firs
             )
         )
         with pytest.raises(StoreError):
-            await watch.poll.poll()
+            await watch.list_poll.poll()
         await watch.file.read(lambda connection: connection.execute("drop trigger broken"))
         clock.forward(10)
-        await watch.poll.poll()
+        await watch.list_poll.poll()
     clock.forward(10)
     session = cloud.open_session(device.id_group)
     clock.forward(10)
     cloud.end_session(session)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        assert types(await watch.look()) == ["session.started", "session.ended"]
+        assert types(await watch.poll()) == ["session.started", "session.ended"]
 
 
 async def test_a_devices_new_label_is_seen_within_an_hour_where_sessions_do_not_bring_it(
@@ -417,9 +417,9 @@ async def test_a_devices_new_label_is_seen_within_an_hour_where_sessions_do_not_
     device = cloud.add_device("BaceGo-1")
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
         session = cloud.open_session(device.id_group)
-        told = await watch.look()
+        told = await watch.poll()
         cloud.rename_device(device.id_group, "Anna's")
         clock.forward(3660)
         cloud.rename_session(session, "Night")
-        told += await watch.look()
+        told += await watch.poll()
     assert [data(one)["device"]["label"] for one in told] == ["BaceGo-1", "Anna's"]

@@ -1,6 +1,6 @@
 """Random histories of several sessions in the simulated cloud, watched over real HTTP into a real store.
 
-The watcher is restarted at any point, also in the middle of a look; looks fail; the list shifts while its pages are
+The watcher is restarted at any point, also in the middle of a poll; polls fail; the list shifts while its pages are
 walked; sessions appear that were recorded offline. At the end everything that the cloud serves has been told, every
 session's events stand in the order of the contract, and what is found again has the same id. What this has taught
 stands below it.
@@ -80,17 +80,17 @@ CLOUD_STEPS = st.one_of(
     st.tuples(st.just("remove"), SESSION),
     st.tuples(st.just("offline"), SESSION, st.sampled_from([900, 5000, 200_000])),
 )
-# No 429: the silence after it lasts until this clock moves, which it does not in the middle of a look.
+# No 429: the silence after it lasts until this clock moves, which it does not in the middle of a poll.
 FAILURES = st.sampled_from([(500, "{}"), (502, "<html>"), (200, "<html>"), (200, '{"items": [{'), (401, "{}")])
 WATCHER_STEPS = st.one_of(
-    st.just(("look",)),
-    st.just(("look",)),
-    st.just(("look and visit at once",)),
+    st.just(("poll",)),
+    st.just(("poll",)),
+    st.just(("poll and fetch at once",)),
     st.just(("restart",)),
     st.tuples(st.just("cut off"), st.integers(0, 12)),
-    st.tuples(st.just("shifting look"), st.integers(0, 6), CLOUD_STEPS),
-    st.tuples(st.just("failing look"), st.integers(1, 3), FAILURES),
-    st.just(("look twice",)),
+    st.tuples(st.just("shifting poll"), st.integers(0, 6), CLOUD_STEPS),
+    st.tuples(st.just("failing poll"), st.integers(1, 3), FAILURES),
+    st.just(("poll twice",)),
     st.tuples(st.just("time"), st.sampled_from([1, 15, 61, 700, 4000])),
     st.tuples(st.just("time"), st.sampled_from([1, 15, 61])),
 )
@@ -123,20 +123,20 @@ class History:
 
     async def step(self, step: Step) -> None:
         match step:
-            case ("look",):
-                await self.watch.look()
-            case ("look and visit at once",):
-                await asyncio.gather(self.watch.poll.poll(), self.watch.fetch_due())
+            case ("poll",):
+                await self.watch.poll()
+            case ("poll and fetch at once",):
+                await asyncio.gather(self.watch.list_poll.poll(), self.watch.fetch_due())
             case ("restart",):
                 await self.restart()
             case ("cut off", int(requests)):
                 await self.cut_off(requests)
-            case ("shifting look", int(requests), (str(what), int(which), *how)):
-                await self.look_while(requests, what, which, how)
-            case ("failing look", int(times), (int(status), str(body))):
-                await self.look_in_vain(times, status, body)
-            case ("look twice",):
-                await self.look_twice()
+            case ("shifting poll", int(requests), (str(what), int(which), *how)):
+                await self.poll_while(requests, what, which, how)
+            case ("failing poll", int(times), (int(status), str(body))):
+                await self.poll_in_vain(times, status, body)
+            case ("poll twice",):
+                await self.poll_twice()
             case ("time", int(seconds)):
                 self.clock.forward(seconds)
             case (str(what), int(which), *how):
@@ -191,45 +191,45 @@ class History:
             cloud.remove_session(session)
 
     async def cut_off(self, requests: int) -> None:
-        """A look that ends, with the process, after so many requests."""
-        upto = self.watch.api_requests() + requests
-        look = asyncio.ensure_future(self.watch.look())
-        while not look.done() and self.watch.api_requests() < upto:
+        """A poll that ends, with the process, after so many requests."""
+        through = self.watch.api_requests() + requests
+        poll = asyncio.ensure_future(self.watch.poll())
+        while not poll.done() and self.watch.api_requests() < through:
             await asyncio.sleep(0)
-        look.cancel()
+        poll.cancel()
         with suppress(asyncio.CancelledError):
-            await look
+            await poll
         await self.restart()
 
-    async def look_while(self, requests: int, what: str, which: int, how: list[Any]) -> None:
-        """A look in the middle of which, after so many requests, something changes: its pages shift."""
-        upto = self.watch.api_requests() + requests
-        look = asyncio.ensure_future(self.watch.look())
-        while not look.done() and self.watch.api_requests() < upto:
+    async def poll_while(self, requests: int, what: str, which: int, how: list[Any]) -> None:
+        """A poll in the middle of which, after so many requests, something changes: its pages shift."""
+        through = self.watch.api_requests() + requests
+        poll = asyncio.ensure_future(self.watch.poll())
+        while not poll.done() and self.watch.api_requests() < through:
             await asyncio.sleep(0)
         self.in_the_cloud(what, which, how)
-        await look
+        await poll
 
-    async def look_in_vain(self, times: int, status: int, body: str) -> None:
-        """A look whose first requests fail; what it has seen until then may be told, and nothing is taken for gone."""
+    async def poll_in_vain(self, times: int, status: int, body: str) -> None:
+        """A poll whose first requests fail; what it has seen until then may be emitted, nothing is taken as gone."""
         self.watch.server.faults.answer("/api/", status=status, body=body, times=times)
         with suppress(CloudError):
-            await self.watch.look()
+            await self.watch.poll()
         self.watch.server.faults.clear()
         self.clock.forward(40)
 
-    async def look_twice(self) -> None:
-        """As after a crash before the commit: the same look over the same store, a second later, tells the same."""
+    async def poll_twice(self) -> None:
+        """As after a crash before the commit: the same poll over the same store, a second later, tells the same."""
         await self.stack.aclose()
         copy = self.store.with_suffix(".copy")
         shutil.copy(self.store, copy)
         await self.start()
-        first = ids_of_sessions(await self.watch.look())
+        first = ids_of_sessions(await self.watch.poll())
         await self.stack.aclose()
         shutil.copy(copy, self.store)
         self.clock.forward(1)
         await self.start()
-        again = ids_of_sessions(await self.watch.look())
+        again = ids_of_sessions(await self.watch.poll())
         for session, ids in first.items():
             assert [one for one in again[session] if one in ids] == ids, "found again with another id"
 
@@ -242,7 +242,7 @@ class History:
                     self.cloud.end_session(session)
                 self.cloud.finish_ingestion(session)
         removed = [one for one in self.sessions if self.cloud.sessions.get(one) is None]
-        await self.watch.look_for(1500 if removed else 750)
+        await self.watch.poll_for(1500 if removed else 750)
 
     async def served(self, session: str) -> dict[tuple[str, str], tuple[Any, ...]]:
         """What the cloud serves now, in the grid's windows, by series and time."""
@@ -327,15 +327,15 @@ async def check(history: History) -> None:
 @settings(max_examples=examples(20), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @example(  # a point in the window before the one that the session starts in
     ways=World((), 0.0, "as_served"),
-    steps=[("open", 0), ("look",), ("points", 0, 1, 30), ("time", 15), ("look",), ("correct", 0)],
+    steps=[("open", 0), ("poll",), ("points", 0, 1, 30), ("time", 15), ("poll",), ("correct", 0)],
 )
 @example(  # the oldest session of the list is removed when it is over
     ways=World(("updated-filter-ignored",), 0.0, "as_served"),
-    steps=[("offline", 0, 900), ("open", 0), ("look",), ("remove", 0)],
+    steps=[("offline", 0, 900), ("open", 0), ("poll",), ("remove", 0)],
 )
 @example(  # a session that is over grows while it is read
     ways=World((), 0.0, "as_served"),
-    steps=[("offline", 0, 900), ("look and visit at once",), ("points", 0, 2, 90_000), ("look and visit at once",)],
+    steps=[("offline", 0, 900), ("poll and fetch at once",), ("points", 0, 2, 90_000), ("poll and visit at once",)],
 )
 @given(ways=WORLDS, steps=STEPS)
 async def test_whatever_happens_in_the_cloud_is_told_in_order(
@@ -349,7 +349,7 @@ async def test_whatever_happens_in_the_cloud_is_told_in_order(
         await history.come_to_rest()
         await check(history)
         history.clock.forward(61)
-        assert types(await history.watch.look()) == []
+        assert types(await history.watch.poll()) == []
     finally:
         await history.stack.aclose()
 
@@ -366,16 +366,16 @@ async def test_a_bucket_that_swallows_a_point_hides_no_other(clock: Clock, tmp_p
     device = cloud.add_device("BaceGo-1")
     series = device.series[0].id_container_data_latest
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         session = cloud.open_session(device.id_group)
         for value in (1.0, 2.0):
             cloud.add_points(session, series, [(clock.now + 1, value)])
             clock.forward(15)
-            assert len(points(await watch.look())) == 1
+            assert len(points(await watch.poll())) == 1
         cloud.end_session(session)
         cloud.add_points(session, series, [(clock.now - 90_000, 3.0)])
         cloud.finish_ingestion(session)
-        told = await watch.look()
+        told = await watch.poll()
     assert types(told) == ["session.datapoints", "session.ended", "session.csv_ready"]
     assert [one["avg"] for one in points(told)] == [3.0]
 
@@ -394,7 +394,7 @@ async def test_the_large_windows_of_a_long_session_are_settled_and_left_alone(cl
             for _ in range(4):
                 clock.forward(900)
                 before = watch.api_requests()
-                told = points(await watch.look())
+                told = points(await watch.poll())
                 cost = watch.api_requests() - before
             costs.append(cost)
             assert all(one["revision"] == 0 for one in told)
@@ -433,7 +433,7 @@ async def test_a_bound_that_is_ignored_loses_nothing(clock: Clock, tmp_path: Pat
     cloud.end_session(session)
     cloud.finish_ingestion(session)
     async with watching(cloud, tmp_path / "b.db", clock, start="all") as watch:
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         (known,) = await watch.journal.due_fetches(clock.now, 9)
         await watch.fetch(known, CloudThatIgnoresTheBeginning(watch, start)).make()
         told = await watch.all_events()

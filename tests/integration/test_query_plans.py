@@ -13,11 +13,11 @@ import pytest
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.server import SimulatedServer
+from bace_bridge.store.device_states import DeviceStates
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile
-from bace_bridge.store.standing import Standing
 from tests.acceptance.line import receiver, until
 from tests.integration.brokers import Mosquitto, listening
 from tests.integration.test_bridge_requests import ask
@@ -34,7 +34,7 @@ FEW = ("sessions_unfinished", "sessions_with_an_end_to_tell", "lanes_failed", "l
 NOON = 1_764_590_400.0
 SESSIONS, DEVICES = 20_000, 10
 
-Ask = Callable[[Journal, Standing], Any]
+Ask = Callable[[Journal, DeviceStates], Any]
 
 QUESTIONS: dict[str, Ask] = {
     "known": lambda journal, _: journal.known(["s00005", "s19999"]),
@@ -46,11 +46,11 @@ QUESTIONS: dict[str, Ask] = {
     "next_fetch_at": lambda journal, _: journal.next_fetch_at(without=["s19999"]),
     "device_labels": lambda journal, _: journal.device_labels(),
     "windows": lambda journal, _: journal.windows("s00001"),
-    "devices": lambda _, standing: standing.devices(["g1", "g2"], available=True),
-    "all devices": lambda _, standing: standing.devices(None, available=True),
-    "known devices": lambda _, standing: standing.known_devices(),
-    "stale": lambda _, standing: standing.stale(),
-    "oldest_view": lambda _, standing: standing.oldest_view(),
+    "devices": lambda _, device_states: device_states.devices(["g1", "g2"], available=True),
+    "all devices": lambda _, device_states: device_states.devices(None, available=True),
+    "known devices": lambda _, device_states: device_states.known_devices(),
+    "stale": lambda _, device_states: device_states.stale(),
+    "oldest_view": lambda _, device_states: device_states.oldest_view(),
 }
 
 
@@ -113,10 +113,10 @@ def walks(plan: Iterable[str]) -> list[str]:
 @pytest.mark.parametrize("name", QUESTIONS)
 async def test_no_table_is_read_from_end_to_end(file: SqliteFile, name: str) -> None:
     journal = Journal(file)
-    standing = Standing(file, csv_url=lambda session: session, clock=lambda: NOON)
+    device_states = DeviceStates(file, csv_url=lambda session: session, clock=lambda: NOON)
     statements: list[str] = []
     await file.read(lambda connection: connection.set_trace_callback(statements.append))
-    await QUESTIONS[name](journal, standing)
+    await QUESTIONS[name](journal, device_states)
     await file.read(lambda connection: connection.set_trace_callback(None))
     found = await plans(file, statements)
     assert found
@@ -179,7 +179,7 @@ async def test_the_running_bridge_reads_no_table_from_end_to_end(
 
 async def test_the_devices_of_many_sessions_are_found_by_few_steps(file: SqliteFile) -> None:
     """The bench has the times; this is the work, which no slow machine changes."""
-    standing = Standing(file, csv_url=lambda session: session, clock=lambda: NOON)
+    device_states = DeviceStates(file, csv_url=lambda session: session, clock=lambda: NOON)
     steps = 0
 
     def count() -> int:
@@ -189,8 +189,8 @@ async def test_the_devices_of_many_sessions_are_found_by_few_steps(file: SqliteF
 
     await file.read(lambda connection: connection.set_progress_handler(count, 100))
     began = time.perf_counter()
-    assert len(await standing.devices(None, available=True)) == DEVICES
-    assert len(await standing.known_devices()) == DEVICES
+    assert len(await device_states.devices(None, available=True)) == DEVICES
+    assert len(await device_states.known_devices()) == DEVICES
     seconds = time.perf_counter() - began
     await file.read(lambda connection: connection.set_progress_handler(None, 100))
     assert steps < 100, f"{100 * steps} of SQLite's steps, {seconds:.4f} s"

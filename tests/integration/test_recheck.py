@@ -15,10 +15,10 @@ async def test_every_removed_session_is_found(tmp_path: Path, quirk: str) -> Non
     device = cloud.add_device("BaceGo-1")
     sessions = sorted(cloud.open_session(device.id_group) for _ in range(70))
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         clock.forward(1000)
         other = cloud.open_session(device.id_group)
-        await watch.look()
+        await watch.poll()
         for one in sessions[1::2]:
             cloud.remove_session(one)
         told: list[str] = []
@@ -34,7 +34,7 @@ async def test_every_removed_session_is_found(tmp_path: Path, quirk: str) -> Non
                     "/api/v2/data-session", status=200, body=body.decode(), holding="[id_data_session][in]"
                 )
             before = watch.api_requests()
-            told += types(await watch.look())
+            told += types(await watch.poll())
             assert watch.api_requests() - before <= 120
             watch.server.faults.clear()
     assert one_of("id_data_session", ["x"])[0][0] == "filter[id_data_session][in][]", "what the fault is put into"
@@ -48,14 +48,14 @@ async def test_a_poll_without_the_filter_costs_no_more_for_sessions_that_never_b
     sessions = [cloud.open_session(device.id_group, start=clock.now - 90_000 + one) for one in range(180)]
     async with watching(cloud, tmp_path / "b.db", clock, start="all") as watch:
         for _ in range(3):
-            await watch.poll.poll()
+            await watch.list_poll.poll()
             clock.forward(10)
         for one in sessions[:70]:
             cloud.end_session(one)
         for number in range(12):
             clock.forward(10)
             before = watch.api_requests()
-            await watch.poll.poll()
+            await watch.list_poll.poll()
             assert watch.api_requests() - before <= 25, number
         known = await watch.journal.known(sessions[:70])
     assert sum(one.session.end is not None for one in known.values()) == 70
@@ -69,11 +69,11 @@ async def test_every_unfinished_session_is_asked_for_again_and_again(tmp_path: P
     device = cloud.add_device("BaceGo-1")
     sessions = {cloud.open_session(device.id_group) for _ in range(count)}
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         for _ in range(3):
             watch.server.requests.clear()
             for _ in range(-(-count // 40)):
                 clock.forward(61)
-                await watch.poll.poll()
+                await watch.list_poll.poll()
             asked = {value for seen in watch.server.requests for name, value in seen.query if "id_data_session" in name}
             assert asked == sessions

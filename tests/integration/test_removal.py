@@ -41,18 +41,18 @@ async def test_a_failure_to_see_a_session_does_not_remove_it(
             other = cloud.open_session(device.id_group)
             cloud.end_session(other)
             cloud.finish_ingestion(other)
-            await watch.look()
+            await watch.poll()
         watch.server.faults.answer(VIEW, status=status, body=body, times=10**9)
         for _ in range(5):
             clock.forward(61)
             with suppress(CloudError):
-                await watch.look()
+                await watch.poll()
         assert any(seen.path == VIEW and seen.status == status for seen in watch.server.requests)
         watch.server.faults.clear()
         cloud.end_session(session)
         for _ in range(12):
             clock.forward(61)
-            await watch.look()
+            await watch.poll()
         found = [one for one in await watch.all_events() if one.event.session_id == session]
     assert types(found) == ["session.started", "session.ended"]
 
@@ -64,18 +64,18 @@ async def test_a_removed_session_is_published_as_removed_when_the_cloud_can_say_
     cloud = simulated(clock)
     device = cloud.add_device("BaceGo-1")
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         session = cloud.open_session(device.id_group)
-        await watch.look()
+        await watch.poll()
         cloud.remove_session(session)
         watch.server.faults.answer(VIEW, status=status, body=body, times=10**9)
         for _ in range(5):
             clock.forward(61)
             with suppress(CloudError):
-                await watch.look()
+                await watch.poll()
         assert types(await watch.all_events()) == ["session.started"]
         watch.server.faults.clear()
         for _ in range(12):
             clock.forward(61)
-            await watch.look()
+            await watch.poll()
         assert types(await watch.all_events()) == ["session.started", "session.removed"]

@@ -141,7 +141,7 @@ async def test_every_failing_webhook_is_said_once_and_shown_and_the_bridge_stays
             def said(name: str) -> list[str]:
                 return [one["sink"] for one in logs if one["event"] == name]
 
-            await until(lambda: len(server.requests) > 3, within=60, what="the first look")
+            await until(lambda: len(server.requests) > 3, within=60, what="the first poll")
             for device in devices:
                 cloud.open_session(device.id_group)
             await until(lambda: len(said("webhook.failing")) >= len(FAILING), within=60, what="each is said")

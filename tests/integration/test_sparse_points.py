@@ -97,11 +97,11 @@ async def test_few_points_in_many_days(
     cloud = simulated(clock, *quirks)
     cloud.resolution = Resolution(raw=raw)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         session = over_session(cloud, clock, days=days, count=24 * days // series, series=series, on=on)
         before = watch.api_requests()
-        told = await watch.look()
+        told = await watch.poll()
         assert types(told)[-1] == "session.csv_ready"
         assert watch.api_requests() - before <= most
         found = emitted(told)
@@ -114,7 +114,7 @@ async def test_what_was_followed_live_is_read_again_in_few_requests(clock: Clock
     cloud = simulated(clock)
     device = cloud.add_device("BaceGo-1", datatypes=tuple(range(6000, 6000 + series)))
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         start = clock.now
         session = cloud.open_session(device.id_group, start=start)
         samples = at_random(cloud, session, start, 5, 120 // series)
@@ -123,13 +123,13 @@ async def test_what_was_followed_live_is_read_again_in_few_requests(clock: Clock
             for name, made in samples.items():
                 due = [one for one in made if clock.now - HOUR <= one[0] < clock.now]
                 cloud.add_points(session, name, due)
-            await watch.look()
+            await watch.poll()
         late = next(iter(samples))
         cloud.add_points(session, late, [(start + 3 * DAY + 17.5, 999.0)])
         cloud.end_session(session)
         cloud.finish_ingestion(session)
         before = watch.api_requests()
-        told = await watch.look()
+        told = await watch.poll()
         assert types(told)[-2:] == ["session.ended", "session.csv_ready"]
         assert [one["avg"] for one in points(told)] == [999.0]
         assert watch.api_requests() - before <= 25
@@ -145,16 +145,16 @@ async def test_a_long_active_session_is_probed_once(clock: Clock, tmp_path: Path
     (samples,) = at_random(cloud, session, start, 40, 940).items()
     cloud.add_points(session, *samples)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        assert {one[0] for one in emitted(await watch.look())} == {samples[0]}
+        assert {one[0] for one in emitted(await watch.poll())} == {samples[0]}
         for _ in range(8):
             clock.forward(15)
             before = watch.api_requests()
             cloud.add_points(session, samples[0], [(clock.now - 0.5, 1.0)])
-            assert len(points(await watch.look())) == 1
+            assert len(points(await watch.poll())) == 1
             assert watch.api_requests() - before <= 4
         clock.forward(15)
         cloud.add_points(session, samples[0], [(start + 7 * DAY + 0.5, 2.0)])
-        assert [one["avg"] for one in points(await watch.look())] == [2.0], "late, in an hour that was empty"
+        assert [one["avg"] for one in points(await watch.poll())] == [2.0], "late, in an hour that was empty"
         found = emitted(await watch.all_events())
         assert len(found) == len(set(found))
         assert set(found) == await as_the_hours_show(watch, session)
@@ -169,7 +169,7 @@ async def test_minutes_are_not_taken_for_samples_because_some_samples_are_on_ful
     (series, *_) = cloud.series_of(cloud.session(live))
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
         cloud.add_points(live, series.id_container_data_latest, [(clock.now - 0.5, 1.0)])
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         session = cloud.open_session(cloud.add_device("BaceGo-1").id_group, start=start, created_at=clock.now)
         (series, *_) = cloud.series_of(cloud.session(session))
@@ -179,7 +179,7 @@ async def test_minutes_are_not_taken_for_samples_because_some_samples_are_on_ful
             cloud.add_points(session, series.id_container_data_latest, [(begin + at, at) for at in times])
         cloud.end_session(session, end=clock.now - 5)
         cloud.finish_ingestion(session)
-        assert set(emitted(await watch.look())) == await as_the_hours_show(watch, session)
+        assert set(emitted(await watch.poll())) == await as_the_hours_show(watch, session)
 
 
 def asked_for(request: web.Request) -> float:
@@ -228,10 +228,10 @@ async def test_what_is_coarse_is_never_what_is_published(
     cloud = simulated(clock, *quirks)
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
         between.alter = alter
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         session = over_session(cloud, clock, days=4, count=240)
-        told = await watch.look()
+        told = await watch.poll()
         assert types(told)[-1] == "session.csv_ready"
         assert set(emitted(told)) == await as_the_hours_show(watch, session)
 
@@ -239,17 +239,17 @@ async def test_what_is_coarse_is_never_what_is_published(
 async def test_what_was_read_by_the_day_is_not_emitted_again_by_the_hour(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         session = over_session(cloud, clock, days=4, count=240)
         before = watch.api_requests()
-        assert types(await watch.look())[-1] == "session.csv_ready"
+        assert types(await watch.poll())[-1] == "session.csv_ready"
         assert watch.api_requests() - before <= 60
         between.alter = rounded
         cloud.add_points(session, next(iter(cloud.samples.of(session))), [(clock.now - 2 * DAY, 999.0)])
         clock.forward(61)
         before = watch.api_requests()
-        told = await watch.look()
+        told = await watch.poll()
         assert watch.api_requests() - before >= 80
         assert types(told) == ["session.datapoints", "session.csv_ready"]
         assert [(one["avg"], one["revision"]) for one in points(told)] == [(999.0, 0)]

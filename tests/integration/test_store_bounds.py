@@ -74,8 +74,8 @@ class Kept:
                     return
         raise AssertionError("it takes everything")
 
-    async def delivered(self, sink: str, upto: int) -> None:
-        await deliver(self.file, sink, upto=upto)
+    async def delivered(self, sink: str, through: int) -> None:
+        await deliver(self.file, sink, through=through)
 
     async def left(self) -> list[int]:
         query = "select seq from events order by seq"
@@ -319,16 +319,16 @@ async def test_a_forgotten_session_that_changes_is_told_again_with_the_same_ids(
     device = cloud.add_device("BaceGo-1")
     series = device.series[0].id_container_data_latest
     async with watching(cloud, tmp_path / "w.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         session = cloud.open_session(device.id_group)
         cloud.add_points(session, series, [(clock.now + one, 60.0 + one) for one in range(300)])
         clock.forward(3600)
         cloud.end_session(session)
         cloud.finish_ingestion(session)
-        first = await watch.look()
+        first = await watch.poll()
         assert types(first)[-1] == "session.csv_ready"
         clock.forward(91 * DAY)
-        assert types(await watch.look()) == []
+        assert types(await watch.poll()) == []
         log = EventLog(watch.file)
         upkeep = Upkeep(watch.file, log, Cap(watch.file, 2**30), retention=7 * DAY, session_retention=90 * DAY)
         while await upkeep.piece(clock.now) < 1.0:
@@ -336,10 +336,10 @@ async def test_a_forgotten_session_that_changes_is_told_again_with_the_same_ids(
         assert await watch.journal.windows(session) == {}
         assert await watch.all_events() == []
         clock.forward(10)
-        assert types(await watch.look()) == [], "it is known, and nothing has changed"
+        assert types(await watch.poll()) == [], "it is known, and nothing has changed"
         cloud.add_points(session, series, [(clock.now - 92 * DAY, 99.0)])
         clock.forward(60)
-        again = await watch.look()
+        again = await watch.poll()
         assert types(again)[-1] == "session.csv_ready"
         assert "session.started" not in types(again)
         by_id = {one.event.id for one in first if one.event.type == "session.datapoints"}

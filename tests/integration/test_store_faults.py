@@ -67,11 +67,11 @@ async def test_a_full_database_is_told_once_and_its_end_too(tmp_path: Path) -> N
                 with pytest.raises(StoreFull, match="disk is full"):
                     await journal.commit(events(1, 50, size=5000))
                 await log.open_sink("a", target="other")
-            told = file.trouble.reason
+            told = file.failures.reason
             assert told is not None, "a small write that succeeds says nothing of a large one"
             await file.read(lambda connection: connection.execute("pragma max_page_count = 10000").fetchall())
             await journal.commit(events(1, 50, size=5000))
-        told = file.trouble.reason
+        told = file.failures.reason
         assert told is None
         assert [one["event"] for one in logs] == ["store.unusable", "store.usable_again"]
         assert logs[0]["error"] == "StoreFull"
@@ -110,7 +110,7 @@ async def test_a_lock_of_another_process_is_waited_for_only_so_long(tmp_path: Pa
                 with pytest.raises(StoreBusy, match="another process holds a lock"):
                     await Journal(file).commit(events(1, 1))
             assert await EventLog(file).read(after=0, limit=9) == [], "to read goes on"
-            assert file.trouble.reason is not None
+            assert file.failures.reason is not None
             other.close()
             await Journal(file).commit(events(1, 1))
         assert [one["event"] for one in logs] == ["store.unusable", "store.usable_again"]
@@ -160,7 +160,7 @@ async def test_pages_that_break_while_it_runs_are_named(tmp_path: Path) -> None:
         with capture_logs() as logs, pytest.raises(StoreCorrupt, match="not a usable database"):
             await EventLog(file).read(after=0, limit=1000, most_bytes=10**9)
         assert [(one["event"], one["error"]) for one in logs] == [("store.unusable", "StoreCorrupt")]
-        assert file.trouble.reason is not None
+        assert file.failures.reason is not None
 
 
 Asks = Callable[[SqliteFile], Awaitable[object]]
@@ -326,8 +326,8 @@ async def test_a_token_that_cannot_be_saved_is_kept_and_saved_later(tmp_path: Pa
         assert asked == ["login", "refresh1"]
 
 
-class Looks:
-    """Looks at a cloud that is away until a test brings it back."""
+class Polls:
+    """Polls a cloud that is away until a test brings it back."""
 
     def __init__(self) -> None:
         self.away = True
@@ -339,8 +339,8 @@ class Looks:
             raise CloudUnavailable("no answer")
 
 
-async def test_a_trouble_of_the_cloud_that_cannot_be_written_is_told_once_it_can(tmp_path: Path) -> None:
-    looks, clock = Looks(), Clock()
+async def test_an_outage_of_the_cloud_that_cannot_be_written_is_emitted_once_it_can(tmp_path: Path) -> None:
+    polls, clock = Polls(), Clock()
     async with SqliteFile(tmp_path / "b.db") as file:
 
         async def let_pass(_: asyncio.Event, seconds: float) -> None:
@@ -348,7 +348,7 @@ async def test_a_trouble_of_the_cloud_that_cannot_be_written_is_told_once_it_can
             await asyncio.sleep(0)
 
         loop = SessionLoop(
-            looks.poll,
+            polls.poll,
             Journal(file),
             interval=10.0,
             clock=clock,
@@ -365,9 +365,9 @@ async def test_a_trouble_of_the_cloud_that_cannot_be_written_is_told_once_it_can
         log = EventLog(file)
         await _until(log, ["cloud.unreachable"])
         await away(file, "events")
-        looks.away = False
-        made = looks.made
-        await eventually(lambda: looks.made > made + 3)
+        polls.away = False
+        made = polls.made
+        await eventually(lambda: polls.made > made + 3)
         assert loop.last_success_at is None
         await back(file, "events")
         await _until(log, ["cloud.unreachable", "cloud.recovered"])

@@ -73,10 +73,10 @@ async def test_no_outage_uses_up_a_sessions_patience(
     """However long it lasts, and even where it is long enough to narrow a window down to nothing."""
     cloud = simulated(clock)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         over_at_once(cloud, clock)
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         watch.server.faults.answer(where, status=status, body=body, times=FOREVER)
         told = await fetches(watch, clock, 3600, every=60)
         assert told == []
@@ -89,11 +89,11 @@ async def test_no_outage_uses_up_a_sessions_patience(
 async def test_a_hiccup_is_no_failure_of_a_session(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         over_at_once(cloud, clock)
         watch.server.faults.answer(POINTS, status=500, body="{}")
-        told = types_in_order(await watch.look())
+        told = types_in_order(await watch.poll())
         assert told == ["session.started", "session.datapoints", "session.ended", "session.csv_ready"]
 
 
@@ -104,11 +104,11 @@ async def test_a_session_that_is_broken_for_good_is_ready_and_tried_on(
     cloud = simulated(clock)
     with capture_logs() as logs:
         async with watching(cloud, tmp_path / "b.db", clock) as watch:
-            await watch.look()
+            await watch.poll()
             clock.forward(10)
             session = over_at_once(cloud, clock)
             watch.server.faults.answer(POINTS, status=status, body=body, times=FOREVER, holding=session)
-            assert types(await watch.look()) == ["session.started", "session.ended"]
+            assert types(await watch.poll()) == ["session.started", "session.ended"]
             assert await fetches(watch, clock, 20 * MOST_FAILED_FETCHES) == ["session.csv_ready"]
             before = watch.api_requests()
             assert await fetches(watch, clock, 86400, every=300) == []
@@ -127,10 +127,10 @@ async def test_a_session_that_is_broken_for_good_is_ready_and_tried_on(
 async def test_an_endpoint_that_the_account_may_not_use_does_not_hold_a_csv(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock, f"forbidden {POINTS}")
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         over_at_once(cloud, clock)
-        assert types(await watch.look()) == ["session.started", "session.ended", "session.csv_ready"]
+        assert types(await watch.poll()) == ["session.started", "session.ended", "session.csv_ready"]
 
 
 def breaks_on(at: float) -> Alter:
@@ -147,11 +147,11 @@ async def test_a_minute_that_breaks_is_left_out_and_emitted_when_it_can_be_read(
     """A hiccup or two narrow nothing; then the place is found in one fetch, and everything else is read in it."""
     cloud = simulated(clock)
     async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         between.alter = breaks_on(clock.now - 20)
         session = over_at_once(cloud, clock)
-        assert types(await watch.look()) == ["session.started", "session.datapoints", "session.ended"]
+        assert types(await watch.poll()) == ["session.started", "session.datapoints", "session.ended"]
         assert not any(one.split for one in (await watch.journal.windows(session)).values())
         before = watch.api_requests()
         assert await fetches(watch, clock, 20 * (MOST_FAILURES - 1)) == ["session.datapoints", "session.csv_ready"]
@@ -181,7 +181,7 @@ async def test_a_minute_that_breaks_does_not_hold_live_points(clock: Clock, tmp_
             clock.forward(15)
             cloud.add_points(session, series, [(clock.now - 0.5, 2.0 + one)])
             before = watch.api_requests()
-            await watch.look()
+            await watch.poll()
         found = [point["avg"] for point in points(await watch.all_events())]
         assert found == [2.0 + one for one in range(20)]
         assert watch.api_requests() - before <= 8
@@ -191,11 +191,11 @@ async def test_a_minute_that_breaks_does_not_hold_live_points(clock: Clock, tmp_
 async def test_a_fetch_is_not_made_before_the_cloud_wants_it(clock: Clock, tmp_path: Path, status: int) -> None:
     cloud = simulated(clock)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         over_at_once(cloud, clock)
         watch.server.faults.answer(POINTS, status=status, headers={"Retry-After": "120"})
-        await watch.look()
+        await watch.poll()
         before = watch.api_requests()
         assert await fetches(watch, clock, 100) == []
         assert watch.api_requests() == before
@@ -206,18 +206,18 @@ async def test_a_csv_is_ready_again_where_a_fetch_was_cut_off_after_a_correction
     """The count is the same, and the fetch that comes to the end finds nothing new any more."""
     cloud = simulated(clock)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         session = over_at_once(cloud, clock)
-        assert types_in_order(await watch.look())[-1] == "session.csv_ready"
+        assert types_in_order(await watch.poll())[-1] == "session.csv_ready"
         (series,) = cloud.samples.of(session)
         cloud.restart_ingestion(session)
-        await watch.look()
+        await watch.poll()
         clock.forward(60)
         cloud.add_points(session, series, [(clock.now - 3750, 9.0)])
         cloud.finish_ingestion(session)
         watch.server.faults.answer(POINTS, status=503, times=FOREVER, holding=str(int(clock.now // 3600 * 3600)))
-        assert types_in_order(await watch.look()) == ["session.datapoints"]
+        assert types_in_order(await watch.poll()) == ["session.datapoints"]
         watch.server.faults.clear()
         assert await fetches(watch, clock, 60) == ["session.csv_ready"]
 
@@ -293,12 +293,12 @@ async def test_an_outage_is_asked_about_by_one_fetch_at_a_time_and_logged_once(c
     cloud = simulated(clock)
     with capture_logs() as logs:
         async with watching(cloud, tmp_path / "b.db", clock) as watch:
-            await watch.look()
+            await watch.poll()
             clock.forward(10)
             device = cloud.add_device("BaceGo-1")
             for _ in range(30):
                 cloud.open_session(device.id_group)
-            await watch.poll.poll()
+            await watch.list_poll.poll()
             watch.server.faults.answer(POINTS, status=500, body="{}", times=FOREVER)
             turns = Turns(watch, clock)
             run = asyncio.create_task(turns.loop.run())
@@ -319,12 +319,12 @@ async def test_an_outage_is_asked_about_by_one_fetch_at_a_time_and_logged_once(c
 async def test_no_session_is_read_before_the_cloud_wants_it(clock: Clock, tmp_path: Path, status: int) -> None:
     cloud = simulated(clock)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         clock.forward(10)
         device = cloud.add_device("BaceGo-1")
         for _ in range(10):
             cloud.open_session(device.id_group)
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         watch.server.faults.answer(POINTS, status=status, headers={"Retry-After": "120"}, times=FOREVER)
         turns = Turns(watch, clock)
         run = asyncio.create_task(turns.loop.run())
@@ -353,14 +353,14 @@ async def test_history_that_hangs_leaves_places_for_live_sessions(clock: Clock, 
     device = cloud.add_device("BaceGo-1")
     cloud.add_history(10, first_start=clock.now - 90_000, spacing=1000, duration=100)
     async with watching(cloud, tmp_path / "b.db", clock, start="all") as watch:
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         turns = HangingTurns(watch, clock)
         run = asyncio.create_task(turns.loop.run())
         await turns.settled()
         assert len(turns.made) >= 1
         clock.forward(10)
         session = cloud.open_session(device.id_group)
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         await turns.pass_by(1)
         assert turns.made[-1] == session
         run.cancel()
@@ -370,13 +370,13 @@ async def test_an_end_waits_half_a_minute_for_its_datapoints_and_no_longer(clock
     cloud = simulated(clock)
     device = cloud.add_device("BaceGo-1")
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         session = cloud.open_session(device.id_group)
-        await watch.look()
+        await watch.poll()
         clock.forward(15)
         cloud.end_session(session)
         watch.server.faults.answer(POINTS, status=503, times=FOREVER)
-        assert types(await watch.look()) == []
+        assert types(await watch.poll()) == []
         assert await fetches(watch, clock, 29, every=1) == []
         assert await fetches(watch, clock, 16, every=1) == ["session.ended"]
 
@@ -385,15 +385,15 @@ async def test_an_end_does_not_wait_for_a_fetch_that_hangs(clock: Clock, tmp_pat
     cloud = simulated(clock)
     device = cloud.add_device("BaceGo-1")
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        await watch.look()
+        await watch.poll()
         session = cloud.open_session(device.id_group)
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         turns = HangingTurns(watch, clock)
         run = asyncio.create_task(turns.loop.run())
         await turns.settled()
         clock.forward(15)
         cloud.end_session(session)
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         await turns.pass_by(29)
         assert types(await watch.all_events()) == ["session.started"]
         await turns.pass_by(2)
@@ -411,7 +411,7 @@ async def test_a_store_that_cannot_be_used_any_more_ends_the_loop(clock: Clock, 
     device = cloud.add_device("BaceGo-1")
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
         cloud.open_session(device.id_group)
-        await watch.poll.poll()
+        await watch.list_poll.poll()
         run = asyncio.create_task(BrokenStoreTurns(watch, clock).loop.run())
         await asyncio.wait({run}, timeout=10)
         assert run.done()

@@ -116,11 +116,11 @@ async def running(
     settings: WebhookConfig,
     *,
     clock: Callable[[], float] = time.time,
-    steady: Callable[[], float] = time.monotonic,
+    monotonic: Callable[[], float] = time.monotonic,
     grace: float = 5.0,
 ) -> AsyncIterator[WebhookSink]:
     sink = WebhookSink(
-        settings, source="https://cloud.example", version="1.2.3", clock=clock, steady=steady, grace=grace
+        settings, source="https://cloud.example", version="1.2.3", clock=clock, monotonic=monotonic, grace=grace
     )
     async with asyncio.TaskGroup() as group:
         group.create_task(sink.run())
@@ -308,7 +308,7 @@ async def test_an_idle_connection_is_left_before_common_servers_close_theirs_aft
 ) -> None:
     """A POST on a connection that the server is just closing fails for no reason."""
     now = 1000.0
-    async with running(config(receiver.url), steady=lambda: now) as sink:
+    async with running(config(receiver.url), monotonic=lambda: now) as sink:
         assert await delivered(sink, attempt(1)) is None
         now += idle
         assert await delivered(sink, attempt(2)) is None
@@ -537,7 +537,7 @@ async def test_a_rate_limit_spreads_the_requests(receiver: Receiver) -> None:
         waits.append(seconds)
 
     settings = config(receiver.url, rate_limit=20)
-    sink = WebhookSink(settings, source="s", version="1", steady=lambda: 100.0, sleep=sleep)
+    sink = WebhookSink(settings, source="s", version="1", monotonic=lambda: 100.0, sleep=sleep)
     async with asyncio.TaskGroup() as group:
         group.create_task(sink.run())
         await sink.ready()

@@ -34,7 +34,7 @@ class Story:
     found: list[LoggedEvent]
 
     async def wait(self, seconds: float) -> None:
-        self.found += await self.watch.look_for(seconds, every=10.0)
+        self.found += await self.watch.poll_for(seconds, every=10.0)
 
     async def play(self, device: Device) -> None:
         session = self.cloud.open_session(device.id_group)

@@ -6,11 +6,11 @@ from bace_bridge.polling.rules.changes import CloudOutage, Kind, after_failure, 
 NOON = 1_764_590_400.0
 
 Step = Kind | None
-"""A failure of some kind, or a look that went well."""
+"""A failure of some kind, or a poll that went well."""
 
 
 def told(steps: list[Step]) -> list[list[str]]:
-    """What each of these looks, ten seconds apart, tells."""
+    """What each of these polls, ten seconds apart, makes of it."""
     outage, found = CloudOutage(), []
     for number, step in enumerate(steps):
         now = NOON + 10 * number

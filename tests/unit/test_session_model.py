@@ -162,7 +162,7 @@ class OneSession(RuleBasedStateMachine):
     @rule()
     def poll(self) -> None:
         if self.in_cloud:
-            self.look_at(self.row)
+            self.show(self.row)
         elif self.known is not None and (gone := observe_absence(self.known, now=self.now)) is not None:
             self.keep(gone.known, gone.events)
             assert observe_absence(gone.known, now=self.now + 1) is None
@@ -174,7 +174,7 @@ class OneSession(RuleBasedStateMachine):
         if self.known is not None and old.updated_at != self.known.session.updated_at:
             assert observe(self.known, old, device_label="D", start_from=0.0, now=self.now) is None
 
-    def look_at(self, row: DataSession) -> None:
+    def show(self, row: DataSession) -> None:
         found = observe(self.known, row, device_label="D", start_from=0.0, now=self.now)
         if found is not None:
             self.keep(found.known, found.events)

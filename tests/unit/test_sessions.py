@@ -23,12 +23,12 @@ ENDED = replace(ACTIVE, end=NOON + 60, updated_at=NOON + 60)
 INGESTED = replace(ENDED, ingestion_finished=True, updated_at=NOON + 90)
 
 
-def look(known: KnownSession | None, seen: DataSession, *, now: float = NOON + 100) -> Observation | None:
+def poll(known: KnownSession | None, seen: DataSession, *, now: float = NOON + 100) -> Observation | None:
     return observe(known, seen, device_label="BaceGo-1", start_from=0.0, now=now)
 
 
 def found(known: KnownSession | None, seen: DataSession, *, now: float = NOON + 100) -> Observation:
-    observation = look(known, seen, now=now)
+    observation = poll(known, seen, now=now)
     assert observation is not None
     return observation
 
@@ -130,7 +130,7 @@ def test_only_label_person_and_group_are_told_as_updates(changes: dict[str, Any]
 
 
 def test_the_same_row_again_tells_nothing() -> None:
-    assert look(known_as(ACTIVE), ACTIVE) is None
+    assert poll(known_as(ACTIVE), ACTIVE) is None
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_the_same_row_again_tells_nothing() -> None:
 )
 def test_an_older_row_is_not_believed(before: float | None, after: float | None, accepted: bool) -> None:
     known = known_as(replace(ACTIVE, updated_at=before))
-    observation = look(known, replace(ACTIVE, updated_at=after, label="Other"))
+    observation = poll(known, replace(ACTIVE, updated_at=after, label="Other"))
     assert (observation is not None) is accepted
 
 

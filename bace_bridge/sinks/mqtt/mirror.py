@@ -15,7 +15,7 @@ Publish = Callable[[Message, Done], None]
 _AT_MOST_EVERY = 0.25
 """Seconds between two reads of the devices that changed, so that a drained backlog costs few of them."""
 
-_AFTER_TROUBLE = 5.0
+_AFTER_FAILURE = 5.0
 
 
 class Mirror:
@@ -93,7 +93,7 @@ class Mirror:
             await self._publish_changes(alone=True)
             self._done_with = self._begun
             self.settled.set()
-            await self._sleep(_AT_MOST_EVERY if readable else _AFTER_TROUBLE)
+            await self._sleep(_AT_MOST_EVERY if readable else _AFTER_FAILURE)
             due = [one for one in (self.picture.next_in(), self._device_list.due_in()) if one is not None]
             timer = self._loop.call_later(min(due), self._news.set) if due else None
             await self._news.wait()

@@ -27,10 +27,10 @@ NEXT_ADDRESS_AFTER = 0.25
 class Exchange:
     """Requests to one origin. A connection is used again only where its answer ended as HTTP says."""
 
-    def __init__(self, origin: URL, *, timeout: float, steady: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, origin: URL, *, timeout: float, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._origin = origin
         self._timeout = timeout
-        self._steady = steady
+        self._monotonic = monotonic
         self._idle: list[_Connection] = []
 
     async def post(self, request: bytes) -> Reply:
@@ -68,7 +68,7 @@ class Exchange:
             if reply is None or not reply.reusable or not connection.usable:
                 connection.transport.abort()  # closing would wait for a receiver that reads no further
             else:
-                connection.rest(self._steady() + KEEP_ALIVE)
+                connection.rest(self._monotonic() + KEEP_ALIVE)
                 self._idle.append(connection)
         return reply
 
@@ -77,7 +77,7 @@ class Exchange:
             connection = self._idle.pop()
             connection.wake()
             # The last one first: it is the least likely to be closed by the receiver in this moment.
-            if connection.usable and self._steady() < connection.kept_until:
+            if connection.usable and self._monotonic() < connection.kept_until:
                 return connection
             connection.transport.close()
         return None

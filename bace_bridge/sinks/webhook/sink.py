@@ -58,7 +58,7 @@ class WebhookSink:
         version: str,
         redaction: Redaction | None = None,
         clock: Callable[[], float] = time.time,
-        steady: Callable[[], float] = time.monotonic,
+        monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         grace: float = 10.0,
     ) -> None:
@@ -67,14 +67,14 @@ class WebhookSink:
         self._config = config
         self._source = source
         self._clock = clock
-        self._steady = steady
+        self._monotonic = monotonic
         self._sleep = sleep
         self._pace = Pace(config.rate_limit)
         self._grace = grace
         self._keys = [signing_key(secret.get_secret_value()) for secret in config.secret or ()]
         self._redaction = redaction or Redaction(secrets_of(config))
         url = config.url.get_secret_value()
-        self._exchange = Exchange(origin(url), timeout=config.timeout, steady=steady)
+        self._exchange = Exchange(origin(url), timeout=config.timeout, monotonic=monotonic)
         # Once for all attempts: only the id, the time, the signatures and the length differ between them.
         self._head = request_head(
             url,
@@ -142,7 +142,7 @@ class WebhookSink:
             error: SinkError | None = _stopped()
             try:
                 # Here and not in `send`: the limit spreads what has piled up, and `send` must not block.
-                if wait := self._pace.turn(self._steady()):
+                if wait := self._pace.turn(self._monotonic()):
                     await self._sleep(wait)
                 body = structured(attempt, self._source)
                 # Signed after the wait: receivers refuse a timestamp that is minutes old.

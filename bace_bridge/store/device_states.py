@@ -31,7 +31,7 @@ ALL_DEVICES = f"""{WITH_DEVICES}, {_distinct("seen", "device_id", "latest")}
 """Those of which datapoints are known, too."""
 
 
-class Standing:
+class DeviceStates:
     """Reads devices' states. `csv_url` makes a session id into its CSV's URL; `fetch_interval` is in seconds.
 
     `groups` are the devices that are watched, by id or label, as in `cloud.groups`: of others there is no state.
