@@ -99,7 +99,7 @@ class DatapointFetch:
         failures = self._known.failed_fetches
         try:
             await self._endpoint.ensure_allowed()
-            self._states = await self._journal.windows(self.session_id)
+            self._states = (await self._journal.windows([self.session_id]))[self.session_id]
             outcome = await self._read_everything_due()
         except Unreadable as fault:
             outcome = "failed"
@@ -202,8 +202,8 @@ class DatapointFetch:
         # The fan-out of a split: what was emitted of the window is shared out to its halves by time, in one commit, so
         # that a point which a half shows again is known there and not published twice. The halves are windows of their
         # own from then on, also after a crash; and they may be split in turn.
-        emitted = await self._journal.emitted(self.session_id, [window])
-        self._add(split(self._known, window, emitted[window]))
+        emitted = await self._journal.emitted(window, [self.session_id])
+        self._add(split(self._known, window, emitted[self.session_id]))
         await self._commit()  # the halves' own points are read from the store
         for part in parts:
             await self._read(part, breaks=breaks)
@@ -229,13 +229,13 @@ class DatapointFetch:
         self, window: Window, points: Sequence[Datapoint], *, in_part: bool = False, pages: int = 1
     ) -> None:
         await self._keep()
-        emitted = await self._journal.emitted(self.session_id, [window])
+        emitted = await self._journal.emitted(window, [self.session_id])
         changes = absorb(
             self._known,
             window,
             points,
             before=self._states.get(window),
-            emitted=emitted[window],
+            emitted=emitted[self.session_id],
             datatypes=self._settings.datatypes,
             in_part=in_part,
             pages=pages,

@@ -18,6 +18,9 @@ from bace_bridge.retry import FAILURES_UNTIL_REPORTED
 
 Kind = Literal["unreachable", "auth_failed"]
 
+Stage = Literal["unfinished", "active", "finished"]
+"""Of a known session; an active one is unfinished, too."""
+
 
 class CloudOutage(msgspec.Struct, frozen=True, rename={"reported": "told"}):  # its name in stores of earlier versions
     """How the cloud has behaved: `since` is the time of the first failure in a row, `reported` the last event of it."""
