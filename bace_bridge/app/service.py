@@ -181,7 +181,7 @@ class Service:
         """A command, which runs beside the bridge, moves lanes."""
         while True:
             try:
-                if await self._store.event_log.changed_elsewhere():
+                if await self._store.file.changed_elsewhere():
                     self._signals.log_grew()
             except StoreUnusable:
                 raise
