@@ -160,12 +160,10 @@ class Outlet:
         if self._broker is not None:
             self._broker.refresh_bridge()
 
-    async def count_backlog(self) -> None:
-        """Raises StoreError. Of millions of events this takes seconds."""
-        self.backlog = await self._log.backlog(self.name) if self.disabled is None else None
-
-    async def count_waiting(self) -> None:
-        """Raises StoreError."""
+    async def count(self, *, backlog: bool) -> None:
+        """What waits; the backlog, which takes seconds of millions of events, only where asked. Raises StoreError."""
+        if backlog:
+            self.backlog = await self._log.backlog(self.name) if self.disabled is None else None
         self.parked, self.dead_letters = await self._log.waiting(self.name)
 
     def silent_for(self) -> dict[str, float]:

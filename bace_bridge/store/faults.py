@@ -34,11 +34,10 @@ class StoreFailures(msgspec.Struct, frozen=True):
         return next((failure.reason for failure in self.failing.values()), None)
 
 
-def after_failure(before: StoreFailures, side: Side, reason: str, *, now: float) -> StoreFailures:
-    return StoreFailures({**before.failing, side: Failure(reason, now)})
-
-
-def after_success(before: StoreFailures, side: Side, *, now: float) -> StoreFailures:
+def after_use(before: StoreFailures, side: Side, problem: str | None, *, now: float) -> StoreFailures:
+    """What fails after one side has used the store; `problem` is why that failed, None where it did not."""
+    if problem is not None:
+        return StoreFailures({**before.failing, side: Failure(problem, now)})
     # That reading works proves nothing about writing: a full disk can be read.
     return StoreFailures(
         {

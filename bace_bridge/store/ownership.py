@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from bace_bridge.errors import StoreError, StoreForeign, StoreLocked, StoreUnusable
+from bace_bridge.errors import StoreForeign, StoreLocked, StoreUnusable
 from bace_bridge.store import faults
 from bace_bridge.store.migrations import newest, refuse_newer, tables_in, tables_of
 
@@ -50,7 +50,13 @@ def hold(path: Path) -> list[int]:
         _make_private(held[1], path)
     except OSError as error:
         let_go(held)
-        raise _not_locked(error, path) from None
+        if error.errno in _TAKEN:
+            text = f"{path} is held by another running bace-bridge: stop it, or choose another store.url"
+            raise StoreLocked(text) from None
+        if error.errno in _NO_LOCKS:
+            text = f"{path}: its file system has no locks ({error.strerror}): put the store on a local disk"
+            raise StoreUnusable(text) from None
+        raise faults.of_system(error, path, " cannot be locked") from None
     except BaseException:
         let_go(held)
         raise
@@ -105,14 +111,6 @@ def _open_private(path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise faults.of_system(error, path, " is not writable") from None
-
-
-def _not_locked(error: OSError, path: Path) -> StoreError:
-    if error.errno in _TAKEN:
-        return StoreLocked(f"{path} is held by another running bace-bridge: stop it, or choose another store.url")
-    if error.errno in _NO_LOCKS:
-        return StoreUnusable(f"{path}: its file system has no locks ({error.strerror}): put the store on a local disk")
-    return faults.of_system(error, path, " cannot be locked")
 
 
 def _make_private(fd: int, path: Path) -> None:

@@ -17,7 +17,7 @@ import structlog
 
 from bace_bridge.errors import StoreError, StoreGone, StoreMissing, StoreUnusable
 from bace_bridge.store import faults
-from bace_bridge.store.faults import Side, StoreFailures, after_failure, after_success
+from bace_bridge.store.faults import Side, StoreFailures, after_use
 from bace_bridge.store.migrations import migrate, refuse_other
 from bace_bridge.store.ownership import APPLICATION_ID, hold, let_go, recognise, refuse_other_path
 
@@ -61,15 +61,11 @@ class SqliteFile:
         self._held: list[int] = []
         self._at_rest: tuple[int, int] | None = None
         self._identity: list[Identity] | None = None
-        self._database_bytes = 0
         self._data_version = 0
         self.wal_bytes = 0
-        self.failures = StoreFailures()
-
-    @property
-    def used(self) -> int:
+        self.used = 0
         """Bytes in use after the last write: the pages that hold something, and the WAL."""
-        return self._database_bytes + self.wal_bytes
+        self.failures = StoreFailures()
 
     async def __aenter__(self) -> Self:
         """Raises StoreLocked, StoreUnusable, StoreMissing (where it may not be made) or StoreError."""
@@ -127,10 +123,10 @@ class SqliteFile:
         try:
             result = await asyncio.get_running_loop().run_in_executor(self._thread, self._translated, work)
         except StoreError as error:
-            self._say(before := self.failures, after_failure(before, side, str(error), now=self._clock()), error)
+            self._say(before := self.failures, after_use(before, side, str(error), now=self._clock()), error)
             raise
         if self.failures.failing:
-            self._say(before := self.failures, after_success(before, side, now=self._clock()))
+            self._say(before := self.failures, after_use(before, side, None, now=self._clock()))
         return result
 
     def _say(self, before: StoreFailures, after: StoreFailures, error: StoreError | None = None) -> None:
@@ -190,9 +186,9 @@ class SqliteFile:
         (pages,) = connection.execute("pragma page_count").fetchone()
         (free,) = connection.execute("pragma freelist_count").fetchone()
         (size,) = connection.execute("pragma page_size").fetchone()
-        self._database_bytes = (pages - free) * size
         with contextlib.suppress(FileNotFoundError):  # the next use says that it is gone
             self.wal_bytes = os.stat(self._wal).st_size  # noqa: PTH116  # after each write: twice as fast as Path
+        self.used = (pages - free) * size + self.wal_bytes
 
     def _open(self) -> sqlite3.Connection:
         """Nothing is changed, and no file made, before it is known that the file is ours."""
