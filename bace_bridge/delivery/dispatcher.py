@@ -211,7 +211,7 @@ class Dispatcher:
 
     def _note_failure(self, attempt: Attempt, sent_at: float, error: SinkError) -> None:
         event, now, number, sink = attempt.logged.event, self._clock(), attempt.number, self._sink.name
-        about = {"sink": sink, "event_id": event.id, "type": event.type, "attempt": number}
+        about = {"sink": sink, "event_id": event.id, "attempt": number}
         took = max(0.0, now - sent_at)
         self._failed.append(
             FailedAttempt(attempt.logged.seq, number, sent_at, took, str(error), error.status, error.answer)
@@ -223,7 +223,9 @@ class Dispatcher:
         self._on_attempt(error, retry.what_follows(decision, number, now=now))
         if isinstance(decision, retry.TryAgain):
             self._outbox.failed(attempt.logged, attempts=number, at=decision.at, reason=str(error))
-            log.info("delivery.retry_scheduled", **about, again_in=round(decision.at - now, 1), reason=str(error))
+            # What matters most comes first: a terminal cuts the line.
+            again = {"again_in": round(decision.at - now, 1), "reason": str(error)}
+            log.info("delivery.retry_scheduled", **about, **again, type=event.type)
             return
         # It is reported once, until a delivery to the same `where` succeeds or the process ends. Not where the event is
         # about a sink itself: two that take nothing would answer each other for ever.
@@ -232,7 +234,7 @@ class Dispatcher:
         report = partial(dead_letter_event, sink=sink, event=event, attempts=number, reason=reason, now=now)
         letter = DeadLetter(attempt.logged.seq, session_lane(event), number, reason, None if reported else report)
         if self._outbox.given_up(attempt.logged, letter):
-            log.error("delivery.dead_letter", **about, reason=reason)
+            log.error("delivery.dead_letter", **about, type=event.type, reason=reason)
             if not reported:
                 self._giving_up.add(where)
 
