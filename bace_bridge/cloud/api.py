@@ -27,10 +27,9 @@ class BaceCloud:
     def __init__(self, http: CloudHttp) -> None:
         self._http = http
 
-    @property
-    def clock_ahead(self) -> float:
-        """Seconds that the cloud's clock is ahead of ours, as far as its answers show."""
-        return self._http.clock_ahead
+    def now(self) -> float:
+        """Epoch seconds by the cloud's clock, as far as its answers show."""
+        return self._http.now()
 
     async def session_page(
         self, params: Params, page: int, *, per_page: int = SESSIONS_PER_PAGE, expand: bool = True

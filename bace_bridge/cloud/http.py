@@ -107,6 +107,10 @@ class CloudHttp:
         """Seconds that the cloud's clock is ahead of ours, as far as its answers show."""
         return 0.0 if self._ahead is None or abs(self._ahead) <= SKEW_WORTH_KNOWING else self._ahead
 
+    def now(self) -> float:
+        """Epoch seconds by the cloud's clock, as far as its answers show."""
+        return self._clock() + self.clock_ahead
+
     def clock_stepped(self, seconds: float) -> None:
         """Our clock was set forward (or back) by so much."""
         if self._ahead is not None:
@@ -210,7 +214,7 @@ class CloudHttp:
         if (date := http_date(response.headers.get("Date"))) is not None:
             self._ahead = date - self._clock()
         reply = Reply(response.headers, body)
-        cloud_now = self._clock() + self.clock_ahead
+        cloud_now = self.now()
         if 200 <= response.status < 300:
             self._learn_pace(rate_limit(response.headers, now=cloud_now))
             return _Answer(response.status, reply, None)
