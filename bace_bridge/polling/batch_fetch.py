@@ -196,9 +196,9 @@ class BatchFetch:
         ids = [one.session.id for one in sessions if is_plain(one)]
         if not ids:
             return
-        states = await self._journal.windows_of(ids)
+        states = await self._journal.windows(ids)
         unsettled = {window for one in states.values() for window, state in one.items() if not state.settled}
-        emitted = {window: await self._journal.emitted_of(window, ids) for window in sorted(unsettled)}
+        emitted = {window: await self._journal.emitted(window, ids) for window in sorted(unsettled)}
         times = {"now": self._clock(), "cloud_now": self._cloud.now()}
         for known in sessions:
             own = states.get(one := known.session.id, {})
@@ -265,7 +265,7 @@ class BatchFetch:
     async def _absorb(self, batch: Batch, reads: Mapping[str, Sequence[Read]]) -> None:
         """Commits what is new, but of sessions that have to be fetched on their own."""
         settings, times = self._settings, {"now": self._clock(), "cloud_now": self._cloud.now()}
-        emitted = {window: await self._journal.emitted_of(window, list(reads)) for window in batch.windows}
+        emitted = {window: await self._journal.emitted(window, list(reads)) for window in batch.windows}
         found: dict[str, tuple[Changes, Followed]] = {}
         for member in batch.members:
             published = {window: each[member.id] for window, each in emitted.items()}

@@ -98,7 +98,7 @@ class DatapointFetch:
         failures = self._known.failed_fetches
         try:
             await self._endpoint.ensure_allowed()
-            self._states = (await self._journal.windows_of([self.session_id]))[self.session_id]
+            self._states = (await self._journal.windows([self.session_id]))[self.session_id]
             outcome = await self._read_everything_due()
         except Unreadable as fault:
             outcome = "failed"
@@ -201,7 +201,7 @@ class DatapointFetch:
         # The fan-out of a split: what was emitted of the window is shared out to its halves by time, in one commit, so
         # that a point which a half shows again is known there and not published twice. The halves are windows of their
         # own from then on, also after a crash; and they may be split in turn.
-        emitted = await self._journal.emitted_of(window, [self.session_id])
+        emitted = await self._journal.emitted(window, [self.session_id])
         self._add(split(self._known, window, emitted[self.session_id]))
         await self._commit()  # the halves' own points are read from the store
         for part in parts:
@@ -228,7 +228,7 @@ class DatapointFetch:
         self, window: Window, points: Sequence[Datapoint], *, in_part: bool = False, pages: int = 1
     ) -> None:
         await self._keep()
-        emitted = await self._journal.emitted_of(window, [self.session_id])
+        emitted = await self._journal.emitted(window, [self.session_id])
         changes = absorb(
             self._known,
             window,

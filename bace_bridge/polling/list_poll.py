@@ -1,6 +1,6 @@
 """One poll of the session list, and the re-check of known sessions by their ids: a removed one is in no list."""
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 import structlog
 from msgspec.structs import replace
@@ -9,9 +9,8 @@ from bace_bridge.errors import CloudRefused, UnexpectedReply
 from bace_bridge.polling.reading import Reader, Unreadable, pages
 from bace_bridge.polling.recording import SessionRecorder, record_of
 from bace_bridge.polling.rules import session_list
-from bace_bridge.polling.rules.changes import Changes, PollState, SessionCloud
+from bace_bridge.polling.rules.changes import Changes, PollState, SessionCloud, SessionJournal, Stage
 from bace_bridge.polling.rules.session_list import newest_stamp, one_of, with_selection
-from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import is_recent
 from bace_bridge.polling.session_lists import (
     NEWEST,
@@ -49,12 +48,11 @@ async def recheck(state: PollState, reader: Reader, recorder: SessionRecorder, *
     if is_recent(state.rechecked_at, now, interval):
         return state
     suspects = [*recorder.denied_at][:MOST_CHECKS]
-    unfinished = await _next(recorder.journal.unfinished_after, state.recheck_after, MOST_UNFINISHED)
+    unfinished = await _next(recorder.journal, "unfinished", state.recheck_after, MOST_UNFINISHED)
     if not (unfinished or suspects) and is_recent(state.rechecked_at, now, RARELY * interval):
         return state
-    finished = await _next(
-        recorder.journal.finished_after, state.recheck_finished_after, MOST_RECHECKED - len(unfinished)
-    )
+    most_finished = MOST_RECHECKED - len(unfinished)
+    finished = await _next(recorder.journal, "finished", state.recheck_finished_after, most_finished)
     ids = dict.fromkeys([*suspects, *unfinished, *finished])
     state, done = await _request([*ids], state, reader, recorder)
     return replace(
@@ -69,7 +67,7 @@ async def some_active(
     state: PollState, reader: Reader, recorder: SessionRecorder, *, most: int, but: Collection[str]
 ) -> PollState:
     """Requests the next active sessions, in turn, `but` those that were just seen: an end is not to wait."""
-    ids = await _next(recorder.journal.active_after, state.active_after, most)
+    ids = await _next(recorder.journal, "active", state.active_after, most)
     state, done = await _request([one for one in ids if one not in but], state, reader, recorder)
     return replace(state, active_after=_last(ids, {*done, *but}, state.active_after))
 
@@ -120,11 +118,11 @@ async def _request_together(
     return answered
 
 
-async def _next(after: Callable[[str, int], Awaitable[list[KnownSession]]], cursor: str, most: int) -> list[str]:
+async def _next(journal: SessionJournal, stage: Stage, cursor: str, most: int) -> list[str]:
     # By id and not by time: rows change their times, and one that moves behind the cursor would never be its turn.
-    ids = [one.session.id for one in await after(cursor, most)]
+    ids = [one.session.id for one in await journal.known_after(stage, cursor, most)]
     if cursor and len(ids) < most:
-        ids += [one.session.id for one in await after("", most - len(ids))]
+        ids += [one.session.id for one in await journal.known_after(stage, "", most - len(ids))]
     return [*dict.fromkeys(ids)]
 
 
