@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Self
 
 import aiohttp
 import msgspec
@@ -13,7 +13,7 @@ from yarl import URL
 
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.failures import LARGEST_HEADER, Unauthorized, of_answer, of_exception, of_token_answer
-from bace_bridge.cloud.tokens import RequestToken, TokenReply, parse_token
+from bace_bridge.cloud.tokens import FixedToken, RequestToken, TokenReply, Tokens, parse_token
 from bace_bridge.errors import CloudError, CloudRefused, CloudRequestTooLarge, CloudUnavailable, UnexpectedReply
 from bace_bridge.polling.rules.changes import Urgency
 from bace_bridge.redaction import Redaction
@@ -41,14 +41,7 @@ SKEW_WORTH_KNOWING = 5.0
 
 Params = Sequence[tuple[str, str]]
 
-
-class TokenSource(Protocol):
-    """Tokens that are `renewable`, or one that is all there is."""
-
-    renewable: bool
-
-    async def current(self) -> str: ...
-    async def after_refusal(self, rejected: str) -> str: ...
+TokenSource = Tokens | FixedToken
 
 
 class Reply(msgspec.Struct, frozen=True):
