@@ -6,11 +6,10 @@ import structlog
 from msgspec.structs import replace
 
 from bace_bridge.errors import CloudRefused, UnexpectedReply
-from bace_bridge.polling.needs import SessionCloud, SessionJournal
 from bace_bridge.polling.reading import Reader, Unreadable, pages
 from bace_bridge.polling.recording import SessionRecorder, record_of
 from bace_bridge.polling.rules import session_list
-from bace_bridge.polling.rules.changes import Changes, PollState, Stage
+from bace_bridge.polling.rules.changes import Changes, PollState, SessionCloud, SessionJournal, Stage
 from bace_bridge.polling.rules.session_list import newest_stamp, one_of, with_selection
 from bace_bridge.polling.rules.windows import is_recent
 from bace_bridge.polling.session_lists import (
@@ -48,7 +47,7 @@ async def recheck(state: PollState, reader: Reader, recorder: SessionRecorder, *
     now = recorder.clock()
     if is_recent(state.rechecked_at, now, interval):
         return state
-    suspects = recorder.suspects[:MOST_CHECKS]
+    suspects = [*recorder.denied_at][:MOST_CHECKS]
     unfinished = await _next(recorder.journal, "unfinished", state.recheck_after, MOST_UNFINISHED)
     if not (unfinished or suspects) and is_recent(state.rechecked_at, now, RARELY * interval):
         return state
@@ -166,7 +165,7 @@ class ListPoll:
     @property
     def unreadable(self) -> list[str]:
         """The records on which the cloud breaks while everything else is read."""
-        return self._recorder.unreadable.names
+        return [*self._recorder.unreadable.failed_at]
 
     @property
     def selection_problem(self) -> str | None:
@@ -262,7 +261,7 @@ class ListPoll:
         start_from = self._settings.first_start.start_from(
             newest_stamp(rows) if all_seen else None,
             now=self._recorder.clock(),
-            cloud_now=self._recorder.cloud_now(),
+            cloud_now=self._cloud.now(),
             empty=not page.count and not page.total and not page.lost,
         )
         log.info("poll.first_start", reports_from=start_from, sessions_in_cloud=page.total)
