@@ -286,7 +286,7 @@ class LatestPoint(msgspec.Struct, frozen=True):
 
 
 class Series(msgspec.Struct, frozen=True):
-    """One of a device's series; `name` and `unit` are those of its newest datapoint, where its datatype had them."""
+    """A series of a device; name and unit as they were when its newest datapoint came."""
 
     source_device: str
     datatype: int
@@ -299,8 +299,8 @@ class DeviceState(msgspec.Struct, frozen=True):
 
     `session` is the contract's `session` object, with `device`, and `csv_url` once there is one, of the newest active
     data session, else of the newest one, as JSON; None where there is none. `available` is false while the view is not
-    current. The last session is the one that is shown. `latest` are the points of that one, and of others that are
-    active; `series` are all that were ever seen of the device.
+    current. The last session is the one that is shown. `series` are all that were ever seen, in data sessions that are
+    still there: more than `latest`, which belongs to the data sessions that are shown. `label` is the group's.
     """
 
     device_id: str
