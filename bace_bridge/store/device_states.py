@@ -168,9 +168,9 @@ class _Named(msgspec.Struct):
 
 
 # The newest point of each series, and whether it is shown: of the data session that is shown, or another active one, so
-# that no value of the last session comes to life with the next. Whose it is, is not known where an earlier version wrote
-# it: then it is of the one that had begun. A series stays as long as the device has a data session that can be seen;
-# those of a session that belongs to another device now went with it.
+# that no value of the last session comes to life with the next. Where an earlier version wrote it, its session is not
+# known: then its time decides. A series stays as long as the device has a data session that can be seen; those of a
+# session that belongs to another device now went with it.
 _POINTS = """select source_device, datatype, payload, case
       when sessions.id is not null then not removed and (active or sessions.id = :shown)
       else :shown is null or timestamp >= :start end
