@@ -100,7 +100,7 @@ class Dispatcher:
     @property
     def idle(self) -> bool:
         """True when everything that is due was delivered and recorded."""
-        return self._growths_claimed == self._growths and not self._outbox.more and self._outbox.empty
+        return self._growths_claimed == self._growths and self._outbox.idle
 
     async def run(self) -> None:
         """Until cancelled, or until the other side asks not to be called any more."""
