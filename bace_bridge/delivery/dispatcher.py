@@ -67,13 +67,9 @@ class Dispatcher:
         self._sink = sink
         self._log = event_log
         self._filter = filter_
-        self._clock = clock
-        self._jitter = jitter
-        self._sleep = sleep
-        self._on_disabled = on_disabled
-        self._on_emitted = on_emitted
-        self._on_attempt = on_attempt
-        self._on_emptied = on_emptied
+        self._clock, self._monotonic, self._jitter, self._sleep = clock, monotonic, jitter, sleep
+        self._on_disabled, self._on_emitted = on_disabled, on_emitted
+        self._on_attempt, self._on_emptied = on_attempt, on_emptied
         self._outbox = Outbox(window=sink.window, pipelined=sink.pipelined)
         self._called = asyncio.Event()
         self._progressed = asyncio.Event()
@@ -89,7 +85,6 @@ class Dispatcher:
         # While progress cannot be recorded nothing more is sent: a crash would send all of it again.
         self._recordable = True
         self._stopping = False
-        self._monotonic = monotonic
         # When it last went on; infinite where it may stand still: its sink is away, or must not be called any more.
         self.beat_at = monotonic()
 
@@ -105,7 +100,7 @@ class Dispatcher:
     @property
     def idle(self) -> bool:
         """True when everything that is due was delivered and recorded."""
-        return self._growths_claimed == self._growths and not self._outbox.more and self._outbox.empty
+        return self._growths_claimed == self._growths and self._outbox.idle
 
     async def run(self) -> None:
         """Until cancelled, or until the other side asks not to be called any more."""
@@ -152,7 +147,10 @@ class Dispatcher:
                 await self._on_the_store(self._claim)
                 self._send_more()
                 if going():
-                    await self._rest()
+                    # Until something happens: there is room for more, the log has grown, or a lane's time has come.
+                    wait = LONGEST_REST if self._next_due is None else self._next_due - self._clock()
+                    await pause_until(self._called, 0.0 if self._may_claim else min(LONGEST_REST, wait))
+                    self._called.clear()
             recording.cancel()
 
     async def settle(self) -> None:
@@ -287,9 +285,3 @@ class Dispatcher:
             self._called.set()
             return False
         return True
-
-    async def _rest(self) -> None:
-        """Until something happens: there is room for more, the log has grown, or a lane's time has come."""
-        wait = LONGEST_REST if self._next_due is None else self._next_due - self._clock()
-        await pause_until(self._called, 0.0 if self._may_claim else min(LONGEST_REST, wait))
-        self._called.clear()

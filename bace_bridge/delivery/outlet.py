@@ -99,10 +99,8 @@ class Outlet:
         self._sink = sink
         self._log = event_log
         self._broker = broker
-        self._grew = grew
-        self._changed = changed
-        self._clock = clock
-        self._monotonic = monotonic
+        self._grew, self._changed = grew, changed
+        self._clock, self._monotonic = clock, monotonic
         self._watch = SinkWatch(kind, sink.name, clock=clock)
         self.state = self._watch.state
         self._dispatcher = Dispatcher(

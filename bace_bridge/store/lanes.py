@@ -157,7 +157,7 @@ def read_lane(connection: sqlite3.Connection, key: str, start: int, limit: int) 
         rows = connection.execute(f"select {COLUMNS} from events where seq = ?", (letter,))  # noqa: S608  # column names only
         return [replace(one, alone=True) for one in map(logged, rows) if letter >= start], True
     query = f"select {COLUMNS} from events where session_id is ? and seq >= ? order by seq limit ?"  # noqa: S608  # column names only
-    rows = connection.execute(query, (session_of(key), start, limit))
+    rows = connection.execute(query, (None if key == BRIDGE_LANE else key, start, limit))
     found, cut = as_far_as(rows, MOST_BYTES)
     return found, not cut and len(found) < limit
 
@@ -213,7 +213,7 @@ def _vanishes(connection: sqlite3.Connection, sink: str, lane: Lane) -> bool:
     if letter_seq(lane.key) is not None:
         return connection.execute(query, given).rowcount > 0
     query += " and not exists (select 1 from events where session_id is ? and seq >= ?)"
-    return connection.execute(query, (*given, session_of(lane.key), lane.seq)).rowcount > 0
+    return connection.execute(query, (*given, None if lane.key == BRIDGE_LANE else lane.key, lane.seq)).rowcount > 0
 
 
 # --- what anybody does
@@ -338,10 +338,6 @@ def count_waiting(connection: sqlite3.Connection, sink: str, after: str) -> tupl
         (f"{LETTER_LANE}*", BRIDGE_LANE, sink, after, LANES_COUNTED),
     ).fetchall()
     return sum(row[1] for row in rows), rows[-1][0] if len(rows) == LANES_COUNTED else None
-
-
-def session_of(key: str) -> str | None:
-    return None if key == BRIDGE_LANE else key
 
 
 def logged(row: Any) -> LoggedEvent:

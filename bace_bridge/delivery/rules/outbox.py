@@ -137,15 +137,14 @@ class Outbox:
         self.winding_up = False
 
     @property
-    def empty(self) -> bool:
-        """Nothing is held that could be delivered, and nothing is to be recorded."""
-        left = any(held.waiting or held.reads_on for held in self._lanes.values())
-        return not (left or self.in_flight or self.changed)
+    def idle(self) -> bool:
+        """Nothing is to be delivered or recorded, and no lane is known to be due that is not held.
 
-    @property
-    def more(self) -> bool:
-        """Lanes are known to be due that are not held; while winding up only those that are not behind count."""
-        return self._more[0] or (self._more[1] and not self.winding_up)
+        While winding up lanes that are behind do not count.
+        """
+        more = self._more[0] or (self._more[1] and not self.winding_up)
+        left = any(held.waiting or held.reads_on for held in self._lanes.values())
+        return not (more or left or self.in_flight or self.changed)
 
     def wants_more(self) -> bool:
         """There is room, and something is known to be read.
