@@ -111,15 +111,13 @@ class Journal:
 
     async def next_fetch_at(self, *, without: Collection[str]) -> float | None:
         """When the next fetch is due, but of the sessions in `without`."""
-        first = f"""select fetch_at from sessions where over_when_found = ? and fetch_at is not null
+        first = f"""select fetch_at from sessions where over_when_found = {{late}} and fetch_at is not null
             and id not in ({",".join("?" * len(without))}) order by fetch_at limit 1"""  # noqa: S608  # marks only
-
-        def work(connection: sqlite3.Connection) -> float | None:
-            # Two look-ups in the index that begins with `over_when_found`; asked at once SQLite would sort all of it.
-            rows = (connection.execute(first, (late, *without)).fetchone() for late in (0, 1))
-            return min((float(row[0]) for row in rows if row is not None), default=None)
-
-        return await self._file.read(work)
+        # Two look-ups in the index that begins with `over_when_found`: for both at once SQLite would sort all of it.
+        query = f"""select min(at) from (
+            select ({first.format(late=0)}) as at union all select ({first.format(late=1)}))"""  # noqa: S608  # our own text
+        (at,) = await self._file.read(lambda connection: connection.execute(query, (*without, *without)).fetchone())
+        return None if at is None else float(at)
 
     async def windows(self, session_ids: Collection[str]) -> dict[str, dict[Window, WindowState]]:
         """The windows of each of these sessions, empty where it has none."""

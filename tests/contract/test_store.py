@@ -471,13 +471,13 @@ async def test_a_row_that_was_deleted_and_made_again_is_another_one(store: Store
 async def test_it_is_seen_when_another_process_has_written(opened: Opened) -> None:
     async with opened() as store:
         await store.open("a")
-        await store.log.changed_elsewhere()
+        await store.file.changed_elsewhere()
         await store.tell(event(1))
-        assert not await store.log.changed_elsewhere(), "it was the bridge itself"
+        assert not await store.file.changed_elsewhere(), "it was the bridge itself"
         async with SqliteFile(store.path, beside=True) as file:
             await EventLog(file).replay("a", session="s1", since=None)
-        assert await store.log.changed_elsewhere()
-        assert not await store.log.changed_elsewhere()
+        assert await store.file.changed_elsewhere()
+        assert not await store.file.changed_elsewhere()
 
 
 async def test_a_lane_that_has_got_more_meanwhile_stays(store: Store) -> None:
