@@ -17,9 +17,8 @@ from bace_bridge.config.datatypes import DatatypeConfig
 from bace_bridge.config.models import CloudConfig, WatchConfig
 from bace_bridge.polling.batch_fetch import BatchFetch
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
-from bace_bridge.polling.datapoint_loop import DatapointLoop
 from bace_bridge.polling.list_poll import ListPoll
-from bace_bridge.polling.loops import SessionLoop
+from bace_bridge.polling.loops import DatapointLoop, SessionLoop
 from bace_bridge.polling.points import PointEndpoint
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules.changes import Urgency

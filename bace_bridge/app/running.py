@@ -89,37 +89,29 @@ class Clocks(NamedTuple):
     monotonic: Seconds
 
 
-class ClockWatch:
+class ClockWatch(NamedTuple):
     """Notices that the wall clock was set, and moves what is scheduled along with it.
 
     Between the step and `check` every schedule goes on by the steady clock, so nothing fires early or waits for days.
     `move_store` moves what is kept in the store, `stepped` what is in memory, by so many seconds.
     """
 
-    def __init__(
-        self,
-        clock: SteadyClock,
-        *,
-        deciding: asyncio.Lock,
-        move_store: Callable[[float], Awaitable[None]],
-        stepped: Callable[[float], None],
-    ) -> None:
-        self._clock = clock
-        self._deciding = deciding
-        self._move_store = move_store
-        self._stepped = stepped
+    clock: SteadyClock
+    deciding: asyncio.Lock
+    move_store: Callable[[float], Awaitable[None]]
+    stepped: Callable[[float], None]
 
     async def check(self) -> None:
-        if abs(self._clock.behind) < SMALLEST_STEP:
+        if abs(self.clock.behind) < SMALLEST_STEP:
             # NTP slews a little at a time. Followed in silence, or the small steps would add up to one that is
             # announced.
-            self._clock.follow(self._clock.behind)
+            self.clock.follow(self.clock.behind)
             return
         # No decision may be on its way with times of before: the lock is held from what is known to the commit.
-        async with self._deciding:
-            seconds = self._clock.behind
+        async with self.deciding:
+            seconds = self.clock.behind
             try:
-                await self._move_store(seconds)
+                await self.move_store(seconds)
             except StoreUnusable:
                 raise
             except StoreError as error:
@@ -127,8 +119,8 @@ class ClockWatch:
                 log.debug("clock.step_not_recorded", reason=str(error))
                 return
             # The store first: where it fails, the clock stays as it is, and the step is found again at the next check.
-            self._clock.follow(seconds)
-            self._stepped(seconds)
+            self.clock.follow(seconds)
+            self.stepped(seconds)
         log.warning("clock.stepped", seconds=round(seconds, 1), then="scheduled retries and polls move with it")
 
 

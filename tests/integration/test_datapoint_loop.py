@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from bace_bridge.errors import CloudError
 from bace_bridge.polling.batch_fetch import BatchFetch
-from bace_bridge.polling.datapoint_loop import AT_ONCE, DatapointLoop, Kind
+from bace_bridge.polling.loops import AT_ONCE, DatapointLoop, FetchKind
 from bace_bridge.polling.rules.batches import Batch, Plan
 from bace_bridge.polling.rules.changes import Changes, Urgency
 from bace_bridge.polling.rules.followed import SILENT_ROUNDS
@@ -177,7 +177,11 @@ async def test_what_is_under_way_is_bounded_and_not_begun_again(clock: Clock, tm
         await watch.list_poll.poll()
         async with running(watch, clock) as line:
             line.gate.clear()
-            most = {"batches": AT_ONCE[Kind.BATCH], "LIVE": 2, "BACKLOG": AT_ONCE[Kind.CHECK] + AT_ONCE[Kind.LATE]}
+            most = {
+                "batches": AT_ONCE[FetchKind.BATCH],
+                "LIVE": 2,
+                "BACKLOG": AT_ONCE[FetchKind.CHECK] + AT_ONCE[FetchKind.LATE],
+            }
             await line.is_full(sum(most.values()))
             assert line.most == most
             line.loop.poll_now()
@@ -206,7 +210,7 @@ async def test_checks_go_on_while_nothing_live_waits(clock: Clock, tmp_path: Pat
                 while {*line.alone} != {*fleet.sessions}:
                     await asyncio.sleep(0.001)
             assert len(line.alone) == len(fleet.sessions)
-            assert line.most["BACKLOG"] == AT_ONCE[Kind.CHECK]
+            assert line.most["BACKLOG"] == AT_ONCE[FetchKind.CHECK]
 
 
 async def test_live_fetches_without_end_leave_room_for_last_reads_and_for_history(clock: Clock, tmp_path: Path) -> None:

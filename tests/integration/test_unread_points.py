@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from bace_bridge.errors import CloudError, StoreUnusable
 from bace_bridge.events.types import LoggedEvent
-from bace_bridge.polling.datapoint_loop import DatapointLoop
+from bace_bridge.polling.loops import DatapointLoop
 from bace_bridge.polling.rules.changes import Urgency
 from bace_bridge.polling.rules.fetches import MOST_FAILED_FETCHES, MOST_FAILURES
 from bace_bridge.polling.rules.sessions import KnownSession
