@@ -309,6 +309,7 @@ async def test_a_series_that_goes_is_announced_whole_then_removed_then_left_out(
                 state.known["g1"] = device("g1", "a")
                 sink.refresh_devices(["g1"])
                 await eventually(lambda: len(listener.on(G1)) == 4)
+                await eventually(lambda: "bace/g1/latest/b/6000" not in ledger.held)
         if restarts:
             state.known["g1"] = device("g1", "a")
             async with announcing(port, state, ledger):
