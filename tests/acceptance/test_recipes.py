@@ -5,7 +5,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,13 @@ import yaml
 
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.server import SimulatedServer
+from bace_bridge.sinks.mqtt.topics import Topics
 from tests.acceptance.line import SECRET, configuration, running, until
-from tests.integration.brokers import Broker, free_port
+from tests.integration.brokers import Broker, free_port, listening
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-MQTT_PAGE = (Path(__file__).parents[2] / "docs" / "mqtt.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MQTT_PAGE = (ROOT / "docs" / "mqtt.md").read_text(encoding="utf-8")
 
 
 def block(text: str, language: str, containing: str) -> str:
@@ -97,15 +102,130 @@ async def test_the_terminal(broker: Broker, tmp_path: Path) -> None:
                 await shell.wait()
 
 
-def test_the_node_red_flow_has_no_loose_ends() -> None:
-    flow = json.loads(block(README, "json", "mqtt in"))
-    ids = {node["id"] for node in flow}
-    wired = {target for node in flow for output in node.get("wires", ()) for target in output}
-    assert wired <= ids
-    assert {node["broker"] for node in flow if node["type"] == "mqtt in"} <= ids
-    for node in flow:
+FLOW = ROOT / "docs" / "node-red.json"
+
+
+def test_the_node_red_flow_has_no_loose_ends_and_no_secret() -> None:
+    flow = {node["id"]: node for node in json.loads(FLOW.read_text(encoding="utf-8"))}
+    wired = {target for node in flow.values() for output in node.get("wires", ()) for target in output}
+    assert wired <= flow.keys()
+    topics = Topics("bace")
+    assert {node["topic"] for node in flow.values() if node["type"] == "mqtt in"} == {
+        topics.bridge_state,
+        *topics.states_of_devices[:2],
+        "bace/+/event",
+        "bace/+/datapoints",
+    }
+    for node in flow.values():
+        assert node["type"] in {"tab", "comment", "mqtt-broker", "mqtt in", "function", "switch", "debug"}
+        assert "credentials" not in node
         if node["type"] == "switch":
             assert len(node["rules"]) == node["outputs"] == len(node["wires"])
+            assert {f"session.{one}" for one in ("started", "ended", "csv_ready")} == {x["v"] for x in node["rules"]}
+
+
+def node_red() -> str | None:
+    """Where `make test-node-red` has installed it, or the system's."""
+    own = Path(sys.prefix) / "node-red" / "node_modules" / ".bin" / "node-red"
+    return str(own) if own.exists() else shutil.which("node-red")
+
+
+@asynccontextmanager
+async def running_flow(folder: Path, broker: int) -> AsyncIterator[Path]:
+    """Node-RED with the flow of the documentation; yields its log. What the flow shows goes to `seen/<node>`, too."""
+    program = node_red()
+    if program is None:
+        pytest.skip("needs Node-RED: make test-node-red installs it with npm")
+    flow = json.loads(FLOW.read_text(encoding="utf-8"))
+    for node in flow:
+        if node["type"] == "mqtt-broker":
+            node["port"] = str(broker)
+        if node["type"] == "debug":
+            topic = f"seen/{node['id'].removeprefix('bace-')}"
+            node |= {"type": "mqtt out", "broker": "bace-broker", "topic": topic, "qos": "1", "retain": "false"}
+    (folder / "flow.json").write_text(json.dumps(flow))
+    settings = {"uiHost": "127.0.0.1", "uiPort": free_port(), "telemetry": {"enabled": False}, "flowFile": "flow.json"}
+    (folder / "settings.js").write_text(f"module.exports = {json.dumps(settings)};")
+    log = folder / "node-red.log"
+    with log.open("wb") as out:
+        process = await asyncio.create_subprocess_exec(
+            program, "--userDir", folder, "--settings", folder / "settings.js",
+            stdout=out, stderr=out, start_new_session=True, env={**os.environ, "HOME": str(folder)},
+        )  # fmt: skip
+    try:
+        yield log
+    finally:
+        os.killpg(process.pid, 9)
+        await process.wait()
+
+
+async def test_the_node_red_flow(broker: Broker, tmp_path: Path) -> None:
+    (tmp_path / "node-red").mkdir()
+    cloud = SimulatedCloud()
+    device = cloud.add_device("BaceGo-1")
+    series = device.series[0]
+    newest = f"bace/{device.id_group}/latest/{series.source_device}/6000"
+    with listening(broker.port, "#") as listener:
+
+        def events() -> list[dict[str, Any]]:
+            return [
+                json.loads(one.payload)
+                for one in list(listener.heard)
+                if one.topic.endswith(f"{device.id_group}/event")
+            ]
+
+        def seen(node: str) -> list[Any]:
+            return [json.loads(one) for one in listener.payloads(f"seen/{node}")]
+
+        def shows(running: bool | None) -> bool:
+            return seen("devices")[-1:] == [[{"id": device.id_group, "label": "BaceGo-1", "running": running}]]
+
+        def sessions(node: str) -> list[str]:
+            return [one["session"]["id"] for one in seen(node)]
+
+        async def measure(session: str, value: float) -> None:
+            cloud.add_points(session, series.id_container_data_latest, [(cloud.clock(), value)])
+            text = f'"avg":{value}'.encode()
+            await until(lambda: any(text in one for one in listener.payloads(newest)), within=60, what=str(value))
+
+        async def finish(session: str, *, replayed: bool = False) -> None:
+            def is_its_csv(event: dict[str, Any]) -> bool:
+                over = event["event_type"] == "session.csv_ready" and event["session"]["id"] == session
+                return over and event.get("replay", False) is replayed
+
+            if replayed:
+                listener.publish("bace/bridge/request/replay", json.dumps({"session": session}).encode())
+            else:
+                cloud.end_session(session)
+                cloud.finish_ingestion(session)
+            await until(lambda: any(map(is_its_csv, events())), within=60, what="the CSV")
+
+        async with AsyncExitStack() as stack:
+            server = await stack.enter_async_context(SimulatedServer(cloud))
+            config = configuration(tmp_path, cloud_url=server.url, mqtt_port=broker.port)
+            bridge = await stack.enter_async_context(running(config))
+            await until(lambda: "mqtt.connected" in bridge.log, within=60, what="the bridge is connected")
+            earlier = cloud.open_session(device.id_group)
+            await measure(earlier, 150.0)
+            await finish(earlier)
+            log = await stack.enter_async_context(running_flow(tmp_path / "node-red", broker.port))
+            await until(lambda: shows(False), within=60, what="Node-RED has what is retained")
+            await finish(earlier, replayed=True)
+            first = cloud.open_session(device.id_group)
+            await until(lambda: shows(True), within=60, what="it runs")
+            for value in (61.5, 131.4, 140.5, 115.5, 130.5, 90.5, 125.5):
+                await measure(first, value)
+            await finish(first)
+            await finish(first, replayed=True)
+            following = cloud.open_session(device.id_group)
+            await until(lambda: sessions("started")[-1:] == [following], within=60, what="the next one")
+            assert sessions("started") == [first, following], "a replay went through"
+            assert sessions("ended") == sessions("csv") == [first]
+            alerts = [one["text"] for one in seen("alert")]
+            assert alerts == [f"BaceGo-1: heart rate {bpm} bpm" for bpm in (131, 126)]
+            await bridge.stop(signal.SIGKILL)
+            await until(lambda: shows(None), within=60, what="without the bridge it is unknown")
+            assert "[error]" not in log.read_text()
 
 
 SENSOR = {
