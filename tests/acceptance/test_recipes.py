@@ -6,11 +6,13 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
@@ -19,11 +21,12 @@ import yaml
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.server import SimulatedServer
 from bace_bridge.sinks.mqtt.topics import Topics
-from tests.acceptance.line import SECRET, configuration, running, until
-from tests.integration.brokers import Broker, free_port, listening
+from tests.acceptance.line import SECRET, Process, configuration, running, until
+from tests.integration.brokers import Broker, Listener, free_port, listening
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+OPENHAB_PAGE = (ROOT / "docs" / "openhab.md").read_text(encoding="utf-8")
 MQTT_PAGE = (ROOT / "docs" / "mqtt.md").read_text(encoding="utf-8")
 
 
@@ -159,73 +162,238 @@ async def running_flow(folder: Path, broker: int) -> AsyncIterator[Path]:
         await process.wait()
 
 
+class Home:
+    """A device of the simulated cloud, a running bridge, and what its broker delivers."""
+
+    def __init__(self, cloud: SimulatedCloud, listener: Listener, bridge: Process) -> None:
+        self.cloud = cloud
+        self.device = cloud.add_device("BaceGo-1")
+        self.source = self.device.series[0].source_device
+        self.listener = listener
+        self.bridge = bridge
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(one) for one in self.listener.payloads(f"bace/{self.device.id_group}/event")]
+
+    async def measure(self, session: str, value: float) -> None:
+        """Adds a heart rate, and waits until it is the newest."""
+        self.cloud.add_points(session, self.device.series[0].id_container_data_latest, [(self.cloud.clock(), value)])
+        topic, text = f"bace/{self.device.id_group}/latest/{self.source}/6000", f'"avg":{value}'.encode()
+        await until(lambda: any(text in one for one in self.listener.payloads(topic)), within=60, what=str(value))
+
+    async def finish(self, session: str) -> None:
+        self.cloud.end_session(session)
+        self.cloud.finish_ingestion(session)
+        await self._csv_of(session, replayed=False)
+
+    async def replay(self, session: str) -> None:
+        self.listener.publish("bace/bridge/request/replay", json.dumps({"session": session}).encode())
+        await self._csv_of(session, replayed=True)
+
+    async def _csv_of(self, session: str, *, replayed: bool) -> None:
+        """Waits for the last event of a data session."""
+        wanted = ("session.csv_ready", session, replayed)
+        await until(
+            lambda: wanted in [(one["event_type"], one["session"]["id"], "replay" in one) for one in self.events()],
+            within=60,
+            what="the CSV",
+        )
+
+
+@asynccontextmanager
+async def at_home(folder: Path, port: int) -> AsyncIterator[Home]:
+    cloud = SimulatedCloud()
+
+    def at(server: SimulatedServer) -> Path:
+        return configuration(folder, cloud_url=server.url, mqtt_port=port)
+
+    with listening(port, "#") as listener:
+        async with SimulatedServer(cloud) as server, running(at(server)) as bridge:
+            await until(lambda: "mqtt.connected" in bridge.log, within=60, what="the bridge is connected")
+            yield Home(cloud, listener, bridge)
+
+
 async def test_the_node_red_flow(broker: Broker, tmp_path: Path) -> None:
     (tmp_path / "node-red").mkdir()
-    cloud = SimulatedCloud()
-    device = cloud.add_device("BaceGo-1")
-    series = device.series[0]
-    newest = f"bace/{device.id_group}/latest/{series.source_device}/6000"
-    with listening(broker.port, "#") as listener:
-
-        def events() -> list[dict[str, Any]]:
-            return [
-                json.loads(one.payload)
-                for one in list(listener.heard)
-                if one.topic.endswith(f"{device.id_group}/event")
-            ]
+    async with at_home(tmp_path, broker.port) as home:
+        device = home.device.id_group
 
         def seen(node: str) -> list[Any]:
-            return [json.loads(one) for one in listener.payloads(f"seen/{node}")]
+            return [json.loads(one) for one in home.listener.payloads(f"seen/{node}")]
 
         def shows(running: bool | None) -> bool:
-            return seen("devices")[-1:] == [[{"id": device.id_group, "label": "BaceGo-1", "running": running}]]
+            return seen("devices")[-1:] == [[{"id": device, "label": "BaceGo-1", "running": running}]]
 
         def sessions(node: str) -> list[str]:
             return [one["session"]["id"] for one in seen(node)]
 
-        async def measure(session: str, value: float) -> None:
-            cloud.add_points(session, series.id_container_data_latest, [(cloud.clock(), value)])
-            text = f'"avg":{value}'.encode()
-            await until(lambda: any(text in one for one in listener.payloads(newest)), within=60, what=str(value))
-
-        async def finish(session: str, *, replayed: bool = False) -> None:
-            def is_its_csv(event: dict[str, Any]) -> bool:
-                over = event["event_type"] == "session.csv_ready" and event["session"]["id"] == session
-                return over and event.get("replay", False) is replayed
-
-            if replayed:
-                listener.publish("bace/bridge/request/replay", json.dumps({"session": session}).encode())
-            else:
-                cloud.end_session(session)
-                cloud.finish_ingestion(session)
-            await until(lambda: any(map(is_its_csv, events())), within=60, what="the CSV")
-
-        async with AsyncExitStack() as stack:
-            server = await stack.enter_async_context(SimulatedServer(cloud))
-            config = configuration(tmp_path, cloud_url=server.url, mqtt_port=broker.port)
-            bridge = await stack.enter_async_context(running(config))
-            await until(lambda: "mqtt.connected" in bridge.log, within=60, what="the bridge is connected")
-            earlier = cloud.open_session(device.id_group)
-            await measure(earlier, 150.0)
-            await finish(earlier)
-            log = await stack.enter_async_context(running_flow(tmp_path / "node-red", broker.port))
+        earlier = home.cloud.open_session(device)
+        await home.measure(earlier, 150.0)
+        await home.finish(earlier)
+        async with running_flow(tmp_path / "node-red", broker.port) as log:
             await until(lambda: shows(False), within=60, what="Node-RED has what is retained")
-            await finish(earlier, replayed=True)
-            first = cloud.open_session(device.id_group)
+            await home.replay(earlier)
+            first = home.cloud.open_session(device)
             await until(lambda: shows(True), within=60, what="it runs")
             for value in (61.5, 131.4, 140.5, 115.5, 130.5, 90.5, 125.5):
-                await measure(first, value)
-            await finish(first)
-            await finish(first, replayed=True)
-            following = cloud.open_session(device.id_group)
+                await home.measure(first, value)
+            await home.finish(first)
+            await home.replay(first)
+            following = home.cloud.open_session(device)
             await until(lambda: sessions("started")[-1:] == [following], within=60, what="the next one")
             assert sessions("started") == [first, following], "a replay went through"
             assert sessions("ended") == sessions("csv") == [first]
             alerts = [one["text"] for one in seen("alert")]
             assert alerts == [f"BaceGo-1: heart rate {bpm} bpm" for bpm in (131, 126)]
-            await bridge.stop(signal.SIGKILL)
+            await home.bridge.stop(signal.SIGKILL)
             await until(lambda: shows(None), within=60, what="without the bridge it is unknown")
             assert "[error]" not in log.read_text()
+
+
+THING = re.compile(r'^ *(?:Bridge|Thing) (?P<type>\S+) (?:(?P<id>\S+) )?"[^"]+"(?P<options>[^\n]*) \{$')
+CHANNEL = re.compile(r'^ *Type (?P<type>\w+) +: (?P<id>\w+) +"[^"]+" +\[ (?P<options>.+) \]$')
+OPTION = re.compile(r'(\w+)=("[^"]*"|\d+|true|false)(?:, | \]|$)')
+ITEM = re.compile(r'^(?P<type>\w+) +(?P<name>\w+) +"[^"]+"(?: +\{ channel="(?P<channel>[\w:]+)" \})?$')
+ITEM_TYPES = {"switch": "Switch", "string": "String", "number": "Number", "datetime": "DateTime"}
+
+
+class Channel(NamedTuple):
+    """A channel of a things file, with the topics of its options and of its thing."""
+
+    type: str
+    options: dict[str, str]
+    availability: str | None
+
+    def state(self, payload: bytes, mapping: Mapping[str, str]) -> object:
+        """What openHAB makes of a message: raises where it would log an error."""
+        value: Any = payload.decode()
+        for step in filter(None, self.options.get("transformationPattern", "").split("\N{INTERSECTION}")):
+            service, _, argument = step.partition(":")
+            if service == "JSONPATH":
+                value = json.loads(value)
+                for key in argument.removeprefix("$.").split("."):
+                    value = value[key]
+            else:
+                assert (service, argument) == ("MAP", "bace.map")
+                value = mapping.get(value, mapping[""])
+        if self.type == "switch":
+            return {self.options.get("on", "ON"): True, self.options.get("off", "OFF"): False}[value]
+        if "allowedStates" in self.options:
+            assert value in self.options["allowedStates"].split(",")
+        if self.type == "number":
+            return float(value)
+        return datetime.fromisoformat(value) if self.type == "datetime" else str(value)
+
+
+def channels(text: str) -> dict[str, Channel]:
+    """The channels of a things file by their UIDs. Each line must be one that openHAB reads."""
+    found: dict[str, Channel] = {}
+    broker, thing, availability = "", "", None
+    for line in text.splitlines():
+        if opened := THING.match(line):
+            options = {key: value.strip('"') for key, value in OPTION.findall(opened["options"])}
+            if opened["id"] is None:
+                broker = opened["type"].removeprefix("mqtt:broker:")
+                assert options.keys() == {"host", "port", "secure"}
+            else:
+                thing, availability = f"mqtt:{opened['type']}:{broker}:{opened['id']}", options.get("availabilityTopic")
+                assert options.keys() <= {"availabilityTopic", "payloadAvailable", "payloadNotAvailable"}
+        elif channel := CHANNEL.match(line):
+            options = {key: value.strip('"') for key, value in OPTION.findall(channel["options"])}
+            assert len(options) == channel["options"].count("="), line
+            assert options.keys() <= {"stateTopic", "transformationPattern", "allowedStates", "on", "off", "trigger"}
+            found[f"{thing}:{channel['id']}"] = Channel(channel["type"], options, availability)
+        else:
+            assert line.strip() in {"Channels:", "}"}, line
+    assert text.count("{") == text.count("}")
+    return found
+
+
+RUN_RULES = """
+const all = [], said = [], states = {};
+globalThis.rules = { JSRule: (rule) => all.push(rule) };
+globalThis.triggers = { ChannelEventTrigger: (id) => "channel " + id, ItemStateChangeTrigger: (id) => "item " + id };
+const item = (name) => ({ state: states[name], postUpdate: (text) => said.push([name, text]) });
+globalThis.items = { getItem: item };
+require(process.argv[2]);
+for (const [trigger, event] of JSON.parse(require("fs").readFileSync(0))) {
+  if (event.newState !== undefined) states[trigger.slice(5)] = event.newState;
+  for (const rule of all.filter((one) => one.triggers.includes(trigger))) rule.execute(event);
+}
+console.log(JSON.stringify({ triggers: all.flatMap((one) => one.triggers), said }));
+"""
+
+
+async def test_the_files_for_openhab(broker: Broker, tmp_path: Path) -> None:
+    async with at_home(tmp_path, broker.port) as home:
+        device, listener = home.device.id_group, home.listener
+        page = OPENHAB_PAGE.replace("DEVICE", device).replace("SOURCE", home.source)
+        mapping = dict(line.split("=") for line in block(page, "", "active=ON").splitlines())
+        found = channels(block(page, "", "Bridge mqtt:broker"))
+        changes: list[tuple[str, dict[str, str]]] = []
+
+        def state(name: str) -> object:
+            channel = found[f"mqtt:topic:home:{name}"]
+            return channel.state(listener.payloads(channel.options["stateTopic"])[-1], mapping)
+
+        def change(item: str, new: object, old: object = "NULL") -> None:
+            changes.append((f"item {item}", {"oldState": str(old), "newState": str(new)}))
+
+        session = home.cloud.open_session(device, label="Walk")
+        for value in (61.5, 131.4):
+            await home.measure(session, value)
+        await until(lambda: state("bace:state") == "active", within=60, what="its state")
+        for name, channel in found.items():
+            payloads = listener.payloads(channel.options["stateTopic"])
+            assert payloads, f"{name} has a topic that the bridge does not publish"
+            assert channel.availability in {None, f"bace/{device}/availability"}
+            assert "trigger" in channel.options or [channel.state(one, mapping) for one in payloads]
+        assert (state("bridge:online"), state("bace:running"), state("bace:label")) == (True, True, "Walk")
+        assert (state("bace:heart"), listener.payloads(f"bace/{device}/availability")[-1]) == (131.4, b"online")
+        await home.finish(session)
+        await until(lambda: state("bace:running") is False, within=60, what="it has ended")
+        await home.replay(session)
+
+        items = [match for line in block(page, "", "BACE_Online").splitlines() if (match := ITEM.match(line))]
+        assert len(items) == len(block(page, "", "BACE_Online").splitlines())
+        assert {one["channel"] for one in items} - {None} == {
+            uid for uid, channel in found.items() if "trigger" not in channel.options
+        }
+        assert all(one["channel"] is None or ITEM_TYPES[found[one["channel"]].type] == one["type"] for one in items)
+
+        events = listener.payloads(f"bace/{device}/event")
+        heart: list[tuple[object, object]]
+        heart = [("NULL", 61.5), (61.5, 131.4), (131.4, 140.0), (140.0, "UNDEF"), ("UNDEF", 125.0)]
+        for running in ("NULL", "ON"):  # without effect until it runs
+            change("BACE_Running", running)
+            for old, new in heart:
+                change("BACE_HeartRate", new, old)
+        given = [*(("channel mqtt:topic:home:bace:event", {"receivedEvent": one.decode()}) for one in events), *changes]
+        result = rules_with(tmp_path, block(page, "js", "JSRule"), given)
+        known = {f"item {one['name']}" for one in items} | {f"channel {uid}" for uid in found}
+        assert set(result["triggers"]) <= known
+        csv = f"{home.events()[-1]['csv']['url']}"
+        said = ["Walk has ended", f"CSV of Walk: {csv}", "Heart rate 131 bpm", "Heart rate 125 bpm"]
+        assert result["said"] == [["BACE_Message", one] for one in said]
+
+
+def rules_with(folder: Path, script: str, given: object) -> dict[str, Any]:
+    """What the rules say when this happens; openHAB's objects are replaced by a few lines."""
+    node = shutil.which("node") or shutil.which("nodejs")
+    if node is None:
+        pytest.skip("the rules need node; things and items are right")
+    (folder / "bace.js").write_text(script)
+    (folder / "run.js").write_text(RUN_RULES)
+    done = subprocess.run(
+        [node, folder / "run.js", folder / "bace.js"],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 SENSOR = {
