@@ -6,10 +6,11 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,9 +33,8 @@ MQTT_PAGE = (ROOT / "docs" / "mqtt.md").read_text(encoding="utf-8")
 
 def block(text: str, language: str, containing: str) -> str:
     """The one fenced block of this language that contains this text."""
-    found = [
-        one for one in re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL) if containing in one
-    ]
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    found = [one for spelled, one in fenced if spelled == language and containing in one]
     assert len(found) == 1, containing
     return str(found[0])
 
@@ -165,12 +165,13 @@ async def running_flow(folder: Path, broker: int) -> AsyncIterator[Path]:
 class Home:
     """A device of the simulated cloud, a running bridge, and what its broker delivers."""
 
-    def __init__(self, cloud: SimulatedCloud, listener: Listener, bridge: Process) -> None:
+    def __init__(self, cloud: SimulatedCloud, listener: Listener, bridge: Process, store: Path) -> None:
         self.cloud = cloud
         self.device = cloud.add_device("BaceGo-1")
         self.source = self.device.series[0].source_device
         self.listener = listener
         self.bridge = bridge
+        self._store = store
 
     def events(self) -> list[dict[str, Any]]:
         return [json.loads(one) for one in self.listener.payloads(f"bace/{self.device.id_group}/event")]
@@ -182,15 +183,22 @@ class Home:
         await until(lambda: any(text in one for one in self.listener.payloads(topic)), within=60, what=str(value))
 
     async def finish(self, session: str) -> None:
+        """Returns when all is delivered and recorded as such: until then a replay would not be marked as one."""
         self.cloud.end_session(session)
         self.cloud.finish_ingestion(session)
-        await self._csv_of(session, replayed=False)
+        await self._csv_of(session)
+
+        def is_recorded() -> bool:
+            with closing(sqlite3.connect(f"file:{self._store}?mode=ro", uri=True)) as connection:
+                return not connection.execute("select 1 from lanes").fetchall()
+
+        await until(is_recorded, within=60, what="its deliveries are recorded")
 
     async def replay(self, session: str) -> None:
         self.listener.publish("bace/bridge/request/replay", json.dumps({"session": session}).encode())
         await self._csv_of(session, replayed=True)
 
-    async def _csv_of(self, session: str, *, replayed: bool) -> None:
+    async def _csv_of(self, session: str, *, replayed: bool = False) -> None:
         """Waits for the last event of a data session."""
         wanted = ("session.csv_ready", session, replayed)
         await until(
@@ -210,7 +218,7 @@ async def at_home(folder: Path, port: int) -> AsyncIterator[Home]:
     with listening(port, "#") as listener:
         async with SimulatedServer(cloud) as server, running(at(server)) as bridge:
             await until(lambda: "mqtt.connected" in bridge.log, within=60, what="the bridge is connected")
-            yield Home(cloud, listener, bridge)
+            yield Home(cloud, listener, bridge, folder / "bridge.db")
 
 
 async def test_the_node_red_flow(broker: Broker, tmp_path: Path) -> None:
@@ -368,8 +376,13 @@ async def test_the_files_for_openhab(broker: Broker, tmp_path: Path) -> None:
             change("BACE_Running", running)
             for old, new in heart:
                 change("BACE_HeartRate", new, old)
-        given = [*(("channel mqtt:topic:home:bace:event", {"receivedEvent": one.decode()}) for one in events), *changes]
-        result = rules_with(tmp_path, block(page, "js", "JSRule"), given)
+        event_channel = "channel mqtt:topic:home:bace:event"
+        arrived = [(event_channel, {"receivedEvent": one.decode()}) for one in events]
+        script = block(page, "js", "JSRule")
+        replays = [one for one in arrived if '"replay":true' in one[1]["receivedEvent"]]
+        assert replays
+        assert rules_with(tmp_path, script, replays)["said"] == []
+        result = rules_with(tmp_path, script, [*arrived, *arrived, *changes])
         known = {f"item {one['name']}" for one in items} | {f"channel {uid}" for uid in found}
         assert set(result["triggers"]) <= known
         csv = f"{home.events()[-1]['csv']['url']}"
