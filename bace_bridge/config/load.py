@@ -92,16 +92,15 @@ _LOGIN = ("client_id", "client_secret", "username", "password")
 def mistakes_between(raw: dict[Any, Any]) -> list[Mistake]:
     # Over what is written and not over the models: pydantic makes none while a single value is wrong, and a person
     # wants all mistakes at once.
-    entries = {kind: _entries(raw, kind.section) for kind in KINDS}
-    found = [*_login(raw.get("cloud")), *_names([one for of_kind in entries.values() for one in of_kind])]
-    return found + [one for kind, of_kind in entries.items() for one in kind.mistakes_between(of_kind)]
-
-
-def _entries(raw: dict[Any, Any], section: str) -> list[Entry]:
-    entries = raw.get(section)
-    if not isinstance(entries, list):
-        return []
-    return [(f"{section}[{index}]", entry) for index, entry in enumerate(entries) if isinstance(entry, dict)]
+    sinks: list[Entry] = []
+    between: list[Mistake] = []
+    for kind in KINDS:
+        written = raw.get(kind.section)
+        entries = enumerate(written) if isinstance(written, list) else ()
+        of_kind = [(f"{kind.section}[{index}]", entry) for index, entry in entries if isinstance(entry, dict)]
+        sinks += of_kind
+        between += kind.mistakes_between(of_kind)
+    return [*_login(raw.get("cloud")), *_names(sinks), *between]
 
 
 def _login(cloud: Any) -> Iterator[Mistake]:
@@ -194,13 +193,14 @@ class Excerpt:
 
     def sinks(self) -> list[str]:
         """The names of all sinks, as far as they can be read."""
-        return [name for kind in KINDS for name in self._names(self._document.get(kind.section))]
-
-    def _names(self, entries: Any) -> Iterator[str]:
-        for entry in entries if isinstance(entries, list) else ():
-            name, mistakes = substitute(entry.get("name") if isinstance(entry, dict) else None, self._env)
-            if isinstance(name, str) and not mistakes:
-                yield name
+        names: list[str] = []
+        for kind in KINDS:
+            entries = self._document.get(kind.section)
+            for entry in entries if isinstance(entries, list) else ():
+                name, mistakes = substitute(entry.get("name") if isinstance(entry, dict) else None, self._env)
+                if isinstance(name, str) and not mistakes:
+                    names.append(name)
+        return names
 
     def _only(self, keys: Collection[str]) -> dict[Any, Any]:
         raw: dict[Any, Any] = {"cloud": {}}  # the only section that must be there

@@ -4,16 +4,15 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum, auto
-from typing import Protocol
 
 import structlog
 
 from bace_bridge.errors import CloudError, StoreError, StoreUnusable
+from bace_bridge.polling.batch_fetch import BatchFetch
 from bace_bridge.polling.loops import LONGEST_REST, UNSTORED_PAUSE, Pause, pause_after
-from bace_bridge.polling.needs import PointJournal
 from bace_bridge.polling.points import PointEndpoint
-from bace_bridge.polling.rules.batches import Batch, Plan
-from bace_bridge.polling.rules.changes import Urgency
+from bace_bridge.polling.rules.batches import Batch
+from bace_bridge.polling.rules.changes import PointJournal, Urgency
 from bace_bridge.polling.rules.sessions import END_PATIENCE, KnownSession
 from bace_bridge.retry import FAILURES_UNTIL_REPORTED
 from bace_bridge.waiting import pause_until
@@ -38,11 +37,6 @@ AT_ONCE = {Kind.BATCH: 8, Kind.LIVE: 4, Kind.CHECK: 2, Kind.LATE: 2}
 """Each kind has a limit of its own, so that none waits for another; whose request comes next is the budget's."""
 
 
-class Batches(Protocol):
-    async def plan(self, sessions: Sequence[KnownSession], *, checks: int) -> Plan: ...
-    async def read_batch(self, batch: Batch) -> CloudError | None: ...
-
-
 class DatapointLoop:
     """Fetches what is due, a few at once; while nothing live waits the checks go on, one after the other."""
 
@@ -52,7 +46,7 @@ class DatapointLoop:
         fetch: Callable[[KnownSession, Urgency], Awaitable[CloudError | None]],
         emit_end: Callable[[KnownSession], Awaitable[None]],
         endpoint: PointEndpoint,
-        batches: Batches,
+        batches: BatchFetch,
         *,
         interval: float,
         clock: Callable[[], float],

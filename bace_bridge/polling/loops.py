@@ -8,8 +8,7 @@ import structlog
 
 from bace_bridge.errors import CloudError, CloudLoginFailed, CloudRefused, CloudUnavailable, StoreError, StoreUnusable
 from bace_bridge.events.types import Event
-from bace_bridge.polling.needs import SessionJournal
-from bace_bridge.polling.rules.changes import Changes, CloudOutage, Kind, after_failure, after_success
+from bace_bridge.polling.rules.changes import Changes, CloudOutage, Kind, SessionJournal, after_failure, after_success
 from bace_bridge.retry import backoff
 from bace_bridge.waiting import pause_until
 

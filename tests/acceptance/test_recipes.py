@@ -209,11 +209,16 @@ class Home:
 
 
 @asynccontextmanager
-async def at_home(folder: Path, port: int) -> AsyncIterator[Home]:
+async def at_home(folder: Path, port: int, **mqtt: Any) -> AsyncIterator[Home]:
+    """`mqtt` are further keys of the broker."""
     cloud = SimulatedCloud()
 
     def at(server: SimulatedServer) -> Path:
-        return configuration(folder, cloud_url=server.url, mqtt_port=port)
+        path = configuration(folder, cloud_url=server.url, mqtt_port=port)
+        settings = json.loads(path.read_text())
+        settings["mqtt"][0] |= mqtt
+        path.write_text(json.dumps(settings))
+        return path
 
     with listening(port, "#") as listener:
         async with SimulatedServer(cloud) as server, running(at(server)) as bridge:
@@ -388,6 +393,26 @@ async def test_the_files_for_openhab(broker: Broker, tmp_path: Path) -> None:
         csv = f"{home.events()[-1]['csv']['url']}"
         said = ["Walk has ended", f"CSV of Walk: {csv}", "Heart rate 131 bpm", "Heart rate 125 bpm"]
         assert result["said"] == [["BACE_Message", one] for one in said]
+
+
+async def test_openhab_finds_a_topic_for_each_component(broker: Broker, tmp_path: Path) -> None:
+    given = yaml.safe_load(block(OPENHAB_PAGE, "yaml", "mode: component"))["mqtt"][0]
+    async with at_home(tmp_path, broker.port, home_assistant=given["home_assistant"]) as home:
+        session = home.cloud.open_session(home.device.id_group)
+        await home.measure(session, 61.5)
+
+        def found() -> set[str]:
+            topics = {one.topic for one in list(home.listener.heard) if one.payload}
+            return {topic for topic in topics if topic.startswith("homeassistant/")}
+
+        heart = f"homeassistant/sensor/bace_{home.device.id_group}/{home.source}_6000/config"
+        await until(lambda: heart in found(), within=60, what="the heart rate is announced")
+        # As openHAB up to 5.1 reads them: <prefix>/<component>/<node>/<object>/config.
+        assert all(re.fullmatch(r"homeassistant/(?!device/)\w+/[\w-]+/[\w-]+/config", one) for one in found())
+        for topic in found():
+            payload = json.loads(home.listener.payloads(topic)[-1])
+            assert {"dev", "o"} <= payload.keys(), topic
+            assert "uniq_id" in payload or "/device_automation/" in topic
 
 
 def rules_with(folder: Path, script: str, given: object) -> dict[str, Any]:
