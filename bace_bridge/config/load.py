@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from bace_bridge.config import datatypes
 from bace_bridge.config.document import read_document, substitute
 from bace_bridge.config.files import (
     PIPE_PATIENCE,
@@ -100,7 +101,7 @@ def mistakes_between(raw: dict[Any, Any]) -> list[Mistake]:
         of_kind = [(f"{kind.section}[{index}]", entry) for index, entry in entries if isinstance(entry, dict)]
         sinks += of_kind
         between += kind.mistakes_between(of_kind)
-    return [*_login(raw.get("cloud")), *_names(sinks), *between]
+    return [*_login(raw.get("cloud")), *datatypes.mistakes_between(raw.get("datatypes")), *_names(sinks), *between]
 
 
 def _login(cloud: Any) -> Iterator[Mistake]:
