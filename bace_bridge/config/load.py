@@ -175,7 +175,9 @@ class Excerpt:
         self._env = env
 
     def config(self, *keys: str) -> Config:
-        """The configuration as if there were only these keys, such as `store.url`; the others have their defaults.
+        """The configuration as if there were only these keys, such as `store.url`, or whole sections.
+
+        The others have their defaults.
 
         Raises:
             ConfigError: One of them is wrong, or a key is unknown that may be one of them misspelt: a section, or one
@@ -207,7 +209,7 @@ class Excerpt:
             field = FILE_MODEL.model_fields.get(section) if isinstance(section, str) else None
             wanted = {key.partition(".")[2] for key in keys if key.startswith(f"{section}.")}
             model = field and section_model(field.annotation)
-            if model is None:
+            if model is None or section in keys:
                 raw[section] = value
             elif wanted and isinstance(value, dict):
                 # An unknown key stays: it may be the wanted one, misspelt, and that must not go unnoticed.
