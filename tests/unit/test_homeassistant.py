@@ -369,6 +369,13 @@ def test_the_states_of_a_device(key: str, payloads: dict[str, Any]) -> None:
     assert state_of(one, b"") == ("OFF" if key == "running" else "None")
 
 
+@pytest.mark.parametrize("odd", [None, True, False, "70", [70], {}])
+def test_what_is_no_number_is_unknown(odd: object) -> None:
+    parts = of()
+    assert state_of(parts["src1_6000"], encoded({**POINT, "avg": odd})) == "None"
+    assert state_of(parts["duration"], encoded({**ENDED, "duration_seconds": odd})) == "None"
+
+
 def test_the_states_of_the_bridge() -> None:
     parts = every_component(discovery().bridge(["home", "alerts"]))
     del parts["poll"]
