@@ -13,7 +13,8 @@ from bace_bridge.cloud.api import BaceCloud, csv_url
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp, TokenSource
 from bace_bridge.cloud.tokens import Credentials, FixedToken, RequestToken, Tokens, TokenStore
-from bace_bridge.config.models import CloudConfig, DatatypeConfig, WatchConfig
+from bace_bridge.config.datatypes import DatatypeConfig
+from bace_bridge.config.models import CloudConfig, WatchConfig
 from bace_bridge.polling.batch_fetch import BatchFetch
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
 from bace_bridge.polling.datapoint_loop import DatapointLoop

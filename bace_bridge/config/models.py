@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, create_model, field_validator
 
+from bace_bridge.config.datatypes import KNOWN_DATATYPES, DatatypeConfig
 from bace_bridge.config.sections import (
     SQLITE,
     Section,
@@ -138,18 +139,6 @@ class HttpConfig(Section):
         return listen_address(self.listen)[1] if self.listen else 0
 
 
-class DatatypeConfig(Section):
-    name: str | None = Field(default=None, description="Display name")
-    unit: str | None = Field(default=None, description="Unit of its values")
-
-
-_KNOWN_DATATYPES = {
-    6000: DatatypeConfig(name="Heart rate", unit="bpm"),
-    6001: DatatypeConfig(name="Respiration rate", unit="breaths/min"),
-    6002: DatatypeConfig(name="Oxygen saturation", unit="%"),
-    6011: DatatypeConfig(name="Body weight", unit="kg"),
-}
-
 SinkT = TypeVar("SinkT", bound=SinkConfig)
 
 
@@ -168,7 +157,7 @@ class Config(Section):
     @classmethod
     def _with_known_datatypes(cls, given: dict[int, DatatypeConfig]) -> dict[int, DatatypeConfig]:
         # `validate_default`: pydantic calls this for the default, too, so that the known ones are always there.
-        merged = dict(_KNOWN_DATATYPES)
+        merged = dict(KNOWN_DATATYPES)
         for number, meaning in given.items():
             merged[number] = merged.get(number, DatatypeConfig()).model_copy(
                 update=meaning.model_dump(exclude_unset=True)

@@ -38,6 +38,9 @@ class Topics:
     def is_request(self, topic: str) -> bool:
         return topic.startswith(self.requests[:-1])
 
+    def request(self, name: str) -> str:
+        return self.requests[:-1] + name
+
     def response(self, name: str) -> str:
         return f"{self.base}/bridge/response/{name}"
 
