@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.homeassistant.home import INSTALLED, HomeAssistant, home_assistant
+from tests.homeassistant.line import Line, line
 from tests.integration.brokers import Mosquitto, mosquitto_path, new_mosquitto
 
 __all__ = ["new_mosquitto"]
@@ -34,4 +35,10 @@ def mosquitto(new_mosquitto: object) -> Mosquitto:
 @pytest.fixture
 async def home(tmp_path: Path, mosquitto: Mosquitto) -> AsyncIterator[HomeAssistant]:
     async with home_assistant(tmp_path, mosquitto.port) as one:
+        yield one
+
+
+@pytest.fixture
+async def whole(tmp_path: Path, home: HomeAssistant, mosquitto: Mosquitto) -> AsyncIterator[Line]:
+    async with line(tmp_path, home, mosquitto) as one:
         yield one
