@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from bace_bridge.config import datatypes
 from bace_bridge.config.document import read_document, substitute
 from bace_bridge.config.files import (
     PIPE_PATIENCE,
@@ -93,7 +94,11 @@ def mistakes_between(raw: dict[Any, Any]) -> list[Mistake]:
     # Over what is written and not over the models: pydantic makes none while a single value is wrong, and a person
     # wants all mistakes at once.
     entries = {kind: _entries(raw, kind.section) for kind in KINDS}
-    found = [*_login(raw.get("cloud")), *_names([one for of_kind in entries.values() for one in of_kind])]
+    found = [
+        *_login(raw.get("cloud")),
+        *datatypes.mistakes_between(raw.get("datatypes")),
+        *_names([one for of_kind in entries.values() for one in of_kind]),
+    ]
     return found + [one for kind, of_kind in entries.items() for one in kind.mistakes_between(of_kind)]
 
 

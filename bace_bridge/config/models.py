@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, create_model, field_validator
 
-from bace_bridge.config.datatypes import KNOWN_DATATYPES, DatatypeConfig
+from bace_bridge.config.datatypes import KNOWN_DATATYPES, DatatypeConfig, over_the_known
 from bace_bridge.config.sections import (
     SQLITE,
     Section,
@@ -150,19 +150,14 @@ class Config(Section):
     store: StoreConfig = Field(default=StoreConfig(), description="Where the bridge keeps what it knows")
     http: HttpConfig = Field(default=HttpConfig(), description="Health")
     datatypes: dict[WholeNumber, DatatypeConfig] = Field(
-        default={}, validate_default=True, description="Names and units of datatypes; added to the built-in ones"
+        default={}, validate_default=True, description="What datatypes mean; added to the built-in ones"
     )
 
     @field_validator("datatypes")
     @classmethod
     def _with_known_datatypes(cls, given: dict[int, DatatypeConfig]) -> dict[int, DatatypeConfig]:
         # `validate_default`: pydantic calls this for the default, too, so that the known ones are always there.
-        merged = dict(KNOWN_DATATYPES)
-        for number, meaning in given.items():
-            merged[number] = merged.get(number, DatatypeConfig()).model_copy(
-                update=meaning.model_dump(exclude_unset=True)
-            )
-        return merged
+        return {**KNOWN_DATATYPES, **{number: over_the_known(number, one) for number, one in given.items()}}
 
     @property
     def sinks(self) -> tuple[SinkConfig, ...]:
