@@ -86,7 +86,8 @@ class _Home:
         clocks: Clocks,
         version: str,
     ) -> None:
-        signals, deciding, clock = Signals(), asyncio.Lock(), clocks.steady
+        self.signals = signals = Signals()
+        deciding, clock = asyncio.Lock(), clocks.steady
         self.accounts = accounts = Running[AccountConfig, Account](group)
         self.outlets = outlets = Running[OutletConfig, Outlet](group)
         self.servers = Running[HttpConfig, HealthServer](group)
@@ -140,11 +141,13 @@ class _Home:
             self.servers.start(http, server)
         # The listener may have refused the configuration: only from here on something else changes.
         self.store.adjust(config)
+        self.outlet_builder.adjust(config.datatypes)
         new = await self.outlets.keep([outlet_config(sink, config.cloud.url) for sink in config.sinks])
         await self.store.event_log.retire_others([sink.name for sink in config.sinks])
         # Each sink has its place in the log before anything is polled, so that it misses nothing.
         for one in new:
             self.outlets.start(one, await self.outlet_builder.open(one))
+        self.signals.status_changed()  # which sinks there are
         for account in await self.accounts.keep([AccountConfig(config.cloud, config.watch, config.datatypes)]):
             self.accounts.start(account, self.account_builder.build(account))
         log.info("bridge.running", sinks=sum(one.disabled is None for one in self.outlets), started=len(new))

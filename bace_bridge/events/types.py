@@ -313,6 +313,16 @@ class DeviceState(msgspec.Struct, frozen=True):
     series: tuple[Series, ...] = ()
 
 
+class Announced(msgspec.Struct, frozen=True):
+    """What Home Assistant may know by a discovery topic: the keys of its components, each with its platform.
+
+    Those that are `removed` are kept until it has started anew: it may have been away when they were removed.
+    """
+
+    components: dict[str, str] = {}
+    removed: dict[str, str] = {}
+
+
 LONGEST_TOKEN = 16 * 1024
 """Characters: more than web servers take in a header as they are installed."""
 

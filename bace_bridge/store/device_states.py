@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 
 import msgspec
 
-from bace_bridge.events.types import DeviceState, KnownDevice, LatestPoint
+from bace_bridge.events.types import DeviceState, KnownDevice, LatestPoint, Series
 from bace_bridge.polling.rules.fetches import is_current
 from bace_bridge.polling.rules.session_list import decides_by_label, is_selected
 from bace_bridge.polling.rules.sessions import DeviceView, KnownSession, view
@@ -85,7 +85,6 @@ class DeviceStates:
 
     def _state(self, connection: sqlite3.Connection, device: str, available: bool) -> DeviceState:
         known = _last_session(connection, device)
-        points = connection.execute(_LATEST_POINTS, {"device": device})
         session = None
         if known is not None:
             shown = msgspec.to_builtins(view(known.session))
@@ -94,14 +93,19 @@ class DeviceStates:
             if known.csv_revision is not None:
                 shown["csv_url"] = self._csv_url(known.session.id)
             session = msgspec.json.encode(shown)
+        shown_now = (None, None) if known is None else (known.session.id, known.session.start)
+        rows = connection.execute(_POINTS, {"device": device, "shown": shown_now[0], "start": shown_now[1]}).fetchall()
+        names = [(one.name, one.unit) for one in (msgspec.json.decode(row[2], type=_Named) for row in rows)]
         return DeviceState(
             device_id=device,
             # Two things make it unavailable: a failed poll of the list (`available`), or datapoints that stay away.
             available=available and (known is None or self._is_current(known)),
             session=session,
-            latest=tuple(LatestPoint(*point) for point in points),
+            latest=tuple(LatestPoint(*row[:3]) for row in rows if row[3]),
             active_session_id=known.session.id if known is not None and known.session.end is None else None,
             last_session_id=None if known is None else known.session.id,
+            label=_label(connection, device) if known is None or known.device_label is None else known.device_label,
+            series=tuple(Series(row[0], row[1], *named) for row, named in zip(rows, names, strict=True)),
         )
 
     def _watched(self, connection: sqlite3.Connection, ids: Collection[str] | None) -> list[str]:
@@ -158,14 +162,21 @@ def _label(connection: sqlite3.Connection, device: str) -> str | None:
     return None if found is None else str(found[0])
 
 
-# Without those of data sessions that were removed, or belong to another device now. The data session of a point is not
-# known where an earlier version wrote it: then any of the device will do.
-_LATEST_POINTS = """select source_device, datatype, payload from latest
-    left join sessions on sessions.id = latest.session_id
-    where device_id = :device and case
-      when sessions.id is not null then not removed and group_id = :device
-      else not exists (select 1 from sessions where group_id = :device)
-        or exists (select 1 from sessions where group_id = :device and removed = 0) end"""
+class _Named(msgspec.Struct):
+    name: str | None = None
+    unit: str | None = None
+
+
+# The newest point of each series, and whether it is shown: of the data session that is shown, or another active one, so
+# that no value of the last session comes to life with the next. Where an earlier version wrote it, its session is not
+# known: then its time decides. A series stays as long as the device has a data session that can be seen; those of a
+# session that belongs to another device now went with it.
+_POINTS = """select source_device, datatype, payload, case
+      when sessions.id is not null then not removed and (active or sessions.id = :shown)
+      else :shown is null or timestamp >= :start end
+    from latest left join sessions on sessions.id = latest.session_id
+    where device_id = :device and (sessions.id is null or group_id = :device)
+      and (:shown is not null or not exists (select 1 from sessions where group_id = :device))"""
 
 
 def _known_device(connection: sqlite3.Connection, device: str) -> KnownDevice:

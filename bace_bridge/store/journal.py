@@ -56,7 +56,8 @@ class Journal:
                 _write_session(connection, one)
             for read in changes.windows:
                 _write_window(connection, read)
-            # The newest point of a session that was removed since, or moved to another device, is none any more.
+            # The newest point of a session that was removed since, moved to another device, or is over while a later
+            # one has points, is none any more: a gateway's clock may have been ahead.
             connection.executemany(_WRITE_LATEST, [msgspec.structs.astuple(one) for one in changes.latest])
             append_events(connection, changes.events)
             if changes.watch is not None:
@@ -224,7 +225,8 @@ _WRITE_LATEST = """insert into latest (device_id, source_device, datatype, times
     on conflict (device_id, source_device, datatype) do update
     set timestamp = excluded.timestamp, payload = excluded.payload, session_id = excluded.session_id
     where excluded.timestamp >= latest.timestamp or exists (
-      select 1 from sessions where id = latest.session_id and (removed or group_id <> latest.device_id)
+      select 1 from sessions as before where id = latest.session_id and (removed or group_id <> latest.device_id
+        or (not active and start < (select start from sessions where id = excluded.session_id)))
     )"""
 
 SLICE = 60

@@ -26,6 +26,7 @@ from bace_bridge.events.types import (
     Lane,
     LaneRecord,
     Progress,
+    Series,
     Share,
     Token,
     letter_lane,
@@ -775,56 +776,101 @@ async def test_the_csv_is_linked_once_it_is_ready(store: Store) -> None:
     assert await shown(store) == before | {"csv_url": "https://cloud.example/s1.csv"}
 
 
+def point_of(text: str, **named: str) -> bytes:
+    return msgspec.json.encode({"text": text} | named)
+
+
 async def test_the_newest_point_of_each_series_stays(store: Store) -> None:
-    def seen(at: float, payload: bytes, *, datatype: int = 6000, device: str = "g1") -> Changes:
-        return Changes(latest=(LatestSeen(device, "d", datatype, at, payload),))
+    def seen(at: float, text: str, *, datatype: int = 6000, device: str = "g1") -> Changes:
+        return Changes(latest=(LatestSeen(device, "d", datatype, at, point_of(text)),))
 
     for changes in (
-        seen(NOON, b"first"),
-        seen(NOON + 1, b"newest"),
-        seen(NOON, b"late"),
-        seen(NOON + 1, b"corrected"),
-        seen(NOON, b"other", datatype=6001),
-        seen(NOON, b"else", device="g2"),
+        seen(NOON, "first"),
+        seen(NOON + 1, "newest"),
+        seen(NOON, "late"),
+        seen(NOON + 1, "corrected"),
+        seen(NOON, "other", datatype=6001),
+        seen(NOON, "else", device="g2"),
     ):
         await store.journal.commit(changes)
     (state,) = await store.device_states.devices(["g1"], available=False)
     assert not state.available
-    assert {(one.datatype, one.payload) for one in state.latest} == {(6000, b"corrected"), (6001, b"other")}
+    points = {(one.datatype, one.payload) for one in state.latest}
+    assert points == {(6000, point_of("corrected")), (6001, point_of("other"))}
     assert {one.device_id for one in await store.device_states.devices(None, available=True)} == {"g1", "g2"}
 
 
-async def latest_of(store: Store, device: str) -> set[tuple[str, bytes]]:
+async def latest_of(store: Store, device: str) -> set[tuple[str, str]]:
+    """By source device; each of its series is there as long as the device has a data session that can be seen."""
     (state,) = await store.device_states.devices([device], available=True)
-    return {(one.source_device, one.payload) for one in state.latest}
+    return {(one.source_device, msgspec.json.decode(one.payload)["text"]) for one in state.latest}
+
+
+async def series_of(store: Store, device: str) -> set[str]:
+    (state,) = await store.device_states.devices([device], available=True)
+    return {one.source_device for one in state.series}
+
+
+def latest(source: str, at: float, session: str | None = None, text: str | None = None) -> LatestSeen:
+    return LatestSeen("g1", source, 6000, at, point_of(text or f"of {session}"), session)
 
 
 async def test_the_newest_point_goes_with_its_removed_data_session_and_comes_back_with_it(store: Store) -> None:
     one, other = known("s1", start=NOON), known("s2", start=NOON + 9)
-    of_one = LatestSeen("g1", "a", 6000, NOON + 5, b"of one", "s1")
-    of_other = LatestSeen("g1", "b", 6000, NOON + 9, b"of other", "s2")
-    of_earlier_version = LatestSeen("g1", "c", 6000, NOON, b"of any")
-    await store.journal.commit(Changes(known=(one, other), latest=(of_one, of_other, of_earlier_version)))
-    assert await latest_of(store, "g1") == {("a", b"of one"), ("b", b"of other"), ("c", b"of any")}
+    points = latest("a", NOON + 5, "s1"), latest("b", NOON + 9, "s2"), latest("c", NOON + 9, text="of any")
+    await store.journal.commit(Changes(known=(one, other), latest=points))
+    assert await latest_of(store, "g1") == {("a", "of s1"), ("b", "of s2"), ("c", "of any")}
     await store.know(replace(other, removed=True))
-    assert await latest_of(store, "g1") == {("a", b"of one"), ("c", b"of any")}
+    assert await latest_of(store, "g1") == {("a", "of s1"), ("c", "of any")}
+    assert await series_of(store, "g1") == {"a", "b", "c"}
     await store.know(replace(one, removed=True))
-    assert await latest_of(store, "g1") == set()
+    assert not await latest_of(store, "g1")
+    assert not await series_of(store, "g1")
     await store.know(other)
-    assert await latest_of(store, "g1") == {("b", b"of other"), ("c", b"of any")}
+    assert await latest_of(store, "g1") == {("b", "of s2"), ("c", "of any")}
+
+
+async def test_the_newest_points_of_a_finished_session_go_when_the_next_one_starts(store: Store) -> None:
+    over, seen = known("s1", start=NOON, end=NOON + 8), (latest("a", NOON + 5, "s1"), latest("b", NOON + 5))
+    await store.journal.commit(Changes(known=(over,), latest=seen))
+    assert await latest_of(store, "g1") == {("a", "of s1"), ("b", "of None")}
+    await store.know(known("s2", start=NOON + 9))
+    assert await latest_of(store, "g1") == set()
+    assert await series_of(store, "g1") == {"a", "b"}
+    await store.journal.commit(Changes(latest=(latest("a", NOON + 10, "s2"),)))
+    assert await latest_of(store, "g1") == {("a", "of s2")}
+    await store.know(replace(over, session=replace(over.session, end=None)))
+    await store.journal.commit(Changes(latest=(latest("c", NOON + 6, "s1"),)))
+    assert await latest_of(store, "g1") == {("a", "of s2"), ("c", "of s1")}, "both are active"
+
+
+async def test_a_finished_session_whose_clock_was_ahead_hides_no_point_of_the_next_one(store: Store) -> None:
+    over, now = known("s1", start=NOON, end=NOON + 8), known("s2", start=NOON + 9)
+    await store.journal.commit(Changes(known=(over,), latest=(latest("a", NOON + 9e9, "s1"),)))
+    await store.journal.commit(Changes(known=(now,), latest=(latest("a", NOON + 10, "s2"),)))
+    await store.journal.commit(Changes(latest=(latest("a", NOON + 9, "s2", "late"),)))
+    assert await latest_of(store, "g1") == {("a", "of s2")}
 
 
 async def test_the_newest_point_goes_with_a_data_session_that_belongs_to_another_device_now(store: Store) -> None:
-    here = known("s1", start=NOON)
-    stays = known("s2", start=NOON)
-    await store.journal.commit(
-        Changes(known=(here, stays), latest=(LatestSeen("g1", "a", 6000, NOON + 5, b"moved", "s1"),))
-    )
+    here, stays = known("s1", start=NOON), known("s2", start=NOON)
+    await store.journal.commit(Changes(known=(here, stays), latest=(latest("a", NOON + 5, "s1"),)))
     await store.know(replace(here, session=replace(here.session, group_id="g2")))
-    assert await latest_of(store, "g1") == set()
-    older = LatestSeen("g1", "a", 6000, NOON + 1, b"older", "s2")
-    await store.journal.commit(Changes(latest=(older,)))
-    assert await latest_of(store, "g1") == {("a", b"older")}, "though it is older than what is not shown any more"
+    assert not await latest_of(store, "g1")
+    assert not await series_of(store, "g1")
+    await store.journal.commit(Changes(latest=(latest("a", NOON + 1, "s2"),)))
+    assert await latest_of(store, "g1") == {("a", "of s2")}, "though it is older than what is not shown any more"
+
+
+async def test_a_device_has_the_label_of_its_sessions_and_the_names_of_its_series(store: Store) -> None:
+    one = replace(known("s1"), device_label="BaceGo-1")
+    named = LatestSeen("g1", "a", 6000, NOON, point_of("", name="Heart rate", unit="bpm"), "s1")
+    await store.journal.commit(Changes(known=(one,), latest=(named,)))
+    (state,) = await store.device_states.devices(["g1"], available=True)
+    assert (state.label, state.series) == ("BaceGo-1", (Series("a", 6000, "Heart rate", "bpm"),))
+    await store.know(replace(known("s2", start=NOON + 9), device_label="BaceGo-2"))
+    (state,) = await store.device_states.devices(["g1"], available=True)
+    assert state.label == "BaceGo-2"
 
 
 async def test_of_devices_that_are_not_watched_there_is_no_state(store: Store) -> None:

@@ -30,7 +30,7 @@ from bace_bridge.errors import (
     SinkUnavailable,
     StoreError,
 )
-from bace_bridge.events.types import Attempt, DeviceState, Event, KnownDevice, LatestPoint, LoggedEvent
+from bace_bridge.events.types import Announced, Attempt, DeviceState, Event, KnownDevice, LatestPoint, LoggedEvent
 from bace_bridge.sinks.api import Answer
 from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.sink import MqttSink
@@ -57,6 +57,7 @@ class MemoryLedger:
 
     def __init__(self, *topics: str) -> None:
         self.held = set(topics)
+        self.of_discovery: dict[str, Announced] = {}
         self.writes = 0
         self.broken = False
 
@@ -70,6 +71,15 @@ class MemoryLedger:
     async def forget(self, topics: Iterable[str]) -> None:
         self._write()
         self.held.difference_update(topics)
+        self.of_discovery = {topic: one for topic, one in self.of_discovery.items() if topic in self.held}
+
+    async def announced(self) -> dict[str, Announced]:
+        return dict(self.of_discovery)
+
+    async def note_announced(self, announced: Mapping[str, Announced]) -> None:
+        self._write()
+        self.held.update(announced)
+        self.of_discovery.update(announced)
 
     def _write(self) -> None:
         if self.broken:
@@ -139,7 +149,8 @@ def new_sink(
     clock: Callable[[], float] = time.monotonic,
     **settings: Any,
 ) -> MqttSink:
-    settings = {"name": "home", "url": f"mqtt://127.0.0.1:{port}"} | settings
+    # What Home Assistant gets is in test_mqtt_discovery.py; here it would be in the way of what is counted.
+    settings = {"name": "home", "url": f"mqtt://127.0.0.1:{port}", "home_assistant": {"enabled": False}} | settings
     return MqttSink(
         MqttConfig.model_validate(settings),
         client_id=client_id,

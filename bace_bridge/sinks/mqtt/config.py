@@ -282,6 +282,8 @@ class MqttConfig(SinkConfig):
             installation=context.installation,
             base_topics=lambda: {one.base_topic for one in context.running() if isinstance(one, MqttConfig)},
             requests=context.requests,
+            datatypes=context.datatypes,
+            sinks=lambda: [one.name for one in context.running()],
             version=context.version,
             quote=context.redaction.quoted,
         )

@@ -10,8 +10,8 @@ from bace_bridge.events.types import SESSION_DATAPOINTS, DeviceState, Event
 from bace_bridge.formats import UNSENDABLE, decoded, made_sendable
 from bace_bridge.redaction import Quote, quoted_as_it_is
 
-Kind = Literal["availability", "session", "latest"]
-"""What a device's retained topic says."""
+Kind = Literal["availability", "session", "latest", "discovery"]
+"""What a device's retained topic says; `discovery` announces it, below a prefix of its own."""
 
 # MQTT: + and # are wildcards, / divides levels, $ at the beginning is the broker's own; % is what the others become.
 _NOT_IN_A_LEVEL = re.compile(f"^(?:bridge|\\.\\.?)\\Z|^\\$|[+#/%]|{UNSENDABLE.pattern}")
