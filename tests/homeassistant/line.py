@@ -33,13 +33,15 @@ class Line:
         self.values = 60.0
         self.bridge: Process | None = None
 
-    def configure(self, *, extra: Mapping[str, Any] | None = None, **mqtt: Any) -> Path:
+    def configure(self, *, watch: Any = None, datatypes: Any = None, hook_url: str | None = None, **mqtt: Any) -> Path:
         """Writes the configuration, with these keys of the MQTT sink, and of other sections."""
+        extra = {"watch": watch} if watch else {}
         path = configuration(
-            self.folder, cloud_url=self.server.url, mqtt_port=self.mosquitto.port, extra=dict(extra or {})
+            self.folder, cloud_url=self.server.url, mqtt_port=self.mosquitto.port, hook_url=hook_url, extra=extra
         )
         settings = json.loads(path.read_text())
         settings["mqtt"][0] |= mqtt
+        settings["datatypes"] = datatypes or {}
         path.write_text(json.dumps(settings))
         return path
 

@@ -29,7 +29,7 @@ async def test_a_device_that_is_switched_on_appears_and_goes_through_a_session(w
                 "Session started", "sensor.bacego_001_002_00020_session_started", None, "timestamp", None, None,
             ),
             "ended": ("Session ended", "sensor.bacego_001_002_00020_session_ended", None, "timestamp", None, None),
-            "csv": ("CSV ready", "sensor.bacego_001_002_00020_csv_ready", None, "timestamp", None, None),
+            "csv": ("CSV ready", "sensor.bacego_001_002_00020_csv_ready", None, "timestamp", None, "mdi:file-delimited"),
             "duration": (
                 "Session duration", "sensor.bacego_001_002_00020_session_duration", "s", "duration", None, None,
             ),
@@ -40,7 +40,7 @@ async def test_a_device_that_is_switched_on_appears_and_goes_through_a_session(w
             6000: (
                 "Heart rate", "sensor.bacego_001_002_00020_heart_rate", "bpm", None, "measurement", "mdi:heart-pulse",
             ),
-            6011: ("Body weight", "sensor.bacego_001_002_00020_body_weight", "kg", "weight", "measurement", None),
+            6011: ("Body weight", "sensor.bacego_001_002_00020_body_weight", "kg", "weight", "measurement", "mdi:scale-bathroom"),
             9999: ("Datatype 9999", "sensor.bacego_001_002_00020_datatype_9999", None, None, "measurement", None),
         }  # fmt: skip
         event = whole.of(found, whole.device, "session")
@@ -97,7 +97,7 @@ async def test_values_that_stay_after_their_session(whole: Line) -> None:
 
 
 async def test_the_device_of_the_bridge(whole: Line) -> None:
-    config = whole.configure(extra={"watch": {"session_interval": "1h"}})
+    config = whole.configure(watch={"session_interval": "1h"})
     async with whole.bridged(config):
 
         def state(found: Any, key: str) -> str | None:
@@ -106,10 +106,14 @@ async def test_the_device_of_the_bridge(whole: Line) -> None:
             )
 
         found = await whole.home.becomes(
-            lambda found: state(found, "connectivity") == "on" and state(found, "problem") == "off", "it is connected"
+            lambda found: (
+                state(found, "connectivity") == "on"
+                and state(found, "problem") == "off"
+                and state(found, "version") not in {None, "unknown"}
+            ),
+            "it is connected",
         )
         assert state(found, "dead_letters") == state(found, "backlog_home") == "0"
-        assert state(found, "version") not in {None, "unknown"}
         assert state(found, "last_poll") not in {None, "unknown"}
         asked = len(whole.server.requests)
         button = next(one.entity_id for name, one in found.items() if name.endswith("_poll"))

@@ -1,0 +1,65 @@
+"""What is no longer meant leaves nothing behind in Home Assistant, even if the bridge or both were down meanwhile."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.homeassistant.line import Line
+
+DIRECTLY = pytest.mark.parametrize("home_was_down", [False, True], ids=["it was up", "it was down"])
+CHANGES: dict[str, tuple[dict[str, Any], Callable[[Line, str], bool]]] = {
+    "a device that is not wanted any more": (
+        {"groups": ["BaceGo-001-002-00020"]},
+        lambda whole, name: whole.other.id_group in name,
+    ),
+    "no discovery": ({"home_assistant": {"enabled": False}}, lambda _, name: bool(name)),
+    "another prefix": ({"home_assistant": {"prefix": "elsewhere"}}, lambda _, name: bool(name)),
+    "another base topic": ({"base_topic": "home/bace"}, lambda _, name: not name),
+    "no requests": ({"requests": False}, lambda _, name: name.endswith("_poll")),
+    "a sink that is gone": ({}, lambda _, name: name.endswith("_backlog_hook")),
+    "another name of a series": ({"datatypes": {9999: {"name": "Steps"}}}, lambda _, name: not name),
+    "a data session that was removed": (
+        {},
+        lambda whole, name: whole.other.id_group in name and name.endswith("_6000"),
+    ),
+}
+"""What is configured otherwise at the second start, and which entities are gone then."""
+
+
+@DIRECTLY
+@pytest.mark.parametrize("change", CHANGES)
+async def test_nothing_is_left_behind(whole: Line, change: str, home_was_down: bool) -> None:
+    settings, is_gone = CHANGES[change]
+    async with whole.bridged(whole.configure(hook_url="http://127.0.0.1:9/" if "sink" in change else None)):
+        session, other = whole.starts(whole.device), whole.starts(whole.other)
+        before = await whole.home.becomes(
+            lambda found: (
+                whole.says(found, whole.device, running="on", heart="61.0", unknown="61.0")
+                and whole.says(found, whole.other, running="on", heart="62.0")
+            ),
+            "both run",
+        )
+    if home_was_down:
+        await whole.home.stop()
+    if "session" in change:
+        whole.cloud.remove_session(other)
+    value = whole.measures(whole.device, session, series=[6000])
+    expected = {name for name in before if not is_gone(whole, name)}
+    assert (expected != before.keys()) == ("another" not in change or "prefix" in change)
+    async with whole.bridged(whole.configure(**settings)):
+        if home_was_down:
+            await whole.home.start()
+        found = await whole.home.becomes(
+            lambda found: (
+                found.keys() == expected
+                and (not found or whole.says(found, whole.device, running="on", heart=str(value)))
+            ),
+            change,
+        )
+        devices = await whole.home.devices()
+        assert devices.keys() == {one for one in devices if any(name.startswith(f"{one}_") for name in found)}
+        renamed = whole.of(found, whole.device, 9999)
+        assert renamed is None or renamed.name == ("Steps" if "name" in change else "Datatype 9999")
+        assert renamed is None or renamed.entity_id == "sensor.bacego_001_002_00020_datatype_9999"
+        await whole.settled(found)
