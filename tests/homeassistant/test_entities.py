@@ -18,31 +18,23 @@ async def test_a_device_that_is_switched_on_appears_and_goes_through_a_session(w
             "its values",
         )
         details: dict[str | int, tuple[Any, ...]] = {
-            key: (entity.name, entity.entity_id, *map(entity.attributes.get, DETAILS))
+            key: (entity.entity_id.replace("bacego_001_002_00020_", ""), *map(entity.attributes.get, DETAILS))
             for key in (*OF_A_DEVICE, 6000, 6011, 9999)
             if (entity := whole.of(found, whole.device, key))
         }
         assert details == {
-            "running": ("Running", "binary_sensor.bacego_001_002_00020_running", None, "running", None, None),
-            "session": ("Session", "event.bacego_001_002_00020_session", None, None, None, "mdi:clipboard-pulse"),
-            "started": (
-                "Session started", "sensor.bacego_001_002_00020_session_started", None, "timestamp", None, None,
-            ),
-            "ended": ("Session ended", "sensor.bacego_001_002_00020_session_ended", None, "timestamp", None, None),
-            "csv": ("CSV ready", "sensor.bacego_001_002_00020_csv_ready", None, "timestamp", None, "mdi:file-delimited"),
-            "duration": (
-                "Session duration", "sensor.bacego_001_002_00020_session_duration", "s", "duration", None, None,
-            ),
-            "datapoints": (
-                "Datapoints", "sensor.bacego_001_002_00020_datapoints", None, None, "measurement", "mdi:counter",
-            ),
-            "last_seen": ("Last seen", "sensor.bacego_001_002_00020_last_seen", None, "timestamp", None, None),
-            6000: (
-                "Heart rate", "sensor.bacego_001_002_00020_heart_rate", "bpm", None, "measurement", "mdi:heart-pulse",
-            ),
-            6011: ("Body weight", "sensor.bacego_001_002_00020_body_weight", "kg", "weight", "measurement", "mdi:scale-bathroom"),
-            9999: ("Datatype 9999", "sensor.bacego_001_002_00020_datatype_9999", None, None, "measurement", None),
-        }  # fmt: skip
+            "running": ("binary_sensor.running", None, "running", None, None),
+            "session": ("event.session", None, None, None, "mdi:clipboard-pulse"),
+            "started": ("sensor.session_started", None, "timestamp", None, None),
+            "ended": ("sensor.session_ended", None, "timestamp", None, None),
+            "csv": ("sensor.csv_ready", None, "timestamp", None, "mdi:file-delimited"),
+            "duration": ("sensor.session_duration", "s", "duration", None, None),
+            "datapoints": ("sensor.datapoints", None, None, "measurement", "mdi:counter"),
+            "last_seen": ("sensor.last_seen", None, "timestamp", None, None),
+            6000: ("sensor.heart_rate", "bpm", None, "measurement", "mdi:heart-pulse"),
+            6011: ("sensor.body_weight", "kg", "weight", "measurement", "mdi:scale-bathroom"),
+            9999: ("sensor.datatype_9999", None, None, "measurement", None),
+        }
         event = whole.of(found, whole.device, "session")
         assert event is not None
         assert event.attributes["event_type"] == "session.started"  # the first one of a device that was not known
