@@ -83,6 +83,8 @@ class HomeAssistant:
         }  # fmt: skip
         store = {"version": 1, "minor_version": 5, "key": "core.config_entries", "data": {"entries": [entry]}}
         (self._folder / ".storage" / "core.config_entries").write_text(json.dumps(store))
+        steps = {"version": 4, "key": "onboarding", "data": {"done": ["user", "core_config", "analytics", "integration"]}}
+        (self._folder / ".storage" / "onboarding").write_text(json.dumps(steps))
 
     # --- its process
 
@@ -97,9 +99,9 @@ class HomeAssistant:
             )  # fmt: skip
         await self.until(lambda: token.exists() and token.stat().st_mtime_ns != before, "it writes its token")
         self._http = aiohttp.ClientSession()
-        await self._connect(token.read_text())
+        await self._connect()
 
-    async def _connect(self, token: str) -> None:
+    async def _connect(self) -> None:
         assert self._http is not None
         async with asyncio.timeout(PATIENCE):
             while self._socket is None:
@@ -107,7 +109,7 @@ class HomeAssistant:
                     self._socket = await self._http.ws_connect(f"{self.url}/api/websocket", max_msg_size=0)
                 await asyncio.sleep(0.05)
         await self._socket.receive_json()
-        await self._socket.send_json({"type": "auth", "access_token": token})
+        await self._socket.send_json({"type": "auth", "access_token": self.token})
         assert (await self._socket.receive_json())["type"] == "auth_ok"
         self._reading = asyncio.create_task(self._read(self._socket))
 
@@ -136,6 +138,10 @@ class HomeAssistant:
                     await asyncio.sleep(0.05)
                 return
         raise AssertionError(f"not within {PATIENCE:g} s: {what}; {self.output[-2000:]}")
+
+    @property
+    def token(self) -> str:
+        return (self._folder / "token").read_text()
 
     @property
     def output(self) -> str:
@@ -183,7 +189,7 @@ class HomeAssistant:
 
     async def post(self, path: str, body: Any) -> Any:
         assert self._http is not None
-        headers = {"Authorization": f"Bearer {(self._folder / 'token').read_text()}"}
+        headers = {"Authorization": f"Bearer {self.token}"}
         async with self._http.post(f"{self.url}/api/{path}", json=body, headers=headers) as answer:
             if answer.status != 200:
                 raise Refused(await answer.text())
