@@ -205,6 +205,8 @@ def warnings(config: Config, *, now: float) -> list[str]:
             found.append("http.token: goes over the network in the clear (put a proxy with TLS before http.listen)")
     for path, sink in config.located_sinks():
         found += [f"{path}.{line}" for line in _about_sink(sink)]
+    for kind in KINDS:
+        found += kind.warnings_between([(path, one) for path, one in config.located_sinks() if isinstance(one, kind)])
     if not config.sinks:
         found.append(f"{', '.join(kind.section for kind in KINDS)}: there are no sinks, so no events will be delivered")
     return found

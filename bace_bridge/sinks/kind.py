@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from pydantic import Field
 
@@ -59,6 +59,12 @@ class SinkConfig(Section):
     def mistakes_between(cls, entries: Collection[Entry]) -> Iterator[Mistake]:
         """What is wrong between keys, or between sinks of this kind. A key that is wrong alone is known already."""
         del entries
+        yield from ()
+
+    @classmethod
+    def warnings_between(cls, sinks: Collection[tuple[str, Self]]) -> Iterator[str]:
+        """As `warnings`, between sinks of this kind, which come with their paths."""
+        del sinks
         yield from ()
 
     @property

@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from paho.mqtt.properties import Properties
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
+from bace_bridge.config.datatypes import DatatypeConfig
 from bace_bridge.errors import (
     BridgeError,
     DeliveryFailed,
@@ -147,6 +148,9 @@ def new_sink(
     ledger: MemoryLedger | None = None,
     installation: str = "here",
     clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = nap,
+    datatypes: Callable[[], Mapping[int, DatatypeConfig]] = dict,
+    sinks: Callable[[], Collection[str]] = tuple,
     **settings: Any,
 ) -> MqttSink:
     # What Home Assistant gets is in test_mqtt_discovery.py; here it would be in the way of what is counted.
@@ -160,8 +164,10 @@ def new_sink(
         installation=installation,
         clock=clock,
         requests=requests or {},
+        datatypes=datatypes,
+        sinks=sinks,
         version="1.2.3",
-        sleep=nap,
+        sleep=sleep,
         jitter=lambda: 0.0,
     )
 

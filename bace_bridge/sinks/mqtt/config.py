@@ -5,7 +5,7 @@ import ssl
 import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NoReturn
+from typing import Annotated, Any, Final, Literal, NoReturn, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, WithJsonSchema
@@ -298,6 +298,18 @@ class MqttConfig(SinkConfig):
             yield "tls.insecure: anyone on the network path can read and forge messages (use ca_file instead)"
         if self.tls != TlsConfig() and not self.tls_enabled:
             yield "tls: has no effect without mqtts:// or wss://"
+
+    @classmethod
+    def warnings_between(cls, sinks: Collection[tuple[str, Self]]) -> Iterator[str]:
+        first: dict[tuple[str, str], str] = {}
+        for path, sink in sinks:
+            if sink.home_assistant.enabled:
+                other = first.setdefault((sink.broker.lower(), sink.home_assistant.prefix), path)
+                if other != path:
+                    yield (
+                        f"{path}.home_assistant: {other} announces the same devices to Home Assistant at this broker, "
+                        "and each overwrites what the other one says (set enabled: false in one)"
+                    )
 
     @classmethod
     def mistakes_between(cls, entries: Collection[Entry]) -> Iterator[Mistake]:

@@ -56,7 +56,10 @@ class Announcer:
         self._began_anew = False
 
     def device(self, state: DeviceState) -> dict[str, bytes]:
-        """Its discovery topics with their payloads; made anew only where they may differ: a state is read often."""
+        """Its discovery topics with their payloads; none where it has no data session that can be seen."""
+        if state.session is None:
+            return {}
+        # Made anew only where they may differ: a state is read with each event.
         made_of = (state.label, state.series, self._datatypes())
         made = self._made.get(state.device_id)
         if made is None or made[0] != made_of:

@@ -92,7 +92,7 @@ class Discovery:
         }
         # Home Assistant puts the device's name before that of an entity: one must not begin with the other.
         if not label or any(one.get("name", "").casefold().startswith(label.casefold()) for one in components.values()):
-            about["name"] = f"BACE Go {label or shown(state.device_id)}"
+            about["name"] = f"BACE Go {label or shown(state.device_id)}".rstrip()
         if serial := _SERIAL.fullmatch(label):
             about["sn"] = serial[1]
         return self._topics_of(about, availability_of(state.device_id, self._topics), components)

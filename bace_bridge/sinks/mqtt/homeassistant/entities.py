@@ -198,7 +198,7 @@ def _named(
     names = {}
     for one in sorted(series, key=lambda one: (one.datatype not in named, one.datatype, one.source_device)):
         name = shown(datatypes[one.datatype].name) if one.datatype in named else f"Datatype {one.datatype}"
-        longer = f"{name} {shown(one.source_device)}"
+        longer = f"{name} {shown(one.source_device)}".rstrip()
         names[one] = (name, longer, f"{longer} {one.datatype}")
     # As Home Assistant makes ids of them: two that look alike there would be told apart by _2.
     uses = Counter(slug for possible in names.values() for slug in {_slug(one) for one in possible})
