@@ -83,7 +83,11 @@ class HomeAssistant:
         }  # fmt: skip
         store = {"version": 1, "minor_version": 5, "key": "core.config_entries", "data": {"entries": [entry]}}
         (self._folder / ".storage" / "core.config_entries").write_text(json.dumps(store))
-        steps = {"version": 4, "key": "onboarding", "data": {"done": ["user", "core_config", "analytics", "integration"]}}
+        steps = {
+            "version": 4,
+            "key": "onboarding",
+            "data": {"done": ["user", "core_config", "analytics", "integration"]},
+        }
         (self._folder / ".storage" / "onboarding").write_text(json.dumps(steps))
 
     # --- its process

@@ -37,7 +37,7 @@ devices:
   - {label: BaceGo-001-002-00035, datatypes: [6005, 6011, 5205]}
 sessions:
   - {device: BaceGo-001-002-00020, at: 3s, duration: 1h, sample_every: 3s, ingestion_lag: 5s}
-  - {device: BaceGo-001-002-00035, at: 3s, duration: 30s, sample_every: 2s, label: Morning measurement, ingestion_lag: 5s}
+  - {device: BaceGo-001-002-00035, at: 3s, duration: 30s, sample_every: 2s, label: Weight, ingestion_lag: 5s}
 """
 NAMES = {
     5205: {"name": "Battery", "unit": "V", "device_class": "voltage", "precision": 2, "category": "diagnostic"},
@@ -60,15 +60,16 @@ class Page:
             if answer.get("id") == self._number:
                 return answer["result"]
 
-    async def picture(self, name: str, url: str, *, width: int, height: int, then: str = "", settles: float = 6) -> None:
+    async def picture(
+        self, name: str, url: str, *, width: int, height: int, then: str = "", settles: float = 6
+    ) -> None:
         """Of the page as it is `settles` seconds after it was opened, and after this JavaScript."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         await self.do("Emulation.setDeviceMetricsOverride", **size)
         await self.do("Page.navigate", url=url)
         await asyncio.sleep(settles)  # there is no sign for the last card
         if then:
-            found = await self.do("Runtime.evaluate", expression=then, awaitPromise=True)
-            print(name, found)
+            await self.do("Runtime.evaluate", expression=then, awaitPromise=True)
             await asyncio.sleep(settles / 2)
         taken = await self.do("Page.captureScreenshot", format="png")
         (IMAGES / f"{name}.png").write_bytes(base64.b64decode(taken["data"]))
@@ -81,7 +82,8 @@ async def chromium(folder: Path) -> AsyncIterator[Page]:
         sys.exit("Chromium is not installed (Debian: apt-get install chromium)")
     process = await asyncio.create_subprocess_exec(
         path, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-port=0",
-        f"--user-data-dir={folder}", "about:blank", stderr=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+        f"--user-data-dir={folder}", "about:blank",
+        stderr=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:
         port = folder / "DevToolsActivePort"
@@ -118,7 +120,14 @@ async def dashboard(home: HomeAssistant) -> None:
     one, other = "00020", "00035"
     cards = [
         {"type": "tile", "entity": f"binary_sensor.bacego_001_002_{one}_running", "name": "Grandma", "vertical": False},
-        {"type": "gauge", "entity": of(one, "heart_rate")[0], "name": "Heart rate", "min": 40, "max": 180, "needle": True},
+        {
+            "type": "gauge",
+            "entity": of(one, "heart_rate")[0],
+            "name": "Heart rate",
+            "min": 40,
+            "max": 180,
+            "needle": True,
+        },
         {
             "type": "history-graph",
             "title": "Grandma",
@@ -136,7 +145,11 @@ async def dashboard(home: HomeAssistant) -> None:
         {
             "type": "entities",
             "title": "Bridge",
-            "entities": ["binary_sensor.bace_bridge_cloud", "sensor.bace_bridge_last_poll", "button.bace_bridge_poll_now"],
+            "entities": [
+                "binary_sensor.bace_bridge_cloud",
+                "sensor.bace_bridge_last_poll",
+                "button.bace_bridge_poll_now",
+            ],
         },
     ]
     view = {"title": "BACE", "type": "masonry", "cards": cards}
@@ -177,7 +190,9 @@ async def take(folder: Path) -> None:
                 device = (await home.devices())[f"bace_{next(iter(cloud.devices))}"]["id"]
                 async with chromium(folder / "chromium") as page:
                     await log_in(page, home)
-                    await page.picture("home-assistant-dashboard", f"{home.url}/lovelace/0", width=1100, height=640, settles=12)
+                    await page.picture(
+                        "home-assistant-dashboard", f"{home.url}/lovelace/0", width=1100, height=640, settles=12
+                    )
                     await page.picture(
                         "home-assistant-device", f"{home.url}/config/devices/device/{device}", width=1100, height=900
                     )

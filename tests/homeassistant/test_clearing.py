@@ -5,18 +5,20 @@ from typing import Any
 
 import pytest
 
+from bace_bridge.simulator.cloud import SimulatedCloud
 from tests.homeassistant.line import Line
 
 DIRECTLY = pytest.mark.parametrize("home_was_down", [False, True], ids=["it was up", "it was down"])
+ONE = SimulatedCloud().add_device("BaceGo-001-002-00020").id_group
 CHANGES: dict[str, tuple[dict[str, Any], Callable[[Line, str], bool]]] = {
     "a device that is not wanted any more": (
-        {"groups": ["BaceGo-001-002-00020"]},
+        {"groups": [ONE]},
         lambda whole, name: whole.other.id_group in name,
     ),
     "no discovery": ({"home_assistant": {"enabled": False}}, lambda _, name: bool(name)),
     "another prefix": ({"home_assistant": {"prefix": "elsewhere"}}, lambda _, name: bool(name)),
     "another base topic": ({"base_topic": "home/bace"}, lambda _, name: not name),
-    "no requests": ({"requests": False}, lambda _, name: name.endswith("_poll")),
+    "no requests": ({"requests": False}, lambda _, name: name.endswith("_poll") and "_last_" not in name),
     "a sink that is gone": ({}, lambda _, name: name.endswith("_backlog_hook")),
     "another name of a series": ({"datatypes": {9999: {"name": "Steps"}}}, lambda _, name: not name),
     "a data session that was removed": (
@@ -60,6 +62,7 @@ async def test_nothing_is_left_behind(whole: Line, change: str, home_was_down: b
         devices = await whole.home.devices()
         assert devices.keys() == {one for one in devices if any(name.startswith(f"{one}_") for name in found)}
         renamed = whole.of(found, whole.device, 9999)
-        assert renamed is None or renamed.name == ("Steps" if "name" in change else "Datatype 9999")
+        name = "Steps" if "name" in change else "Datatype 9999"
+        assert renamed is None or renamed.attributes["friendly_name"] == f"BaceGo-001-002-00020 {name}"
         assert renamed is None or renamed.entity_id == "sensor.bacego_001_002_00020_datatype_9999"
         await whole.settled(found)
