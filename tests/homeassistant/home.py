@@ -54,7 +54,7 @@ class Refused(Exception):
 class HomeAssistant:
     """Made before it is started; it may be stopped and started again, with all that it has stored."""
 
-    def __init__(self, folder: Path, broker: int, *, pages: bool = False) -> None:
+    def __init__(self, folder: Path, broker: int, *, pages: bool, more: Mapping[str, Any]) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._folder = folder
@@ -66,11 +66,11 @@ class HomeAssistant:
         self._listeners: dict[int, Callable[[dict[str, Any]], object]] = {}
         self._reading: asyncio.Task[None] | None = None
         self._number = 0
-        self._write(broker)
+        self._write(broker, more)
 
-    def _write(self, broker: int) -> None:
-        http = {"http": {"server_host": "127.0.0.1", "server_port": self.port}}
-        settings = yaml.safe_dump({**_CONFIGURATION, **http}) + "automation: !include automations.yaml\n"
+    def _write(self, broker: int, more: Mapping[str, Any]) -> None:
+        http = {"server_host": "127.0.0.1", "server_port": self.port}
+        settings = yaml.safe_dump({**_CONFIGURATION, "http": http, **more}) + "automation: !include automations.yaml\n"
         (self._folder / ".storage").mkdir(parents=True)
         (self._folder / "configuration.yaml").write_text(settings)
         (self._folder / "automations.yaml").write_text("[]\n")
@@ -163,6 +163,15 @@ class HomeAssistant:
         """The result of a WebSocket command; raises Refused."""
         return await self._ask(self._next(), command, arguments)
 
+    async def asked(self, command: str, condition: Callable[[Any], bool], what: str) -> Any:
+        """The result of a command, asked until it is so."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                while not condition(found := await self.ask(command)):
+                    await asyncio.sleep(0.1)
+                return found
+        raise AssertionError(f"not within {PATIENCE:g} s: {what}; {self.complaints}")
+
     async def on_event(self, event_type: str, listener: Callable[[dict[str, Any]], object]) -> None:
         number = self._next()
         self._listeners[number] = listener
@@ -246,8 +255,11 @@ class HomeAssistant:
 
 
 @asynccontextmanager
-async def home_assistant(folder: Path, broker: int, *, pages: bool = False) -> AsyncIterator[HomeAssistant]:
-    one = HomeAssistant(folder / "homeassistant", broker, pages=pages)
+async def home_assistant(
+    folder: Path, broker: int, *, pages: bool = False, more: Mapping[str, Any] | None = None
+) -> AsyncIterator[HomeAssistant]:
+    """`pages`: with its web pages; `more` goes into its configuration.yaml."""
+    one = HomeAssistant(folder / "homeassistant", broker, pages=pages, more=more or {})
     try:
         await one.start()
         yield one

@@ -21,10 +21,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Callable[[Line, str], bool]]] = {
     "no requests": ({"requests": False}, lambda _, name: name.endswith("_poll") and "_last_" not in name),
     "a sink that is gone": ({}, lambda _, name: name.endswith("_backlog_hook")),
     "another name of a series": ({"datatypes": {9999: {"name": "Steps"}}}, lambda _, name: not name),
-    "a data session that was removed": (
-        {},
-        lambda whole, name: whole.other.id_group in name and name.endswith("_6000"),
-    ),
+    "a device's only data session was removed": ({}, lambda whole, name: whole.other.id_group in name),
 }
 """What is configured otherwise at the second start, and which entities are gone then."""
 
@@ -44,7 +41,7 @@ async def test_nothing_is_left_behind(whole: Line, change: str, home_was_down: b
         )
     if home_was_down:
         await whole.home.stop()
-    if "session" in change:
+    if "data session" in change:
         whole.cloud.remove_session(other)
     value = whole.measures(whole.device, session, series=[6000])
     expected = {name for name in before if not is_gone(whole, name)}
