@@ -238,7 +238,7 @@ class HomeAssistant:
         }
 
     async def automate(self, name: str, **automation: Any) -> None:
-        await self.post(f"config/automation/config/{name}", {"alias": name, **automation})
+        await self.post(f"config/automation/config/{name}", {"alias": name} | automation)
 
     async def becomes(
         self, condition: Callable[[dict[str, Entity]], bool], what: str, *, within: float = PATIENCE

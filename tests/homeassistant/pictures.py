@@ -45,6 +45,24 @@ NAMES = {
 }
 
 
+# Home Assistant's pages are nested shadow roots: this finds an element in any of them.
+FIND = """
+const find = (wanted, root = document) => root.querySelector(wanted) ?? [...root.querySelectorAll('*')]
+  .map(one => one.shadowRoot && find(wanted, one.shadowRoot)).find(one => one);
+"""
+OPEN_TRIGGER = (
+    FIND
+    + """(async () => {
+  const row = find('ha-automation-trigger-row');
+  find('ha-expansion-panel', row.shadowRoot).expanded = true;
+  await new Promise(done => setTimeout(done, 3000));
+  const triggers = find('ha-device-trigger-picker', row.shadowRoot);
+  find('.mdc-select__anchor', triggers.shadowRoot).click();
+})()
+"""
+)
+
+
 class Page:
     """A page of Chromium, over its DevTools protocol."""
 
@@ -118,8 +136,9 @@ async def dashboard(home: HomeAssistant) -> None:
         return [f"sensor.bacego_001_002_{device}_{key}" for key in keys]
 
     one, other = "00020", "00035"
-    cards = [
-        {"type": "tile", "entity": f"binary_sensor.bacego_001_002_{one}_running", "name": "Grandma", "vertical": False},
+    running = f"binary_sensor.bacego_001_002_{one}_running"
+    left = [
+        {"type": "tile", "entity": running, "name": "Grandma's BACE Go"},
         {
             "type": "gauge",
             "entity": of(one, "heart_rate")[0],
@@ -129,30 +148,41 @@ async def dashboard(home: HomeAssistant) -> None:
             "needle": True,
         },
         {
+            "type": "entities",
+            "title": "Scales",
+            "entities": [
+                {"entity": f"binary_sensor.bacego_001_002_{other}_running", "name": "Running"},
+                {"entity": of(other, "body_weight")[0], "name": "Body weight"},
+                {"entity": of(other, "session_ended")[0], "name": "Measured"},
+            ],
+        },
+    ]
+    middle = [
+        {
             "type": "history-graph",
             "title": "Grandma",
             "hours_to_show": 0.05,
-            "entities": [{"entity": name} for name in of(one, "heart_rate", "respiration_rate")],
-        },
-        {
-            "type": "entities",
-            "title": "Scales (BaceGo-001-002-00035)",
             "entities": [
-                f"binary_sensor.bacego_001_002_{other}_running",
-                *of(other, "body_weight", "body_temperature", "session_ended", "session_duration", "csv_ready"),
+                {"entity": name, "name": name.split("00020_")[1].replace("_", " ").capitalize()}
+                for name in of(one, "heart_rate", "respiration_rate")
             ],
-        },
+        }
+    ]
+    right = [
         {
             "type": "entities",
             "title": "Bridge",
             "entities": [
-                "binary_sensor.bace_bridge_cloud",
-                "sensor.bace_bridge_last_poll",
-                "button.bace_bridge_poll_now",
+                {"entity": "binary_sensor.bace_bridge_cloud", "name": "Cloud"},
+                {"entity": "sensor.bace_bridge_last_poll", "name": "Last poll"},
+                {"entity": "sensor.bace_bridge_backlog_home", "name": "Backlog"},
+                {"entity": "button.bace_bridge_poll_now", "name": "Poll now"},
             ],
         },
     ]
-    view = {"title": "BACE", "type": "masonry", "cards": cards}
+    columns = [{"type": "vertical-stack", "cards": cards} for cards in (left, middle, right)]
+    cards = [{"type": "horizontal-stack", "cards": columns}]
+    view = {"title": "BACE", "type": "panel", "cards": cards}
     await home.ask("lovelace/config/save", config={"title": "Home", "views": [view]})
 
 
@@ -161,8 +191,8 @@ async def automation(home: HomeAssistant) -> None:
     trigger = {"trigger": "device", "domain": "mqtt", "device_id": device, "type": "CSV ready", "subtype": "Session"}
     link = "{{ trigger.payload_json.csv.link or trigger.payload_json.csv.url }}"
     await home.automate(
-        "csv",
-        description="Tells when the CSV of a data session is ready",
+        "csv_ready",
+        alias="A message when the CSV is ready",
         triggers=[trigger],
         conditions=[],
         actions=[{"action": "persistent_notification.create", "data": {"title": "BACE", "message": link}}],
@@ -193,12 +223,10 @@ async def take(folder: Path) -> None:
                     await page.picture(
                         "home-assistant-dashboard", f"{home.url}/lovelace/0", width=1100, height=640, settles=12
                     )
-                    await page.picture(
-                        "home-assistant-device", f"{home.url}/config/devices/device/{device}", width=1100, height=900
-                    )
-                    await page.picture(
-                        "home-assistant-automation", f"{home.url}/config/automation/edit/csv", width=900, height=760
-                    )
+                    url = f"{home.url}/config/devices/device/{device}"
+                    await page.picture("home-assistant-device", url, width=760, height=1140)
+                    url = f"{home.url}/config/automation/edit/csv_ready"
+                    await page.picture("home-assistant-automation", url, width=900, height=900, then=OPEN_TRIGGER)
             playing.cancel()
             with suppress(asyncio.CancelledError):
                 await playing

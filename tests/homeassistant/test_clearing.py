@@ -8,15 +8,15 @@ import pytest
 from bace_bridge.simulator.cloud import SimulatedCloud
 from tests.homeassistant.line import Line
 
-DIRECTLY = pytest.mark.parametrize("home_was_down", [False, True], ids=["it was up", "it was down"])
 ONE = SimulatedCloud().add_device("BaceGo-001-002-00020").id_group
+NO_DISCOVERY, OTHER_PREFIX = "no discovery", "another prefix"
 CHANGES: dict[str, tuple[dict[str, Any], Callable[[Line, str], bool]]] = {
     "a device that is not wanted any more": (
         {"groups": [ONE]},
         lambda whole, name: whole.other.id_group in name,
     ),
-    "no discovery": ({"home_assistant": {"enabled": False}}, lambda _, name: bool(name)),
-    "another prefix": ({"home_assistant": {"prefix": "elsewhere"}}, lambda _, name: bool(name)),
+    NO_DISCOVERY: ({"home_assistant": {"enabled": False}}, lambda _, name: bool(name)),
+    OTHER_PREFIX: ({"home_assistant": {"prefix": "elsewhere"}}, lambda _, name: bool(name)),
     "another base topic": ({"base_topic": "home/bace"}, lambda _, name: not name),
     "no requests": ({"requests": False}, lambda _, name: name.endswith("_poll") and "_last_" not in name),
     "a sink that is gone": ({}, lambda _, name: name.endswith("_backlog_hook")),
@@ -26,8 +26,11 @@ CHANGES: dict[str, tuple[dict[str, Any], Callable[[Line, str], bool]]] = {
 """What is configured otherwise at the second start, and which entities are gone then."""
 
 
-@DIRECTLY
-@pytest.mark.parametrize("change", CHANGES)
+# The bridge does not hear of a start of Home Assistant that it is to leave alone.
+WHILE_DOWN = [(change, True) for change in CHANGES if change not in {NO_DISCOVERY, OTHER_PREFIX}]
+
+
+@pytest.mark.parametrize(("change", "home_was_down"), [*((change, False) for change in CHANGES), *WHILE_DOWN])
 async def test_nothing_is_left_behind(whole: Line, change: str, home_was_down: bool) -> None:
     settings, is_gone = CHANGES[change]
     async with whole.bridged(whole.configure(hook_url="http://127.0.0.1:9/" if "sink" in change else None)):
@@ -62,4 +65,4 @@ async def test_nothing_is_left_behind(whole: Line, change: str, home_was_down: b
         name = "Steps" if "name" in change else "Datatype 9999"
         assert renamed is None or renamed.attributes["friendly_name"] == f"BaceGo-001-002-00020 {name}"
         assert renamed is None or renamed.entity_id == "sensor.bacego_001_002_00020_datatype_9999"
-        await whole.settled(found)
+        whole.settled(found)

@@ -62,7 +62,7 @@ async def test_a_device_that_is_switched_on_appears_and_goes_through_a_session(w
 
         whole.starts(whole.device)
         await whole.home.becomes(lambda found: whole.says(found, whole.device, running="on", heart="62.0"), "the next")
-        await whole.settled(await whole.home.entities())
+        whole.settled(await whole.home.entities())
 
 
 async def test_a_series_appears_when_it_is_first_seen(whole: Line) -> None:
@@ -75,7 +75,7 @@ async def test_a_series_appears_when_it_is_first_seen(whole: Line) -> None:
         await whole.home.becomes(
             lambda found: whole.says(found, whole.device, heart="61.0", unknown="62.0"), "the new series"
         )
-        await whole.settled(await whole.home.entities())
+        whole.settled(await whole.home.entities())
 
 
 async def test_values_that_stay_after_their_session(whole: Line) -> None:
@@ -84,7 +84,7 @@ async def test_values_that_stay_after_their_session(whole: Line) -> None:
         await whole.home.becomes(lambda found: whole.says(found, whole.device, heart="61.0"), "its heart rate")
         whole.ends(session)
         await whole.home.becomes(lambda found: whole.says(found, whole.device, running="off", heart="61.0"), "its end")
-        await whole.settled(await whole.home.entities())
+        whole.settled(await whole.home.entities())
 
 
 async def test_the_device_of_the_bridge(whole: Line) -> None:
@@ -107,10 +107,10 @@ async def test_the_device_of_the_bridge(whole: Line) -> None:
         assert state(found, "dead_letters") == state(found, "backlog_home") == "0"
         assert state(found, "last_poll") not in {None, "unknown"}
         asked = len(whole.server.requests)
-        button = next(one.entity_id for name, one in found.items() if name.endswith("_poll"))
+        button = next(one.entity_id for one in found.values() if one.entity_id.startswith("button."))
         await whole.home.call("button.press", entity_id=button)
         await until(lambda: len(whole.server.requests) > asked, within=SOON, what="a poll")
-        await whole.settled(found)
+        whole.settled(found)
 
 
 async def test_triggers_fire_once_and_not_for_replays(whole: Line) -> None:
@@ -155,4 +155,4 @@ async def test_triggers_fire_once_and_not_for_replays(whole: Line) -> None:
             whole.ends(second)
             await until(lambda: ("CSV ready", second) in fired, within=SOON, what="its CSV")
         assert fired == [*expected, ("ended", second), ("CSV ready", second)]
-        await whole.settled(await whole.home.entities())
+        whole.settled(await whole.home.entities())

@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -51,17 +52,16 @@ async def test_everything_is_right_again(
         if away in {"Home Assistant", "both"}:
             await whole.home.start()
         began = time.monotonic()
-        if "bridge" in away:
-            async with whole.bridged(config):
-                await right_again(whole, before, value, began, record_property)
-        else:
-            await right_again(whole, before, value, began, record_property)
+        async with AsyncExitStack() as stack:
+            if "bridge" in away:
+                await stack.enter_async_context(whole.bridged(config))
+            found = await right_again(whole, before, value)
+        record_property("seconds", round(time.monotonic() - began, 1))
+        whole.settled(found, broker_was_away=away in {"broker", "both"})
         assert whole.cloud.session(second).end is None
 
 
-async def right_again(
-    whole: Line, before: Entities, value: float, began: float, record_property: Callable[[str, object], None]
-) -> None:
+async def right_again(whole: Line, before: Entities, value: float) -> Entities:
     def right(found: Entities) -> bool:
         return (
             whole.says(found, whole.device, running="on", heart=str(value), weight="61.0", unknown="61.0")
@@ -70,11 +70,10 @@ async def right_again(
         )
 
     found = await whole.home.becomes(right, "it is right again", within=WITHIN + 10)
-    record_property("seconds", round(time.monotonic() - began, 1))
     assert {name: one for name, (one, _) in steady(found).items()} == {
         name: one for name, (one, _) in steady(before).items()
     }
-    await whole.settled(found)
+    return found
 
 
 async def test_a_bridge_that_is_gone_for_good(whole: Line) -> None:
@@ -83,10 +82,10 @@ async def test_a_bridge_that_is_gone_for_good(whole: Line) -> None:
         await whole.home.becomes(lambda found: whole.says(found, whole.device, running="on", heart="61.0"), "it runs")
         await bridge.stop(signal.SIGKILL)
     found = await whole.home.becomes(lambda found: unavailable(found) == found.keys(), "nothing is available")
-    await whole.settled(found)
+    whole.settled(found)
     await whole.home.stop()
     await whole.home.start()
     found = await whole.home.becomes(
         lambda found: bool(found) and unavailable(found) == found.keys(), "nor after a restart of Home Assistant"
     )
-    await whole.settled(found)
+    whole.settled(found)
