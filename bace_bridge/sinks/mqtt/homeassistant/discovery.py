@@ -172,22 +172,6 @@ def revival(payload: bytes, gone: Mapping[str, str]) -> bytes:
     return _with(payload, {key: _whole(identifier, key, platform) for key, platform in gone.items()})
 
 
-def ghost(topic: str, components: Mapping[str, str]) -> bytes | None:
-    """A payload for a discovery topic that was cleared while Home Assistant was down; cleared again, it takes effect.
-
-    `components` are those of a device's topic, by key and platform. None where the topic is no discovery topic.
-    """
-    origin = {"name": "bace-bridge"}
-    match topic.split("/"):
-        case [*_, "device", identifier, "config"]:
-            whole = {key: _whole(identifier, key, platform) for key, platform in components.items()}
-            return msgspec.json.encode({"dev": {"ids": [identifier]}, "o": origin, "cmps": whole})
-        case [*_, platform, identifier, key, "config"] if platform in _PLATFORMS:
-            one = _whole(identifier, key, platform)
-            return msgspec.json.encode({"dev": {"ids": [identifier]}, "o": origin, **one})
-    return None
-
-
 def _with(payload: bytes, more: Components) -> bytes:
     whole = msgspec.json.decode(payload)
     whole["cmps"] = {**more, **whole["cmps"]}

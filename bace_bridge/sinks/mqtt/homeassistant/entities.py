@@ -55,9 +55,8 @@ def _bytes(text: str) -> bytes:
 
 def _literal(text: str) -> str:
     """A string literal of Jinja; whatever is in it ends neither the string nor the braces around it."""
-    # As the list of devices has it, where half a character cannot be.
-    whole = _bytes(text).decode("utf-8", "replace")
-    return "'" + re.sub(r"[^A-Za-z0-9_. -]", lambda found: f"\\U{ord(found[0]):08x}", whole) + "'"
+    # As the list of devices has it, where half a character cannot be. Jinja reads literals as Python does.
+    return repr(_bytes(text).decode("utf-8", "replace"))
 
 
 def _of(key: str, test: str) -> str:
