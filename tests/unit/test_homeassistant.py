@@ -590,7 +590,8 @@ def test_several_devices_that_are_too_large_are_one_problem() -> None:
         asked.device(msgspec.structs.replace(many(100 + number), device_id=label, label=label), KNOWN_DATATYPES)
     assert asked.problem is not None
     assert re.fullmatch(
-        r"Home Assistant is not told of \d+ entities of Bed 2, and some of 2 more: more than \d+ bytes", asked.problem
+        r"discovery for Home Assistant leaves out \d+ entities of Bed 2, and some of 2 more: more than \d+ bytes",
+        asked.problem,
     )
 
 
