@@ -9,7 +9,7 @@ import structlog
 
 from bace_bridge.app.account import Account, AccountBuilder, AccountConfig
 from bace_bridge.app.outlets import OutletBuilder, OutletConfig, outlet_config
-from bace_bridge.app.running import Clocks, ClockWatch, Reloads, Running, Signals, SteadyClock, bring_back, task_group
+from bace_bridge.app.running import Clocks, ClockWatch, Reloads, Running, Signals, SteadyClock, task_group
 from bace_bridge.app.service import Service, long_start
 from bace_bridge.app.storage import Devices, Storage, installation_name
 from bace_bridge.config.models import Config, HttpConfig
@@ -50,7 +50,10 @@ class Bridge:
             async with long_start(notify):
                 file = await stack.enter_async_context(SqliteFile(config.store.path))
                 furthest = max(SLOWEST_FETCH, config.watch.datapoint_interval)
-                await bring_back(Schedules(file), now=self._clocks.steady(), furthest=furthest)
+                # The clock may have been set back while nothing ran.
+                if sessions := await Schedules(file).bound(now=self._clocks.steady(), furthest=furthest):
+                    then = "retries that were scheduled too far ahead are due now"
+                    log.warning("clock.was_behind", sessions=sessions, then=then)
                 home = _Home(
                     config,
                     file,

@@ -31,6 +31,19 @@ ALL_DEVICES = f"""{WITH_DEVICES}, {_distinct("seen", "device_id", "latest")}
 """Those of which datapoints are known, too."""
 
 
+class SeenDatatype(msgspec.Struct, frozen=True):
+    """A datatype of which datapoints were published; `last_value` is the average of the newest, at `last_at`.
+
+    `last_at` is in epoch seconds.
+    """
+
+    datatype: int
+    devices: int
+    sources: int
+    last_at: float
+    last_value: float | None
+
+
 class DeviceStates:
     """Reads devices' states. `csv_url` makes a session id into its CSV's URL; `fetch_interval` is in seconds.
 
@@ -67,6 +80,17 @@ class DeviceStates:
             return [_known_device(connection, device) for device in self._watched(connection, ids)]
 
         return sorted(await self._file.read(work), key=lambda one: one.last_seen_at or 0.0, reverse=True)
+
+    async def datatypes(self) -> list[SeenDatatype]:
+        """Those of all devices, by their numbers; without those that only removed data sessions had."""
+
+        def work(connection: sqlite3.Connection) -> list[SeenDatatype]:
+            return [
+                SeenDatatype(number, devices, sources, at, msgspec.json.decode(payload, type=_Value).avg)
+                for number, devices, sources, at, payload in connection.execute(_DATATYPES)
+            ]
+
+        return await self._file.read(work)
 
     async def sessions(self, *, state: str | None, limit: int) -> list[KnownSession]:
         """Known sessions for people, newest first."""
@@ -177,6 +201,18 @@ _POINTS = """select source_device, datatype, payload, case
     from latest left join sessions on sessions.id = latest.session_id
     where device_id = :device and (sessions.id is null or group_id = :device)
       and (:shown is not null or not exists (select 1 from sessions where group_id = :device))"""
+
+
+class _Value(msgspec.Struct):
+    avg: float | None = None
+
+
+# A row a series, however many data sessions there are. `payload` is that of the row with the newest timestamp, which
+# SQLite promises beside a lone max().
+_DATATYPES = """select datatype, count(distinct device_id), count(distinct source_device), max(timestamp), payload
+    from latest left join sessions on sessions.id = latest.session_id
+    where sessions.id is null or (not removed and group_id = device_id)
+    group by datatype order by datatype"""
 
 
 def _known_device(connection: sqlite3.Connection, device: str) -> KnownDevice:

@@ -126,11 +126,11 @@ async def test_an_empty_store_knows_nothing(store: Store) -> None:
     assert await store.journal.poll_state() is None
     assert await store.journal.known([]) == {}
     assert await store.journal.known(["s1"]) == {}
-    assert await store.journal.unfinished_after("", 1000) == []
+    assert await store.journal.known_after("unfinished", "", 1000) == []
     assert await store.journal.due_fetches(NOON, 10) == []
     assert await store.journal.next_fetch_at(without=[]) is None
-    assert await store.journal.windows("s1") == {}
-    assert await store.journal.emitted("s1", [Window(0, 3600)]) == {Window(0, 3600): {}}
+    assert (await store.journal.windows(["s1"]))["s1"] == {}
+    assert await store.journal.emitted(Window(0, 3600), ["s1"]) == {"s1": {}}
     assert await store.log.read(after=0, limit=10) == []
     assert await store.log.search() == []
     assert await backlogs(store.log) == {}
@@ -164,8 +164,8 @@ async def test_what_is_known_comes_back_as_it_was_also_after_a_restart(opened: O
     async with opened() as store:
         assert await store.journal.known(["s1", "s2"]) == {"s1": one}
         assert await store.journal.poll_state() == state
-        assert await store.journal.windows("s1") == {window.window: window}
-        assert await store.journal.emitted("s1", [window.window]) == {window.window: told}
+        assert (await store.journal.windows(["s1"]))["s1"] == {window.window: window}
+        assert await store.journal.emitted(window.window, ["s1"]) == {"s1": told}
 
 
 async def test_many_sessions_are_looked_up_at_once(store: Store) -> None:
@@ -185,14 +185,14 @@ async def test_sessions_by_how_far_they_are(store: Store) -> None:
         known("f", end=NOON, ingested=True),
     )
     journal = store.journal
-    assert ids(await journal.unfinished_after("", 1000)) == ["a", "b", "e"]
-    assert ids(await journal.unfinished_after("", 2)) == ["a", "b"]
-    assert ids(await journal.unfinished_after("b", 2)) == ["e"]
-    assert ids(await journal.active_after("", 9)) == ["a", "e"]
-    assert ids(await journal.finished_after("", 1)) == ["c"]
-    assert ids(await journal.finished_after("c", 5)) == ["f"]
+    assert ids(await journal.known_after("unfinished", "", 1000)) == ["a", "b", "e"]
+    assert ids(await journal.known_after("unfinished", "", 2)) == ["a", "b"]
+    assert ids(await journal.known_after("unfinished", "b", 2)) == ["e"]
+    assert ids(await journal.known_after("active", "", 9)) == ["a", "e"]
+    assert ids(await journal.known_after("finished", "", 1)) == ["c"]
+    assert ids(await journal.known_after("finished", "c", 5)) == ["f"]
     await store.know(known("a", end=NOON, ingested=True), known("d"))
-    assert ids(await journal.unfinished_after("", 1000)) == ["b", "d", "e"]
+    assert ids(await journal.known_after("unfinished", "", 1000)) == ["b", "d", "e"]
 
 
 async def test_visits_live_sessions_first_then_the_newest_history(store: Store) -> None:
@@ -222,10 +222,11 @@ async def test_what_was_told_of_a_window_stays_where_nothing_new_came(store: Sto
     for reading, given in [(0, told), (1, None)]:
         read = WindowRead("s1", WindowState(hour.start, hour.end, reading), given)
         await store.journal.commit(Changes(windows=(read, WindowRead("s2", read.state, {}))))
-    assert await store.journal.windows("s1") == {hour: WindowState(0, 3600, 1)}
-    assert await store.journal.emitted("s1", [hour, other]) == {hour: told, other: {}}
+    assert (await store.journal.windows(["s1"]))["s1"] == {hour: WindowState(0, 3600, 1)}
+    assert await store.journal.emitted(hour, ["s1"]) == {"s1": told}
+    assert await store.journal.emitted(other, ["s1"]) == {"s1": {}}
     await store.journal.commit(Changes(windows=(WindowRead("s1", WindowState(0, 3600, 1, split=True), {}),)))
-    assert await store.journal.emitted("s1", [hour]) == {hour: {}}
+    assert await store.journal.emitted(hour, ["s1"]) == {"s1": {}}
 
 
 async def test_windows_of_several_sessions_are_read_at_once(store: Store) -> None:
@@ -233,13 +234,13 @@ async def test_windows_of_several_sessions_are_read_at_once(store: Store) -> Non
     told: dict[str, Emitted] = {one: {one: {5.0: EmittedPoint(1.0, 1.0, 1.0, 1, 0)}} for one in ("s1", "s2", "s3")}
     reads = [WindowRead(one, WindowState(*hour, 0), told[one]) for one in told]
     await store.journal.commit(Changes(windows=(*reads, WindowRead("s1", WindowState(*other, 0), {}))))
-    assert await store.journal.windows_of(["s1", "s2", "new"]) == {
+    assert await store.journal.windows(["s1", "s2", "new"]) == {
         "s1": {hour: WindowState(*hour, 0), other: WindowState(*other, 0)},
         "s2": {hour: WindowState(*hour, 0)},
         "new": {},
     }
-    assert await store.journal.emitted_of(hour, ["s1", "s2", "new"]) == {"s1": told["s1"], "s2": told["s2"], "new": {}}
-    assert await store.journal.emitted_of(other, ["s1", "s2"]) == {"s1": {}, "s2": {}}
+    assert await store.journal.emitted(hour, ["s1", "s2", "new"]) == {"s1": told["s1"], "s2": told["s2"], "new": {}}
+    assert await store.journal.emitted(other, ["s1", "s2"]) == {"s1": {}, "s2": {}}
 
 
 async def test_a_commit_happens_as_a_whole_or_not_at_all(store: Store) -> None:
@@ -256,7 +257,7 @@ async def test_a_commit_happens_as_a_whole_or_not_at_all(store: Store) -> None:
             )
         )
     assert await store.journal.known(["s1"]) == {}
-    assert await store.journal.windows("s1") == {}
+    assert (await store.journal.windows(["s1"]))["s1"] == {}
     assert await store.journal.poll_state() is None
     assert await store.log.search() == []
     assert await store.device_states.devices(None, available=True) == []
@@ -471,13 +472,13 @@ async def test_a_row_that_was_deleted_and_made_again_is_another_one(store: Store
 async def test_it_is_seen_when_another_process_has_written(opened: Opened) -> None:
     async with opened() as store:
         await store.open("a")
-        await store.log.changed_elsewhere()
+        await store.file.changed_elsewhere()
         await store.tell(event(1))
-        assert not await store.log.changed_elsewhere(), "it was the bridge itself"
+        assert not await store.file.changed_elsewhere(), "it was the bridge itself"
         async with SqliteFile(store.path, beside=True) as file:
             await EventLog(file).replay("a", session="s1", since=None)
-        assert await store.log.changed_elsewhere()
-        assert not await store.log.changed_elsewhere()
+        assert await store.file.changed_elsewhere()
+        assert not await store.file.changed_elsewhere()
 
 
 async def test_a_lane_that_has_got_more_meanwhile_stays(store: Store) -> None:

@@ -74,9 +74,8 @@ class Requests:
         shown = self._shown(name)
         if topic_problem(self._topics.response(name)) is not None:
             self._warn("mqtt.unreadable_topic_ignored", request=shown, hint="there is no topic to send the response to")
-        # The broker would send it again on every connection, and a replay would be made each time.
         elif message.retain:
-            # The broker would hand it out at every connect, and each would execute it.
+            # The broker would hand it out at every connect, and a replay would be made each time.
             self._warn("mqtt.retained_request_ignored", request=shown)
         elif self._asked.full() or not self._allowance.one_more():
             self._warn("mqtt.request_dropped", request=shown, waiting=_MOST_WAITING, a_minute=MOST_A_MINUTE)
