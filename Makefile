@@ -14,7 +14,8 @@ WORKERS ?= 6
 PYTEST = env -u PYTHONDONTWRITEBYTECODE PATH="$$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin" $(BIN)/python -m pytest
 IN_WORKERS = -n $(WORKERS) --dist load --maxschedchunk 1
 
-.PHONY: help demo test test-quick test-models test-node-red test-homeassistant coverage test-faults lint format figures bench constraints clean
+.PHONY: help demo test test-quick test-models test-node-red test-homeassistant pictures coverage test-faults lint format
+.PHONY: figures bench constraints clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -44,6 +45,9 @@ test-models: $(VENV)/.test  ## run the Hypothesis tests with 20 times as many ra
 test-homeassistant: $(VENV)/.test $(HOME_ASSISTANT)/.installed  ## run the tests with a real Home Assistant (needs Python 3.13)
 	@sh tests/get-mosquitto.sh
 	@$(PYTEST) tests/homeassistant -v $(TEST_ARGS)
+
+pictures: $(VENV)/.test $(HOME_ASSISTANT)/.installed  ## take the pictures of docs/home-assistant.md (needs Chromium)
+	@PATH="$$PATH:/usr/sbin" $(BIN)/python -m tests.homeassistant.pictures
 
 coverage: $(VENV)/.test  ## run every test and measure its coverage; PROCESSES=1 includes the real processes
 	@$(MAKE) test TEST_ARGS="--cov --cov-report=term --cov-report=json:$(VENV)/coverage.json \
