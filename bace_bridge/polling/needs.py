@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from bace_bridge.polling.rules.changes import Changes, CloudOutage, Page, PollState, SeenSession, Urgency
-from bace_bridge.polling.rules.datapoints import Datapoint, Emitted
+from bace_bridge.polling.rules.datapoints import Datapoint, Emitted, Series
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
 
@@ -56,3 +56,4 @@ class PointJournal(Journal, Protocol):
     async def windows_of(self, session_ids: Collection[str]) -> dict[str, dict[Window, WindowState]]: ...
     async def emitted(self, session_id: str, windows: Collection[Window]) -> dict[Window, Emitted]: ...
     async def emitted_of(self, window: Window, session_ids: Collection[str]) -> dict[str, Emitted]: ...
+    async def series(self, ids: Collection[str]) -> dict[str, Series]: ...

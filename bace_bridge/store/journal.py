@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 import msgspec
 
 from bace_bridge.polling.rules.changes import Changes, CloudOutage, PollState, WindowRead
-from bace_bridge.polling.rules.datapoints import Emitted
+from bace_bridge.polling.rules.datapoints import Emitted, Series
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
 from bace_bridge.store.device_states import WITH_DEVICES
@@ -58,6 +58,10 @@ class Journal:
                 _write_window(connection, read)
             # The newest point of a session that was removed since, or moved to another device, is none any more.
             connection.executemany(_WRITE_LATEST, [msgspec.structs.astuple(one) for one in changes.latest])
+            connection.executemany(_WRITE_SERIES, changes.series)
+            for session_id, summary in changes.summaries:
+                packed = pack(msgspec.json.encode(summary))
+                connection.execute("insert or replace into summaries values (?, ?)", (session_id, packed))
             append_events(connection, changes.events)
             if changes.watch is not None:
                 write_fact(connection, WATCH, msgspec.json.encode(changes.watch).decode())
@@ -167,6 +171,16 @@ class Journal:
         """What was emitted of this window, by data session; empty for those of which it was never read."""
         return await self._file.read(lambda connection: read_emitted(connection, window, session_ids))
 
+    async def series(self, ids: Collection[str]) -> dict[str, Series]:
+        """What these series are of, as far as that is known."""
+
+        def work(connection: sqlite3.Connection) -> dict[str, Series]:
+            query = "select id, source_device, datatype from series where id = ?"
+            rows = (connection.execute(query, (one,)).fetchone() for one in ids)
+            return {row[0]: Series(*row) for row in rows if row is not None}
+
+        return await self._file.read(work)
+
     async def _known(self, query: str, *given: object) -> list[KnownSession]:
         def work(connection: sqlite3.Connection) -> list[KnownSession]:
             return [msgspec.json.decode(row[0], type=KnownSession) for row in connection.execute(query, given)]
@@ -226,6 +240,10 @@ _WRITE_LATEST = """insert into latest (device_id, source_device, datatype, times
     where excluded.timestamp >= latest.timestamp or exists (
       select 1 from sessions where id = latest.session_id and (removed or group_id <> latest.device_id)
     )"""
+
+_WRITE_SERIES = """insert into series (id, source_device, datatype) values (?, ?, ?)
+    on conflict (id) do update set source_device = excluded.source_device, datatype = excluded.datatype
+    where (source_device, datatype) <> (excluded.source_device, excluded.datatype)"""
 
 SLICE = 60
 """Seconds: some hundred points of a few series at one a second, which is a page or two of SQLite's."""
