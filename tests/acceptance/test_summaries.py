@@ -37,13 +37,13 @@ async def test_both_sinks_and_the_retained_session_have_the_same_summary(broker:
                 session = cloud.open_session(device.id_group, start=cloud.clock() - 7200)
                 for number, one in enumerate(series):
                     made = [(cloud.clock() - 7000 + 31.5 * at + number, 60.0 + at % 9) for at in range(200)]
-                    cloud.add_points(session, one, made)
-                points = 200 * len(series)
+                    cloud.add_points(session, one, [*made, (cloud.clock() - 5, 70.0)])
+                points = 201 * len(series)
                 await until(lambda: points_of(hook.arrivals) >= points, within=60, what="the points")
                 await bridge.stop(signal.SIGKILL)
-            # Corrected and late points, while it is down; then the end.
-            cloud.add_points(session, series[0], [(at, 99.5) for at in cloud.samples.of(session)[series[0]].times[:20]])
-            cloud.add_points(session, series[-1], [(cloud.clock() - 3600 + at / 8, 1.25) for at in range(9)])
+            # A corrected point and late ones, while it is down; then the end.
+            cloud.add_points(session, series[0], [(cloud.samples.of(session)[series[0]].times[-1], 99.5)])
+            cloud.add_points(session, series[-1], [(cloud.clock() - 60 + at / 8, 1.25) for at in range(9)])
             cloud.end_session(session)
             expected = recomputed(cloud, raw(cloud, session))
             async with running(config) as bridge:
@@ -51,6 +51,9 @@ async def test_both_sinks_and_the_retained_session_have_the_same_summary(broker:
                 await until(lambda: "summary" in retained(), within=60, what="its summary is retained")
                 assert shown(of_type("session.ended")[0]["summary"]) == expected
                 assert shown(retained()["summary"]) == expected
+                # In hours that are read no more before the CSV.
+                old = cloud.samples.of(session)[series[0]].times[:20]
+                cloud.add_points(session, series[0], [(at, 20.5) for at in old])
                 cloud.add_points(session, series[1], [(cloud.clock() - 7100, 33.0)])
                 cloud.finish_ingestion(session)
                 final = recomputed(cloud, raw(cloud, session))
