@@ -167,21 +167,20 @@ class Service:
 
     async def _count(self) -> None:
         """Of millions of events for many sinks this takes seconds, in which deliveries wait: then it is rarely done."""
-        outlets, begun = tuple(self._outlets), time.monotonic()
-        if begun >= self._backlogs_after:
-            for one in outlets:
-                await one.count_backlog()
+        begun = time.monotonic()
+        backlogs = begun >= self._backlogs_after
+        for one in tuple(self._outlets):
+            await one.count(backlog=backlogs)
+        if backlogs:
             now = time.monotonic()
             # A share of the time and not an interval: the larger the backlog, the more deliveries a count holds up.
             self._backlogs_after = now + (now - begun) * COUNTING_SHARE
-        for one in outlets:
-            await one.count_waiting()
 
     async def _watch_commands(self) -> None:
         """A command, which runs beside the bridge, moves lanes."""
         while True:
             try:
-                if await self._store.event_log.changed_elsewhere():
+                if await self._store.file.changed_elsewhere():
                     self._signals.log_grew()
             except StoreUnusable:
                 raise

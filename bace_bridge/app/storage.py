@@ -108,7 +108,7 @@ class Storage:
     ) -> None:
         store = config.store
         self.upkeep_due = asyncio.Event()
-        self._file = file
+        self.file = file
         self.facts = Facts(file)
         self.schedules = Schedules(file)
         self.event_log = EventLog(file)
@@ -129,7 +129,7 @@ class Storage:
         )
 
     def ledger(self, sink: str, broker: str) -> RetainedLedger:
-        return RetainedLedger(self._file, sink=sink, broker=broker)
+        return RetainedLedger(self.file, sink=sink, broker=broker)
 
     def adjust(self, config: Config) -> None:
         """To another configuration over the same file, and with the same cloud."""

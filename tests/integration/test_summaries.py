@@ -321,7 +321,7 @@ async def test_the_list_is_polled_while_a_summary_is_made(clock: Clock, tmp_path
         assert "session.ended" not in types((await watch.all_events())[before:])
 
 
-def as_schema_7(path: Path) -> None:
+def as_schema_8(path: Path) -> None:
     """Makes a store one of the version before, which knew nothing of summaries."""
     with closing(sqlite3.connect(path)) as connection, connection:
         for window in connection.execute("select rowid, points from slices").fetchall():
@@ -332,7 +332,7 @@ def as_schema_7(path: Path) -> None:
         connection.execute("drop trigger summary_of_windows")
         connection.execute("drop table summaries")
         connection.execute("drop table series")
-        connection.execute("pragma user_version = 7")
+        connection.execute("pragma user_version = 8")
 
 
 @pytest.mark.parametrize("finished", [False, True])
@@ -351,7 +351,7 @@ async def test_a_session_in_progress_at_an_upgrade_gets_its_summary(
                 cloud.add_points(session, series.id_container_data_latest, made)
             clock.forward(2400)
             await watch.poll()
-    as_schema_7(store)
+    as_schema_8(store)
     async with watching(cloud, store, clock) as watch:
         cloud.end_session(session)
         if finished:
