@@ -109,9 +109,8 @@ def delete_points(cloud: SimulatedCloud, session: str, after: float = 0.0) -> No
     for series, track in list(cloud.samples.of(session).items()):
         times = [at for at in track.times if at >= after]
         gone += len(times)
+        cloud.samples.add(session, series, [])  # no answer from before holds any more
         cloud.samples.restore(session, series, dict.fromkeys(times))
-    cloud.samples.version += 1
-    cloud.samples._versions[session] = cloud.samples.version
     row = cloud.session(session)
     cloud.sessions.put(replace(row, datapoint_count=row.datapoint_count - gone, updated_at=int(cloud.clock())))
 
