@@ -199,7 +199,7 @@ def _named(
         name = shown(datatypes[one.datatype].name) if one.datatype in named else f"Datatype {one.datatype}"
         longer = f"{name} {shown(one.source_device)}".rstrip()
         names[one] = (name, longer, f"{longer} {one.datatype}")
-    # As Home Assistant makes ids of them: two that look alike there would be told apart by _2.
+    # As Home Assistant makes ids of them: of two that look alike there one would end in _2.
     uses = Counter(slug for possible in names.values() for slug in {_slug(one) for one in possible})
     uses.update(map(_slug, taken))
     for one, possible in names.items():
