@@ -104,7 +104,9 @@ class Mirror:
                     await self._announcer.migrate(self.picture.noted, self.picture.meant)
             await self._announce()
             await self._publish_changes(alone=False)
-            self._let_go(devices | self.picture.devices)
+            announced = self.picture.announced_devices
+            self._let_go(devices | announced)
+            self._announced = announced  # where a device is announced no more, its next events wait again
             self.complete.set()
             if self.picture.is_whole:
                 self._memory.suspicion.completed()

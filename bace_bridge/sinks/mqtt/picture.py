@@ -162,8 +162,8 @@ class Picture:
         return min((due_in(topic, self._kind(topic)) for topic in self._undecided), default=None)
 
     @property
-    def devices(self) -> set[str]:
-        return set(self._of_device)
+    def announced_devices(self) -> set[str]:
+        return {device for device, topics in self._of_device.items() if any(map(self.is_discovery, topics))}
 
     @property
     def online_devices(self) -> list[str]:
