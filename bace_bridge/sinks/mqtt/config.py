@@ -281,6 +281,10 @@ class MqttConfig(SinkConfig):
             ledger=context.ledger(self.broker),
             installation=context.installation,
             base_topics=lambda: {one.base_topic for one in context.running() if isinstance(one, MqttConfig)},
+            announced_elsewhere=lambda topic: any(
+                isinstance(one, MqttConfig) and one.name != self.name and self._announces_too(one, topic)
+                for one in context.running()
+            ),
             requests=context.requests,
             datatypes=context.datatypes,
             sinks=lambda: [one.name for one in context.running()],
@@ -288,6 +292,13 @@ class MqttConfig(SinkConfig):
             quote=context.redaction.quoted,
         )
         return Built(sink, sink)
+
+    def _announces_too(self, other: "MqttConfig", topic: str) -> bool:
+        """Whether another sink announces on this topic whatever this one has announced there."""
+        home = other.home_assistant
+        of_its_mode = topic.startswith(f"{home.prefix}/") and ("/device/bace_" in topic) == (home.mode == "device")
+        shows_all = not other.groups or set(self.groups) == set(other.groups)
+        return home.enabled and other.broker.lower() == self.broker.lower() and of_its_mode and shows_all
 
     def warnings(self) -> Iterator[str]:
         if self.password is not None and not self.tls_enabled and not is_loopback(self.host):

@@ -46,7 +46,8 @@ class MqttSink:
     """`run` keeps the connection; `send` hands events over while there is one that is `ready`.
 
     `client_id` must be the bridge's own and stay the same; `source` is what CloudEvents call the cloud. `base_topics`
-    are those of all sinks that run now, `sinks` their names. `datatypes` gives those of the configuration.
+    are those of all sinks that run now, `sinks` their names, and `announced_elsewhere` says whether another one of them
+    announces devices on a topic of this broker. `datatypes` gives those of the configuration.
     `quote` takes secrets out of others' texts.
     """
 
@@ -67,6 +68,7 @@ class MqttSink:
         sinks: Callable[[], Collection[str]] = tuple,
         quote: Quote = quoted_as_it_is,
         base_topics: Callable[[], Collection[str]] = tuple,
+        announced_elsewhere: Callable[[str], bool] = lambda _topic: False,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
@@ -95,6 +97,7 @@ class MqttSink:
             TopicSuspicion(self._log, explained=self._outage.explained),
             Neighbours(installation, quote=quote),
             set(),
+            announced_elsewhere,
         )
         watched = (self._topics.bridge_state, self._topics.bridge_info, self._topics.guest(installation))
         home = config.home_assistant
