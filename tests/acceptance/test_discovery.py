@@ -228,6 +228,11 @@ async def test_one_of_two_sinks_at_a_broker_that_announces_no_more_leaves_what_t
                 place, lambda found: not any("/device/" not in one for one in found), "nothing of its own is left"
             )
             assert b"" not in listener.payloads(topic)
+            await becomes(
+                place,
+                lambda found: b'"bed/' not in found.get(topic, b'"bed/'),
+                "what was overwritten is announced again",
+            )
             assert await bridge.stop() == 0
 
 
