@@ -1,6 +1,8 @@
 """BACE's resources: data sessions, downsampled datapoints and groups. Endpoints, page sizes and filters live here."""
 
-from bace_bridge.cloud.http import CloudHttp, Params
+from contextlib import AbstractAsyncContextManager
+
+from bace_bridge.cloud.http import CloudHttp, Download, Params
 from bace_bridge.cloud.replies import parse_datapoints, parse_groups, parse_series_axes
 from bace_bridge.cloud.session_rows import parse_session, parse_sessions
 from bace_bridge.errors import UnexpectedReply
@@ -50,6 +52,11 @@ class BaceCloud:
         if seen.session.id.lower() != session_id.lower():
             raise UnexpectedReply(f"got another data session instead of {session_id}")
         return seen
+
+    def csv(self, session_id: str) -> AbstractAsyncContextManager[Download]:
+        """The CSV of a data session, of any size. Nobody watches a download wait: it comes after all that is polled."""
+        path = csv_url("", session_id)
+        return self._http.download(path, endpoint=csv_url("", "*"), urgency=Urgency.BACKLOG)
 
     async def group_page(self, page: int) -> Page[tuple[str, str | None]]:
         """Ids and labels of groups, as urgent as the session list: a poll of it waits for them."""

@@ -93,7 +93,7 @@ def mistakes_between(raw: dict[Any, Any]) -> list[Mistake]:
     # Over what is written and not over the models: pydantic makes none while a single value is wrong, and a person
     # wants all mistakes at once.
     entries = {kind: _entries(raw, kind.section) for kind in KINDS}
-    found = [*_login(raw.get("cloud")), *_names([one for of_kind in entries.values() for one in of_kind])]
+    found = [*_login(raw.get("cloud")), *_links(raw), *_names([one for of_kind in entries.values() for one in of_kind])]
     return found + [one for kind, of_kind in entries.items() for one in kind.mistakes_between(of_kind)]
 
 
@@ -116,6 +116,12 @@ def _login(cloud: Any) -> Iterator[Mistake]:
     elif missing:
         hint = "or set access_token instead of client_id, client_secret, username and password"
         yield from (Mistake(f"cloud.{key}", "is missing", hint) for key in missing)
+
+
+def _links(raw: dict[Any, Any]) -> Iterator[Mistake]:
+    csv, http = raw.get("csv"), raw.get("http")
+    if isinstance(csv, dict) and csv.get("link_base") and isinstance(http, dict) and http.get("listen") == "":
+        yield Mistake("csv.link_base", "no link would open: http.listen is off", "set http.listen, or remove this")
 
 
 def _names(sinks: list[Entry]) -> Iterator[Mistake]:

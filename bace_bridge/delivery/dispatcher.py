@@ -54,6 +54,7 @@ class Dispatcher:
         event_log: Log,
         filter_: Filter,
         *,
+        prepared: Callable[[Attempt], Attempt] = lambda attempt: attempt,
         clock: Callable[[], float],
         jitter: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]],
@@ -66,6 +67,7 @@ class Dispatcher:
         self._sink = sink
         self._log = event_log
         self._filter = filter_
+        self._prepared = prepared
         self._clock = clock
         self._jitter = jitter
         self._sleep = sleep
@@ -182,7 +184,7 @@ class Dispatcher:
             return
         # Nothing awaits between taking an event and handing it over, so no event is taken that is not sent.
         for attempt in self._outbox.next_attempts():
-            self._sink.send(attempt, partial(self._done, attempt, self._clock()))
+            self._sink.send(self._prepared(attempt), partial(self._done, attempt, self._clock()))
 
     def _done(self, attempt: Attempt, sent_at: float, error: SinkError | None) -> None:
         if error is None:
