@@ -60,10 +60,11 @@ def csv(config: Path, session: str, output: Path | None, revoke: bool) -> None:
         raise click.UsageError(f"{session!r} is not the id of a data session (see bace-bridge sessions)")
     loaded = load(config, os.environ)
     logs.configure(fmt=None, level="error", secrets=secrets_of(loaded))
+    for one in (signal.SIGTERM, signal.SIGHUP):  # else nobody would remove what is half written
+        if signal.getsignal(one) is signal.SIG_DFL:
+            signal.signal(one, signal.default_int_handler)
     try:
         return waiting.run(_download(loaded, session, output or Path(f"data-session-{session}.csv")))
-    except asyncio.CancelledError:
-        raise click.Abort from None
     except CloudGone:
         raise click.ClickException(f"the cloud has no data session {session}") from None
     except CloudError as error:
@@ -84,10 +85,6 @@ def _rotate(path: Path, *, revoke: bool) -> None:
 
 
 async def _download(config: Config, session_id: str, output: Path) -> None:
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    for one in (signal.SIGTERM, signal.SIGHUP):  # else nobody would remove what is half written
-        loop.add_signal_handler(one, task.cancel)
     check, begun = CsvCheck(), time.monotonic()
     async with cloud_beside(config) as (cloud, _):
         session = (await cloud.session(session_id)).session

@@ -14,7 +14,7 @@ from bace_bridge.config.sections import (
     cloud_url,
     is_loopback,
     is_private,
-    link_base,
+    link_url,
     listen_address,
     split_url,
     store_url,
@@ -116,7 +116,7 @@ class StoreConfig(Section):
 class CsvConfig(Section):
     """Links to CSV files that open without BACE's token."""
 
-    link_base: Annotated[str, AfterValidator(link_base)] = Field(
+    link_base: Annotated[str, AfterValidator(link_url)] = Field(
         default="", description="The address under which others reach http.listen; with it, csv.link is there"
     )
     link_expires: Duration = Field(default=604_800.0, description="How long a link is good")

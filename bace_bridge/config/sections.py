@@ -105,7 +105,7 @@ def cloud_url(url: str) -> str:
     return _base_url(url, login="use cloud.username and cloud.password")
 
 
-def link_base(url: str) -> str:
+def link_url(url: str) -> str:
     """An empty one stands for none."""
     return _base_url(url, login="a link needs none") if url else url
 

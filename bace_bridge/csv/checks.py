@@ -9,6 +9,9 @@ import re
 LONGEST_RECORD = 2**20
 """Bytes of a line, or of a record with line breaks in quotes; also the most that is held."""
 
+_MOST_LINES = 100
+"""Of the first record, which may have line breaks in quotes."""
+
 _SEPARATORS = (b",", b";", b"\t", b"|")
 _QUOTED = re.compile(rb'"[^"]*"')
 _BLANK = frozenset((b"", b"\r"))
@@ -21,8 +24,10 @@ _FIGURE = re.compile(
 )
 _WORDS = re.compile(rb"[A-Za-z]{2,}[^A-Za-z0-9]*\s+[A-Za-z]{2,}")
 _SENTENCE = re.compile(
-    rb"(?i)\b(error|exception|fatal|failed|failure|timed? ?out|terminated|aborted|bad gateway|<html|<!doctype)\b"
+    rb"\b(error|exception|fatal|failed|failure|timed? ?out|cancell?ed|terminated|aborted)\b|<html|<!doctype",
+    re.IGNORECASE,
 )
+_MANY_WORDS = re.compile(rb"(\w+\W*\s+){4}\w")
 
 A_ROW_A_POINT = frozenset((b"datatype", b"source_device", b"id_container_data_latest", b"sourcedevice"))
 """BACE's names of what distinguishes datapoints at one time: with such a column each row is one datapoint."""
@@ -39,6 +44,11 @@ class CsvCheck:
         self._columns = 0
         self._first = self._last = b""
         self._a_row_a_point = False
+
+    @property
+    def is_csv(self) -> bool:
+        """True once there is a header."""
+        return self._header is not None
 
     def feed(self, piece: bytes) -> str | None:
         self.size += len(piece)
@@ -82,17 +92,17 @@ class CsvCheck:
             header, _, whole = whole.partition(b"\n")
             self._begin(header, lines.pop(0))
             if self._columns == 1 and (_WORDS.search(header) or header.lstrip()[:1] in _NO_CSV):
+                self._header = None
                 return "it is a message and no CSV"
         if not _BLANK.isdisjoint(lines):
             lines = [line for line in lines if line not in _BLANK]
         if not lines:
             return None
-        # As they came, where they are records by themselves: what is in quotes counts, too.
+        # As they came: what is in quotes counts, too.
+        whole = whole.strip(b"\r\n")
         if not self.rows:
-            first = whole.lstrip(b"\r\n").partition(b"\n")[0]
-            self._first = lines[0] if first.count(b'"') % 2 else first
-        last = whole.rstrip(b"\r\n").rpartition(b"\n")[2]
-        self._last = lines[-1] if last.count(b'"') % 2 else last
+            self._first = _first_record(whole)
+        self._last = whole[_end_of_records(whole) :]
         return self._count(lines)
 
     def _begin(self, header: bytes, plain: bytes) -> None:
@@ -114,10 +124,13 @@ class CsvCheck:
 
     def _ends_with_a_message(self, *, open_ended: bool) -> bool:
         """By what the first row has in the place of the last one."""
+        header = self._header or b""
         if not self.rows:
-            return _SENTENCE.search(self._header or b"") is not None
+            return bool(_SENTENCE.search(header) or _MANY_WORDS.search(header))
         pairs = list(zip(self._cells(self._first), self._cells(self._last), strict=False))
         figures = [last for first, last in pairs if first.strip() and _FIGURE.fullmatch(first)]
+        if any(not first.strip() and _SENTENCE.search(last) for first, last in pairs):
+            return True
         odd = [one for one in figures if not _FIGURE.fullmatch(one)]
         if figures and len(odd) == len(figures):
             return True
@@ -137,6 +150,15 @@ class CsvCheck:
         if most >= datapoints:
             return None
         return f"it has {self.rows} rows, and the data session {datapoints} datapoints"
+
+
+def _first_record(text: bytes) -> bytes:
+    end = -1
+    for _ in range(_MOST_LINES):
+        end = text.find(b"\n", end + 1)
+        if end < 0 or text.count(b'"', 0, end) % 2 == 0:
+            break
+    return text if end < 0 else text[:end]
 
 
 def _end_of_records(text: bytes) -> int:

@@ -1,6 +1,7 @@
 """CSV links, answered: from the cloud to whoever has the link, with the bridge's own token, checked on the way."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -75,6 +76,9 @@ _REFUSED = {
 }
 
 
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:@/?#\s]+)(?::[0-9]*)?")
+
+
 class CsvServer:
     """Answers `GET /csv/...`. `known` reads the store, `cloud` is the account that runs now, None while there is none.
 
@@ -140,7 +144,8 @@ class CsvServer:
         return known
 
     async def _download(self, session_id: str, known: KnownSession, peer: Peer, *, chunked: bool) -> None:
-        begun, check, started = self._clock(), CsvCheck(), False
+        begun, check, started, held = self._clock(), CsvCheck(), False, b""
+        first = _head(session_id, chunked=chunked)
         try:
             cloud = self._cloud()
             if cloud is None:
@@ -148,16 +153,16 @@ class CsvServer:
             async with AsyncExitStack() as stack:
                 download = await _opened(cloud, session_id, stack)
                 async for piece in checked(download, check, datapoints=least_datapoints(known)):
-                    # With the first piece: what the cloud refuses has a status of its own.
-                    if not started:
-                        started = True
-                        await peer.send(_head(session_id, chunked=chunked))
-                    await peer.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
-            if chunked:
-                await peer.send(b"0\r\n\r\n")
+                    # With the first line: what the cloud refuses, or answers in its place, has a status of its own.
+                    held += piece
+                    if check.is_csv:
+                        await peer.send((b"" if started else first) + _framed(held, chunked=chunked))
+                        started, held = True, b""
+            await peer.send((b"" if started else first) + _framed(held, chunked=chunked, last=True))
         except CloudError as error:
             log.warning("csv.broken_off", session=session_id, reason=str(error), bytes=check.size)
-            if started:
+            if check.is_csv:
+                await peer.send(b"" if started else first)
                 raise BrokenOff from None
             await peer.send(encoded(_of(error)))
         except (OSError, asyncio.CancelledError):  # it is gone, takes nothing or is too slow; or the bridge stops
@@ -194,6 +199,12 @@ def _head(session_id: str, *, chunked: bool) -> bytes:
     return head(HTTPStatus.OK, {**fields, "Transfer-Encoding": "chunked"} if chunked else fields)
 
 
+def _framed(piece: bytes, *, chunked: bool, last: bool = False) -> bytes:
+    if not chunked:
+        return piece
+    return (b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b"") + (b"0\r\n\r\n" if last else b"")
+
+
 def _of(error: CloudError) -> Answer:
     """What the peer is told where the cloud gave nothing; the reason is in the log, and none of its business."""
     if isinstance(error, CloudGone):
@@ -207,12 +218,10 @@ def _of(error: CloudError) -> Answer:
 def _is_meant(request: Request, link_host: str) -> bool:
     """Whether the request names this bridge: a page in a browser may reach it under any name (DNS rebinding)."""
     named = request.fields.get("host", ())
-    if len(named) != 1:
+    found = _HOST.fullmatch(named[0]) if len(named) == 1 else None
+    if found is None:
         return False
-    try:
-        host = (urlsplit(f"//{named[0]}").hostname or "").removesuffix(".")
-    except ValueError:
-        return False
+    host = found[1].strip("[]").removesuffix(".").lower()
     if host in {link_host.removesuffix("."), request.local}:
-        return host != ""
+        return True
     return host == "localhost" and ip_address(request.local).is_loopback

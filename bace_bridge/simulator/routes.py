@@ -166,7 +166,10 @@ class Routes:
             return response
         for chunk in replies.chunks(self._cloud, session):
             await response.write(chunk.encode())
-        await response.write_eof()
+        if self._cloud.quirks.csv_cut and request.transport is not None:
+            request.transport.abort()
+        else:
+            await response.write_eof()
         return response
 
     def _row(self, cloud: SimulatedCloud, session: Session, base: str, expand: list[str]) -> dict[str, Any]:
