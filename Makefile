@@ -13,7 +13,7 @@ WORKERS ?= 6
 PYTEST = env -u PYTHONDONTWRITEBYTECODE PATH="$$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin" $(BIN)/python -m pytest
 IN_WORKERS = -n $(WORKERS) --dist load --maxschedchunk 1
 
-.PHONY: help demo test test-quick test-models coverage test-faults lint format figures bench constraints clean
+.PHONY: help demo test test-quick test-models test-node-red coverage test-faults lint format figures bench constraints clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -31,6 +31,10 @@ test-quick: $(VENV)/.test  ## run the tests of the pure core and of the store, i
 test-faults: $(VENV)/.test  ## run the fault suite at full size (15 minutes); FAULT_ARGS="--seed 123" repeats a run
 	@sh tests/get-mosquitto.sh
 	@$(PYTEST) tests/faults --full-faults -v -o faulthandler_timeout=0 $(FAULT_ARGS)
+
+test-node-red: $(VENV)/.test $(VENV)/node-red/.ready  ## run the flow of docs/node-red.md in a real Node-RED (needs npm)
+	@sh tests/get-mosquitto.sh
+	@$(PYTEST) tests/acceptance/test_recipes.py -k node_red -v $(TEST_ARGS)
 
 test-models: $(VENV)/.test  ## run the Hypothesis tests with 20 times as many random examples; TIMES=100 for more
 	@BACE_TEST_MODELS=$(TIMES) $(PYTEST) $(IN_WORKERS) -m hypothesis -o faulthandler_timeout=0 $(TEST_ARGS)
@@ -80,6 +84,11 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Installing bace-bridge and its tests into $(VENV) ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(VENV)/node-red/.ready: $(VENV)/bin/python
+	@echo "Installing Node-RED into $(VENV)/node-red ..."
+	@npm install --silent --no-audit --no-fund --prefix $(VENV)/node-red node-red@4.1
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/bin/python pyproject.toml constraints.txt

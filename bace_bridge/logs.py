@@ -94,6 +94,9 @@ Format = Literal["console", "json"]
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _COLOURS = {"warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
 
+_WIDTH = 120 - len("2026-01-30 12:00:00 warning ")
+"""Columns of a terminal beside the time and the level."""
+
 _SECONDS = frozenset(("after", "again_in", "seconds"))
 _BYTES = frozenset(("free", "max_size", "store", "used"))
 _TIMES = frozenset(("reports_from",))
@@ -255,12 +258,17 @@ def _console_line(_logger: Any, _method: str, event: EventDict, *, colours: bool
     trace = event.pop("exception", None)
     # The ids are in the JSON lines; on a terminal three UUIDs would push what happened out of sight.
     if "session_label" in event:
-        event = {"device": event["device_label"], "session": event["session_label"]}
+        event.update(device=event.pop("device_label"), session=event.pop("session_label"))
+        del event["id"]
     event.pop("event_id", None)  # 36 characters that only a command takes, and `dead-letters list` shows them
     fields = " ".join(f"{key}={_shown(key, value)}" for key, value in event.items())
     at = datetime.fromisoformat(moment).astimezone()
+    said = f"{name:<22} {fields}".rstrip()
+    # What is only news fits the terminal. A warning is shown whole: it says what to do.
+    if level in {"debug", "info"} and len(said) > _WIDTH:
+        said = f"{said[: _WIDTH - 1]}\u2026"
     word = f"{_COLOURS.get(level, '')}{level:<7}\x1b[0m" if colours else f"{level:<7}"
-    line = f"{at:%Y-%m-%d %H:%M:%S} {word} {name:<22} {fields}".rstrip()
+    line = f"{at:%Y-%m-%d %H:%M:%S} {word} {said}"
     return f"{line}\n{trace}" if trace else line
 
 

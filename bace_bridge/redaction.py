@@ -228,7 +228,11 @@ def _means_a_secret(run: str, known: _Known, *, ends_there: bool) -> bool:
     """A short secret counts where plain text comes out: what is no base64 means anything."""
     if not known.short and not ends_there:
         return False
-    for line in _from_base64(run):
+    digits = run.rstrip("=").replace("-", "+").replace("_", "/")
+    for skipped in range(4):  # what is before it may belong to it, or not
+        part = digits[skipped:]
+        part = part[:-1] if len(part) % 4 == 1 else part
+        line = base64.b64decode(part + "=" * (-len(part) % 4)).decode("latin-1")
         plain = line.isascii() and line.isprintable()
         if plain and any(True for one in known.short for _ in _starts(line, one)):
             return True
@@ -247,11 +251,3 @@ def _beginning(text: str, secrets: Sequence[str], *, shortest: int) -> int:
         if text.endswith(secret[:size])
     ]
     return max(sizes, default=0)
-
-
-def _from_base64(run: str) -> Sequence[str]:
-    """What it may mean: what is before it may belong to it, or not. Bytes are as Latin-1 has them."""
-    digits = run.rstrip("=").replace("-", "+").replace("_", "/")
-    parts = [digits[skipped:] for skipped in range(4)]
-    whole = [part[: len(part) - 1] if len(part) % 4 == 1 else part for part in parts]
-    return [base64.b64decode(part + "=" * (-len(part) % 4)).decode("latin-1") for part in whole]

@@ -4,11 +4,11 @@ import asyncio
 import random
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from bace_bridge.delivery.dispatcher import Dispatcher
-from bace_bridge.events.types import DeviceState, Event, Filter, KnownDevice
+from bace_bridge.events.types import Announced, DeviceState, Event, Filter, KnownDevice
 from bace_bridge.sinks.api import Sink
 from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.sink import MqttSink
@@ -51,6 +51,11 @@ class NoLedger:
     async def note(self, topics: Iterable[str]) -> None: ...
 
     async def forget(self, topics: Iterable[str]) -> None: ...
+
+    async def announced(self) -> dict[str, Announced]:
+        return {}
+
+    async def note_announced(self, announced: Mapping[str, Announced]) -> None: ...
 
 
 class Delivered:

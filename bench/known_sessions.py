@@ -73,7 +73,7 @@ async def measure(count: int, *, all_unfinished: bool) -> Figures:
                 made, bad = await poll(watch, clock)
                 polls[made] += 1
                 failed += bad
-            unfinished = len(await watch.journal.unfinished_after("", max(SIZES)))
+            unfinished = len(await watch.journal.known_after("unfinished", "", max(SIZES)))
     return Figures(count, unfinished, sum(made * times for made, times in polls.items()), polls, failed)
 
 
@@ -89,8 +89,8 @@ async def know_all(watch: Watching, clock: Clock, count: int) -> Counter[str]:
 
 
 async def known(watch: Watching) -> int:
-    finished = await watch.journal.finished_after("", max(SIZES))
-    return len(finished) + len(await watch.journal.unfinished_after("", max(SIZES)))
+    finished = await watch.journal.known_after("finished", "", max(SIZES))
+    return len(finished) + len(await watch.journal.known_after("unfinished", "", max(SIZES)))
 
 
 async def poll(watch: Watching, clock: Clock) -> tuple[int, Counter[str]]:

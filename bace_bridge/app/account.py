@@ -14,12 +14,12 @@ from bace_bridge.cloud.api import BaceCloud, csv_url
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp, Download, TokenSource
 from bace_bridge.cloud.tokens import Credentials, FixedToken, RequestToken, Tokens, TokenStore
-from bace_bridge.config.models import CloudConfig, DatatypeConfig, WatchConfig
+from bace_bridge.config.datatypes import DatatypeConfig
+from bace_bridge.config.models import CloudConfig, WatchConfig
 from bace_bridge.polling.batch_fetch import BatchFetch
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
-from bace_bridge.polling.datapoint_loop import DatapointLoop
 from bace_bridge.polling.list_poll import ListPoll
-from bace_bridge.polling.loops import SessionLoop
+from bace_bridge.polling.loops import DatapointLoop, SessionLoop
 from bace_bridge.polling.points import PointEndpoint
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules.changes import Urgency
@@ -127,40 +127,24 @@ class Account:
         return None if self._sessions.last_success_at is not None else "not asked yet"
 
 
-class AccountBuilder:
+class AccountBuilder(NamedTuple):
     """Builds accounts over one store.
 
     `deciding` is held from reading what is known to the commit; `polled` is called after each poll of a session list.
     """
 
-    def __init__(
-        self,
-        journal: Journal,
-        tokens: TokenStore,
-        deciding: asyncio.Lock,
-        polled: Callable[[], None],
-        redaction: Redaction,
-        *,
-        clocks: Clocks,
-        version: str,
-    ) -> None:
-        self._journal = journal
-        self._tokens = tokens
-        self._deciding = deciding
-        self._polled = polled
-        self._redaction = redaction
-        self._clock = clocks.steady
-        self._monotonic = clocks.monotonic
-        self._version = version
+    journal: Journal
+    tokens: TokenStore
+    deciding: asyncio.Lock
+    polled: Callable[[], None]
+    redaction: Redaction
+    clocks: Clocks
+    version: str
 
     def build(self, config: AccountConfig) -> Account:
+        clock, monotonic = self.clocks.steady, self.clocks.monotonic
         http = cloud_http(
-            config.cloud,
-            self._tokens,
-            self._redaction,
-            version=self._version,
-            clock=self._clock,
-            monotonic=self._monotonic,
+            config.cloud, self.tokens, self.redaction, version=self.version, clock=clock, monotonic=monotonic
         )
         cloud = BaceCloud(http)
         poll = self._list_poll(config, cloud)
@@ -169,25 +153,24 @@ class AccountBuilder:
         polled: Signal[[]] = Signal()
         # A session that has just started is fetched at once, not at the next interval.
         polled.listen(datapoints.poll_now)
-        polled.listen(self._polled)
+        polled.listen(self.polled)
+        interval = config.watch.session_interval
         sessions = SessionLoop(
             poll.poll,
-            self._journal,
-            interval=config.watch.session_interval,
-            clock=self._clock,
-            monotonic=self._monotonic,
+            self.journal,
+            interval=interval,
+            clock=clock,
+            monotonic=monotonic,
             jitter=random.random,
             after_poll=polled,
         )
-        return Account(
-            http, poll, sessions, datapoints, interval=config.watch.session_interval, monotonic=self._monotonic
-        )
+        return Account(http, poll, sessions, datapoints, interval=interval, monotonic=monotonic)
 
     def _list_poll(self, config: AccountConfig, cloud: BaceCloud) -> ListPoll:
         watch, groups = config.watch, config.cloud.groups
         return ListPoll(
             cloud,
-            SessionRecorder(cloud, self._journal, groups=groups, deciding=self._deciding, clock=self._clock),
+            SessionRecorder(cloud, self.journal, groups=groups, deciding=self.deciding, clock=self.clocks.steady),
             PollSettings(
                 first_start=FirstStart(watch.start_from.kind, watch.start_from.seconds),
                 session_interval=watch.session_interval,
@@ -198,7 +181,7 @@ class AccountBuilder:
         )
 
     def _datapoint_loop(self, config: AccountConfig, cloud: BaceCloud) -> DatapointLoop:
-        journal, deciding, clock = self._journal, self._deciding, self._clock
+        journal, deciding, clock = self.journal, self.deciding, self.clocks.steady
         endpoint = PointEndpoint(cloud, clock=clock)
         settings = FetchSettings(
             interval=config.watch.datapoint_interval,
@@ -221,7 +204,7 @@ class AccountBuilder:
             batches,
             interval=config.watch.datapoint_interval,
             clock=clock,
-            monotonic=self._monotonic,
+            monotonic=self.clocks.monotonic,
             jitter=random.random,
         )
 
@@ -244,10 +227,16 @@ def cloud_http(
     def tokens(request_token: RequestToken) -> TokenSource:
         if cloud.access_token is not None:
             return FixedToken(cloud.access_token.get_secret_value())
-        given = _credentials(cloud)
+        # `mistakes_between` refuses a login that is incomplete.
+        assert cloud.client_id is not None
+        assert cloud.client_secret is not None
+        assert cloud.username is not None
+        assert cloud.password is not None
+        client_secret, password = cloud.client_secret.get_secret_value(), cloud.password.get_secret_value()
+        login = Credentials(cloud.client_id, client_secret, cloud.username, password)
         # Tokens are kept by account: another password does not make them somebody else's.
-        name = fingerprint(cloud.url, given.client_id, given.username)
-        return Tokens(name, given, store, request_token, clock=clock, monotonic=monotonic)
+        name = fingerprint(cloud.url, cloud.client_id, cloud.username)
+        return Tokens(name, login, store, request_token, clock=clock, monotonic=monotonic)
 
     budget = RequestBudget(cloud.requests_per_minute, clock=monotonic)
     return CloudHttp(
@@ -259,16 +248,6 @@ def cloud_http(
         redaction=redaction,
         clock=clock,
         monotonic=monotonic,
-    )
-
-
-def _credentials(cloud: CloudConfig) -> Credentials:
-    assert cloud.client_id is not None
-    assert cloud.client_secret is not None
-    assert cloud.username is not None
-    assert cloud.password is not None
-    return Credentials(
-        cloud.client_id, cloud.client_secret.get_secret_value(), cloud.username, cloud.password.get_secret_value()
     )
 
 

@@ -9,7 +9,7 @@ import structlog
 
 from bace_bridge.app.account import Account, AccountBuilder, AccountConfig
 from bace_bridge.app.outlets import OutletBuilder, OutletConfig, outlet_config
-from bace_bridge.app.running import Clocks, ClockWatch, Reloads, Running, Signals, SteadyClock, bring_back, task_group
+from bace_bridge.app.running import Clocks, ClockWatch, Reloads, Running, Signals, SteadyClock, task_group
 from bace_bridge.app.service import Service, long_start
 from bace_bridge.app.storage import Devices, Storage, installation_name
 from bace_bridge.config.models import Config, HttpConfig
@@ -51,7 +51,10 @@ class Bridge:
             async with long_start(notify):
                 file = await stack.enter_async_context(SqliteFile(config.store.path))
                 furthest = max(SLOWEST_FETCH, config.watch.datapoint_interval)
-                await bring_back(Schedules(file), now=self._clocks.steady(), furthest=furthest)
+                # The clock may have been set back while nothing ran.
+                if sessions := await Schedules(file).bound(now=self._clocks.steady(), furthest=furthest):
+                    then = "retries that were scheduled too far ahead are due now"
+                    log.warning("clock.was_behind", sessions=sessions, then=then)
                 home = _Home(
                     config,
                     file,
@@ -87,7 +90,8 @@ class _Home:
         clocks: Clocks,
         version: str,
     ) -> None:
-        signals, deciding, clock = Signals(), asyncio.Lock(), clocks.steady
+        self.signals = signals = Signals()
+        deciding, clock = asyncio.Lock(), clocks.steady
         self.accounts = accounts = Running[AccountConfig, Account](group)
         self.outlets = outlets = Running[OutletConfig, Outlet](group)
         self.servers = Running[HttpConfig, HealthServer](group)
@@ -145,11 +149,13 @@ class _Home:
         # The listener may have refused the configuration: only from here on something else changes.
         self.store.adjust(config)
         await self.store.load_signing_keys()
+        self.outlet_builder.adjust(config.datatypes)
         new = await self.outlets.keep([outlet_config(sink, config.cloud.url) for sink in config.sinks])
         await self.store.event_log.retire_others([sink.name for sink in config.sinks])
         # Each sink has its place in the log before anything is polled, so that it misses nothing.
         for one in new:
             self.outlets.start(one, await self.outlet_builder.open(one))
+        self.signals.status_changed()  # which sinks there are
         for account in await self.accounts.keep([AccountConfig(config.cloud, config.watch, config.datatypes)]):
             self.accounts.start(account, self.account_builder.build(account))
         log.info("bridge.running", sinks=sum(one.disabled is None for one in self.outlets), started=len(new))

@@ -13,6 +13,7 @@ from bace_bridge import logs
 from bace_bridge.app.account import fingerprint
 from bace_bridge.app.running import Clocks, Signals
 from bace_bridge.app.storage import Storage
+from bace_bridge.config.datatypes import DatatypeConfig
 from bace_bridge.delivery.outlet import Outlet
 from bace_bridge.errors import BridgeError
 from bace_bridge.events.types import Filter
@@ -134,6 +135,13 @@ class OutletBuilder:
         self._redaction = redaction
         self._clocks = clocks
         self._version = version
+        self._datatypes: Mapping[int, DatatypeConfig] = {}
+
+    def adjust(self, datatypes: Mapping[int, DatatypeConfig]) -> None:
+        """What numbers mean changes in place: no connection need end for a name."""
+        if datatypes != self._datatypes:
+            self._datatypes = datatypes
+            self._signals.devices_changed(None)
 
     async def open(self, config: OutletConfig) -> Outlet:
         """From its first time on what the sink wants is kept for it. Raises StoreError."""
@@ -152,6 +160,7 @@ class OutletBuilder:
                 state=self._state,
                 ledger=partial(self._store.ledger, sink.name),
                 requests=self._requests(sink.name),
+                datatypes=lambda: self._datatypes,
                 redaction=self._redaction,
                 clock=self._clocks.wall,
             )

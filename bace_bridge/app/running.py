@@ -4,13 +4,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Concatenate, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import structlog
 
 from bace_bridge.config.models import Config
 from bace_bridge.errors import ConfigError, StoreError, StoreUnusable
-from bace_bridge.store.facts import Schedules
 from bace_bridge.waiting import STORE_PAUSE
 
 P = ParamSpec("P")
@@ -33,24 +33,24 @@ class Signal(Generic[P]):
             listener(*given, **named)
 
 
+@dataclass(frozen=True)
 class Signals:
     """What happens in a bridge."""
 
-    def __init__(self) -> None:
-        self.log_grew: Signal[[]] = Signal()
-        """There are new events, or somebody has moved lanes."""
+    log_grew: Signal[[]] = field(default_factory=Signal)
+    """There are new events, or somebody has moved lanes."""
 
-        self.list_polled: Signal[[]] = Signal()
-        """A poll of a session list has ended, well or not."""
+    list_polled: Signal[[]] = field(default_factory=Signal)
+    """A poll of a session list has ended, well or not."""
 
-        self.devices_changed: Signal[[Collection[str] | None]] = Signal()
-        """The state of these devices may be another one now; None: of all of them."""
+    devices_changed: Signal[[Collection[str] | None]] = field(default_factory=Signal)
+    """The state of these devices may be another one now; None: of all of them."""
 
-        self.status_changed: Signal[[]] = Signal()
-        """The bridge's info or health may be another one now."""
+    status_changed: Signal[[]] = field(default_factory=Signal)
+    """The bridge's info or health may be another one now."""
 
-        self.clock_stepped: Signal[[float]] = Signal()
-        """The wall clock was set by so many seconds."""
+    clock_stepped: Signal[[float]] = field(default_factory=Signal)
+    """The wall clock was set by so many seconds."""
 
 
 log = structlog.get_logger()
@@ -89,37 +89,29 @@ class Clocks(NamedTuple):
     monotonic: Seconds
 
 
-class ClockWatch:
+class ClockWatch(NamedTuple):
     """Notices that the wall clock was set, and moves what is scheduled along with it.
 
     Between the step and `check` every schedule goes on by the steady clock, so nothing fires early or waits for days.
     `move_store` moves what is kept in the store, `stepped` what is in memory, by so many seconds.
     """
 
-    def __init__(
-        self,
-        clock: SteadyClock,
-        *,
-        deciding: asyncio.Lock,
-        move_store: Callable[[float], Awaitable[None]],
-        stepped: Callable[[float], None],
-    ) -> None:
-        self._clock = clock
-        self._deciding = deciding
-        self._move_store = move_store
-        self._stepped = stepped
+    clock: SteadyClock
+    deciding: asyncio.Lock
+    move_store: Callable[[float], Awaitable[None]]
+    stepped: Callable[[float], None]
 
     async def check(self) -> None:
-        if abs(self._clock.behind) < SMALLEST_STEP:
+        if abs(self.clock.behind) < SMALLEST_STEP:
             # NTP slews a little at a time. Followed in silence, or the small steps would add up to one that is
             # announced.
-            self._clock.follow(self._clock.behind)
+            self.clock.follow(self.clock.behind)
             return
         # No decision may be on its way with times of before: the lock is held from what is known to the commit.
-        async with self._deciding:
-            seconds = self._clock.behind
+        async with self.deciding:
+            seconds = self.clock.behind
             try:
-                await self._move_store(seconds)
+                await self.move_store(seconds)
             except StoreUnusable:
                 raise
             except StoreError as error:
@@ -127,15 +119,9 @@ class ClockWatch:
                 log.debug("clock.step_not_recorded", reason=str(error))
                 return
             # The store first: where it fails, the clock stays as it is, and the step is found again at the next check.
-            self._clock.follow(seconds)
-            self._stepped(seconds)
+            self.clock.follow(seconds)
+            self.stepped(seconds)
         log.warning("clock.stepped", seconds=round(seconds, 1), then="scheduled retries and polls move with it")
-
-
-async def bring_back(schedules: Schedules, *, now: float, furthest: float) -> None:
-    """At the start: the clock may have been set back while nothing ran. Raises StoreError."""
-    if sessions := await schedules.bound(now=now, furthest=furthest):
-        log.warning("clock.was_behind", sessions=sessions, then="retries that were scheduled too far ahead are due now")
 
 
 class Part(Protocol):

@@ -167,15 +167,14 @@ class Service:
 
     async def _count(self) -> None:
         """Of millions of events for many sinks this takes seconds, in which deliveries wait: then it is rarely done."""
-        outlets, begun = tuple(self._outlets), time.monotonic()
-        if begun >= self._backlogs_after:
-            for one in outlets:
-                await one.count_backlog()
+        begun = time.monotonic()
+        backlogs = begun >= self._backlogs_after
+        for one in tuple(self._outlets):
+            await one.count(backlog=backlogs)
+        if backlogs:
             now = time.monotonic()
             # A share of the time and not an interval: the larger the backlog, the more deliveries a count holds up.
             self._backlogs_after = now + (now - begun) * COUNTING_SHARE
-        for one in outlets:
-            await one.count_waiting()
 
     async def _watch_commands(self) -> None:
         """A command, which runs beside the bridge, moves lanes, or rotates the key of CSV links."""
@@ -183,7 +182,7 @@ class Service:
         while True:
             try:
                 # Remembered until all of it is done: the store answers once, and may be busy right after it.
-                changed = await self._store.event_log.changed_elsewhere() or changed
+                changed = await self._store.file.changed_elsewhere() or changed
                 if changed:
                     self._signals.log_grew()
                     await self._store.load_signing_keys()

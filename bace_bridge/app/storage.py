@@ -120,7 +120,7 @@ class Storage:
         store = config.store
         self.links = Links(config.csv.link_base, config.csv.link_expires, clock=wall)
         self.upkeep_due = asyncio.Event()
-        self._file = file
+        self.file = file
         self.facts = Facts(file)
         self.schedules = Schedules(file)
         self.event_log = EventLog(file)
@@ -142,7 +142,7 @@ class Storage:
         )
 
     def ledger(self, sink: str, broker: str) -> RetainedLedger:
-        return RetainedLedger(self._file, sink=sink, broker=broker)
+        return RetainedLedger(self.file, sink=sink, broker=broker)
 
     async def load_signing_keys(self) -> None:
         """Where there are links: at the start, and when a command may have rotated them. Raises StoreError."""

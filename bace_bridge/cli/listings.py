@@ -1,12 +1,13 @@
-"""`bace-bridge sessions` and `devices`: what the bridge knows, or the cloud has, as a table or as JSON."""
+"""`bace-bridge sessions`, `devices` and `datatypes`: what the bridge knows, or the cloud has, as a table or as JSON."""
 
 import asyncio
 import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import click
 import msgspec
@@ -18,14 +19,14 @@ from bace_bridge.cli.stored import ROOM_FOR_IDS, cloud_beside, excerpt_of, local
 from bace_bridge.cloud.api import csv_url
 from bace_bridge.config.load import Excerpt, load
 from bace_bridge.config.models import Config
-from bace_bridge.config.values import format_duration, secrets_of
+from bace_bridge.config.values import MOST_DIGITS, format_duration, secrets_of
 from bace_bridge.errors import CloudError, CloudRefused, ConfigError
 from bace_bridge.events.types import KnownDevice
 from bace_bridge.formats import iso_utc
 from bace_bridge.polling.devices import ListedDevices, listed_devices
 from bace_bridge.polling.rules.session_list import is_selected, unmatched
 from bace_bridge.polling.rules.sessions import DeviceView, KnownSession, view
-from bace_bridge.store.device_states import DeviceStates
+from bace_bridge.store.device_states import DeviceStates, SeenDatatype
 
 _ROOM_FOR_DEVICES = 112
 """Terminal columns from which on devices get a column of their own; below, they stand under the labels, as ids do."""
@@ -241,3 +242,83 @@ def _print_devices(rows: Sequence[_DeviceRow], found: Sequence[KnownDevice]) -> 
             Text(f"{last} (active)" if row.active_session_id is not None else last),
         )
     print_table(table, console)
+
+
+class _DatatypeRow(msgspec.Struct, frozen=True):
+    """A datatype of the store, as the configuration names it now; `last_value` is in `unit`."""
+
+    datatype: int
+    name: str | None
+    unit: str | None
+    devices: int
+    sources: int
+    last_value: float | None
+    last_at: str
+
+
+@click.command()
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array; times in UTC.")
+def datatypes(config: Path, as_json: bool) -> None:
+    """List the datatypes that the bridge has seen, with their last values.
+
+    For those without a name it prints YAML to paste below `datatypes:` in the configuration. Reads only the store;
+    works while the bridge is running.
+    """
+    loaded = excerpt_of(config).config("store.url", "datatypes")
+    seen = asyncio.run(_seen(loaded.store.path))
+    rows = []
+    for one in seen:
+        meant = loaded.datatypes.get(one.datatype)
+        name, unit = (meant.name or None, meant.unit or None) if meant is not None else (None, None)
+        counts = (one.devices, one.sources, one.last_value)
+        rows.append(_DatatypeRow(one.datatype, name, unit, *counts, iso_utc(one.last_at)))
+    if as_json:
+        click.echo(b"[" + b",\n ".join(msgspec.json.encode(one) for one in rows) + b"]")
+    elif not rows:
+        click.echo("No datatypes.")
+    else:
+        _print_datatypes(rows, seen)
+        for line in _snippet(rows, loaded.datatypes.keys()):
+            click.echo(line)
+
+
+async def _seen(path: Path) -> list[SeenDatatype]:
+    async with stored(path) as file:
+        return await DeviceStates(file, csv_url=str).datatypes()
+
+
+def _print_datatypes(rows: Sequence[_DatatypeRow], seen: Sequence[SeenDatatype]) -> None:
+    from bace_bridge.cli.stored import Text, console_of_stdout, new_table, print_table  # noqa: PLC0415  # slow
+
+    table = new_table()
+    for header in ("DATATYPE", "NAME", "UNIT", "DEVICES", "SOURCES", "LAST VALUE", "LAST SEEN"):
+        text = header in {"NAME", "UNIT"}
+        justify: Literal["left", "right"] = "left" if text or header == "LAST SEEN" else "right"
+        table.add_column(header, justify=justify, no_wrap=not text, overflow="fold")
+    for row, one in zip(rows, seen, strict=True):
+        table.add_row(
+            str(row.datatype),
+            Text(printable(row.name or "-")),
+            Text(printable(row.unit or "-")),
+            str(row.devices),
+            str(row.sources),
+            "-" if row.last_value is None else f"{row.last_value:.7g}",
+            local_time(one.last_at)[:-3],
+        )
+    print_table(table, console_of_stdout())
+
+
+def _snippet(rows: Sequence[_DatatypeRow], written: Collection[int]) -> Iterator[str]:
+    """YAML for the datatypes without a name: entries of the section `datatypes`, where `written` are there already."""
+    nameless = [row.datatype for row in rows if row.name is None]
+    if not nameless:
+        return
+    yield "\n# Without a name. Paste this below `datatypes:` in the configuration, and write their names and units:"
+    for number in nameless:
+        if number in written:
+            yield f"  # {number} is there already: add a name to it"
+        elif abs(number) >= 10**MOST_DIGITS:
+            yield f"  # {number} cannot have a name: it has more than {MOST_DIGITS} digits"
+        else:
+            yield f"  {number}: {{name: Datatype {number}, unit: }}"

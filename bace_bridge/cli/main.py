@@ -121,6 +121,7 @@ _GROUPS = {
     "Inspect": {
         "sessions": "List the data sessions that the bridge knows.",
         "devices": "List the devices, with ids and labels for `groups`.",
+        "datatypes": "List the datatypes with their last values, and YAML for those without a name.",
         "events": "Show the event log.",
         "dead-letters": "List, retry or drop failed deliveries.",
         "replay": "Deliver recorded events again.",
@@ -138,6 +139,7 @@ _MODULES = {
     "replay": "deliveries",
     "sessions": "listings",
     "devices": "listings",
+    "datatypes": "listings",
     "schema": "check",
 }
 """Where a command's module has another name: one that it shares."""

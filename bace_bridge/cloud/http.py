@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol, Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import aiohttp
 import msgspec
@@ -14,7 +14,7 @@ from yarl import URL
 
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.failures import LARGEST_HEADER, Unauthorized, of_answer, of_exception, of_token_answer
-from bace_bridge.cloud.tokens import RequestToken, TokenReply, parse_token
+from bace_bridge.cloud.tokens import FixedToken, RequestToken, TokenReply, Tokens, parse_token
 from bace_bridge.errors import CloudError, CloudRefused, CloudRequestTooLarge, CloudUnavailable, UnexpectedReply
 from bace_bridge.polling.rules.changes import Urgency
 from bace_bridge.redaction import Redaction
@@ -47,14 +47,7 @@ Params = Sequence[tuple[str, str]]
 
 T = TypeVar("T")
 
-
-class TokenSource(Protocol):
-    """Tokens that are `renewable`, or one that is all there is."""
-
-    renewable: bool
-
-    async def current(self) -> str: ...
-    async def after_refusal(self, rejected: str) -> str: ...
+TokenSource = Tokens | FixedToken
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -135,6 +128,10 @@ class CloudHttp:
     def clock_ahead(self) -> float:
         """Seconds that the cloud's clock is ahead of ours, as far as its answers show."""
         return 0.0 if self._ahead is None or abs(self._ahead) <= SKEW_WORTH_KNOWING else self._ahead
+
+    def now(self) -> float:
+        """Epoch seconds by the cloud's clock, as far as its answers show."""
+        return self._clock() + self.clock_ahead
 
     def clock_stepped(self, seconds: float) -> None:
         """Our clock was set forward (or back) by so much."""
@@ -277,7 +274,7 @@ class CloudHttp:
         if (date := http_date(response.headers.get("Date"))) is not None:
             self._ahead = date - self._clock()
         reply = Reply(response.headers, body)
-        cloud_now = self._clock() + self.clock_ahead
+        cloud_now = self.now()
         if 200 <= response.status < 300:
             self._learn_pace(rate_limit(response.headers, now=cloud_now))
             return _Answer(response.status, reply, None, response)

@@ -1,21 +1,51 @@
-"""BACE's rows of data sessions: an odd field costs that field alone, unless nothing is true without it. Pure."""
+"""A row of a data session: an odd field costs that field alone, unless nothing is true without it. Pure.
 
+With what all of BACE's rows have in common: ids, texts and the numbers of datatypes.
+"""
+
+import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 
-from bace_bridge.cloud.failures import instead_of_json
-from bace_bridge.cloud.replies import Code, checked_id, parse_page, text_of
-from bace_bridge.errors import UnexpectedReply
 from bace_bridge.formats import EARLIEST, LATEST, decoded_leniently
-from bace_bridge.polling.rules.changes import LostRow, Page, SeenSession
+from bace_bridge.polling.rules.changes import LostRow, SeenSession
 from bace_bridge.polling.rules.sessions import DataSession
 
 T = TypeVar("T")
 
+LARGEST = 2**53 - 1
+"""The largest integer that every reader of JSON holds; SQLite and our own encoder end at 64 bits."""
 
-class _SessionRow(msgspec.Struct):
+Code = Annotated[int, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
+
+LONGEST_TEXT = 256
+"""Characters of a label, or of the name of a person, a series or a source device; every event repeats them."""
+
+ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+NOT_A_ROW = (msgspec.DecodeError, ValueError)
+
+
+def checked_id(name: str, value: str | int | None) -> str:
+    text = str(value)
+    if value is None or not ID.fullmatch(text):
+        raise ValueError(f"{name} is not an id")
+    return text
+
+
+def text_of(value: Any) -> str | None:
+    """A label, which may be a number; None for what is no text."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    text = str(value)
+    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
+
+
+class SessionRow(msgspec.Struct):
+    """As the API writes it, in names and types."""
+
     id_data_session: str | int
     id_group: str | int
     start: float
@@ -30,93 +60,54 @@ class _SessionRow(msgspec.Struct):
     group: Any = None
 
 
-def parse_sessions(body: bytes, headers: Mapping[str, str]) -> Page[SeenSession]:
-    """A page; where a row is odd, only the fields in `_DECIDING` decide whether the row is lost."""
-    # First as if all were well, which is fast. Then field by field: an odd label costs the label, not the session.
-    try:
-        page = parse_page(body, headers, _SessionRow, _session)
-    except UnexpectedReply:
-        pass
-    else:
-        if not page.unreadable:
-            return page
-    read = parse_page(body, headers, msgspec.Raw, _tolerantly)
-    lost = tuple(
-        msgspec.structs.replace(one.session, reason=f"items[{index}]: {one.session.reason}")
-        for index, one in enumerate(read.items)
-        if isinstance(one.session, LostRow)
-    )
-    items = tuple(one.session for one in read.items if isinstance(one.session, SeenSession))
-    return Page(
-        items=items,
-        count=read.count,
-        page=read.page,
-        page_count=read.page_count,
-        total=read.total,
-        unreadable=tuple(one.reason for one in lost),
-        per_page=read.per_page,
-        lost=lost,
-        odd=tuple(odd for one in read.items for odd in one.odd),
-    )
-
-
-def parse_session(body: bytes) -> SeenSession:
-    try:
-        return _session(decoded_leniently(body, _SessionRow, strict=False))
-    except _NOT_A_ROW as error:
-        read = _tolerantly(msgspec.Raw(body)).session
-        if isinstance(read, SeenSession):
-            return read
-        raise UnexpectedReply(f"a data session cannot be read: {error}{instead_of_json(body)}") from None
-
-
-_NOT_A_ROW = (msgspec.DecodeError, ValueError)
-
 _DECIDING = ("id_data_session", "id_group", "start", "end", "updated_at")
 """Without these a row is lost: read as missing, an `end` would mean that the session was reopened."""
 
 
-class _TolerantRow(NamedTuple):
+class TolerantRow(NamedTuple):
+    """With the fields that were read as if they were not there, and why."""
+
     session: SeenSession | LostRow
     odd: tuple[tuple[str, str], ...] = ()
 
 
-def _tolerantly(raw: msgspec.Raw) -> _TolerantRow:
+def read_tolerantly(raw: msgspec.Raw) -> TolerantRow:
+    """The row, field by field; only those in `_DECIDING` decide whether it is lost."""
     try:
         fields = decoded_leniently(raw, dict[str, msgspec.Raw])
-    except _NOT_A_ROW as error:
-        return _TolerantRow(LostRow(str(error)))
+    except NOT_A_ROW as error:
+        return TolerantRow(LostRow(str(error)))
     kept = {name: fields[name] for name in _DECIDING if name in fields}
     try:
-        _session_of(kept)
-    except _NOT_A_ROW as error:
+        _of_fields(kept)
+    except NOT_A_ROW as error:
         # The id names the row in the log; its `updated_at` lets the watermark pass it.
         session_id = _field(fields, "id_data_session", str | int, checked_id)
-        return _TolerantRow(LostRow(str(error), session_id, _field(fields, "updated_at", float, _time)))
+        return TolerantRow(LostRow(str(error), session_id, _field(fields, "updated_at", float, _time)))
     odd: list[tuple[str, str]] = []
-    for name in _SessionRow.__struct_fields__:
+    for name in SessionRow.__struct_fields__:
         if name in fields and name not in kept:
             try:
-                _session_of({**kept, name: fields[name]})
-            except _NOT_A_ROW as error:
+                _of_fields({**kept, name: fields[name]})
+            except NOT_A_ROW as error:
                 odd.append((name, str(error)))
             else:
                 kept[name] = fields[name]
-    return _TolerantRow(_session_of(kept), tuple(odd))
+    return TolerantRow(_of_fields(kept), tuple(odd))
 
 
-def _session_of(fields: Mapping[str, msgspec.Raw]) -> SeenSession:
-    return _session(decoded_leniently(msgspec.json.encode(fields), _SessionRow, strict=False))
+def _of_fields(fields: Mapping[str, msgspec.Raw]) -> SeenSession:
+    return session_of(decoded_leniently(msgspec.json.encode(fields), SessionRow, strict=False))
 
 
 def _field(fields: Mapping[str, msgspec.Raw], name: str, shape: Any, check: Callable[[str, Any], T]) -> T | None:
     try:
         return check(name, decoded_leniently(fields[name], shape, strict=False))
-    except (KeyError, *_NOT_A_ROW):
+    except (KeyError, *NOT_A_ROW):
         return None
 
 
-def _session(row: _SessionRow) -> SeenSession:
+def session_of(row: SessionRow) -> SeenSession:
     session = DataSession(
         id=checked_id("id_data_session", row.id_data_session),
         group_id=checked_id("id_group", row.id_group),

@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 import structlog
@@ -223,18 +223,16 @@ class Tokens:
         return Token(reply.access_token, reply.refresh_token or old_refresh, self._clock() + life)
 
 
-class FixedToken:
+class FixedToken(msgspec.Struct, frozen=True):
     """An access token from the configuration: there is nothing to renew it with."""
 
-    renewable = False
-
-    def __init__(self, access: str) -> None:
-        self._access = access
+    access: str
+    renewable: ClassVar[bool] = False
 
     async def current(self) -> str:
-        if not is_sendable(self._access):
+        if not is_sendable(self.access):
             raise CloudLoginFailed("cloud.access_token cannot be sent in an HTTP header: configure a valid one")
-        return self._access
+        return self.access
 
     async def after_refusal(self, rejected: str) -> str:  # noqa: ARG002  # the same duty as Tokens
         raise CloudLoginFailed("the cloud refused cloud.access_token: configure a valid one")

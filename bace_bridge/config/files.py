@@ -200,13 +200,13 @@ def _read_secret(
     section: dict[Any, Any], key: str, folder: Path, place: Place, inlined: Inlined, *, several: bool
 ) -> None:
     name = section.pop(f"{key}_file")
-    path, file_path = spell(place), spell(place) + "_file"
+    file_path = spell(place) + "_file"
     if name is None:
         return
     if section.get(key) is not None:
         inlined.mistakes.append(Mistake(file_path, f"cannot be combined with {key}", "keep one of the two"))
         return
-    inlined.renamed[path] = file_path
+    inlined.renamed[spell(place)] = file_path
     # Whatever goes wrong below, the value counts as given: one mistake is reported, not its consequences as well.
     section[key] = ""
     if not isinstance(name, str) or not name:
@@ -216,24 +216,18 @@ def _read_secret(
         hint = f"give it to the key {key}, or put it in a file and name that"
         inlined.mistakes.append(Mistake(file_path, "must be the path of a file, not the value itself", hint))
         return
-    content = _read(folder / name, file_path, inlined, most=_MOST_OF_A_SECRET)
-    if content is None:
+    path = folder / name
+    try:
+        lines = filled_lines(read_text(path, most=_MOST_OF_A_SECRET))
+    except OSError as error:
+        inlined.mistakes.append(Mistake(file_path, f"cannot read {path}: {error.strerror}"))
         return
-    lines = filled_lines(content)
+    except TextProblem as found:
+        inlined.mistakes.append(Mistake(file_path, f"{path} {found.problem}", found.hint))
+        return
     section[key] = "\n".join(lines)
     if not lines:
-        inlined.mistakes.append(Mistake(file_path, f"{folder / name} is empty"))
+        inlined.mistakes.append(Mistake(file_path, f"{path} is empty"))
     elif len(lines) > 1 and not several:
         hint = "it must hold nothing else"
-        inlined.mistakes.append(Mistake(file_path, f"{folder / name} holds {len(lines)} lines, not {key} alone", hint))
-
-
-def _read(path: Path, key_path: str, inlined: Inlined, *, most: int) -> str | None:
-    """Its text; None, and a mistake, where it has none."""
-    try:
-        return read_text(path, most=most)
-    except OSError as error:
-        inlined.mistakes.append(Mistake(key_path, f"cannot read {path}: {error.strerror}"))
-    except TextProblem as found:
-        inlined.mistakes.append(Mistake(key_path, f"{path} {found.problem}", found.hint))
-    return None
+        inlined.mistakes.append(Mistake(file_path, f"{path} holds {len(lines)} lines, not {key} alone", hint))

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from bace_bridge.config import datatypes
 from bace_bridge.config.document import read_document, substitute
 from bace_bridge.config.files import (
     PIPE_PATIENCE,
@@ -92,16 +93,16 @@ _LOGIN = ("client_id", "client_secret", "username", "password")
 def mistakes_between(raw: dict[Any, Any]) -> list[Mistake]:
     # Over what is written and not over the models: pydantic makes none while a single value is wrong, and a person
     # wants all mistakes at once.
-    entries = {kind: _entries(raw, kind.section) for kind in KINDS}
-    found = [*_login(raw.get("cloud")), *_links(raw), *_names([one for of_kind in entries.values() for one in of_kind])]
-    return found + [one for kind, of_kind in entries.items() for one in kind.mistakes_between(of_kind)]
-
-
-def _entries(raw: dict[Any, Any], section: str) -> list[Entry]:
-    entries = raw.get(section)
-    if not isinstance(entries, list):
-        return []
-    return [(f"{section}[{index}]", entry) for index, entry in enumerate(entries) if isinstance(entry, dict)]
+    sinks: list[Entry] = []
+    between: list[Mistake] = []
+    for kind in KINDS:
+        written = raw.get(kind.section)
+        entries = enumerate(written) if isinstance(written, list) else ()
+        of_kind = [(f"{kind.section}[{index}]", entry) for index, entry in entries if isinstance(entry, dict)]
+        sinks += of_kind
+        between += kind.mistakes_between(of_kind)
+    found = [*_login(raw.get("cloud")), *_links(raw), *datatypes.mistakes_between(raw.get("datatypes")), *_names(sinks)]
+    return [*found, *between]
 
 
 def _login(cloud: Any) -> Iterator[Mistake]:
@@ -181,7 +182,9 @@ class Excerpt:
         self._env = env
 
     def config(self, *keys: str) -> Config:
-        """The configuration as if there were only these keys, such as `store.url`; the others have their defaults.
+        """The configuration as if there were only these keys, such as `store.url`, or whole sections.
+
+        The others have their defaults.
 
         Raises:
             ConfigError: One of them is wrong, or a key is unknown that may be one of them misspelt: a section, or one
@@ -198,13 +201,14 @@ class Excerpt:
 
     def sinks(self) -> list[str]:
         """The names of all sinks, as far as they can be read."""
-        return [name for kind in KINDS for name in self._names(self._document.get(kind.section))]
-
-    def _names(self, entries: Any) -> Iterator[str]:
-        for entry in entries if isinstance(entries, list) else ():
-            name, mistakes = substitute(entry.get("name") if isinstance(entry, dict) else None, self._env)
-            if isinstance(name, str) and not mistakes:
-                yield name
+        names: list[str] = []
+        for kind in KINDS:
+            entries = self._document.get(kind.section)
+            for entry in entries if isinstance(entries, list) else ():
+                name, mistakes = substitute(entry.get("name") if isinstance(entry, dict) else None, self._env)
+                if isinstance(name, str) and not mistakes:
+                    names.append(name)
+        return names
 
     def _only(self, keys: Collection[str]) -> dict[Any, Any]:
         raw: dict[Any, Any] = {"cloud": {}}  # the only section that must be there
@@ -212,7 +216,7 @@ class Excerpt:
             field = FILE_MODEL.model_fields.get(section) if isinstance(section, str) else None
             wanted = {key.partition(".")[2] for key in keys if key.startswith(f"{section}.")}
             model = field and section_model(field.annotation)
-            if model is None:
+            if model is None or section in keys:
                 raw[section] = value
             elif wanted and isinstance(value, dict):
                 # An unknown key stays: it may be the wanted one, misspelt, and that must not go unnoticed.

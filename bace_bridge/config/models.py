@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, create_model, field_validator
 
+from bace_bridge.config.datatypes import KNOWN_DATATYPES, DatatypeConfig, over_the_known
 from bace_bridge.config.sections import (
     SQLITE,
     Section,
@@ -158,18 +159,6 @@ class HttpConfig(Section):
         return listen_address(self.listen)[1] if self.listen else 0
 
 
-class DatatypeConfig(Section):
-    name: str | None = Field(default=None, description="Display name")
-    unit: str | None = Field(default=None, description="Unit of its values")
-
-
-_KNOWN_DATATYPES = {
-    6000: DatatypeConfig(name="Heart rate", unit="bpm"),
-    6001: DatatypeConfig(name="Respiration rate", unit="breaths/min"),
-    6002: DatatypeConfig(name="Oxygen saturation", unit="%"),
-    6011: DatatypeConfig(name="Body weight", unit="kg"),
-}
-
 SinkT = TypeVar("SinkT", bound=SinkConfig)
 
 
@@ -182,19 +171,14 @@ class Config(Section):
     csv: CsvConfig = Field(default=CsvConfig(), description="Links to CSV files")
     http: HttpConfig = Field(default=HttpConfig(), description="Health and CSV links")
     datatypes: dict[WholeNumber, DatatypeConfig] = Field(
-        default={}, validate_default=True, description="Names and units of datatypes; added to the built-in ones"
+        default={}, validate_default=True, description="What datatypes mean; added to the built-in ones"
     )
 
     @field_validator("datatypes")
     @classmethod
     def _with_known_datatypes(cls, given: dict[int, DatatypeConfig]) -> dict[int, DatatypeConfig]:
         # `validate_default`: pydantic calls this for the default, too, so that the known ones are always there.
-        merged = dict(_KNOWN_DATATYPES)
-        for number, meaning in given.items():
-            merged[number] = merged.get(number, DatatypeConfig()).model_copy(
-                update=meaning.model_dump(exclude_unset=True)
-            )
-        return merged
+        return {**KNOWN_DATATYPES, **{number: over_the_known(number, one) for number, one in given.items()}}
 
     @property
     def sinks(self) -> tuple[SinkConfig, ...]:
@@ -245,6 +229,8 @@ def warnings(config: Config, *, now: float) -> list[str]:
         found.append("csv.link_base: links and CSV files go over the network in the clear (use https://)")
     for path, sink in config.located_sinks():
         found += [f"{path}.{line}" for line in _about_sink(sink)]
+    for kind in KINDS:
+        found += kind.warnings_between([(path, one) for path, one in config.located_sinks() if isinstance(one, kind)])
     if not config.sinks:
         found.append(f"{', '.join(kind.section for kind in KINDS)}: there are no sinks, so no events will be delivered")
     return found

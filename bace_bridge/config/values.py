@@ -20,7 +20,7 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhd])")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _SHORTEST = 0.001
 _LONGEST = 36_500 * 86_400.0
-_MOST_DIGITS = 9
+MOST_DIGITS = 9
 """Of a whole number: with more of them a pace or a limit would mean nothing, and be no float in the end."""
 
 _NOT_A_START = "must be now, all, a time such as 2026-01-31T00:00:00Z, or how long ago, such as 7d"
@@ -161,9 +161,9 @@ def whole_number(value: object) -> object:
     if isinstance(value, str):
         if not re.fullmatch(r"-?[0-9]+", value.strip()):
             raise mistake("must be a whole number")
-        value = int(value.strip()[: _MOST_DIGITS + 2])  # one too many: Python refuses very long ones
-    if isinstance(value, int) and abs(value) >= 10**_MOST_DIGITS:
-        raise mistake(f"must be a whole number of at most {_MOST_DIGITS} digits")
+        value = int(value.strip()[: MOST_DIGITS + 2])  # one too many: Python refuses very long ones
+    if isinstance(value, int) and abs(value) >= 10**MOST_DIGITS:
+        raise mistake(f"must be a whole number of at most {MOST_DIGITS} digits")
     return value
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import structlog
 
 from bace_bridge import retry
-from bace_bridge.delivery.rules.outbox import Outbox, dead_letter_event, is_reported
+from bace_bridge.delivery.rules.outbox import Outbox, dead_letter_event
 from bace_bridge.errors import (
     DeliveryFailed,
     DeliveryRejected,
@@ -30,6 +30,7 @@ from bace_bridge.events.types import (
     LaneRecord,
     Progress,
     Recorded,
+    is_about_a_sink,
     session_lane,
 )
 from bace_bridge.sinks.api import Receiver
@@ -68,13 +69,9 @@ class Dispatcher:
         self._log = event_log
         self._filter = filter_
         self._prepared = prepared
-        self._clock = clock
-        self._jitter = jitter
-        self._sleep = sleep
-        self._on_disabled = on_disabled
-        self._on_emitted = on_emitted
-        self._on_attempt = on_attempt
-        self._on_emptied = on_emptied
+        self._clock, self._monotonic, self._jitter, self._sleep = clock, monotonic, jitter, sleep
+        self._on_disabled, self._on_emitted = on_disabled, on_emitted
+        self._on_attempt, self._on_emptied = on_attempt, on_emptied
         self._outbox = Outbox(window=sink.window, pipelined=sink.pipelined)
         self._called = asyncio.Event()
         self._progressed = asyncio.Event()
@@ -90,7 +87,6 @@ class Dispatcher:
         # While progress cannot be recorded nothing more is sent: a crash would send all of it again.
         self._recordable = True
         self._stopping = False
-        self._monotonic = monotonic
         # When it last went on; infinite where it may stand still: its sink is away, or must not be called any more.
         self.beat_at = monotonic()
 
@@ -106,7 +102,7 @@ class Dispatcher:
     @property
     def idle(self) -> bool:
         """True when everything that is due was delivered and recorded."""
-        return self._growths_claimed == self._growths and not self._outbox.more and self._outbox.empty
+        return self._growths_claimed == self._growths and self._outbox.idle
 
     async def run(self) -> None:
         """Until cancelled, or until the other side asks not to be called any more."""
@@ -133,7 +129,7 @@ class Dispatcher:
 
         async def keep_recording() -> None:
             while True:
-                while self._unrecorded:
+                while self._outbox.changed or self._failed:
                     await self._on_the_store(self._record)
                 self._progressed.clear()
                 await self._progressed.wait()
@@ -153,7 +149,10 @@ class Dispatcher:
                 await self._on_the_store(self._claim)
                 self._send_more()
                 if going():
-                    await self._rest()
+                    # Until something happens: there is room for more, the log has grown, or a lane's time has come.
+                    wait = LONGEST_REST if self._next_due is None else self._next_due - self._clock()
+                    await pause_until(self._called, 0.0 if self._may_claim else min(LONGEST_REST, wait))
+                    self._called.clear()
             recording.cancel()
 
     async def settle(self) -> None:
@@ -211,44 +210,37 @@ class Dispatcher:
         self._called.set()
 
     def _note_failure(self, attempt: Attempt, sent_at: float, error: SinkError) -> None:
-        event, now = attempt.logged.event, self._clock()
-        about = {"sink": self._sink.name, "event_id": event.id, "type": event.type, "attempt": attempt.number}
-        took, status, answer = max(0.0, now - sent_at), error.status, error.answer
+        event, now, number, sink = attempt.logged.event, self._clock(), attempt.number, self._sink.name
+        about = {"sink": sink, "event_id": event.id, "attempt": number}
+        took = max(0.0, now - sent_at)
         self._failed.append(
-            FailedAttempt(attempt.logged.seq, attempt.number, sent_at, took, str(error), status, answer)
+            FailedAttempt(attempt.logged.seq, number, sent_at, took, str(error), error.status, error.answer)
         )
         asked = error.retry_after if isinstance(error, DeliveryFailed) else 0.0
         decision: retry.TryAgain | retry.GiveUp = retry.GiveUp("rejected")
         if not isinstance(error, DeliveryRejected):
-            decision = retry.decide(attempt.number, now=now, jitter=self._jitter(), retry_after=asked)
-        self._on_attempt(error, retry.what_follows(decision, attempt.number, now=now))
+            decision = retry.decide(number, now=now, jitter=self._jitter(), retry_after=asked)
+        self._on_attempt(error, retry.what_follows(decision, number, now=now))
         if isinstance(decision, retry.TryAgain):
-            self._outbox.failed(attempt.logged, attempts=attempt.number, at=decision.at, reason=str(error))
-            log.info("delivery.retry_scheduled", **about, reason=str(error), again_in=round(decision.at - now, 1))
-        else:
-            self._give_up(attempt, f"{decision.reason}: {error}", now=now)
-
-    def _give_up(self, attempt: Attempt, reason: str, *, now: float) -> None:
-        """It is reported once, until a delivery to the same `where` succeeds or the process ends."""
-        sink, event, number = self._sink.name, attempt.logged.event, attempt.number
-        where = self._sink.where(event)
-        report = None
-        if is_reported(event) and where not in self._giving_up:
-            report = partial(dead_letter_event, sink=sink, event=event, attempts=number, reason=reason, now=now)
-        letter = DeadLetter(attempt.logged.seq, session_lane(event), number, reason, report)
+            self._outbox.failed(attempt.logged, attempts=number, at=decision.at, reason=str(error))
+            # What matters most comes first: a terminal cuts the line.
+            again = {"again_in": round(decision.at - now, 1), "reason": str(error)}
+            log.info("delivery.retry_scheduled", **about, **again, type=event.type)
+            return
+        # It is reported once, until a delivery to the same `where` succeeds or the process ends. Not where the event is
+        # about a sink itself: two that take nothing would answer each other for ever.
+        where, reason = self._sink.where(event), f"{decision.reason}: {error}"
+        reported = where in self._giving_up or is_about_a_sink(event)
+        report = partial(dead_letter_event, sink=sink, event=event, attempts=number, reason=reason, now=now)
+        letter = DeadLetter(attempt.logged.seq, session_lane(event), number, reason, None if reported else report)
         if self._outbox.given_up(attempt.logged, letter):
-            about = {"sink": sink, "event_id": event.id, "type": event.type, "attempt": number}
-            log.error("delivery.dead_letter", **about, reason=reason)
-            if report is not None:
+            log.error("delivery.dead_letter", **about, type=event.type, reason=reason)
+            if not reported:
                 self._giving_up.add(where)
-
-    @property
-    def _unrecorded(self) -> bool:
-        return self._outbox.changed or bool(self._failed)
 
     async def _record(self) -> None:
         """Makes durable what became of the lanes; where it is cut off it is done again."""
-        if not self._unrecorded:
+        if not (self._outbox.changed or self._failed):
             return
         try:
             # A function, for the outbox has gone on by the time that the shared transaction begins.
@@ -295,9 +287,3 @@ class Dispatcher:
             self._called.set()
             return False
         return True
-
-    async def _rest(self) -> None:
-        """Until something happens: there is room for more, the log has grown, or a lane's time has come."""
-        wait = LONGEST_REST if self._next_due is None else self._next_due - self._clock()
-        await pause_until(self._called, 0.0 if self._may_claim else min(LONGEST_REST, wait))
-        self._called.clear()

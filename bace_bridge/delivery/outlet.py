@@ -2,9 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-import msgspec
 import structlog
 
 from bace_bridge.delivery import dispatcher
@@ -17,60 +16,46 @@ from bace_bridge.sinks.api import Broker, Sink
 log = structlog.get_logger()
 
 
-class Reception(msgspec.Struct, frozen=True):
-    """`problem` is why the last attempt failed, without secrets; None where it did not. Times are epoch seconds."""
-
-    last_success_at: float | None = None
-    failures: int = 0
-    failing_since: float | None = None
-    problem: str | None = None
-
-    @property
-    def failing(self) -> bool:
-        return self.failures >= FAILURES_UNTIL_REPORTED
-
-
-def after_attempt(
-    before: Reception, problem: str | None, *, now: float
-) -> tuple[Reception, Literal["failing", "recovered"] | None]:
-    if problem is None:
-        return Reception(last_success_at=now), "recovered" if before.failing else None
-    since = now if before.failing_since is None else before.failing_since
-    after = Reception(before.last_success_at, before.failures + 1, since, problem)
-    return after, "failing" if after.failing and not before.failing else None
-
-
 class SinkWatch:
+    """What became of the last attempts: for the log, where an outage begins and ends, and for health."""
+
     def __init__(self, kind: str, name: str, *, clock: Callable[[], float]) -> None:
         self.name = f"{kind}:{name}"
         self._failing, self._recovered = f"{kind}.failing", f"{kind}.recovered"
         self._sink = name
         self._clock = clock
-        self._reception = Reception()
+        self._last_success_at: float | None = None
+        self._failures = 0
+        self._failing_since = 0.0
+        self._last_failure: str | None = None
 
     def attempted(self, error: Exception | None, then: str = "") -> None:
         """An attempt has succeeded, or failed; `then` says what follows."""
-        before, problem = self._reception, None if error is None else str(error)
-        self._reception, news = after_attempt(before, problem, now=self._clock())
-        if news == "failing":
-            log.warning(self._failing, sink=self._sink, reason=problem, then=then)
-        elif news == "recovered":
-            seconds = None if before.failing_since is None else round(self._clock() - before.failing_since, 1)
-            log.info(self._recovered, sink=self._sink, after=seconds, failures=before.failures)
+        now, before = self._clock(), self._failures
+        if error is None:
+            if before >= FAILURES_UNTIL_REPORTED:
+                after = round(now - self._failing_since, 1)
+                log.info(self._recovered, sink=self._sink, after=after, failures=before)
+            self._last_success_at, self._failures, self._last_failure = now, 0, None
+            return
+        if not before:
+            self._failing_since = now
+        self._failures, self._last_failure = before + 1, str(error)
+        if self._failures == FAILURES_UNTIL_REPORTED:
+            log.warning(self._failing, sink=self._sink, reason=self._last_failure, then=then)
 
     @property
     def problem(self) -> str | None:
-        """Why the last attempts failed, as long as none has succeeded since."""
-        one = self._reception
-        return f"{one.failures} failed attempts in a row: {one.problem}" if one.failing else None
+        """Why the last attempts failed, as long as none has succeeded since; without secrets."""
+        if self._failures < FAILURES_UNTIL_REPORTED:
+            return None
+        return f"{self._failures} failed attempts in a row: {self._last_failure}"
 
     def state(self) -> dict[str, Any]:
-        """What became of the last attempts."""
-        one = self._reception
         return {
-            "last_success_at": None if one.last_success_at is None else iso_utc(one.last_success_at),
-            "failures_in_a_row": one.failures,
-            "last_failure": one.problem,
+            "last_success_at": None if self._last_success_at is None else iso_utc(self._last_success_at),
+            "failures_in_a_row": self._failures,
+            "last_failure": self._last_failure,
         }
 
 
@@ -116,10 +101,8 @@ class Outlet:
         self._sink = sink
         self._log = event_log
         self._broker = broker
-        self._grew = grew
-        self._changed = changed
-        self._clock = clock
-        self._monotonic = monotonic
+        self._grew, self._changed = grew, changed
+        self._clock, self._monotonic = clock, monotonic
         self._watch = SinkWatch(kind, sink.name, clock=clock)
         self.state = self._watch.state
         self._dispatcher = Dispatcher(
@@ -178,12 +161,10 @@ class Outlet:
         if self._broker is not None:
             self._broker.refresh_bridge()
 
-    async def count_backlog(self) -> None:
-        """Raises StoreError. Of millions of events this takes seconds."""
-        self.backlog = await self._log.backlog(self.name) if self.disabled is None else None
-
-    async def count_waiting(self) -> None:
-        """Raises StoreError."""
+    async def count(self, *, backlog: bool) -> None:
+        """What waits; the backlog, which takes seconds of millions of events, only where asked. Raises StoreError."""
+        if backlog:
+            self.backlog = await self._log.backlog(self.name) if self.disabled is None else None
         self.parked, self.dead_letters = await self._log.waiting(self.name)
 
     def silent_for(self) -> dict[str, float]:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import msgspec
 
@@ -56,13 +57,12 @@ class Addresses(msgspec.Struct, frozen=True):
         return f"mosquitto_sub -h {HOST} -p {self.mqtt.port} -t '{BASE_TOPIC}/#' -v"
 
 
-class Stage:
+class Stage(NamedTuple):
     """Everything but the play: `play` lets it begin."""
 
-    def __init__(self, addresses: Addresses, config: Config, cloud: SimulatedCloud) -> None:
-        self.addresses = addresses
-        self.config = config
-        self._cloud = cloud
+    addresses: Addresses
+    config: Config
+    cloud: SimulatedCloud
 
     async def play(self, stop: asyncio.Event, *, version: str) -> None:
         """Runs the bridge while things happen in the cloud; returns when it has ended after `stop`."""
@@ -71,7 +71,7 @@ class Stage:
         # Nothing lies in the past here: whatever the bridge finds, it may report from the beginning.
         scenario = bundled("quick").model_copy(update={"history": History()})
         async with asyncio.TaskGroup() as group:
-            player = group.create_task(play(self._cloud, scenario, speed=_SPEED))
+            player = group.create_task(play(self.cloud, scenario, speed=_SPEED))
             bridge = Bridge(self.config, version=version)
             await bridge.run(stop, notify=lambda _state: None, watchdog=None)
             # The play has no end of its own; the bridge, which has ended here, has.
@@ -82,21 +82,20 @@ class Stage:
 async def staged(board: Board) -> AsyncIterator[Stage]:
     """Everything around the bridge, listening; what arrives goes to the board. Raises DemoFailed."""
     secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
-
-    def heard(topic: str, payload: bytes) -> None:
-        board.heard(topic, payload, now=time.time())
-
-    def delivered(body: bytes, signed: bool) -> None:
-        board.delivered(body, signed, now=time.time())
-
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="bace-bridge-demo-")))
         # Another seed each time: two demos must not have the same session ids on one broker.
         cloud = SimulatedCloud(seed=time.time_ns())
         cloud_url = await stack.enter_async_context(_simulated(cloud))
         mqtt = await stack.enter_async_context(broker())
-        webhook = await stack.enter_async_context(webhook_receiver(secret, delivered))
-        await stack.enter_async_context(subscribed(mqtt.port, f"{BASE_TOPIC}/#", heard))
+        webhook = await stack.enter_async_context(
+            webhook_receiver(secret, lambda body, signed: board.delivered(body, signed, now=time.time()))
+        )
+        await stack.enter_async_context(
+            subscribed(
+                mqtt.port, f"{BASE_TOPIC}/#", lambda topic, payload: board.heard(topic, payload, now=time.time())
+            )
+        )
         # Health on any port: it is printed, and the default port may belong to a bridge that runs here.
         addresses = Addresses(cloud_url, mqtt, webhook, f"{HOST}:{any_port()}")
         yield Stage(addresses, _configured(folder, addresses, secret, cloud), cloud)

@@ -285,12 +285,22 @@ class LatestPoint(msgspec.Struct, frozen=True):
     payload: bytes
 
 
+class Series(msgspec.Struct, frozen=True):
+    """A series of a device; name and unit as they were when its newest datapoint came."""
+
+    source_device: str
+    datatype: int
+    name: str | None = None
+    unit: str | None = None
+
+
 class DeviceState(msgspec.Struct, frozen=True):
     """How a device stands now.
 
     `session` is the contract's `session` object, with `device`, and `csv_url` once there is one, of the newest active
     data session, else of the newest one, as JSON; None where there is none. `available` is false while the view is not
-    current. The last session is the one that is shown.
+    current. The last session is the one that is shown. `series` are all that were ever seen, in data sessions that are
+    still there: more than `latest`, which belongs to the data sessions that are shown. `label` is the group's.
     """
 
     device_id: str
@@ -299,6 +309,18 @@ class DeviceState(msgspec.Struct, frozen=True):
     latest: tuple[LatestPoint, ...] = ()
     active_session_id: str | None = None
     last_session_id: str | None = None
+    label: str | None = None
+    series: tuple[Series, ...] = ()
+
+
+class Announced(msgspec.Struct, frozen=True):
+    """What Home Assistant may know by a discovery topic: the keys of its components, each with its platform.
+
+    Those that are `removed` are kept until it has started anew: it may have been away when they were removed.
+    """
+
+    components: dict[str, str] = {}
+    removed: dict[str, str] = {}
 
 
 LONGEST_TOKEN = 16 * 1024

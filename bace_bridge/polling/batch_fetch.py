@@ -16,7 +16,6 @@ from bace_bridge.errors import (
     CloudUnavailable,
 )
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
-from bace_bridge.polling.needs import PointCloud, PointJournal
 from bace_bridge.polling.points import PointEndpoint, PointsForbidden, TooMuch, whole_answer
 from bace_bridge.polling.reading import Reader, Unreadable
 from bace_bridge.polling.rules.batches import (
@@ -32,7 +31,7 @@ from bace_bridge.polling.rules.batches import (
     not_proven,
     plan,
 )
-from bace_bridge.polling.rules.changes import Changes, Page, Urgency
+from bace_bridge.polling.rules.changes import Changes, Page, PointCloud, PointJournal, Urgency
 from bace_bridge.polling.rules.datapoints import Datapoint, are_raw, as_set
 from bace_bridge.polling.rules.fetches import PointQuery
 from bace_bridge.polling.rules.followed import Followed, Read, conclude_batch, follow, is_plain
@@ -188,7 +187,7 @@ class BatchFetch:
             rows=self.points.page_size,
             checks=checks,
             now=now,
-            cloud_now=self._cloud_now(),
+            cloud_now=self._cloud.now(),
             interval=self._settings.interval,
         )
 
@@ -197,10 +196,10 @@ class BatchFetch:
         ids = [one.session.id for one in sessions if is_plain(one)]
         if not ids:
             return
-        states = await self._journal.windows_of(ids)
+        states = await self._journal.windows(ids)
         unsettled = {window for one in states.values() for window, state in one.items() if not state.settled}
-        emitted = {window: await self._journal.emitted_of(window, ids) for window in sorted(unsettled)}
-        times = {"now": self._clock(), "cloud_now": self._cloud_now()}
+        emitted = {window: await self._journal.emitted(window, ids) for window in sorted(unsettled)}
+        times = {"now": self._clock(), "cloud_now": self._cloud.now()}
         for known in sessions:
             own = states.get(one := known.session.id, {})
             published = {window: emitted[window][one] for window, state in own.items() if not state.settled}
@@ -265,8 +264,8 @@ class BatchFetch:
 
     async def _absorb(self, batch: Batch, reads: Mapping[str, Sequence[Read]]) -> None:
         """Commits what is new, but of sessions that have to be fetched on their own."""
-        settings, times = self._settings, {"now": self._clock(), "cloud_now": self._cloud_now()}
-        emitted = {window: await self._journal.emitted_of(window, list(reads)) for window in batch.windows}
+        settings, times = self._settings, {"now": self._clock(), "cloud_now": self._cloud.now()}
+        emitted = {window: await self._journal.emitted(window, list(reads)) for window in batch.windows}
         found: dict[str, tuple[Changes, Followed]] = {}
         for member in batch.members:
             published = {window: each[member.id] for window, each in emitted.items()}
@@ -290,6 +289,3 @@ class BatchFetch:
     def _fetch_alone_next(self, members: Sequence[Member]) -> None:
         # Only a fetch of its own shows whether such rows are the session's.
         self._followed.update({member.id: replace(member.followed, alone=True) for member in members})
-
-    def _cloud_now(self) -> float:
-        return self._clock() + self._cloud.clock_ahead

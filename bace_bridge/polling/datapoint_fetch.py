@@ -10,10 +10,9 @@ import structlog
 from msgspec.structs import replace
 
 from bace_bridge.errors import CloudError, CloudRefused, CloudUnavailable
-from bace_bridge.polling.needs import PointCloud, PointJournal
 from bace_bridge.polling.points import PointEndpoint, PointReader, PointsForbidden, TooMuch
 from bace_bridge.polling.reading import MOST_NARROWING, Unreadable
-from bace_bridge.polling.rules.changes import Changes, Urgency
+from bace_bridge.polling.rules.changes import Changes, PointCloud, PointJournal, Urgency
 from bace_bridge.polling.rules.datapoints import Datapoint, Datatype
 from bace_bridge.polling.rules.fetches import MOST_FAILURES, Outcome, absorb, conclude, judge, left_out, split
 from bace_bridge.polling.rules.followed import own_group
@@ -79,7 +78,7 @@ class DatapointFetch:
         self._deciding = deciding
         self._clock = clock
         # The reading, and up to where a probe that is made in this fetch shows all that there is.
-        self._searched = (known.reading, window_at(clock() + cloud.clock_ahead - SETTLING).start)
+        self._searched = (known.reading, window_at(cloud.now() - SETTLING).start)
         self._points = PointReader(cloud, endpoint, known.session, urgency)
         self._states: dict[Window, WindowState] = {}
         self._breaks = 0
@@ -99,7 +98,7 @@ class DatapointFetch:
         failures = self._known.failed_fetches
         try:
             await self._endpoint.ensure_allowed()
-            self._states = await self._journal.windows(self.session_id)
+            self._states = (await self._journal.windows([self.session_id]))[self.session_id]
             outcome = await self._read_everything_due()
         except Unreadable as fault:
             outcome = "failed"
@@ -124,9 +123,9 @@ class DatapointFetch:
     async def _read_everything_due(self) -> Outcome:
         """Reads the windows that are due, the left-out ones once more, and those in which something may be missing."""
         samples = self._samples()
-        due = windows_due(self._known, self._states, now=self._cloud_now())
+        due = windows_due(self._known, self._states, now=self._cloud.now())
         if self._known.session.end is None and not is_late_round(self._clock(), self._settings.interval):
-            due = likely_news(due, self._known, self._states, now=self._cloud_now())
+            due = likely_news(due, self._known, self._states, now=self._cloud.now())
         # A session of a month has 720 windows, most of them empty: a probe shows in one request which are not. It only
         # saves requests, so where it cannot be had the windows are read without it, some in each fetch.
         if len(due) > DIRECT_WINDOWS:
@@ -134,7 +133,7 @@ class DatapointFetch:
             if hours is None:
                 await self._read_all(due)
                 return "more" if any(one in self._states and self._states[one].settled for one in due) else "read"
-            due = windows_due(self._known, self._states, now=self._cloud_now(), hours=hours)
+            due = windows_due(self._known, self._states, now=self._cloud.now(), hours=hours)
         await self._read_all(due)
         for window in left_out_windows(self._states) if self._known.unread else ():
             await self._read(window)
@@ -181,7 +180,7 @@ class DatapointFetch:
         """
         await self._keep()
         self._journal.ensure_room()
-        since = read_from(window, self._states.get(window), self._known, now=self._cloud_now())
+        since = read_from(window, self._states.get(window), self._known, now=self._cloud.now())
         parts = halves(window)
         try:
             read = await self._points.read(since, window.end)
@@ -202,8 +201,8 @@ class DatapointFetch:
         # The fan-out of a split: what was emitted of the window is shared out to its halves by time, in one commit, so
         # that a point which a half shows again is known there and not published twice. The halves are windows of their
         # own from then on, also after a crash; and they may be split in turn.
-        emitted = await self._journal.emitted(self.session_id, [window])
-        self._add(split(self._known, window, emitted[window]))
+        emitted = await self._journal.emitted(window, [self.session_id])
+        self._add(split(self._known, window, emitted[self.session_id]))
         await self._commit()  # the halves' own points are read from the store
         for part in parts:
             await self._read(part, breaks=breaks)
@@ -229,18 +228,18 @@ class DatapointFetch:
         self, window: Window, points: Sequence[Datapoint], *, in_part: bool = False, pages: int = 1
     ) -> None:
         await self._keep()
-        emitted = await self._journal.emitted(self.session_id, [window])
+        emitted = await self._journal.emitted(window, [self.session_id])
         changes = absorb(
             self._known,
             window,
             points,
             before=self._states.get(window),
-            emitted=emitted[window],
+            emitted=emitted[self.session_id],
             datatypes=self._settings.datatypes,
             in_part=in_part,
             pages=pages,
             now=self._clock(),
-            cloud_now=self._cloud_now(),
+            cloud_now=self._cloud.now(),
         )
         self._add(changes)
 
@@ -273,7 +272,7 @@ class DatapointFetch:
                 if (hours := self._points.hours) is not None:
                     fresh = replace(fresh, probed=dict(summed(hours.items(), DAY)), searched=self._searched)
                 found_samples = None if incomplete else self._samples()
-                reading, cloud_now = self._known.reading, self._cloud_now()
+                reading, cloud_now = self._known.reading, self._cloud.now()
                 outcome = judge(fresh, self._seen, reading=reading, samples=found_samples, cloud_now=cloud_now)
             url, interval = self._settings.csv_url(self.session_id), max(self._settings.interval, retry_after)
             concluded = conclude(fresh, outcome, csv_url=url, interval=interval, now=self._clock(), left_out=incomplete)
@@ -284,6 +283,3 @@ class DatapointFetch:
             self._found = NOTHING
         for event in concluded.events:
             log.info(event.type, **in_the_log(event, concluded.known))
-
-    def _cloud_now(self) -> float:
-        return self._clock() + self._cloud.clock_ahead

@@ -7,9 +7,8 @@ import msgspec
 import structlog
 
 from bace_bridge.errors import CloudError, CloudFault, CloudLoginFailed, CloudRefused, UnexpectedReply
-from bace_bridge.polling.needs import SessionCloud, SessionJournal
 from bace_bridge.polling.reading import pages
-from bace_bridge.polling.rules.changes import SeenSession
+from bace_bridge.polling.rules.changes import SeenSession, SessionCloud, SessionJournal
 from bace_bridge.polling.rules.session_list import decides_by_label, unmatched
 from bace_bridge.polling.rules.sessions import KnownSession
 

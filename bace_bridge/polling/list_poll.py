@@ -1,18 +1,16 @@
 """One poll of the session list, and the re-check of known sessions by their ids: a removed one is in no list."""
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 import structlog
 from msgspec.structs import replace
 
 from bace_bridge.errors import CloudRefused, UnexpectedReply
-from bace_bridge.polling.needs import SessionCloud
 from bace_bridge.polling.reading import Reader, Unreadable, pages
 from bace_bridge.polling.recording import SessionRecorder, record_of
 from bace_bridge.polling.rules import session_list
-from bace_bridge.polling.rules.changes import Changes, PollState
+from bace_bridge.polling.rules.changes import Changes, PollState, SessionCloud, SessionJournal, Stage
 from bace_bridge.polling.rules.session_list import newest_stamp, one_of, with_selection
-from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import is_recent
 from bace_bridge.polling.session_lists import (
     NEWEST,
@@ -49,13 +47,12 @@ async def recheck(state: PollState, reader: Reader, recorder: SessionRecorder, *
     now = recorder.clock()
     if is_recent(state.rechecked_at, now, interval):
         return state
-    suspects = recorder.suspects[:MOST_CHECKS]
-    unfinished = await _next(recorder.journal.unfinished_after, state.recheck_after, MOST_UNFINISHED)
+    suspects = [*recorder.denied_at][:MOST_CHECKS]
+    unfinished = await _next(recorder.journal, "unfinished", state.recheck_after, MOST_UNFINISHED)
     if not (unfinished or suspects) and is_recent(state.rechecked_at, now, RARELY * interval):
         return state
-    finished = await _next(
-        recorder.journal.finished_after, state.recheck_finished_after, MOST_RECHECKED - len(unfinished)
-    )
+    most_finished = MOST_RECHECKED - len(unfinished)
+    finished = await _next(recorder.journal, "finished", state.recheck_finished_after, most_finished)
     ids = dict.fromkeys([*suspects, *unfinished, *finished])
     state, done = await _request([*ids], state, reader, recorder)
     return replace(
@@ -70,7 +67,7 @@ async def some_active(
     state: PollState, reader: Reader, recorder: SessionRecorder, *, most: int, but: Collection[str]
 ) -> PollState:
     """Requests the next active sessions, in turn, `but` those that were just seen: an end is not to wait."""
-    ids = await _next(recorder.journal.active_after, state.active_after, most)
+    ids = await _next(recorder.journal, "active", state.active_after, most)
     state, done = await _request([one for one in ids if one not in but], state, reader, recorder)
     return replace(state, active_after=_last(ids, {*done, *but}, state.active_after))
 
@@ -121,11 +118,11 @@ async def _request_together(
     return answered
 
 
-async def _next(after: Callable[[str, int], Awaitable[list[KnownSession]]], cursor: str, most: int) -> list[str]:
+async def _next(journal: SessionJournal, stage: Stage, cursor: str, most: int) -> list[str]:
     # By id and not by time: rows change their times, and one that moves behind the cursor would never be its turn.
-    ids = [one.session.id for one in await after(cursor, most)]
+    ids = [one.session.id for one in await journal.known_after(stage, cursor, most)]
     if cursor and len(ids) < most:
-        ids += [one.session.id for one in await after("", most - len(ids))]
+        ids += [one.session.id for one in await journal.known_after(stage, "", most - len(ids))]
     return [*dict.fromkeys(ids)]
 
 
@@ -168,7 +165,7 @@ class ListPoll:
     @property
     def unreadable(self) -> list[str]:
         """The records on which the cloud breaks while everything else is read."""
-        return self._recorder.unreadable.names
+        return [*self._recorder.unreadable.failed_at]
 
     @property
     def selection_problem(self) -> str | None:
@@ -264,7 +261,7 @@ class ListPoll:
         start_from = self._settings.first_start.start_from(
             newest_stamp(rows) if all_seen else None,
             now=self._recorder.clock(),
-            cloud_now=self._recorder.cloud_now(),
+            cloud_now=self._cloud.now(),
             empty=not page.count and not page.total and not page.lost,
         )
         log.info("poll.first_start", reports_from=start_from, sessions_in_cloud=page.total)

@@ -15,10 +15,9 @@ from bace_bridge.errors import (
     CloudUnavailable,
     UnexpectedReply,
 )
-from bace_bridge.polling.needs import PointCloud
 from bace_bridge.polling.reading import BREAKS, PagesBroken, Reader, Unreadable, pages
 from bace_bridge.polling.rules.batches import FAILURE_COUNTS_FOR, BatchSize
-from bace_bridge.polling.rules.changes import Page, PointsRead, Urgency
+from bace_bridge.polling.rules.changes import Page, PointCloud, PointsRead, Urgency
 from bace_bridge.polling.rules.datapoints import Datapoint, are_raw, as_set, is_sample, samples_per_hour
 from bace_bridge.polling.rules.fetches import PointQuery, fit_together, shown_by_day, within
 from bace_bridge.polling.rules.sessions import DataSession

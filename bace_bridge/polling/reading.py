@@ -14,8 +14,7 @@ from bace_bridge.errors import (
     CloudUnavailable,
     UnexpectedReply,
 )
-from bace_bridge.polling.needs import SessionCloud
-from bace_bridge.polling.rules.changes import LostRow, Page, SeenSession
+from bace_bridge.polling.rules.changes import LostRow, Page, SeenSession, SessionCloud
 from bace_bridge.polling.rules.session_list import NEWEST_FIRST, Params, one_of
 from bace_bridge.polling.rules.windows import NO_SUCH_SESSION, PageRange
 

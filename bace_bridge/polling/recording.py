@@ -7,9 +7,16 @@ import structlog
 
 from bace_bridge.errors import CloudGone, CloudRefused, CloudUnavailable
 from bace_bridge.polling.devices import Devices
-from bace_bridge.polling.needs import SessionCloud, SessionJournal
 from bace_bridge.polling.reading import Reader, Unreadable
-from bace_bridge.polling.rules.changes import Changes, LostRow, Page, PollState, SeenSession
+from bace_bridge.polling.rules.changes import (
+    Changes,
+    LostRow,
+    Page,
+    PollState,
+    SeenSession,
+    SessionCloud,
+    SessionJournal,
+)
 from bace_bridge.polling.rules.session_list import is_selected, starts_from
 from bace_bridge.polling.rules.sessions import (
     DataSession,
@@ -26,23 +33,22 @@ log = structlog.get_logger()
 
 
 class UnreadableRecords:
-    """Data sessions, and parts of the session list, on which the cloud breaks while it answers everything else."""
+    """Data sessions, and parts of the session list, on which the cloud breaks while it answers everything else.
+
+    `failed_at` holds their names, and when each was tried last.
+    """
 
     def __init__(self, *, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._failed_at: dict[str, float] = {}
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._failed_at)
+        self.failed_at: dict[str, float] = {}
 
     def failed(self, name: str, reason: str) -> None:
-        if name not in self._failed_at:
+        if name not in self.failed_at:
             log.error("cloud.record_unreadable", record=name, reason=reason, then="everything else is read; retrying")
-        self._failed_at[name] = self._clock()
+        self.failed_at[name] = self._clock()
 
     def was_read(self, name: str) -> None:
-        if self._failed_at.pop(name, None) is not None:
+        if self.failed_at.pop(name, None) is not None:
             log.info("cloud.record_readable", record=name)
 
     def name_rows(self, lost: Sequence[LostRow], part: str) -> None:
@@ -54,11 +60,11 @@ class UnreadableRecords:
 
     def forget(self, name: str) -> None:
         """It is not read any more, so it cannot be seen whether it could be."""
-        self._failed_at.pop(name, None)
+        self.failed_at.pop(name, None)
 
     def rests(self, name: str) -> bool:
         """True for one that was tried a short while ago."""
-        return is_recent(self._failed_at.get(name), self._clock(), RETRY_UNREADABLE)
+        return is_recent(self.failed_at.get(name), self._clock(), RETRY_UNREADABLE)
 
 
 def record_of(session_id: str) -> str:
@@ -72,7 +78,10 @@ BY_ID = "data sessions by their ids"
 
 
 class SessionRecorder:
-    """Compares what was seen with what is known and commits what is new, page by page."""
+    """Compares what was seen with what is known and commits what is new, page by page.
+
+    `denied_at` holds the sessions that the cloud has denied to have, and when, while that is not sure enough.
+    """
 
     def __init__(
         self,
@@ -86,22 +95,13 @@ class SessionRecorder:
         self.groups = groups
         self.unreadable = UnreadableRecords(clock=clock)
         self.devices = Devices(cloud, journal, groups, clock=clock)
-        self._cloud = cloud
+        self.cloud = cloud
         self.journal = journal
         self._deciding = deciding
         self.clock = clock
-        self._denied_at: dict[str, list[float]] = {}
+        self.denied_at: dict[str, list[float]] = {}
         self._doubted_at: dict[tuple[DataSession, ...], float] = {}
         self._named: set[str] = set()
-
-    @property
-    def suspects(self) -> list[str]:
-        """The ids of the sessions that the cloud has denied to have, but not for long enough to believe it."""
-        return list(self._denied_at)
-
-    def cloud_now(self) -> float:
-        """Epoch seconds by the cloud's clock, as far as its answers show."""
-        return self.clock() + self._cloud.clock_ahead
 
     async def record(self, page: Page[SeenSession], state: PollState, reader: Reader) -> list[Observation]:
         """What is new on a page, after it was committed."""
@@ -168,7 +168,7 @@ class SessionRecorder:
         # decide on the same version of it the later one would write over what the other has found.
         async with self._deciding:
             known = await self.journal.known(ids)
-            now, cloud_now = self.clock(), self.cloud_now()
+            now, cloud_now = self.clock(), self.cloud.now()
             found: list[Observation] = []
             left: list[str] = []
             # Oldest first, so that of a device the session that began before is also reported before.
@@ -195,11 +195,11 @@ class SessionRecorder:
     async def _note_absence(self, session_id: str, answer: str, reader: Reader) -> None:
         # Not the list that lacks it, and not the first 404: during maintenance a cloud may deny what it has.
         now = self.clock()
-        denied_at = self._denied_at.setdefault(session_id, [])
+        denied_at = self.denied_at.setdefault(session_id, [])
         denied_at[:] = [*(at for at in denied_at if at <= now), now]  # a clock that was set back begins anew
         if not is_removed(denied_at):
             return
-        del self._denied_at[session_id]
+        del self.denied_at[session_id]
         if await reader.denies_all(but=session_id):
             self.unreadable.failed(BY_ID, f"those of the list are denied, too: {answer}")
             return
@@ -211,7 +211,7 @@ class SessionRecorder:
             await self._write([one] if one is not None else [])
 
     def _was_seen(self, session_id: str) -> None:
-        self._denied_at.pop(session_id, None)
+        self.denied_at.pop(session_id, None)
         self.unreadable.was_read(record_of(session_id))
 
     async def _write(self, found: Sequence[Observation], left: Sequence[str] = ()) -> None:

@@ -63,7 +63,7 @@ class PollSettings(msgspec.Struct, frozen=True):
 
 async def updated(state: PollState, reader: Reader, recorder: SessionRecorder) -> tuple[PollState, str | None]:
     """All that was updated since the watermark; or what the server ignores or refuses of that request."""
-    bound = session_list.bound_of(state, recorder.cloud_now())
+    bound = session_list.bound_of(state, recorder.cloud.now())
     newest, new = None, False
     lost: list[LostRow] = []
     try:
@@ -82,7 +82,7 @@ async def updated(state: PollState, reader: Reader, recorder: SessionRecorder) -
     now = recorder.clock()
     # The watermark passes what cannot be read, or one bad row would hold it, and all that is newer would be read again
     # at each poll. The backfill finds the row when it can be read, and soon.
-    state = session_list.after_updates(state, newest, new=new, now=now, cloud_now=recorder.cloud_now())
+    state = session_list.after_updates(state, newest, new=new, now=now, cloud_now=recorder.cloud.now())
     recorder.unreadable.name_rows(lost, UPDATED)
     if reader.breaks >= MOST_NARROWING:
         return session_list.backfilled_at_once(state), None
@@ -109,7 +109,7 @@ async def newest(state: PollState, reader: Reader, recorder: SessionRecorder) ->
         seen.update(row.session.id for row in page.items)
         lost += page.lost
         # One that starts in the future stays at the head for long, above those that are new.
-        starts += [row.session.start for row in page.items if row.session.start <= recorder.cloud_now()]
+        starts += [row.session.start for row in page.items if row.session.start <= recorder.cloud.now()]
         new = any(one.events and one.events[0].type == "session.started" for one in found)
         if not new and min(starts, default=state.head_start + 1) <= state.head_start:
             break
@@ -188,7 +188,7 @@ async def backfill(
     wait = (reader.requests - before) * 60 / settings.requests_per_minute / share
     if ended and not full_scan:  # sooner while a record cannot be read
         rest = settings.backfill_interval
-        wait = max(wait, min(rest, RETRY_UNREADABLE) if recorder.unreadable.names else rest)
+        wait = max(wait, min(rest, RETRY_UNREADABLE) if recorder.unreadable.failed_at else rest)
     return replace(state, backfill_at=recorder.clock() + wait, catching_up=state.catching_up and not ended)
 
 

@@ -6,13 +6,16 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
-from bace_bridge.simulator import shelf
 from bace_bridge.simulator.facts import Credentials, Device, Series, Session, TokenDesk
 from bace_bridge.simulator.quirks import Quirks
 from bace_bridge.simulator.samples import Resolution, Samples
 from bace_bridge.simulator.shelf import Replica, Shelf
+
+_CREATED_AFTER = 4  # seconds, as in BACE's documented example: the device reports its session a little late
+_UPDATED_AFTER = 317  # seconds after the end in the same example: ingestion goes on that long
 
 # Devices keep their ids from one run to the next, so that automations built on them keep working.
 _NAMES = uuid.UUID("5f0c1d52-7a0e-4d0b-9d3c-6f1f5d3f2b10")
@@ -88,7 +91,7 @@ class SimulatedCloud:
         session = Session(
             id_data_session=self._new_id(),
             id_group=id_group,
-            label=shelf.default_label(device, started) if label is None else label,
+            label=_default_label(device, started) if label is None else label,
             start=started,
             created_at=created,
             updated_at=None if self.quirks.no_updated_at else created,
@@ -158,12 +161,24 @@ class SimulatedCloud:
         sessions = []
         for number in range(count):
             device, start = devices[number % len(devices)], first_start + number * spacing
-            sessions.append(shelf.finished(self._new_id(), device, start, duration, points))
+            end = int(start + duration)
+            finished = Session(
+                id_data_session=self._new_id(),
+                id_group=device.id_group,
+                label=_default_label(device, int(start)),
+                start=int(start),
+                created_at=int(start) + _CREATED_AFTER,
+                updated_at=end + _UPDATED_AFTER,
+                end=end,
+                datapoint_count=points,
+                is_ingestion_finished=True,
+            )
+            sessions.append(finished)
             if points:
                 series = device.series[0].id_container_data_latest
                 # Plain numbers: a history of a million samples must not take minutes to make.
                 made = [(start + one * duration / points, 60.0 + one % 20) for one in range(points)]
-                self.samples.add(sessions[-1].id_data_session, series, made)
+                self.samples.add(finished.id_data_session, series, made)
         self.sessions.put_new(sessions)
         return [session.id_data_session for session in sessions]
 
@@ -211,6 +226,10 @@ class SimulatedCloud:
 
     def _new_id(self) -> str:
         return str(uuid.UUID(int=self.random.getrandbits(128), version=4))
+
+
+def _default_label(device: Device, start: int) -> str:
+    return f"{device.label} {datetime.fromtimestamp(start, UTC):%Y-%m-%d %H:%M}"
 
 
 def _name(text: str) -> str:

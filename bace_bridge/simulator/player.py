@@ -175,26 +175,35 @@ class Stage:
 
     def perform(self, action: Action) -> str | None:
         """The line to print; None: it is not worth one."""
-        key = (action.run.index, action.run.number)
+        cloud, run, plan = self._cloud, action.run, action.run.plan
+        key = (run.index, run.number)
         match action.step:
             case Step.OPEN:
-                plan = action.run.plan
-                group = self._devices[plan.device].id_group
-                self._sessions[key] = self._cloud.open_session(group, label=plan.label)
+                self._sessions[key] = cloud.open_session(self._devices[plan.device].id_group, label=plan.label)
             case Step.UPLOAD:
-                self._upload(action.run)
+                self._upload(run)
             case Step.SAMPLE:
-                self._measure(action.run, [action.at])
+                self._measure(run, [action.at])
                 return None
             case Step.LATE:
-                self._measure(action.run, self._missed(action.run))
-            case _:
-                self._change(action.step, action.run, self._sessions[key])
-        identifier = self._sessions[key]
-        if action.step is Step.INGESTED:
-            # Nothing more is due unless late points come, so only the newest run's id is kept.
-            self._sessions.pop((action.run.index, action.run.number - 1), None)
-        return self._line(action, identifier)
+                self._measure(run, self._missed(run))
+            case Step.RENAME:
+                assert plan.rename is not None
+                cloud.rename_session(self._sessions[key], plan.rename.label)
+            case Step.END:
+                cloud.end_session(self._sessions[key])
+            case Step.REOPEN:
+                cloud.reopen_session(self._sessions[key])
+            case Step.RESTART:
+                cloud.restart_ingestion(self._sessions[key])
+            case Step.INGESTED:
+                cloud.finish_ingestion(self._sessions[key])
+                # Nothing more is due unless late points come, so only the newest run's id is kept.
+                self._sessions.pop((run.index, run.number - 1), None)
+        session = cloud.session(self._sessions[key])
+        named = action.step in {Step.OPEN, Step.RENAME}
+        detail = f"“{session.label}”" if named else f"{session.datapoint_count} datapoints"
+        return f"{action.step.value:<19} {plan.device}  {session.id_data_session}  {detail}"
 
     def _upload(self, run: Run) -> None:
         """A device that was out of reach uploads its whole session afterwards."""
@@ -225,27 +234,3 @@ class Stage:
                 (round(self.moment(at), 3), value(series.datatype, at, seed=seed, since=run.begins)) for at in times
             ]
             self._cloud.add_points(self._sessions[run.index, run.number], series.id_container_data_latest, points)
-
-    def _change(self, step: Step, run: Run, identifier: str) -> None:
-        match step:
-            case Step.RENAME if run.plan.rename is not None:
-                self._cloud.rename_session(identifier, run.plan.rename.label)
-            case Step.END:
-                self._cloud.end_session(identifier)
-            case Step.REOPEN:
-                self._cloud.reopen_session(identifier)
-            case Step.RESTART:
-                self._cloud.restart_ingestion(identifier)
-            case Step.INGESTED:
-                self._cloud.finish_ingestion(identifier)
-            case _:
-                raise AssertionError(step)
-
-    def _line(self, action: Action, identifier: str) -> str:
-        session = self._cloud.session(identifier)
-        device = action.run.plan.device
-        detail = {
-            Step.OPEN: f"“{session.label}”",
-            Step.RENAME: f"“{session.label}”",
-        }.get(action.step, f"{session.datapoint_count} datapoints")
-        return f"{action.step.value:<19} {device}  {identifier}  {detail}"

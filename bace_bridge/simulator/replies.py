@@ -149,12 +149,6 @@ class ApiError(Exception):
         self.headers = headers
 
 
-def accepts_json(accept: str | None) -> bool:
-    """Whether an Accept header takes JSON; the XML of the real API is left out, for nothing asks for it."""
-    kinds = {part.partition(";")[0].strip().lower() for part in (accept or "*/*").split(",")}
-    return not kinds.isdisjoint(("application/json", "application/*", "*/*"))
-
-
 def reply(body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     sent = {"Content-Type": "application/json; charset=UTF-8", "X-Powered-By": "PHP/8.3.6", "Vary": "Accept"}
     return web.Response(status=status, body=msgspec.json.encode(body), headers={**sent, **(headers or {})})

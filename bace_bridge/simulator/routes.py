@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from operator import itemgetter
 from typing import Any, TypeVar
 
@@ -36,7 +37,7 @@ from bace_bridge.simulator.replies import (
     reply,
     session_row,
 )
-from bace_bridge.simulator.shelf import Recall, shuffled, sort_key
+from bace_bridge.simulator.shelf import Recall, sort_key
 
 T = TypeVar("T")
 
@@ -202,8 +203,13 @@ class Routes:
             return []
         if not (self._cloud.quirks.tie_shuffle or self._cloud.quirks.unstable_order):
             return rows
-        key = reader(by.field) if by else lambda _: None
-        return shuffled(rows, key, self._cloud.random)
+        # Those of equal key in any order: what a database without a tie-breaker gives.
+        shuffled: list[Any] = []
+        for _, tied in groupby(rows, reader(by.field) if by else lambda _: None):
+            group = [*tied]
+            self._cloud.random.shuffle(group)
+            shuffled += group
+        return shuffled
 
 
 def _question(pairs: Pairs) -> Pairs:

@@ -4,17 +4,17 @@ import math
 import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
 
 
+@dataclass(slots=True)
 class Track:
     """The samples of one series in one session, by time; one value a time, a later one corrects it."""
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
-        self.values: list[float] = []
+    times: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
 
     def add(self, at: float, value: float) -> bool:
         """True when the sample is a new one and corrects none."""

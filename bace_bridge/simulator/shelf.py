@@ -4,55 +4,18 @@ import random
 import re
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from itertools import count, groupby
+from itertools import count
 from math import inf
 from operator import attrgetter
-from random import Random
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from bace_bridge.simulator.facts import Device, Session, seconds
+from bace_bridge.simulator.facts import Session, seconds
 from bace_bridge.simulator.query import All, Bounds, Compare, Kind, Order, Reader, bounds, holds
 from bace_bridge.simulator.samples import Samples
 
-_CREATED_AFTER = 4  # seconds, as in BACE's documented example: the device reports its session a little late
-_UPDATED_AFTER = 317  # seconds after the end in the same example: ingestion goes on that long
-
-
-def default_label(device: Device, start: int) -> str:
-    return f"{device.label} {datetime.fromtimestamp(start, UTC):%Y-%m-%d %H:%M}"
-
-
-def finished(identifier: str, device: Device, start: float, duration: float, points: int) -> Session:
-    """A session as it is long after its end."""
-    end = int(start + duration)
-    return Session(
-        id_data_session=identifier,
-        id_group=device.id_group,
-        label=default_label(device, int(start)),
-        start=int(start),
-        created_at=int(start) + _CREATED_AFTER,
-        updated_at=end + _UPDATED_AFTER,
-        end=end,
-        datapoint_count=points,
-        is_ingestion_finished=True,
-    )
-
-
 T = TypeVar("T")
-
-
-def shuffled(rows: Sequence[T], key: Callable[[T], Any], random: Random) -> list[T]:
-    """Sorted rows, with those of equal key in any order: what a database without a tie-breaker gives."""
-    found: list[T] = []
-    for _, tied in groupby(rows, key):
-        group = list(tied)
-        random.shuffle(group)
-        found.extend(group)
-    return found
-
 
 FIELDS: Mapping[str, Kind] = {
     "id_data_session": Kind.UUID,
@@ -81,12 +44,7 @@ def reader(field: str) -> Callable[[Any], Any]:
 def sort_key(order: Order, reader: Reader) -> Callable[[Any], Any]:
     """NULLs come after everything, as in PostgreSQL."""
     read = reader(order.field)
-
-    def key(row: Any) -> Any:
-        value = read(row)
-        return (value is None, value if value is not None else 0)
-
-    return key
+    return lambda row: (True, 0) if (value := read(row)) is None else (False, value)
 
 
 def _indexed(field: str, session: Session) -> Any:

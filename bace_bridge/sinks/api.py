@@ -1,10 +1,10 @@
 """What delivery and a sink know of each other, and what a sink may ask the bridge for: Protocols only."""
 
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from bace_bridge.errors import SinkError
-from bace_bridge.events.types import Attempt, DeviceState, Event, KnownDevice
+from bace_bridge.events.types import Announced, Attempt, DeviceState, Event, KnownDevice
 
 Done = Callable[[SinkError | None], None]
 
@@ -79,3 +79,7 @@ class Ledger(Protocol):
     async def topics(self) -> set[str]: ...
     async def note(self, topics: Iterable[str]) -> None: ...
     async def forget(self, topics: Iterable[str]) -> None: ...
+    async def announced(self) -> dict[str, Announced]:
+        """What was announced on each discovery topic."""
+
+    async def note_announced(self, announced: Mapping[str, Announced]) -> None: ...

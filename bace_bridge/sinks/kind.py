@@ -3,10 +3,11 @@
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from pydantic import Field
 
+from bace_bridge.config.datatypes import DatatypeConfig
 from bace_bridge.config.sections import Events, Name, Section
 from bace_bridge.config.values import Text
 from bace_bridge.errors import Mistake
@@ -60,6 +61,12 @@ class SinkConfig(Section):
         del entries
         yield from ()
 
+    @classmethod
+    def warnings_between(cls, sinks: Collection[tuple[str, Self]]) -> Iterator[str]:
+        """As `warnings`, between sinks of this kind, which come with their paths."""
+        del sinks
+        yield from ()
+
     @property
     def files(self) -> tuple[Path, ...]:
         """Files that the sink reads itself: it starts anew when one of them has changed."""
@@ -71,7 +78,8 @@ class SinkContext(NamedTuple):
 
     `source` is what CloudEvents call the cloud. `installation` keeps the client ids of two bridges apart. `running`
     gives all sinks that run at the time. `ledger` takes the address of a broker. `requests` are what others may ask
-    for, by name. `redaction` takes secrets out of what other sides answer. `clock` is the wall clock, in epoch seconds.
+    for, by name. `datatypes` gives the configuration's, as it is at the time. `redaction` takes secrets out of what
+    other sides answer. `clock` is the wall clock, in epoch seconds.
     """
 
     source: str
@@ -81,5 +89,6 @@ class SinkContext(NamedTuple):
     state: StateSource
     ledger: Callable[[str], Ledger]
     requests: Mapping[str, Answer]
+    datatypes: Callable[[], Mapping[int, DatatypeConfig]]
     redaction: Redaction
     clock: Callable[[], float]

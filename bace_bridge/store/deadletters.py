@@ -1,7 +1,6 @@
 """The deliveries that were given up or wait for their next attempt, for the people who handle them."""
 
 import sqlite3
-from collections.abc import Collection
 from typing import Literal
 
 import msgspec
@@ -54,7 +53,9 @@ class DeadLetters:
         """The dead letters, those given up last first."""
         query = f"""select 'dead', d.sink, d.seq, e.id, e.type, e.session_id, e.device_id, d.attempts, d.at, d.reason, 0
             from dead_letters d join events e using (seq) where {_MEANT} order by d.at desc, d.seq desc limit :limit"""  # noqa: S608  # fixed text
-        return await self._file.read(lambda connection: _found(connection, query, which, limit))
+        return await self._file.read(
+            lambda connection: [StoredDelivery(*row) for row in _execute(connection, query, which, limit)]
+        )
 
     async def parked(self, which: Which, *, limit: int = -1) -> list[StoredDelivery]:
         """The deliveries that wait for their next attempt, the next one first."""
@@ -64,7 +65,9 @@ class DeadLetters:
             (select count(*) from events l where l.session_id is e.session_id and l.seq > e.seq) end
             from lanes d join events e on e.seq = d.seq
             where d.behind and d.attempts > 0 and {_MEANT} order by d.due_at, e.seq limit :limit"""  # noqa: S608  # fixed text
-        return await self._file.read(lambda connection: _found(connection, query, which, limit))
+        return await self._file.read(
+            lambda connection: [StoredDelivery(*row) for row in _execute(connection, query, which, limit)]
+        )
 
     async def attempts(self, sink: str, seq: int) -> list[FailedAttempt]:
         """The last attempts at a delivery that failed, oldest first."""
@@ -82,37 +85,28 @@ class DeadLetters:
 
         def work(connection: sqlite3.Connection) -> int:
             # One transaction: a letter is either dead or a lane of its own, also where the command is killed.
-            query = "select name from sinks where routed_through is null"
-            called = {row[0] for row in connection.execute(query)}
-            letters = [letter for letter in _letters(connection, which) if letter[0] in called]
+            query = f"{_LETTERS} and d.sink in (select name from sinks where routed_through is null)"  # noqa: S608  # fixed text
+            letters = _execute(connection, query, which).fetchall()
             retry_letters(connection, letters)
-            return _delete(connection, letters)
+            connection.executemany("delete from dead_letters where sink = ? and seq = ?", letters)
+            return len(letters)
 
         return await self._file.write(work)
 
     async def drop(self, which: Which) -> int:
         """Forgets dead letters; the events stay in the log until they are pruned. Returns how many."""
-        return await self._file.write(lambda connection: _delete(connection, _letters(connection, which)))
+        query = f"delete from dead_letters where (sink, seq) in ({_LETTERS})"  # noqa: S608  # fixed text
+        return await self._file.write(lambda connection: _execute(connection, query, which).rowcount)
 
 
 _MEANT = """(:sink is null or d.sink = :sink) and (:session is null or e.session_id = :session)
     and (:events is null or e.id in (select value from json_each(:events)))"""
 
 
-def _given(which: Which) -> dict[str, str | None]:
+_LETTERS = f"select d.sink, d.seq from dead_letters d join events e using (seq) where {_MEANT}"  # noqa: S608  # fixed text
+
+
+def _execute(connection: sqlite3.Connection, query: str, which: Which, limit: int = -1) -> sqlite3.Cursor:
     events = msgspec.json.encode(which.events).decode() if which.events else None
-    return {"sink": which.sink, "session": which.session, "events": events}
-
-
-def _found(connection: sqlite3.Connection, query: str, which: Which, limit: int) -> list[StoredDelivery]:
-    return [StoredDelivery(*row) for row in connection.execute(query, {**_given(which), "limit": limit})]
-
-
-def _letters(connection: sqlite3.Connection, which: Which) -> list[tuple[str, int]]:
-    query = f"select d.sink, d.seq from dead_letters d join events e using (seq) where {_MEANT}"  # noqa: S608  # fixed text
-    return connection.execute(query, _given(which)).fetchall()
-
-
-def _delete(connection: sqlite3.Connection, letters: Collection[tuple[str, int]]) -> int:
-    connection.executemany("delete from dead_letters where sink = ? and seq = ?", letters)
-    return len(letters)
+    given = {"sink": which.sink, "session": which.session, "events": events, "limit": limit}
+    return connection.execute(query, given)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 
 import msgspec
 
-from bace_bridge.events.types import DeviceState, KnownDevice, LatestPoint
+from bace_bridge.events.types import DeviceState, KnownDevice, LatestPoint, Series
 from bace_bridge.polling.rules.fetches import is_current
 from bace_bridge.polling.rules.session_list import decides_by_label, is_selected
 from bace_bridge.polling.rules.sessions import DeviceView, KnownSession, view
@@ -29,6 +29,19 @@ ALL_DEVICES = f"""{WITH_DEVICES}, {_distinct("seen", "device_id", "latest")}
     select device from devices where device is not null union select device from seen
     where device is not null"""  # noqa: S608  # our own text
 """Those of which datapoints are known, too."""
+
+
+class SeenDatatype(msgspec.Struct, frozen=True):
+    """A datatype of which datapoints were published; `last_value` is the average of the newest, at `last_at`.
+
+    `last_at` is in epoch seconds.
+    """
+
+    datatype: int
+    devices: int
+    sources: int
+    last_at: float
+    last_value: float | None
 
 
 class DeviceStates:
@@ -72,6 +85,17 @@ class DeviceStates:
 
         return sorted(await self._file.read(work), key=lambda one: one.last_seen_at or 0.0, reverse=True)
 
+    async def datatypes(self) -> list[SeenDatatype]:
+        """Those of all devices, by their numbers; without those that only removed data sessions had."""
+
+        def work(connection: sqlite3.Connection) -> list[SeenDatatype]:
+            return [
+                SeenDatatype(number, devices, sources, at, msgspec.json.decode(payload, type=_Value).avg)
+                for number, devices, sources, at, payload in connection.execute(_DATATYPES)
+            ]
+
+        return await self._file.read(work)
+
     async def sessions(self, *, state: str | None, limit: int) -> list[KnownSession]:
         """Known sessions for people, newest first."""
         query = "select known from sessions order by start desc"
@@ -89,7 +113,6 @@ class DeviceStates:
 
     def _state(self, connection: sqlite3.Connection, device: str, available: bool) -> DeviceState:
         known = _last_session(connection, device)
-        points = connection.execute(_LATEST_POINTS, {"device": device})
         session = None
         if known is not None:
             shown = msgspec.to_builtins(view(known.session))
@@ -100,14 +123,19 @@ class DeviceStates:
                 if link := self._csv_link(known.session.id, known.csv_revision):
                     shown["csv_link"] = link
             session = msgspec.json.encode(shown)
+        shown_now = (None, None) if known is None else (known.session.id, known.session.start)
+        rows = connection.execute(_POINTS, {"device": device, "shown": shown_now[0], "start": shown_now[1]}).fetchall()
+        names = [(one.name, one.unit) for one in (msgspec.json.decode(row[2], type=_Named) for row in rows)]
         return DeviceState(
             device_id=device,
             # Two things make it unavailable: a failed poll of the list (`available`), or datapoints that stay away.
             available=available and (known is None or self._is_current(known)),
             session=session,
-            latest=tuple(LatestPoint(*point) for point in points),
+            latest=tuple(LatestPoint(*row[:3]) for row in rows if row[3]),
             active_session_id=known.session.id if known is not None and known.session.end is None else None,
             last_session_id=None if known is None else known.session.id,
+            label=_label(connection, device) if known is None or known.device_label is None else known.device_label,
+            series=tuple(Series(row[0], row[1], *named) for row, named in zip(rows, names, strict=True)),
         )
 
     def _watched(self, connection: sqlite3.Connection, ids: Collection[str] | None) -> list[str]:
@@ -164,14 +192,33 @@ def _label(connection: sqlite3.Connection, device: str) -> str | None:
     return None if found is None else str(found[0])
 
 
-# Without those of data sessions that were removed, or belong to another device now. The data session of a point is not
-# known where an earlier version wrote it: then any of the device will do.
-_LATEST_POINTS = """select source_device, datatype, payload from latest
-    left join sessions on sessions.id = latest.session_id
-    where device_id = :device and case
-      when sessions.id is not null then not removed and group_id = :device
-      else not exists (select 1 from sessions where group_id = :device)
-        or exists (select 1 from sessions where group_id = :device and removed = 0) end"""
+class _Named(msgspec.Struct):
+    name: str | None = None
+    unit: str | None = None
+
+
+# The newest point of each series, and whether it is shown: of the data session that is shown, or another active one, so
+# that no value of the last session comes to life with the next. Where an earlier version wrote it, its session is not
+# known: then its time decides. A series stays as long as the device has a data session that can be seen; those of a
+# session that belongs to another device now went with it.
+_POINTS = """select source_device, datatype, payload, case
+      when sessions.id is not null then not removed and (active or sessions.id = :shown)
+      else :shown is null or timestamp >= :start end
+    from latest left join sessions on sessions.id = latest.session_id
+    where device_id = :device and (sessions.id is null or group_id = :device)
+      and (:shown is not null or not exists (select 1 from sessions where group_id = :device))"""
+
+
+class _Value(msgspec.Struct):
+    avg: float | None = None
+
+
+# A row a series, however many data sessions there are. `payload` is that of the row with the newest timestamp, which
+# SQLite promises beside a lone max().
+_DATATYPES = """select datatype, count(distinct device_id), count(distinct source_device), max(timestamp), payload
+    from latest left join sessions on sessions.id = latest.session_id
+    where sessions.id is null or (not removed and group_id = device_id)
+    group by datatype order by datatype"""
 
 
 def _known_device(connection: sqlite3.Connection, device: str) -> KnownDevice:

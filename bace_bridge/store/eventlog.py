@@ -30,47 +30,6 @@ class _Asked(NamedTuple):
     outcome: asyncio.Future[Outcome]
 
 
-class Records:
-    def __init__(self, file: SqliteFile) -> None:
-        self._file = file
-        self._waiting: list[_Asked] = []
-        self._writing: asyncio.Task[None] | None = None
-        self._after = 0.0
-
-    async def record(self, sink: str, progress: Callable[[], Progress], *, now: float) -> Outcome:
-        """What was recorded, and what came of it; `progress` is called when the sink's turn has come.
-
-        Raises StoreError; then nothing was recorded, of no sink. Who is cut off here does not hold up the others.
-        """
-        loop = asyncio.get_running_loop()
-        outcome: asyncio.Future[Outcome] = loop.create_future()
-        self._waiting.append(_Asked(sink, progress, now, outcome))
-        # A task of its own: were it the first caller's, its being cut off would leave the others waiting for ever.
-        if self._writing is None or self._writing.done():
-            self._writing = loop.create_task(self._write_all())
-        return await outcome
-
-    async def _write_all(self) -> None:
-        clock = asyncio.get_running_loop().time
-        while self._waiting:
-            # Each transaction waits for the disk. The pause makes one of them out of the acknowledgements of 20 ms.
-            await asyncio.sleep(self._after - clock())
-            # Who was cut off (a reload, the end) has nothing written for it: its lanes are claimed again.
-            asked, self._waiting = [one for one in self._waiting if not one.outcome.done()], []
-            try:
-                taken = [(one, one.progress()) for one in asked]
-                outcomes = await self._file.write(partial(_record, taken))
-            except Exception as error:  # noqa: BLE001  # whoever asked raises it
-                for one in asked:
-                    if not one.outcome.done():
-                        one.outcome.set_exception(error)
-            else:
-                for one, outcome in zip(asked, outcomes, strict=True):
-                    if not one.outcome.done():
-                        one.outcome.set_result(outcome)
-            self._after = clock() + PAUSE
-
-
 def _record(taken: Iterable[tuple[_Asked, Progress]], connection: sqlite3.Connection) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for (sink, _, now, _), progress in taken:
@@ -103,7 +62,9 @@ class EventLog:
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
-        self.record = Records(file).record
+        self._waiting: list[_Asked] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._after = 0.0
 
     async def open_sink(self, name: str, *, target: str, filter_: Filter | None = None) -> str | None:
         """Has what the sink wants kept for it from now on; returns why it is disabled, if it is.
@@ -139,12 +100,44 @@ class EventLog:
 
     async def end(self) -> int:
         """The highest place that was ever given, though its event may be pruned; 0: none was."""
-        query = "select coalesce((select seq from sqlite_sequence where name = 'events'), 0)"
-        return await self._file.read(lambda connection: int(connection.execute(query).fetchone()[0]))
+        return await self._file.read(lanes.last_seq)
 
     async def claim(self, sink: str, filter_: Filter, asked: Claim, *, now: float) -> Claimed:
         """The sink's lanes that are due, with their next events."""
         return await self._file.read(lambda connection: lanes.claim(connection, sink, filter_, asked, now=now))
+
+    async def record(self, sink: str, progress: Callable[[], Progress], *, now: float) -> Outcome:
+        """What was recorded, and what came of it; `progress` is called when the sink's turn has come.
+
+        Raises StoreError; then nothing was recorded, of no sink. Who is cut off here does not hold up the others.
+        """
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[Outcome] = loop.create_future()
+        self._waiting.append(_Asked(sink, progress, now, outcome))
+        # A task of its own: were it the first caller's, its being cut off would leave the others waiting for ever.
+        if self._writing is None or self._writing.done():
+            self._writing = loop.create_task(self._write_all())
+        return await outcome
+
+    async def _write_all(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while self._waiting:
+            # Each transaction waits for the disk. The pause makes one of them out of the acknowledgements of 20 ms.
+            await asyncio.sleep(self._after - clock())
+            # Who was cut off (a reload, the end) has nothing written for it: its lanes are claimed again.
+            asked, self._waiting = [one for one in self._waiting if not one.outcome.done()], []
+            try:
+                taken = [(one, one.progress()) for one in asked]
+                outcomes = await self._file.write(partial(_record, taken))
+            except Exception as error:  # noqa: BLE001  # whoever asked raises it
+                for one in asked:
+                    if not one.outcome.done():
+                        one.outcome.set_exception(error)
+            else:
+                for one, outcome in zip(asked, outcomes, strict=True):
+                    if not one.outcome.done():
+                        one.outcome.set_result(outcome)
+            self._after = clock() + PAUSE
 
     async def disable(self, sink: str, reason: str, announcement: Event) -> None:
         """The sink is not called any more; `announcement` says so to the others, in the same transaction."""
@@ -175,10 +168,6 @@ class EventLog:
             if last is None:
                 return waiting
             after = last
-
-    async def changed_elsewhere(self) -> bool:
-        """True where another process has written to the store since the last call."""
-        return await self._file.changed_elsewhere()
 
     async def replay(self, sink: str, *, session: str | None, since: float | None) -> int:
         """Goes back to recorded events of a data session, or to those observed since a time (epoch seconds).
@@ -248,4 +237,4 @@ class EventLog:
             and (:glob is null or type glob :glob) and (:session is null or session_id = :session)
             order by seq desc limit :limit) order by seq"""  # noqa: S608  # column names only
         given = {"after": after, "glob": type_glob, "session": session, "limit": limit}
-        return await self._file.read(lambda connection: lanes.logged(connection.execute(query, given)))
+        return await self._file.read(lambda connection: [*map(lanes.logged, connection.execute(query, given))])

@@ -1,13 +1,13 @@
 """Small durable facts: tokens, the installation's name, retained topics, schedules after a step of the clock."""
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import msgspec
 
 from bace_bridge.csv.links import SigningKeys, rotated
-from bace_bridge.events.types import Token
+from bace_bridge.events.types import Announced, Token
 from bace_bridge.retry import LONGEST_WAIT
 from bace_bridge.store.sqlite import SqliteFile
 
@@ -103,6 +103,28 @@ class RetainedLedger:
         # is unknown, and that a broker would retain for ever.
         rows = [(self._broker, self._sink, topic) for topic in topics]
         query = "insert or ignore into retained (broker, sink, topic) values (?, ?, ?)"
+        await self._file.write(lambda connection: connection.executemany(query, rows), side="facts")
+
+    async def announced(self) -> dict[str, Announced]:
+        """By discovery topic."""
+        # Those of this sink's own name come last, and count: of a former one they may be old.
+        query = f"""select topic, announced from retained
+            where broker = ? and announced is not null and {_OURS} order by sink = ?"""  # noqa: S608  # a constant
+        given = (self._broker, self._sink, self._sink)
+
+        def work(connection: sqlite3.Connection) -> dict[str, Announced]:
+            rows = connection.execute(query, given)
+            return {topic: msgspec.json.decode(text, type=Announced) for topic, text in rows}
+
+        return await self._file.read(work)
+
+    async def note_announced(self, announced: Mapping[str, Announced]) -> None:
+        """What was announced on each of these topics; before it is, and after something was removed."""
+        query = """insert into retained (broker, sink, topic, announced) values (?, ?, ?, ?)
+            on conflict (broker, sink, topic) do update set announced = excluded.announced"""
+        rows = [
+            (self._broker, self._sink, topic, msgspec.json.encode(one).decode()) for topic, one in announced.items()
+        ]
         await self._file.write(lambda connection: connection.executemany(query, rows), side="facts")
 
     async def forget(self, topics: Iterable[str]) -> None:

@@ -34,11 +34,10 @@ class StoreFailures(msgspec.Struct, frozen=True):
         return next((failure.reason for failure in self.failing.values()), None)
 
 
-def after_failure(before: StoreFailures, side: Side, reason: str, *, now: float) -> StoreFailures:
-    return StoreFailures({**before.failing, side: Failure(reason, now)})
-
-
-def after_success(before: StoreFailures, side: Side, *, now: float) -> StoreFailures:
+def after_use(before: StoreFailures, side: Side, problem: str | None, *, now: float) -> StoreFailures:
+    """What fails after one side has used the store; `problem` is why that failed, None where it did not."""
+    if problem is not None:
+        return StoreFailures({**before.failing, side: Failure(problem, now)})
     # That reading works proves nothing about writing: a full disk can be read.
     return StoreFailures(
         {
@@ -59,7 +58,7 @@ def of_sqlite(error: sqlite3.Error, path: Path) -> StoreError:
     name = getattr(error, "sqlite_errorname", "") or ""
     code = "_".join(name.split("_")[:2])
     if code in {"SQLITE_CORRUPT", "SQLITE_NOTADB"}:
-        return _corrupt(path, str(error))
+        return corrupt(path, str(error))
     if code == "SQLITE_FULL" or (code in {"SQLITE_IOERR", "SQLITE_CANTOPEN"} and _is_full(path)):
         return StoreFull(f"{path}: the disk is full")
     if code in {"SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL"}:
@@ -69,11 +68,6 @@ def of_sqlite(error: sqlite3.Error, path: Path) -> StoreError:
     if code in {"SQLITE_IOERR", "SQLITE_CANTOPEN"}:
         return StoreFault(f"{path}: the system failed to read or write it: {error} ({name})")
     return StoreError(f"{path}: {error}")
-
-
-def of_content(error: Exception, path: Path) -> StoreError:
-    """What SQLite gave without complaint and cannot be read: a page has no checksum."""
-    return _corrupt(path, f"a row is damaged: {error}")
 
 
 def of_system(error: OSError, path: Path, what: str) -> StoreError:
@@ -94,7 +88,7 @@ def not_permitted(path: Path, what: str = "") -> StoreUnusable:
     return StoreUnusable(f"{path}{what}: permission denied: run it as the service's user{owner}")
 
 
-def _corrupt(path: Path, why: str) -> StoreCorrupt:
+def corrupt(path: Path, why: str) -> StoreCorrupt:
     return StoreCorrupt(
         f"{path} is not a usable database ({why}): restore it, or move it and its -wal and -shm away together"
     )

@@ -1,4 +1,4 @@
-"""Seconds to the next check while the store is near its cap and nothing can go."""
+"""What keeps the store small: the cap, pruning of what was delivered, forgetting of sessions that are over."""
 
 import math
 import sqlite3

@@ -4,10 +4,11 @@ import asyncio
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Collection
+from functools import partial
 
 import msgspec
 
-from bace_bridge.polling.rules.changes import Changes, CloudOutage, PollState, WindowRead
+from bace_bridge.polling.rules.changes import Changes, CloudOutage, PollState, Stage, WindowRead
 from bace_bridge.polling.rules.datapoints import Emitted
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
@@ -48,35 +49,18 @@ class Journal:
         # What the bridge says of itself is small, and a full store is the very thing that it has to report.
         if changes.of_sessions:
             self.ensure_room()
-
-        def work(connection: sqlite3.Connection) -> None:
-            # One transaction: what is known without its events would lose them, events without what is known
-            # would come again with the next poll (with the same ids, so that at least the log keeps one of each).
-            for one in changes.known:
-                _write_session(connection, one)
-            for read in changes.windows:
-                _write_window(connection, read)
-            # The newest point of a session that was removed since, or moved to another device, is none any more.
-            connection.executemany(_WRITE_LATEST, [msgspec.structs.astuple(one) for one in changes.latest])
-            append_events(connection, changes.events)
-            if changes.watch is not None:
-                write_fact(connection, WATCH, msgspec.json.encode(changes.watch).decode())
-            if changes.outage is not None:
-                write_fact(connection, OUTAGE, msgspec.json.encode(changes.outage).decode())
-
+        cut_off: asyncio.CancelledError | None = None
         try:
-            await self._file.write(work, side="known")
-        except asyncio.CancelledError:
+            await self._file.write(partial(_write, changes), side="known")
+        except asyncio.CancelledError as error:
             # As by a reload: the store's thread goes on with what it has begun, and no other part would say so.
-            self._announce(changes)
-            raise
-        self._announce(changes)
-
-    def _announce(self, changes: Changes) -> None:
+            cut_off = error
         if changes.events:
             self._grew()
         if devices := changes.devices:
             self._changed(devices)
+        if cut_off is not None:
+            raise cut_off
 
     async def poll_state(self) -> PollState | None:
         return await self._file.read(lambda connection: decoded_fact(connection, WATCH, PollState))
@@ -91,19 +75,15 @@ class Journal:
         query = f"select known from sessions where id in ({','.join('?' * len(ids))})"  # noqa: S608  # marks only
         return {one.session.id: one for one in await self._known(query, *ids)} if ids else {}
 
-    async def unfinished_after(self, session_id: str, limit: int) -> list[KnownSession]:
-        """The next unfinished sessions, by id."""
-        query = "select known from sessions where unfinished and id > ? order by id limit ?"
-        return await self._known(query, session_id, limit)
-
-    async def active_after(self, session_id: str, limit: int) -> list[KnownSession]:
-        """The next active sessions, by id."""
-        query = "select known from sessions where unfinished and active and id > ? order by id limit ?"
-        return await self._known(query, session_id, limit)
-
-    async def finished_after(self, session_id: str, limit: int) -> list[KnownSession]:
-        """The next finished sessions, by id."""
-        query = "select known from sessions where id > ? and not unfinished and not removed order by id limit ?"
+    async def known_after(self, stage: Stage, session_id: str, limit: int) -> list[KnownSession]:
+        """The next sessions of one stage, by id."""
+        # An active one is unfinished; said so, SQLite takes the index of the few that are.
+        stages = {
+            "unfinished": "unfinished",
+            "active": "unfinished and active",
+            "finished": "not unfinished and not removed",
+        }
+        query = f"select known from sessions where {stages[stage]} and id > ? order by id limit ?"  # noqa: S608  # our own text
         return await self._known(query, session_id, limit)
 
     async def device_labels(self) -> dict[str, str | None]:
@@ -131,20 +111,16 @@ class Journal:
 
     async def next_fetch_at(self, *, without: Collection[str]) -> float | None:
         """When the next fetch is due, but of the sessions in `without`."""
-        first = f"""select fetch_at from sessions where over_when_found = ? and fetch_at is not null
+        first = f"""select fetch_at from sessions where over_when_found = {{late}} and fetch_at is not null
             and id not in ({",".join("?" * len(without))}) order by fetch_at limit 1"""  # noqa: S608  # marks only
+        # Two look-ups in the index that begins with `over_when_found`: for both at once SQLite would sort all of it.
+        query = f"""select min(at) from (
+            select ({first.format(late=0)}) as at union all select ({first.format(late=1)}))"""  # noqa: S608  # our own text
+        (at,) = await self._file.read(lambda connection: connection.execute(query, (*without, *without)).fetchone())
+        return None if at is None else float(at)
 
-        def work(connection: sqlite3.Connection) -> float | None:
-            # Two look-ups in the index that begins with `over_when_found`; asked at once SQLite would sort all of it.
-            rows = (connection.execute(first, (late, *without)).fetchone() for late in (0, 1))
-            return min((float(row[0]) for row in rows if row is not None), default=None)
-
-        return await self._file.read(work)
-
-    async def windows(self, session_id: str) -> dict[Window, WindowState]:
-        return (await self.windows_of([session_id]))[session_id]
-
-    async def windows_of(self, session_ids: Collection[str]) -> dict[str, dict[Window, WindowState]]:
+    async def windows(self, session_ids: Collection[str]) -> dict[str, dict[Window, WindowState]]:
+        """The windows of each of these sessions, empty where it has none."""
         marks = ",".join("?" * len(session_ids))
         query = f"select session_id, state from windows where session_id in ({marks})"  # noqa: S608  # marks only
 
@@ -157,21 +133,45 @@ class Journal:
 
         return await self._file.read(work)
 
-    async def emitted(self, session_id: str, windows: Collection[Window]) -> dict[Window, Emitted]:
-        """What was emitted of these windows; empty for those that were never read."""
-        return await self._file.read(
-            lambda connection: {one: read_emitted(connection, one, [session_id])[session_id] for one in windows}
-        )
-
-    async def emitted_of(self, window: Window, session_ids: Collection[str]) -> dict[str, Emitted]:
+    async def emitted(self, window: Window, session_ids: Collection[str]) -> dict[str, Emitted]:
         """What was emitted of this window, by data session; empty for those of which it was never read."""
-        return await self._file.read(lambda connection: read_emitted(connection, window, session_ids))
+        marks = ",".join("?" * len(session_ids))
 
-    async def _known(self, query: str, *given: object) -> list[KnownSession]:
-        def work(connection: sqlite3.Connection) -> list[KnownSession]:
-            return [msgspec.json.decode(row[0], type=KnownSession) for row in connection.execute(query, given)]
+        def work(connection: sqlite3.Connection) -> dict[str, Emitted]:
+            found: dict[str, Emitted] = {one: {} for one in session_ids}
+            for table, points, order in (("windows", "emitted", "start"), ("slices", "points", "minute")):
+                query = f"""select session_id, {points} from {table} where session_id in ({marks}) and start = ?
+                    and "end" = ? order by session_id, {order}"""  # noqa: S608  # our own names, and marks
+                for session_id, blob in connection.execute(query, (*session_ids, window.start, window.end)):
+                    for series, stamps in msgspec.msgpack.decode(unpack(blob), type=Emitted).items() if blob else ():
+                        found[session_id].setdefault(series, {}).update(stamps)
+            return found
 
         return await self._file.read(work)
+
+    async def _known(self, query: str, *given: object) -> list[KnownSession]:
+        return await self._file.read(
+            lambda connection: [
+                msgspec.json.decode(text, type=KnownSession) for (text,) in connection.execute(query, given)
+            ]
+        )
+
+
+def _write(changes: Changes, connection: sqlite3.Connection) -> None:
+    # One transaction: what is known without its events would lose them, events without what is known
+    # would come again with the next poll (with the same ids, so that at least the log keeps one of each).
+    for one in changes.known:
+        _write_session(connection, one)
+    for read in changes.windows:
+        _write_window(connection, read)
+    # The newest point of a session that was removed since, moved to another device, or is over while a later one has
+    # points, is none any more: a gateway's clock may have been ahead.
+    connection.executemany(_WRITE_LATEST, [msgspec.structs.astuple(one) for one in changes.latest])
+    append_events(connection, changes.events)
+    if changes.watch is not None:
+        write_fact(connection, WATCH, msgspec.json.encode(changes.watch).decode())
+    if changes.outage is not None:
+        write_fact(connection, OUTAGE, msgspec.json.encode(changes.outage).decode())
 
 
 def _write_session(connection: sqlite3.Connection, one: KnownSession) -> None:
@@ -207,50 +207,35 @@ _REPLACE = """insert or replace into sessions (fetch_at, known, updated_at, id,
     values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 
 
-def _write_window(connection: sqlite3.Connection, one: WindowRead) -> None:
-    # Where nothing changed nothing is written: a live window is read every few seconds, and memory cards wear.
-    connection.execute(
-        """insert into windows (session_id, start, "end", state) values (?, ?, ?, ?)
-        on conflict (session_id, start, "end") do update
-        set state = excluded.state where state <> excluded.state""",
-        (one.session_id, one.state.start, one.state.end, msgspec.json.encode(one.state).decode()),
-    )
-    if one.emitted is not None:
-        write_emitted(connection, one.session_id, one.state.window, one.emitted)
-
-
 _WRITE_LATEST = """insert into latest (device_id, source_device, datatype, timestamp, payload, session_id)
     values (?, ?, ?, ?, ?, ?)
     on conflict (device_id, source_device, datatype) do update
     set timestamp = excluded.timestamp, payload = excluded.payload, session_id = excluded.session_id
     where excluded.timestamp >= latest.timestamp or exists (
-      select 1 from sessions where id = latest.session_id and (removed or group_id <> latest.device_id)
+      select 1 from sessions as before where id = latest.session_id and (removed or group_id <> latest.device_id
+        or (not active and start < (select start from sessions where id = excluded.session_id)))
     )"""
 
 SLICE = 60
 """Seconds: some hundred points of a few series at one a second, which is a page or two of SQLite's."""
 
 
-def read_emitted(connection: sqlite3.Connection, window: Window, session_ids: Collection[str]) -> dict[str, Emitted]:
-    """What was emitted of this window, by data session; empty for those of which it was never read."""
-    marks = ",".join("?" * len(session_ids))
-    found: dict[str, Emitted] = {one: {} for one in session_ids}
-    for table, points, order in (("windows", "emitted", "start"), ("slices", "points", "minute")):
-        query = f"""select session_id, {points} from {table} where session_id in ({marks}) and start = ? and "end" = ?
-            order by session_id, {order}"""  # noqa: S608  # our own names, and marks
-        for session_id, blob in connection.execute(query, (*session_ids, window.start, window.end)):
-            for series, stamps in msgspec.msgpack.decode(unpack(blob), type=Emitted).items() if blob else ():
-                found[session_id].setdefault(series, {}).update(stamps)
-    return found
-
-
-def write_emitted(connection: sqlite3.Connection, session_id: str, window: Window, emitted: Emitted) -> None:
+def _write_window(connection: sqlite3.Connection, one: WindowRead) -> None:
     """Writes the slices that changed; what an earlier version kept in the window's own row becomes slices."""
-    row = (session_id, window.start, window.end)
+    row = (one.session_id, one.state.start, one.state.end)
+    # Where nothing changed nothing is written: a live window is read every few seconds, and memory cards wear.
+    connection.execute(
+        """insert into windows (session_id, start, "end", state) values (?, ?, ?, ?)
+        on conflict (session_id, start, "end") do update
+        set state = excluded.state where state <> excluded.state""",
+        (*row, msgspec.json.encode(one.state).decode()),
+    )
+    if one.emitted is None:
+        return
     where = 'session_id = ? and start = ? and "end" = ?'
     stored = dict(connection.execute(f"select minute, points from slices where {where}", row))  # noqa: S608  # our own text
     slices: dict[int, Emitted] = defaultdict(dict)
-    for series, points in emitted.items():
+    for series, points in one.emitted.items():
         for stamp, point in points.items():
             slices[int(stamp // SLICE)].setdefault(series, {})[stamp] = point
     # A page of a live session changes its last minute only: the other slices of the window are not written again.

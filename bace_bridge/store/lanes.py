@@ -155,9 +155,9 @@ def read_lane(connection: sqlite3.Connection, key: str, start: int, limit: int) 
     """The events of a lane from a seq on, fewer where they are large; and whether these are all of them."""
     if (letter := letter_seq(key)) is not None:
         rows = connection.execute(f"select {COLUMNS} from events where seq = ?", (letter,))  # noqa: S608  # column names only
-        return [replace(one, alone=True) for one in logged(rows) if letter >= start], True
+        return [replace(one, alone=True) for one in map(logged, rows) if letter >= start], True
     query = f"select {COLUMNS} from events where session_id is ? and seq >= ? order by seq limit ?"  # noqa: S608  # column names only
-    rows = connection.execute(query, (session_of(key), start, limit))
+    rows = connection.execute(query, (None if key == BRIDGE_LANE else key, start, limit))
     found, cut = as_far_as(rows, MOST_BYTES)
     return found, not cut and len(found) < limit
 
@@ -166,7 +166,7 @@ def as_far_as(rows: Iterable[Any], most_bytes: int) -> tuple[list[LoggedEvent], 
     """Events of so many bytes, give or take one event; and whether that is why they end."""
     # One at a time from the cursor: 500 events of 64 KiB each would be read before anybody could count them.
     found: list[LoggedEvent] = []
-    for one in map(_logged, rows):
+    for one in map(logged, rows):
         found.append(one)
         most_bytes -= len(one.event.data)
         if most_bytes <= 0:
@@ -195,8 +195,13 @@ def record_lanes(connection: sqlite3.Connection, sink: str, records: Iterable[La
             dead += record.dead
         else:
             moved.add(lane.key)
-    if dead:
-        _give_up(connection, sink, dead, now=now)
+    connection.executemany(
+        "insert or replace into dead_letters (sink, seq, key, attempts, reason, at) values (?, ?, ?, ?, ?, ?)",
+        [(sink, one.seq, one.key, one.attempts, one.reason, now) for one in dead],
+    )
+    if reports := [one.report for one in dead if one.report is not None]:
+        (count,) = connection.execute("select count(*) from dead_letters where sink = ?", (sink,)).fetchone()
+        append_events(connection, [report(count) for report in reports])
     return Recorded(frozenset(moved), more)
 
 
@@ -208,17 +213,7 @@ def _vanishes(connection: sqlite3.Connection, sink: str, lane: Lane) -> bool:
     if letter_seq(lane.key) is not None:
         return connection.execute(query, given).rowcount > 0
     query += " and not exists (select 1 from events where session_id is ? and seq >= ?)"
-    return connection.execute(query, (*given, session_of(lane.key), lane.seq)).rowcount > 0
-
-
-def _give_up(connection: sqlite3.Connection, sink: str, letters: Collection[DeadLetter], *, now: float) -> None:
-    connection.executemany(
-        "insert or replace into dead_letters (sink, seq, key, attempts, reason, at) values (?, ?, ?, ?, ?, ?)",
-        [(sink, one.seq, one.key, one.attempts, one.reason, now) for one in letters],
-    )
-    if reports := [one.report for one in letters if one.report is not None]:
-        (count,) = connection.execute("select count(*) from dead_letters where sink = ?", (sink,)).fetchone()
-        append_events(connection, [report(count) for report in reports])
+    return connection.execute(query, (*given, None if lane.key == BRIDGE_LANE else lane.key, lane.seq)).rowcount > 0
 
 
 # --- what anybody does
@@ -307,8 +302,9 @@ def next_version(connection: sqlite3.Connection) -> int:
 # --- what is still needed
 
 
-def first_needed(connection: sqlite3.Connection) -> int | None:
-    """The first seq that a sink has still to come to; letters hold only their own event."""
+def oldest_delivered(connection: sqlite3.Connection, limit: int) -> list[tuple[int, float, int]]:
+    """The seq, time and size of the oldest events that no sink needs any more, those of dead letters left out."""
+    # The first seq that a sink has still to come to; letters hold only their own event.
     # Each part is the first entry of an index of its sink: `min(seq)` over all lanes would read millions of rows.
     (needed,) = connection.execute(
         """select min(needed) from (
@@ -322,12 +318,6 @@ def first_needed(connection: sqlite3.Connection) -> int | None:
           from sinks where routed_through is null)""",
         (f"{LETTER_LANE}*",),
     ).fetchone()
-    return None if needed is None else int(needed)
-
-
-def oldest_delivered(connection: sqlite3.Connection, limit: int) -> list[tuple[int, float, int]]:
-    """The seq, time and size of the oldest events that no sink needs any more, those of dead letters left out."""
-    needed = first_needed(connection)
     # `cross join` fixes the order of the loops in SQLite: each event looks into an index once a sink.
     return connection.execute(
         """select seq, observed_at, length(data) from events where seq < ?
@@ -350,14 +340,7 @@ def count_waiting(connection: sqlite3.Connection, sink: str, after: str) -> tupl
     return sum(row[1] for row in rows), rows[-1][0] if len(rows) == LANES_COUNTED else None
 
 
-def session_of(key: str) -> str | None:
-    return None if key == BRIDGE_LANE else key
-
-
-def logged(rows: Iterable[Any]) -> list[LoggedEvent]:
-    return [_logged(row) for row in rows]
-
-
-def _logged(row: Any) -> LoggedEvent:
+def logged(row: Any) -> LoggedEvent:
+    """From a row with `COLUMNS`."""
     seq, id_, type_, session_id, device_id, time, observed_at, data = row
     return LoggedEvent(seq, Event(id_, type_, session_id, device_id, time, observed_at, unpack(data)))

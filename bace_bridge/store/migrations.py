@@ -20,8 +20,9 @@ PAGES_AT_ONCE = 10_000
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:
     """Brings the schema to this version: each numbered step in a transaction of its own."""
-    version, to = refuse_newer(connection, path), newest()
-    if version == to:
+    (version,) = connection.execute("pragma user_version").fetchone()
+    refuse_newer(path, version)
+    if version == (to := newest()):
         return
     started = time.monotonic()
     if version > 0:
@@ -36,18 +37,12 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
         log.info("store.migrated", schema=to, seconds=round(time.monotonic() - started, 1))
 
 
-def refuse_newer(connection: sqlite3.Connection, path: Path) -> int:
-    """The store's version. Raises StoreNewer where this bace-bridge does not know it."""
-    version = _version(connection)
+def refuse_newer(path: Path, version: int) -> None:
+    """Raises StoreNewer where this bace-bridge does not know the version."""
     if version > newest():
-        raise newer(path, version)
-    return version
-
-
-def newer(path: Path, version: int) -> StoreNewer:
-    return StoreNewer(
-        f"{path} was written by a newer bace-bridge (schema {version}, this one knows {newest()}): run that version"
-    )
+        raise StoreNewer(
+            f"{path} was written by a newer bace-bridge (schema {version}, this one knows {newest()}): run that version"
+        )
 
 
 def refuse_other(connection: sqlite3.Connection, path: Path) -> None:
@@ -55,7 +50,8 @@ def refuse_other(connection: sqlite3.Connection, path: Path) -> None:
 
     Raises StoreMissing where nothing has been made in the file yet, StoreNewer or StoreOlder.
     """
-    version = refuse_newer(connection, path)
+    (version,) = connection.execute("pragma user_version").fetchone()
+    refuse_newer(path, version)
     if not version:
         raise StoreMissing(f"no store at {path} yet")
     if version < newest():
@@ -90,25 +86,13 @@ def _steps() -> list[tuple[int, str]]:
     return [(int(one.name[:4]), one.read_text("utf-8")) for one in scripts if one.name.endswith(".sql")]
 
 
-def _version(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("pragma user_version").fetchone()[0])
-
-
-# --- the copy
-
-
-def copy_of(path: Path, to: int) -> Path:
-    """Where the store is kept as it was before the migration to a version."""
-    return path.with_name(f"{path.name}.before-v{to}")
-
-
 def _copy(connection: sqlite3.Connection, path: Path, version: int, to: int) -> None:
     """Copies the store where there is room; where there is none, or it fails, the migration goes on without.
 
     A migration that was killed has left the copy already. Of a copy and the store the older one is kept: that is what
     its people may want back. Copies before earlier migrations go.
     """
-    copy = copy_of(path, to)
+    copy = path.with_name(f"{path.name}.before-v{to}")
     part = copy.with_name(f"{copy.name}.part")
     if _version_of(copy) in range(1, version):
         return
@@ -120,7 +104,13 @@ def _copy(connection: sqlite3.Connection, path: Path, version: int, to: int) -> 
         if free < 2 * pages * page_size:  # the migration needs room as well
             log.warning("store.not_copied", reason="there is not enough room", free=free, store=pages * page_size)
             return
-        _write_copy(connection, part)
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # readable by its owner, as the store is
+        # By SQLite, so that what is in the WAL is in it. It is synced as a whole, and deleted where it is not finished.
+        with contextlib.closing(sqlite3.connect(part)) as target:
+            target.execute("pragma journal_mode = off")
+            target.execute("pragma synchronous = off")
+            connection.backup(target, pages=PAGES_AT_ONCE, sleep=0)
+        _sync(part)
         part.replace(copy)
         _sync(path.parent)  # a new name is durable only with its folder
     except (OSError, sqlite3.Error) as error:
@@ -130,18 +120,7 @@ def _copy(connection: sqlite3.Connection, path: Path, version: int, to: int) -> 
         return
     log.info("store.copied", to=str(copy), then="it may be deleted when this version is known to work")
     for other in range(1, to):
-        copy_of(path, other).unlink(missing_ok=True)
-
-
-def _write_copy(connection: sqlite3.Connection, part: Path) -> None:
-    """By SQLite, so that what is in the WAL is in it; readable by its owner alone, as the store is."""
-    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    with contextlib.closing(sqlite3.connect(part)) as target:
-        # It is synced as a whole at the end, and deleted where it was not finished.
-        target.execute("pragma journal_mode = off")
-        target.execute("pragma synchronous = off")
-        connection.backup(target, pages=PAGES_AT_ONCE, sleep=0)
-    _sync(part)
+        path.with_name(f"{path.name}.before-v{other}").unlink(missing_ok=True)
 
 
 def _version_of(copy: Path) -> int | None:
@@ -150,7 +129,7 @@ def _version_of(copy: Path) -> int | None:
         return None
     try:
         with contextlib.closing(sqlite3.connect(f"{copy.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as one:
-            return _version(one)
+            return int(one.execute("pragma user_version").fetchone()[0])
     except sqlite3.Error:
         return None
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from bace_bridge.errors import StoreError, StoreForeign, StoreLocked, StoreUnusable
+from bace_bridge.errors import StoreForeign, StoreLocked, StoreUnusable
 from bace_bridge.store import faults
-from bace_bridge.store.migrations import newer, newest, tables_in, tables_of
+from bace_bridge.store.migrations import newest, refuse_newer, tables_in, tables_of
 
 log = structlog.get_logger()
 
@@ -27,8 +27,8 @@ _FLOCK = "hhqqi"
 _WAL_HEADER = 32
 """Bytes: a WAL that is not longer holds nothing."""
 
-_FAR_BEYOND = 2**62
-"""The byte of the database that is locked: SQLite locks others, and no data is there."""
+_OUR_BYTE = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 2**62, 1, 0)
+"""The byte of the database that is locked, far beyond its end: SQLite locks others, and no data is there."""
 
 
 def hold(path: Path) -> list[int]:
@@ -39,10 +39,24 @@ def hold(path: Path) -> list[int]:
     held: list[int] = []
     try:
         held.append(_open_lock(path))
-        _lock_beside(held[0], path)
+        fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
         held.append(_open_private(path))
-        _lock_itself(held[1], path)
+        # An open file description's lock: flock would be one on every byte, SQLite's as well, of a network file system.
+        try:
+            fcntl.fcntl(held[1], fcntl.F_OFD_SETLK, _OUR_BYTE)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a kernel that knows no such locks; the one beside is held
+                raise
         _make_private(held[1], path)
+    except OSError as error:
+        let_go(held)
+        if error.errno in _TAKEN:
+            text = f"{path} is held by another running bace-bridge: stop it, or choose another store.url"
+            raise StoreLocked(text) from None
+        if error.errno in _NO_LOCKS:
+            text = f"{path}: its file system has no locks ({error.strerror}): put the store on a local disk"
+            raise StoreUnusable(text) from None
+        raise faults.of_system(error, path, " cannot be locked") from None
     except BaseException:
         let_go(held)
         raise
@@ -64,7 +78,7 @@ def is_held(path: Path) -> bool:
     except OSError:
         return False
     try:
-        (kind, *_) = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _our_byte()))
+        (kind, *_) = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _OUR_BYTE))
     except OSError:
         return False
     finally:
@@ -92,39 +106,11 @@ def _open_lock(path: Path) -> int:
         raise faults.of_system(error, path, ": the folder is not writable") from None
 
 
-def _lock_beside(fd: int, path: Path) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise _not_locked(error, path) from None
-
-
 def _open_private(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise faults.of_system(error, path, " is not writable") from None
-
-
-def _lock_itself(fd: int, path: Path) -> None:
-    """An open file description's lock: flock would be one on every byte, SQLite's as well, of a network file system."""
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _our_byte())
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a kernel that knows no such locks; the one beside is held
-            raise _not_locked(error, path) from None
-
-
-def _our_byte() -> bytes:
-    return struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, _FAR_BEYOND, 1, 0)
-
-
-def _not_locked(error: OSError, path: Path) -> StoreError:
-    if error.errno in _TAKEN:
-        return StoreLocked(f"{path} is held by another running bace-bridge: stop it, or choose another store.url")
-    if error.errno in _NO_LOCKS:
-        return StoreUnusable(f"{path}: its file system has no locks ({error.strerror}): put the store on a local disk")
-    return faults.of_system(error, path, " cannot be locked")
 
 
 def _make_private(fd: int, path: Path) -> None:
@@ -191,34 +177,27 @@ def recognise(path: Path, *, to_write: bool) -> bool:
     if found.st_size == 1:  # SQLite takes it for an empty one
         raise _foreign(path, "it holds a single byte")
     try:
-        refuse_foreign(_read(path), path)
+        _refuse_foreign(_read(path), path)
     except sqlite3.Error as error:
         raise faults.of_sqlite(error, path) from error
     return True
 
 
-def refuse_foreign(found: Found, path: Path) -> None:
+def _refuse_foreign(found: Found, path: Path) -> None:
     """Raises StoreForeign or StoreNewer."""
     if found.application_id not in {0, APPLICATION_ID}:
         raise _foreign(path, f"its application_id is {found.application_id:#x}")
-    if found.application_id == 0:
-        _refuse_other_tables(found, path)
-    if found.version > newest():
-        raise newer(path, found.version)
-
-
-def _refuse_other_tables(found: Found, path: Path) -> None:
-    """Of a file without our mark: an earlier version has made it, no version has yet, or others have."""
-    if not found.tables and not found.whole:
+    # A file without our mark: an earlier version has made it, no version has yet, or others have.
+    if found.application_id == 0 and not found.tables and not found.whole:
         raise _foreign(path, "what it holds is in its -wal, and the -shm is missing")
-    if not found.tables and not found.version:
-        return
-    ours = tables_of(min(found.version, newest()))
-    if found.version <= newest() and (others := sorted(found.tables - ours)):
-        more = ", ..." if len(others) > _MOST_NAMED else ""
-        raise _foreign(path, f"it has other tables: {', '.join(others[:_MOST_NAMED])}{more}")
-    if ours - found.tables or found.version < 0:
-        raise _foreign(path, f"it says schema {found.version}, and has not the tables of that")
+    if found.application_id == 0 and (found.tables or found.version):
+        ours = tables_of(min(found.version, newest()))
+        if found.version <= newest() and (others := sorted(found.tables - ours)):
+            more = ", ..." if len(others) > _MOST_NAMED else ""
+            raise _foreign(path, f"it has other tables: {', '.join(others[:_MOST_NAMED])}{more}")
+        if ours - found.tables or found.version < 0:
+            raise _foreign(path, f"it says schema {found.version}, and has not the tables of that")
+    refuse_newer(path, found.version)
 
 
 def _foreign(path: Path, why: str) -> StoreForeign:
@@ -251,14 +230,13 @@ def _is_initialised(shm: Path) -> bool:
 
 
 def _ensure_access(path: Path, *, to_write: bool) -> None:
-    for one in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
-        if one.exists() and not os.access(one, os.R_OK | os.W_OK if to_write else os.R_OK):
-            raise _no_access(one, "")
-    if to_write and not os.access(path.parent, os.W_OK | os.X_OK):
-        raise _no_access(path, ": the folder is not writable")
-
-
-def _no_access(path: Path, what: str) -> StoreUnusable:
-    if os.statvfs(path).f_flag & os.ST_RDONLY:
-        return StoreUnusable(f"{path}{what}: Read-only file system")
-    return faults.not_permitted(path, what)
+    mode = os.R_OK | os.W_OK if to_write else os.R_OK
+    files = (path, Path(f"{path}-wal"), Path(f"{path}-shm"))
+    denied = next(((one, "") for one in files if one.exists() and not os.access(one, mode)), None)
+    if denied is None and to_write and not os.access(path.parent, os.W_OK | os.X_OK):
+        denied = path, ": the folder is not writable"
+    if denied is not None:
+        one, what = denied
+        if os.statvfs(one).f_flag & os.ST_RDONLY:
+            raise StoreUnusable(f"{one}{what}: Read-only file system")
+        raise faults.not_permitted(one, what)

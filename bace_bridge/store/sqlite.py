@@ -17,7 +17,7 @@ import structlog
 
 from bace_bridge.errors import StoreError, StoreGone, StoreMissing, StoreUnusable
 from bace_bridge.store import faults
-from bace_bridge.store.faults import Side, StoreFailures, after_failure, after_success
+from bace_bridge.store.faults import Side, StoreFailures, after_use
 from bace_bridge.store.migrations import migrate, refuse_other
 from bace_bridge.store.ownership import APPLICATION_ID, hold, let_go, recognise, refuse_other_path
 
@@ -60,16 +60,12 @@ class SqliteFile:
         self._connection: sqlite3.Connection | None = None
         self._held: list[int] = []
         self._at_rest: tuple[int, int] | None = None
-        self._identity: tuple[Identity, Identity] | None = None
-        self._database_bytes = 0
+        self._identity: list[Identity] | None = None
         self._data_version = 0
         self.wal_bytes = 0
-        self.failures = StoreFailures()
-
-    @property
-    def used(self) -> int:
+        self.used = 0
         """Bytes in use after the last write: the pages that hold something, and the WAL."""
-        return self._database_bytes + self.wal_bytes
+        self.failures = StoreFailures()
 
     async def __aenter__(self) -> Self:
         """Raises StoreLocked, StoreUnusable, StoreMissing (where it may not be made) or StoreError."""
@@ -90,20 +86,16 @@ class SqliteFile:
 
     async def write(self, work: Callable[[sqlite3.Connection], T], *, side: Side = "deliveries") -> T:
         """One durable transaction. Raises StoreError; then nothing of it has happened."""
-        return await self._run(lambda: self._in_transaction(work), side)
+        return await self._run(lambda connection: self._in_transaction(connection, work), side)
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        return await self._run(lambda: self._translated(work), "reading")
+        return await self._run(work, "reading")
 
     async def changed_elsewhere(self) -> bool:
         """True where another process has written since the last call."""
-
-        def work(connection: sqlite3.Connection) -> bool:
-            (version,) = connection.execute("pragma data_version").fetchone()
-            before, self._data_version = self._data_version, version
-            return bool(before != version)
-
-        return await self.read(work)
+        before = self._data_version
+        (self._data_version,) = await self.read(lambda one: one.execute("pragma data_version").fetchone())
+        return before != self._data_version
 
     @property
     def outdated(self) -> bool:
@@ -124,17 +116,17 @@ class SqliteFile:
             self._measure(connection)
             return not busy
 
-        return await self._run(lambda: self._translated(work), "upkeep")
+        return await self._run(work, "upkeep")
 
-    async def _run(self, work: Callable[[], T], side: Side) -> T:
+    async def _run(self, work: Callable[[sqlite3.Connection], T], side: Side) -> T:
         """In the store's thread; notes how it went."""
         try:
-            result = await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            result = await asyncio.get_running_loop().run_in_executor(self._thread, self._translated, work)
         except StoreError as error:
-            self._say(before := self.failures, after_failure(before, side, str(error), now=self._clock()), error)
+            self._say(before := self.failures, after_use(before, side, str(error), now=self._clock()), error)
             raise
         if self.failures.failing:
-            self._say(before := self.failures, after_success(before, side, now=self._clock()))
+            self._say(before := self.failures, after_use(before, side, None, now=self._clock()))
         return result
 
     def _say(self, before: StoreFailures, after: StoreFailures, error: StoreError | None = None) -> None:
@@ -149,50 +141,54 @@ class SqliteFile:
         elif before.failing and not after.failing:
             log.info("store.usable_again")
 
-    def _in_transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        def transaction(connection: sqlite3.Connection) -> T:
-            if connection.in_transaction:
-                connection.execute("rollback")
-            connection.execute("begin immediate")
-            try:
-                result = work(connection)
-                connection.execute("commit")
-            except BaseException:
-                # Where even this fails, the first error says why, and the next transaction begins with it.
-                with contextlib.suppress(sqlite3.Error):
-                    if connection.in_transaction:
-                        connection.execute("rollback")
-                raise
-            self._measure(connection)
-            return result
-
-        return self._translated(transaction)
+    def _in_transaction(self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+        if connection.in_transaction:
+            connection.execute("rollback")
+        connection.execute("begin immediate")
+        try:
+            result = work(connection)
+            connection.execute("commit")
+        except BaseException:
+            # Where even this fails, the first error says why, and the next transaction begins with it.
+            with contextlib.suppress(sqlite3.Error):
+                if connection.in_transaction:
+                    connection.execute("rollback")
+            raise
+        self._measure(connection)
+        return result
 
     def _translated(self, work: Callable[[sqlite3.Connection], T]) -> T:
         assert self._connection is not None
-        self._make_sure_it_is_there()
+        # SQLite would go on with a file that has no name any more, and a restart would find nothing of it.
+        if self._identity is not None and self._identities() != self._identity:
+            raise StoreGone(f"{self._path} was moved or deleted under the running bridge: put it back, and start again")
         try:
             return work(self._connection)
         except sqlite3.Error as error:
             raise faults.of_sqlite(error, self._path) from error
         except (zlib.error, msgspec.DecodeError) as error:
-            raise faults.of_content(error, self._path) from error
+            # What SQLite gave without complaint and cannot be read: a page has no checksum.
+            raise faults.corrupt(self._path, f"a row is damaged: {error}") from error
 
-    def _make_sure_it_is_there(self) -> None:
-        """SQLite would go on with a file that has no name any more, and a restart would find nothing of it."""
-        if self._identity is not None and self._identities() != self._identity:
-            raise StoreGone(f"{self._path} was moved or deleted under the running bridge: put it back, and start again")
-
-    def _identities(self) -> tuple[Identity, Identity]:
-        return _identity(self._path), _identity(self._wal)
+    def _identities(self) -> list[Identity]:
+        """Of the database and its WAL."""
+        found: list[Identity] = []
+        for path in (self._path, self._wal):
+            try:
+                one = os.stat(path)  # noqa: PTH116  # before each use: twice as fast as Path
+            except FileNotFoundError:
+                found.append(None)
+            else:
+                found.append((one.st_dev, one.st_ino))
+        return found
 
     def _measure(self, connection: sqlite3.Connection) -> None:
         (pages,) = connection.execute("pragma page_count").fetchone()
         (free,) = connection.execute("pragma freelist_count").fetchone()
         (size,) = connection.execute("pragma page_size").fetchone()
-        self._database_bytes = (pages - free) * size
         with contextlib.suppress(FileNotFoundError):  # the next use says that it is gone
             self.wal_bytes = os.stat(self._wal).st_size  # noqa: PTH116  # after each write: twice as fast as Path
+        self.used = (pages - free) * size + self.wal_bytes
 
     def _open(self) -> sqlite3.Connection:
         """Nothing is changed, and no file made, before it is known that the file is ours."""
@@ -238,8 +234,9 @@ class SqliteFile:
             return
         if self._beside:
             refuse_other(connection, self._path)
-        else:
-            _mark(connection)
+        # First of all, and so not into a WAL: whatever ends the first start, the file itself says whose it is.
+        elif connection.execute("pragma application_id").fetchone() != (APPLICATION_ID,):
+            connection.execute(f"pragma application_id = {APPLICATION_ID}")
         connection.execute("pragma journal_mode = wal")
         connection.execute("pragma synchronous = full")
         connection.execute(f"pragma journal_size_limit = {JOURNAL_SIZE_LIMIT}")
@@ -259,17 +256,3 @@ class SqliteFile:
 def real_path(path: Path) -> Path:
     """SQLite puts its WAL beside the file that a link leads to; the lock and the copies belong there as well."""
     return Path(os.path.realpath(path))
-
-
-def _mark(connection: sqlite3.Connection) -> None:
-    """First of all, and so not into a WAL: whatever ends the first start, the file itself says whose it is."""
-    if connection.execute("pragma application_id").fetchone() != (APPLICATION_ID,):
-        connection.execute(f"pragma application_id = {APPLICATION_ID}")
-
-
-def _identity(path: Path) -> Identity:
-    try:
-        found = os.stat(path)  # noqa: PTH116  # before each use: twice as fast as Path
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino

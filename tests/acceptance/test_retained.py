@@ -39,7 +39,8 @@ async def retained(port: int) -> Retained:
     with listening(port) as listener:
 
         def found() -> Retained:
-            return {one.topic: one.payload for one in list(listener.heard) if one.retained and one.payload}
+            kept = [one for one in list(listener.heard) if one.retained and one.payload and of_state(one.topic)]
+            return {one.topic: one.payload for one in kept}
 
         before: Retained | None = None
         while before != found():  # there is no sign for the last one
@@ -77,7 +78,12 @@ async def says(bridge: Process, event: str, *, times: int = 1) -> None:
 
 
 def of_state(topic: str) -> bool:
-    return not topic.endswith(("/event", "/datapoints"))
+    """What announces devices is in test_discovery.py."""
+    return not topic.endswith(("/event", "/datapoints")) and not topic.startswith("homeassistant/")
+
+
+WITHOUT_DISCOVERY = {"enabled": False}
+"""Where the broker does not allow it anyway."""
 
 
 def topics_of(device: Device, found: Mapping[str, bytes], base: str = "bace") -> set[str]:
@@ -174,12 +180,12 @@ async def test_a_topic_that_was_published_just_before_the_kill_is_known(
     acl = tmp_path / "acl"
     acl.write_text("topic write bace/#\ntopic read bace/bridge/request/+\nuser reader\ntopic readwrite #\n")
     mosquitto = new_mosquitto(f"acl_file {acl}")
-    config = configured(tmp_path, server, mosquitto.port)
+    config = configured(tmp_path, server, mosquitto.port, home_assistant=WITHOUT_DISCOVERY)
     async with running(config) as bridge:
         with listening(mosquitto.port, username="reader") as listener:
             await until(lambda: bool(listener.on(f"bace/{one.other.id_group}/session")), within=60, what="the session")
             await bridge.stop(signal.SIGKILL)
-    config = configured(tmp_path, server, mosquitto.port, watched=[one.one.id_group])
+    config = configured(tmp_path, server, mosquitto.port, watched=[one.one.id_group], home_assistant=WITHOUT_DISCOVERY)
     async with running(config) as bridge:
         with listening(mosquitto.port, username="reader") as listener:
             wanted = BRIDGE | full(one.one)
@@ -326,7 +332,8 @@ async def test_state_that_was_refused_is_published_when_the_access_rules_allow_i
     topic = f"bace/{one.one.id_group}/session"
     with listening(mosquitto.port, username="reader") as listener:
         listener.publish(topic, b'{"state":"active"}', retain=True)
-        async with running(configured(tmp_path, server, mosquitto.port)) as bridge:
+        config = configured(tmp_path, server, mosquitto.port, home_assistant=WITHOUT_DISCOVERY)
+        async with running(config) as bridge:
             await until(lambda: topic in degraded(listener), within=60, what="it is in `degraded`")
             assert listener.payloads(topic) == [b'{"state":"active"}']
             assert len(listener.on(f"bace/{one.one.id_group}/availability")) > 0

@@ -39,7 +39,7 @@ def set_version(path: Path, version: int) -> None:
 async def opened(path: Path, *, read_only: bool = False) -> int:
     """Opens and closes it; returns how many sessions it holds."""
     async with SqliteFile(path, read_only=read_only) as file:
-        return len(await Journal(file).unfinished_after("", 1000))
+        return len(await Journal(file).known_after("unfinished", "", 1000))
 
 
 async def filled(path: Path) -> None:
@@ -93,7 +93,7 @@ async def test_a_second_instance_is_kept_out_and_a_reader_is_not(tmp_path: Path)
         with pytest.raises(StoreLocked, match="another running bace-bridge"):
             await opened(path)
         assert await opened(path, read_only=True) == 1
-        assert len(await Journal(held).unfinished_after("", 1000)) == 1
+        assert len(await Journal(held).known_after("unfinished", "", 1000)) == 1
     assert await opened(path) == 1
 
 
@@ -142,10 +142,10 @@ async def test_a_full_disk_refuses_a_write_and_takes_it_later(tmp_path: Path) ->
         with pytest.raises(StoreError, match="disk is full") as caught:
             await Journal(file).commit(many)
         assert not isinstance(caught.value, StoreUnusable)
-        assert await Journal(file).unfinished_after("", 1000) == []
+        assert await Journal(file).known_after("unfinished", "", 1000) == []
         await file.read(lambda connection: connection.execute("pragma max_page_count = 100000").fetchall())
         await Journal(file).commit(many)
-        assert len(await Journal(file).unfinished_after("", 1000)) == 500
+        assert len(await Journal(file).known_after("unfinished", "", 1000)) == 500
 
 
 async def test_what_failed_midway_does_not_hold_up_what_follows(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ async def test_a_write_whose_caller_is_gone_does_not_hold_up_what_follows(tmp_pa
             await writing
         other = KnownSession(session=DataSession("s2", "g1", 6.0))
         await Journal(file).commit(Changes(known=(other,)))
-        assert other in await Journal(file).unfinished_after("", 1000)
+        assert other in await Journal(file).known_after("unfinished", "", 1000)
 
 
 # --- migrations of what is already there
@@ -252,7 +252,7 @@ async def test_a_store_of_schema_1_opens_with_everything_in_it(tmp_path: Path) -
         known = await Journal(file).known(["s1", "s2", "s3"])
         assert {one.session.state for one in known.values()} == {"ingested"}
         assert {one.end_emitted for one in known.values()} == {1764590460.0}
-        assert len(await Journal(file).windows("s1")) == 1
+        assert len((await Journal(file).windows(["s1"]))["s1"]) == 1
 
 
 SCHEMA_3_HOLDS = """

@@ -26,6 +26,7 @@ from bace_bridge.events.types import (
     Lane,
     LaneRecord,
     Progress,
+    Series,
     Share,
     Token,
     letter_lane,
@@ -125,11 +126,11 @@ async def test_an_empty_store_knows_nothing(store: Store) -> None:
     assert await store.journal.poll_state() is None
     assert await store.journal.known([]) == {}
     assert await store.journal.known(["s1"]) == {}
-    assert await store.journal.unfinished_after("", 1000) == []
+    assert await store.journal.known_after("unfinished", "", 1000) == []
     assert await store.journal.due_fetches(NOON, 10) == []
     assert await store.journal.next_fetch_at(without=[]) is None
-    assert await store.journal.windows("s1") == {}
-    assert await store.journal.emitted("s1", [Window(0, 3600)]) == {Window(0, 3600): {}}
+    assert (await store.journal.windows(["s1"]))["s1"] == {}
+    assert await store.journal.emitted(Window(0, 3600), ["s1"]) == {"s1": {}}
     assert await store.log.read(after=0, limit=10) == []
     assert await store.log.search() == []
     assert await backlogs(store.log) == {}
@@ -163,8 +164,8 @@ async def test_what_is_known_comes_back_as_it_was_also_after_a_restart(opened: O
     async with opened() as store:
         assert await store.journal.known(["s1", "s2"]) == {"s1": one}
         assert await store.journal.poll_state() == state
-        assert await store.journal.windows("s1") == {window.window: window}
-        assert await store.journal.emitted("s1", [window.window]) == {window.window: told}
+        assert (await store.journal.windows(["s1"]))["s1"] == {window.window: window}
+        assert await store.journal.emitted(window.window, ["s1"]) == {"s1": told}
 
 
 async def test_many_sessions_are_looked_up_at_once(store: Store) -> None:
@@ -184,14 +185,14 @@ async def test_sessions_by_how_far_they_are(store: Store) -> None:
         known("f", end=NOON, ingested=True),
     )
     journal = store.journal
-    assert ids(await journal.unfinished_after("", 1000)) == ["a", "b", "e"]
-    assert ids(await journal.unfinished_after("", 2)) == ["a", "b"]
-    assert ids(await journal.unfinished_after("b", 2)) == ["e"]
-    assert ids(await journal.active_after("", 9)) == ["a", "e"]
-    assert ids(await journal.finished_after("", 1)) == ["c"]
-    assert ids(await journal.finished_after("c", 5)) == ["f"]
+    assert ids(await journal.known_after("unfinished", "", 1000)) == ["a", "b", "e"]
+    assert ids(await journal.known_after("unfinished", "", 2)) == ["a", "b"]
+    assert ids(await journal.known_after("unfinished", "b", 2)) == ["e"]
+    assert ids(await journal.known_after("active", "", 9)) == ["a", "e"]
+    assert ids(await journal.known_after("finished", "", 1)) == ["c"]
+    assert ids(await journal.known_after("finished", "c", 5)) == ["f"]
     await store.know(known("a", end=NOON, ingested=True), known("d"))
-    assert ids(await journal.unfinished_after("", 1000)) == ["b", "d", "e"]
+    assert ids(await journal.known_after("unfinished", "", 1000)) == ["b", "d", "e"]
 
 
 async def test_visits_live_sessions_first_then_the_newest_history(store: Store) -> None:
@@ -221,10 +222,11 @@ async def test_what_was_told_of_a_window_stays_where_nothing_new_came(store: Sto
     for reading, given in [(0, told), (1, None)]:
         read = WindowRead("s1", WindowState(hour.start, hour.end, reading), given)
         await store.journal.commit(Changes(windows=(read, WindowRead("s2", read.state, {}))))
-    assert await store.journal.windows("s1") == {hour: WindowState(0, 3600, 1)}
-    assert await store.journal.emitted("s1", [hour, other]) == {hour: told, other: {}}
+    assert (await store.journal.windows(["s1"]))["s1"] == {hour: WindowState(0, 3600, 1)}
+    assert await store.journal.emitted(hour, ["s1"]) == {"s1": told}
+    assert await store.journal.emitted(other, ["s1"]) == {"s1": {}}
     await store.journal.commit(Changes(windows=(WindowRead("s1", WindowState(0, 3600, 1, split=True), {}),)))
-    assert await store.journal.emitted("s1", [hour]) == {hour: {}}
+    assert await store.journal.emitted(hour, ["s1"]) == {"s1": {}}
 
 
 async def test_windows_of_several_sessions_are_read_at_once(store: Store) -> None:
@@ -232,13 +234,13 @@ async def test_windows_of_several_sessions_are_read_at_once(store: Store) -> Non
     told: dict[str, Emitted] = {one: {one: {5.0: EmittedPoint(1.0, 1.0, 1.0, 1, 0)}} for one in ("s1", "s2", "s3")}
     reads = [WindowRead(one, WindowState(*hour, 0), told[one]) for one in told]
     await store.journal.commit(Changes(windows=(*reads, WindowRead("s1", WindowState(*other, 0), {}))))
-    assert await store.journal.windows_of(["s1", "s2", "new"]) == {
+    assert await store.journal.windows(["s1", "s2", "new"]) == {
         "s1": {hour: WindowState(*hour, 0), other: WindowState(*other, 0)},
         "s2": {hour: WindowState(*hour, 0)},
         "new": {},
     }
-    assert await store.journal.emitted_of(hour, ["s1", "s2", "new"]) == {"s1": told["s1"], "s2": told["s2"], "new": {}}
-    assert await store.journal.emitted_of(other, ["s1", "s2"]) == {"s1": {}, "s2": {}}
+    assert await store.journal.emitted(hour, ["s1", "s2", "new"]) == {"s1": told["s1"], "s2": told["s2"], "new": {}}
+    assert await store.journal.emitted(other, ["s1", "s2"]) == {"s1": {}, "s2": {}}
 
 
 async def test_a_commit_happens_as_a_whole_or_not_at_all(store: Store) -> None:
@@ -255,7 +257,7 @@ async def test_a_commit_happens_as_a_whole_or_not_at_all(store: Store) -> None:
             )
         )
     assert await store.journal.known(["s1"]) == {}
-    assert await store.journal.windows("s1") == {}
+    assert (await store.journal.windows(["s1"]))["s1"] == {}
     assert await store.journal.poll_state() is None
     assert await store.log.search() == []
     assert await store.device_states.devices(None, available=True) == []
@@ -470,13 +472,13 @@ async def test_a_row_that_was_deleted_and_made_again_is_another_one(store: Store
 async def test_it_is_seen_when_another_process_has_written(opened: Opened) -> None:
     async with opened() as store:
         await store.open("a")
-        await store.log.changed_elsewhere()
+        await store.file.changed_elsewhere()
         await store.tell(event(1))
-        assert not await store.log.changed_elsewhere(), "it was the bridge itself"
+        assert not await store.file.changed_elsewhere(), "it was the bridge itself"
         async with SqliteFile(store.path, beside=True) as file:
             await EventLog(file).replay("a", session="s1", since=None)
-        assert await store.log.changed_elsewhere()
-        assert not await store.log.changed_elsewhere()
+        assert await store.file.changed_elsewhere()
+        assert not await store.file.changed_elsewhere()
 
 
 async def test_a_lane_that_has_got_more_meanwhile_stays(store: Store) -> None:
@@ -775,56 +777,101 @@ async def test_the_csv_is_linked_once_it_is_ready(store: Store) -> None:
     assert await shown(store) == before | {"csv_url": "https://cloud.example/s1.csv"}
 
 
+def point_of(text: str, **named: str) -> bytes:
+    return msgspec.json.encode({"text": text} | named)
+
+
 async def test_the_newest_point_of_each_series_stays(store: Store) -> None:
-    def seen(at: float, payload: bytes, *, datatype: int = 6000, device: str = "g1") -> Changes:
-        return Changes(latest=(LatestSeen(device, "d", datatype, at, payload),))
+    def seen(at: float, text: str, *, datatype: int = 6000, device: str = "g1") -> Changes:
+        return Changes(latest=(LatestSeen(device, "d", datatype, at, point_of(text)),))
 
     for changes in (
-        seen(NOON, b"first"),
-        seen(NOON + 1, b"newest"),
-        seen(NOON, b"late"),
-        seen(NOON + 1, b"corrected"),
-        seen(NOON, b"other", datatype=6001),
-        seen(NOON, b"else", device="g2"),
+        seen(NOON, "first"),
+        seen(NOON + 1, "newest"),
+        seen(NOON, "late"),
+        seen(NOON + 1, "corrected"),
+        seen(NOON, "other", datatype=6001),
+        seen(NOON, "else", device="g2"),
     ):
         await store.journal.commit(changes)
     (state,) = await store.device_states.devices(["g1"], available=False)
     assert not state.available
-    assert {(one.datatype, one.payload) for one in state.latest} == {(6000, b"corrected"), (6001, b"other")}
+    points = {(one.datatype, one.payload) for one in state.latest}
+    assert points == {(6000, point_of("corrected")), (6001, point_of("other"))}
     assert {one.device_id for one in await store.device_states.devices(None, available=True)} == {"g1", "g2"}
 
 
-async def latest_of(store: Store, device: str) -> set[tuple[str, bytes]]:
+async def latest_of(store: Store, device: str) -> set[tuple[str, str]]:
+    """By source device; each of its series is there as long as the device has a data session that can be seen."""
     (state,) = await store.device_states.devices([device], available=True)
-    return {(one.source_device, one.payload) for one in state.latest}
+    return {(one.source_device, msgspec.json.decode(one.payload)["text"]) for one in state.latest}
+
+
+async def series_of(store: Store, device: str) -> set[str]:
+    (state,) = await store.device_states.devices([device], available=True)
+    return {one.source_device for one in state.series}
+
+
+def latest(source: str, at: float, session: str | None = None, text: str | None = None) -> LatestSeen:
+    return LatestSeen("g1", source, 6000, at, point_of(text or f"of {session}"), session)
 
 
 async def test_the_newest_point_goes_with_its_removed_data_session_and_comes_back_with_it(store: Store) -> None:
     one, other = known("s1", start=NOON), known("s2", start=NOON + 9)
-    of_one = LatestSeen("g1", "a", 6000, NOON + 5, b"of one", "s1")
-    of_other = LatestSeen("g1", "b", 6000, NOON + 9, b"of other", "s2")
-    of_earlier_version = LatestSeen("g1", "c", 6000, NOON, b"of any")
-    await store.journal.commit(Changes(known=(one, other), latest=(of_one, of_other, of_earlier_version)))
-    assert await latest_of(store, "g1") == {("a", b"of one"), ("b", b"of other"), ("c", b"of any")}
+    points = latest("a", NOON + 5, "s1"), latest("b", NOON + 9, "s2"), latest("c", NOON + 9, text="of any")
+    await store.journal.commit(Changes(known=(one, other), latest=points))
+    assert await latest_of(store, "g1") == {("a", "of s1"), ("b", "of s2"), ("c", "of any")}
     await store.know(replace(other, removed=True))
-    assert await latest_of(store, "g1") == {("a", b"of one"), ("c", b"of any")}
+    assert await latest_of(store, "g1") == {("a", "of s1"), ("c", "of any")}
+    assert await series_of(store, "g1") == {"a", "b", "c"}
     await store.know(replace(one, removed=True))
-    assert await latest_of(store, "g1") == set()
+    assert not await latest_of(store, "g1")
+    assert not await series_of(store, "g1")
     await store.know(other)
-    assert await latest_of(store, "g1") == {("b", b"of other"), ("c", b"of any")}
+    assert await latest_of(store, "g1") == {("b", "of s2"), ("c", "of any")}
+
+
+async def test_the_newest_points_of_a_finished_session_go_when_the_next_one_starts(store: Store) -> None:
+    over, seen = known("s1", start=NOON, end=NOON + 8), (latest("a", NOON + 5, "s1"), latest("b", NOON + 5))
+    await store.journal.commit(Changes(known=(over,), latest=seen))
+    assert await latest_of(store, "g1") == {("a", "of s1"), ("b", "of None")}
+    await store.know(known("s2", start=NOON + 9))
+    assert await latest_of(store, "g1") == set()
+    assert await series_of(store, "g1") == {"a", "b"}
+    await store.journal.commit(Changes(latest=(latest("a", NOON + 10, "s2"),)))
+    assert await latest_of(store, "g1") == {("a", "of s2")}
+    await store.know(replace(over, session=replace(over.session, end=None)))
+    await store.journal.commit(Changes(latest=(latest("c", NOON + 6, "s1"),)))
+    assert await latest_of(store, "g1") == {("a", "of s2"), ("c", "of s1")}, "both are active"
+
+
+async def test_a_finished_session_whose_clock_was_ahead_hides_no_point_of_the_next_one(store: Store) -> None:
+    over, now = known("s1", start=NOON, end=NOON + 8), known("s2", start=NOON + 9)
+    await store.journal.commit(Changes(known=(over,), latest=(latest("a", NOON + 9e9, "s1"),)))
+    await store.journal.commit(Changes(known=(now,), latest=(latest("a", NOON + 10, "s2"),)))
+    await store.journal.commit(Changes(latest=(latest("a", NOON + 9, "s2", "late"),)))
+    assert await latest_of(store, "g1") == {("a", "of s2")}
 
 
 async def test_the_newest_point_goes_with_a_data_session_that_belongs_to_another_device_now(store: Store) -> None:
-    here = known("s1", start=NOON)
-    stays = known("s2", start=NOON)
-    await store.journal.commit(
-        Changes(known=(here, stays), latest=(LatestSeen("g1", "a", 6000, NOON + 5, b"moved", "s1"),))
-    )
+    here, stays = known("s1", start=NOON), known("s2", start=NOON)
+    await store.journal.commit(Changes(known=(here, stays), latest=(latest("a", NOON + 5, "s1"),)))
     await store.know(replace(here, session=replace(here.session, group_id="g2")))
-    assert await latest_of(store, "g1") == set()
-    older = LatestSeen("g1", "a", 6000, NOON + 1, b"older", "s2")
-    await store.journal.commit(Changes(latest=(older,)))
-    assert await latest_of(store, "g1") == {("a", b"older")}, "though it is older than what is not shown any more"
+    assert not await latest_of(store, "g1")
+    assert not await series_of(store, "g1")
+    await store.journal.commit(Changes(latest=(latest("a", NOON + 1, "s2"),)))
+    assert await latest_of(store, "g1") == {("a", "of s2")}, "though it is older than what is not shown any more"
+
+
+async def test_a_device_has_the_label_of_its_sessions_and_the_names_of_its_series(store: Store) -> None:
+    one = replace(known("s1"), device_label="BaceGo-1")
+    named = LatestSeen("g1", "a", 6000, NOON, point_of("", name="Heart rate", unit="bpm"), "s1")
+    await store.journal.commit(Changes(known=(one,), latest=(named,)))
+    (state,) = await store.device_states.devices(["g1"], available=True)
+    assert (state.label, state.series) == ("BaceGo-1", (Series("a", 6000, "Heart rate", "bpm"),))
+    await store.know(replace(known("s2", start=NOON + 9), device_label="BaceGo-2"))
+    (state,) = await store.device_states.devices(["g1"], available=True)
+    assert state.label == "BaceGo-2"
 
 
 async def test_of_devices_that_are_not_watched_there_is_no_state(store: Store) -> None:

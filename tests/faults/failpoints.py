@@ -13,7 +13,7 @@ from bace_bridge.__main__ import run
 from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from bace_bridge.sinks.webhook.sink import WebhookSink
-from bace_bridge.store.eventlog import Records
+from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.journal import Journal
 
 FETCHED = "fetched"
@@ -25,7 +25,7 @@ SENT = "sent"
 ACKNOWLEDGED = "acknowledged"
 """The other side has confirmed an event; the dispatcher does not know yet."""
 ADVANCED = "advanced"
-"""`Records.record` has written a sink's progress."""
+"""`EventLog.record` has written a sink's progress."""
 
 STEPS = (FETCHED, COMMITTED, SENT, ACKNOWLEDGED, ADVANCED)
 
@@ -54,7 +54,7 @@ def install(passed: Passed) -> None:
     for method in ("session_page", "session", "group_page", "point_page"):
         _after(BaceCloud, method, FETCHED, passed)
     _after(Journal, "commit", COMMITTED, passed)
-    _after(Records, "record", ADVANCED, passed)
+    _after(EventLog, "record", ADVANCED, passed)
     for sink in (MqttSink, WebhookSink):
         _around_send(sink, passed)
 

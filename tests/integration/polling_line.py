@@ -16,10 +16,9 @@ from bace_bridge.events.types import LoggedEvent
 from bace_bridge.polling.batch_fetch import BatchFetch
 from bace_bridge.polling.datapoint_fetch import DatapointFetch, FetchSettings
 from bace_bridge.polling.list_poll import ListPoll
-from bace_bridge.polling.needs import PointCloud
 from bace_bridge.polling.points import PointEndpoint, PointReader
 from bace_bridge.polling.recording import SessionRecorder
-from bace_bridge.polling.rules.changes import Urgency
+from bace_bridge.polling.rules.changes import PointCloud, Urgency
 from bace_bridge.polling.rules.datapoints import Datatype
 from bace_bridge.polling.rules.session_list import FirstStart, StartKind
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession

@@ -596,7 +596,7 @@ async def test_the_last_read_of_a_window_is_of_one_session(clock: Clock, tmp_pat
         clock.forward(400)
         await fleet.goes_on(watch, 25)
         for session in fleet.sessions:
-            states = await watch.journal.windows(session)
+            states = (await watch.journal.windows([session]))[session]
             assert states[Window(int(NOON), int(NOON) + 3600)].settled
             assert any(
                 ("filter[id_data_session]", session) in one.query
@@ -618,7 +618,7 @@ async def test_sessions_that_show_nothing_do_not_hold_up_the_last_reads_of_other
             await watch.list_poll.poll()
             await watch.fetch_round(checks=1)
         first = Window(int(NOON), int(NOON) + 3600)
-        assert all([(await watch.journal.windows(one))[first].settled for one in fleet.sessions])
+        assert all([(await watch.journal.windows([one]))[one][first].settled for one in fleet.sessions])
 
 
 @pytest.mark.parametrize("sessions", [2, 8])

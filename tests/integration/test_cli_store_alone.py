@@ -163,7 +163,7 @@ async def test_events_show_ids_where_there_is_room(folder: Path, file: SqliteFil
 @pytest.mark.parametrize(
     ("command", "code"),
     [
-        *((one, 0) for one in ("sessions", "devices", "dead-letters list", "events --type nope")),
+        *((one, 0) for one in ("sessions", "devices", "datatypes", "dead-letters list", "events --type nope")),
         ("events --session nobody", 1),
         ("check", 78),
     ],

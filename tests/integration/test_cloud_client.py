@@ -546,6 +546,7 @@ async def test_a_difference_between_the_clocks_counts_from_five_seconds_on(
     clock: Clock, tmp_path: Path, ahead: float, counts: float
 ) -> None:
     cloud = simulated(Clock(clock.now + ahead))
-    async with client(cloud, clock, tmp_path / "b.db") as (api, _, _):
+    async with client(cloud, clock, tmp_path / "b.db") as (api, _, http):
         await api.session_page((), 1)
-        assert api.clock_ahead == counts
+        assert http.clock_ahead == counts
+        assert api.now() == clock.now + counts

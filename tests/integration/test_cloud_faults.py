@@ -34,9 +34,8 @@ from bace_bridge.errors import (
 )
 from bace_bridge.polling.batch_fetch import BatchFetch
 from bace_bridge.polling.datapoint_fetch import FetchSettings
-from bace_bridge.polling.datapoint_loop import DatapointLoop
 from bace_bridge.polling.list_poll import ListPoll
-from bace_bridge.polling.loops import SessionLoop
+from bace_bridge.polling.loops import DatapointLoop, SessionLoop
 from bace_bridge.polling.points import PointEndpoint
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules.session_list import FirstStart

@@ -9,7 +9,8 @@ import pytest
 from msgspec.structs import replace
 
 from bace_bridge.errors import CloudError
-from bace_bridge.polling.datapoint_loop import AT_ONCE, DatapointLoop, Kind
+from bace_bridge.polling.batch_fetch import BatchFetch
+from bace_bridge.polling.loops import AT_ONCE, DatapointLoop, FetchKind
 from bace_bridge.polling.rules.batches import Batch, Plan
 from bace_bridge.polling.rules.changes import Changes, Urgency
 from bace_bridge.polling.rules.followed import SILENT_ROUNDS
@@ -25,6 +26,25 @@ class CountingJournal(Journal):
     async def due_fetches(self, now: float, limit: int, *, late: bool | None = None) -> list[KnownSession]:
         self.looked_up += 1
         return await super().due_fetches(now, limit, late=late)
+
+
+class Counted(BatchFetch):
+    """Holds the batches up while the gate is closed, and counts them."""
+
+    def __init__(self, watch: Watching, line: "Line") -> None:
+        super().__init__(
+            watch.api, watch.endpoint, watch.journal, watch.settings, deciding=watch.deciding, clock=watch.clock
+        )
+        self._batches = watch.batches
+        self._line = line
+
+    async def plan(self, sessions: Sequence[KnownSession], *, checks: int) -> Plan:
+        return await self._batches.plan(sessions, checks=checks)
+
+    async def read_batch(self, batch: Batch) -> CloudError | None:
+        self._line.read += [member.id for member in batch.members]
+        async with self._line.counted("batches"):
+            return await self._batches.read_batch(batch)
 
 
 class Line:
@@ -45,7 +65,7 @@ class Line:
             self._fetch,
             lambda known: watch.fetch(known).emit_end(),
             watch.endpoint,
-            self,
+            Counted(watch, self),
             interval=INTERVAL,
             clock=clock,
             monotonic=clock,
@@ -53,23 +73,15 @@ class Line:
             pause=self._pause,
         )
 
-    async def plan(self, sessions: Sequence[KnownSession], *, checks: int) -> Plan:
-        return await self._watch.batches.plan(sessions, checks=checks)
-
-    async def read_batch(self, batch: Batch) -> CloudError | None:
-        self.read += [member.id for member in batch.members]
-        async with self._counted("batches"):
-            return await self._watch.batches.read_batch(batch)
-
     async def _fetch(self, known: KnownSession, urgency: Urgency) -> CloudError | None:
         self.read.append(known.session.id)
         self.alone.append(known.session.id)
-        async with self._counted(urgency.name):
+        async with self.counted(urgency.name):
             self._clock.forward(self.takes)
             return await self._watch.batches.alone(self._watch.fetch(known))
 
     @asynccontextmanager
-    async def _counted(self, kind: str) -> AsyncIterator[None]:
+    async def counted(self, kind: str) -> AsyncIterator[None]:
         self._running[kind] = self._running.get(kind, 0) + 1
         self.most[kind] = max(self.most.get(kind, 0), self._running[kind])
         try:
@@ -165,7 +177,11 @@ async def test_what_is_under_way_is_bounded_and_not_begun_again(clock: Clock, tm
         await watch.list_poll.poll()
         async with running(watch, clock) as line:
             line.gate.clear()
-            most = {"batches": AT_ONCE[Kind.BATCH], "LIVE": 2, "BACKLOG": AT_ONCE[Kind.CHECK] + AT_ONCE[Kind.LATE]}
+            most = {
+                "batches": AT_ONCE[FetchKind.BATCH],
+                "LIVE": 2,
+                "BACKLOG": AT_ONCE[FetchKind.CHECK] + AT_ONCE[FetchKind.LATE],
+            }
             await line.is_full(sum(most.values()))
             assert line.most == most
             line.loop.poll_now()
@@ -194,7 +210,7 @@ async def test_checks_go_on_while_nothing_live_waits(clock: Clock, tmp_path: Pat
                 while {*line.alone} != {*fleet.sessions}:
                     await asyncio.sleep(0.001)
             assert len(line.alone) == len(fleet.sessions)
-            assert line.most["BACKLOG"] == AT_ONCE[Kind.CHECK]
+            assert line.most["BACKLOG"] == AT_ONCE[FetchKind.CHECK]
 
 
 async def test_live_fetches_without_end_leave_room_for_last_reads_and_for_history(clock: Clock, tmp_path: Path) -> None:

@@ -414,7 +414,7 @@ async def test_nothing_comes_again_after_a_clean_end_that_cut_off_a_record(tmp_p
         await line.tell(event(1), event(2))
         await eventually(lambda: len(sink.flying) == 2)
         sink.answer(1)
-        await eventually(lambda: not line.dispatcher._outbox.empty and line.dispatcher._outbox.in_flight == 1)
+        await eventually(lambda: not line.dispatcher._outbox.idle and line.dispatcher._outbox.in_flight == 1)
         asyncio.get_running_loop().call_soon(lambda: asyncio.get_running_loop().call_soon(sink.answer, 2))
     async with SqliteFile(tmp_path / "b.db") as file:
         assert await file.read(lambda connection: connection.execute("select * from lanes").fetchall()) == []

@@ -122,14 +122,14 @@ ODD_HEADERS = [
 @pytest.mark.parametrize("status", [200, 429, 503])
 @pytest.mark.parametrize("headers", ODD_HEADERS)
 async def test_odd_headers_are_no_headers(headers: dict[str, str], status: int) -> None:
-    async with hostile() as (server, api, _):
+    async with hostile() as (server, api, http):
         server.says(b'{"items":[]}', status=status, **headers)
         try:
             found = await api.session_page((), 1)
         except CloudError:
             assert status != 200
             return
-        assert (found.total, found.page_count, api.clock_ahead < 1e12) == (None, None, True)
+        assert (found.total, found.page_count, http.clock_ahead < 1e12) == (None, None, True)
 
 
 @given(

@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from paho.mqtt.properties import Properties
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
+from bace_bridge.config.datatypes import DatatypeConfig
 from bace_bridge.errors import (
     BridgeError,
     DeliveryFailed,
@@ -30,7 +31,7 @@ from bace_bridge.errors import (
     SinkUnavailable,
     StoreError,
 )
-from bace_bridge.events.types import Attempt, DeviceState, Event, KnownDevice, LatestPoint, LoggedEvent
+from bace_bridge.events.types import Announced, Attempt, DeviceState, Event, KnownDevice, LatestPoint, LoggedEvent
 from bace_bridge.sinks.api import Answer
 from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.sink import MqttSink
@@ -57,6 +58,7 @@ class MemoryLedger:
 
     def __init__(self, *topics: str) -> None:
         self.held = set(topics)
+        self.of_discovery: dict[str, Announced] = {}
         self.writes = 0
         self.broken = False
 
@@ -70,6 +72,15 @@ class MemoryLedger:
     async def forget(self, topics: Iterable[str]) -> None:
         self._write()
         self.held.difference_update(topics)
+        self.of_discovery = {topic: one for topic, one in self.of_discovery.items() if topic in self.held}
+
+    async def announced(self) -> dict[str, Announced]:
+        return dict(self.of_discovery)
+
+    async def note_announced(self, announced: Mapping[str, Announced]) -> None:
+        self._write()
+        self.held.update(announced)
+        self.of_discovery.update(announced)
 
     def _write(self) -> None:
         if self.broken:
@@ -137,9 +148,13 @@ def new_sink(
     ledger: MemoryLedger | None = None,
     installation: str = "here",
     clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = nap,
+    datatypes: Callable[[], Mapping[int, DatatypeConfig]] = dict,
+    sinks: Callable[[], Collection[str]] = tuple,
     **settings: Any,
 ) -> MqttSink:
-    settings = {"name": "home", "url": f"mqtt://127.0.0.1:{port}"} | settings
+    # What Home Assistant gets is in test_mqtt_discovery.py; here it would be in the way of what is counted.
+    settings = {"name": "home", "url": f"mqtt://127.0.0.1:{port}", "home_assistant": {"enabled": False}} | settings
     return MqttSink(
         MqttConfig.model_validate(settings),
         client_id=client_id,
@@ -149,8 +164,10 @@ def new_sink(
         installation=installation,
         clock=clock,
         requests=requests or {},
+        datatypes=datatypes,
+        sinks=sinks,
         version="1.2.3",
-        sleep=nap,
+        sleep=sleep,
         jitter=lambda: 0.0,
     )
 

@@ -119,8 +119,8 @@ async def test_a_window_whose_pages_do_not_fit_together_is_halved(clock: Clock, 
         told = await watch.poll()
         assert values(told) == [float(one) for one in range(1196)]
         assert types(told)[-1] == "session.csv_ready"
-        assert any(one.split for one in (await watch.journal.windows(session)).values())
-        assert not [one for one in (await watch.journal.windows(session)).values() if one.failures]
+        assert any(one.split for one in (await watch.journal.windows([session]))[session].values())
+        assert not [one for one in (await watch.journal.windows([session]))[session].values() if one.failures]
 
 
 async def test_what_fits_in_no_half_is_left_out_with_the_true_reason(clock: Clock, tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ async def test_samples_on_the_full_minute_are_samples(clock: Clock, tmp_path: Pa
     clock.forward(900)
     async with watching(cloud, tmp_path / "b.db", clock, resolution="finest") as watch:
         assert len(points(await watch.poll())) == 10
-        assert not any(one.split for one in (await watch.journal.windows(session)).values())
+        assert not any(one.split for one in (await watch.journal.windows([session]))[session].values())
 
 
 async def test_a_row_that_cannot_be_read_is_named_once(clock: Clock, tmp_path: Path) -> None:

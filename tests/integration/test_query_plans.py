@@ -38,9 +38,9 @@ Ask = Callable[[Journal, DeviceStates], Any]
 
 QUESTIONS: dict[str, Ask] = {
     "known": lambda journal, _: journal.known(["s00005", "s19999"]),
-    "unfinished_after": lambda journal, _: journal.unfinished_after("s00100", 50),
-    "active_after": lambda journal, _: journal.active_after("s00100", 50),
-    "finished_after": lambda journal, _: journal.finished_after("s00100", 50),
+    "unfinished_after": lambda journal, _: journal.known_after("unfinished", "s00100", 50),
+    "active_after": lambda journal, _: journal.known_after("active", "s00100", 50),
+    "finished_after": lambda journal, _: journal.known_after("finished", "s00100", 50),
     "overdue_ends": lambda journal, _: journal.overdue_ends(NOON),
     "due_fetches": lambda journal, _: journal.due_fetches(NOON, 400),
     "next_fetch_at": lambda journal, _: journal.next_fetch_at(without=["s19999"]),

@@ -47,14 +47,14 @@ async def test_only_the_slices_that_changed_are_written(file: SqliteFile) -> Non
     corrected = emitted(*stamps, 3905.0)
     corrected["x"][3600.0] = EmittedPoint(9.0, 9.0, 9.0, 1, 1)
     assert await written(file, read(corrected)) == 1
-    assert await Journal(file).emitted("s", [HOUR]) == {HOUR: corrected}
-    assert await Journal(file).emitted_of(HOUR, ["s", "other"]) == {"s": corrected, "other": {}}
+    assert await Journal(file).emitted(HOUR, ["s"]) == {"s": corrected}
+    assert await Journal(file).emitted(HOUR, ["s", "other"]) == {"s": corrected, "other": {}}
 
 
 async def test_what_is_emitted_no_more_goes(file: SqliteFile) -> None:
     await Journal(file).commit(read(emitted(3600.0, 3700.0)))
     await Journal(file).commit(read(emitted(3700.0)))
-    assert await Journal(file).emitted("s", [HOUR]) == {HOUR: emitted(3700.0)}
+    assert await Journal(file).emitted(HOUR, ["s"]) == {"s": emitted(3700.0)}
 
 
 async def test_what_an_earlier_version_kept_is_read_and_becomes_slices(file: SqliteFile) -> None:
@@ -64,9 +64,9 @@ async def test_what_an_earlier_version_kept_is_read_and_becomes_slices(file: Sql
         connection.execute("update windows set emitted = ?", (msgspec.msgpack.encode(emitted(3600.0, 3700.0)),))
 
     await file.write(as_before)
-    assert await Journal(file).emitted("s", [HOUR]) == {HOUR: emitted(3600.0, 3700.0)}
+    assert await Journal(file).emitted(HOUR, ["s"]) == {"s": emitted(3600.0, 3700.0)}
     await Journal(file).commit(read(emitted(3600.0, 3700.0, 3800.0)))
-    assert await Journal(file).emitted("s", [HOUR]) == {HOUR: emitted(3600.0, 3700.0, 3800.0)}
+    assert await Journal(file).emitted(HOUR, ["s"]) == {"s": emitted(3600.0, 3700.0, 3800.0)}
     told = await file.read(lambda connection: connection.execute("select emitted from windows").fetchall())
     assert told == [(None,)]
 

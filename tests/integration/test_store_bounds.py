@@ -239,7 +239,8 @@ async def test_old_finished_sessions_are_forgotten_but_stay_known(tmp_path: Path
         reads = tuple(read for one in [*sessions, *kept_ones] for read in windows(one.session.id, 2)) + large
         await store.journal.commit(Changes(known=(*sessions, *kept_ones), windows=reads))
         assert await store.upkeep.piece(NOON) < 1.0, "in pieces"
-        assert await store.journal.windows(sessions[-1].session.id)
+        last = sessions[-1].session.id
+        assert (await store.journal.windows([last]))[last]
         assert await store.round() == EVERY
         remembered = await store.file.read(
             lambda connection: connection.execute("select distinct session_id from windows").fetchall()
@@ -263,9 +264,9 @@ async def test_the_memory_of_what_is_over_does_not_stop_the_watching_of_what_is_
                 await store.journal.commit(Changes(known=tuple(sessions.values()), windows=reads))
         with capture_logs() as logs:
             await store.fill()
-        assert not await store.journal.windows("older")
-        assert not await store.journal.windows("old")
-        assert await store.journal.windows("young")
+        assert not (await store.journal.windows(["older"]))["older"]
+        assert not (await store.journal.windows(["old"]))["old"]
+        assert (await store.journal.windows(["young"]))["young"]
         assert store.upkeep.figures()["windows_forgotten_early"] > 10
         assert sum(int(one.get("windows", 0)) for one in logs) == store.upkeep.forgotten_early
         assert await store.left() == list(range(1, store.told + 1))
@@ -291,7 +292,7 @@ async def test_of_sessions_that_changed_at_once_those_that_must_stay_do_not_keep
         await store.upkeep.piece(NOON + 2 * DAY)
         await store.upkeep.piece(NOON + 2 * DAY)
         assert store.upkeep.forgotten_early == len(go)
-        assert await store.journal.windows("a000")
+        assert (await store.journal.windows(["a000"]))["a000"]
 
 
 async def test_a_session_that_had_to_stay_is_forgotten_the_next_time_round(tmp_path: Path) -> None:
@@ -302,7 +303,7 @@ async def test_a_session_that_had_to_stay_is_forgotten_the_next_time_round(tmp_p
         await Journal(store.file).commit(Changes(known=(known("a"),)))
         await store.upkeep.piece(NOON + 2 * DAY)
         assert store.upkeep.forgotten_early == 1
-        assert await store.journal.windows("b")
+        assert (await store.journal.windows(["b"]))["b"]
 
 
 async def test_a_session_with_more_windows_than_go_in_a_piece_is_forgotten_to_its_end(tmp_path: Path) -> None:
@@ -333,7 +334,7 @@ async def test_a_forgotten_session_that_changes_is_told_again_with_the_same_ids(
         upkeep = Upkeep(watch.file, log, Cap(watch.file, 2**30), retention=7 * DAY, session_retention=90 * DAY)
         while await upkeep.piece(clock.now) < 1.0:
             pass
-        assert await watch.journal.windows(session) == {}
+        assert (await watch.journal.windows([session]))[session] == {}
         assert await watch.all_events() == []
         clock.forward(10)
         assert types(await watch.poll()) == [], "it is known, and nothing has changed"

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from bace_bridge.errors import CloudError, StoreUnusable
 from bace_bridge.events.types import LoggedEvent
-from bace_bridge.polling.datapoint_loop import DatapointLoop
+from bace_bridge.polling.loops import DatapointLoop
 from bace_bridge.polling.rules.changes import Urgency
 from bace_bridge.polling.rules.fetches import MOST_FAILED_FETCHES, MOST_FAILURES
 from bace_bridge.polling.rules.sessions import KnownSession
@@ -152,12 +152,12 @@ async def test_a_minute_that_breaks_is_left_out_and_emitted_when_it_can_be_read(
         between.alter = breaks_on(clock.now - 20)
         session = over_at_once(cloud, clock)
         assert types(await watch.poll()) == ["session.started", "session.datapoints", "session.ended"]
-        assert not any(one.split for one in (await watch.journal.windows(session)).values())
+        assert not any(one.split for one in (await watch.journal.windows([session]))[session].values())
         before = watch.api_requests()
         assert await fetches(watch, clock, 20 * (MOST_FAILURES - 1)) == ["session.datapoints", "session.csv_ready"]
         assert watch.api_requests() - before <= 50
         assert sorted(point["avg"] for point in points(await watch.all_events())) == [1.0, 3.0]
-        (out,) = [one for one in (await watch.journal.windows(session)).values() if one.failures]
+        (out,) = [one for one in (await watch.journal.windows([session]))[session].values() if one.failures]
         assert (out.end - out.start, out.settled) == (60, True)
         before = watch.api_requests()
         assert await fetches(watch, clock, 86400, every=300) == []

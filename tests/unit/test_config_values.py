@@ -412,12 +412,7 @@ def test_warnings_name_what_they_are_about() -> None:
     ("given", "found"),
     [
         ({}, []),
-        ({"home_assistant": None}, []),
-        ({"home_assistant": {}}, []),
-        ({"home_assistant": {"enabled": None}}, []),
-        ({"home_assistant": {"enabled": False, "prefix": "ha"}}, []),
-        ({"home_assistant": {"enabled": True}}, ["mqtt[0].home_assistant.enabled"]),
-        ({"home_assistant": {"prefix": "ha"}}, ["mqtt[0].home_assistant"]),
+        ({"home_assistant": {"enabled": True, "prefix": "ha"}}, []),
         ({"events": ["*", "s*", "session.*"]}, []),
         ({"events": ["alert.*"]}, ["mqtt[0].events[0]"]),
         ({"events": ["session.*", "alert.firing", "a*", "*.resolved"]}, [f"mqtt[0].events[{n}]" for n in (1, 2, 3)]),

@@ -1,8 +1,8 @@
 import msgspec
 import pytest
 
-from bace_bridge.delivery.rules.outbox import dead_letter_event, is_reported
-from bace_bridge.events.types import SINK_DEAD_LETTER, SINK_DISABLED, Event
+from bace_bridge.delivery.rules.outbox import dead_letter_event
+from bace_bridge.events.types import SINK_DEAD_LETTER, SINK_DISABLED, Event, is_about_a_sink
 
 NOW = 1_769_817_600.0
 EVENT = Event("evt_1", "session.ended", "s1", "g1", NOW - 60, NOW - 50, b"{}")
@@ -40,5 +40,5 @@ def test_each_end_of_a_delivery_has_an_id_of_its_own() -> None:
 
 @pytest.mark.parametrize("kind", [SINK_DEAD_LETTER, SINK_DISABLED])
 def test_what_is_about_a_sink_is_not_answered_by_more_of_the_kind(kind: str) -> None:
-    assert not is_reported(Event("evt_1", kind, None, None, NOW, NOW, b'{"sink":"b"}'))
-    assert is_reported(EVENT)
+    assert is_about_a_sink(Event("evt_1", kind, None, None, NOW, NOW, b'{"sink":"b"}'))
+    assert not is_about_a_sink(EVENT)

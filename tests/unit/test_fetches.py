@@ -17,7 +17,7 @@ from bace_bridge.polling.rules.fetches import (
     is_current,
     judge,
 )
-from bace_bridge.polling.rules.sessions import END_PATIENCE, DataSession, KnownSession
+from bace_bridge.polling.rules.sessions import END_PATIENCE, DataSession, KnownSession, in_the_log
 
 NOON = 1_764_590_400.0
 ACTIVE = KnownSession(session=DataSession("s1", "g1", NOON - 60), fetch_at=NOON)
@@ -129,6 +129,7 @@ def test_a_csv_has_a_new_revision_where_it_holds_something_new(
         [{"url": "https://cloud.example/csv", "revision": revision, "datapoint_count": 3}] if emitted else []
     )
     after = concluded.known
+    assert [in_the_log(event, after)["revision"] for event in concluded.events] == ([revision] if emitted else [])
     assert (after.csv_revision, after.csv_due, after.points_since_csv) == (revision, False, False)
     assert after.csv_facts == after.facts_for_csv
 

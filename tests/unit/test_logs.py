@@ -46,11 +46,27 @@ def test_console() -> None:
     log = structlog.get_logger()
     log.warning("cloud.away", again_in=10.0, used=3 * 2**20, reason="no answer")
     log.info("session.ended", device_label="BaceGo-1", session_label="Night watch", device="d1", session="s1", id="e1")
+    log.info("session.csv_ready", device_label="B", session_label="N", device="d1", session="s1", id="e1", revision=0)
     log.info("delivery.retry_scheduled", sink="alerts", event_id="evt_1", type="session.ended", again_in=5.2)
-    away, ended, retried = (re.sub(r"^[-\d]{10} [:\d]{8} ", "", line) for line in stream.getvalue().splitlines())
+    away, ended, ready, retried = (re.sub(r"^[-\d]{10} [:\d]{8} ", "", line) for line in stream.getvalue().splitlines())
     assert away == "warning cloud.away             again_in=10s used=3.0MiB reason='no answer'"
     assert ended == "info    session.ended          device=BaceGo-1 session='Night watch'"
+    assert ready == "info    session.csv_ready      device=B session=N revision=0"
     assert retried == "info    delivery.retry_scheduled sink=alerts type=session.ended again_in=5.2s"
+
+
+@pytest.mark.parametrize("reason", ["HTTP 500: " + "no " * 80, "x" * 300, "it's " * 50, "\u00fc\n" * 90])
+def test_a_long_reason_is_cut_on_a_terminal_where_nothing_is_to_be_done(reason: str) -> None:
+    stream = io.StringIO()
+    logs.configure(fmt="console", level="info", stream=stream)
+    log = structlog.get_logger()
+    log.info("delivery.retry_scheduled", sink="alerts", event_id="evt_1", attempt=3, again_in=1800.0, reason=reason)
+    log.warning("webhook.failing", sink="alerts", reason=reason, then="tried again in 5 s")
+    retried, failing = stream.getvalue().splitlines()
+    assert len(retried) == 120
+    assert "attempt=3 again_in=1800s reason=" in retried
+    assert retried.endswith("\u2026")
+    assert failing.endswith("then='tried again in 5 s'")
 
 
 @pytest.mark.parametrize("fmt", ["json", "console"])

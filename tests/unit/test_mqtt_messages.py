@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from bace_bridge.errors import DeliveryFailed, DeliveryRejected
 from bace_bridge.events.types import Attempt, Event, LoggedEvent
-from bace_bridge.sinks.mqtt.client import CloudEventAttributes, correlation, introduction
+from bace_bridge.sinks.mqtt.client import CloudEventAttributes, introduction, of_response, of_state
 from bace_bridge.sinks.mqtt.endings import (
     During,
     Ending,
@@ -138,13 +138,25 @@ def test_an_event_without_a_session_has_no_subject() -> None:
 
 
 def test_long_and_other_properties_are_encoded_as_paho_does() -> None:
-    for ours, name, value in (
-        (correlation(b"\x00" * 9000), "CorrelationData", b"\x00" * 9000),
-        (correlation(b"\x00\xff"), "CorrelationData", b"\x00\xff"),
-    ):
+    for correlation in (b"\x00" * 9000, b"\x00\xff", None):
         theirs: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-        setattr(theirs, name, value)
-        assert ours.pack() == theirs.pack()
+        theirs.unpack(of_response(correlation).pack())
+        assert getattr(theirs, "CorrelationData", None) == correlation
+        assert (theirs.ContentType, theirs.MessageExpiryInterval) == ("application/json", 60)
+
+
+@pytest.mark.parametrize(
+    ("payload", "content_type"),
+    [(b'{"a":1}', "application/json"), (b"[]", "application/json"), (b"online", None), (b"", None)],
+)
+def test_retained_json_says_that_it_is_json_and_nothing_retained_expires(
+    payload: bytes, content_type: str | None
+) -> None:
+    read: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    if (ours := of_state(payload)) is not None:
+        read.unpack(ours.pack())
+    assert getattr(read, "ContentType", None) == content_type
+    assert not hasattr(read, "MessageExpiryInterval")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,12 @@ from bace_bridge.sinks.mqtt.topics import (
 )
 
 TOPICS = Topics("bace")
+
+
+def no_discovery(_topic: str) -> bool:
+    return False
+
+
 ALL_VIEWS = [
     Views(meant, acknowledged, *flags)
     for meant in (None, b"new")
@@ -157,7 +163,7 @@ def published(picture: Picture, *, alone: bool = False) -> dict[str, bytes]:
 
 def compared(one: Memory, *, ledger: Collection[str] = (), tree: Collection[str] = (), meant: str = "g1") -> Picture:
     """The picture after everything that is meant was published, and the broker was read."""
-    picture = Picture(TOPICS, one)
+    picture = Picture(TOPICS, one, no_discovery)
     picture.read_ledger(ledger)
     picture.mean_bridge(b"info", b"health", b"[]")
     picture.mean_devices({meant: {f"bace/{meant}/session": b"{}"}}, asked=None)
@@ -180,7 +186,7 @@ def test_what_the_ledger_holds_and_is_not_meant_is_cleared_and_forgotten() -> No
 
 
 def test_what_only_the_broker_knows_waits_until_the_view_of_the_cloud_is_current() -> None:
-    picture = Picture(TOPICS, memory())
+    picture = Picture(TOPICS, memory(), no_discovery)
     picture.read_tree({"bace/g1/session", "bace/g2/session"})
     picture.mean_devices({}, asked=None)
     picture.compare(is_current=False)
@@ -230,7 +236,7 @@ def test_of_a_former_base_topic_that_another_bridge_uses_only_what_is_its_own_is
 def test_a_topic_is_tried_again_after_a_refusal_and_is_no_problem_once_it_was_taken() -> None:
     now = Now()
     one = memory(now=now)
-    picture = Picture(TOPICS, one)
+    picture = Picture(TOPICS, one, no_discovery)
     picture.mean_devices({"g1": {"bace/g1/session": b"{}"}}, asked=None)
     for attempt in range(1, 12):
         assert dict(picture.changes(alone=False)) == {"bace/g1/session": b"{}"}
@@ -269,7 +275,7 @@ def closing(one: Memory, picture: Picture, poison: str) -> list[str]:
 
 
 def connect(one: Memory, devices: dict[str, dict[str, bytes]]) -> Picture:
-    picture = Picture(TOPICS, one)
+    picture = Picture(TOPICS, one, no_discovery)
     picture.mean_devices(devices, asked=None)
     return picture
 

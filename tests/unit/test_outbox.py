@@ -75,7 +75,7 @@ def test_the_events_of_a_lane_follow_one_another() -> None:
         assert sent(box) == [seq]
         box.delivered(logged(seq))
     assert places(recorded(box).values()) == {"a": (5, True)}
-    assert box.empty
+    assert box.idle
 
 
 def test_a_lane_stands_at_the_first_event_that_is_not_acknowledged() -> None:
@@ -298,7 +298,7 @@ def test_while_it_winds_up_what_is_behind_waits_for_the_next_start() -> None:
     assert box.wants_more()
     box.winding_up = True
     assert not box.wants_more()
-    assert not box.more
+    assert box.idle
     assert box.claim().behind.lanes == 0
 
 

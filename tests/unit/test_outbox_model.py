@@ -310,7 +310,7 @@ class Dispatcher(RuleBasedStateMachine):
             self.take_record()
             self.nothing_is_lost_by_a_crash()
         assert self.store.execute("select * from lanes").fetchall() == []
-        assert self.outbox.empty
+        assert self.outbox.idle
         assert not self.outbox.claim().held
         assert not self.may_claim
         dead = {row[0] for row in self.store.execute("select seq from dead_letters")}

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bace_bridge.cloud.api import parse_datapoints, parse_groups, parse_series_axes, parse_session, parse_sessions
 from bace_bridge.cloud.failures import parse_problem
-from bace_bridge.cloud.replies import parse_datapoints, parse_groups, parse_series_axes
-from bace_bridge.cloud.session_rows import parse_session, parse_sessions
 from bace_bridge.cloud.tokens import TokenReply, parse_token
 from bace_bridge.errors import UnexpectedReply
 from bace_bridge.formats import iso_utc

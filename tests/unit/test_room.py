@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.polling.rules.windows import may_be_forgotten
-from bace_bridge.store.faults import FORGOTTEN_AFTER, StoreFailures, after_failure, after_success
+from bace_bridge.store.faults import FORGOTTEN_AFTER, StoreFailures, after_use
 from bace_bridge.store.housekeeping import Room, room_left
 
 FREE, PRUNING, PAUSED = Room(), Room(surplus=1), Room(surplus=1, paused=True)
@@ -44,22 +44,22 @@ def test_at_the_cap_it_pauses_and_well_below_it_never_does(sizes: list[int]) -> 
 
 
 def test_each_side_of_the_store_is_well_when_it_was_itself() -> None:
-    failures = after_failure(StoreFailures(), "known", "the disk is full", now=0.0)
-    failures = after_success(failures, "deliveries", now=1.0)
+    failures = after_use(StoreFailures(), "known", "the disk is full", now=0.0)
+    failures = after_use(failures, "deliveries", None, now=1.0)
     assert failures.reason == "the disk is full", "a small write may succeed where a large one does not"
-    failures = after_failure(failures, "facts", "another", now=2.0)
+    failures = after_use(failures, "facts", "another", now=2.0)
     assert failures.reason == "the disk is full"
-    failures = after_success(failures, "known", now=3.0)
+    failures = after_use(failures, "known", None, now=3.0)
     assert failures.reason == "another"
-    assert after_success(failures, "facts", now=4.0) == StoreFailures()
+    assert after_use(failures, "facts", None, now=4.0) == StoreFailures()
 
 
 def test_what_does_not_come_again_is_forgotten_once_something_is_written() -> None:
-    failures = after_failure(StoreFailures(), "known", "full", now=0.0)
+    failures = after_use(StoreFailures(), "known", "full", now=0.0)
     later = FORGOTTEN_AFTER
-    assert after_success(failures, "deliveries", now=later - 1).reason == "full"
-    assert after_success(failures, "reading", now=later).reason == "full", "to read says nothing of writing"
-    assert after_success(failures, "upkeep", now=later) == StoreFailures()
+    assert after_use(failures, "deliveries", None, now=later - 1).reason == "full"
+    assert after_use(failures, "reading", None, now=later).reason == "full", "to read says nothing of writing"
+    assert after_use(failures, "upkeep", None, now=later) == StoreFailures()
 
 
 INGESTED = KnownSession(session=DataSession("s", "g", 10.0, end=20.0, updated_at=30.0, ingestion_finished=True))

@@ -25,7 +25,6 @@ from bace_bridge.events.types import (
     Recorded,
     Share,
     bridge_event,
-    is_about_a_sink,
     lane_key,
 )
 from bace_bridge.formats import iso_utc
@@ -75,16 +74,6 @@ class _Held:
         return len(self.waiting) + len(self.flying)
 
     @property
-    def seq(self) -> int:
-        """Everything of the lane before this event is delivered, given up or not wanted."""
-        # On a pipelined sink earlier events may still be in flight when a later one fails: none may be skipped.
-        if self.failure is not None:
-            return min([self.failure.seq, *self.flying])
-        if self.flying:
-            return min(self.flying)
-        return self.waiting[0].seq if self.waiting else self.through + 1
-
-    @property
     def may_send(self) -> bool:
         return bool(self.waiting) and not (self.one_at_a_time and self.flying)
 
@@ -103,7 +92,15 @@ class _Held:
 
     def now(self) -> Lane:
         """The row as it ought to be."""
-        seq, failure = self.seq, self.failure
+        failure = self.failure
+        # Everything before this event is delivered, given up or not wanted. On a pipelined sink earlier events may
+        # still be in flight when a later one fails: none may be skipped.
+        if failure is not None:
+            seq = min([failure.seq, *self.flying])
+        elif self.flying:
+            seq = min(self.flying)
+        else:
+            seq = self.waiting[0].seq if self.waiting else self.through + 1
         if failure is not None and failure.seq == seq:
             return replace(
                 self.lane, seq=seq, attempts=failure.attempts, due_at=failure.at, reason=failure.reason, behind=True
@@ -124,31 +121,30 @@ class Outbox:
     ) -> None:
         self._window = window
         self._pipelined = pipelined
-        self._shares = (fresh or _part(FRESH, window), behind or _part(BEHIND, window))
+        part = max(LEAST_PART, min(1.0, window / LARGE_WINDOW))
+        self._shares = tuple(
+            given or Share(round(part * most.lanes), round(part * most.events), round(part * most.size))
+            for given, most in ((fresh, FRESH), (behind, BEHIND))
+        )
         self._lanes: dict[str, _Held] = {}
         self._turns: tuple[deque[_Held], deque[_Held]] = (deque(), deque())
         self._behind_next = False
-        self._changed: set[str] = set()
+        self.changed: set[str] = set()
+        """The lanes that have something to record."""
         self._more = [False, False]
         self._let_go_of_some = False
         self.in_flight = 0
         self.winding_up = False
 
     @property
-    def empty(self) -> bool:
-        """Nothing is held that could be delivered, and nothing is to be recorded."""
+    def idle(self) -> bool:
+        """Nothing is to be delivered or recorded, and no lane is known to be due that is not held.
+
+        While winding up lanes that are behind do not count.
+        """
+        more = self._more[0] or (self._more[1] and not self.winding_up)
         left = any(held.waiting or held.reads_on for held in self._lanes.values())
-        return not (left or self.in_flight or self._changed)
-
-    @property
-    def changed(self) -> bool:
-        """There is something to record."""
-        return bool(self._changed)
-
-    @property
-    def more(self) -> bool:
-        """Lanes are known to be due that are not held; while winding up only those that are not behind count."""
-        return self._more[0] or (self._more[1] and not self.winding_up)
+        return not (more or left or self.in_flight or self.changed)
 
     def wants_more(self) -> bool:
         """There is room, and something is known to be read.
@@ -275,12 +271,12 @@ class Outbox:
                 self._more = [True, True]
             return
         if held.ends or held.dead or held.now() != held.lane:
-            self._changed.add(held.lane.key)
+            self.changed.add(held.lane.key)
         self._takes_turns(held)
 
     def _let_go(self, held: _Held) -> None:
         del self._lanes[held.lane.key]
-        self._changed.discard(held.lane.key)
+        self.changed.discard(held.lane.key)
         self._let_go_of_some = True
 
     def clock_stepped(self, seconds: float) -> None:
@@ -293,13 +289,13 @@ class Outbox:
 
     def progress(self) -> tuple[LaneRecord, ...]:
         """What is to be made durable; it is so only with `recorded`."""
-        held = (self._lanes[key] for key in self._changed)
+        held = (self._lanes[key] for key in self.changed)
         return tuple(LaneRecord(one.now(), one.drained, tuple(one.dead)) for one in held)
 
     def recorded(self, records: Iterable[LaneRecord], outcome: Recorded) -> None:
         for record in records:
             held = self._lanes[record.lane.key]
-            self._changed.discard(record.lane.key)
+            self.changed.discard(record.lane.key)
             if record.lane.key in outcome.moved:
                 # Somebody asked for a retry, a replay or a drop meanwhile: their row counts. What is in flight
                 # lands first, then the lane is let go of and claimed again as they left it.
@@ -314,16 +310,6 @@ class Outbox:
                     self._let_go(held)
                     continue
             self._changes(held)
-
-
-def _part(share: Share, window: int) -> Share:
-    part = max(LEAST_PART, min(1.0, window / LARGE_WINDOW))
-    return Share(round(part * share.lanes), round(part * share.events), round(part * share.size))
-
-
-def is_reported(event: Event) -> bool:
-    """False where the dead letter itself is about a sink: two that take nothing would answer each other for ever."""
-    return not is_about_a_sink(event)
 
 
 def dead_letter_event(count: int, *, sink: str, event: Event, attempts: int, reason: str, now: float) -> Event:

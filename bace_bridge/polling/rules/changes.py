@@ -1,11 +1,12 @@
 """What polling is handed (pages, rows), what it makes of them (`Changes`), and what it remembers.
 
-With that, when an outage of the cloud is reported: once.
+With that, when an outage of the cloud is reported: once; and the Protocols of the cloud and of the store, which the
+composition root brings.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from enum import IntEnum
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -13,10 +14,13 @@ from bace_bridge.events.types import CLOUD_AUTH_FAILED, CLOUD_RECOVERED, CLOUD_U
 from bace_bridge.formats import iso_utc
 from bace_bridge.polling.rules.datapoints import Datapoint, Emitted
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
-from bace_bridge.polling.rules.windows import WindowState
+from bace_bridge.polling.rules.windows import Window, WindowState
 from bace_bridge.retry import FAILURES_UNTIL_REPORTED
 
 Kind = Literal["unreachable", "auth_failed"]
+
+Stage = Literal["unfinished", "active", "finished"]
+"""Of a known session; an active one is unfinished, too."""
 
 
 class CloudOutage(msgspec.Struct, frozen=True, rename={"reported": "told"}):  # its name in stores of earlier versions
@@ -216,3 +220,51 @@ class PollState(msgspec.Struct, frozen=True, kw_only=True):
     def without_what_moves(self) -> "PollState":
         """All but what moves at every poll: that it is a little behind in the store costs a few rows read again."""
         return msgspec.structs.replace(self, watermark=0.0, news_at=0.0, settled=False, head_start=0.0, active_after="")
+
+
+class SessionCloud(Protocol):
+    """What polling asks the cloud: data sessions and groups. Every method raises CloudErrors only."""
+
+    def now(self) -> float:
+        """Epoch seconds by the cloud's clock, as far as its answers show."""
+
+    async def session_page(
+        self, params: Sequence[tuple[str, str]], page: int, *, per_page: int = ..., expand: bool = ...
+    ) -> Page[SeenSession]: ...
+    async def session(self, session_id: str) -> SeenSession: ...
+    async def group_page(self, page: int) -> Page[tuple[str, str | None]]:
+        """Ids and labels of the groups that the account sees."""
+
+
+class PointCloud(SessionCloud, Protocol):
+    """Downsampled datapoints, too."""
+
+    async def point_page(
+        self, params: Sequence[tuple[str, str]], page: int, *, urgency: Urgency
+    ) -> Page[Datapoint]: ...
+    async def series_axes(self, session_id: str, *, urgency: Urgency) -> tuple[tuple[int, ...], tuple[str, ...]]: ...
+
+
+class Journal(Protocol):
+    """What polling needs of the store. Every method raises StoreErrors only."""
+
+    def ensure_room(self) -> None:
+        """Raises StoreAtCap while nothing more may be taken in, so nothing needs to be requested."""
+
+    async def known(self, ids: Collection[str]) -> dict[str, KnownSession]: ...
+    async def commit(self, changes: Changes) -> None: ...
+
+
+class SessionJournal(Journal, Protocol):
+    async def poll_state(self) -> PollState | None: ...
+    async def outage(self) -> CloudOutage: ...
+    async def known_after(self, stage: Stage, session_id: str, limit: int) -> list[KnownSession]: ...
+    async def device_labels(self) -> dict[str, str | None]: ...
+
+
+class PointJournal(Journal, Protocol):
+    async def overdue_ends(self, seen_before: float) -> list[KnownSession]: ...
+    async def due_fetches(self, now: float, limit: int, *, late: bool | None = None) -> list[KnownSession]: ...
+    async def next_fetch_at(self, *, without: Collection[str]) -> float | None: ...
+    async def windows(self, session_ids: Collection[str]) -> dict[str, dict[Window, WindowState]]: ...
+    async def emitted(self, window: Window, session_ids: Collection[str]) -> dict[str, Emitted]: ...

@@ -165,14 +165,15 @@ def session_event(
     )
 
 
-def in_the_log(event: Event, known: KnownSession) -> dict[str, str | None]:
-    """The fields of an event's log line: labels for people, ids for machines."""
+def in_the_log(event: Event, known: KnownSession) -> dict[str, str | int | None]:
+    """The fields of an event's log line: labels for people, ids for machines; `known` is as it is with the event."""
     return {
         "device_label": known.device_label or known.session.group_id,
         "session_label": known.session.label or known.session.id,
         "device": event.device_id,
         "session": event.session_id,
         "id": event.id,
+        **({"revision": known.csv_revision} if event.type == events.SESSION_CSV_READY else {}),
     }
 
 

@@ -48,7 +48,11 @@ def read_pubacks(client: Client) -> None:
     inside._handle_pubackcomp = handle
 
 
+RESPONSE_EXPIRES_AFTER = 60
+"""Seconds for which a broker keeps an answer for a subscriber that is away."""
+
 # Identifiers of properties: MQTT 5, table 2-4.
+_MESSAGE_EXPIRY = b"\x02"
 _CONTENT_TYPE = b"\x03"
 _CORRELATION_DATA = b"\x09"
 _USER_PROPERTY = b"\x26"
@@ -74,15 +78,20 @@ def introduction(version: str, largest_packet: int) -> EncodedProperties:
     return EncodedProperties(size + _pair("bace-bridge", version))
 
 
-def correlation(data: bytes) -> EncodedProperties:
-    return EncodedProperties(_CORRELATION_DATA + len(data).to_bytes(2, "big") + data)
+def of_state(payload: bytes) -> EncodedProperties | None:
+    """Those of a retained message: what is no JSON is a word, or nothing. It never expires."""
+    return _JSON if payload.startswith((b"{", b"[")) else None
+
+
+def of_response(correlation: bytes | None) -> EncodedProperties:
+    """Those of an answer, which is of no use to who asks again."""
+    correlated = b"" if correlation is None else _CORRELATION_DATA + len(correlation).to_bytes(2, "big") + correlation
+    return EncodedProperties(_JSON_TYPE + _MESSAGE_EXPIRY + RESPONSE_EXPIRES_AFTER.to_bytes(4, "big") + correlated)
 
 
 class CloudEventAttributes:
     def __init__(self, source: str) -> None:
-        self._same_for_all = (
-            _CONTENT_TYPE + _text(DATA_CONTENT_TYPE) + _pair("specversion", SPECVERSION) + _pair("source", source)
-        )
+        self._same_for_all = _JSON_TYPE + _pair("specversion", SPECVERSION) + _pair("source", source)
         self._id, self._subject, self._time = _name("id"), _name("subject"), _name("time")
         self._sequence = _name("sequence") + SEQUENCE_DIGITS.to_bytes(2, "big")
         self._types: dict[str, bytes] = {}
@@ -126,6 +135,9 @@ def _name(name: str) -> bytes:
 def _pair(name: str, value: str) -> bytes:
     return _name(name) + _text(value)
 
+
+_JSON_TYPE = _CONTENT_TYPE + _text(DATA_CONTENT_TYPE)
+_JSON = EncodedProperties(_JSON_TYPE)
 
 LARGEST_PACKET = 2**20
 """Bytes of a packet that is read whole. MQTT 5 announces it; of a larger message the beginning is kept."""

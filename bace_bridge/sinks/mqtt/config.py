@@ -5,7 +5,7 @@ import ssl
 import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NoReturn
+from typing import Annotated, Any, Final, Literal, NoReturn, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, WithJsonSchema
@@ -195,12 +195,13 @@ Protocol = Annotated[
 
 
 class HomeAssistantConfig(Section):
-    """Read and checked, but without effect yet; see `MqttConfig.warnings`."""
-
-    enabled: bool = Field(default=True, description="Publish discovery (no effect yet)")
+    enabled: bool = Field(default=True, description="Publish discovery")
     prefix: Topic = Field(default="homeassistant", description="Home Assistant's discovery prefix")
     mode: Literal["device", "component"] = Field(
-        default="device", description="One message per device, or one per entity"
+        default="device", description="One message per device, or one per entity for older consumers"
+    )
+    after_session: Literal["unavailable", "keep"] = Field(
+        default="unavailable", description="What a value is when its data session is over; keep: the last one stays"
     )
 
 
@@ -225,8 +226,7 @@ class MqttConfig(SinkConfig):
     max_in_flight: MaxInFlight = Field(default=200, ge=1, le=65535, description="Unacknowledged messages allowed")
     requests: bool = Field(default=True, description="Accept requests over MQTT")
     home_assistant: HomeAssistantConfig = Field(
-        default=HomeAssistantConfig(),
-        description="Discovery for Home Assistant (no effect yet)",
+        default=HomeAssistantConfig(), description="Discovery for Home Assistant"
     )
 
     @property
@@ -282,6 +282,8 @@ class MqttConfig(SinkConfig):
             installation=context.installation,
             base_topics=lambda: {one.base_topic for one in context.running() if isinstance(one, MqttConfig)},
             requests=context.requests,
+            datatypes=context.datatypes,
+            sinks=lambda: [one.name for one in context.running()],
             version=context.version,
             quote=context.redaction.quoted,
         )
@@ -296,10 +298,18 @@ class MqttConfig(SinkConfig):
             yield "tls.insecure: anyone on the network path can read and forge messages (use ca_file instead)"
         if self.tls != TlsConfig() and not self.tls_enabled:
             yield "tls: has no effect without mqtts:// or wss://"
-        given = self.home_assistant.model_fields_set
-        if given and self.home_assistant.enabled:
-            key = "home_assistant.enabled" if "enabled" in given else "home_assistant"
-            yield f"{key}: has no effect yet: this version publishes no discovery"
+
+    @classmethod
+    def warnings_between(cls, sinks: Collection[tuple[str, Self]]) -> Iterator[str]:
+        first: dict[tuple[str, str], str] = {}
+        for path, sink in sinks:
+            if sink.home_assistant.enabled:
+                other = first.setdefault((sink.broker.lower(), sink.home_assistant.prefix), path)
+                if other != path:
+                    yield (
+                        f"{path}.home_assistant: {other} announces the same devices to Home Assistant at this broker, "
+                        "and each overwrites what the other one says (set enabled: false in one)"
+                    )
 
     @classmethod
     def mistakes_between(cls, entries: Collection[Entry]) -> Iterator[Mistake]:

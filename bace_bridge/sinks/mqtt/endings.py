@@ -58,15 +58,10 @@ def refused(broker: str, code: int, reason: str) -> Ending:
     """For a CONNACK that says no."""
     if code == UNSUPPORTED_VERSION:
         return Ending("version_refused", f"the broker at {broker} does not speak this version of MQTT", code)
+    said = f"{reason.lower()} (0x{code:02x})"
     if code in _LOGIN_REFUSALS:
-        return Ending(
-            "login_refused",
-            f"the broker at {broker} refuses the login: {reason.lower()} (0x{code:02x})",
-            code,
-        )
-    return Ending(
-        "unreachable", f"the broker at {broker} refuses the connection: {reason.lower()} (0x{code:02x})", code
-    )
+        return Ending("login_refused", f"the broker at {broker} refuses the login: {said}", code)
+    return Ending("unreachable", f"the broker at {broker} refuses the connection: {said}", code)
 
 
 def ended(broker: str, code: int, reason: str, *, said_by_broker: bool, during: During, socket_error: str) -> Ending:
@@ -129,6 +124,8 @@ _HINT_FOR_SHORT_CONNECTIONS = (
 
 
 class Outage:
+    """When to connect again, and what of it is news: each kind of ending once, until there is a connection."""
+
     def __init__(self, log: FilteringBoundLogger) -> None:
         self._log = log
         self._failures = 0
@@ -162,14 +159,10 @@ class Outage:
             self._short_connections += 1
             if self._short_connections == _SHORT_CONNECTIONS_BEFORE_WARNING:
                 self._log.warning("mqtt.connection_keeps_breaking", hint=_HINT_FOR_SHORT_CONNECTIONS)
-        return _wait(ending.kind, self._failures, jitter)
-
-
-def _wait(kind: Kind, failures: int, jitter: float) -> float:
-    if kind == "login_refused":
-        # Some brokers and firewalls ban an address after a few failed logins.
-        return backoff(failures, jitter=jitter, first=_FIRST_FOR_LOGIN, longest=_LONGEST_FOR_LOGIN)
-    if kind == "taken_over":
-        # Two clients with one id end each other's connections, as fast as they connect.
-        return backoff(1, jitter=jitter, first=_LONGEST)
-    return backoff(failures, jitter=jitter, first=1.0, longest=_LONGEST)
+        if ending.kind == "login_refused":
+            # Some brokers and firewalls ban an address after a few failed logins.
+            return backoff(self._failures, jitter=jitter, first=_FIRST_FOR_LOGIN, longest=_LONGEST_FOR_LOGIN)
+        if ending.kind == "taken_over":
+            # Two clients with one id end each other's connections, as fast as they connect.
+            return backoff(1, jitter=jitter, first=_LONGEST)
+        return backoff(self._failures, jitter=jitter, first=1.0, longest=_LONGEST)

@@ -18,9 +18,9 @@ from bace_bridge.sinks.mqtt.refusals import Suspicion, TopicSuspicion
 
 Done = Callable[[SinkError | None], None]
 
-# The type, and at most four bytes of length; two bytes for the length of the topic, two for the packet id.
-_FIXED_HEADER = 5
-_TOPIC_LENGTH_AND_ID = 4
+_HEADERS = 5 + 4
+"""Bytes: the type and at most four of length; two for the length of the topic, two for the packet id."""
+
 _HIGHEST_QOS = 2
 _TAKEN_IF_OPEN_AFTER = 1.0
 """Seconds that the connection must have outlived a retained message of QoS 0, which has no acknowledgement."""
@@ -147,10 +147,13 @@ class InFlight:
             allowed = self._limits
             message = message._replace(qos=min(message.qos, allowed.qos), retain=message.retain and allowed.retain)
         try:
-            # The broker would close the connection on it, with all that is in flight.
-            if self._limits.packet_size is not None and _packet_size(message) > self._limits.packet_size:
-                self._reject(message, done, "is larger than the broker accepts")
-                return
+            if (largest := self._limits.packet_size) is not None:
+                properties = len(message.properties.pack()) if message.properties is not None else 1
+                size = _HEADERS + len(message.topic.encode()) + properties + len(message.payload)
+                # The broker would close the connection on it, with all that is in flight.
+                if size > largest:
+                    self._reject(message, done, "is larger than the broker accepts")
+                    return
             info = self._publish(message.topic, message.payload, message.qos, message.retain, message.properties)
         except UNSENDABLE as error:
             self._reject(message, done, f"cannot be sent: {error}")
@@ -166,9 +169,3 @@ class InFlight:
     def _reject(self, message: Message, done: Done, why: str) -> None:
         topic = made_sendable(message.topic[:_LONGEST_SHOWN])
         self._loop.call_soon(done, DeliveryRejected(f"a message on {topic} {why}"))
-
-
-def _packet_size(message: Message) -> int:
-    properties = len(message.properties.pack()) if message.properties is not None else 1
-    topic = len(message.topic.encode())
-    return _FIXED_HEADER + _TOPIC_LENGTH_AND_ID + topic + properties + len(message.payload)

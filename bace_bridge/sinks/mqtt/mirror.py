@@ -6,6 +6,8 @@ from functools import partial
 
 from bace_bridge.errors import SinkError, SinkUnavailable, StoreError
 from bace_bridge.sinks.api import Ledger, StateSource
+from bace_bridge.sinks.mqtt.client import of_state
+from bace_bridge.sinks.mqtt.homeassistant.announcing import Announcer, Batch, Send
 from bace_bridge.sinks.mqtt.in_flight import Done, Message
 from bace_bridge.sinks.mqtt.picture import OFFLINE, DeviceList, Memory, Picture
 from bace_bridge.sinks.mqtt.topics import CLEARED, Topics, device_topics
@@ -16,6 +18,9 @@ _AT_MOST_EVERY = 0.25
 """Seconds between two reads of the devices that changed, so that a drained backlog costs few of them."""
 
 _AFTER_FAILURE = 5.0
+
+LONGEST_HELD = 10.0
+"""Seconds that a new device's events wait at most for its discovery."""
 
 
 class Mirror:
@@ -30,6 +35,8 @@ class Mirror:
         memory: Memory,
         device_list: DeviceList,
         *,
+        announcer: Callable[[Send], Announcer],
+        speaks_5: bool,
         window: int,
         sleep: Callable[[float], Awaitable[None]],
         warn: Callable[..., None],
@@ -51,8 +58,12 @@ class Mirror:
         self._all_dirty = True
         self._news = asyncio.Event()
         self._unnoted: set[str] = set()
-        self._ledger_is_read = self._devices_are_read = False
-        self.picture = Picture(topics, memory)
+        self._ledger_is_read = self._devices_are_read = self._is_migrated = False
+        self._speaks_5 = speaks_5
+        self._announcer = announcer(self._send_all)
+        self._announced: set[str] = set()
+        self._held: dict[str, list[tuple[Message, Done]]] = {}
+        self.picture = Picture(topics, memory, self._announcer.is_discovery)
         self.complete = asyncio.Event()
         self.settled = asyncio.Event()
 
@@ -81,11 +92,19 @@ class Mirror:
             self._news.clear()
             self._begun += 1
             readable = await self._read_ledger()
+            # The bridge's own first: the other devices are announced as connected by it.
+            self.picture.mean_bridges_device(self._announcer.bridge())
+            devices = set(self._dirty)
             readable = await self._read_devices() and await self._read_device_list() and readable
             self.picture.mean_bridge(self._state.info(), self._state.health(), self._device_list.payload)
             if self._ledger_is_read and self._devices_are_read:
                 self.picture.compare(is_current=self._state.is_current())
+                if not self._is_migrated:
+                    self._is_migrated = True
+                    await self._announcer.migrate(self.picture.noted, self.picture.meant)
+            await self._announce()
             await self._publish_changes(alone=False)
+            self._let_go(devices | self.picture.devices)
             self.complete.set()
             if self.picture.is_whole:
                 self._memory.suspicion.completed()
@@ -100,10 +119,16 @@ class Mirror:
             if timer is not None:
                 timer.cancel()
 
+    async def announce_again(self) -> None:
+        """Home Assistant has started: it is to get everything once more."""
+        self._announcer.began_anew()
+        await self.settle(again=list(self.picture.meant))
+
     async def _read_ledger(self) -> bool:
         if self._ledger_is_read:
             return True
         try:
+            await self._announcer.read_ledger()
             self.picture.read_ledger(await self._ledger.topics())
         except StoreError as error:
             self._warn("mqtt.state_unreadable", problem=str(error))
@@ -124,7 +149,11 @@ class Mirror:
             self._warn("mqtt.state_unreadable", problem=str(error))
             self.refresh(asked)
             return False
-        meant = {state.device_id: device_topics(state, self._topics) for state in states}
+        meant = {
+            one.device_id: self._announcer.device(one) | device_topics(one, self._topics)
+            for one in states
+            if self._memory.shows(one.device_id)
+        }
         self.picture.mean_devices(meant, asked=asked)
         shown = {state.device_id: state for state in states if self._memory.shows(state.device_id)}
         self._device_list.note(shown, asked=asked)
@@ -145,8 +174,15 @@ class Mirror:
         self._device_list.read(known, asked=asked)
         return True
 
+    async def _announce(self) -> None:
+        batch = dict(self.picture.changes(discovery=True))
+        if batch:
+            await self._note({topic for topic, payload in batch.items() if payload != CLEARED})
+            await self._announcer.announce(batch)
+            await self._forget()
+
     async def _publish_changes(self, *, alone: bool) -> None:
-        changes = list(self.picture.changes(alone=alone))
+        changes = list(self.picture.changes(alone=alone, discovery=None if alone else False))
         # The ledger before the broker: after a kill a topic too many in it is cleared in vain, one too few may
         # stay for ever.
         await self._note({topic for topic, payload in changes if payload != CLEARED})
@@ -181,12 +217,19 @@ class Mirror:
             self._warn("mqtt.ledger_not_written", problem=str(error))
             self._memory.to_forget.update(topics)
 
+    async def _send_all(self, batch: Batch) -> None:
+        for topic, payload in batch.items():
+            await self._send(topic, payload)
+        await self._at_most(0)
+
     async def _send(self, topic: str, payload: bytes) -> None:
         # More would wait in the connection's queue, and every event behind it.
         await self._at_most(self._in_flight - 1)
         self._unacknowledged += 1
         # QoS 1 whatever the events' QoS is: without PUBACK a refused state would count as published.
-        self._publish(Message(topic, payload, qos=1, retain=True), partial(self._done, topic, payload))
+        properties = of_state(payload) if self._speaks_5 else None
+        message = Message(topic, payload, qos=1, retain=True, properties=properties)
+        self._publish(message, partial(self._done, topic, payload))
 
     def _done(self, topic: str, payload: bytes, error: SinkError | None) -> None:
         self._unacknowledged -= 1
@@ -202,7 +245,33 @@ class Mirror:
             self._progress.clear()
             await self._progress.wait()
 
+    # --- events
+
+    def publish_event(self, message: Message, device: str | None, done: Done) -> None:
+        """The first ones of a new device wait until it was announced: Home Assistant would miss them."""
+        if device is None or device in self._announced or not self._announcer.enabled:
+            self._publish(message, done)
+        else:
+            if device not in self._held:
+                self._held[device] = []
+                self._loop.call_later(LONGEST_HELD, self._let_go, {device})
+            self._held[device].append((message, done))
+        if device is not None:
+            self.refresh((device,))
+
+    def _let_go(self, devices: Iterable[str]) -> None:
+        self._announced.update(devices)
+        for device in self._held.keys() & self._announced:
+            for message, done in self._held.pop(device):
+                self._publish(message, done)
+
     # --- the end
+
+    def give_back(self, problem: str) -> None:
+        """The events that still wait."""
+        held, self._held = self._held, {}
+        for _, done in (one for waiting in held.values() for one in waiting):
+            done(SinkUnavailable(problem))
 
     async def say_offline(self) -> None:
         """That of the bridge; `run` must have been cancelled."""

@@ -8,7 +8,7 @@ import msgspec
 from bace_bridge.events.types import DeviceState, KnownDevice
 from bace_bridge.formats import iso_utc
 from bace_bridge.sinks.mqtt.refusals import Refusals, TopicSuspicion
-from bace_bridge.sinks.mqtt.topics import CLEARED, Neighbours, Topics, Views, base_of, base_topics, decide
+from bace_bridge.sinks.mqtt.topics import CLEARED, Kind, Neighbours, Topics, Views, base_of, base_topics, decide
 
 AT_MOST_EVERY = 60.0
 """Seconds between two lists, unless a data session starts or ends."""
@@ -129,12 +129,17 @@ class Memory(NamedTuple):
 
 
 class Picture:
-    """Does no I/O. `noted` is what the ledger holds once it was read."""
+    """Does no I/O. `noted` is what the ledger holds once it was read.
 
-    def __init__(self, topics: Topics, memory: Memory) -> None:
+    `is_discovery` knows the topics on which devices are announced.
+    """
+
+    def __init__(self, topics: Topics, memory: Memory, is_discovery: Callable[[str], bool]) -> None:
         self._topics = topics
         self._memory = memory
+        self._is_discovery = is_discovery
         self._of_device: dict[str, Collection[str]] = {}
+        self._of_bridge: set[str] = set()
         # A dict for its order: what changed first goes out first.
         self._undecided: dict[str, None] = {}
         # In the ledger, but not acknowledged by any broker: there may be nothing to clear.
@@ -154,7 +159,11 @@ class Picture:
     def next_in(self) -> float | None:
         """Seconds until something that is left may be tried; None where nothing is left."""
         due_in = self._memory.refusals.due_in
-        return min((due_in(topic, self._topics.kind(topic)) for topic in self._undecided), default=None)
+        return min((due_in(topic, self._kind(topic)) for topic in self._undecided), default=None)
+
+    @property
+    def devices(self) -> set[str]:
+        return set(self._of_device)
 
     @property
     def online_devices(self) -> list[str]:
@@ -172,6 +181,14 @@ class Picture:
         """The broker has shown what it keeps, as far as it may be read: the topics among it that are unknown here."""
         self._shown = unknown
         self._tree_is_compared = False
+
+    def mean_bridges_device(self, announced: Mapping[str, bytes]) -> None:
+        """The topics that announce the bridge itself."""
+        for topic in self._of_bridge - announced.keys():
+            self._mean(topic, None)
+        for topic, payload in announced.items():
+            self._mean(topic, payload)
+        self._of_bridge = set(announced)
 
     def mean_bridge(self, info: bytes, health: bytes, devices: bytes | None) -> None:
         """`devices` is the list of them, None before it was read."""
@@ -220,11 +237,14 @@ class Picture:
 
     # --- what follows
 
-    def changes(self, *, alone: bool) -> Iterator[tuple[str, bytes]]:
-        """What is to be published now: what is sent `alone` because it is suspected, or everything else."""
+    def changes(self, *, alone: bool = False, discovery: bool | None = None) -> Iterator[tuple[str, bytes]]:
+        """What is to be published now: what is sent `alone` because it is suspected, or everything else.
+
+        `discovery` chooses between what announces devices, and the rest.
+        """
         memory = self._memory
         for topic in list(self._undecided):
-            if memory.suspicion.sent_alone(topic) != alone:
+            if memory.suspicion.sent_alone(topic) != alone or discovery not in {None, self._is_discovery(topic)}:
                 continue
             action = decide(self._views(topic))
             if action == "leave":
@@ -232,7 +252,7 @@ class Picture:
                 memory.refusals.drop(topic)
                 if topic not in self.meant and topic in self._untaken:
                     memory.to_forget.add(topic)
-            elif memory.refusals.may_try(topic, self._topics.kind(topic)):
+            elif memory.refusals.may_try(topic, self._kind(topic)):
                 del self._undecided[topic]
                 yield topic, CLEARED if action == "clear" else self.meant[topic]
 
@@ -256,12 +276,12 @@ class Picture:
         self._untaken.discard(topic)
         if payload == CLEARED:
             self._memory.to_forget.add(topic)
-        return self._memory.refusals.taken(topic, self._topics.kind(topic))
+        return self._memory.refusals.taken(topic, self._kind(topic))
 
     def refused(self, topic: str, problem: str) -> None:
         self._undecided[topic] = None
         closes = self._memory.suspicion.is_blamed(topic)
-        self._memory.refusals.refused(topic, self._topics.kind(topic), problem, closes=closes)
+        self._memory.refusals.refused(topic, self._kind(topic), problem, closes=closes)
         if closes and topic in self._untaken:
             self._memory.to_forget.add(topic)
 
@@ -301,9 +321,17 @@ class Picture:
             shared=self._is_shared(topic),
         )
 
+    def _kind(self, topic: str) -> Kind | None:
+        return "discovery" if self._is_discovery(topic) else self._topics.kind(topic)
+
     def _is_shared(self, topic: str) -> bool:
         base = base_of(topic, (self._topics.base, *self.bases))
-        if base is None or topic == f"{base}/bridge/guest/{self._memory.installation}":
+        if base is None:
+            # What announces a device: all bridges say the same there, but of themselves.
+            return f"/bace_bridge_{self._memory.installation}/" not in topic and bool(
+                self._memory.neighbours.others(self._topics.base)
+            )
+        if topic == f"{base}/bridge/guest/{self._memory.installation}":
             return False
         if topic == f"{base}/bridge/info":
             return self._memory.neighbours.owner(base) is not None

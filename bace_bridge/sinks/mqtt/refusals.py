@@ -221,7 +221,13 @@ class Refusals:
     def refused(self, topic: str, kind: Kind | None, problem: str, *, closes: bool) -> None:
         refusal = self._topics.setdefault(topic, _Refusal(problem))
         self._put_off(refusal, problem, closes=closes)
-        self._warn(topic, problem)
+        # Each topic is named once, and no more than some of them: a broker may refuse all.
+        if topic in self._warned or len(self._warned) > _WARNINGS:
+            self._log.debug("mqtt.state_refused", topic=topic, problem=problem)
+        else:
+            self._warned.add(topic)
+            more = "; further topics are named in health only" if len(self._warned) > _WARNINGS else ""
+            self._log.warning("mqtt.state_refused", topic=topic, problem=problem, then=f"tried again later{more}")
         if closes and kind is not None and kind not in self._taken:
             self._closings[kind] = self._closings.get(kind, 0) + 1
             if self._closings[kind] >= _ALIKE:
@@ -246,12 +252,3 @@ class Refusals:
         refusal.attempts += 1
         first, longest = (FIRST_AFTER_CLOSING, LONGEST_AFTER_CLOSING) if closes else (FIRST, LONGEST)
         refusal.due_at = self._clock() + backoff(refusal.attempts, jitter=self._jitter(), first=first, longest=longest)
-
-    def _warn(self, topic: str, problem: str) -> None:
-        """Each topic once, and no more than some of them: a broker may refuse all."""
-        if topic in self._warned or len(self._warned) > _WARNINGS:
-            self._log.debug("mqtt.state_refused", topic=topic, problem=problem)
-            return
-        self._warned.add(topic)
-        more = "; further topics are named in health only" if len(self._warned) > _WARNINGS else ""
-        self._log.warning("mqtt.state_refused", topic=topic, problem=problem, then=f"tried again later{more}")

@@ -13,7 +13,7 @@ from bace_bridge.errors import BridgeError, SinkError
 from bace_bridge.formats import decoded, topic_problem
 from bace_bridge.redaction import Quote, quoted_as_it_is
 from bace_bridge.sinks.api import Answer
-from bace_bridge.sinks.mqtt.client import Beginning, correlation
+from bace_bridge.sinks.mqtt.client import Beginning, of_response
 from bace_bridge.sinks.mqtt.in_flight import Done, Message
 from bace_bridge.sinks.mqtt.topics import Topics, base_of
 
@@ -74,9 +74,8 @@ class Requests:
         shown = self._shown(name)
         if topic_problem(self._topics.response(name)) is not None:
             self._warn("mqtt.unreadable_topic_ignored", request=shown, hint="there is no topic to send the response to")
-        # The broker would send it again on every connection, and a replay would be made each time.
         elif message.retain:
-            # The broker would hand it out at every connect, and each would execute it.
+            # The broker would hand it out at every connect, and a replay would be made each time.
             self._warn("mqtt.retained_request_ignored", request=shown)
         elif self._asked.full() or not self._allowance.one_more():
             self._warn("mqtt.request_dropped", request=shown, waiting=_MOST_WAITING, a_minute=MOST_A_MINUTE)
@@ -94,7 +93,7 @@ class Requests:
             payload = await self._answer(request)
             usual, asked_for = self._topics.response(request.name), request.response_topic
             known = request.correlation is not None and len(request.correlation) <= _LARGEST_CORRELATION
-            properties = correlation(request.correlation) if known and request.correlation is not None else None
+            properties = of_response(request.correlation if known else None)
             also = asked_for is not None and asked_for != usual and self._unusable(asked_for) is None
             for topic in [usual, asked_for] if also and asked_for is not None else [usual]:
                 publish(Message(topic, payload, qos=1, properties=properties), partial(self._responded, topic))

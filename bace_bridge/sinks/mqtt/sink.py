@@ -4,12 +4,14 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
 
 import msgspec
 import structlog
 from paho.mqtt.client import MQTTMessage
 from structlog.typing import FilteringBoundLogger
 
+from bace_bridge.config.datatypes import DatatypeConfig
 from bace_bridge.errors import DeliveryRejected, SinkUnavailable
 from bace_bridge.events.types import Attempt, Event
 from bace_bridge.formats import iso_utc
@@ -21,6 +23,8 @@ from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.connection import Connection
 from bace_bridge.sinks.mqtt.dialing import Dialer
 from bace_bridge.sinks.mqtt.endings import Ending, Outage
+from bace_bridge.sinks.mqtt.homeassistant.announcing import Announcer, Births
+from bace_bridge.sinks.mqtt.homeassistant.discovery import Discovery
 from bace_bridge.sinks.mqtt.in_flight import Done, Message
 from bace_bridge.sinks.mqtt.mirror import Mirror
 from bace_bridge.sinks.mqtt.picture import OFFLINE, DeviceList, Memory
@@ -42,7 +46,7 @@ class MqttSink:
     """`run` keeps the connection; `send` hands events over while there is one that is `ready`.
 
     `client_id` must be the bridge's own and stay the same; `source` is what CloudEvents call the cloud. `base_topics`
-    are those of all sinks that run now.
+    are those of all sinks that run now, `sinks` their names. `datatypes` gives those of the configuration.
     `quote` takes secrets out of others' texts.
     """
 
@@ -59,6 +63,8 @@ class MqttSink:
         installation: str,
         requests: Mapping[str, Answer],
         version: str,
+        datatypes: Callable[[], Mapping[int, DatatypeConfig]] = dict,
+        sinks: Callable[[], Collection[str]] = tuple,
         quote: Quote = quoted_as_it_is,
         base_topics: Callable[[], Collection[str]] = tuple,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -70,6 +76,10 @@ class MqttSink:
         self._config = config
         self._state = state
         self._ledger = ledger
+        self._installation = installation
+        self._version = version
+        self._datatypes = datatypes
+        self._sinks = sinks
         self._sleep = sleep
         self._jitter = jitter
         self._clock = clock
@@ -102,6 +112,9 @@ class MqttSink:
             clock=clock,
             log=self._log,
         )
+        home = config.home_assistant
+        self._births = Births(home.prefix, sleep=sleep, clock=clock) if home.enabled else None
+        self._discovery: Discovery | None = None
         self._warned: set[str] = set()
         self.problem: str | None = f"not connected to the broker at {self._dialer.broker} yet"
         """Why events cannot be sent now, in a sentence without secrets."""
@@ -118,7 +131,14 @@ class MqttSink:
         """What is wrong with the retained picture, while events can be sent."""
         others = self._memory.neighbours.described(self._topics.base)
         shared = f"another bridge uses the base topic {self._topics.base}, too: {others}" if others else None
-        found = (self._memory.refusals.problem, shared, self._tree.problem, self._device_list.problem)
+        found = (
+            self._memory.refusals.problem,
+            shared,
+            self._tree.problem,
+            self._device_list.problem,
+            None if self._births is None else self._births.problem,
+            None if self._discovery is None else self._discovery.problem,
+        )
         return "; ".join(one for one in found if one is not None) or None
 
     async def ready(self) -> None:
@@ -144,9 +164,8 @@ class MqttSink:
             rejected = DeliveryRejected(f"the event {event.id} cannot be sent: {error}")
             asyncio.get_running_loop().call_soon(done, rejected)
             return
-        connection.publish(Message(topic, payload, self._config.qos, properties=properties, event=event.id), done)
-        if event.device_id is not None:
-            mirror.refresh((event.device_id,))
+        message = Message(topic, payload, self._config.qos, properties=properties, event=event.id)
+        mirror.publish_event(message, event.device_id, done)
 
     def refresh_bridge(self) -> None:
         """The bridge's info or health may have changed."""
@@ -191,6 +210,24 @@ class MqttSink:
     async def _use(self, connection: Connection) -> Ending:
         """Uses the connection until its end."""
         self._device_list = DeviceList(largest_packet=connection.limits.packet_size, clock=self._clock)
+        discovery = self._discovery = Discovery(
+            self._config.home_assistant,
+            self._topics,
+            installation=self._installation,
+            version=self._version,
+            requests=self._config.requests,
+            largest=connection.limits.packet_size,
+        )
+        announcer = partial(
+            Announcer,
+            discovery,
+            self._ledger,
+            enabled=self._config.home_assistant.enabled,
+            datatypes=self._datatypes,
+            sinks=self._sinks,
+            sleep=self._sleep,
+            warn=self._warn_once,
+        )
         mirror = self._mirror = Mirror(
             self._state,
             self._ledger,
@@ -198,6 +235,8 @@ class MqttSink:
             connection.publish,
             self._memory,
             self._device_list,
+            announcer=lambda send: announcer(send=send),
+            speaks_5=self._dialer.manner.protocol == "5",
             window=self.window,
             sleep=self._sleep,
             warn=self._warn_once,
@@ -207,6 +246,7 @@ class MqttSink:
             return await self._work(connection, mirror, self._watch)
         finally:
             self._leave(self.problem or "the connection has ended")
+            mirror.give_back(self.problem or "the connection has ended")
             connection.release(self.problem or "the connection has ended")
 
     async def _work(self, connection: Connection, mirror: Mirror, watch: Watch) -> Ending:
@@ -216,6 +256,9 @@ class MqttSink:
         listens = await self._dialer.listen(connection)
         if not listens:
             self._warn_once("mqtt.requests_refused", topic=self._topics.requests, then="tried again later")
+        hears = self._births is None or await self._births.listen(connection)
+        if self._births is not None and self._births.problem is not None:
+            self._warn_once("mqtt.home_assistant_unheard", problem=self._births.problem, then="tried again later")
         if not connection.end.done():
             self._outage.connected(broker=self._dialer.broker, protocol=self._dialer.manner.protocol)
         async with asyncio.TaskGroup() as tasks:
@@ -226,8 +269,13 @@ class MqttSink:
                 tasks.create_task(self._become_ready(connection, mirror)),
                 tasks.create_task(self._compare(connection, mirror)),
                 tasks.create_task(watch.run()),
-                tasks.create_task(self._listen_later(connection, listens=listens)),
+                tasks.create_task(self._listen_later(partial(self._dialer.listen, connection), listens=listens)),
             ]
+            if self._births is not None:
+                working.append(tasks.create_task(self._births.run(mirror.announce_again)))
+                working.append(
+                    tasks.create_task(self._listen_later(partial(self._births.listen, connection), listens=hears))
+                )
             try:
                 ended = await self._until_the_end_of(connection)
             except asyncio.CancelledError:
@@ -260,12 +308,12 @@ class MqttSink:
         await connection.disconnect(within=_GOODBYE_WITHIN)
         return Ending("given_up", "trying other connection settings")
 
-    async def _listen_later(self, connection: Connection, *, listens: bool) -> None:
+    async def _listen_later(self, listen: Callable[[], Awaitable[bool]], *, listens: bool) -> None:
         attempts = 0
         while not listens:
             attempts += 1
             await self._sleep(self._again_in(attempts))
-            listens = await self._dialer.listen(connection)
+            listens = await listen()
 
     def _again_in(self, attempts: int) -> float:
         return backoff(attempts, jitter=self._jitter(), first=_FIRST_RETRY, longest=_LAST_RETRY)
@@ -296,6 +344,8 @@ class MqttSink:
             topic = None
         if topic is None or self._topics.is_request(topic):
             self._requests.take(message)
+        elif self._births is not None and topic == self._births.topic:
+            self._births.heard(message)
         elif self._mirror is not None and self._watch is not None:
             self._tree.heard(topic, message, self._mirror)
             self._watch.heard(topic, message)

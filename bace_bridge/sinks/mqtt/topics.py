@@ -10,8 +10,8 @@ from bace_bridge.events.types import SESSION_DATAPOINTS, DeviceState, Event
 from bace_bridge.formats import UNSENDABLE, decoded, made_sendable
 from bace_bridge.redaction import Quote, quoted_as_it_is
 
-Kind = Literal["availability", "session", "latest"]
-"""What a device's retained topic says."""
+Kind = Literal["availability", "session", "latest", "discovery"]
+"""What a device's retained topic says; `discovery` announces it, below a prefix of its own."""
 
 # MQTT: + and # are wildcards, / divides levels, $ at the beginning is the broker's own; % is what the others become.
 _NOT_IN_A_LEVEL = re.compile(f"^(?:bridge|\\.\\.?)\\Z|^\\$|[+#/%]|{UNSENDABLE.pattern}")
@@ -37,6 +37,9 @@ class Topics:
 
     def is_request(self, topic: str) -> bool:
         return topic.startswith(self.requests[:-1])
+
+    def request(self, name: str) -> str:
+        return self.requests[:-1] + name
 
     def response(self, name: str) -> str:
         return f"{self.base}/bridge/response/{name}"

@@ -1,3 +1,5 @@
+"""The keys of a webhook endpoint."""
+
 import base64
 import binascii
 from collections.abc import Iterator

@@ -172,7 +172,9 @@ class _Connection(asyncio.Protocol):
             if reply is not None and reply.whole:
                 return reply
             if self._ended:
-                raise self._error if isinstance(self._error, TimeoutError) else _Closed(self._error)
+                if isinstance(self._error, TimeoutError):
+                    raise self._error
+                raise _Closed from self._error
             if reply is not None and 200 <= reply.status < 300 and not succeeded:  # noqa: PLR2004  # HTTP
                 # Delivered by now. Reading on serves the reuse of the connection only, which is worth a second and no
                 # more.
@@ -191,11 +193,7 @@ class _CannotConnect(OSError):
 
 
 class _Closed(OSError):
-    """The peer has closed the connection, or it broke."""
-
-    def __init__(self, error: Exception | None) -> None:
-        super().__init__()
-        self.error = error
+    """The peer has closed the connection, or it broke: then its cause says how."""
 
 
 def _in_words(error: Exception) -> str:
@@ -208,13 +206,13 @@ def _in_words(error: Exception) -> str:
             words = f"the TLS certificate is refused: {error.verify_message}"
         case ssl.SSLError():
             words = f"TLS failed: {_reason(error)}"
-        case _Closed(error=ssl.SSLError() as cause):
+        case _Closed(__cause__=ssl.SSLError() as cause):
             words = f"TLS failed: {_reason(cause)}"
         case _CannotConnect():
             words = f"cannot connect: {error}"
-        case _Closed(error=None):
+        case _Closed(__cause__=None):
             words = "the connection was closed without an answer"
-        case _Closed(error=Exception() as cause):
+        case _Closed(__cause__=Exception() as cause):
             words = f"the connection broke: {_reason(cause)}"
         case _:
             words = "the host cannot be used"

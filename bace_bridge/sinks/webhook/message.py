@@ -83,27 +83,19 @@ def origin(url: str) -> URL:
     return URL.build(scheme=parts.scheme, host=parts.hostname or "", port=parts.port)
 
 
-def basic_login(url: str) -> str:
-    """The Authorization header of a login in the URL, in its own bytes (%C3%A4 and %E4 differ); "" without one."""
-    parts = urlsplit(url)
-    user, password = unquote_to_bytes(parts.username or ""), unquote_to_bytes(parts.password or "")
-    return f"Basic {b64encode(user + b':' + password).decode()}" if user or password else ""
-
-
-def default_headers(version: str) -> dict[str, str]:
-    """The headers of every request, where the configuration has no others."""
-    return {"Accept": "*/*", "Content-Type": CONTENT_TYPE, "User-Agent": f"bace-bridge/{version}"}
-
-
-def request_head(url: str, defaults: Mapping[str, str], configured: Mapping[str, str]) -> bytes:
+def request_head(url: str, version: str, configured: Mapping[str, str]) -> bytes:
     """The request line and the headers that all attempts share.
 
-    `configured` headers take the place of `defaults`, and of the login in the URL, whatever their case.
+    `configured` headers take the place of our own, and of the login in the URL, whatever their case.
     """
     host = re.sub(r"%[^\]]*\]", "]", origin(url).host_port_subcomponent or "")  # the zone of an address is our own
-    headers = CIMultiDict({"Host": host, **defaults})
-    if login := basic_login(url):
-        headers["Authorization"] = login
+    ours = {"Host": host, "Accept": "*/*", "Content-Type": CONTENT_TYPE, "User-Agent": f"bace-bridge/{version}"}
+    headers = CIMultiDict(ours)
+    # A login goes out in its own bytes: %C3%A4 and %E4 differ.
+    parts = urlsplit(url)
+    user, password = unquote_to_bytes(parts.username or ""), unquote_to_bytes(parts.password or "")
+    if user or password:
+        headers["Authorization"] = f"Basic {b64encode(user + b':' + password).decode()}"
     headers.update(configured)
     return f"POST {request_target(url)} HTTP/1.1\r\n".encode() + _lines(headers)
 

@@ -13,7 +13,6 @@ from bace_bridge.redaction import Redaction
 from bace_bridge.sinks.webhook.config import WebhookConfig
 from bace_bridge.sinks.webhook.exchange import Exchange
 from bace_bridge.sinks.webhook.message import (
-    default_headers,
     origin,
     request_bytes,
     request_head,
@@ -78,7 +77,7 @@ class WebhookSink:
         # Once for all attempts: only the id, the time, the signatures and the length differ between them.
         self._head = request_head(
             url,
-            default_headers(version),
+            version,
             {name: value.get_secret_value() for name, value in config.headers.items()},
         )
         self._log = structlog.get_logger().bind(sink=config.name, host=config.host)

@@ -1,0 +1,516 @@
+"""Discovery for Home Assistant at real brokers: its order, what waits for it, what goes, and when it comes again."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from structlog.testing import capture_logs
+
+from bace_bridge.config.datatypes import KNOWN_DATATYPES, DatatypeConfig
+from bace_bridge.errors import SinkError, SinkUnavailable
+from bace_bridge.events.types import Announced, Attempt, DeviceState, Event, LatestPoint, LoggedEvent, Series
+from bace_bridge.sinks.mqtt.homeassistant.announcing import SETTLES_IN
+from bace_bridge.sinks.mqtt.sink import MqttSink
+from tests.integration.brokers import Listener, eventually
+from tests.integration.scripted_broker import Script, scripted
+from tests.integration.test_mqtt_retained import Later
+from tests.integration.test_mqtt_sink import (
+    Home,
+    MemoryLedger,
+    NewMosquitto,
+    deliver,
+    event,
+    heard_on,
+    named,
+    nap,
+    new_sink,
+    running,
+)
+
+BRIDGE = "homeassistant/device/bace_bridge_here/config"
+G1 = "homeassistant/device/bace_g1/config"
+G2 = "homeassistant/device/bace_g2/config"
+
+
+class Gate:
+    """The second after a discovery lasts until a test says so; other pauses are short."""
+
+    def __init__(self, *, is_open: bool = False) -> None:
+        self.is_open = is_open
+        self._waiting: list[asyncio.Event] = []
+
+    async def __call__(self, seconds: float) -> None:
+        if seconds != SETTLES_IN or self.is_open:
+            await nap(seconds)
+            return
+        passed = asyncio.Event()
+        self._waiting.append(passed)
+        await passed.wait()
+
+    async def reached(self) -> None:
+        await eventually(lambda: bool(self._waiting))
+
+    async def once(self) -> None:
+        """Lets the one that is waited for pass."""
+        await self.reached()
+        self._waiting.pop(0).set()
+
+    def open(self) -> None:
+        self.is_open = True
+        while self._waiting:
+            self._waiting.pop().set()
+
+    def close(self) -> None:
+        self.is_open = False
+
+
+def device(name: str, *sources: str, label: str | None = None) -> DeviceState:
+    points = tuple(LatestPoint(source, 6000, b'{"avg":1}') for source in sources)
+    series = tuple(Series(source, 6000) for source in sources)
+    return DeviceState(name, available=True, session=b'{"id":"s"}', latest=points, label=label, series=series)
+
+
+@asynccontextmanager
+async def announcing(
+    port: int, state: Home, ledger: MemoryLedger | None = None, *, ready: bool = True, **settings: Any
+) -> AsyncIterator[MqttSink]:
+    settings = {"home_assistant": {}, "datatypes": lambda: KNOWN_DATATYPES} | settings
+    made: Any = new_sink
+    async with running(made(port, state, ledger=ledger or MemoryLedger(), **settings), ready=ready) as sink:
+        yield sink
+
+
+def of_device(number: int, name: str, kind: str = "session.updated") -> Attempt:
+    return Attempt(LoggedEvent(number, Event(f"evt_{number}", kind, f"s-{name}", name, 1.0, 2.0, b"{}")), 1)
+
+
+def components(payload: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(payload)["cmps"]
+    return found
+
+
+def names(topics: list[str]) -> list[str]:
+    """What kind of message each is."""
+    ends = {"config": "discovery", "state": "availability", "availability": "availability"}
+    return [ends.get(topic.rsplit("/", 1)[-1], "state") for topic in topics]
+
+
+# --- order
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_devices_are_announced_a_second_before_availability_and_state(protocol: str) -> None:
+    gate, state = Gate(), Home(device("g1", "a"), device("g2", "a"))
+    async with (
+        scripted(Script()) as broker,
+        announcing(broker.port, state, sleep=gate, protocol=protocol, ready=False) as sink,
+    ):
+        await gate.reached()
+        before = [one.topic for one in broker.published if one.retained]
+        if protocol == "3.1.1":  # the probe
+            assert before.pop(0) == "bace/bridge/state"
+        assert before == [BRIDGE, G1, G2], "the bridge first, for the others name it"
+        gate.open()
+        await sink.ready()
+        after = [one.topic for one in broker.published if one.retained]
+        assert "discovery" not in names(after[len(before) + (protocol == "3.1.1") :])
+        for name in ("g1", "g2"):
+            assert after.index(f"bace/{name}/availability") < after.index(f"bace/{name}/session")
+
+
+async def test_home_assistant_that_starts_gets_everything_again_in_order(new_mosquitto: NewMosquitto) -> None:
+    port, gate = new_mosquitto().port, Gate(is_open=True)
+    with heard_on(port) as listener:
+        async with announcing(port, Home(device("g1", "a")), sleep=gate):
+            await eventually(lambda: bool(listener.on("bace/bridge/info")))
+            gate.close()
+            first = len(listener.heard)
+            for payload in (b"offline", b"", b"ONLINE", b'{"state":"online"}', b"\xff"):
+                listener.publish("homeassistant/status", payload)
+            listener.publish("homeassistant/status", b"online")
+            listener.publish("homeassistant/status", b"online")
+            await gate.reached()
+            await eventually(lambda: len(listener.on(G1)) == 2)
+            await asyncio.sleep(0.1)
+            again = [one.topic for one in listener.heard[first:] if one.topic != "homeassistant/status"]
+            assert again == [BRIDGE, G1]
+            gate.open()
+            await eventually(lambda: len(listener.on("bace/g1/latest/a/6000")) == 2)
+            for topic in ("bace/bridge/state", "bace/bridge/info", "bace/g1/availability", "bace/g1/session"):
+                await eventually(lambda topic=topic: len(listener.on(topic)) == 2)  # type: ignore[misc]
+            listener.publish("homeassistant/status", b"online")
+            await eventually(lambda: len(listener.on("bace/g1/latest/a/6000")) == 3)
+    assert len(listener.on(G1)) == 3, "two births at once were one, and what is no birth was none"
+
+
+async def test_a_birth_that_was_retained_is_none(new_mosquitto: NewMosquitto) -> None:
+    port = new_mosquitto().port
+    with heard_on(port) as listener:
+        listener.publish("homeassistant/status", b"online", retain=True)
+        async with announcing(port, Home(device("g1", "a"))):
+            await eventually(lambda: bool(listener.on("bace/bridge/info")))
+            listener.publish("homeassistant/status", b"online")
+            await eventually(lambda: len(listener.on("bace/g1/session")) == 2)
+    assert len(listener.on(G1)) == 2
+
+
+async def test_another_prefix_is_another_birth(new_mosquitto: NewMosquitto) -> None:
+    port = new_mosquitto().port
+    with heard_on(port) as listener:
+        async with announcing(port, Home(device("g1", "a")), home_assistant={"prefix": "ha/disco"}):
+            await eventually(lambda: bool(listener.on("bace/bridge/info")))
+            listener.publish("homeassistant/status", b"online")
+            listener.publish("ha/disco/status", b"online")
+            await eventually(lambda: len(listener.on("bace/g1/session")) == 2)
+    assert len(listener.on("ha/disco/device/bace_g1/config")) == 2
+
+
+# --- what may be refused
+
+
+async def test_a_broker_that_refuses_discovery_and_the_birth_gets_everything_else(
+    new_mosquitto: NewMosquitto, tmp_path: Path
+) -> None:
+    acl = tmp_path / "acl"
+    acl.write_text("topic readwrite bace/#\n")
+    clock, mosquitto = Later(), new_mosquitto(f"acl_file {acl}")
+    state = Home(device("g1", "a"))
+    with capture_logs() as logs, heard_on(mosquitto.port) as listener:
+        async with announcing(mosquitto.port, state, clock=clock) as sink:
+            await eventually(lambda: bool(listener.on("bace/bridge/info")))
+            assert f"2 retained topics are refused and tried again later: {BRIDGE}, {G1}" in str(sink.state_problem)
+            assert sink.problem is None
+            assert await deliver(sink, event(1)) is None
+            state.known["new"] = device("new", "a")
+            assert await deliver(sink, of_device(2, "new", "session.started")) is None
+            await eventually(lambda: bool(listener.on("bace/new/session")))
+            acl.write_text("topic readwrite #\n")
+            mosquitto.reload()
+            clock.seconds += 60
+            sink.refresh_bridge()
+            await eventually(lambda: sink.state_problem is None)
+    assert not listener.on("bace/new/event")[0].retained
+    assert len(named(logs, "mqtt.connected")) == 1
+
+
+async def test_a_birth_that_cannot_be_heard_is_named_and_tried_again() -> None:
+    script = Script(suback=0x87)
+    with capture_logs() as logs:
+        async with scripted(script) as broker, announcing(broker.port, Home(device("g1", "a"))) as sink:
+            assert "does not allow reading homeassistant/status" in str(sink.state_problem)
+            assert await deliver(sink, event(1)) is None
+            script.suback = 0
+            await eventually(lambda: "homeassistant/status" not in str(sink.state_problem))
+    assert len(named(logs, "mqtt.home_assistant_unheard")) == 1
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_a_broker_that_closes_the_connection_on_the_birth_is_left_alone(protocol: str) -> None:
+    clock, script = Later(), Script(closes_on_subscribing="homeassistant/status")
+    async with (
+        scripted(script) as broker,
+        announcing(broker.port, Home(device("g1", "a")), clock=clock, protocol=protocol) as sink,
+    ):
+        await eventually(lambda: any(one.topic == "bace/bridge/info" for one in broker.published))
+        assert "ends the connection when the bridge subscribes to homeassistant/status" in str(sink.state_problem)
+        assert await deliver(sink, event(1)) is None
+        assert ["bace/bridge/request/+"] in broker.subscribed[-8:], "it is not to blame"
+        assert len(broker.versions) <= 4
+
+
+async def test_discovery_on_which_the_broker_closes_the_connection_is_set_aside() -> None:
+    state = Home(*(device(f"g{n}", "a") for n in range(10)))
+    async with scripted(Script(closes_on_topic="homeassistant/")) as broker, announcing(broker.port, state) as sink:
+        await eventually(lambda: "all of discovery" in str(sink.state_problem))
+        await eventually(lambda: any(one.topic == "bace/bridge/info" for one in broker.published))
+        await eventually(lambda: sink.problem is None)
+        assert await deliver(sink, event(1)) is None
+        assert {one.topic for one in broker.published} >= {f"bace/g{n}/session" for n in range(10)}
+
+
+# --- a new device
+
+
+async def test_a_new_devices_first_events_wait_for_its_discovery_and_no_others_do(new_mosquitto: NewMosquitto) -> None:
+    port, gate, state = new_mosquitto().port, Gate(is_open=True), Home(device("g1", "a"))
+    with heard_on(port) as listener:
+        async with announcing(port, state, sleep=gate) as sink:
+            gate.close()
+            state.known["g2"] = device("g2", "a")
+            held = [asyncio.create_task(deliver(sink, of_device(n, "g2"))) for n in range(5)]
+            await eventually(lambda: bool(listener.on(G2)))
+            await gate.reached()
+            assert await deliver(sink, of_device(10, "g1")) is None
+            held += [asyncio.create_task(deliver(sink, of_device(n, "g2"))) for n in range(5, 9)]
+            await asyncio.sleep(0.1)
+            assert not any(one.done() for one in held)
+            gate.open()
+            assert await asyncio.gather(*held) == [None] * 9
+            assert await deliver(sink, of_device(9, "g2")) is None
+            await eventually(lambda: len(listener.on("bace/g2/event")) == 10)
+    topics = [one.topic for one in listener.heard]
+    assert topics.index(G2) < topics.index("bace/g2/availability") < topics.index("bace/g2/event")
+    assert [json.loads(one)["id"] for one in listener.payloads("bace/g2/event")] == [f"evt_{n}" for n in range(10)]
+
+
+async def test_events_that_wait_for_a_discovery_are_given_back_when_the_connection_ends(
+    new_mosquitto: NewMosquitto,
+) -> None:
+    mosquitto, gate, state = new_mosquitto(), Gate(is_open=True), Home()
+    async with announcing(mosquitto.port, state, sleep=gate) as sink:
+        gate.close()
+        state.known["g2"] = device("g2", "a")
+        finished: list[SinkError | None] = []
+        for number in range(3):
+            sink.send(of_device(number, "g2"), finished.append)
+        await gate.reached()
+        mosquitto.kill()
+        await eventually(lambda: len(finished) == 3)
+        assert all(isinstance(one, SinkUnavailable) for one in finished)
+        gate.open()
+
+
+async def test_events_do_not_wait_for_a_device_that_cannot_be_read(new_mosquitto: NewMosquitto) -> None:
+    state = Home()
+    async with announcing(new_mosquitto().port, state) as sink:
+        state.broken = True
+        assert await deliver(sink, of_device(1, "g2")) is None
+
+
+# --- what goes
+
+
+Change = Callable[[dict[str, DeviceState]], None]
+
+
+async def until_kept(listener: Listener, condition: Callable[[dict[str, bytes]], bool]) -> dict[str, bytes]:
+    def kept() -> dict[str, bytes]:
+        newest = {one.topic: one.payload for one in list(listener.heard)}
+        return {topic: payload for topic, payload in newest.items() if payload and topic.startswith("homeassistant/")}
+
+    await eventually(lambda: condition(kept()))
+    return kept()
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_series_that_goes_is_announced_whole_then_removed_then_left_out(
+    new_mosquitto: NewMosquitto, restarts: bool
+) -> None:
+    port, ledger, state = new_mosquitto().port, MemoryLedger(), Home(device("g1", "a", "b"))
+    with heard_on(port) as listener:
+        async with announcing(port, state, ledger) as sink:
+            await eventually(lambda: bool(listener.on("bace/bridge/info")))
+            if not restarts:
+                state.known["g1"] = device("g1", "a")
+                sink.refresh_devices(["g1"])
+                await eventually(lambda: len(listener.on(G1)) == 4)
+                await eventually(lambda: "bace/g1/latest/b/6000" not in ledger.held)
+        if restarts:
+            state.known["g1"] = device("g1", "a")
+            async with announcing(port, state, ledger):
+                await eventually(lambda: len(listener.on("bace/bridge/info")) == 2)
+        _, whole, removed, without = (components(one) for one in listener.payloads(G1))
+        assert whole["b_6000"]["p"] == "sensor"
+        assert removed["b_6000"] == {"p": "sensor"}
+        assert "b_6000" not in without
+        assert all("a_6000" in one for one in (whole, removed, without))
+        assert ledger.of_discovery[G1].removed == {"b_6000": "sensor"}
+
+        writes = ledger.writes
+        async with announcing(port, state, ledger):
+            await eventually(lambda: len(listener.on("bace/bridge/info")) == (3 if restarts else 2))
+            assert len(listener.on(G1)) == 5, "once"
+            assert ledger.writes == writes
+            listener.publish("homeassistant/status", b"online")
+            await eventually(lambda: len(listener.on(G1)) == 8)
+            await eventually(lambda: not ledger.of_discovery[G1].removed)
+        last = [components(one).get("b_6000") for one in listener.payloads(G1)[-3:]]
+        assert [one and (len(one) > 1) for one in last] == [True, False, None], "Home Assistant may have missed it"
+
+
+async def test_a_sink_that_leaves_and_one_that_comes_change_the_bridges_device(new_mosquitto: NewMosquitto) -> None:
+    port, there = new_mosquitto().port, ["home", "hook"]
+    with heard_on(port) as listener:
+        async with announcing(port, Home(), sinks=lambda: there) as sink:
+            await eventually(lambda: bool(listener.on("bace/bridge/info")))
+            there.remove("hook")
+            there.append("other")
+            sink.refresh_bridge()
+            await eventually(lambda: len(listener.on(BRIDGE)) == 4)
+    keys = [{key for key in components(one) if key.startswith("backlog")} for one in listener.payloads(BRIDGE)]
+    home, hook, other = "backlog_home", "backlog_hook", "backlog_other"
+    assert keys == [{home, hook}, {home, hook, other}, {home, hook, other}, {home, other}]
+
+
+async def test_another_name_of_a_datatype_is_announced_without_another_connection(new_mosquitto: NewMosquitto) -> None:
+    port, meanings = new_mosquitto().port, dict(KNOWN_DATATYPES)
+    with capture_logs() as logs, heard_on(port) as listener:
+        async with announcing(port, Home(device("g1", "a")), datatypes=lambda: meanings) as sink:
+            await eventually(lambda: bool(listener.on("bace/bridge/info")))
+            meanings = {6000: DatatypeConfig(name="Pulse", unit="1/min")}
+            sink.refresh_devices(None)
+            await eventually(lambda: len(listener.on(G1)) == 2)
+            assert components(listener.payloads(G1)[-1])["a_6000"]["name"] == "Pulse"
+    assert len(named(logs, "mqtt.connected")) == 1
+
+
+@pytest.mark.parametrize(
+    ("after", "left"),
+    [
+        ({"home_assistant": {"enabled": False}}, set()),
+        ({"home_assistant": {"prefix": "other"}}, {one.replace("homeassistant", "other") for one in (BRIDGE, G1, G2)}),
+        ({"base_topic": "else"}, {BRIDGE, G1, G2}),
+        ({"groups": ["g2"]}, {BRIDGE, G2}),
+    ],
+)
+async def test_what_is_not_meant_any_more_is_cleared(
+    new_mosquitto: NewMosquitto, after: dict[str, Any], left: set[str]
+) -> None:
+    port, ledger, state = new_mosquitto().port, MemoryLedger(), Home(device("g1", "a"), device("g2", "a"))
+    with heard_on(port) as listener:
+        async with announcing(port, state, ledger):
+            await eventually(lambda: bool(listener.on("bace/bridge/info")))
+        async with announcing(port, state, ledger, **after):
+            await eventually(lambda: {topic for topic in ledger.held if topic.endswith("/config")} == left)
+            with heard_on(port) as fresh:
+                await eventually(lambda: any(one.topic.endswith("bridge/info") for one in fresh.heard))
+                await asyncio.sleep(0.1)
+                assert {one.topic for one in fresh.heard if one.topic.endswith("/config")} == left
+                if after.get("base_topic"):
+                    assert b'"bace/' not in fresh.on(G1)[0].payload
+    assert ledger.of_discovery.keys() == {topic for topic in left if "/device/" in topic}
+
+
+async def test_a_device_all_of_whose_data_sessions_were_removed_is_announced_no_more(
+    new_mosquitto: NewMosquitto,
+) -> None:
+    port, ledger, state = new_mosquitto().port, MemoryLedger(), Home(device("g1", "a"), device("g2", "a"))
+    with heard_on(port) as listener:
+        async with announcing(port, state, ledger) as sink:
+            await eventually(lambda: bool(listener.on("bace/bridge/info")))
+            state.known["g2"] = DeviceState("g2", available=True, session=None)
+            sink.refresh_devices(["g2"])
+            await eventually(lambda: listener.payloads(G2)[-1] == b"")
+            await eventually(lambda: G2 not in ledger.held)
+            assert G2 not in ledger.of_discovery
+
+
+# --- from one mode to the other
+
+
+def of_mode(listener: Listener, first: int, mode: str) -> list[tuple[str, bytes]]:
+    found = [(one.topic, one.payload) for one in listener.heard[first:] if one.topic.startswith("homeassistant/")]
+    return [one for one in found if ("/device/" in one[0]) == (mode == "device")]
+
+
+@pytest.mark.parametrize(("before", "after"), [("device", "component"), ("component", "device")])
+async def test_entities_are_handed_over_from_one_mode_to_the_other_once(
+    new_mosquitto: NewMosquitto, before: str, after: str
+) -> None:
+    port, ledger, gate = new_mosquitto("max_queued_messages 0").port, MemoryLedger(), Gate(is_open=True)
+    state = Home(device("g1", "a"))
+    with heard_on(port) as listener:
+        async with announcing(port, state, ledger, sleep=gate, home_assistant={"mode": before}):
+            await eventually(lambda: bool(listener.on("bace/bridge/info")))
+        old = {topic for topic, _ in of_mode(listener, 0, before)}
+        gate.close()
+        first = len(listener.heard)
+        async with announcing(port, state, ledger, sleep=gate, ready=False, home_assistant={"mode": after}) as sink:
+            await gate.reached()
+            await eventually(lambda: len(of_mode(listener, first, before)) >= len(old))
+            assert of_mode(listener, first, before) == [(topic, b'{"migrate_discovery":true}') for topic in sorted(old)]
+            await gate.once()
+            await gate.reached()
+            await eventually(lambda: len(of_mode(listener, first, before)) == 2 * len(old))
+            assert of_mode(listener, first, before)[len(old) :] == [(topic, b"") for topic in sorted(old)]
+            assert not of_mode(listener, first, after)
+            gate.open()
+            await sink.ready()
+            await eventually(lambda: not old & ledger.held)
+        first = len(listener.heard)
+        async with announcing(port, state, ledger, sleep=gate, home_assistant={"mode": after}):
+            await eventually(lambda: any(one.topic == "bace/bridge/info" for one in listener.heard[first:]))
+        assert not of_mode(listener, first, before)
+        assert not any(b"migrate" in one.payload for one in listener.heard[first:])
+
+
+# --- what it does not disturb
+
+
+async def test_two_bridges_on_one_base_topic_do_not_clear_each_others_devices(new_mosquitto: NewMosquitto) -> None:
+    port, ledger = new_mosquitto().port, MemoryLedger()
+    theirs, ours = Home(device("g1", "a"), device("g2", "a")), Home(device("g1", "a"))
+    theirs.info_payload = b'{"version":"1","installation":"there"}'
+    with heard_on(port) as listener:
+        async with announcing(port, theirs, client_id="other", installation="there"):
+            await eventually(lambda: bool(listener.on("bace/bridge/info")))
+            ledger.held = {BRIDGE, G1, G2}  # from a time when it was alone, and had both
+            async with announcing(port, ours, ledger, client_id="one") as one:
+                await eventually(lambda: bool(listener.on("bace/bridge/guest/here")))
+                await eventually(lambda: "another bridge uses the base topic" in str(one.state_problem))
+            off: dict[str, Any] = {"home_assistant": {"enabled": False}}
+            async with announcing(port, ours, ledger, client_id="one", **off):
+                await eventually(lambda: listener.payloads(BRIDGE)[-1] == b"")
+    assert b"" not in listener.payloads(G1) + listener.payloads(G2)
+
+
+async def test_discovery_that_the_broker_lost_is_no_broker_that_loses_state(new_mosquitto: NewMosquitto) -> None:
+    port = new_mosquitto().port
+    with capture_logs() as logs, heard_on(port) as listener:
+        async with announcing(port, Home(device("g1", "a"))) as sink:
+            await eventually(lambda: bool(listener.on("bace/bridge/info")))
+            listener.publish(G1, b"", retain=True)  # as Home Assistant does where an entity is deleted
+            sink.refresh_devices(["g1"])
+            await eventually(lambda: sink.state_problem is None)
+            listener.publish("homeassistant/status", b"online")
+            await eventually(lambda: len(listener.on("bace/g1/session")) == 2)
+        assert len(listener.on(G1)) == 3, "announced again at its next start"
+    assert not named(logs, "mqtt.state_not_kept")
+    assert not named(logs, "mqtt.foreign_message")
+
+
+async def test_discovery_says_that_it_is_json_and_never_expires(new_mosquitto: NewMosquitto) -> None:
+    port = new_mosquitto().port
+    with heard_on(port) as listener:
+        async with announcing(port, Home(device("g1", "a"))):
+            await eventually(lambda: bool(listener.on("bace/bridge/info")))
+    for one in listener.heard:
+        is_json = one.payload.startswith((b"{", b"["))
+        assert getattr(one.properties, "ContentType", None) == ("application/json" if is_json else None), one.topic
+        assert not hasattr(one.properties, "MessageExpiryInterval")
+
+
+async def test_a_ledger_that_cannot_be_written_does_not_hold_up_discovery(new_mosquitto: NewMosquitto) -> None:
+    port, ledger, state = new_mosquitto().port, MemoryLedger(), Home(device("g1", "a"))
+    ledger.broken = True
+    with heard_on(port) as listener:
+        async with announcing(port, state, ledger) as sink:
+            await eventually(lambda: bool(listener.on("bace/g1/session")))
+            ledger.broken = False
+            state.known["g1"] = device("g1", "a", "b")
+            sink.refresh_devices(["g1"])
+            await eventually(lambda: {BRIDGE, G1} <= ledger.of_discovery.keys())
+    assert "b_6000" in ledger.of_discovery[G1].components
+
+
+def test_what_the_ledger_holds_of_a_discovery_is_json() -> None:
+    one = Announced({"a": "sensor"}, {"b": "sensor"})
+    assert msgspec.json.decode(msgspec.json.encode(one), type=Announced) == one
+
+
+async def test_an_idle_sink_publishes_and_writes_nothing(new_mosquitto: NewMosquitto) -> None:
+    port, ledger = new_mosquitto().port, MemoryLedger()
+    with heard_on(port) as listener:
+        async with announcing(port, Home(device("g1", "a")), ledger) as sink:
+            await eventually(lambda: bool(listener.on("bace/bridge/info")))
+            heard, writes = len(listener.heard), ledger.writes
+            for _ in range(20):
+                sink.refresh_devices(None)
+                sink.refresh_bridge()
+                await asyncio.sleep(0.02)
+            assert (len(listener.heard), ledger.writes) == (heard, writes)
