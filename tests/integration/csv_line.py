@@ -117,7 +117,7 @@ async def csv_line(
     times, port, csv = Times(), free_port(), more.pop("csv", {})
     cloud = SimulatedCloud(clock=times.wall, quirks=Quirks.parse(quirks))
     async with SimulatedServer(cloud) as server, receiver() as hook:
-        hooks = {"hook": {"url": hook.url}}
+        hooks = {"hook": {"url": hook.url}, **more.pop("more_hooks", {})}
         path = bridge_file(folder, cloud_url=server.url, hooks=hooks, start_from="all", **more)
         settings = json.loads(path.read_text())
         settings["http"] = {"listen": f"127.0.0.1:{port}"}
