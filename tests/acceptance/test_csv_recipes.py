@@ -126,9 +126,8 @@ async def nginx(folder: Path, port: int, upstream: int) -> AsyncIterator[None]:
         f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     config = folder / "nginx.conf"
-    config.write_text(
-        f"daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; events {{}} http {{ {temporary}\n{server} }}"
-    )
+    before = f"daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; events {{}}"
+    config.write_text(f"{before}\nhttp {{ {temporary}\n{server} }}")
     program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
         pytest.skip("needs nginx")
