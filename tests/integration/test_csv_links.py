@@ -4,6 +4,9 @@ import asyncio
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,15 @@ import aiohttp
 import msgspec
 import pytest
 
+from bace_bridge.cloud.api import BaceCloud
+from bace_bridge.cloud.budget import RequestBudget
+from bace_bridge.cloud.http import CloudHttp
+from bace_bridge.cloud.tokens import FixedToken
 from bace_bridge.config.load import load
-from bace_bridge.csv.serving import MOST_AT_ONCE
+from bace_bridge.csv.checks import CsvCheck
+from bace_bridge.csv.serving import MOST_AT_ONCE, checked
+from bace_bridge.errors import CloudUnavailable, UnexpectedReply
+from bace_bridge.polling.rules.changes import Urgency
 from bace_bridge.simulator.facts import Session
 from tests.acceptance.line import until
 from tests.integration.brokers import Broker, listening
@@ -281,3 +291,76 @@ async def test_a_retained_link_is_renewed(broker: Broker, tmp_path: Path) -> Non
             assert (await line.ask(target_of(links()[-1]))).status == 200
             assert (await line.ask(target_of(links()[0]))).status == 410
             assert line.csv(line.session)["url"] == msgspec.json.decode(listener.heard[-1].payload)["csv_url"]
+
+
+@asynccontextmanager
+async def old_server(body: bytes, *, hold: bool = False) -> AsyncIterator[BaceCloud]:
+    """A cloud whose answer ends with its connection; `hold` leaves it open behind the body."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"Accept: */*\r\n" in head, "text/csv is a 406"
+        writer.write(b"HTTP/1.0 200 OK\r\nContent-Type: text/csv\r\n\r\n" + body)
+        await writer.drain()
+        if hold:
+            await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        budget = RequestBudget(100_000, clock=time.monotonic)
+        http = CloudHttp(url, budget, lambda _: FixedToken("t"), timeout=SOON, version="1", clock=time.time)
+        async with http:
+            yield BaceCloud(http)
+
+
+async def read_checked(cloud: BaceCloud, datapoints: int | None = None) -> bytes:
+    async with cloud.csv("s-1") as download:
+        assert not download.framed
+        return b"".join([piece async for piece in checked(download, CsvCheck(), datapoints=datapoints)])
+
+
+OLD = b"time,datatype,value\n" + b"".join(
+    b"%d,6000,%d.5\n" % (second, second) for second in range(1_000_000, 1_000_050)
+)
+
+
+async def test_an_answer_without_a_length_ends_with_a_whole_line() -> None:
+    for cut in range(len(OLD) - 16, len(OLD) + 1):
+        async with old_server(OLD[:cut]) as cloud:
+            if OLD[:cut].endswith(b"\n"):
+                assert await read_checked(cloud) == OLD[:cut]
+            else:
+                with pytest.raises(UnexpectedReply, match="breaks off"):
+                    await read_checked(cloud)
+    last_line = OLD.rindex(b"\n", 0, -1) + 1
+    async with old_server(OLD[:last_line]) as cloud:
+        with pytest.raises(UnexpectedReply, match="49 rows, and the data session 50 datapoints"):
+            await read_checked(cloud, 50)
+
+
+async def test_a_download_that_the_bridge_itself_closes_is_not_whole() -> None:
+    async with old_server(OLD, hold=True) as cloud, cloud.csv("s-1") as download:
+        pieces = download.pieces()
+        assert await anext(pieces) == OLD
+        ending = asyncio.ensure_future(anext(pieces))
+        await cloud._http.__aexit__()
+        with pytest.raises(CloudUnavailable):
+            await ending
+        with pytest.raises(CloudUnavailable):
+            async with cloud.csv("s-1"):
+                pass
+
+
+async def test_downloads_come_after_polls_and_within_the_budget() -> None:
+    async with old_server(OLD) as cloud:
+        asked: list[Urgency] = []
+        turn = cloud._http._budget.turn
+
+        async def noted(urgency: Urgency) -> None:
+            asked.append(urgency)
+            await turn(urgency)
+
+        cloud._http._budget.turn = noted  # type: ignore[method-assign]
+        await read_checked(cloud)
+    assert asked == [Urgency.BACKLOG]
