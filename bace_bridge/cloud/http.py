@@ -60,13 +60,12 @@ class Reply(msgspec.Struct, frozen=True):
 class Download:
     """A 2xx answer that is read as it comes: what is not taken is not read, and held by nobody."""
 
-    def __init__(self, response: aiohttp.ClientResponse, what: str, *, open_: Callable[[], bool]) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, what: str) -> None:
         self.headers: Mapping[str, str] = response.headers
         self.framed = not {"Content-Length", "Transfer-Encoding"}.isdisjoint(response.headers)
         """Whether the answer says where it ends. Else the end of the connection is all there is."""
         self._response = response
         self._what = what
-        self._open = open_
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Raises CloudUnavailable where it does not come to its end."""
@@ -75,9 +74,6 @@ class Download:
                 yield piece
         except Exception as error:  # noqa: BLE001  # aiohttp, ssl and codecs raise whatever they like
             raise of_exception(self._what, error, timeout=FIRST_BYTE_WITHIN) from None
-        # Closed by ourselves, an answer without a length looks as if it had ended.
-        if not self._open():
-            raise CloudUnavailable(f"{self._what}: the bridge has closed the connection")
 
 
 class CloudHttp:
@@ -150,9 +146,8 @@ class CloudHttp:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        if self._session is not None:
+            await self._session.close()
 
     async def get(self, path: str, params: Params = (), *, urgency: Urgency) -> Reply:
         """One GET. On a 401 the token is renewed once; a fresh one that is refused too means: not permitted."""
@@ -174,11 +169,13 @@ class CloudHttp:
             if answer.failure is not None:
                 raise answer.failure
             assert answer.response is not None
+            if answer.status != 200:  # such as a part of it (206)
+                raise UnexpectedReply(f"GET {path}: {answer.status} in place of 200")
             return answer.response
 
         response = await self._allowed(endpoint, ask)
         try:
-            yield Download(response, f"GET {path}", open_=lambda: self._session is not None)
+            yield Download(response, f"GET {path}")
         finally:
             # Closed and not released: the rest of it is not wanted.
             response.close()
@@ -243,10 +240,9 @@ class CloudHttp:
         token: str | None = None,
         whole: bool = True,
     ) -> "_Answer":
-        """`whole` reads the body; else that of a good answer is left to be read."""
+        """`whole` reads the body; else that of a 200 is left to be read."""
+        assert self._session is not None
         await self._budget.turn(urgency)
-        if self._session is None:
-            raise CloudUnavailable("the bridge has closed the connection")
         what = f"{method} {path}"
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         # Before it is sent: the answer's error may repeat it, and so may aiohttp's.
@@ -261,11 +257,11 @@ class CloudHttp:
             response = await self._session.request(
                 method, url, headers=headers, data=form, allow_redirects=False, timeout=timeout
             )
-            left_open = not whole and 200 <= response.status < 300
-            async with contextlib.AsyncExitStack() as stack:
-                if not left_open:
-                    await stack.enter_async_context(response)
-                body = b"" if left_open else await _body(response, what)
+            if not whole and response.status == 200:
+                body = b""
+            else:
+                async with response:
+                    body = await _body(response, what)
         except CloudError as unusable:
             return _Answer(response.status, Reply(response.headers, b""), unusable)
         except Exception as error:  # noqa: BLE001  # aiohttp, yarl, ssl and codecs raise whatever they like
