@@ -114,7 +114,7 @@ class CsvServer:
         link = self._links.verified(path, query)
         if not isinstance(link, Link):
             return refusal(*_REFUSED[link])
-        # Counted for good links only: nobody else can take the places.
+        # Counted for genuine links only: nobody else can take the places.
         if self._running >= MOST_AT_ONCE:
             why = f"{MOST_AT_ONCE} downloads are running already"
             return refusal(HTTPStatus.SERVICE_UNAVAILABLE, why, Retry_After=str(AGAIN_IN))
@@ -182,7 +182,7 @@ async def _opened(cloud: Cloud, session_id: str, stack: AsyncExitStack) -> Downl
 
 
 def _head(session_id: str, *, chunked: bool) -> bytes:
-    """Never with a Content-Length: a file that turns out to be broken at its last line could not be told from a whole.
+    """Never with a Content-Length: a file that turns out to be broken at its last line would look like a whole one.
 
     `Accept-Ranges: none` and 200 for a Range: a server may ignore it (RFC 9110, 14.2), and must not send a part of what
     may be another file by then. 416 would be worse: curl and wget take it for "already complete".
@@ -206,7 +206,7 @@ def _framed(piece: bytes, *, chunked: bool, last: bool = False) -> bytes:
 
 
 def _of(error: CloudError) -> Answer:
-    """What the peer is told where the cloud gave nothing; the reason is in the log, and none of its business."""
+    """What the peer gets where the cloud gave nothing; the reason is in the log, and none of its business."""
     if isinstance(error, CloudGone):
         return refusal(HTTPStatus.NOT_FOUND, "the cloud does not have this data session any more")
     if isinstance(error, CloudUnavailable):

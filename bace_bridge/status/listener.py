@@ -55,12 +55,13 @@ class Answer(msgspec.Struct, frozen=True):
 class Peer:
     """Who asked, to be sent something for longer than an `Answer` may take."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, taken_within: float) -> None:
         self._connection = connection
+        self._taken_within = taken_within
 
     async def send(self, data: bytes) -> None:
         """Returns when the system has it. Raises OSError where the peer is gone, or takes nothing (TimeoutError)."""
-        async with asyncio.timeout(TAKEN_WITHIN):
+        async with asyncio.timeout(self._taken_within):
             await asyncio.get_running_loop().sock_sendall(self._connection, data)
 
 
@@ -150,8 +151,15 @@ _Connections = dict[asyncio.Task[None], None]
 class Listener:
     """Answers one request a connection; `answer` gets what could be read. `clock` is monotonic, in seconds."""
 
-    def __init__(self, answer: Callable[[Request], Answer | Long], *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        answer: Callable[[Request], Answer | Long],
+        *,
+        clock: Callable[[], float],
+        taken_within: float = TAKEN_WITHIN,
+    ) -> None:
         self._answer = answer
+        self._taken_within = taken_within
         self._clock = clock
         self._sockets: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
@@ -251,7 +259,7 @@ class Listener:
                     return
             self._now(self._long)
             try:
-                await answer(Peer(connection))
+                await answer(Peer(connection, self._taken_within))
             except BaseException:
                 # Closed in order, what came so far could pass for all of it.
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -24,6 +24,7 @@ from bace_bridge.csv.serving import MOST_AT_ONCE, checked
 from bace_bridge.errors import CloudUnavailable, UnexpectedReply
 from bace_bridge.polling.rules.changes import Urgency
 from bace_bridge.simulator.facts import Session
+from bace_bridge.status.listener import Listener, Peer
 from tests.acceptance.line import until
 from tests.integration.brokers import Broker, listening
 from tests.integration.csv_line import CsvLine, csv_line, target_of
@@ -364,3 +365,29 @@ async def test_downloads_come_after_polls_and_within_the_budget() -> None:
         cloud._http._budget.turn = noted  # type: ignore[method-assign]
         await read_checked(cloud)
     assert asked == [Urgency.BACKLOG]
+
+
+async def test_a_peer_that_takes_nothing_is_left() -> None:
+    ended: list[type[BaseException]] = []
+
+    async def for_ever(peer: Peer) -> None:
+        try:
+            while True:
+                await peer.send(b"x" * 2**16)
+        except BaseException as error:
+            ended.append(type(error))
+            raise
+
+    listener = Listener(lambda _: for_ever, clock=time.monotonic, taken_within=0.2)
+    await listener.open("127.0.0.1", 0)
+    try:
+        with socket.socket() as client:
+            client.connect(listener.addresses[0])
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            await until(lambda: ended != [], within=SOON, what="the end")
+            assert ended == [TimeoutError]
+            with pytest.raises(ConnectionResetError):
+                read_all(client)
+        assert listener._long == {}
+    finally:
+        await listener.close()
