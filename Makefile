@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+HOME_ASSISTANT := .venv-homeassistant
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
@@ -13,7 +14,8 @@ WORKERS ?= 6
 PYTEST = env -u PYTHONDONTWRITEBYTECODE PATH="$$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin" $(BIN)/python -m pytest
 IN_WORKERS = -n $(WORKERS) --dist load --maxschedchunk 1
 
-.PHONY: help demo test test-quick test-models test-node-red coverage test-faults lint format figures bench constraints clean
+.PHONY: help demo test test-quick test-models test-node-red test-homeassistant pictures coverage test-faults lint format
+.PHONY: figures bench constraints clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -38,6 +40,14 @@ test-node-red: $(VENV)/.test $(VENV)/node-red/.ready  ## run the flow of docs/no
 
 test-models: $(VENV)/.test  ## run the Hypothesis tests with 20 times as many random examples; TIMES=100 for more
 	@BACE_TEST_MODELS=$(TIMES) $(PYTEST) $(IN_WORKERS) -m hypothesis -o faulthandler_timeout=0 $(TEST_ARGS)
+
+# One after the other: each test waits for what Home Assistant shows within seconds.
+test-homeassistant: $(VENV)/.test $(HOME_ASSISTANT)/.installed  ## run the tests with a real Home Assistant (needs Python 3.13)
+	@sh tests/get-mosquitto.sh
+	@$(PYTEST) tests/homeassistant -v $(TEST_ARGS)
+
+pictures: $(VENV)/.test $(HOME_ASSISTANT)/.installed  ## take the pictures of docs/home-assistant.md (needs Chromium)
+	@PATH="$$PATH:/usr/sbin" $(BIN)/python -m tests.homeassistant.pictures
 
 coverage: $(VENV)/.test  ## run every test and measure its coverage; PROCESSES=1 includes the real processes
 	@$(MAKE) test TEST_ARGS="--cov --cov-report=term --cov-report=json:$(VENV)/coverage.json \
@@ -64,7 +74,7 @@ constraints: $(VENV)/.test $(VENV)/.lint  ## lock the installed versions
 	  $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(pip|setuptools|wheel)=='; } > constraints.txt
 
 clean:  ## everything that was made here
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+	rm -rf $(VENV) $(HOME_ASSISTANT) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
 
 # A stamp a set of extras, so that a second call costs nothing.
 # A virtual environment that could be made in part only would look finished to the next call.
@@ -94,3 +104,7 @@ $(VENV)/node-red/.ready: $(VENV)/bin/python
 $(VENV)/.lint: $(VENV)/bin/python pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
 	@touch $@
+
+# Where there is no Python for it, it is not made, and the tests are skipped.
+$(HOME_ASSISTANT)/.installed: tests/homeassistant/requirements.txt
+	@sh tests/homeassistant/set-up.sh $(HOME_ASSISTANT)

@@ -10,7 +10,7 @@ from bace_bridge.errors import StoreError
 from bace_bridge.events.types import Announced, DeviceState
 from bace_bridge.sinks.api import Ledger
 from bace_bridge.sinks.mqtt.connection import Connection
-from bace_bridge.sinks.mqtt.homeassistant.discovery import MIGRATE, Discovery, components_of, removal, revival
+from bace_bridge.sinks.mqtt.homeassistant.discovery import MIGRATE, Discovery, components_of, ghost, removal, revival
 from bace_bridge.sinks.mqtt.topics import CLEARED
 
 Batch = Mapping[str, bytes]
@@ -53,6 +53,7 @@ class Announcer:
         self._announced: dict[str, Announced] = {}
         self._unnoted: dict[str, Announced] = {}
         self._made: dict[str, tuple[object, dict[str, bytes]]] = {}
+        self._cleared: dict[str, Announced] = {}
         self._began_anew = False
 
     def device(self, state: DeviceState) -> dict[str, bytes]:
@@ -101,7 +102,9 @@ class Announcer:
         after: dict[str, Announced] = {}
         gone: dict[str, dict[str, str]] = {}
         for topic, payload in batch.items():
+            self._cleared.pop(topic, None)
             if payload == CLEARED:
+                self._cleared[topic] = before.get(topic, Announced())
                 continue
             was, components = before.get(topic, Announced()), components_of(payload)
             left = {key: one for key, one in {**was.removed, **was.components}.items() if key not in components}
@@ -120,6 +123,20 @@ class Announcer:
         self._announced = {topic: one for topic, one in self._announced.items() if batch.get(topic) != CLEARED}
         if after:
             await self._sleep(SETTLES_IN)
+        if began_anew:
+            await self._clear_again()
+
+    async def _clear_again(self) -> None:
+        """What was cleared while Home Assistant was down stays there, unless it is announced and cleared once more."""
+        gone = {topic: {**was.removed, **was.components} for topic, was in self._cleared.items()}
+        self._cleared = {}
+        ghosts = {topic: one for topic, parts in gone.items() if (one := ghost(topic, parts)) is not None}
+        if ghosts:
+            await self._note({topic: Announced(gone[topic]) for topic in ghosts})
+            await self._send(ghosts)
+            await self._sleep(SETTLES_IN)
+            await self._send(dict.fromkeys(ghosts, CLEARED))
+            self._announced = {topic: one for topic, one in self._announced.items() if topic not in ghosts}
 
     async def _note(self, announced: Mapping[str, Announced]) -> None:
         news = {topic: one for topic, one in announced.items() if one != self._announced.get(topic, Announced())}

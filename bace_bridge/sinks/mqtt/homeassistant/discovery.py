@@ -71,7 +71,9 @@ class Discovery:
         name, most = max(self._left_out.items(), key=lambda one: one[1])
         others = len(self._left_out) - 1
         more = f", and some of {others} more" if others else ""
-        return f"Home Assistant is not told of {most} entities of {name}{more}: more than {self._largest} bytes"
+        return (
+            f"discovery for Home Assistant leaves out {most} entities of {name}{more}: more than {self._largest} bytes"
+        )
 
     def is_discovery(self, topic: str) -> bool:
         """Whether it has the shape of a topic of ours under this prefix, in either mode."""
@@ -175,11 +177,12 @@ def revival(payload: bytes, gone: Mapping[str, str]) -> bytes:
 def ghost(topic: str, components: Mapping[str, str]) -> bytes | None:
     """A payload for a discovery topic that was cleared while Home Assistant was down; cleared again, it takes effect.
 
-    `components` are those of a device's topic, by key and platform. None where the topic is no discovery topic.
+    `components` are those of a device's topic, by key and platform. None where the topic is no discovery topic, or
+    where nothing is known of a device's.
     """
     origin = {"name": "bace-bridge"}
     match topic.split("/"):
-        case [*_, "device", identifier, "config"]:
+        case [*_, "device", identifier, "config"] if components:
             whole = {key: _whole(identifier, key, platform) for key, platform in components.items()}
             return msgspec.json.encode({"dev": {"ids": [identifier]}, "o": origin, "cmps": whole})
         case [*_, platform, identifier, key, "config"] if platform in _PLATFORMS:
