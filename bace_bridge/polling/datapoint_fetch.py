@@ -14,9 +14,19 @@ from bace_bridge.polling.points import PointEndpoint, PointReader, PointsForbidd
 from bace_bridge.polling.reading import MOST_NARROWING, Unreadable
 from bace_bridge.polling.rules.changes import Changes, PointCloud, PointJournal, Urgency
 from bace_bridge.polling.rules.datapoints import Datapoint, Datatype
-from bace_bridge.polling.rules.fetches import MOST_FAILURES, Outcome, absorb, conclude, judge, left_out, split
+from bace_bridge.polling.rules.fetches import (
+    MOST_FAILURES,
+    Conclusion,
+    Outcome,
+    absorb,
+    conclude,
+    judge,
+    left_out,
+    split,
+)
 from bace_bridge.polling.rules.followed import own_group
 from bace_bridge.polling.rules.sessions import KnownSession, in_the_log
+from bace_bridge.polling.rules.summaries import EMPTY, Summary, Tally
 from bace_bridge.polling.rules.windows import (
     DAY,
     DIRECT_WINDOWS,
@@ -133,7 +143,9 @@ class DatapointFetch:
             if hours is None:
                 await self._read_all(due)
                 return "more" if any(one in self._states and self._states[one].settled for one in due) else "read"
-            due = windows_due(self._known, self._states, now=self._cloud.now(), hours=hours)
+            # Also those of which everything may have been deleted: the probe shows nothing of these.
+            seen = {state.start for state in self._states.values() if state.samples}
+            due = windows_due(self._known, self._states, now=self._cloud.now(), hours={*hours, *seen})
         await self._read_all(due)
         for window in left_out_windows(self._states) if self._known.unread else ():
             await self._read(window)
@@ -188,7 +200,8 @@ class DatapointFetch:
             self._own = self._own and read.own
             as_served = self._settings.resolution == "as_served" or not parts or not read.own
             if as_served or await self._points.are_samples(read.points):
-                await self._absorb(window, read.points, in_part=since > window.start, pages=read.pages)
+                in_part = since > window.start
+                await self._absorb(window, read.points, in_part=in_part, complete=read.own, pages=read.pages)
                 return
         except Unreadable as fault:
             breaks = breaks or await self._breaks_for_good(window, fault)
@@ -225,7 +238,13 @@ class DatapointFetch:
         return True
 
     async def _absorb(
-        self, window: Window, points: Sequence[Datapoint], *, in_part: bool = False, pages: int = 1
+        self,
+        window: Window,
+        points: Sequence[Datapoint],
+        *,
+        in_part: bool = False,
+        complete: bool = True,
+        pages: int = 1,
     ) -> None:
         await self._keep()
         emitted = await self._journal.emitted(window, [self.session_id])
@@ -237,6 +256,7 @@ class DatapointFetch:
             emitted=emitted[self.session_id],
             datatypes=self._settings.datatypes,
             in_part=in_part,
+            complete=complete,
             pages=pages,
             now=self._clock(),
             cloud_now=self._cloud.now(),
@@ -254,32 +274,60 @@ class DatapointFetch:
 
     async def _commit(self, outcome: Outcome | None = None, *, retry_after: float = 0.0) -> None:
         """Makes durable what was found and, with an outcome, what follows from the fetch."""
-        found = self._found
-        # The session may have moved on while its points were read, for minutes perhaps: what follows is decided on what
-        # is known by now, and nothing else decides on it before this is durable.
-        async with self._deciding:
-            fresh = (await self._journal.known([self.session_id])).get(self.session_id)
-            if fresh is None:
-                return  # pruned meanwhile: nothing more is expected of it
-            if found.events:
-                newest = max(event.time for event in found.events)
-                newest = newest if fresh.newest_point_at is None else max(newest, fresh.newest_point_at)
-                fresh = replace(fresh, newest_point_at=newest, points_since_csv=True)
-            incomplete = bool(left_out_windows(self._states))
-            if outcome == "read":
-                of_group = own_group(fresh, self._groups, own=self._own)
-                fresh = replace(fresh, count_fetched=self._seen.datapoint_count, own_group=of_group)
-                if (hours := self._points.hours) is not None:
-                    fresh = replace(fresh, probed=dict(summed(hours.items(), DAY)), searched=self._searched)
-                found_samples = None if incomplete else self._samples()
-                reading, cloud_now = self._known.reading, self._cloud.now()
-                outcome = judge(fresh, self._seen, reading=reading, samples=found_samples, cloud_now=cloud_now)
-            url, interval = self._settings.csv_url(self.session_id), max(self._settings.interval, retry_after)
-            concluded = conclude(fresh, outcome, csv_url=url, interval=interval, now=self._clock(), left_out=incomplete)
-            # This fetch goes on in the reading that it began: its windows count for no later one.
-            self._known = replace(concluded.known, reading=self._known.reading)
-            events = found.events + concluded.events
-            await self._journal.commit(replace(found, known=(concluded.known,), events=events))
-            self._found = NOTHING
+        summary: Summary | None = None
+        while True:
+            # The session may have moved on while its points were read, for minutes perhaps: what follows is decided on
+            # what is known by now, and nothing else decides on it before this is durable.
+            async with self._deciding:
+                fresh = (await self._journal.known([self.session_id])).get(self.session_id)
+                if fresh is None:
+                    return  # pruned meanwhile: nothing more is expected of it
+                concluded = self._concluded(fresh, outcome, summary or EMPTY, retry_after)
+                if summary is not None or not concluded.events:
+                    await self._commit_all(concluded)
+                    break
+            # All that was published of a month takes seconds to read: nobody else has to wait for that.
+            summary = await self._summary()
         for event in concluded.events:
             log.info(event.type, **in_the_log(event, concluded.known))
+
+    def _concluded(
+        self, fresh: KnownSession, outcome: Outcome | None, summary: Summary, retry_after: float
+    ) -> Conclusion:
+        if self._found.events:
+            newest = max(event.time for event in self._found.events)
+            newest = newest if fresh.newest_point_at is None else max(newest, fresh.newest_point_at)
+            fresh = replace(fresh, newest_point_at=newest, points_since_csv=True)
+        incomplete = bool(left_out_windows(self._states))
+        if outcome == "read":
+            of_group = own_group(fresh, self._groups, own=self._own)
+            fresh = replace(fresh, count_fetched=self._seen.datapoint_count, own_group=of_group)
+            if (hours := self._points.hours) is not None:
+                fresh = replace(fresh, probed=dict(summed(hours.items(), DAY)), searched=self._searched)
+            found_samples = None if incomplete else self._samples()
+            reading, cloud_now = self._known.reading, self._cloud.now()
+            outcome = judge(fresh, self._seen, reading=reading, samples=found_samples, cloud_now=cloud_now)
+        url, interval = self._settings.csv_url(self.session_id), max(self._settings.interval, retry_after)
+        times = {"interval": interval, "now": self._clock()}
+        return conclude(fresh, outcome, summary=summary, csv_url=url, left_out=incomplete, **times)
+
+    async def _commit_all(self, concluded: Conclusion) -> None:
+        # This fetch goes on in the reading that it began: its windows count for no later one.
+        self._known = replace(concluded.known, reading=self._known.reading)
+        summaries = () if concluded.summary is None else ((self.session_id, concluded.summary),)
+        events = self._found.events + concluded.events
+        found = replace(self._found, known=(concluded.known,), summaries=summaries, events=events)
+        await self._journal.commit(found)
+        self._found = NOTHING
+
+    async def _summary(self) -> Summary:
+        """Of what the store holds and what was found; a window at a time, which may be a month of them."""
+        tally = Tally()
+        found = {read.state.window: read.emitted for read in self._found.windows if read.emitted is not None}
+        names = {one.id: one for one in self._found.series}
+        for window in sorted({*(await self._journal.windows([self.session_id]))[self.session_id], *found}):
+            if (emitted := found.get(window)) is None:
+                emitted = (await self._journal.emitted(window, [self.session_id]))[self.session_id]
+            tally.add(emitted)
+        names |= await self._journal.series([one for one in tally.series if one not in names])
+        return tally.summary(names, self._settings.datatypes)

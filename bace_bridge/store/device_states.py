@@ -10,6 +10,7 @@ from bace_bridge.events.types import DeviceState, KnownDevice, LatestPoint, Seri
 from bace_bridge.polling.rules.fetches import is_current
 from bace_bridge.polling.rules.session_list import decides_by_label, is_selected
 from bace_bridge.polling.rules.sessions import DeviceView, KnownSession, view
+from bace_bridge.store.lanes import unpack
 from bace_bridge.store.sqlite import SqliteFile
 
 
@@ -116,6 +117,9 @@ class DeviceStates:
             # Only once it exists: a link that answers 404 until then would be followed at once.
             if known.csv_revision is not None:
                 shown["csv_url"] = self._csv_url(known.session.id)
+            summary = connection.execute("select summary from summaries where session_id = ?", (known.session.id,))
+            if known.end_emitted is not None and (row := summary.fetchone()) is not None:
+                shown["summary"] = msgspec.Raw(unpack(row[0]))
             session = msgspec.json.encode(shown)
         shown_now = (None, None) if known is None else (known.session.id, known.session.start)
         rows = connection.execute(_POINTS, {"device": device, "shown": shown_now[0], "start": shown_now[1]}).fetchall()

@@ -84,13 +84,13 @@ class RetainedLedger:
     async def announced(self) -> dict[str, Announced]:
         """By discovery topic."""
         # Those of this sink's own name come last, and count: of a former one they may be old.
-        query = f"""select topic, announced from retained
-            where broker = ? and announced is not null and {_OURS} order by sink = ?"""  # noqa: S608  # a constant
-        given = (self._broker, self._sink, self._sink)
+        query = f"""select sink = ?, topic, announced from retained
+            where broker = ? and announced is not null and {_OURS}"""  # noqa: S608  # a constant
+        given = (self._sink, self._broker, self._sink)
 
         def work(connection: sqlite3.Connection) -> dict[str, Announced]:
-            rows = connection.execute(query, given)
-            return {topic: msgspec.json.decode(text, type=Announced) for topic, text in rows}
+            rows = sorted(connection.execute(query, given))
+            return {topic: msgspec.json.decode(text, type=Announced) for _, topic, text in rows}
 
         return await self._file.read(work)
 

@@ -9,7 +9,7 @@ from functools import partial
 import msgspec
 
 from bace_bridge.polling.rules.changes import Changes, CloudOutage, PollState, Stage, WindowRead
-from bace_bridge.polling.rules.datapoints import Emitted
+from bace_bridge.polling.rules.datapoints import Emitted, Series
 from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
 from bace_bridge.store.device_states import WITH_DEVICES
@@ -149,6 +149,16 @@ class Journal:
 
         return await self._file.read(work)
 
+    async def series(self, ids: Collection[str]) -> dict[str, Series]:
+        """What these series are of, as far as that is known."""
+
+        def work(connection: sqlite3.Connection) -> dict[str, Series]:
+            query = "select id, source_device, datatype from series where id = ?"
+            rows = (connection.execute(query, (one,)).fetchone() for one in ids)
+            return {row[0]: Series(*row) for row in rows if row is not None}
+
+        return await self._file.read(work)
+
     async def _known(self, query: str, *given: object) -> list[KnownSession]:
         return await self._file.read(
             lambda connection: [
@@ -167,6 +177,10 @@ def _write(changes: Changes, connection: sqlite3.Connection) -> None:
     # The newest point of a session that was removed since, moved to another device, or is over while a later one has
     # points, is none any more: a gateway's clock may have been ahead.
     connection.executemany(_WRITE_LATEST, [msgspec.structs.astuple(one) for one in changes.latest])
+    connection.executemany(_WRITE_SERIES, changes.series)
+    for session_id, summary in changes.summaries:
+        packed = pack(msgspec.json.encode(summary))
+        connection.execute("insert or replace into summaries values (?, ?)", (session_id, packed))
     append_events(connection, changes.events)
     if changes.watch is not None:
         write_fact(connection, WATCH, msgspec.json.encode(changes.watch).decode())
@@ -215,6 +229,10 @@ _WRITE_LATEST = """insert into latest (device_id, source_device, datatype, times
       select 1 from sessions as before where id = latest.session_id and (removed or group_id <> latest.device_id
         or (not active and start < (select start from sessions where id = excluded.session_id)))
     )"""
+
+_WRITE_SERIES = """insert into series (id, source_device, datatype) values (?, ?, ?)
+    on conflict (id) do update set source_device = excluded.source_device, datatype = excluded.datatype
+    where (source_device, datatype) <> (excluded.source_device, excluded.datatype)"""
 
 SLICE = 60
 """Seconds: some hundred points of a few series at one a second, which is a page or two of SQLite's."""

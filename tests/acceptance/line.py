@@ -164,7 +164,7 @@ def from_mqtt(topic: str, payload: bytes) -> Arrival | None:
 
 
 class Complaint(msgspec.Struct, frozen=True):
-    """What is wrong: something never came, came in a wrong order, was told twice as two facts, or has other values."""
+    """What is wrong: something never came, came in a wrong order, arrived twice as two facts, or has other values."""
 
     kind: Literal["lost", "order", "twice", "values"]
     text: str
@@ -189,14 +189,14 @@ def complaints(arrivals: Sequence[Arrival], sessions: Expected, *, twice_allowed
             seen.add(one.id)
             by_session[one.session].append(one)
     for session, expected in sessions.items():
-        told = by_session.get(session, [])
-        found = [*_of_its_life(told), *_of_its_points(told, expected)]
+        arrived = by_session.get(session, [])
+        found = [*_of_its_life(arrived), *_of_its_points(arrived, expected)]
         wrong += [Complaint(one.kind, f"{session}: {one.text}") for one in found]
     return wrong
 
 
-def _of_its_life(told: Sequence[Arrival]) -> Iterator[Complaint]:
-    kinds = [one.type for one in told]
+def _of_its_life(arrived: Sequence[Arrival]) -> Iterator[Complaint]:
+    kinds = [one.type for one in arrived]
     for kind in ONCE:
         if kind not in kinds:
             yield Complaint("lost", f"no {kind}")
@@ -206,15 +206,15 @@ def _of_its_life(told: Sequence[Arrival]) -> Iterator[Complaint]:
         yield Complaint("order", f"begins with {kinds[0]}")
     if "session.csv_ready" in kinds[:-1]:
         yield Complaint("order", f"after session.csv_ready: {', '.join(kinds[kinds.index('session.csv_ready') + 1 :])}")
-    labels = {one.body["session"]["label"] for one in told if one.type in ONCE}
+    labels = {one.body["session"]["label"] for one in arrived if one.type in ONCE}
     if len(labels) > 1 and "session.updated" not in kinds:
         yield Complaint("lost", "no session.updated for its new label")
 
 
-def _of_its_points(told: Sequence[Arrival], expected: Mapping[tuple[str, float], float]) -> Iterator[Complaint]:
+def _of_its_points(arrived: Sequence[Arrival], expected: Mapping[tuple[str, float], float]) -> Iterator[Complaint]:
     revisions: dict[tuple[str, float], list[int]] = defaultdict(list)
     values: dict[tuple[str, float], float] = {}
-    for one in told:
+    for one in arrived:
         for point in one.body.get("datapoints", []):
             key = (point["series_id"], round(datetime.fromisoformat(point["timestamp"]).timestamp(), 3))
             revisions[key].append(point["revision"])

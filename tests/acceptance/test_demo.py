@@ -69,7 +69,7 @@ def names_by_device(lines: list[str]) -> dict[str, list[str]]:
     return found
 
 
-def story_is_told(lines: list[str]) -> bool:
+def story_is_complete(lines: list[str]) -> bool:
     every = names_by_device(lines).values()
     return any("session.csv_ready" in names for names in every) and any("session.updated" in names for names in every)
 
@@ -77,7 +77,7 @@ def story_is_told(lines: list[str]) -> bool:
 @pytest.mark.slow
 def test_piped_a_session_runs_through(tmp_path: Path) -> None:
     with start(tmp_path) as process:
-        lines = read_until(process, story_is_told)
+        lines = read_until(process, story_is_complete)
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate(timeout=60)
     lines += rest.splitlines()
@@ -136,14 +136,14 @@ def test_a_reader_that_leaves_ends_it_without_a_traceback(tmp_path: Path) -> Non
 
 def test_two_at_once_find_their_ports(tmp_path: Path) -> None:
     with start(tmp_path) as one, start(tmp_path) as other:
-        told = [read_until(process, lambda lines: "session.started" in "".join(lines)) for process in (one, other)]
+        reported = [read_until(process, lambda lines: "session.started" in "".join(lines)) for process in (one, other)]
         for process in (one, other):
             process.send_signal(signal.SIGINT)
         errors = [process.communicate(timeout=60)[1] for process in (one, other)]
     assert [one.returncode, other.returncode] == [0, 0]
     assert errors == ["", ""]
-    assert all("session.started" in "".join(lines) for lines in told)
-    ports = [set(re.findall(r"127\.0\.0\.1:(\d+)", "".join(lines))) for lines in told]
+    assert all("session.started" in "".join(lines) for lines in reported)
+    ports = [set(re.findall(r"127\.0\.0\.1:(\d+)", "".join(lines))) for lines in reported]
     assert not ports[0] & ports[1]
 
 

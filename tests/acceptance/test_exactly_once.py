@@ -116,7 +116,7 @@ class Story:
         self._cloud.finish_ingestion(session)
 
 
-async def tell(
+async def emit(
     story_size: dict[str, int], quirks: tuple[str, ...], broker: Broker, folder: Path, *, within: float
 ) -> None:
     cloud = SimulatedCloud(quirks=Quirks.parse(list(quirks)), seed=3)
@@ -181,12 +181,12 @@ def moment(timestamp: str) -> float:
 async def test_with_a_quirk(broker: Broker, tmp_path: Path, quirks: tuple[str, ...]) -> None:
     size = {"devices": 4, "sessions": 8, "points": 1600}
     if "session-filter-ignored" in quirks:
-        # Points are told apart by their device and by the time of its session, so these must not overlap.
+        # Points are kept apart by their device and by the time of its session, so these must not overlap.
         size |= {"devices": 8, "begun": 60}
-    await tell(size, quirks, broker, tmp_path, within=180)
+    await emit(size, quirks, broker, tmp_path, within=180)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quirks", [(), TOGETHER], ids=["none", "together"])
 async def test_at_full_size(broker: Broker, tmp_path: Path, quirks: tuple[str, ...]) -> None:
-    await tell({"devices": 20, "sessions": 60, "points": 20_000}, quirks, broker, tmp_path, within=180)
+    await emit({"devices": 20, "sessions": 60, "points": 20_000}, quirks, broker, tmp_path, within=180)

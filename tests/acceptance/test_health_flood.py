@@ -239,10 +239,10 @@ async def test_what_is_no_request_costs_a_line_in_the_log_at_most(broker: Broker
             for _ in range(20):
                 await asyncio.to_thread(half_closed, it.port, request)
         # A line may be written after the answer has come; its time is that of the request.
-        told: list[list[dict[str, str]]] = [[] for _ in (None, *begun)]
+        reported: list[list[dict[str, str]]] = [[] for _ in (None, *begun)]
         for line in about_http():
-            told[bisect(begun, datetime.fromisoformat(line["ts"]))].append(line)
-        for name, lines in zip(NO_REQUESTS, told[1:], strict=True):
+            reported[bisect(begun, datetime.fromisoformat(line["ts"]))].append(line)
+        for name, lines in zip(NO_REQUESTS, reported[1:], strict=True):
             assert len(lines) <= 20, (name, lines[:3])
             assert {one["level"] for one in lines} <= {"debug", "info"}, name
         assert "Traceback" not in it.bridge.log
@@ -289,7 +289,7 @@ finally:
 """
 
 
-def test_beyond_this_machine_kinds_are_told_and_the_rest_takes_the_token(tmp_path: Path) -> None:
+def test_beyond_this_machine_kinds_are_shown_and_the_rest_takes_the_token(tmp_path: Path) -> None:
     """In a network namespace, where nobody else reaches the listener."""
     isolated = ["unshare", "--map-root-user", "--net"]
     if (
@@ -314,9 +314,9 @@ def test_beyond_this_machine_kinds_are_told_and_the_rest_takes_the_token(tmp_pat
     assert "127.0.0.1:1883" in full["checks"]["mqtt:home"]["reason"]
 
 
-async def test_a_name_that_is_not_this_machine_s_is_told_kinds(broker: Broker, tmp_path: Path) -> None:
+async def test_a_name_that_is_not_this_machine_s_sees_kinds(broker: Broker, tmp_path: Path) -> None:
     """As a page in a browser asks whose name has become 127.0.0.1 (DNS rebinding)."""
     async with bridge_with_few_files(broker, tmp_path) as it:
-        for host, told in ((b"localhost", True), (b"127.0.0.1:8099", True), (b"evil.example", False)):
+        for host, reported in ((b"localhost", True), (b"127.0.0.1:8099", True), (b"evil.example", False)):
             request = b"GET /readyz HTTP/1.1\r\nHost: %b\r\nConnection: close\r\n\r\n" % host
-            assert (b"mqtt:home" in await asyncio.to_thread(asked, it.port, request)) is told
+            assert (b"mqtt:home" in await asyncio.to_thread(asked, it.port, request)) is reported

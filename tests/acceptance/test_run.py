@@ -35,7 +35,7 @@ def events_in(log: str) -> list[str]:
     return [json.loads(line)["event"] for line in log.splitlines()]
 
 
-def told_of(log: str, event: str) -> int:
+def reported_of(log: str, event: str) -> int:
     """How often, but for what only a debugging person wants to see."""
     lines = [json.loads(line) for line in log.splitlines()]
     return sum(line["event"] == event and line["level"] != "debug" for line in lines)
@@ -69,8 +69,8 @@ async def test_nothing_reachable_is_said_once_each(tmp_path: Path) -> None:
     async with running(config, level="debug") as bridge:
         await until(lambda: "mqtt.unreachable" in bridge.log, within=60, what="the broker is missed")
         await until(lambda: bridge.log.count('"cloud.unreachable"') >= 3, within=60, what="three attempts")
-        assert told_of(bridge.log, "cloud.unreachable") == 1
-        assert told_of(bridge.log, "mqtt.unreachable") == 1
+        assert reported_of(bridge.log, "cloud.unreachable") == 1
+        assert reported_of(bridge.log, "mqtt.unreachable") == 1
         assert await bridge.stop() == 0
         assert "Traceback" not in bridge.log
 
@@ -106,8 +106,12 @@ async def test_a_broker_that_comes_late_gets_everything(broker: Broker, tmp_path
                 await until(
                     lambda: len(listener.on(f"bace/{device.id_group}/event")) >= 3, within=60, what="the events"
                 )
-                told = [from_mqtt(one.topic, one.payload) for one in listener.on(f"bace/{device.id_group}/event")]
-                assert [one.type for one in told if one] == ["session.started", "session.ended", "session.csv_ready"]
+                reported = [from_mqtt(one.topic, one.payload) for one in listener.on(f"bace/{device.id_group}/event")]
+                assert [one.type for one in reported if one] == [
+                    "session.started",
+                    "session.ended",
+                    "session.csv_ready",
+                ]
             assert await bridge.stop() == 0
 
 
@@ -251,7 +255,7 @@ async def test_the_service_manager_hears_of_a_reload_with_its_time_and_new_secre
     heard.bind(str(tmp_path / "notify"))
     heard.settimeout(60)
 
-    async def told(beginning: str) -> str:
+    async def reported(beginning: str) -> str:
         while not (message := (await asyncio.to_thread(heard.recv, 1000)).decode()).startswith(beginning):
             assert not message.startswith("STOPPING=1"), "systemd would take the reload for the end"
         return message
@@ -259,7 +263,7 @@ async def test_the_service_manager_hears_of_a_reload_with_its_time_and_new_secre
     async with SimulatedServer(SimulatedCloud()) as server:
         config = configuration(tmp_path, cloud_url=server.url)
         async with running(config, environment={"NOTIFY_SOCKET": str(tmp_path / "notify")}) as bridge:
-            await told("READY=1")
+            await reported("READY=1")
             settings = json.loads(config.read_text())
             # The log names the store: where a new secret is part of that name, its masking can be seen.
             settings["cloud"]["password"] = "canary-4711"
@@ -267,9 +271,9 @@ async def test_the_service_manager_hears_of_a_reload_with_its_time_and_new_secre
             config.write_text(json.dumps(settings))
             before = time.monotonic_ns() // 1000
             bridge.process.send_signal(signal.SIGHUP)
-            reloading = await told("RELOADING=1")
+            reloading = await reported("RELOADING=1")
             assert before <= int(reloading.split("MONOTONIC_USEC=")[1]) <= time.monotonic_ns() // 1000
-            await told("READY=1")
+            await reported("READY=1")
             starting = [line for line in bridge.log.splitlines() if json.loads(line)["event"] == "bridge.starting"]
             assert len(starting) == 2
             assert "***.db" in starting[1]

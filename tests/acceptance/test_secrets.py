@@ -137,10 +137,10 @@ async def test_no_secret_is_shown_anywhere(broker: Broker, tmp_path: Path) -> No
                 for shape in ("", "403", "500", "422", "401", "html", "mistyped", "cut off", ""):
                     echo.shape, before = shape, echo.asked
                     async with asyncio.timeout(60):
-                        while echo.asked < before + 3:  # the second failure in a row is told as an event
+                        while echo.asked < before + 3:  # the second failure in a row is reported as an event
                             listener.publish("bace/bridge/request/poll", b"{}")
                             await asyncio.sleep(0.1)
-                await until(lambda: echo.posted >= 3, within=60, what="the webhook is told")
+                await until(lambda: echo.posted >= 3, within=60, what="the webhook has got them")
                 for path in ("healthz", "readyz", "", "nonsense"):
                     async with http.get(f"http://127.0.0.1:{health}/{path}") as response:
                         shown[f"GET /{path}"] = await response.text()

@@ -61,7 +61,7 @@ def run_to_its_end(config: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-async def test_a_full_disk_loses_nothing_repeats_nothing_and_is_told_once(tmp_path: Path) -> None:
+async def test_a_full_disk_loses_nothing_repeats_nothing_and_is_reported_once(tmp_path: Path) -> None:
     cloud, port = SimulatedCloud(), free_port()
     devices = [cloud.add_device(f"BaceGo-{number}") for number in range(60)]
     with small_disk(tmp_path) as disk:
@@ -141,7 +141,7 @@ async def test_a_lock_of_another_program_holds_up_and_loses_nothing(tmp_path: Pa
         assert max(ids(hook).values()) == 1
 
 
-async def test_writes_that_the_system_fails_at_are_told_and_tried_again(tmp_path: Path) -> None:
+async def test_writes_that_the_system_fails_at_are_reported_and_tried_again(tmp_path: Path) -> None:
     cloud = SimulatedCloud()
     device = cloud.add_device("BaceGo-1")
     async with SimulatedServer(cloud) as server, receiver() as hook:
@@ -152,7 +152,7 @@ async def test_writes_that_the_system_fails_at_are_told_and_tried_again(tmp_path
             _, hard = resource.prlimit(bridge.process.pid, resource.RLIMIT_FSIZE)
             resource.prlimit(bridge.process.pid, resource.RLIMIT_FSIZE, (max(size, 16_384), hard))
             session = cloud.open_session(device.id_group)
-            await until(lambda: bool(logged(bridge, "store.unusable")), within=60, what="the failure is told")
+            await until(lambda: bool(logged(bridge, "store.unusable")), within=60, what="the failure is reported")
             resource.prlimit(bridge.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
             await until(lambda: started(hook) == {session}, within=60, what="the start")
             (line,) = logged(bridge, "store.unusable")

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import signal
 import sqlite3
 import stat
@@ -10,11 +11,14 @@ from pathlib import Path
 import pytest
 
 from bace_bridge.errors import StoreError, StoreLocked, StoreUnusable
+from bace_bridge.events.types import Announced
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.store.eventlog import EventLog
+from bace_bridge.store.facts import RetainedLedger
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.migrations import migrate
+from bace_bridge.store.ownership import APPLICATION_ID
 from bace_bridge.store.sqlite import SqliteFile
 from tests.delivered import lanes_of
 
@@ -357,3 +361,17 @@ async def test_a_migration_that_was_killed_at_any_statement_goes_on(tmp_path: Pa
             break
     assert ended.returncode == 0
     assert killed >= (5 if given == "nothing" else 1), "the loop has come to the end of the scripts"
+
+
+async def test_a_ledger_of_the_version_before_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "b.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        for name in SCRIPTS[:7]:
+            connection.executescript((files("bace_bridge") / "store" / "schema" / name).read_text("utf-8"))
+        connection.executescript("insert into retained values ('b:1883', 'home', 'bace/g1/session')")
+        connection.executescript(f"pragma application_id = {APPLICATION_ID}; pragma user_version = 7")
+    async with SqliteFile(path) as file:
+        ledger = RetainedLedger(file, sink="home", broker="b:1883")
+        assert (await ledger.topics(), await ledger.announced()) == ({"bace/g1/session"}, {})
+        await ledger.note_announced({"x/config": Announced({"a": "sensor"})})
+        assert await ledger.topics() == {"bace/g1/session", "x/config"}

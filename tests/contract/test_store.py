@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from bace_bridge.delivery.rules.outbox import Outbox, dead_letter_event
 from bace_bridge.events.types import (
     BRIDGE_LANE,
+    Announced,
     Claim,
     DeadLetter,
     Event,
@@ -775,6 +776,21 @@ async def test_the_csv_is_linked_once_it_is_ready(store: Store) -> None:
     assert before["device"] == {"id": one.session.group_id, "label": one.device_label}
     await store.know(replace(one, csv_revision=0))
     assert await shown(store) == before | {"csv_url": "https://cloud.example/s1.csv"}
+
+
+async def test_the_ledger_keeps_what_was_announced_also_by_a_sink_of_another_name(tmp_path: Path) -> None:
+    one, both = Announced({"a": "sensor"}), Announced({"a": "sensor"}, {"b": "sensor"})
+    async with SqliteFile(tmp_path / "b.db") as file:
+        old, new = (RetainedLedger(file, sink=name, broker="b:1883") for name in ("old", "new"))
+        await old.note(["x/config", "bace/g1/session"])
+        await old.note_announced({"x/config": one})
+        assert await new.announced() == {"x/config": one}
+        await new.note_announced({"x/config": both})
+        assert await new.announced() == {"x/config": both}, "its own counts"
+        assert await new.topics() == {"x/config", "bace/g1/session"}
+        await new.forget(["x/config"])
+        assert await new.announced() == await old.announced() == {}
+        assert await RetainedLedger(file, sink="new", broker="c:1883").announced() == {}
 
 
 def point_of(text: str, **named: str) -> bytes:

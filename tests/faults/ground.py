@@ -61,7 +61,7 @@ class ProvingGround:
 
     @property
     def unready(self) -> int:
-        """How many sessions the slower sink has not been told to their end."""
+        """How many sessions the slower sink has not got to their end."""
         return len(self._load.expected) - min(len(tally.ready) for tally in self._tallies.values())
 
     def bridge(self, failpoint: str = "") -> AbstractAsyncContextManager[Process]:
@@ -107,7 +107,7 @@ class ProvingGround:
         await self._loading
 
     async def settle(self, bridge: Process, *, within: float) -> None:
-        """No more faults; returns when every session's CSV was told on both sides, or when the time is over."""
+        """No more faults; returns when every session's CSV has arrived on both sides, or when the time is over."""
         for proxy in (self.to_cloud, self.to_broker, self.to_hook):
             proxy.switch(Fault.PASS)
         await self.stop_load()
@@ -145,16 +145,18 @@ class ProvingGround:
             seconds=time.monotonic() - self._began,
             note=note,
         )
-        told = [*self.errors, *(f"{name}: {one.kind}: {one.text}" for name, one in wrong)]
-        told += [
+        wrong_lines = [*self.errors, *(f"{name}: {one.kind}: {one.text}" for name, one in wrong)]
+        wrong_lines += [
             f"{name}: {count} duplicates, more than {at_most[name]}"
             for name, count in figures.duplicates.items()
             if count > at_most[name]
         ]
         if self._subscriber.retained:
-            told.append(f"mqtt: {self._subscriber.retained} events were retained")
+            wrong_lines.append(f"mqtt: {self._subscriber.retained} events were retained")
         again = f'make test-faults FAULT_ARGS="-k {run} --seed {seed}"'
-        assert not told, "\n".join([f"again: {again}", *told[:20], *self._logged_of(told), *Figures.table([figures])])
+        assert not wrong_lines, "\n".join(
+            [f"again: {again}", *wrong_lines[:20], *self._logged_of(wrong_lines), *Figures.table([figures])]
+        )
         return figures
 
     def _logged_of(self, complaints: Sequence[str]) -> list[str]:

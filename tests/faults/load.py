@@ -10,10 +10,10 @@ from bace_bridge.simulator.facts import Device
 
 
 class Load:
-    """Until it is told to stop, each device has one session after the other: measured live or uploaded afterwards.
+    """Until it is stopped, each device has one session after the other: measured live or uploaded afterwards.
 
     Points are corrected, labels changed, points come late, ingestion finishes. `expected` is what the cloud shows.
-    No session begins while `too_many` of them have not been told to their end, so that a slow machine is not drowned.
+    No session begins while `too_many` of them have not arrived to their end, so that a slow machine is not drowned.
     """
 
     def __init__(self, cloud: SimulatedCloud, *, devices: int, seed: int) -> None:

@@ -65,7 +65,7 @@ class Tally:
 
     @property
     def ready(self) -> set[str | None]:
-        """The sessions whose CSV was told."""
+        """The sessions whose CSV has arrived."""
         self._look()
         return self._ready
 

@@ -170,7 +170,7 @@ async def test_disk(
                 await ground.reaches(ground.events + chance.randint(1, 30))
                 await asyncio.sleep(chance.uniform(0.0, 1.0))
                 fill(ballast)
-                await full_disk_was_told(bridge, times=number + 1)
+                await full_disk_was_reported(bridge, times=number + 1)
                 await asyncio.sleep(chance.uniform(0.5, 3.0))
                 before = ground.events
                 room_since = clock()
@@ -185,7 +185,7 @@ async def test_disk(
         record(ground.judged("disk", seed, times, at_most={"mqtt": 0, "webhook": 0}, note=note))
 
 
-async def full_disk_was_told(bridge: Process, *, times: int) -> None:
+async def full_disk_was_reported(bridge: Process, *, times: int) -> None:
     await until(lambda: bridge.log.count("store.unusable") >= times, within=60, what="a complaint about the disk")
 
 

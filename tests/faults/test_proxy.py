@@ -99,7 +99,7 @@ async def test_delay_delays_each_piece_both_ways(proxy: FaultProxy, client: Conn
     assert clock() - began >= 0.2
 
 
-async def test_it_admits_none_while_it_is_told_so(proxy: FaultProxy, client: Connect) -> None:
+async def test_it_admits_none_while_it_is_set_so(proxy: FaultProxy, client: Connect) -> None:
     before = await client(proxy)
     assert await before.says(b"hello") == b"hello"
     proxy.admits = False

@@ -74,8 +74,8 @@ def broker_kind() -> str:
     path = mosquitto_path()
     if path is None:
         return f"amqtt {importlib.metadata.version('amqtt')}"
-    told = subprocess.run([path, "-h"], capture_output=True, text=True, check=False).stdout.split()
-    return f"mosquitto {told[2]}" if len(told) > 2 else "mosquitto"
+    reported = subprocess.run([path, "-h"], capture_output=True, text=True, check=False).stdout.split()
+    return f"mosquitto {reported[2]}" if len(reported) > 2 else "mosquitto"
 
 
 def wait_until(condition: Callable[[], bool], *, within: float = PATIENCE) -> None:

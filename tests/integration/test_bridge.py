@@ -252,7 +252,7 @@ async def test_what_is_in_the_log_is_delivered_while_it_ends(tmp_path: Path) -> 
         assert len(hook.taken) == 2, "the end too, which had to wait for the start"
 
 
-async def test_the_others_are_told_when_a_sink_is_disabled(tmp_path: Path) -> None:
+async def test_the_others_get_an_event_when_a_sink_is_disabled(tmp_path: Path) -> None:
     cloud = SimulatedCloud()
     device = cloud.add_device("BaceGo-1")
     async with SimulatedServer(cloud) as server, receiver() as gone, receiver() as other:
@@ -268,11 +268,11 @@ async def test_the_others_are_told_when_a_sink_is_disabled(tmp_path: Path) -> No
                 what="the start, and that the other is disabled",
             )
         assert {one.type for one in other.arrivals} == {"session.started", "sink.disabled"}
-        (told,) = [one for one in other.arrivals if one.type == "sink.disabled"]
-        assert (told.body["sink"], "HTTP 410" in told.body["reason"]) == ("gone", True)
+        (reported,) = [one for one in other.arrivals if one.type == "sink.disabled"]
+        assert (reported.body["sink"], "HTTP 410" in reported.body["reason"]) == ("gone", True)
 
 
-async def test_the_others_are_told_of_a_dead_letter_without_a_further_event(
+async def test_the_others_get_an_event_of_a_dead_letter_without_a_further_event(
     tmp_path: Path, new_mosquitto: Callable[..., Mosquitto]
 ) -> None:
     cloud = SimulatedCloud()
@@ -495,5 +495,5 @@ async def test_at_the_cap_the_cloud_is_not_asked_until_deliveries_have_made_room
             await bridge.has_ticked(5)
             assert [one.path for one in server.requests] == []
             lets_through.set()
-            await until(lambda: hook.of(session) != [], within=SOON, what="what the cloud shows is told")
+            await until(lambda: hook.of(session) != [], within=SOON, what="what the cloud shows is reported")
         assert len(hook.of("s")) == 100

@@ -115,7 +115,7 @@ async def test_a_poll_is_made_at_once(tmp_path: Path, broker: Broker) -> None:
                 await bridge.has_said("session.started")
 
 
-async def test_what_runs_is_told_and_a_wrong_log_level_is_refused(tmp_path: Path, broker: Broker) -> None:
+async def test_what_runs_is_reported_and_a_wrong_log_level_is_refused(tmp_path: Path, broker: Broker) -> None:
     async with SimulatedServer(SimulatedCloud()) as server:
         path = bridge_file(tmp_path, cloud_url=server.url, mqtt_port=broker.port)
         with listening(broker.port, "bace/#") as listener:

@@ -42,7 +42,7 @@ def bridge(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProces
     )
 
 
-def test_a_good_configuration_is_told_in_a_few_lines_without_secrets(tmp_path: Path) -> None:
+def test_a_good_configuration_is_reported_in_a_few_lines_without_secrets(tmp_path: Path) -> None:
     (tmp_path / "bridge.yaml").write_text(GOOD, encoding="utf-8")
     done = bridge("check", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -57,14 +57,14 @@ def test_a_good_configuration_is_told_in_a_few_lines_without_secrets(tmp_path: P
 def test_as_json(tmp_path: Path) -> None:
     (tmp_path / "bridge.yaml").write_text(GOOD, encoding="utf-8")
     done = bridge("check", "--json", cwd=tmp_path)
-    told = json.loads(done.stdout)
-    assert (done.returncode, told["ok"], told["mistakes"]) == (0, True, [])
+    printed = json.loads(done.stdout)
+    assert (done.returncode, printed["ok"], printed["mistakes"]) == (0, True, [])
     assert "s3cr3t" not in done.stdout
     (tmp_path / "bridge.yaml").write_text("cloud: {access_token: t}\nmqtt: [{name: a}]", encoding="utf-8")
     done = bridge("check", "--json", cwd=tmp_path)
-    told = json.loads(done.stdout)
-    assert (done.returncode, told["ok"]) == (78, False)
-    assert told["mistakes"] == [{"path": "mqtt[0].url", "problem": "is missing", "hint": ""}]
+    printed = json.loads(done.stdout)
+    assert (done.returncode, printed["ok"]) == (78, False)
+    assert printed["mistakes"] == [{"path": "mqtt[0].url", "problem": "is missing", "hint": ""}]
 
 
 def test_every_mistake_is_a_line_on_stderr(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_full_disk_under_stdout_is_one_line(tmp_path: Path, command: str) -> N
     )
 
 
-def test_a_full_disk_is_told_by_what_runs_for_long_too(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_by_what_runs_for_long_too(tmp_path: Path) -> None:
     done = in_shell("bace-bridge simulate --port 0 --for 30s > /dev/full", tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
 
@@ -191,7 +191,7 @@ def test_the_service_imports_no_more_than_it_needs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "printed"),
     [
         (TWO_MISTAKES, 78, "a.b: is odd (mend it)\nc: is off\n"),
         (StoreLocked("held by process 7"), 75, "bace-bridge: held by process 7\n"),
@@ -205,9 +205,9 @@ def test_the_service_imports_no_more_than_it_needs(tmp_path: Path) -> None:
         (click.UsageError("no"), 2, "Error: no\n"),
     ],
 )
-def test_exit_codes(capsys: pytest.CaptureFixture[str], error: BaseException, code: int, told: str) -> None:
+def test_exit_codes(capsys: pytest.CaptureFixture[str], error: BaseException, code: int, printed: str) -> None:
     assert explain(error, debug=False) == code
-    assert capsys.readouterr().err == told
+    assert capsys.readouterr().err == printed
 
 
 def test_a_broken_connection_is_not_taken_for_a_reader_that_left(logged: io.StringIO) -> None:

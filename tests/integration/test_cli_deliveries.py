@@ -66,14 +66,14 @@ async def bridge(folder: Path, *arguments: str) -> subprocess.CompletedProcess[s
     )  # fmt: skip
 
 
-async def told(folder: Path, *arguments: str) -> str:
+async def printed(folder: Path, *arguments: str) -> str:
     done = await bridge(folder, *arguments)
     assert (done.returncode, done.stderr) == (0, "")
     return str(done.stdout)
 
 
 async def listed(folder: Path, *arguments: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(await told(folder, "dead-letters", "list", "--json", *arguments))
+    rows: list[dict[str, Any]] = json.loads(await printed(folder, "dead-letters", "list", "--json", *arguments))
     return rows
 
 
@@ -97,7 +97,7 @@ async def test_parked_deliveries_are_listed_apart(folder: Path, log: SqliteFile)
     del log
     (parked,) = await listed(folder, "--parked")
     assert (parked["event_id"], parked["sink"], parked["attempts"], parked["behind"]) == ("evt_3", "b", 2, 1)
-    table = await told(folder, "dead-letters", "list", "--parked")
+    table = await printed(folder, "dead-letters", "list", "--parked")
     assert "NEXT ATTEMPT" in table
     assert "2025-12-01 12:01:30" in table
     assert "HTTP 502" in table
@@ -105,36 +105,36 @@ async def test_parked_deliveries_are_listed_apart(folder: Path, log: SqliteFile)
 
 async def test_a_table_for_people_steers_no_terminal(folder: Path, log: SqliteFile) -> None:
     del log
-    table = await told(folder, "dead-letters", "list")
+    table = await printed(folder, "dead-letters", "list")
     for shown in ("GIVEN UP", "evt_1", "evt_2", "gave up: HTTP 500"):
         assert shown in table
     assert "\x1b" not in table
 
 
 async def test_retry_asks_the_bridge_and_takes_the_letter_away(folder: Path, log: SqliteFile) -> None:
-    said = await told(folder, "dead-letters", "retry", "evt_1")
+    said = await printed(folder, "dead-letters", "retry", "evt_1")
     assert said == "1 dead letter queued for retry: the running bridge starts at once\n"
     assert [one["event_id"] for one in await listed(folder)] == ["evt_2"]
     assert [one.key for one in await lanes_of(log, "a")] == ["letter:1"]
-    assert (await told(folder, "dead-letters", "retry")).startswith("1 dead letter queued for retry")
-    assert await told(folder, "dead-letters", "retry", "--all") == "0 dead letters queued for retry\n"
+    assert (await printed(folder, "dead-letters", "retry")).startswith("1 dead letter queued for retry")
+    assert await printed(folder, "dead-letters", "retry", "--all") == "0 dead letters queued for retry\n"
 
 
 async def test_drop_takes_only_what_is_named(folder: Path, log: SqliteFile) -> None:
     assert (await bridge(folder, "dead-letters", "drop")).returncode == 2
-    assert await told(folder, "dead-letters", "drop", "--session", "s1") == "1 dead letter dropped\n"
+    assert await printed(folder, "dead-letters", "drop", "--session", "s1") == "1 dead letter dropped\n"
     assert [one["event_id"] for one in await listed(folder)] == ["evt_2"]
     assert await lanes_of(log, "a") == []
-    assert await told(folder, "dead-letters", "drop", "--all") == "1 dead letter dropped\n"
-    assert await told(folder, "dead-letters", "list") == "No dead letters.\n"
+    assert await printed(folder, "dead-letters", "drop", "--all") == "1 dead letter dropped\n"
+    assert await printed(folder, "dead-letters", "list") == "No dead letters.\n"
 
 
 async def test_replay_asks_for_what_is_recorded(folder: Path, log: SqliteFile) -> None:
-    said = await told(folder, "replay", "--sink", "a", "--session", "s1")
+    said = await printed(folder, "replay", "--sink", "a", "--session", "s1")
     assert said == "3 events for a: the running bridge starts at once\n"
     assert [(one.key, one.seq, one.replay_through) for one in await lanes_of(log, "a")] == [("s1", 1, 4)]
     assert [(one.key, one.seq) for one in await lanes_of(log, "b")] == [("s1", 3)]
-    said = await told(folder, "replay", "--sink", "a", "--since", "2025-12-01T12:00:02Z")
+    said = await printed(folder, "replay", "--sink", "a", "--since", "2025-12-01T12:00:02Z")
     assert said.startswith("3 events for a")
 
 
@@ -145,9 +145,9 @@ async def test_a_duration_goes_back_from_now(folder: Path, log: SqliteFile) -> N
     ]
     await Journal(log).commit(Changes(events=tuple(recent)))
     await deliver(log, "a")
-    assert (await told(folder, "replay", "--sink", "a", "--since", "2h")).startswith("1 event for a")
+    assert (await printed(folder, "replay", "--sink", "a", "--since", "2h")).startswith("1 event for a")
     assert [one.key for one in await lanes_of(log, "a")] == ["ago-1"]
-    assert (await told(folder, "replay", "--sink", "b", "--since", "4h")).startswith("2 events for b")
+    assert (await printed(folder, "replay", "--sink", "b", "--since", "4h")).startswith("2 events for b")
 
 
 async def test_without_a_running_bridge_it_says_when(folder: Path) -> None:
@@ -156,7 +156,7 @@ async def test_without_a_running_bridge_it_says_when(folder: Path) -> None:
         event = Event("evt_1", "session.updated", "s1", "g1", NOON, NOON, b"{}")
         await Journal(file).commit(Changes(events=(event,)))
         await deliver(file, "a")
-    said = await told(folder, "replay", "--sink", "a", "--session", "s1")
+    said = await printed(folder, "replay", "--sink", "a", "--session", "s1")
     assert said == "1 event for a: the bridge is not running: delivery starts when it does\n"
     async with SqliteFile(folder / "bridge.db") as file:
         (lane,) = await lanes_of(file, "a")
@@ -201,15 +201,15 @@ async def test_without_a_store_they_say_what_makes_it(folder: Path, arguments: t
     "command", [("replay",), ("dead-letters",), ("dead-letters", "list"), ("dead-letters", "drop")]
 )
 async def test_help_and_version_work_everywhere(folder: Path, command: tuple[str, ...]) -> None:
-    assert "Usage: bace-bridge" in await told(folder, *command, "--help")
-    assert (await told(folder, *command, "--version")).startswith("bace-bridge ")
+    assert "Usage: bace-bridge" in await printed(folder, *command, "--help")
+    assert (await printed(folder, *command, "--version")).startswith("bace-bridge ")
 
 
 async def test_a_sink_that_is_disabled_is_asked_for_nothing(folder: Path, log: SqliteFile) -> None:
-    told_of_it = Event("evt_9", "sink.disabled", None, None, NOON, NOON, b'{"sink":"a"}')
-    await EventLog(log).disable("a", "HTTP 410: the endpoint is gone", told_of_it)
+    reported_of_it = Event("evt_9", "sink.disabled", None, None, NOON, NOON, b'{"sink":"a"}')
+    await EventLog(log).disable("a", "HTTP 410: the endpoint is gone", reported_of_it)
     for arguments in (("replay", "--sink", "a", "--session", "s1"), ("dead-letters", "retry", "--sink", "a")):
         done = await bridge(folder, *arguments)
         assert (done.returncode, "a is disabled (HTTP 410: the endpoint is gone)" in done.stderr) == (1, True)
-    assert await told(folder, "dead-letters", "retry") == "0 dead letters queued for retry\n"
+    assert await printed(folder, "dead-letters", "retry") == "0 dead letters queued for retry\n"
     assert len(await listed(folder)) == 2, "they stay"

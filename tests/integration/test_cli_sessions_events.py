@@ -26,6 +26,7 @@ from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.datapoints import Datapoint, Datatype, datapoint_events
 from bace_bridge.polling.rules.fetches import conclude
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession, observe, observe_absence
+from bace_bridge.polling.rules.summaries import EMPTY
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile
 from tests.contract.test_migrations import store_of_schema_3
@@ -99,7 +100,7 @@ def whole_life(number: int) -> tuple[KnownSession, list[Event]]:
     seen = observe(known, over, device_label="BaceGo-1", start_from=-1.0, now=begun.start + 96)
     assert seen is not None
     csv_url = f"{URL}/api/v2/data-session/{begun.id}/download-csv"
-    visited = conclude(seen.known, "read", csv_url=csv_url, interval=15, now=begun.start + 97)
+    visited = conclude(seen.known, "read", summary=EMPTY, csv_url=csv_url, interval=15, now=begun.start + 97)
     return visited.known, [*events, *seen.events, *visited.events]
 
 

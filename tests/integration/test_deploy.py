@@ -77,7 +77,7 @@ def test_the_unit_bounds_files_and_memory() -> None:
     assert unit_values("MemoryMax") == ["512M"]
 
 
-def test_the_unit_restarts_but_for_what_only_a_person_can_mend() -> None:
+def test_the_unit_restarts_but_for_what_only_a_person_can_repair() -> None:
     assert unit_values("Restart") == ["on-failure"]
     assert unit_values("RestartPreventExitStatus") == [f"2 {CONFIG_WRONG}"]
 

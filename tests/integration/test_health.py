@@ -143,7 +143,7 @@ async def asked(server: HealthServer, path: str = "/readyz", **headers: str) -> 
     ],
 )
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
-async def test_a_stranger_is_told_kinds_only(path: str, headers: dict[str, str]) -> None:
+async def test_a_stranger_sees_kinds_only(path: str, headers: dict[str, str]) -> None:
     async with server_with_facts() as server:
         answer = await asked(server, path, **headers)
     kinds = {
@@ -168,7 +168,7 @@ async def test_a_stranger_is_told_kinds_only(path: str, headers: dict[str, str])
         {"Host": "[::1]:8099"},
     ],
 )
-async def test_who_asks_here_or_has_the_token_is_told_reasons(headers: dict[str, str]) -> None:
+async def test_who_asks_here_or_has_the_token_sees_reasons(headers: dict[str, str]) -> None:
     async with server_with_facts() as server:
         answer = await asked(server, **headers)
     assert answer["checks"]["mqtt:upstairs"]["reason"] == FACTS["mqtt:upstairs"]

@@ -103,8 +103,8 @@ async def test_a_removal_that_is_found_while_the_end_is_published_comes_after_it
         clock.forward(61)
         await beside(fetch, asyncio.create_task(watch.list_poll.poll()), lock, gate)
         await watch.poll_for(200)
-        told = types(await watch.all_events())
-    assert told == ["session.started", "session.ended", "session.removed"]
+        reported = types(await watch.all_events())
+    assert reported == ["session.started", "session.ended", "session.removed"]
 
 
 async def test_an_end_that_is_taken_back_while_it_is_about_to_be_published(clock: Clock, tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ async def test_an_end_that_is_taken_back_while_it_is_about_to_be_published(clock
         for _ in range(3):
             clock.forward(61)
             await watch.poll()
-        told = types(await watch.all_events())
-    assert told in (["session.started"], ["session.started", "session.ended", "session.reopened"])
+        reported = types(await watch.all_events())
+    assert reported in (["session.started"], ["session.started", "session.ended", "session.reopened"])
 
 
 async def test_a_removal_that_is_about_to_be_published_forgets_nothing(clock: Clock, tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ async def test_a_removal_that_is_about_to_be_published_forgets_nothing(clock: Cl
         for _ in range(3):
             clock.forward(61)
             await watch.poll()
-        told = [one for one in await watch.all_events() if one.event.session_id == session]
-    assert "session.removed" in types(told)
-    revisions = [data(one)["csv"]["revision"] for one in told if one.event.type == "session.csv_ready"]
+        reported = [one for one in await watch.all_events() if one.event.session_id == session]
+    assert "session.removed" in types(reported)
+    revisions = [data(one)["csv"]["revision"] for one in reported if one.event.type == "session.csv_ready"]
     assert revisions == list(range(len(revisions)))
     assert revisions

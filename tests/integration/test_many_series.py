@@ -33,10 +33,10 @@ def over_session(cloud: SimulatedCloud, clock: Clock) -> None:
     cloud.finish_ingestion(session)
 
 
-def all_came_once(told: Sequence[LoggedEvent]) -> None:
-    assert types(told)[-1] == "session.csv_ready"
-    found = {(one["datatype"], one["timestamp"]) for one in points(told)}
-    assert len(found) == len(points(told)) == 5 * len(DATATYPES)
+def all_came_once(reported: Sequence[LoggedEvent]) -> None:
+    assert types(reported)[-1] == "session.csv_ready"
+    found = {(one["datatype"], one["timestamp"]) for one in points(reported)}
+    assert len(found) == len(points(reported)) == 5 * len(DATATYPES)
     assert {datatype for datatype, _ in found} == set(DATATYPES)
 
 

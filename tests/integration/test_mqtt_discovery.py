@@ -220,6 +220,7 @@ async def test_a_broker_that_closes_the_connection_on_the_birth_is_left_alone(pr
         assert "ends the connection when the bridge subscribes to homeassistant/status" in str(sink.state_problem)
         assert await deliver(sink, event(1)) is None
         assert ["bace/bridge/request/+"] in broker.subscribed[-8:], "it is not to blame"
+        assert not [one for some in broker.subscribed for one in some if one.endswith("/config")]
         assert len(broker.versions) <= 4
 
 
@@ -314,6 +315,7 @@ async def test_a_series_that_goes_is_announced_whole_then_removed_then_left_out(
             state.known["g1"] = device("g1", "a")
             async with announcing(port, state, ledger):
                 await eventually(lambda: len(listener.on("bace/bridge/info")) == 2)
+                await eventually(lambda: "bace/g1/latest/b/6000" not in ledger.held)
         _, whole, removed, without = (components(one) for one in listener.payloads(G1))
         assert whole["b_6000"]["p"] == "sensor"
         assert removed["b_6000"] == {"p": "sensor"}
@@ -398,6 +400,32 @@ async def test_a_device_all_of_whose_data_sessions_were_removed_is_announced_no_
             await eventually(lambda: listener.payloads(G2)[-1] == b"")
             await eventually(lambda: G2 not in ledger.held)
             assert G2 not in ledger.of_discovery
+
+
+@pytest.mark.parametrize("mode", ["device", "component"])
+async def test_what_a_lost_store_has_announced_is_cleared_and_nothing_of_others(
+    new_mosquitto: NewMosquitto, mode: str
+) -> None:
+    port, settings = new_mosquitto().port, dict[str, Any](home_assistant={"mode": mode})
+    both, alone = Home(device("g1", "a"), device("g2", "a")), Home(device("g1", "a"))
+    with heard_on(port) as listener:
+        async with announcing(port, both, **settings):
+            await eventually(lambda: bool(listener.on("bace/bridge/info")))
+        await eventually(lambda: listener.payloads("bace/bridge/state")[-1] == b"offline")
+        there = {one.topic for one in listener.heard if one.topic.startswith("homeassistant/") and "_g2/" in one.topic}
+        foreign = "homeassistant/device/zigbee_1/config", "homeassistant/sensor/bace_g9/a/config"
+        other = Home(device("g3", "a"))
+        other.info_payload = b'{"version":"1","installation":"there"}'
+        below: dict[str, Any] = {"base_topic": "bace/x", "client_id": "other", "installation": "there"}
+        async with announcing(port, other, **below, **settings):
+            await eventually(lambda: bool(listener.on("bace/x/bridge/info")))
+            for topic in foreign:
+                listener.publish(topic, b'{"stat_t":"bace/g9/session/else"}', retain=True)
+            async with announcing(port, alone, **settings):
+                await eventually(lambda: all(listener.payloads(topic)[-1] == b"" for topic in there))
+                await eventually(lambda: len(listener.on("bace/bridge/info")) == 2)
+    cleared = {one.topic for one in listener.heard if one.topic.startswith("homeassistant/") and not one.payload}
+    assert cleared == there
 
 
 # --- from one mode to the other

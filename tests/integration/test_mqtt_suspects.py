@@ -32,19 +32,19 @@ def events(count: int, *, poison: int = 0, size: int = 0) -> list[Event]:
     ]
 
 
-def lanes_of(told: list[int]) -> dict[int, list[int]]:
-    """What was told first, by data session."""
+def lanes_of(reported: list[int]) -> dict[int, list[int]]:
+    """What was delivered first, by data session."""
     lanes: dict[int, list[int]] = {}
-    for number in dict.fromkeys(told):
+    for number in dict.fromkeys(reported):
         lanes.setdefault(number % LANES, []).append(number)
     return lanes
 
 
-def assert_in_order(told: list[int]) -> None:
-    assert all(lane == sorted(lane) for lane in lanes_of(told).values())
+def assert_in_order(reported: list[int]) -> None:
+    assert all(lane == sorted(lane) for lane in lanes_of(reported).values())
 
 
-def told_by(broker: ScriptedBroker) -> list[int]:
+def reported_by(broker: ScriptedBroker) -> list[int]:
     return [json.loads(one.payload)["n"] for one in broker.published if one.topic == "bace/g1/event"]
 
 
@@ -104,7 +104,7 @@ async def test_the_guilty_event_is_found_among_those_that_wait_for_the_broker_s_
             script.acknowledges_after = 0.001
             await line.done()
             assert len(broker.versions) == 5
-            assert max(Counter(told_by(broker)).values()) <= 4
+            assert max(Counter(reported_by(broker)).values()) <= 4
             assert broker.most_unacknowledged > 1
 
             broker.unacknowledged = broker.most_unacknowledged = 0
@@ -114,12 +114,12 @@ async def test_the_guilty_event_is_found_among_those_that_wait_for_the_broker_s_
 
             script.closes_on = b""
             line.forward(RETRY_SCHEDULE[0])
-            await eventually(lambda: set(told_by(broker)) == set(range(1, 601)))
+            await eventually(lambda: set(reported_by(broker)) == set(range(1, 601)))
             while await line.lanes():
                 line.dispatcher.log_grew()
             assert not await line.dead_letters()
             assert len(broker.versions) == 5
-    assert_in_order(told_by(broker))
+    assert_in_order(reported_by(broker))
 
 
 async def test_three_cuts_amid_the_same_events_count_no_attempt_and_the_window_opens_again() -> None:
@@ -133,13 +133,13 @@ async def test_three_cuts_amid_the_same_events_count_no_attempt_and_the_window_o
             await asyncio.wait_for(delivering, 60)  # which fails for anything but SinkUnavailable
 
     assert len(named(logs, "mqtt.events_suspected")) == 1
-    assert list(dict.fromkeys(told_by(broker))) == list(range(1000))
+    assert list(dict.fromkeys(reported_by(broker))) == list(range(1000))
     assert broker.most_unacknowledged > 20
 
 
 async def cut_with_events_in_flight(broker: ScriptedBroker, sink: MqttSink, number: int, script: Script) -> None:
     """The n-th time; after the third the broker acknowledges again."""
-    await eventually(lambda: told_by(broker).count(0) == number and len(told_by(broker)) % sink.window == 0)
+    await eventually(lambda: reported_by(broker).count(0) == number and len(reported_by(broker)) % sink.window == 0)
     script.holds_acknowledgements = False  # the state of the next connection is acknowledged
     broker.unacknowledged = broker.most_unacknowledged = 0
     broker.connections[-1].transport.abort()
@@ -155,13 +155,13 @@ async def test_a_broker_that_says_that_it_shuts_down_accuses_no_event() -> None:
         async with scripted(script) as broker, connected(broker.port) as sink:
             for number in range(6):
                 script.holds_acknowledgements = True
-                told: list[SinkError | None] = []
-                sink.send(event(1), told.append)
-                await eventually(lambda number=number: len(told_by(broker)) == number + 1)  # type: ignore[misc]
+                reported: list[SinkError | None] = []
+                sink.send(event(1), reported.append)
+                await eventually(lambda number=number: len(reported_by(broker)) == number + 1)  # type: ignore[misc]
                 script.holds_acknowledgements = False
                 broker.send(b"\xe0\x02\x8b\x00")
-                await eventually(lambda told=told: bool(told))  # type: ignore[misc]
-                assert isinstance(told[0], SinkUnavailable)
+                await eventually(lambda reported=reported: bool(reported))  # type: ignore[misc]
+                assert isinstance(reported[0], SinkUnavailable)
                 async with asyncio.timeout(60):
                     await sink.ready()
 

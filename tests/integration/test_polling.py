@@ -27,27 +27,27 @@ async def test_a_session_travels_from_start_to_csv(clock: Clock, tmp_path: Path,
         session = cloud.open_session(device.id_group)
         series = device.series[0].id_container_data_latest
         cloud.add_points(session, series, [(clock.now + one, 60.0 + one) for one in range(5)])
-        told = await watch.poll()
-        assert types(told) == ["session.started", "session.datapoints"]
-        assert data(told[0])["device"] == {"id": device.id_group, "label": "BaceGo-1"}
-        assert [point["avg"] for point in points(told)] == [60, 61, 62, 63, 64]
-        assert {point["revision"] for point in points(told)} == {0}
+        reported = await watch.poll()
+        assert types(reported) == ["session.started", "session.datapoints"]
+        assert data(reported[0])["device"] == {"id": device.id_group, "label": "BaceGo-1"}
+        assert [point["avg"] for point in points(reported)] == [60, 61, 62, 63, 64]
+        assert {point["revision"] for point in points(reported)} == {0}
 
         clock.forward(20)
         assert types(await watch.poll()) == []
         cloud.add_points(session, series, [(clock.now, 70.0)])
         clock.forward(20)
         cloud.end_session(session)
-        told = await watch.poll()
-        assert types(told) == ["session.datapoints", "session.ended"]
+        reported = await watch.poll()
+        assert types(reported) == ["session.datapoints", "session.ended"]
 
         cloud.add_points(session, series, [(clock.now - 5, 71.0)])
         clock.forward(60)
         cloud.finish_ingestion(session)
-        told = await watch.poll()
-        assert types(told) == ["session.datapoints", "session.csv_ready"]
-        assert data(told[1])["csv"]["url"].endswith(f"/api/v2/data-session/{session}/download-csv")
-        assert data(told[1])["csv"]["revision"] == 0
+        reported = await watch.poll()
+        assert types(reported) == ["session.datapoints", "session.csv_ready"]
+        assert data(reported[1])["csv"]["url"].endswith(f"/api/v2/data-session/{session}/download-csv")
+        assert data(reported[1])["csv"]["revision"] == 0
         for _ in range(5):
             clock.forward(60)
             assert types(await watch.poll()) == []
@@ -67,11 +67,11 @@ async def test_a_session_that_opened_and_closed_between_two_polls(
         clock.forward(3)
         cloud.end_session(session)
         cloud.finish_ingestion(session)
-        told = await watch.poll()
-    assert types(told) == ["session.started", "session.datapoints", "session.ended", "session.csv_ready"]
+        reported = await watch.poll()
+    assert types(reported) == ["session.started", "session.datapoints", "session.ended", "session.csv_ready"]
 
 
-async def test_a_session_recorded_offline_is_told_days_later(clock: Clock, tmp_path: Path) -> None:
+async def test_a_session_recorded_offline_is_reported_days_later(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     device = cloud.add_device("BaceGo-1")
     cloud.open_session(device.id_group)
@@ -85,25 +85,25 @@ async def test_a_session_recorded_offline_is_told_days_later(clock: Clock, tmp_p
         )
         cloud.end_session(session, end=start + 7200)
         cloud.finish_ingestion(session)
-        told = [one for one in await watch.poll() if one.event.session_id == session]
-    assert types(told) == [
+        reported = [one for one in await watch.poll() if one.event.session_id == session]
+    assert types(reported) == [
         "session.started",
         "session.datapoints",
         "session.datapoints",
         "session.ended",
         "session.csv_ready",
     ]
-    assert len(points(told)) == 2
+    assert len(points(reported)) == 2
 
 
-async def test_history_is_not_told_and_active_sessions_are(clock: Clock, tmp_path: Path) -> None:
+async def test_history_is_not_reported_and_active_sessions_are(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     device = cloud.add_device("BaceGo-1")
     old = cloud.open_session(device.id_group, start=int(clock.now - 40 * 86400), created_at=int(clock.now - 40 * 86400))
     cloud.add_history(3000, first_start=clock.now - 3_000_000, spacing=900, duration=300)
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        told = await watch.poll()
-        assert [(one.event.type, one.event.session_id) for one in told] == [("session.started", old)]
+        reported = await watch.poll()
+        assert [(one.event.type, one.event.session_id) for one in reported] == [("session.started", old)]
         assert watch.api_requests() < 12
         cloud_requests = watch.api_requests()
         clock.forward(10)
@@ -111,7 +111,7 @@ async def test_history_is_not_told_and_active_sessions_are(clock: Clock, tmp_pat
         assert watch.api_requests() - cloud_requests == 1
 
 
-async def test_everything_that_can_change_is_told_once(clock: Clock, tmp_path: Path) -> None:
+async def test_everything_that_can_change_is_reported_once(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     device = cloud.add_device("BaceGo-1")
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
@@ -145,7 +145,7 @@ async def test_everything_that_can_change_is_told_once(clock: Clock, tmp_path: P
         assert not any("." in one for one in ids)
 
 
-async def test_changed_points_are_told_with_the_next_revision(clock: Clock, tmp_path: Path) -> None:
+async def test_changed_points_are_reported_with_the_next_revision(clock: Clock, tmp_path: Path) -> None:
     cloud = simulated(clock)
     cloud.resolution = Resolution(raw=0)
     device = cloud.add_device("BaceGo-1")
@@ -185,8 +185,8 @@ async def test_a_long_silent_session_costs_few_requests(clock: Clock, tmp_path: 
     series = device.series[0].id_container_data_latest
     cloud.add_points(session, series, [(start + 100.0, 1.0), (clock.now - 30, 2.0)])
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        told = await watch.poll()
-        assert len(points(told)) == 2
+        reported = await watch.poll()
+        assert len(points(reported)) == 2
         before = watch.api_requests()
         for _ in range(4):
             clock.forward(15)
@@ -203,8 +203,8 @@ async def test_finest_reads_down_to_raw_points(clock: Clock, tmp_path: Path) -> 
     samples = [(clock.now - 3600 + 10 * one, float(one)) for one in range(360)]
     cloud.add_points(session, series, samples)
     async with watching(cloud, tmp_path / "b.db", clock, resolution="finest") as watch:
-        told = await watch.poll()
-        assert sorted(point["avg"] for point in points(told)) == [float(one) for one in range(360)]
+        reported = await watch.poll()
+        assert sorted(point["avg"] for point in points(reported)) == [float(one) for one in range(360)]
         clock.forward(60)
         cloud.end_session(session)
         cloud.finish_ingestion(session)
@@ -223,14 +223,14 @@ async def test_a_point_from_before_the_start_is_corrected_before_the_csv(clock: 
         clock.forward(15)
         before = clock.now - 45
         cloud.add_points(session, series, [(before, 1.0)])
-        told = points(await watch.poll())
+        reported = points(await watch.poll())
         clock.forward(15)
         cloud.add_points(session, series, [(before, 2.0)])
         cloud.end_session(session)
         cloud.finish_ingestion(session)
-        told += points(await watch.poll())
+        reported += points(await watch.poll())
         assert types(await watch.all_events())[-2:] == ["session.ended", "session.csv_ready"]
-    assert [(one["avg"], one["revision"]) for one in told] == [(1.0, 0), (2.0, 1)]
+    assert [(one["avg"], one["revision"]) for one in reported] == [(1.0, 0), (2.0, 1)]
 
 
 @pytest.mark.parametrize("quirks", STRATEGIES, ids=lambda quirks: "+".join(quirks) or "delta")
@@ -252,8 +252,8 @@ async def test_the_oldest_session_of_the_list_is_removed_when_it_is_over(
             await watch.poll()
             clock.forward(10)
         cloud.remove_session(session)
-        told = await watch.poll_for(1200)
-    assert [(one.event.type, one.event.session_id) for one in told] == [("session.removed", session)]
+        reported = await watch.poll_for(1200)
+    assert [(one.event.type, one.event.session_id) for one in reported] == [("session.removed", session)]
 
 
 @pytest.mark.parametrize("back", [4000, 90_000])
@@ -278,10 +278,10 @@ async def test_points_that_are_added_while_a_session_is_read_are_published_befor
         await watch.list_poll.poll()
         await watch.fetch(known).make()
         await watch.poll()
-        told = await watch.all_events()
-    assert sorted(one["avg"] for one in points(told)) == [1.0, 2.0]
-    assert types(told)[-1] == "session.csv_ready"
-    assert [data(one)["csv"]["datapoint_count"] for one in told if one.event.type == "session.csv_ready"] == [2]
+        reported = await watch.all_events()
+    assert sorted(one["avg"] for one in points(reported)) == [1.0, 2.0]
+    assert types(reported)[-1] == "session.csv_ready"
+    assert [data(one)["csv"]["datapoint_count"] for one in reported if one.event.type == "session.csv_ready"] == [2]
 
 
 async def test_a_second_end_at_the_same_time_is_another_event(clock: Clock, tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ async def test_a_second_end_at_the_same_time_is_another_event(clock: Clock, tmp_
         session = cloud.open_session(device.id_group)
         clock.forward(60)
         end = clock.now
-        told = []
+        reported = []
         changes: list[Callable[[], object]] = [
             lambda: cloud.end_session(session, end=end),
             lambda: cloud.reopen_session(session),
@@ -301,9 +301,9 @@ async def test_a_second_end_at_the_same_time_is_another_event(clock: Clock, tmp_
         for change in changes:
             clock.forward(61)
             change()
-            told += await watch.poll()
-    assert types(told) == ["session.started", "session.ended", "session.reopened", "session.ended"]
-    assert len({one.event.id for one in told}) == 4
+            reported += await watch.poll()
+    assert types(reported) == ["session.started", "session.ended", "session.reopened", "session.ended"]
+    assert len({one.event.id for one in reported}) == 4
 
 
 @pytest.mark.parametrize("ahead", [3600.0, -3600.0])
@@ -338,12 +338,12 @@ async def test_of_groups_that_are_named_only_theirs_are_published(
         clock.forward(10)
         mine, other = cloud.open_session(ours.id_group), cloud.open_session(foreign.id_group)
         cloud.add_points(other, foreign.series[0].id_container_data_latest, [(clock.now, 1.0)])
-        told = [await watch.poll()]
+        reported = [await watch.poll()]
         for group in (foreign, ours):
             clock.forward(61)
             cloud.move_session(mine if group is foreign else other, group.id_group)
-            told.append(await watch.poll())
-    names = [[(one.event.type, one.event.session_id) for one in some] for some in told]
+            reported.append(await watch.poll())
+    names = [[(one.event.type, one.event.session_id) for one in some] for some in reported]
     assert names[0] == [("session.started", mine)]
     assert names[1] == [("session.updated", mine)]
     assert names[2][0] == ("session.started", other)
@@ -381,8 +381,8 @@ async def test_a_value_that_is_corrected_nine_minutes_after_its_hour_is_publishe
         await watch.poll()
         cloud.add_points(session, series, [(clock.now - 540 - 600, 2.0)])
         clock.forward(15)
-        told = points(await watch.poll())
-    assert [(one["avg"], one["revision"]) for one in told] == [(2.0, 1)]
+        reported = points(await watch.poll())
+    assert [(one["avg"], one["revision"]) for one in reported] == [(2.0, 1)]
 
 
 async def test_where_a_first_start_began_is_kept_though_the_store_failed_at_first(clock: Clock, tmp_path: Path) -> None:
@@ -417,9 +417,9 @@ async def test_a_devices_new_label_is_seen_within_an_hour_where_sessions_do_not_
     device = cloud.add_device("BaceGo-1")
     async with watching(cloud, tmp_path / "b.db", clock) as watch:
         session = cloud.open_session(device.id_group)
-        told = await watch.poll()
+        reported = await watch.poll()
         cloud.rename_device(device.id_group, "Anna's")
         clock.forward(3660)
         cloud.rename_session(session, "Night")
-        told += await watch.poll()
-    assert [data(one)["device"]["label"] for one in told] == ["BaceGo-1", "Anna's"]
+        reported += await watch.poll()
+    assert [data(one)["device"]["label"] for one in reported] == ["BaceGo-1", "Anna's"]

@@ -1,7 +1,7 @@
 """Random histories of several sessions in the simulated cloud, watched over real HTTP into a real store.
 
 The watcher is restarted at any point, also in the middle of a poll; polls fail; the list shifts while its pages are
-walked; sessions appear that were recorded offline. At the end everything that the cloud serves has been told, every
+walked; sessions appear that were recorded offline. At the end everything that the cloud serves has been reported, every
 session's events stand in the order of the contract, and what is found again has the same id. What this has taught
 stands below it.
 """
@@ -264,20 +264,20 @@ class History:
         return found
 
 
-def ids_of_sessions(told: Sequence[LoggedEvent]) -> dict[str | None, list[str]]:
+def ids_of_sessions(reported: Sequence[LoggedEvent]) -> dict[str | None, list[str]]:
     """The ids in their order, per data session; there is no order between data sessions."""
     found: dict[str | None, list[str]] = defaultdict(list)
-    for one in told:
+    for one in reported:
         found[one.event.session_id].append(one.event.id)
     return found
 
 
-def in_order(told: Sequence[LoggedEvent]) -> None:
+def in_order(reported: Sequence[LoggedEvent]) -> None:
     """The contract's order of one session's events."""
     ended, removed, revision = False, False, -1
-    assert types(told).index("session.started") == 0
-    assert types(told).count("session.started") == 1
-    for one in told:
+    assert types(reported).index("session.started") == 0
+    assert types(reported).count("session.started") == 1
+    for one in reported:
         match one.event.type:
             case "session.ended":
                 assert not ended, "ended twice"
@@ -293,9 +293,9 @@ def in_order(told: Sequence[LoggedEvent]) -> None:
                 revision += 1
 
 
-def by_point(told: Sequence[LoggedEvent]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+def by_point(reported: Sequence[LoggedEvent]) -> dict[tuple[str, str], list[dict[str, Any]]]:
     found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for point in points(told):
+    for point in points(reported):
         found[point["series_id"], point["timestamp"]].append(point)
     return found
 
@@ -305,21 +305,23 @@ async def check(history: History) -> None:
     ids = [one.event.id for one in logged]
     assert len(set(ids)) == len(ids)
     for session in history.sessions:
-        told = [one for one in logged if one.event.session_id == session]
-        if told:
-            in_order(told)
+        reported = [one for one in logged if one.event.session_id == session]
+        if reported:
+            in_order(reported)
         row = history.cloud.sessions.get(session)
         if row is None:
-            assert not told or told[-1].event.type == "session.removed"
+            assert not reported or reported[-1].event.type == "session.removed"
             continue
-        values = by_point(told)
+        values = by_point(reported)
         for revisions in values.values():
             assert [one["revision"] for one in revisions] == list(range(len(revisions)))
         for key, served in (await history.served(session)).items():
-            assert key in values, f"never told: {key}"
+            assert key in values, f"never reported: {key}"
             last = values[key][-1]
             assert (last["min"], last["max"], last["avg"], last["count"]) == served
-        over = [one for one in told if one.event.type in {"session.datapoints", "session.ended", "session.csv_ready"}]
+        over = [
+            one for one in reported if one.event.type in {"session.datapoints", "session.ended", "session.csv_ready"}
+        ]
         assert over[-1].event.type == "session.csv_ready"
         assert data(over[-1])["csv"]["datapoint_count"] == row.datapoint_count
 
@@ -338,7 +340,7 @@ async def check(history: History) -> None:
     steps=[("offline", 0, 900), ("poll and fetch at once",), ("points", 0, 2, 90_000), ("poll and visit at once",)],
 )
 @given(ways=WORLDS, steps=STEPS)
-async def test_whatever_happens_in_the_cloud_is_told_in_order(
+async def test_whatever_happens_in_the_cloud_is_reported_in_order(
     ways: World, steps: list[Step], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     history = History(ways, tmp_path_factory.mktemp("store") / "b.db")
@@ -360,7 +362,7 @@ def clock() -> Clock:
 
 
 async def test_a_bucket_that_swallows_a_point_hides_no_other(clock: Clock, tmp_path: Path) -> None:
-    """A lone sample is told with its own time and again in its bucket: counted twice, it stood for a missing one."""
+    """A lone sample comes with its own time and again in its bucket: counted twice, it stood for a missing one."""
     cloud = simulated(clock)
     cloud.resolution = Resolution(raw=0)
     device = cloud.add_device("BaceGo-1")
@@ -375,9 +377,9 @@ async def test_a_bucket_that_swallows_a_point_hides_no_other(clock: Clock, tmp_p
         cloud.end_session(session)
         cloud.add_points(session, series, [(clock.now - 90_000, 3.0)])
         cloud.finish_ingestion(session)
-        told = await watch.poll()
-    assert types(told) == ["session.datapoints", "session.ended", "session.csv_ready"]
-    assert [one["avg"] for one in points(told)] == [3.0]
+        reported = await watch.poll()
+    assert types(reported) == ["session.datapoints", "session.ended", "session.csv_ready"]
+    assert [one["avg"] for one in points(reported)] == [3.0]
 
 
 async def test_the_large_windows_of_a_long_session_are_settled_and_left_alone(clock: Clock, tmp_path: Path) -> None:
@@ -394,10 +396,10 @@ async def test_the_large_windows_of_a_long_session_are_settled_and_left_alone(cl
             for _ in range(4):
                 clock.forward(900)
                 before = watch.api_requests()
-                told = points(await watch.poll())
+                reported = points(await watch.poll())
                 cost = watch.api_requests() - before
             costs.append(cost)
-            assert all(one["revision"] == 0 for one in told)
+            assert all(one["revision"] == 0 for one in reported)
         every = points(await watch.all_events())
     assert costs[1:] == [costs[-1]] * 5, "an hour more costs no request more"
     assert sum(one["avg"] == 2.0 for one in every) == 5, "a late point in such a window is found"
@@ -436,6 +438,6 @@ async def test_a_bound_that_is_ignored_loses_nothing(clock: Clock, tmp_path: Pat
         await watch.list_poll.poll()
         (known,) = await watch.journal.due_fetches(clock.now, 9)
         await watch.fetch(known, CloudThatIgnoresTheBeginning(watch, start)).make()
-        told = await watch.all_events()
-    assert [one["avg"] for one in points(told)] == [0.0, 1.0, 2.0, 3.0, 4.0]
-    assert types(told)[-2:] == ["session.ended", "session.csv_ready"]
+        reported = await watch.all_events()
+    assert [one["avg"] for one in points(reported)] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert types(reported)[-2:] == ["session.ended", "session.csv_ready"]

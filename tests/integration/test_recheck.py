@@ -21,7 +21,7 @@ async def test_every_removed_session_is_found(tmp_path: Path, quirk: str) -> Non
         await watch.poll()
         for one in sessions[1::2]:
             cloud.remove_session(one)
-        told: list[str] = []
+        reported: list[str] = []
         for _ in range(24):
             clock.forward(61)
             if quirk == "no id filter":
@@ -34,11 +34,11 @@ async def test_every_removed_session_is_found(tmp_path: Path, quirk: str) -> Non
                     "/api/v2/data-session", status=200, body=body.decode(), holding="[id_data_session][in]"
                 )
             before = watch.api_requests()
-            told += types(await watch.poll())
+            reported += types(await watch.poll())
             assert watch.api_requests() - before <= 120
             watch.server.faults.clear()
     assert one_of("id_data_session", ["x"])[0][0] == "filter[id_data_session][in][]", "what the fault is put into"
-    assert told.count("session.removed") == 35
+    assert reported.count("session.removed") == 35
 
 
 async def test_a_poll_without_the_filter_costs_no_more_for_sessions_that_never_become_ingested(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ async def test_progress_is_asked_for_when_it_is_written(file: SqliteFile) -> Non
     assert await lanes_of(file, "s1") == []
 
 
-async def test_where_it_fails_nothing_is_recorded_of_any_and_all_are_told(file: SqliteFile) -> None:
+async def test_where_it_fails_nothing_is_recorded_of_any_and_all_get_the_error(file: SqliteFile) -> None:
     log = EventLog(file)
     progress = {sink: await done_at(file, sink) for sink in SINKS}
     refuse = "create trigger no before delete on lanes when old.sink = 's7' begin select raise(abort, 'refused'); end"

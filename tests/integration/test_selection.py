@@ -128,7 +128,7 @@ async def test_where_labels_may_not_be_read_the_reason_says_so(tmp_path: Path, c
 
 
 @pytest.mark.parametrize("by", ["label", "id"])
-async def test_where_devices_may_not_be_listed_the_sessions_tell_whether_an_entry_matches(
+async def test_where_devices_may_not_be_listed_the_sessions_show_whether_an_entry_matches(
     tmp_path: Path, clock: Clock, by: str
 ) -> None:
     cloud, group = with_devices(clock, "forbidden /api/v2/group")

@@ -84,7 +84,7 @@ async def test_a_datapoint_has_the_documented_fields(me: Account) -> None:
     assert answer.json["_meta"]["perPage"] == 500
 
 
-async def test_pages_are_told_in_the_body_and_in_the_headers(me: Account) -> None:
+async def test_pages_are_given_in_the_body_and_in_the_headers(me: Account) -> None:
     history(me)
     answer = await me.get(SESSIONS, {"sort": "start", "page": "2"})
     assert answer.json["_meta"] == {"totalCount": 45, "pageCount": 3, "currentPage": 2, "perPage": 20}

@@ -67,10 +67,10 @@ async def as_the_hours_show(watch: Watching, session: str) -> set[tuple[Any, ...
     return found
 
 
-def emitted(told: Sequence[LoggedEvent]) -> list[tuple[Any, ...]]:
-    assert {one["revision"] for one in points(told)} <= {0}
+def emitted(reported: Sequence[LoggedEvent]) -> list[tuple[Any, ...]]:
+    assert {one["revision"] for one in points(reported)} <= {0}
     names = ("series_id", "timestamp", "min", "max", "avg", "count")
-    return [tuple(one[name] for name in names) for one in points(told)]
+    return [tuple(one[name] for name in names) for one in points(reported)]
 
 
 @pytest.mark.parametrize(
@@ -101,10 +101,10 @@ async def test_few_points_in_many_days(
         clock.forward(10)
         session = over_session(cloud, clock, days=days, count=24 * days // series, series=series, on=on)
         before = watch.api_requests()
-        told = await watch.poll()
-        assert types(told)[-1] == "session.csv_ready"
+        reported = await watch.poll()
+        assert types(reported)[-1] == "session.csv_ready"
         assert watch.api_requests() - before <= most
-        found = emitted(told)
+        found = emitted(reported)
         assert len(found) == len(set(found))
         assert set(found) == await as_the_hours_show(watch, session)
 
@@ -129,9 +129,9 @@ async def test_what_was_followed_live_is_read_again_in_few_requests(clock: Clock
         cloud.end_session(session)
         cloud.finish_ingestion(session)
         before = watch.api_requests()
-        told = await watch.poll()
-        assert types(told)[-2:] == ["session.ended", "session.csv_ready"]
-        assert [one["avg"] for one in points(told)] == [999.0]
+        reported = await watch.poll()
+        assert types(reported)[-2:] == ["session.ended", "session.csv_ready"]
+        assert [one["avg"] for one in points(reported)] == [999.0]
         assert watch.api_requests() - before <= 25
         found = emitted(await watch.all_events())
         assert len(found) == len(set(found))
@@ -231,9 +231,9 @@ async def test_what_is_coarse_is_never_what_is_published(
         await watch.poll()
         clock.forward(10)
         session = over_session(cloud, clock, days=4, count=240)
-        told = await watch.poll()
-        assert types(told)[-1] == "session.csv_ready"
-        assert set(emitted(told)) == await as_the_hours_show(watch, session)
+        reported = await watch.poll()
+        assert types(reported)[-1] == "session.csv_ready"
+        assert set(emitted(reported)) == await as_the_hours_show(watch, session)
 
 
 async def test_what_was_read_by_the_day_is_not_emitted_again_by_the_hour(clock: Clock, tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ async def test_what_was_read_by_the_day_is_not_emitted_again_by_the_hour(clock: 
         cloud.add_points(session, next(iter(cloud.samples.of(session))), [(clock.now - 2 * DAY, 999.0)])
         clock.forward(61)
         before = watch.api_requests()
-        told = await watch.poll()
+        reported = await watch.poll()
         assert watch.api_requests() - before >= 80
-        assert types(told) == ["session.datapoints", "session.csv_ready"]
-        assert [(one["avg"], one["revision"]) for one in points(told)] == [(999.0, 0)]
+        assert types(reported) == ["session.datapoints", "session.csv_ready"]
+        assert [(one["avg"], one["revision"]) for one in points(reported)] == [(999.0, 0)]

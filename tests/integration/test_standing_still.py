@@ -50,7 +50,7 @@ class Line:
         self.clock.forward(1.0)
         return self.reason() is not None
 
-    async def tell(self, *events: Event) -> None:
+    async def emit(self, *events: Event) -> None:
         await Journal(self.file, grew=self.log_grew).commit(Changes(events=events))
 
 
@@ -60,7 +60,7 @@ async def running(folder: Path, *, before: Sequence[Event] = ()) -> AsyncIterato
     async with staged(folder) as (_, watched), SqliteFile(folder / "deliveries.db") as file:
         line = Line(watched, file)
         await EventLog(file).open_sink(line.sink.name, target="t")
-        await line.tell(*before)
+        await line.emit(*before)
         run = asyncio.create_task(line.outlet.run(asyncio.Event()))
         try:
             yield line
@@ -83,7 +83,7 @@ async def store_that_hangs(file: SqliteFile) -> AsyncIterator[None]:
 
 async def test_one_that_stands_still_is_seen_until_it_goes_on(tmp_path: Path) -> None:
     async with running(tmp_path) as line:
-        await line.tell(event(1))
+        await line.emit(event(1))
         await eventually(lambda: line.sink.sent == ["evt_1"])
         assert line.reason() is None
         async with store_that_hangs(line.file):
@@ -96,7 +96,7 @@ async def test_one_that_stands_still_is_seen_until_it_goes_on(tmp_path: Path) ->
 async def test_one_that_waits_for_its_sink_does_not_stand_still(tmp_path: Path) -> None:
     async with running(tmp_path) as line:
         line.sink.lose()
-        await line.tell(event(1))
+        await line.emit(event(1))
         await eventually(lambda: line.sink.waited_for == 1)
         line.clock.forward(HOUR)
         assert line.reason() is None
@@ -107,7 +107,7 @@ async def test_one_that_waits_for_its_sink_does_not_stand_still(tmp_path: Path) 
 
 async def test_one_that_has_ended_with_its_sink_does_not_stand_still(tmp_path: Path) -> None:
     async with running(tmp_path) as line:
-        await line.tell(event(1))
+        await line.emit(event(1))
         await eventually(lambda: line.sink.sent == ["evt_1"])
         line.sink.answer(1, SinkDisabled("410 Gone"))
         await eventually(lambda: line.outlet.disabled is not None)

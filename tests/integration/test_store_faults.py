@@ -1,4 +1,4 @@
-"""What a store that fails does to those who use it: each fault has a name, is told once, and loses nothing."""
+"""What a store that fails does to those who use it: each fault has a name, is reported once, and loses nothing."""
 
 import asyncio
 import random
@@ -58,7 +58,7 @@ async def back(file: SqliteFile, table: str) -> None:
     await file.read(lambda connection: connection.execute(f"alter table away rename to {table}"))
 
 
-async def test_a_full_database_is_told_once_and_its_end_too(tmp_path: Path) -> None:
+async def test_a_full_database_is_reported_once_and_its_end_too(tmp_path: Path) -> None:
     async with SqliteFile(tmp_path / "b.db", max_pages=40) as file:
         journal, log = Journal(file), EventLog(file)
         await log.open_sink("a", target="t")
@@ -67,12 +67,12 @@ async def test_a_full_database_is_told_once_and_its_end_too(tmp_path: Path) -> N
                 with pytest.raises(StoreFull, match="disk is full"):
                     await journal.commit(events(1, 50, size=5000))
                 await log.open_sink("a", target="other")
-            told = file.failures.reason
-            assert told is not None, "a small write that succeeds says nothing of a large one"
+            reported = file.failures.reason
+            assert reported is not None, "a small write that succeeds says nothing of a large one"
             await file.read(lambda connection: connection.execute("pragma max_page_count = 10000").fetchall())
             await journal.commit(events(1, 50, size=5000))
-        told = file.failures.reason
-        assert told is None
+        reported = file.failures.reason
+        assert reported is None
         assert [one["event"] for one in logs] == ["store.unusable", "store.usable_again"]
         assert logs[0]["error"] == "StoreFull"
         assert len(await log.read(after=0, limit=100)) == 50

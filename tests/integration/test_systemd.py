@@ -18,7 +18,7 @@ def manager() -> Iterator[socket.socket]:
         yield listener
 
 
-def test_the_manager_is_told(manager: socket.socket, tmp_path: Path) -> None:
+def test_the_manager_is_notified(manager: socket.socket, tmp_path: Path) -> None:
     path = str(tmp_path / "notify")
     manager.bind(path)
     notify("READY=1\nSTATUS=Watching", address=path)
@@ -44,8 +44,8 @@ def test_without_a_manager_nothing_happens(address: str | None) -> None:
 def test_a_manager_that_is_gone_stops_nobody(tmp_path: Path) -> None:
     with capture_logs() as logs:
         notify("READY=1", address=str(tmp_path / "gone"))
-    (told,) = logs
-    assert (told["event"], told["reason"]) == ("systemd.not_notified", "No such file or directory")
+    (reported,) = logs
+    assert (reported["event"], reported["reason"]) == ("systemd.not_notified", "No such file or directory")
 
 
 def test_a_manager_that_does_not_read_blocks_nobody(manager: socket.socket, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_manager_that_does_not_read_blocks_nobody(manager: socket.socket, tmp_
         ({}, None),
     ],
 )
-def test_the_watchdog_is_told_twice_as_often_as_it_must(env: dict[str, str], seconds: float | None) -> None:
+def test_the_watchdog_is_notified_twice_as_often_as_it_must(env: dict[str, str], seconds: float | None) -> None:
     assert watchdog_interval(env) == seconds
 
 

@@ -200,7 +200,7 @@ async def test_an_endpoint_that_wants_no_more(receiver: Receiver, status: int, h
 
 
 @pytest.mark.parametrize("value", ["90", "Sat, 31 Jan 2026 00:01:30 GMT"])
-async def test_retry_after_is_told(receiver: Receiver, value: str) -> None:
+async def test_retry_after_is_reported(receiver: Receiver, value: str) -> None:
     receiver.replies(503, "later", headers={"Retry-After": value, "Date": "Sat, 31 Jan 2026 00:00:00 GMT"})
     async with running(config(receiver.url), clock=lambda: 1_769_817_600.0) as sink:
         failed = await delivered(sink)
@@ -413,19 +413,19 @@ async def echoed(receiver: Receiver, login: str = "", **headers: str) -> str:
 
 @pytest.mark.parametrize("login", ["bridgeuser:canary-password-1", "us3r:p%C3%A4ss", "t0ken-only", ":p4ss"])
 async def test_an_echoed_login_is_masked_also_in_base64(receiver: Receiver, login: str) -> None:
-    told = await echoed(receiver, login)
+    reported = await echoed(receiver, login)
 
     sent = receiver.requests[0].headers["authorization"].split()[1]
-    assert sent.rstrip("=") not in told
-    assert quote(sent, safe="").rstrip("%3D") not in told
-    assert "***" in told
+    assert sent.rstrip("=") not in reported
+    assert quote(sent, safe="").rstrip("%3D") not in reported
+    assert "***" in reported
 
 
 @pytest.mark.parametrize("value", ["abcd", "Bearer t0k/en", "a<b&'c\"d", "Token x y+z/é"])
 async def test_an_echoed_header_is_masked_however_it_is_written(receiver: Receiver, value: str) -> None:
-    told = await echoed(receiver, **{"X-Key": value})
+    reported = await echoed(receiver, **{"X-Key": value})
 
-    assert set(told.removeprefix("HTTP 500: ").split()) == {"***"}
+    assert set(reported.removeprefix("HTTP 500: ").split()) == {"***"}
 
 
 async def test_an_echoed_signing_secret_and_a_short_token_of_the_url_are_masked(receiver: Receiver) -> None:

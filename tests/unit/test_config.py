@@ -45,7 +45,7 @@ def test_a_token_is_all_it_takes(tmp_path: Path) -> None:
     assert (config.http.host, config.http.port) == ("127.0.0.1", 8099)
 
 
-def test_every_mistake_of_every_stage_is_told_at_once(tmp_path: Path) -> None:
+def test_every_mistake_of_every_stage_is_reported_at_once(tmp_path: Path) -> None:
     text = """
 cloud:
   url: htp://x
@@ -179,7 +179,7 @@ mqtt: [{name: m, url: "mqtt://h", qos: "${QOS}"}]
     assert config.sinks_of(MqttConfig)[0].qos == 2
 
 
-def test_variables_that_are_not_set_are_told_with_path_and_name(tmp_path: Path) -> None:
+def test_variables_that_are_not_set_are_reported_with_path_and_name(tmp_path: Path) -> None:
     text = TOKEN + 'webhooks: [{name: w, url: "${URL}", secret: ["${A}", "${B"]}]\n'
     assert mistakes(tmp_path, text) == [
         "webhooks[0].url: the environment variable URL is not set (set it, or write ${URL:-default})",
@@ -319,7 +319,7 @@ def test_a_typo_in_a_file_key_is_recognised(tmp_path: Path) -> None:
     assert found == ["cloud.acess_token_file: is not a key that bace-bridge knows (did you mean access_token_file?)"]
 
 
-def test_every_former_name_of_a_key_is_told_with_its_present_one(tmp_path: Path) -> None:
+def test_every_former_name_of_a_key_is_reported_with_its_present_one(tmp_path: Path) -> None:
     text = f"""
 {TOKEN}
 watch: {{reconcile_interval: 2m}}

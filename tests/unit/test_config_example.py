@@ -176,4 +176,6 @@ def test_the_event_schema_has_the_data_of_every_type() -> None:
     kinds = {kind["properties"]["type"]["const"]: kind["properties"]["data"] for kind in schema["oneOf"]}
     assert set(kinds) == {f"bace.{name}" for name in EVENT_TYPES}
     assert set(kinds["bace.session.datapoints"]["required"]) >= {"session", "device", "datapoints"}
-    assert set(schema["$defs"]) == {"SessionView", "DeviceView", "DatapointView"}
+    for of_summary in ("bace.session.ended", "bace.session.csv_ready"):
+        assert "summary" in kinds[of_summary]["required"]
+    assert set(schema["$defs"]) == {"SessionView", "DeviceView", "DatapointView", "Summary", "SeriesSummary"}

@@ -21,7 +21,7 @@ def test_an_id_is_the_same_for_the_same_facts_and_holds_no_dots(event_type: str,
 
 
 def test_an_id_is_the_same_on_every_machine_and_in_every_version() -> None:
-    """Receivers tell a delivery that comes again by this id: another digest would be a new event to them."""
+    """Receivers know a delivery that comes again by this id: another digest would be a new event to them."""
     assert event_id("session.started", "0c7c3d9e", 1_764_590_400.0) == "evt_a2198dc7335671e8e46603532cbc271e"
     assert event_id("session.updated", "s1", None, [["label", "Nacht ☾"]]) == "evt_616605359c270e3deae9d7a157c4b91c"
 

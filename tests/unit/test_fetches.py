@@ -18,6 +18,7 @@ from bace_bridge.polling.rules.fetches import (
     judge,
 )
 from bace_bridge.polling.rules.sessions import END_PATIENCE, DataSession, KnownSession, in_the_log
+from bace_bridge.polling.rules.summaries import EMPTY
 
 NOON = 1_764_590_400.0
 ACTIVE = KnownSession(session=DataSession("s1", "g1", NOON - 60), fetch_at=NOON)
@@ -36,7 +37,7 @@ UNREAD = replace(
 
 
 def after(known: KnownSession, outcome: Outcome | None, *, now: float = NOON) -> tuple[KnownSession, list[str]]:
-    concluded = conclude(known, outcome, csv_url="https://cloud.example/csv", interval=15.0, now=now)
+    concluded = conclude(known, outcome, summary=EMPTY, csv_url="https://cloud.example/csv", interval=15.0, now=now)
     return concluded.known, [event.type for event in concluded.events]
 
 
@@ -123,7 +124,7 @@ def test_a_csv_has_a_new_revision_where_it_holds_something_new(
     changes: dict[str, Any], emitted: bool, revision: int
 ) -> None:
     known = replace(INGESTED, **END_EMITTED, **changes)
-    concluded = conclude(known, "read", csv_url="https://cloud.example/csv", interval=15.0, now=NOON)
+    concluded = conclude(known, "read", summary=EMPTY, csv_url="https://cloud.example/csv", interval=15.0, now=NOON)
     shown = [msgspec.json.decode(event.data)["csv"] for event in concluded.events]
     assert shown == (
         [{"url": "https://cloud.example/csv", "revision": revision, "datapoint_count": 3}] if emitted else []
@@ -187,7 +188,7 @@ def test_when_the_next_fetch_is(known: KnownSession, outcome: Outcome, wait: flo
 def test_what_could_not_be_read_is_tried_on_and_reported(
     known: KnownSession, outcome: Outcome, left_out: bool, emitted: bool, unread: bool
 ) -> None:
-    concluded = conclude(known, outcome, csv_url="url", interval=15.0, now=NOON, left_out=left_out)
+    concluded = conclude(known, outcome, summary=EMPTY, csv_url="url", interval=15.0, now=NOON, left_out=left_out)
     assert ("session.csv_ready" in [event.type for event in concluded.events]) is emitted
     assert concluded.known.unread is unread
 

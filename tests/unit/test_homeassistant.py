@@ -19,7 +19,6 @@ from bace_bridge.sinks.mqtt.homeassistant.discovery import (
     URL,
     Discovery,
     components_of,
-    ghost,
     removal,
     revival,
 )
@@ -370,6 +369,13 @@ def test_the_states_of_a_device(key: str, payloads: dict[str, Any]) -> None:
     assert state_of(one, b"") == ("OFF" if key == "running" else "None")
 
 
+@pytest.mark.parametrize("odd", [None, True, False, "70", [70], {}])
+def test_what_is_no_number_is_unknown(odd: object) -> None:
+    parts = of()
+    assert state_of(parts["src1_6000"], encoded({**POINT, "avg": odd})) == "None"
+    assert state_of(parts["duration"], encoded({**ENDED, "duration_seconds": odd})) == "None"
+
+
 def test_the_states_of_the_bridge() -> None:
     parts = every_component(discovery().bridge(["home", "alerts"]))
     del parts["poll"]
@@ -584,7 +590,8 @@ def test_several_devices_that_are_too_large_are_one_problem() -> None:
         asked.device(msgspec.structs.replace(many(100 + number), device_id=label, label=label), KNOWN_DATATYPES)
     assert asked.problem is not None
     assert re.fullmatch(
-        r"Home Assistant is not told of \d+ entities of Bed 2, and some of 2 more: more than \d+ bytes", asked.problem
+        r"discovery for Home Assistant leaves out \d+ entities of Bed 2, and some of 2 more: more than \d+ bytes",
+        asked.problem,
     )
 
 
@@ -604,28 +611,12 @@ def test_what_is_left_out_is_removed_first() -> None:
     assert {key: one["p"] for key, one in revived.items()} == components_of(before[at])
 
 
-def test_any_component_can_be_removed_that_left_while_nobody_watched() -> None:
+def test_a_component_of_any_platform_comes_back_whole_for_a_moment() -> None:
     for found in (discovery().device(STATE, KNOWN_DATATYPES), discovery().bridge(["home"])):
         ((at, payload),) = found.items()
-        parts = components_of(payload)
-        cleared = ghost(at, parts)
-        assert cleared is not None
-        as_shown = components("homeassistant", at, with_a_name(cleared))
-        assert {key: one["p"] for key, one in as_shown.items()} == parts
-        for key, platform in parts.items():
-            alone = f"homeassistant/{platform}/{json.loads(payload)['dev']['ids'][0]}/{key}/config"
-            one = ghost(alone, {})
-            assert one is not None
-            assert components("homeassistant", alone, with_a_name(one)).keys() == {key}
-    assert ghost("bace/bridge/state", {}) is None
-
-
-def with_a_name(payload: bytes) -> bytes:
-    """A ghost names no device: that would rename the one that is there."""
-    document = json.loads(payload)
-    assert "name" not in document["dev"]
-    document["dev"]["name"] = "x"
-    return with_templates(encoded(document))
+        nothing = json.dumps({**json.loads(payload), "cmps": {}}).encode()
+        revived = components("homeassistant", at, with_templates(revival(nothing, components_of(payload))))
+        assert {key: one["p"] for key, one in revived.items()} == components_of(payload)
 
 
 def with_templates(payload: bytes) -> bytes:

@@ -9,7 +9,7 @@ Step = Kind | None
 """A failure of some kind, or a poll that went well."""
 
 
-def told(steps: list[Step]) -> list[list[str]]:
+def reported(steps: list[Step]) -> list[list[str]]:
     """What each of these polls, ten seconds apart, makes of it."""
     outage, found = CloudOutage(), []
     for number, step in enumerate(steps):
@@ -42,14 +42,14 @@ def told(steps: list[Step]) -> list[list[str]]:
         "a hiccup",
         "two hiccups",
         "away and back",
-        "a refused login is told at once",
+        "a refused login is reported at once",
         "away, then refused",
-        "told as away, then refused",
+        "reported as away, then refused",
         "away twice",
     ],
 )
-def test_outage_is_told_once_and_so_is_its_end(steps: list[Step], expected: list[list[str]]) -> None:
-    assert told(steps) == expected
+def test_outage_is_reported_once_and_so_is_its_end(steps: list[Step], expected: list[list[str]]) -> None:
+    assert reported(steps) == expected
 
 
 def test_outage_says_since_when_and_why() -> None:

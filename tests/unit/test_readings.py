@@ -46,7 +46,7 @@ def emitted_of(*points: Datapoint) -> Emitted:
     return compare({}, points)[0]
 
 
-def test_new_points_are_told_and_their_window_is_kept() -> None:
+def test_new_points_are_reported_and_their_window_is_kept() -> None:
     changes = read(point(20), point(10), point(10, series="y"))
     (window,) = changes.windows
     assert window.emitted == emitted_of(point(20), point(10), point(10, series="y"))
@@ -141,7 +141,7 @@ def test_where_a_window_of_many_raw_points_goes_on(
     assert (state.raw_until, state.failures) == (None if until is None else NOON + until, 0)
 
 
-def test_a_split_shares_out_what_was_told() -> None:
+def test_a_split_shares_out_what_was_reported() -> None:
     points = [point(0), point(1799.9), point(1800, count=4), point(3599, series="y")]
     parent, left, right = split(KNOWN, HOUR, emitted_of(*points)).windows
     first = left.state.window

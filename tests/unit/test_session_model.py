@@ -20,6 +20,7 @@ from bace_bridge.events.types import Event
 from bace_bridge.polling.rules.datapoints import Datapoint, Emitted, compare, datapoint_events
 from bace_bridge.polling.rules.fetches import Outcome, conclude
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession, observe, observe_absence
+from bace_bridge.polling.rules.summaries import EMPTY
 from tests.models import examples
 
 NOON = 1_764_590_400.0
@@ -224,9 +225,9 @@ class OneSession(RuleBasedStateMachine):
         begun = self.visit.known
         if outcome == "read" and (fresh.reading, fresh.session.end) != (begun.reading, begun.session.end):
             outcome = "more"
-        concluded = conclude(fresh, outcome, csv_url="url", interval=INTERVAL, now=self.now)
+        concluded = conclude(fresh, outcome, summary=EMPTY, csv_url="url", interval=INTERVAL, now=self.now)
         self.keep(concluded.known, (*pending, *concluded.events))
-        again = conclude(concluded.known, outcome, csv_url="url", interval=INTERVAL, now=self.now + 1)
+        again = conclude(concluded.known, outcome, summary=EMPTY, csv_url="url", interval=INTERVAL, now=self.now + 1)
         assert not again.events, "the same visit twice tells something"
 
     def keep(self, known: KnownSession, told: tuple[Event, ...]) -> None:

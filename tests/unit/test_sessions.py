@@ -74,7 +74,7 @@ def test_history_is_what_was_over_and_on_record_before_the_first_start(
 @pytest.mark.parametrize(
     ("session", "over", "csv_due"), [(ACTIVE, False, False), (ENDED, True, False), (INGESTED, True, True)]
 )
-def test_a_first_look_tells_the_start_alone_and_calls_for_a_visit(
+def test_a_first_poll_reports_the_start_alone_and_calls_for_a_fetch(
     session: DataSession, over: bool, csv_due: bool
 ) -> None:
     observation = found(None, session)
@@ -122,11 +122,11 @@ def test_the_event_shows_the_session_as_the_contract_says() -> None:
         ({"start": NOON - 4}, None),
     ],
 )
-def test_only_label_person_and_group_are_told_as_updates(changes: dict[str, Any], names: list[str] | None) -> None:
+def test_only_label_person_and_group_are_reported_as_updates(changes: dict[str, Any], names: list[str] | None) -> None:
     observation = found(known_as(ACTIVE), replace(ACTIVE, **changes))
     assert observation.known.session == replace(ACTIVE, **changes)
-    told = [msgspec.json.decode(event.data)["changed"] for event in observation.events]
-    assert told == ([] if names is None else [names])
+    reported = [msgspec.json.decode(event.data)["changed"] for event in observation.events]
+    assert reported == ([] if names is None else [names])
 
 
 def test_the_same_row_again_tells_nothing() -> None:
@@ -191,7 +191,7 @@ def test_a_row_from_the_far_future_does_not_silence_its_session(
 
 
 @pytest.mark.parametrize(
-    ("known", "seen", "told"),
+    ("known", "seen", "reported"),
     [
         (known_as(ENDED, end_emitted=NOON + 60), replace(ACTIVE, updated_at=NOON + 70), ["session.reopened"]),
         (known_as(ENDED), replace(ACTIVE, updated_at=NOON + 70), []),
@@ -202,8 +202,8 @@ def test_a_row_from_the_far_future_does_not_silence_its_session(
         (known_as(ENDED, end_emitted=NOON + 60), INGESTED, []),
     ],
     ids=[
-        "the end was told and is gone",
-        "the end was never told and is gone",
+        "the end was reported and is gone",
+        "the end was never reported and is gone",
         "the end moves",
         "back, and over",
         "back, and active",
@@ -211,9 +211,9 @@ def test_a_row_from_the_far_future_does_not_silence_its_session(
         "it is ingested",
     ],
 )
-def test_what_a_look_tells_of_the_end(known: KnownSession, seen: DataSession, told: list[str]) -> None:
+def test_what_a_poll_reports_of_the_end(known: KnownSession, seen: DataSession, reported: list[str]) -> None:
     observation = found(known, seen)
-    assert types(observation) == told
+    assert types(observation) == reported
     assert not observation.known.removed
 
 
@@ -253,9 +253,9 @@ def test_a_session_that_is_found_over_and_goes_on_is_a_live_one() -> None:
         "it is due already",
         "nothing that the CSV speaks of",
         "ingestion goes on again",
-        "told, and nothing new",
-        "told, and data came",
-        "told, and the end moved",
+        "reported, and nothing new",
+        "reported, and data came",
+        "reported, and the end moved",
         "it is back",
     ],
 )
@@ -277,7 +277,7 @@ def test_when_a_csv_is_due_and_everything_is_read_again(
     ],
     ids=["a live session keeps its turn", "one without a turn gets one", "the end is urgent", "late points are urgent"],
 )
-def test_what_calls_for_a_visit_at_once(known: KnownSession, seen: DataSession, fetch_at: float) -> None:
+def test_what_calls_for_a_fetch_at_once(known: KnownSession, seen: DataSession, fetch_at: float) -> None:
     assert found(known, seen).known.fetch_at == fetch_at
 
 
@@ -292,7 +292,7 @@ def test_a_device_label_that_is_missing_once_is_remembered(group: str, label: st
     assert observation.known.device_label == expected
 
 
-def test_absence_is_told_once_and_ends_the_visits() -> None:
+def test_absence_is_reported_once_and_ends_the_fetches() -> None:
     observation = observe_absence(known_as(INGESTED), now=NOON + 200)
     assert observation is not None
     assert types(observation) == ["session.removed"]

@@ -50,7 +50,7 @@ def test_samples_arrive_in_any_order_and_the_last_one_of_a_time_holds(points: li
     assert track.between(5, 10)[0] == [at for at in sorted(kept) if 5 <= at <= 10]
 
 
-def test_versions_tell_which_session_changed() -> None:
+def test_versions_show_which_session_changed() -> None:
     samples = Samples()
     samples.add("a", "series", [(1.0, 2.0)])
     before = samples.version_of("a")

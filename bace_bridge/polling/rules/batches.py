@@ -288,6 +288,7 @@ def absorb_batch(
             emitted=emitted[window],
             datatypes=datatypes,
             in_part=not whole,
+            complete=False,
             now=now,
             cloud_now=cloud_now,
         )

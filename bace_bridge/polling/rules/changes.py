@@ -12,8 +12,9 @@ import msgspec
 
 from bace_bridge.events.types import CLOUD_AUTH_FAILED, CLOUD_RECOVERED, CLOUD_UNREACHABLE, Event, bridge_event
 from bace_bridge.formats import iso_utc
-from bace_bridge.polling.rules.datapoints import Datapoint, Emitted
+from bace_bridge.polling.rules.datapoints import Datapoint, Emitted, Series
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
+from bace_bridge.polling.rules.summaries import Summary
 from bace_bridge.polling.rules.windows import Window, WindowState
 from bace_bridge.retry import FAILURES_UNTIL_REPORTED
 
@@ -136,12 +137,15 @@ class LatestSeen(msgspec.Struct, frozen=True):
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
     """The sessions, windows and newest points after a poll or a fetch, and the events that it led to, in their order.
 
-    `left` are devices whose data session belongs to another one now. `outage` is the cloud's, where it is reported.
+    `series` are those of which points were served. `summaries` are the last ones of sessions, by their ids. `left` are
+    devices whose data session belongs to another one now. `outage` is the cloud's, where it is reported.
     """
 
     known: tuple[KnownSession, ...] = ()
     windows: tuple[WindowRead, ...] = ()
     latest: tuple[LatestSeen, ...] = ()
+    series: tuple[Series, ...] = ()
+    summaries: tuple[tuple[str, Summary], ...] = ()
     events: tuple[Event, ...] = ()
     watch: "PollState | None" = None
     left: tuple[str, ...] = ()
@@ -166,6 +170,7 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
             known=tuple(known),
             windows=tuple(read for one in every for read in one.windows),
             latest=tuple(point for one in every for point in one.latest),
+            series=tuple(series for one in every for series in one.series),
             events=tuple(event for one in every for event in one.events),
         )
 
@@ -268,3 +273,4 @@ class PointJournal(Journal, Protocol):
     async def next_fetch_at(self, *, without: Collection[str]) -> float | None: ...
     async def windows(self, session_ids: Collection[str]) -> dict[str, dict[Window, WindowState]]: ...
     async def emitted(self, window: Window, session_ids: Collection[str]) -> dict[str, Emitted]: ...
+    async def series(self, ids: Collection[str]) -> dict[str, Series]: ...

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -39,14 +40,26 @@ class Datapoint(msgspec.Struct, frozen=True, gc=False):
         return (self.min, self.max, self.avg, self.count)
 
 
+class Series(NamedTuple):
+    """What a series is of; its id stands for that, and for a device."""
+
+    id: str
+    source_device: str
+    datatype: int
+
+
 class EmittedPoint(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The values of a (series, timestamp) as they were emitted last."""
+    """The values of a (series, timestamp) as they were emitted last.
+
+    It is `gone` where the cloud does not serve it any more: a bucket took it in, or it was deleted.
+    """
 
     min: float | None
     max: float | None
     avg: float | None
     count: int
     revision: int
+    gone: bool = False
 
 
 Emitted = dict[str, dict[float, EmittedPoint]]
@@ -92,19 +105,31 @@ def _rank(row: Datapoint) -> tuple[object, ...]:
     return (row.count, *values, row.datatype, row.source_device)
 
 
-def compare(emitted: Emitted, served: Iterable[Datapoint]) -> tuple[Emitted, list[Datapoint]]:
-    """What has been emitted with `served`, and what of it is new or changed, oldest first."""
+def compare(
+    emitted: Emitted, served: Sequence[Datapoint], *, complete: bool = False
+) -> tuple[Emitted, list[Datapoint]]:
+    """What has been emitted with `served`, and what of it is new or changed, oldest first.
+
+    `complete` says that these are all points that there are: the others are gone.
+    """
     after = {series: dict(points) for series, points in emitted.items()}
     changed: list[Datapoint] = []
     for point in served:
         series = after.setdefault(point.series_id, {})
         before = series.get(point.timestamp)
         # The last bucket grows while a session runs: the same (series, timestamp) comes again with other values.
-        if before is not None and before == EmittedPoint(*point.values, before.revision):
+        if before is not None and before == EmittedPoint(*point.values, before.revision, before.gone):
+            if before.gone:
+                series[point.timestamp] = EmittedPoint(*point.values, before.revision)
             continue
         revision = 0 if before is None else before.revision + 1
         series[point.timestamp] = EmittedPoint(*point.values, revision)
         changed.append(msgspec.structs.replace(point, revision=revision) if revision else point)
+    if complete:
+        shown = {(one.series_id, one.timestamp) for one in served}
+        for identifier, points in after.items():
+            missing = [at for at, one in points.items() if not one.gone and (identifier, at) not in shown]
+            points.update({at: msgspec.structs.replace(points[at], gone=True) for at in missing})
     changed.sort(key=lambda one: one.timestamp)
     return after, changed
 

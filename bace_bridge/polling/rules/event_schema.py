@@ -8,6 +8,7 @@ import msgspec
 from bace_bridge.events import types
 from bace_bridge.polling.rules.datapoints import POINTS_PER_EVENT, DatapointView
 from bace_bridge.polling.rules.sessions import DeviceView, SessionView
+from bace_bridge.polling.rules.summaries import Summary
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _TIME = {"type": "string", "format": "date-time"}
@@ -15,11 +16,11 @@ _TEXT = {"type": "string"}
 
 
 def event_schema() -> dict[str, Any]:
-    (session, device, datapoint), definitions = msgspec.json.schema_components(
-        (SessionView, DeviceView, DatapointView), ref_template="#/$defs/{name}"
+    (session, device, datapoint, summary), definitions = msgspec.json.schema_components(
+        (SessionView, DeviceView, DatapointView, Summary), ref_template="#/$defs/{name}"
     )
     about_session = {"session": session, "device": device, "observed_at": _TIME}
-    besides = _besides(datapoint)
+    besides = _besides(datapoint, summary)
     kinds: list[dict[str, Any]] = []
     for event_type in types.EVENT_TYPES:
         of_session = event_type.startswith("session.")
@@ -51,7 +52,7 @@ def event_schema() -> dict[str, Any]:
     }
 
 
-def _besides(datapoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _besides(datapoint: dict[str, Any], summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What the data of a type holds besides session and device."""
     csv = {
         "url": {"type": "string", "format": "uri"},
@@ -66,7 +67,8 @@ def _besides(datapoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
         types.SESSION_UPDATED: {
             "changed": {"type": "array", "items": {"enum": ["label", "person", "group"]}, "minItems": 1}
         },
-        types.SESSION_CSV_READY: {"csv": _object(csv, required=["url", "revision"])},
+        types.SESSION_ENDED: {"summary": summary},
+        types.SESSION_CSV_READY: {"csv": _object(csv, required=["url", "revision"]), "summary": summary},
         types.SINK_DISABLED: {"sink": _TEXT, "reason": _TEXT},
         types.SINK_DEAD_LETTER: {
             "sink": _TEXT,

@@ -10,15 +10,18 @@ from bace_bridge.events import types
 from bace_bridge.events.types import Event
 from bace_bridge.polling.rules.changes import Changes, LatestSeen, Page, WindowRead
 from bace_bridge.polling.rules.datapoints import (
+    BYTES_PER_EVENT,
     Datapoint,
     Datatype,
     Emitted,
+    Series,
     are_samples,
     compare,
     datapoint_events,
     view,
 )
-from bace_bridge.polling.rules.sessions import END_PATIENCE, DataSession, KnownSession, Observation, session_event
+from bace_bridge.polling.rules.sessions import END_PATIENCE, DataSession, KnownSession, session_event
+from bace_bridge.polling.rules.summaries import Summary
 from bace_bridge.polling.rules.windows import LATEST_FILTER, NO_SUCH_SESSION, Window, WindowState, halves, is_settled
 from bace_bridge.retry import backoff
 
@@ -135,17 +138,18 @@ def absorb(
     emitted: Emitted,
     datatypes: Mapping[int, Datatype],
     in_part: bool = False,
+    complete: bool = True,
     pages: int = 1,
     now: float,
     cloud_now: float,
 ) -> Changes:
     """The changes after a window was `served`. The same points again change nothing but its state.
 
-    `in_part` says that it was read on from where it ended. `now` is when the points were observed; whether the window
-    is settled is judged by the cloud's time.
+    `in_part` says that it was read on from where it ended; without `complete` there may be more of it. `now` is when
+    the points were observed; whether the window is settled is judged by the cloud's time.
     """
     # `samples` is what the cloud serves, not what was emitted: a point vanishes there when a bucket takes it in.
-    after, new = compare(emitted, served)
+    after, new = compare(emitted, served, complete=complete and not in_part)
     state = WindowState(*window, known.reading, samples=sum(one.count for one in served))
     newest = max((one.timestamp for one in served), default=None)
     if in_part and before is not None:
@@ -162,8 +166,9 @@ def absorb(
         for one in {one.series_id: one for one in new}.values()
     )
     events_of_points = tuple(datapoint_events(known, new, datatypes, now=now))
-    read = WindowRead(session_id, state, after if new else None)
-    return Changes(windows=(read,), latest=latest, events=events_of_points)
+    read = WindowRead(session_id, state, after if after != emitted else None)
+    series = tuple({Series(one.series_id, one.source_device, one.datatype) for one in served})
+    return Changes(windows=(read,), latest=latest, series=series, events=events_of_points)
 
 
 def split(known: KnownSession, parent: Window, emitted: Emitted) -> Changes:
@@ -210,20 +215,30 @@ def end_is_due(known: KnownSession, *, read: bool, failed: bool, now: float) -> 
     return read or failed or (not known.over_when_found and waited >= END_PATIENCE)
 
 
+class Conclusion(NamedTuple):
+    """What follows from a fetch; `summary` is the one of the last event, where there is one."""
+
+    known: KnownSession
+    events: tuple[Event, ...] = ()
+    summary: Summary | None = None
+
+
 def conclude(
     known: KnownSession,
     outcome: Outcome | None,
     *,
+    summary: Summary,
     csv_url: str,
     interval: float,
     now: float,
     left_out: bool = False,
-) -> Observation:
+) -> Conclusion:
     """What follows from a fetch; `outcome` is None in the middle of one. `interval` is in seconds, up to the next one.
 
-    `left_out` says that the cloud broke on some windows so often that the others go on without them.
+    Every event has the `summary`. `left_out` says that the cloud broke on some windows so often that the others go on
+    without them.
     """
-    emitted: list[Event] = []
+    emitted: list[tuple[Event, Summary]] = []
     failed = outcome in {"failed", "forbidden"}
     gave_up = outcome == "forbidden" or (failed and known.failed_fetches + 1 >= MOST_FAILED_FETCHES)
     read = outcome == "read" or gave_up
@@ -231,17 +246,27 @@ def conclude(
         end = known.session.end
         assert end is not None
         known = msgspec.structs.replace(known, end_emitted=end)
-        emitted.append(session_event(types.SESSION_ENDED, known, time=end, now=now, facts=(end, known.reopenings)))
+        facts = (end, known.reopenings)
+        emitted.append(_summarised(types.SESSION_ENDED, known, summary, time=end, now=now, facts=facts))
     ingested = known.session.state == "ingested" and not known.removed
     if (known.csv_due or known.unread) and read and ingested and known.end_emitted is not None:
-        known, more = _csv_ready(known, csv_url, now)
+        known, more = _csv_ready(known, summary, csv_url, now)
         emitted.extend(more)
     if outcome is not None:
         still_unread = known.unread and outcome in {"failed", "unavailable"}
         unread = ingested and (gave_up or still_unread or (outcome == "read" and left_out))
         known = msgspec.structs.replace(known, unread=unread, **_counted(known, outcome, now))
         known = msgspec.structs.replace(known, fetch_at=_next_fetch(known, outcome, interval, now))
-    return Observation(known, tuple(emitted))
+    return Conclusion(known, tuple(event for event, _ in emitted), emitted[-1][1] if emitted else None)
+
+
+def _summarised(event_type: str, known: KnownSession, summary: Summary, **given: Any) -> tuple[Event, Summary]:
+    """An event with the summary, or with as much of it as leaves it below 64 KiB."""
+    while True:
+        event = session_event(event_type, known, summary=summary, **given)
+        if len(event.data) <= BYTES_PER_EVENT or not summary.series:
+            return event, summary
+        summary = summary.shortened(len(summary.series) * BYTES_PER_EVENT // len(event.data))
 
 
 def _counted(known: KnownSession, outcome: Outcome, now: float) -> dict[str, Any]:
@@ -264,7 +289,9 @@ def is_current(known: KnownSession, *, interval: float, now: float) -> bool:
     return 0 <= now - known.fetched_at < INTERVALS_CURRENT * interval
 
 
-def _csv_ready(known: KnownSession, csv_url: str, now: float) -> tuple[KnownSession, list[Event]]:
+def _csv_ready(
+    known: KnownSession, summary: Summary, csv_url: str, now: float
+) -> tuple[KnownSession, list[tuple[Event, Summary]]]:
     session, facts = known.session, known.facts_for_csv
     done: dict[str, Any] = {"csv_due": False, "points_since_csv": False, "csv_facts": facts}
     if known.csv_revision is not None and facts == known.csv_facts and not known.points_since_csv:
@@ -273,7 +300,10 @@ def _csv_ready(known: KnownSession, csv_url: str, now: float) -> tuple[KnownSess
     known = msgspec.structs.replace(known, csv_revision=revision, **done)
     at = next((one for one in (session.updated_at, session.end) if one is not None), now)
     csv = {"url": csv_url, "revision": revision, "datapoint_count": session.datapoint_count}
-    return known, [session_event(types.SESSION_CSV_READY, known, time=at, now=now, facts=(revision, *facts), csv=csv)]
+    facts_of_event = (revision, *facts)
+    return known, [
+        _summarised(types.SESSION_CSV_READY, known, summary, time=at, now=now, facts=facts_of_event, csv=csv)
+    ]
 
 
 def _next_fetch(known: KnownSession, outcome: Outcome, interval: float, now: float) -> float | None:

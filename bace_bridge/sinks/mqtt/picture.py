@@ -137,7 +137,7 @@ class Picture:
     def __init__(self, topics: Topics, memory: Memory, is_discovery: Callable[[str], bool]) -> None:
         self._topics = topics
         self._memory = memory
-        self._is_discovery = is_discovery
+        self.is_discovery = is_discovery
         self._of_device: dict[str, Collection[str]] = {}
         self._of_bridge: set[str] = set()
         # A dict for its order: what changed first goes out first.
@@ -244,7 +244,7 @@ class Picture:
         """
         memory = self._memory
         for topic in list(self._undecided):
-            if memory.suspicion.sent_alone(topic) != alone or discovery not in {None, self._is_discovery(topic)}:
+            if memory.suspicion.sent_alone(topic) != alone or discovery not in {None, self.is_discovery(topic)}:
                 continue
             action = decide(self._views(topic))
             if action == "leave":
@@ -322,7 +322,7 @@ class Picture:
         )
 
     def _kind(self, topic: str) -> Kind | None:
-        return "discovery" if self._is_discovery(topic) else self._topics.kind(topic)
+        return "discovery" if self.is_discovery(topic) else self._topics.kind(topic)
 
     def _is_shared(self, topic: str) -> bool:
         base = base_of(topic, (self._topics.base, *self.bases))

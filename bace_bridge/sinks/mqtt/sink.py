@@ -97,8 +97,16 @@ class MqttSink:
             set(),
         )
         watched = (self._topics.bridge_state, self._topics.bridge_info, self._topics.guest(installation))
+        home = config.home_assistant
+        self._births = Births(home.prefix, sleep=sleep, clock=clock) if home.enabled else None
         self._tree = Tree(
-            self._topics, self._memory.neighbours, watched=watched, sleep=sleep, log=self._log, warn=self._warn_once
+            self._topics,
+            self._memory.neighbours,
+            watched=watched,
+            announced=self._announced,
+            sleep=sleep,
+            log=self._log,
+            warn=self._warn_once,
         )
         self._dialer = Dialer(
             config,
@@ -112,8 +120,6 @@ class MqttSink:
             clock=clock,
             log=self._log,
         )
-        home = config.home_assistant
-        self._births = Births(home.prefix, sleep=sleep, clock=clock) if home.enabled else None
         self._discovery: Discovery | None = None
         self._warned: set[str] = set()
         self.problem: str | None = f"not connected to the broker at {self._dialer.broker} yet"
@@ -140,6 +146,13 @@ class MqttSink:
             None if self._discovery is None else self._discovery.problem,
         )
         return "; ".join(one for one in found if one is not None) or None
+
+    def _announced(self) -> list[str]:
+        """Filters for what announces devices; none where the broker does not even let a birth be heard."""
+        home = self._config.home_assistant
+        if self._births is None or self._births.problem is not None:
+            return []
+        return [f"{home.prefix}/{'device/+' if home.mode == 'device' else '+/+/+'}/config"]
 
     async def ready(self) -> None:
         """Returns when events can be sent."""

@@ -31,6 +31,8 @@ class Topics:
         self.guests = f"{base}/bridge/guest/+"
         self.states_of_devices = (f"{base}/+/availability", f"{base}/+/session", f"{base}/+/latest/+/+")
         self._event_topics: dict[str, str] = {}
+        base_in_json = re.escape(msgspec.json.encode(base).strip(b'"'))
+        self._named = re.compile(b'"' + base_in_json + b'/(?:bridge/state|[^/"]+/event)"')
 
     def request_name(self, topic: str) -> str:
         return topic.removeprefix(self.requests[:-1])
@@ -66,6 +68,10 @@ class Topics:
 
     def latest(self, device: str, source_device: str, datatype: int) -> str:
         return f"{self.base}/{level(device)}/latest/{level(source_device)}/{datatype}"
+
+    def is_named_in(self, discovery: bytes) -> bool:
+        """Whether it announces something of this very base topic: all but triggers name the bridge's state."""
+        return self._named.search(discovery) is not None
 
     def kind(self, topic: str) -> Kind | None:
         """What a topic with the shape of a device's retained topic says; None for any other topic."""

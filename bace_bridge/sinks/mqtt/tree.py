@@ -36,7 +36,8 @@ class Tree:
     """What the broker shows of the bridge's own topics; one for each sink.
 
     Reading is of no use where nothing is kept, or nothing may be read: `problem` says so then. `watched` stay
-    subscribed to: others may write there at any time.
+    subscribed to: others may write there at any time. `announced` are filters for what announces devices, ours and
+    others': it is read where that is allowed, and nothing is said where it is not.
     """
 
     def __init__(
@@ -45,11 +46,13 @@ class Tree:
         neighbours: Neighbours,
         *,
         watched: Sequence[str],
+        announced: Callable[[], Sequence[str]],
         sleep: Callable[[float], Awaitable[None]],
         log: FilteringBoundLogger,
         warn: Callable[..., None],
     ) -> None:
         self.watched = watched
+        self._announced = announced
         self._may_not_read = (
             f"the broker does not allow reading {topics.base}/#, or sends no retained messages for wildcards"
         )
@@ -157,6 +160,7 @@ class Tree:
         once = [*self._topics.states_of_devices, self._topics.guests]
         for base in picture.bases:
             once += [f"{base}/bridge/info", f"{base}/bridge/guest/+"]
+        announced = self._announced()
         # A message does not say to which subscription it belongs.
         async with self._one_at_a_time:
             reading = self._reading = _Reading(self._topics, picture, self._own)
@@ -166,11 +170,13 @@ class Tree:
                 shown = await self._subscribed(connection, once, qos=0)
                 if watched is None or shown is None:
                     return _Shown(), "it does not answer when the bridge subscribes"
+                if announced:
+                    await self._subscribed(connection, announced, qos=0)
                 is_complete = await reading.completed(self._sleep)
             finally:
                 self._reading = None
             # Else all that this bridge publishes there would come back to it.
-            connection.unsubscribe(once)
+            connection.unsubscribe([*once, *announced])
         found = _Shown(reading.unknown, reading.lost_devices if is_complete else (), reading.shows_devices)
         if not (watched and shown) or reading.hides_devices:
             return found, self._may_not_read
@@ -233,8 +239,13 @@ class _Reading:
             # What comes while it is read was accepted just now.
             if not message.retain or message.payload == self._acknowledged(topic):
                 self._came.add(topic)
-        elif message.retain and topic not in self._picture.noted and self._topics.kind(topic) is not None:
+        elif message.retain and topic not in self._picture.noted and self._is_ours(topic, bytes(message.payload)):
             self.unknown.add(topic)
+
+    def _is_ours(self, topic: str, payload: bytes) -> bool:
+        """By its shape; what announces a device has the same for every base topic, and names it within."""
+        of_discovery = self._picture.is_discovery(topic) and self._topics.is_named_in(payload)
+        return of_discovery or self._topics.kind(topic) is not None
 
     @property
     def hides_devices(self) -> bool:

@@ -71,7 +71,9 @@ class Discovery:
         name, most = max(self._left_out.items(), key=lambda one: one[1])
         others = len(self._left_out) - 1
         more = f", and some of {others} more" if others else ""
-        return f"Home Assistant is not told of {most} entities of {name}{more}: more than {self._largest} bytes"
+        return (
+            f"discovery for Home Assistant leaves out {most} entities of {name}{more}: more than {self._largest} bytes"
+        )
 
     def is_discovery(self, topic: str) -> bool:
         """Whether it has the shape of a topic of ours under this prefix, in either mode."""

@@ -55,9 +55,8 @@ def _bytes(text: str) -> bytes:
 
 def _literal(text: str) -> str:
     """A string literal of Jinja; whatever is in it ends neither the string nor the braces around it."""
-    # As the list of devices has it, where half a character cannot be.
-    whole = _bytes(text).decode("utf-8", "replace")
-    return "'" + re.sub(r"[^A-Za-z0-9_. -]", lambda found: f"\\U{ord(found[0]):08x}", whole) + "'"
+    # As the list of devices has it, where half a character cannot be. Jinja reads literals as Python does.
+    return repr(_bytes(text).decode("utf-8", "replace"))
 
 
 def _of(key: str, test: str) -> str:
@@ -200,7 +199,7 @@ def _named(
         name = shown(datatypes[one.datatype].name) if one.datatype in named else f"Datatype {one.datatype}"
         longer = f"{name} {shown(one.source_device)}".rstrip()
         names[one] = (name, longer, f"{longer} {one.datatype}")
-    # As Home Assistant makes ids of them: two that look alike there would be told apart by _2.
+    # As Home Assistant makes ids of them: of two that look alike there one would end in _2.
     uses = Counter(slug for possible in names.values() for slug in {_slug(one) for one in possible})
     uses.update(map(_slug, taken))
     for one, possible in names.items():
