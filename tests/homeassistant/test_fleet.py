@@ -52,7 +52,7 @@ async def test_200_devices_with_8_series(whole: Line, record_property: Callable[
             record_property("seconds after its restart", round(time.monotonic() - began, 1))
             await asyncio.sleep(5)
             record_property("burst", f"{len(listener.heard)} messages, {sum(len(o.payload) for o in listener.heard)} B")
-            whole.settled(found)
+            whole.settled(found, broker_was_away=True)  # it is slow to answer on a busy machine
             with listening(whole.mosquitto.port, "bace/bridge/health") as health:
                 await asyncio.sleep(0)
                 assert json.loads(health.payloads("bace/bridge/health")[-1])["degraded"] == {}
