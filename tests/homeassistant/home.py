@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 VENV = ROOT / ".venv-homeassistant"
 INSTALLED = VENV / ".installed"
 START = Path(__file__).with_name("start.py")
-PATIENCE = 40.0
+PATIENCE = 90.0
 
 # What it says at every such start, whoever announces something.
 _ALWAYS = re.compile(r"Skipping pip installation|zlib_ng and isal are not available")
