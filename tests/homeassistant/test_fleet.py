@@ -1,7 +1,6 @@
 """Very many devices at once: how long, how much, and that nothing is rejected."""
 
 import asyncio
-import json
 import time
 from collections.abc import Callable
 
@@ -53,6 +52,3 @@ async def test_200_devices_with_8_series(whole: Line, record_property: Callable[
             await asyncio.sleep(5)
             record_property("burst", f"{len(listener.heard)} messages, {sum(len(o.payload) for o in listener.heard)} B")
             whole.settled(found, broker_was_away=True)  # it is slow to answer on a busy machine
-            with listening(whole.mosquitto.port, "bace/bridge/health") as health:
-                await asyncio.sleep(0)
-                assert json.loads(health.payloads("bace/bridge/health")[-1])["degraded"] == {}
