@@ -92,9 +92,11 @@ class Announcer:
             await self._sleep(SETTLES_IN)
             await self._send(dict.fromkeys(topics, CLEARED))
             await self._sleep(SETTLES_IN)
-            await self._clear_again({one: parts for topic in topics for one, parts in self._lost(topic, meant)})
+            lost = {one: parts for topic in topics for one, parts in self._lost(topic, meant)}
+            await self._clear_again(lost)
+            await self._note({topic: Announced({}, parts) for topic, parts in lost.items()})  # it may be down now
 
-    def _lost(self, topic: str, meant: Batch) -> Iterator[tuple[str, Mapping[str, str]]]:
+    def _lost(self, topic: str, meant: Batch) -> Iterator[tuple[str, dict[str, str]]]:
         """What a device's topic has announced and no topic of a component announces from here on."""
         platform, node, _ = _levels(topic)
         if platform is None:
