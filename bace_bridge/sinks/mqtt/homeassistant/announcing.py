@@ -235,4 +235,8 @@ class Births:
             await self._born.wait()
             await self._sleep(_WAITS)  # several at once are one
             self._born.clear()
-            await announce_again()
+            try:
+                await announce_again()
+            except asyncio.CancelledError:
+                self._born.set()  # the next connection answers it
+                raise
