@@ -151,17 +151,19 @@ async def test_home_assistant_that_starts_gets_everything_again_in_order(new_mos
 async def test_a_birth_that_a_lost_connection_has_cut_off_is_answered_on_the_next_one() -> None:
     ledger, gate = MemoryLedger(), Gate(is_open=True)
     ledger.held, ledger.of_discovery = {G1}, {G1: Announced({"running": "binary_sensor"}, {"b_6000": "sensor"})}
-    async with scripted(Script(keeps=True)) as broker:
-        async with announcing(broker.port, Home(device("g1", "a")), ledger, sleep=gate):
-            await eventually(lambda: any(one.topic == "bace/bridge/info" for one in broker.published))
-            gate.close()
-            birth = b"\x00\x14homeassistant/status\x00online"
-            broker.send(bytes([0x30, len(birth)]) + birth)
-            await gate.reached()
-            broker.connections[0].close()
-            gate.open()
-            await eventually(lambda: not ledger.of_discovery[G1].removed)
-            assert len(broker.versions) == 2
+    async with (
+        scripted(Script(keeps=True)) as broker,
+        announcing(broker.port, Home(device("g1", "a")), ledger, sleep=gate),
+    ):
+        await eventually(lambda: any(one.topic == "bace/bridge/info" for one in broker.published))
+        gate.close()
+        birth = b"\x00\x14homeassistant/status\x00online"
+        broker.send(bytes([0x30, len(birth)]) + birth)
+        await gate.reached()
+        broker.connections[0].close()
+        gate.open()
+        await eventually(lambda: not ledger.of_discovery[G1].removed)
+        assert len(broker.versions) == 2
 
 
 async def test_a_birth_that_was_retained_is_none(new_mosquitto: NewMosquitto) -> None:
