@@ -88,8 +88,7 @@ async def test_what_a_source_holds_in_the_properties_of_an_event_closes_no_conne
     new_mosquitto: NewMosquitto, character: str
 ) -> None:
     port = new_mosquitto().port
-    sink = new_sink(port)
-    sink._attributes = type(sink._attributes)(f"https://cloud.example/{character}")
+    sink = new_sink(port, source=f"https://cloud.example/{character}")
     with heard_on(port) as listener, capture_logs() as logs:
         async with running(sink):
             assert await deliver(sink, event(1)) is None

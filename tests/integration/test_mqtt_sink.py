@@ -151,6 +151,7 @@ def new_sink(
     sleep: Callable[[float], Awaitable[None]] = nap,
     datatypes: Callable[[], Mapping[int, DatatypeConfig]] = dict,
     sinks: Callable[[], Collection[str]] = tuple,
+    source: str = "https://cloud.example",
     **settings: Any,
 ) -> MqttSink:
     # What Home Assistant gets is in test_mqtt_discovery.py; here it would be in the way of what is counted.
@@ -158,7 +159,7 @@ def new_sink(
     return MqttSink(
         MqttConfig.model_validate(settings),
         client_id=client_id,
-        source="https://cloud.example",
+        source=source,
         state=state or Home(),
         ledger=ledger or MemoryLedger(),
         installation=installation,

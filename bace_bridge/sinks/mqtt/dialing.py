@@ -10,8 +10,8 @@ from bace_bridge.sinks.mqtt.client import Will, new_client
 from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.connection import Connection
 from bace_bridge.sinks.mqtt.endings import Ending, not_reached
-from bace_bridge.sinks.mqtt.in_flight import Message
 from bace_bridge.sinks.mqtt.manners import Manner
+from bace_bridge.sinks.mqtt.messages import Message
 from bace_bridge.sinks.mqtt.refusals import Suspicion, TopicSuspicion
 from bace_bridge.sinks.mqtt.sockets import Unreachable, open_socket
 from bace_bridge.sinks.mqtt.topics import Topics

@@ -13,8 +13,9 @@ from bace_bridge.errors import BridgeError, SinkError
 from bace_bridge.formats import decoded, topic_problem
 from bace_bridge.redaction import Quote, quoted_as_it_is
 from bace_bridge.sinks.api import Answer
-from bace_bridge.sinks.mqtt.client import Beginning, of_response
-from bace_bridge.sinks.mqtt.in_flight import Done, Message
+from bace_bridge.sinks.mqtt.client import Beginning
+from bace_bridge.sinks.mqtt.in_flight import Done
+from bace_bridge.sinks.mqtt.messages import Message, of_response
 from bace_bridge.sinks.mqtt.topics import Topics, base_of
 
 Publish = Callable[[Message, Done], None]

@@ -13,24 +13,24 @@ from structlog.typing import FilteringBoundLogger
 
 from bace_bridge.config.datatypes import DatatypeConfig
 from bace_bridge.errors import DeliveryRejected, SinkUnavailable
-from bace_bridge.events.types import Attempt, Event
-from bace_bridge.formats import iso_utc
+from bace_bridge.events.types import Attempt
 from bace_bridge.redaction import Quote, quoted_as_it_is
 from bace_bridge.retry import backoff
 from bace_bridge.sinks.api import Answer, Ledger, StateSource
-from bace_bridge.sinks.mqtt.client import UNSENDABLE, CloudEventAttributes
+from bace_bridge.sinks.mqtt.client import UNSENDABLE
 from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.connection import Connection
 from bace_bridge.sinks.mqtt.dialing import Dialer
 from bace_bridge.sinks.mqtt.endings import Ending, Outage
 from bace_bridge.sinks.mqtt.homeassistant.announcing import Announcer, Births
 from bace_bridge.sinks.mqtt.homeassistant.discovery import Discovery
-from bace_bridge.sinks.mqtt.in_flight import Done, Message
+from bace_bridge.sinks.mqtt.in_flight import Done
+from bace_bridge.sinks.mqtt.messages import EventMessages
 from bace_bridge.sinks.mqtt.mirror import Mirror
 from bace_bridge.sinks.mqtt.picture import OFFLINE, DeviceList, Memory
 from bace_bridge.sinks.mqtt.refusals import Refusals, Suspicion, TopicSuspicion
 from bace_bridge.sinks.mqtt.requests import Requests
-from bace_bridge.sinks.mqtt.topics import Neighbours, Topics, topic_and_payload, topic_of
+from bace_bridge.sinks.mqtt.topics import Neighbours, Topics
 from bace_bridge.sinks.mqtt.tree import Tree, Watch
 
 _IN_FLIGHT_WITHIN = 3.0
@@ -85,7 +85,8 @@ class MqttSink:
         self._clock = clock
         self._log: FilteringBoundLogger = structlog.get_logger().bind(sink=config.name)
         self._topics = Topics(config.base_topic)
-        self._attributes = CloudEventAttributes(source)
+        self._events = EventMessages(source, self._topics, qos=config.qos)
+        self.where = self._events.topic
         self._requests = Requests(requests, self._topics, self._log, quote=quote, base_topics=base_topics, clock=clock)
         self._outage = Outage(self._log)
         self._memory = Memory(
@@ -158,10 +159,6 @@ class MqttSink:
         """Returns when events can be sent."""
         await self._ready.wait()
 
-    def where(self, event: Event) -> str:
-        """The topic."""
-        return topic_of(event, self._topics)
-
     def send(self, attempt: Attempt, done: Done) -> None:
         """Hands an event over. `done` is called exactly once, later, on the loop."""
         connection, mirror = self._connection, self._mirror
@@ -170,15 +167,12 @@ class MqttSink:
             return
         event = attempt.logged.event
         try:
-            at = iso_utc(event.time)
-            topic, payload = topic_and_payload(event, self._topics, time=at, replay=attempt.replay)
-            properties = self._attributes.of(attempt, time=at) if self._dialer.manner.protocol == "5" else None
+            message = self._events.message(attempt, speaks_5=self._dialer.manner.protocol == "5")
         except (msgspec.MsgspecError, *UNSENDABLE) as error:
             rejected = DeliveryRejected(f"the event {event.id} cannot be sent: {error}")
             asyncio.get_running_loop().call_soon(done, rejected)
-            return
-        message = Message(topic, payload, self._config.qos, properties=properties, event=event.id)
-        mirror.publish_event(message, event.device_id, done)
+        else:
+            mirror.publish_event(message, event.device_id, done)
 
     def refresh_bridge(self) -> None:
         """The bridge's info or health may have changed."""

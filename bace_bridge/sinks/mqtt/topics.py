@@ -1,4 +1,4 @@
-"""The topics of the contract and their payloads, and which retained topics are ours to publish or to clear."""
+"""The topics of the contract, and which retained topics are ours to publish or to clear."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from bace_bridge.events.types import SESSION_DATAPOINTS, DeviceState, Event
+from bace_bridge.events.types import DeviceState
 from bace_bridge.formats import UNSENDABLE, decoded, made_sendable
 from bace_bridge.redaction import Quote, quoted_as_it_is
 
@@ -97,68 +97,6 @@ def level(name: str) -> str:
     return _NOT_IN_A_LEVEL.sub(
         lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogatepass")), name
     )
-
-
-_EMPTY_OBJECT = b"{}"
-_OF_A_SESSION = "session."
-
-_Mark = bool | msgspec.UnsetType
-
-
-class _Head(msgspec.Struct):
-    event_type: str
-    id: str
-    time: str
-    replay: _Mark
-
-
-class _PointsOfEvent(msgspec.Struct):
-    datapoints: msgspec.Raw
-
-
-class _DatapointsMessage(msgspec.Struct):
-    id: str
-    time: str
-    session_id: str | None
-    replay: _Mark
-    datapoints: msgspec.Raw
-
-
-# Made once: each event goes through them.
-_encode = msgspec.json.Encoder().encode
-_decode_points = msgspec.json.Decoder(_PointsOfEvent).decode
-
-
-def topic_and_payload(event: Event, topics: Topics, *, time: str, replay: bool = False) -> tuple[str, bytes]:
-    """The message that carries the event, marked where it is a replay; `time` is the event's, as text.
-
-    Raises `msgspec.MsgspecError` for broken data.
-    """
-    mark = True if replay else msgspec.UNSET
-    topic = topic_of(event, topics)
-    of_points = event.type == SESSION_DATAPOINTS and event.device_id is not None
-    return topic, _datapoints(event, time, mark) if of_points else _whole_event(event, time, mark)
-
-
-def topic_of(event: Event, topics: Topics) -> str:
-    if event.device_id is None or not event.type.startswith(_OF_A_SESSION):
-        return topics.bridge_event
-    return topics.datapoints(event.device_id) if event.type == SESSION_DATAPOINTS else topics.event(event.device_id)
-
-
-def _whole_event(event: Event, time: str, replay: _Mark) -> bytes:
-    """The event's data, which is an encoded JSON object already, with a few keys before its own."""
-    if not event.data.startswith(b"{"):
-        raise msgspec.DecodeError("the event's data is no JSON object")
-    head = _encode(_Head(event.type, event.id, time, replay))
-    if event.data == _EMPTY_OBJECT:
-        return head
-    return b"%b,%b" % (head[:-1], event.data[1:])
-
-
-def _datapoints(event: Event, time: str, replay: _Mark) -> bytes:
-    points = _decode_points(event.data).datapoints
-    return _encode(_DatapointsMessage(event.id, time, event.session_id, replay, points))
 
 
 _LONGEST_NAME = 64
