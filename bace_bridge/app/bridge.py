@@ -126,10 +126,10 @@ class _Home:
 
         # In this order they are called: a device's availability is known before the topics that show it are written.
         signals.log_grew.listen(outlets.each(Outlet.log_grew))
-        signals.devices_changed.listen(outlets.each(Outlet.refresh_devices))
+        signals.devices_changed.listen(outlets.each(Outlet.refresh))
         signals.list_polled.listen(devices.polled)
-        signals.list_polled.listen(outlets.each(Outlet.refresh_bridge))
-        signals.status_changed.listen(outlets.each(Outlet.refresh_bridge))
+        signals.list_polled.listen(outlets.each(Outlet.refresh))
+        signals.status_changed.listen(outlets.each(Outlet.refresh))
         signals.clock_stepped.listen(accounts.each(Account.clock_stepped))
         signals.clock_stepped.listen(outlets.each(Outlet.clock_stepped))
 

@@ -25,8 +25,10 @@ from tests.integration.polling_line import Clock
 from tests.integration.test_mqtt_sink import (
     REQUESTS,
     Home,
+    MemoryLedger,
     bed,
     connected,
+    context_of,
     deliver,
     event,
     heard_on,
@@ -286,7 +288,8 @@ async def answered(
     published: list[Any],
     **properties: Any,
 ) -> None:
-    requests = Requests(handlers, Topics("bace"), structlog.get_logger(), clock=lambda: 0.0)
+    context = context_of(Home(), MemoryLedger(), handlers)
+    requests = Requests(context, Topics("bace"), structlog.get_logger(), clock=lambda: 0.0)
     message = MQTTMessage(topic=f"bace/bridge/request/{name}".encode("utf-8", "surrogatepass"))
     message.payload = payload
     message.properties = type("Properties", (), properties)()

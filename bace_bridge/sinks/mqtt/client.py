@@ -135,20 +135,17 @@ def bound_what_is_read(client: Client, *, failed: Callable[[Exception], None]) -
             raise ConnectionError
         try:
             data: bytes = sock.recv(min(size, _PIECE))
-        # TLS says in its own words that there is nothing yet; paho understands BlockingIOError alone.
         except ssl.SSLWantReadError:
             # To paho only this error means "later"; any other one ends the connection.
             raise BlockingIOError from None
-        # TLS may have to write before it can read, as when keys are renewed.
         except ssl.SSLWantWriteError:
             # TLS may have to write before it can read, as when keys are renewed; the loop must know.
             inside._call_socket_register_write()
             raise BlockingIOError from None
-        except BlockingIOError:
-            raise
         except OSError as error:
-            # paho reports only that the connection is lost; why TLS failed would be forgotten.
-            failed(error)
+            if not isinstance(error, BlockingIOError):
+                # paho reports only that the connection is lost; why TLS failed would be forgotten.
+                failed(error)
             raise
         return data
 

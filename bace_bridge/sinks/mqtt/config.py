@@ -273,20 +273,7 @@ class MqttConfig(SinkConfig):
     def build(self, context: SinkContext) -> Built:
         from bace_bridge.sinks.mqtt.sink import MqttSink  # noqa: PLC0415  # 1.5 MB, only where a broker is configured
 
-        sink = MqttSink(
-            self,
-            client_id=self.client_id or f"bace-bridge-{context.installation}-{self.name}",
-            source=context.source,
-            state=context.state,
-            ledger=context.ledger(self.broker),
-            installation=context.installation,
-            base_topics=lambda: {one.base_topic for one in context.running() if isinstance(one, MqttConfig)},
-            requests=context.requests,
-            datatypes=context.datatypes,
-            sinks=lambda: [one.name for one in context.running()],
-            version=context.version,
-            quote=context.redaction.quoted,
-        )
+        sink = MqttSink(self, context)
         return Built(sink, sink)
 
     def warnings(self) -> Iterator[str]:

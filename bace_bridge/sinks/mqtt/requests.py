@@ -1,7 +1,7 @@
 """What people ask of the bridge over MQTT, and its answers."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,9 +11,9 @@ from structlog.typing import FilteringBoundLogger
 
 from bace_bridge.errors import BridgeError, SinkError
 from bace_bridge.formats import decoded, topic_problem
-from bace_bridge.redaction import Quote, quoted_as_it_is
-from bace_bridge.sinks.api import Answer
+from bace_bridge.sinks.kind import SinkContext
 from bace_bridge.sinks.mqtt.client import Beginning
+from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.in_flight import Done
 from bace_bridge.sinks.mqtt.messages import Message, of_response
 from bace_bridge.sinks.mqtt.topics import Topics, base_of
@@ -41,25 +41,20 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Requests:
-    """Answers one request after the other; few are made, and some start work. `clock` is in seconds.
-
-    `base_topics` are those of all sinks of this bridge, at the time of the call.
-    """
+    """Answers one request after the other; few are made, and some start work. `clock` is in seconds."""
 
     def __init__(
         self,
-        answers: Mapping[str, Answer],
+        context: SinkContext,
         topics: Topics,
         log: FilteringBoundLogger,
         *,
-        quote: Quote = quoted_as_it_is,
-        base_topics: Callable[[], Collection[str]] = tuple,
         clock: Callable[[], float],
     ) -> None:
-        self._answers = answers
+        self._answers = context.requests
+        self._running = context.running
+        self._quote = context.redaction.quoted
         self._topics = topics
-        self._quote = quote
-        self._base_topics = base_topics
         self._warn = _LimitedWarnings(log, clock)
         self._allowance = Allowance(MOST_A_MINUTE, clock)
         self._asked: asyncio.Queue[Request] = asyncio.Queue(_MOST_WAITING)
@@ -119,7 +114,8 @@ class Requests:
         """Why no answer goes there: the bridge writes with its own rights, and could be made to forge its own state."""
         if problem := topic_problem(topic):
             return problem
-        base = base_of(f"{topic}/", {self._topics.base, *self._base_topics()})
+        bases = {one.base_topic for one in self._running() if isinstance(one, MqttConfig)}
+        base = base_of(f"{topic}/", {self._topics.base, *bases})
         if base is None or (base == self._topics.base and topic.startswith(self._topics.response(""))):
             return None
         return f"belongs to the bridge; choose one outside of it, or one below {self._topics.response('')}"
@@ -131,12 +127,10 @@ class Requests:
             asked, transaction = _asked(request.payload)
         except msgspec.DecodeError:
             return _error("the request is not a JSON object")
+        refusal = self._refusal(request)
         if len(bytes(transaction or b"")) > LARGEST_TRANSACTION:
-            return _error(f"transaction is larger than {LARGEST_TRANSACTION} bytes")
-        return await self._answer_to(request, asked, transaction)
-
-    async def _answer_to(self, request: Request, asked: dict[str, Any], transaction: msgspec.Raw | None) -> bytes:
-        if refusal := self._refusal(request):
+            refusal, transaction = f"transaction is larger than {LARGEST_TRANSACTION} bytes", None
+        if refusal is not None:
             return _error(refusal, transaction)
         try:
             return _encoded({"status": "ok", "data": await self._answers[request.name](asked)}, transaction)
