@@ -55,17 +55,12 @@ def parse_head(head: bytes) -> Request:
         if field is None:
             raise NotHttp("a header field cannot be read")
         fields.setdefault(field[1].lower(), []).append(field[2].strip())
-    return Request(line[1], _path(line[2]), fields)
-
-
-def _path(target: str) -> str:
-    """Proxies ask with the whole URL."""
-    if target.startswith("/"):
-        return unquote(target.partition("?")[0])
     try:
-        return unquote(urlsplit(target).path)
+        # Proxies ask with the whole URL.
+        path = line[2].partition("?")[0] if line[2].startswith("/") else urlsplit(line[2]).path
     except ValueError:
         raise NotHttp("the address cannot be read") from None
+    return Request(line[1], unquote(path), fields)
 
 
 def encoded(answer: Answer, *, with_body: bool = True) -> bytes:

@@ -50,6 +50,7 @@ class HealthServer:
         self._ready = ready
         self._degraded = degraded
         self._listener = Listener(self._answer, clock=clock)
+        self.close = self._listener.close
 
     usable = True
 
@@ -67,11 +68,15 @@ class HealthServer:
             async with asyncio.timeout(LISTENS_WITHIN):
                 await self._listener.open(self._config.host, self._config.port)
         except (OSError, UnicodeError) as error:  # UnicodeError: the host can be no name, such as 127.0.0..1
-            raise _cannot_listen(self._config.listen, error) from error
+            if isinstance(error, UnicodeError):
+                reason: str | None = "that is not a valid host name"
+            elif isinstance(error, TimeoutError):
+                reason = "the host's name is not resolved in time"
+            else:
+                reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+            problem = f"cannot listen on {self._config.listen}: {reason}"
+            raise ConfigError([Mistake("http.listen", problem, 'choose another address, or "" for none')]) from error
         log.info("http.listening", url=f"http://{self.address}")
-
-    async def close(self) -> None:
-        await self._listener.close()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Once it is open: answers until `stop`."""
@@ -140,14 +145,3 @@ def _report(
     status = HTTPStatus.OK if fine else HTTPStatus.SERVICE_UNAVAILABLE
     shown = {"status": well if fine else unwell, "checks": checks}
     return Answer(status, {**shown, "degraded": beside} if degraded else shown)
-
-
-def _cannot_listen(listen: str, error: OSError | UnicodeError) -> ConfigError:
-    if isinstance(error, UnicodeError):
-        reason: str | None = "that is not a valid host name"
-    elif isinstance(error, TimeoutError):
-        reason = "the host's name is not resolved in time"
-    else:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-    problem = f"cannot listen on {listen}: {reason}"
-    return ConfigError([Mistake("http.listen", problem, 'choose another address, or "" for none')])

@@ -36,7 +36,16 @@ class TlsConfig(Section):
         files = {key: Path(given[key]) for key in _FILES if isinstance(given.get(key), str)}
         if "key_file" in files and "cert_file" not in files:
             return
-        for found in tls_problems(cls.model_validate(files)):
+        tls = cls.model_validate(files)
+        try:
+            if tls.ca_file is not None:
+                _trusting(tls.ca_file)
+        except TlsFileProblem as found:
+            yield Mistake(found.key, found.problem, found.hint)
+        try:
+            if tls.cert_file is not None:
+                _show_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), tls.cert_file, tls.key_file)
+        except TlsFileProblem as found:
             yield Mistake(found.key, found.problem, found.hint)
 
 
@@ -64,20 +73,6 @@ def tls_context(tls: TlsConfig) -> ssl.SSLContext:
     if tls.cert_file is not None:
         _show_certificate(context, tls.cert_file, tls.key_file)
     return context
-
-
-def tls_problems(tls: TlsConfig) -> Iterator[TlsFileProblem]:
-    """Everything that is wrong with the files: of the authority, and of the client's certificate."""
-    try:
-        if tls.ca_file is not None:
-            _trusting(tls.ca_file)
-    except TlsFileProblem as problem:
-        yield problem
-    try:
-        if tls.cert_file is not None:
-            _show_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), tls.cert_file, tls.key_file)
-    except TlsFileProblem as problem:
-        yield problem
 
 
 def _trusting(ca_file: Path | None) -> ssl.SSLContext:

@@ -280,7 +280,7 @@ class Picture:
 
     def refused(self, topic: str, problem: str) -> None:
         self._undecided[topic] = None
-        closes = self._memory.suspicion.is_blamed(topic)
+        closes = topic in self._memory.suspicion.blamed
         self._memory.refusals.refused(topic, self._kind(topic), problem, closes=closes)
         if closes and topic in self._untaken:
             self._memory.to_forget.add(topic)

@@ -63,12 +63,12 @@ class Requests:
         """Anybody who may publish calls this, as often as they like."""
         try:
             # paho decodes a topic whenever it is read, and raises for bytes that are not UTF-8.
-            name = self._topics.request_name(message.topic)
+            name = message.topic.removeprefix(self._topics.request)
         except UnicodeDecodeError:
             self._warn("mqtt.unreadable_topic_ignored", hint="a topic must be UTF-8")
             return
         shown = self._shown(name)
-        if topic_problem(self._topics.response(name)) is not None:
+        if topic_problem(self._topics.response + name) is not None:
             self._warn("mqtt.unreadable_topic_ignored", request=shown, hint="there is no topic to send the response to")
         elif message.retain:
             # The broker would hand it out at every connect, and a replay would be made each time.
@@ -87,7 +87,7 @@ class Requests:
         while True:
             request = await self._asked.get()
             payload = await self._answer(request)
-            usual, asked_for = self._topics.response(request.name), request.response_topic
+            usual, asked_for = self._topics.response + request.name, request.response_topic
             known = request.correlation is not None and len(request.correlation) <= _LARGEST_CORRELATION
             properties = of_response(request.correlation if known else None)
             also = asked_for is not None and asked_for != usual and self._unusable(asked_for) is None
@@ -116,9 +116,9 @@ class Requests:
             return problem
         bases = {one.base_topic for one in self._running() if isinstance(one, MqttConfig)}
         base = base_of(f"{topic}/", {self._topics.base, *bases})
-        if base is None or (base == self._topics.base and topic.startswith(self._topics.response(""))):
+        if base is None or (base == self._topics.base and topic.startswith(self._topics.response)):
             return None
-        return f"belongs to the bridge; choose one outside of it, or one below {self._topics.response('')}"
+        return f"belongs to the bridge; choose one outside of it, or one below {self._topics.response}"
 
     async def _answer(self, request: Request) -> bytes:
         if isinstance(request.payload, Beginning) or len(request.payload) > LARGEST:

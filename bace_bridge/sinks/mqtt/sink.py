@@ -313,7 +313,7 @@ class MqttSink:
             topic = message.topic
         except UnicodeDecodeError:
             topic = None
-        if topic is None or self._topics.is_request(topic):
+        if topic is None or topic.startswith(self._topics.request):
             self._requests.take(message)
         elif self._births is not None and topic == self._births.topic:
             self._births.heard(message)

@@ -27,24 +27,14 @@ class Topics:
         self.bridge_devices = f"{base}/bridge/devices"
         self.bridge_event = f"{base}/bridge/event"
         self.of_every_bridge = frozenset((self.bridge_state, self.bridge_health))
-        self.requests = f"{base}/bridge/request/+"
+        # A request's topic, and that of its response, end with its name.
+        self.request, self.response = f"{base}/bridge/request/", f"{base}/bridge/response/"
+        self.requests = f"{self.request}+"
         self.guests = f"{base}/bridge/guest/+"
         self.states_of_devices = (f"{base}/+/availability", f"{base}/+/session", f"{base}/+/latest/+/+")
         self._event_topics: dict[str, str] = {}
         base_in_json = re.escape(msgspec.json.encode(base).strip(b'"'))
         self._named = re.compile(b'"' + base_in_json + b'/(?:bridge/state|[^/"]+/event)"')
-
-    def request_name(self, topic: str) -> str:
-        return topic.removeprefix(self.requests[:-1])
-
-    def is_request(self, topic: str) -> bool:
-        return topic.startswith(self.requests[:-1])
-
-    def request(self, name: str) -> str:
-        return self.requests[:-1] + name
-
-    def response(self, name: str) -> str:
-        return f"{self.base}/bridge/response/{name}"
 
     def guest(self, installation: str) -> str:
         """Where a bridge says who it is while `bridge/info` names another one."""

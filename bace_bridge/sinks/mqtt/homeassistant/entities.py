@@ -268,7 +268,7 @@ def of_bridge(topics: Topics, sinks: Collection[str], *, requests: bool) -> Comp
         one.update(_DIAGNOSTIC)
     if requests:
         components["poll"] = {
-            "p": "button", "name": "Poll now", "ic": "mdi:cloud-refresh", "cmd_t": topics.request("poll"),
+            "p": "button", "name": "Poll now", "ic": "mdi:cloud-refresh", "cmd_t": topics.request + "poll",
             "pl_prs": "{}",
         }  # fmt: skip
     return components
