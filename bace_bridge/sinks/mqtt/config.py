@@ -302,28 +302,18 @@ class MqttConfig(SinkConfig):
             tls = sink.get("tls")
             if isinstance(tls, dict) and tls.get("key_file") is not None and tls.get("cert_file") is None:
                 yield Mistake(f"{path}.tls.cert_file", "is missing, while key_file is given")
-        yield from _same_topics_or_ids(entries)
+        # Sinks on the same topics would undo each other's state; with one client id, throw each other out.
+        first: dict[tuple[object, ...], str] = {}
+        for path, sink in entries:
+            address = _address(sink.get("url"))
+            given = {"base_topic": sink.get("base_topic") or "bace", "client_id": sink.get("client_id")}
+            for key, value in given.items() if address is not None else ():
+                other = first.setdefault((address, key, value), path) if isinstance(value, str) else path
+                if other != path:
+                    yield Mistake(f"{path}.{key}", f"{other} has the same {key} at the same broker", "choose another")
 
 
 KIND: Final = MqttConfig
-
-
-def _same_topics_or_ids(brokers: Collection[Entry]) -> Iterator[Mistake]:
-    """Sinks on the same topics would undo each other's state; with one client id, throw each other out."""
-    first: dict[tuple[object, ...], str] = {}
-    for path, sink in brokers:
-        address = _address(sink.get("url"))
-        if address is None:
-            continue
-        for key, value in (
-            ("base_topic", sink.get("base_topic") or "bace"),
-            ("client_id", sink.get("client_id")),
-        ):
-            if not isinstance(value, str):
-                continue
-            other = first.setdefault((*address, key, value), path)
-            if other != path:
-                yield Mistake(f"{path}.{key}", f"{other} has the same {key} at the same broker", "choose another")
 
 
 _THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}

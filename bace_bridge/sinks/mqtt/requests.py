@@ -124,10 +124,11 @@ class Requests:
         if isinstance(request.payload, Beginning) or len(request.payload) > LARGEST:
             return _error(f"the request is larger than {LARGEST} bytes")
         try:
-            asked, transaction = _asked(request.payload)
+            payload = request.payload if request.payload.strip() else b"{}"
+            asked, echoed = decoded(payload, dict[str, Any]), decoded(payload, _Echo).transaction
         except msgspec.DecodeError:
             return _error("the request is not a JSON object")
-        refusal = self._refusal(request)
+        refusal, transaction = self._refusal(request), None if echoed is msgspec.UNSET else echoed
         if len(bytes(transaction or b"")) > LARGEST_TRANSACTION:
             refusal, transaction = f"transaction is larger than {LARGEST_TRANSACTION} bytes", None
         if refusal is not None:
@@ -183,14 +184,6 @@ class _Echo(msgspec.Struct):
     """What goes back as it came: not decoded, so that it need not be encoded."""
 
     transaction: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-
-
-def _asked(payload: bytes) -> tuple[dict[str, Any], msgspec.Raw | None]:
-    """What is asked, and what of it the answer repeats. Raises `msgspec.DecodeError`."""
-    if not payload.strip():
-        return {}, None
-    transaction = decoded(payload, _Echo).transaction
-    return decoded(payload, dict[str, Any]), None if transaction is msgspec.UNSET else transaction
 
 
 def _error(problem: str, transaction: msgspec.Raw | None = None) -> bytes:
