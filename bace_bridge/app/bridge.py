@@ -104,19 +104,17 @@ class _Home:
         self.status = status = Status(
             checks, accounts, outlets, store.upkeep, devices, clock=clock, version=version, installation=installation
         )
-        polled = signals.list_polled
-        self.account_builder = AccountBuilder(store, deciding, polled, redaction, clocks, version)
-        self.outlet_builder = OutletBuilder(
-            store, status, outlets, accounts.each(Account.poll_now), signals, redaction, clocks
-        )
+        self.account_builder = AccountBuilder(store, deciding, signals.list_polled, redaction, clocks, version)
+        poll_now = accounts.each(Account.poll_now)
+        self.outlet_builder = OutletBuilder(store, status, outlets, poll_now, signals, redaction, clocks)
         watch = ClockWatch(clock, deciding=deciding, move_store=store.schedules.move, stepped=signals.clock_stepped)
         self.service = Service(accounts, outlets, status, devices, store, watch, signals, clock=clock)
 
         # In this order they are called: a device's availability is known before the topics that show it are written.
         signals.log_grew.listen(outlets.each(Outlet.log_grew))
         signals.devices_changed.listen(outlets.each(Outlet.refresh))
-        polled.listen(devices.polled)
-        polled.listen(outlets.each(Outlet.refresh))
+        signals.list_polled.listen(devices.polled)
+        signals.list_polled.listen(outlets.each(Outlet.refresh))
         signals.status_changed.listen(outlets.each(Outlet.refresh))
         signals.clock_stepped.listen(accounts.each(Account.clock_stepped))
         signals.clock_stepped.listen(outlets.each(Outlet.clock_stepped))
