@@ -75,14 +75,16 @@ class MemoryLedger:
     async def forget(self, topics: Iterable[str]) -> None:
         self._write()
         self.held.difference_update(topics)
-        self.of_discovery = {topic: one for topic, one in self.of_discovery.items() if topic in self.held}
+        kept = {topic: one for topic, one in self.of_discovery.items() if topic in self.held or one.is_cleared}
+        self.of_discovery = kept
 
     async def announced(self) -> dict[str, Announced]:
         return dict(self.of_discovery)
 
     async def note_announced(self, announced: Mapping[str, Announced]) -> None:
         self._write()
-        self.held.update(announced)
+        self.held.update(topic for topic, one in announced.items() if not one.is_cleared)
+        self.held.difference_update(topic for topic, one in announced.items() if one.is_cleared)
         self.of_discovery.update(announced)
 
     def _write(self) -> None:

@@ -3,7 +3,7 @@
 import codecs
 import ssl
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn, Self
 from urllib.parse import urlsplit
@@ -270,6 +270,17 @@ class MqttConfig(SinkConfig):
 
         sink = MqttSink(self, context)
         return Built(sink, sink)
+
+    def announced_elsewhere(self, running: Iterable[SinkConfig], topic: str) -> bool:
+        """Whether another sink at this broker announces on this topic whatever this one has announced there."""
+        others = [one for one in running if isinstance(one, MqttConfig) and one.name != self.name]
+        return any(self._announces_too(one, topic) for one in others)
+
+    def _announces_too(self, other: "MqttConfig", topic: str) -> bool:
+        home = other.home_assistant
+        of_its_mode = topic.startswith(f"{home.prefix}/") and ("/device/bace_" in topic) == (home.mode == "device")
+        shows_all = not other.groups or set(self.groups) == set(other.groups)
+        return home.enabled and other.broker.lower() == self.broker.lower() and of_its_mode and shows_all
 
     def warnings(self) -> Iterator[str]:
         if self.password is not None and not self.tls_enabled and not is_loopback(self.host):

@@ -115,6 +115,7 @@ class Memory(NamedTuple):
     """What a sink remembers from connection to connection. `installation` is the name of this one.
 
     `groups` are the devices that it shows, all of them where it is empty. `to_forget` has to go out of the ledger.
+    `announced_elsewhere` knows the discovery topics of the bridge's other sinks at this broker.
     """
 
     installation: str
@@ -123,6 +124,7 @@ class Memory(NamedTuple):
     suspicion: TopicSuspicion
     neighbours: Neighbours
     to_forget: set[str]
+    announced_elsewhere: Callable[[str], bool] = lambda _topic: False
 
     def shows(self, device: str) -> bool:
         return not self.groups or device in self.groups
@@ -162,8 +164,8 @@ class Picture:
         return min((due_in(topic, self._kind(topic)) for topic in self._undecided), default=None)
 
     @property
-    def devices(self) -> set[str]:
-        return set(self._of_device)
+    def announced_devices(self) -> set[str]:
+        return {device for device, topics in self._of_device.items() if any(map(self.is_discovery, topics))}
 
     @property
     def online_devices(self) -> list[str]:
@@ -321,9 +323,10 @@ class Picture:
         base = base_of(topic, (self._topics.base, *self.bases))
         if base is None:
             # What announces a device: all bridges say the same there, but of themselves.
-            return f"/bace_bridge_{self._memory.installation}/" not in topic and bool(
+            others = f"/bace_bridge_{self._memory.installation}/" not in topic and bool(
                 self._memory.neighbours.others(self._topics.base)
             )
+            return others or self._memory.announced_elsewhere(topic)
         if topic == f"{base}/bridge/guest/{self._memory.installation}":
             return False
         if topic == f"{base}/bridge/info":

@@ -84,6 +84,7 @@ class MqttSink:
             self._dialer.of_topics,
             Neighbours(context.installation, quote=context.redaction.quoted),
             set(),
+            lambda topic: config.announced_elsewhere(context.running(), topic),
         )
         home = config.home_assistant
         self._births = Births(home.prefix, sleep=sleep, clock=clock) if home.enabled else None
