@@ -12,7 +12,7 @@ from bace_bridge.demo.board import Board, Shown
 from bace_bridge.demo.stage import Addresses
 
 PATIENCE = 3.0
-"""Seconds that an event which arrived one way is awaited the other way: a new device's first ones take one over MQTT."""
+"""Seconds for which an event that arrived one way is awaited the other way: a new device's first take one over MQTT."""
 
 
 class Lines:
