@@ -503,3 +503,12 @@ def broker(key: str, value: str) -> str:
     outer, _, inner = key.partition(".")
     keys[outer] = f"{{{inner}: {value}}}" if inner else value
     return TOKEN + "mqtt: [{" + ", ".join(f"{one}: {given}" for one, given in keys.items()) + "}]"
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_line_of_a_broker_says_whether_home_assistant_gets_discovery(tmp_path: Path, enabled: bool) -> None:
+    broker = f'{{name: home, url: "mqtt://h", home_assistant: {{enabled: {enabled}}}}}'
+    (sink,) = load_text(tmp_path, f"{TOKEN}mqtt: [{broker}]\n").sinks_of(MqttConfig)
+
+    expected = "mqtt://h, topics bace/..., MQTT 5, qos 1"
+    assert sink.describe() == (f"{expected}, discovery for Home Assistant" if enabled else expected)

@@ -281,7 +281,8 @@ class MqttConfig(SinkConfig):
 
     def describe(self) -> str:
         login = f" as {self.username}" if self.username else ""
-        return f"{self.url}{login}, topics {self.base_topic}/..., MQTT {self.protocol}, qos {self.qos}"
+        found = f"{self.url}{login}, topics {self.base_topic}/..., MQTT {self.protocol}, qos {self.qos}"
+        return f"{found}, discovery for Home Assistant" if self.home_assistant.enabled else found
 
     def build(self, context: SinkContext) -> Built:
         from bace_bridge.sinks.mqtt.sink import MqttSink  # noqa: PLC0415  # 1.5 MB, only where a broker is configured
