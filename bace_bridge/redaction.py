@@ -35,6 +35,8 @@ _HALF = re.compile(
 """The beginning of an escape, or of one within another, at the end."""
 _LONGEST_HALF = 64
 _SIMPLE = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+# The one secret that is not known: each message has links of its own to a CSV, and a receiver may repeat the message.
+_LINK = re.compile(r"\bsignature=([A-Za-z0-9_-]+)")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{6,}={0,2}")
 
 
@@ -92,18 +94,20 @@ class Redaction:
 
 
 class _Known(NamedTuple):
-    """The forms that are looked for; those that are `short`; and what base64 makes of the others."""
+    """The forms that are looked for; those that are `short`; what base64 makes of the others, and of CSV links."""
 
     forms: Sequence[str]
     short: Sequence[str]
     cores: Sequence[str]
+    of_links: Sequence[str]
 
 
 def _known(secrets: Iterable[str]) -> _Known:
     forms = tuple(dict.fromkeys(form for secret in secrets for form in _forms_of(secret) if form))
     short = tuple(form for form in forms if len(form) < SHORTEST)
     long = (form for form in forms if len(form) >= SHORTEST)
-    return _Known(forms, short, tuple(dict.fromkeys(core for form in long for core in _cores(form))))
+    of_links = tuple(dict.fromkeys(_cores("signature=")))
+    return _Known(forms, short, tuple(dict.fromkeys(core for form in long for core in _cores(form))), of_links)
 
 
 def _cores(secret: str) -> Iterator[str]:
@@ -191,12 +195,14 @@ def _spans(level: _Level, known: _Known, *, cut_off: bool) -> Iterator[tuple[int
     for secret in _contained(text, known.forms):
         for start in _starts(text, secret):
             yield at[start], at[start + len(secret)]
+    for link in _LINK.finditer(text):
+        yield at[link.start(1)], at[link.end(1)]
     if cut_off:
         half = _HALF.search(text, max(0, len(text) - _LONGEST_HALF))
         for whole in {text, text[: half.start()] if half else text}:
             if size := _beginning(whole, known.forms, shortest=1):
                 yield at[len(whole) - size], at[-1]
-    cores = _contained(text, known.cores)
+    cores = [*_contained(text, known.cores), *_contained(text, known.of_links)]
     if cores or known.short or cut_off:
         for run in _BASE64.finditer(text):
             # Text within base64 begins at one of three offsets, and so does the end that was cut off.

@@ -5,13 +5,14 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import NamedTuple
 
 from bace_bridge.app.running import Clocks, Signal
 from bace_bridge.cloud.api import BaceCloud, csv_url
 from bace_bridge.cloud.budget import RequestBudget
-from bace_bridge.cloud.http import CloudHttp, TokenSource
+from bace_bridge.cloud.http import CloudHttp, Download, TokenSource
 from bace_bridge.cloud.tokens import Credentials, FixedToken, RequestToken, Tokens, TokenStore
 from bace_bridge.config.datatypes import DatatypeConfig
 from bace_bridge.config.models import CloudConfig, WatchConfig
@@ -75,6 +76,10 @@ class Account:
 
     def poll_now(self) -> None:
         self._sessions.poll_now()
+
+    def csv(self, session_id: str) -> AbstractAsyncContextManager[Download]:
+        """Over this account's connections, with its token, and within its request budget. Raises CloudError."""
+        return BaceCloud(self._http).csv(session_id)
 
     def clock_stepped(self, seconds: float) -> None:
         self._sessions.clock_stepped(seconds)

@@ -14,6 +14,7 @@ from bace_bridge.app.service import Service, long_start
 from bace_bridge.app.storage import Devices, Storage, installation_name
 from bace_bridge.config.models import Config, HttpConfig
 from bace_bridge.config.values import secrets_of
+from bace_bridge.csv.serving import CsvServer
 from bace_bridge.delivery.outlet import Outlet
 from bace_bridge.polling.rules.fetches import SLOWEST_FETCH
 from bace_bridge.redaction import Redaction
@@ -96,8 +97,9 @@ class _Home:
         self.servers = Running[HttpConfig, HealthServer](group)
 
         self.redaction = redaction = Redaction()
-        self.store = store = Storage(file, config, signals, clock=clock)
-        devices = Devices(store.device_states, accounts, changed=signals.devices_changed)
+        self.store = store = Storage(file, config, signals, clock=clock, wall=clocks.wall)
+        devices = Devices(store.device_states, accounts, changed=signals.devices_changed, period=store.links.period)
+        self.csv = CsvServer(store.links, store.journal.known, lambda: next(iter(accounts), None))
         own = [
             Check(ready=lambda: {"cloud": None if any(accounts) else "not asked yet"}),
             Check(ready=store.upkeep.ready),
@@ -139,11 +141,14 @@ class _Home:
         self.redaction.learn(secrets_of(config))
         for http in await self.servers.keep([config.http] if config.http.enabled else []):
             checks = self.status.checks
-            server = HealthServer(http, alive=self.status.alive, ready=checks.ready, degraded=checks.degraded)
+            server = HealthServer(
+                http, alive=self.status.alive, ready=checks.ready, degraded=checks.degraded, csv=self.csv.answer
+            )
             await server.open()
             self.servers.start(http, server)
         # The listener may have refused the configuration: only from here on something else changes.
         self.store.adjust(config)
+        await self.store.load_signing_keys()
         self.outlet_builder.adjust(config.datatypes)
         new = await self.outlets.keep([outlet_config(sink, config.cloud.url) for sink in config.sinks])
         await self.store.event_log.retire_others([sink.name for sink in config.sinks])

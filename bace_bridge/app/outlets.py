@@ -174,6 +174,7 @@ class OutletBuilder:
             disabled=disabled,
             grew=self._signals.log_grew,
             changed=self._signals.status_changed,
+            prepared=self._store.links.prepared,
             clock=self._clocks.steady,
             monotonic=self._clocks.monotonic,
             jitter=random.random,

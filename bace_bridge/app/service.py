@@ -177,11 +177,16 @@ class Service:
             self._backlogs_after = now + (now - begun) * COUNTING_SHARE
 
     async def _watch_commands(self) -> None:
-        """A command, which runs beside the bridge, moves lanes."""
+        """A command, which runs beside the bridge, moves lanes, or rotates the key of CSV links."""
+        changed = False
         while True:
             try:
-                if await self._store.file.changed_elsewhere():
+                # Remembered until all of it is done: the store answers once, and may be busy right after it.
+                changed = await self._store.file.changed_elsewhere() or changed
+                if changed:
                     self._signals.log_grew()
+                    await self._store.load_signing_keys()
+                    changed = False
             except StoreUnusable:
                 raise
             except StoreError as error:

@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
+import secrets
 import socket
+import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from functools import partial
@@ -12,6 +14,7 @@ from typing import Protocol
 from bace_bridge.app.running import Signals
 from bace_bridge.cloud.api import csv_url
 from bace_bridge.config.models import Config
+from bace_bridge.csv.links import KEY_BYTES, Links
 from bace_bridge.events.types import DeviceState, KnownDevice
 from bace_bridge.store.device_states import DeviceStates
 from bace_bridge.store.eventlog import EventLog
@@ -46,7 +49,8 @@ class Account(Protocol):
 class Devices:
     """Reads devices' states. `changed` is called with those that look different now (None: all of them).
 
-    What becomes different with an event is not its business; this is about what turns old.
+    What becomes different with an event is not its business; this is about what turns old. `period` returns another
+    value where all of them may look different by nothing but time.
     """
 
     def __init__(
@@ -55,9 +59,12 @@ class Devices:
         accounts: Iterable[Account],
         *,
         changed: Callable[[Collection[str] | None], None],
+        period: Callable[[], object] = lambda: None,
     ) -> None:
         self._views = views
         self._accounts = accounts
+        self._period = period
+        self._last_period = period()
         self._changed = changed
         self._stale: frozenset[str] = frozenset()
         # Of the last poll: while an account begins anew by another configuration, it stays.
@@ -87,6 +94,9 @@ class Devices:
 
     async def refresh(self) -> None:
         """A device becomes unavailable by nothing but time. Raises StoreError."""
+        if (period := self._period()) != self._last_period:
+            self._last_period = period
+            self._changed(None)
         self.oldest_view = await self._views.oldest_view()
         stale = await self._views.stale()
         # Both directions: those that turned stale, and those that were fetched again.
@@ -105,8 +115,10 @@ class Storage:
         signals: Signals,
         *,
         clock: Callable[[], float],
+        wall: Callable[[], float] = time.time,
     ) -> None:
         store = config.store
+        self.links = Links(config.csv.link_base, config.csv.link_expires, clock=wall)
         self.upkeep_due = asyncio.Event()
         self.file = file
         self.facts = Facts(file)
@@ -124,6 +136,7 @@ class Storage:
             file,
             groups=config.cloud.groups,
             csv_url=partial(csv_url, config.cloud.url),
+            csv_link=self.links.steady,
             fetch_interval=config.watch.datapoint_interval,
             clock=clock,
         )
@@ -131,11 +144,17 @@ class Storage:
     def ledger(self, sink: str, broker: str) -> RetainedLedger:
         return RetainedLedger(self.file, sink=sink, broker=broker)
 
+    async def load_signing_keys(self) -> None:
+        """Where there are links: at the start, and when a command may have rotated them. Raises StoreError."""
+        if self.links.base:
+            self.links.keys = await self.facts.signing_keys(secrets.token_bytes(KEY_BYTES))
+
     def adjust(self, config: Config) -> None:
         """To another configuration over the same file, and with the same cloud."""
         self.cap.max_size = config.store.max_size
         self.upkeep.retention = config.store.retention
         self.upkeep.session_retention = config.store.session_retention
+        self.links.base, self.links.life = config.csv.link_base, config.csv.link_expires
         self.device_states.fetch_interval = config.watch.datapoint_interval
         if (groups := frozenset(config.cloud.groups)) != self.device_states.groups:
             self.device_states.groups = groups

@@ -69,7 +69,9 @@ def _plan(config: Config) -> Iterator[tuple[str, str]]:
     for sink in config.sinks:
         events = "all events" if "*" in sink.events else ", ".join(sink.events)
         yield sink.kind, f"{sink.name}: {sink.describe()}, {events}, {_devices(sink.groups)}"
-    yield "http", f"health on {config.http.listen}" if config.http.enabled else "off"
+    links = f", CSV links under {config.csv.link_base} for {format_duration(config.csv.link_expires)}"
+    health = f"health on {config.http.listen}" if config.http.enabled else "off"
+    yield "http", f"{health}{links if config.csv.link_base else ''}"
 
 
 def _watch(watch: WatchConfig) -> str:

@@ -6,7 +6,6 @@ import re
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -16,20 +15,18 @@ from msgspec.structs import replace
 
 from bace_bridge import logs, waiting
 from bace_bridge.cli.main import config_option
-from bace_bridge.cli.stored import ROOM_FOR_IDS, NoStoreYet, excerpt_of, local_time, printable, stored
-from bace_bridge.cloud.api import BaceCloud, csv_url
+from bace_bridge.cli.stored import ROOM_FOR_IDS, cloud_beside, excerpt_of, local_time, printable, stored
+from bace_bridge.cloud.api import csv_url
 from bace_bridge.config.load import Excerpt, load
 from bace_bridge.config.models import Config
 from bace_bridge.config.values import MOST_DIGITS, format_duration, secrets_of
 from bace_bridge.errors import CloudError, CloudRefused, ConfigError
-from bace_bridge.events.types import KnownDevice, Token
+from bace_bridge.events.types import KnownDevice
 from bace_bridge.formats import iso_utc
 from bace_bridge.polling.devices import ListedDevices, listed_devices
 from bace_bridge.polling.rules.session_list import is_selected, unmatched
 from bace_bridge.polling.rules.sessions import DeviceView, KnownSession, view
-from bace_bridge.redaction import Redaction
 from bace_bridge.store.device_states import DeviceStates, SeenDatatype
-from bace_bridge.store.facts import Facts
 
 _ROOM_FOR_DEVICES = 112
 """Terminal columns from which on devices get a column of their own; below, they stand under the labels, as ids do."""
@@ -163,24 +160,6 @@ class _DeviceRow(msgspec.Struct, frozen=True):
     last_seen_at: str | None
 
 
-class _BorrowedTokens:
-    """The running bridge's token as long as it is valid; whatever this command gets is its own, and kept nowhere.
-
-    A refresh would take the refresh token away from the bridge: clouds rotate or destroy it, and the bridge, which
-    holds it in memory, would be refused. A login leaves the bridge's tokens as they are.
-    """
-
-    def __init__(self, facts: Facts | None) -> None:
-        self._facts = facts
-
-    async def load_token(self, account: str) -> Token | None:
-        token = None if self._facts is None else await self._facts.load_token(account)
-        return None if token is None else replace(token, refresh=None)
-
-    async def save_token(self, account: str, token: Token) -> None:
-        """The store is the running bridge's."""
-
-
 @click.command()
 @config_option
 @click.option("--cloud", "of_cloud", is_flag=True, help="Ask the cloud for every device that the account can see.")
@@ -209,30 +188,17 @@ async def _found(config: Config, *, of_cloud: bool) -> tuple[list[KnownDevice], 
     if not of_cloud:
         async with stored(config.store.path) as file:
             return await DeviceStates(file, csv_url=str).known_devices(), None
-    try:
-        async with stored(config.store.path) as file:
-            known = {one.id: one for one in await DeviceStates(file, csv_url=str).known_devices()}
-            listed = await _listed(config, Facts(file))
-    except NoStoreYet:  # before the first start this command is how one finds out what to watch
-        known, listed = {}, await _listed(config, None)
+    async with cloud_beside(config) as (cloud, store):
+        known = {one.id: one for one in await DeviceStates(store, csv_url=str).known_devices()} if store else {}
+        try:
+            listed = await listed_devices(cloud)
+        except CloudRefused as error:
+            hint = "without --cloud this lists the devices that have data sessions in the store"
+            raise click.ClickException(f"the cloud does not list its devices: {error}; {hint}") from None
+        except CloudError as error:
+            raise click.ClickException(f"the cloud does not list its devices: {error}") from None
     found = [replace(known.get(id_, KnownDevice(id_)), label=label) for id_, label in listed.labels.items()]
     return sorted(found, key=lambda one: (one.label or "", one.id)), listed
-
-
-async def _listed(config: Config, facts: Facts | None) -> ListedDevices:
-    from bace_bridge.app.account import cloud_http  # noqa: PLC0415  # slow, and only --cloud needs it
-
-    try:
-        version = metadata.version("bace-bridge")
-        async with cloud_http(
-            config.cloud, _BorrowedTokens(facts), Redaction(secrets_of(config)), version=version
-        ) as http:
-            return await listed_devices(BaceCloud(http))
-    except CloudRefused as error:
-        hint = "without --cloud this lists the devices that have data sessions in the store"
-        raise click.ClickException(f"the cloud does not list its devices: {error}; {hint}") from None
-    except CloudError as error:
-        raise click.ClickException(f"the cloud does not list its devices: {error}") from None
 
 
 def _device_row(one: KnownDevice, groups: Sequence[str]) -> _DeviceRow:

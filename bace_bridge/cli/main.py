@@ -125,6 +125,7 @@ _GROUPS = {
         "events": "Show the event log.",
         "dead-letters": "List, retry or drop failed deliveries.",
         "replay": "Deliver recorded events again.",
+        "csv": "Download a data session's CSV, or renew the key of CSV links.",
         "schema": "Print the JSON Schema of the configuration or the events.",
     },
     "Try it out": {

@@ -4,19 +4,27 @@ import os
 import shutil
 import sys
 from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 
 import click
+from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bace_bridge.cloud.api import BaceCloud
 from bace_bridge.config.load import Excerpt
+from bace_bridge.config.models import Config
+from bace_bridge.config.values import secrets_of
 from bace_bridge.errors import StoreError, StoreMissing
+from bace_bridge.events.types import Token
+from bace_bridge.redaction import Redaction
 from bace_bridge.store.deadletters import DeadLetters
 from bace_bridge.store.eventlog import EventLog
+from bace_bridge.store.facts import Facts
 from bace_bridge.store.ownership import is_held, recognise
 from bace_bridge.store.sqlite import SqliteFile, real_path
 
@@ -61,6 +69,42 @@ async def stored(path: Path, *, to_ask: bool = False) -> AsyncIterator[SqliteFil
             yield file
     except StoreMissing:
         raise NoStoreYet(path) from None
+
+
+class _BorrowedTokens:
+    """The running bridge's token as long as it is valid; whatever a command gets is its own, and kept nowhere.
+
+    A refresh would take the refresh token away from the bridge: clouds rotate or destroy it, and the bridge, which
+    holds it in memory, would be refused. A login leaves the bridge's tokens as they are.
+    """
+
+    def __init__(self, facts: Facts | None) -> None:
+        self._facts = facts
+
+    async def load_token(self, account: str) -> Token | None:
+        token = None if self._facts is None else await self._facts.load_token(account)
+        return None if token is None else replace(token, refresh=None)
+
+    async def save_token(self, account: str, token: Token) -> None:
+        """The store is the running bridge's."""
+
+
+@asynccontextmanager
+async def cloud_beside(config: Config) -> AsyncIterator[tuple[BaceCloud, SqliteFile | None]]:
+    """The cloud, asked beside the running bridge; and the store, where there is one. Raises StoreError."""
+    from bace_bridge.app.account import cloud_http  # noqa: PLC0415  # slow, and few commands need it
+
+    async with AsyncExitStack() as stack:
+        try:
+            file: SqliteFile | None = await stack.enter_async_context(stored(config.store.path))
+        except NoStoreYet:  # before the first start one asks the cloud to find out what to watch
+            file = None
+        tokens = _BorrowedTokens(None if file is None else Facts(file))
+        redaction, version = Redaction(secrets_of(config)), metadata.version("bace-bridge")
+        yield (
+            BaceCloud(await stack.enter_async_context(cloud_http(config.cloud, tokens, redaction, version=version))),
+            file,
+        )
 
 
 def excerpt_of(config: Path) -> Excerpt:

@@ -6,12 +6,13 @@ labels with half a character, rows in an object. What cannot be read is named, n
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 
 from bace_bridge.cloud.failures import instead_of_json
-from bace_bridge.cloud.http import CloudHttp, Params
+from bace_bridge.cloud.http import CloudHttp, Download, Params
 from bace_bridge.cloud.session_rows import (
     ID,
     LONGEST_TEXT,
@@ -70,6 +71,11 @@ class BaceCloud:
         if seen.session.id.lower() != session_id.lower():
             raise UnexpectedReply(f"got another data session instead of {session_id}")
         return seen
+
+    def csv(self, session_id: str) -> AbstractAsyncContextManager[Download]:
+        """The CSV of a data session, of any size. Nobody watches a download wait: it comes after all that is polled."""
+        path = csv_url("", session_id)
+        return self._http.download(path, endpoint=csv_url("", "*"), urgency=Urgency.BACKLOG)
 
     async def group_page(self, page: int) -> Page[tuple[str, str | None]]:
         """Ids and labels of groups, as urgent as the session list: a poll of it waits for them."""

@@ -1,10 +1,11 @@
 """One HTTP session with the cloud: every request takes its turn, carries a token, and fails by a name."""
 
+import contextlib
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 import aiohttp
 import msgspec
@@ -32,6 +33,9 @@ MOST_VALUES = 500_000
 
 CHUNK = 2**16
 
+FIRST_BYTE_WITHIN = 120.0
+"""Seconds that a download may take to begin, and to go on: a server may make the whole file before its first byte."""
+
 FIRST_REST = 600.0
 LONGEST_REST = 21600.0
 """Seconds for which a path that refused a fresh token, once or again and again, causes no renewal."""
@@ -41,6 +45,8 @@ SKEW_WORTH_KNOWING = 5.0
 
 Params = Sequence[tuple[str, str]]
 
+T = TypeVar("T")
+
 TokenSource = Tokens | FixedToken
 
 
@@ -49,6 +55,25 @@ class Reply(msgspec.Struct, frozen=True):
 
     headers: Mapping[str, str]
     body: bytes
+
+
+class Download:
+    """A 2xx answer that is read as it comes: what is not taken is not read, and held by nobody."""
+
+    def __init__(self, response: aiohttp.ClientResponse, what: str) -> None:
+        self.headers: Mapping[str, str] = response.headers
+        self.framed = not {"Content-Length", "Transfer-Encoding"}.isdisjoint(response.headers)
+        """Whether the answer says where it ends. Else the end of the connection is all there is."""
+        self._response = response
+        self._what = what
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Raises CloudUnavailable where it does not come to its end."""
+        try:
+            async for piece in self._response.content.iter_chunked(CHUNK):
+                yield piece
+        except Exception as error:  # noqa: BLE001  # aiohttp, ssl and codecs raise whatever they like
+            raise of_exception(self._what, error, timeout=FIRST_BYTE_WITHIN) from None
 
 
 class CloudHttp:
@@ -111,7 +136,6 @@ class CloudHttp:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=self._timeout),
             headers={"Accept": "application/json", "User-Agent": self._agent},
             # The token alone says who asks.
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -127,12 +151,42 @@ class CloudHttp:
 
     async def get(self, path: str, params: Params = (), *, urgency: Urgency) -> Reply:
         """One GET. On a 401 the token is renewed once; a fresh one that is refused too means: not permitted."""
+
+        async def ask(token: str) -> Reply:
+            answer = await self._send("GET", path, params=params, token=token, urgency=urgency)
+            if answer.failure is not None:
+                raise answer.failure
+            return answer.reply
+
+        return await self._allowed(path, ask)
+
+    @contextlib.asynccontextmanager
+    async def download(self, path: str, *, endpoint: str, urgency: Urgency) -> AsyncIterator[Download]:
+        """One GET whose answer may be of any size; `endpoint` stands for all paths that are permitted together."""
+
+        async def ask(token: str) -> aiohttp.ClientResponse:
+            answer = await self._send("GET", path, token=token, urgency=urgency, whole=False)
+            if answer.failure is not None:
+                raise answer.failure
+            assert answer.response is not None
+            if answer.status != 200:  # such as a part of it (206)
+                raise UnexpectedReply(f"GET {path}: {answer.status} in place of 200")
+            return answer.response
+
+        response = await self._allowed(endpoint, ask)
+        try:
+            yield Download(response, f"GET {path}")
+        finally:
+            # Closed and not released: the rest of it is not wanted.
+            response.close()
+
+    async def _allowed(self, path: str, ask: Callable[[str], Awaitable[T]]) -> T:
         token = await self._tokens.current()
         forbidden = self._forbidden.get(path, _Forbidden())
         # BACE answers 401 for two things: a token that is worn out, and an endpoint that this account may not use.
         # Only a fresh token shows which, so it is tried once with one.
         try:
-            return await self._allowed(path, params, token, urgency)
+            return await self._with(token, path, ask)
         except Unauthorized:
             # Each renewal may void the token that the other paths use: one that was refused lately causes none.
             if self._monotonic() < forbidden.until:
@@ -145,20 +199,18 @@ class CloudHttp:
             log.info("cloud.token_doubted", status=failure.status, then="renewing it once")
             token = self._good_token = await self._tokens.after_refusal(token)
         try:
-            return await self._allowed(path, params, token, urgency)
+            return await self._with(token, path, ask)
         except Unauthorized:
             times = forbidden.times + 1
             rest = backoff(times, jitter=0.0, first=FIRST_REST, longest=LONGEST_REST)
             self._forbidden[path] = _Forbidden(times, self._monotonic() + rest)
             raise _not_permitted(path) from None
 
-    async def _allowed(self, path: str, params: Params, token: str, urgency: Urgency) -> Reply:
-        answer = await self._send("GET", path, params=params, token=token, urgency=urgency)
-        if answer.failure is not None:
-            raise answer.failure
+    async def _with(self, token: str, path: str, ask: Callable[[str], Awaitable[T]]) -> T:
+        answer = await ask(token)
         self._forbidden.pop(path, None)
         self._good_token = token
-        return answer.reply
+        return answer
 
     async def request_token(self, form: dict[str, str]) -> TokenReply:
         """Posts to the token endpoint. Credentials travel in the body, as BACE documents it.
@@ -186,19 +238,30 @@ class CloudHttp:
         params: Params = (),
         form: dict[str, str] | None = None,
         token: str | None = None,
+        whole: bool = True,
     ) -> "_Answer":
+        """`whole` reads the body; else that of a 200 is left to be read."""
         assert self._session is not None
         await self._budget.turn(urgency)
         what = f"{method} {path}"
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         # Before it is sent: the answer's error may repeat it, and so may aiohttp's.
         self._redaction.learn_token(token, (form or {}).get("refresh_token"))
+        timeout = aiohttp.ClientTimeout(total=self._timeout)
+        if not whole:
+            # `Accept: text/csv` is a 406 in Yii. Not packed: a few kilobytes may unpack to gigabytes.
+            headers |= {"Accept": "*/*", "Accept-Encoding": "identity"}
+            timeout = aiohttp.ClientTimeout(total=None, connect=self._timeout, sock_read=FIRST_BYTE_WITHIN)
         try:
             url = URL(self._base + path).with_query(list(params)) if params else URL(self._base + path)
-            async with self._session.request(
-                method, url, headers=headers, data=form, allow_redirects=False
-            ) as response:
-                body = await _body(response, what)
+            response = await self._session.request(
+                method, url, headers=headers, data=form, allow_redirects=False, timeout=timeout
+            )
+            if not whole and response.status == 200:
+                body = b""
+            else:
+                async with response:
+                    body = await _body(response, what)
         except CloudError as unusable:
             return _Answer(response.status, Reply(response.headers, b""), unusable)
         except Exception as error:  # noqa: BLE001  # aiohttp, yarl, ssl and codecs raise whatever they like
@@ -210,7 +273,7 @@ class CloudHttp:
         cloud_now = self.now()
         if 200 <= response.status < 300:
             self._learn_pace(rate_limit(response.headers, now=cloud_now))
-            return _Answer(response.status, reply, None)
+            return _Answer(response.status, reply, None, response)
         quote = partial(self._redaction.quoted, also=(form or {}).values())
         failure = of_answer(what, response.status, response.headers, body, quote=quote, now=cloud_now)
         if response.status == 429 and isinstance(failure, CloudUnavailable):
@@ -267,6 +330,7 @@ class _Answer(NamedTuple):
     status: int | None
     reply: Reply
     failure: CloudError | None
+    response: aiohttp.ClientResponse | None = None
 
 
 class _Forbidden(NamedTuple):

@@ -105,7 +105,8 @@ def mistakes_between(raw: dict[Any, Any]) -> list[Mistake]:
         of_kind = [(f"{kind.section}[{index}]", entry) for index, entry in entries if isinstance(entry, dict)]
         sinks += of_kind
         between += kind.mistakes_between(of_kind)
-    return [*_login(raw.get("cloud")), *datatypes.mistakes_between(raw.get("datatypes")), *_names(sinks), *between]
+    found = [*_login(raw.get("cloud")), *_links(raw), *datatypes.mistakes_between(raw.get("datatypes")), *_names(sinks)]
+    return [*found, *between]
 
 
 def _login(cloud: Any) -> Iterator[Mistake]:
@@ -120,6 +121,12 @@ def _login(cloud: Any) -> Iterator[Mistake]:
     elif missing:
         hint = "or set access_token instead of client_id, client_secret, username and password"
         yield from (Mistake(f"cloud.{key}", "is missing", hint) for key in missing)
+
+
+def _links(raw: dict[Any, Any]) -> Iterator[Mistake]:
+    csv, http = raw.get("csv"), raw.get("http")
+    if isinstance(csv, dict) and csv.get("link_base") and isinstance(http, dict) and http.get("listen") == "":
+        yield Mistake("csv.link_base", "no link would open: http.listen is off", "set http.listen, or remove this")
 
 
 def _names(sinks: list[Entry]) -> Iterator[Mistake]:

@@ -14,6 +14,8 @@ from bace_bridge.config.sections import (
     Section,
     cloud_url,
     is_loopback,
+    is_private,
+    link_url,
     listen_address,
     split_url,
     store_url,
@@ -112,10 +114,26 @@ class StoreConfig(Section):
         return Path(self.url.removeprefix(SQLITE))
 
 
+class CsvConfig(Section):
+    """Links to CSV files that open without BACE's token."""
+
+    link_base: Annotated[str, AfterValidator(link_url)] = Field(
+        default="", description="The address under which others reach http.listen; with it, csv.link is there"
+    )
+    link_expires: Duration = Field(default=604_800.0, description="How long a link is good")
+
+    @field_validator("link_expires")
+    @classmethod
+    def _long_enough(cls, seconds: float) -> float:
+        if seconds < 1:  # a link names a whole second
+            raise mistake("must be at least 1s")
+        return seconds
+
+
 class HttpConfig(Section):
     # A port alone, or false, gets the message about addresses, not one about quotes.
     listen: Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, int | float) else given)] = (
-        Field(default="127.0.0.1:8099", description='host:port of /healthz and /readyz; "" turns it off')
+        Field(default="127.0.0.1:8099", description='host:port of /healthz, /readyz and CSV links; "" turns it off')
     )
     token: Annotated[OptionalSecret, BeforeValidator(lambda given: given or None)] = Field(
         default=None, description="With it (Authorization: Bearer), remote clients see names and reasons, too"
@@ -151,7 +169,8 @@ class Config(Section):
     cloud: CloudConfig = Field(description="The BACE cloud and the login")
     watch: WatchConfig = Field(default=WatchConfig(), description="How often the cloud is polled")
     store: StoreConfig = Field(default=StoreConfig(), description="Where the bridge keeps what it knows")
-    http: HttpConfig = Field(default=HttpConfig(), description="Health")
+    csv: CsvConfig = Field(default=CsvConfig(), description="Links to CSV files")
+    http: HttpConfig = Field(default=HttpConfig(), description="Health and CSV links")
     datatypes: dict[WholeNumber, DatatypeConfig] = Field(
         default={}, validate_default=True, description="What datatypes mean; added to the built-in ones"
     )
@@ -206,6 +225,9 @@ def warnings(config: Config, *, now: float) -> list[str]:
             )
         else:
             found.append("http.token: goes over the network in the clear (put a proxy with TLS before http.listen)")
+    links = config.csv.link_base and split_url(config.csv.link_base, ("https", "http"))
+    if links and links.scheme == "http" and not is_private(links.hostname or ""):
+        found.append("csv.link_base: links and CSV files go over the network in the clear (use https://)")
     for path, sink in config.located_sinks():
         found += [f"{path}.{line}" for line in _about_sink(sink)]
     for kind in KINDS:

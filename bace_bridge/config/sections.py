@@ -102,10 +102,19 @@ def web_url(url: str) -> SplitResult:
 
 
 def cloud_url(url: str) -> str:
+    return _base_url(url, login="use cloud.username and cloud.password")
+
+
+def link_url(url: str) -> str:
+    """An empty one stands for none."""
+    return _base_url(url, login="a link needs none") if url else url
+
+
+def _base_url(url: str, *, login: str) -> str:
     parts = web_url(url)
     if parts.username is not None or parts.password is not None:
-        raise mistake("must not hold a login", "use cloud.username and cloud.password")
-    if parts.query or parts.fragment:
+        raise mistake("must not hold a login", login)
+    if parts.query or parts.fragment or url.endswith(("?", "#")):
         raise mistake("must not hold ? or #")
     return url.rstrip("/")
 

@@ -55,6 +55,7 @@ class Dispatcher:
         event_log: Log,
         filter_: Filter,
         *,
+        prepared: Callable[[Attempt], Attempt] = lambda attempt: attempt,
         clock: Callable[[], float],
         jitter: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]],
@@ -67,6 +68,7 @@ class Dispatcher:
         self._sink = sink
         self._log = event_log
         self._filter = filter_
+        self._prepared = prepared
         self._clock, self._monotonic, self._jitter, self._sleep = clock, monotonic, jitter, sleep
         self._on_disabled, self._on_emitted = on_disabled, on_emitted
         self._on_attempt, self._on_emptied = on_attempt, on_emptied
@@ -181,7 +183,7 @@ class Dispatcher:
             return
         # Nothing awaits between taking an event and handing it over, so no event is taken that is not sent.
         for attempt in self._outbox.next_attempts():
-            self._sink.send(attempt, partial(self._done, attempt, self._clock()))
+            self._sink.send(self._prepared(attempt), partial(self._done, attempt, self._clock()))
 
     def _done(self, attempt: Attempt, sent_at: float, error: SinkError | None) -> None:
         if error is None:

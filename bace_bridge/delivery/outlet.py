@@ -8,7 +8,7 @@ import structlog
 
 from bace_bridge.delivery import dispatcher
 from bace_bridge.delivery.dispatcher import Dispatcher
-from bace_bridge.events.types import SINK_DISABLED, Event, Filter, bridge_event
+from bace_bridge.events.types import SINK_DISABLED, Attempt, Event, Filter, bridge_event
 from bace_bridge.formats import iso_utc
 from bace_bridge.retry import FAILURES_UNTIL_REPORTED
 from bace_bridge.sinks.api import Broker, Sink
@@ -73,7 +73,8 @@ class Outlet:
     """Delivers to one sink until it is stopped, and answers for it.
 
     `disabled` is why the sink must not be called, by what is known at the start; `grew` is called after the outlet
-    itself has added to the log, `changed` when its backlog has come to its end.
+    itself has added to the log, `changed` when its backlog has come to its end. `prepared` makes an attempt into what
+    the sink gets: what is no part of the log is added last.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Outlet:
         disabled: str | None = None,
         grew: Callable[[], None],
         changed: Callable[[], None],
+        prepared: Callable[[Attempt], Attempt] = lambda attempt: attempt,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
         jitter: Callable[[], float],
@@ -107,6 +109,7 @@ class Outlet:
             sink,
             event_log,
             filter_,
+            prepared=prepared,
             clock=clock,
             jitter=jitter,
             sleep=sleep,

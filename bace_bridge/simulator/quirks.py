@@ -52,6 +52,8 @@ class Quirks:
     unknown_fields: bool = False
     redirects: bool = False
     csv_truncated: bool = False
+    csv_cut: bool = False
+    csv_short: bool = False
     series_truncated: bool = False
     no_interval_raw: bool = False
     long_by_day: float = 0.0
@@ -211,6 +213,8 @@ _KINDS: Mapping[str, _Kind] = {
     "unknown-fields": _Kind("rows have unknown fields and expanded objects odd shapes", {"unknown_fields": True}),
     "redirects": _Kind("the API answers 302 to another origin", {"redirects": True}),
     "csv-truncated": _Kind("200, and a CSV that breaks off with an error sentence", {"csv_truncated": True}),
+    "csv-cut": _Kind("the connection is cut in the middle of a CSV", {"csv_cut": True}),
+    "csv-short": _Kind("200, and a CSV that ends in order after half of its lines", {"csv_short": True}),
     "series-truncated": _Kind(
         "more than 100 series in a request: the first 100 in place of a 422", {"series_truncated": True}
     ),

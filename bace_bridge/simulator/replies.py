@@ -192,8 +192,12 @@ _LINES_A_CHUNK = 500
 def chunks(cloud: SimulatedCloud, session: Session) -> Iterator[str]:
     """Every raw sample of the session by time. The real columns are not known; these are ours."""
     lines = _lines(cloud, session)
-    if cloud.quirks.csv_truncated:
+    quirks = cloud.quirks
+    if quirks.csv_truncated or quirks.csv_cut or quirks.csv_short:
         whole = list(lines)
+        if not quirks.csv_truncated:
+            yield "".join(whole[: 1 + len(whole) // 2])
+            return
         # Half a line, then the error: what PHP sends when a query fails in the middle of the output.
         yield "".join(whole[: 1 + len(whole) // 2]) + "1648642"
         yield f"\n{BROKEN_OFF}"

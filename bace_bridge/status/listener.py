@@ -1,11 +1,12 @@
-"""As much of HTTP/1.1 as a health server needs, over a bounded number of connections."""
+"""As much of HTTP/1.1 as health and downloads need, over a bounded number of connections."""
 
 import asyncio
 import contextlib
 import errno
 import re
 import socket
-from collections.abc import Callable, Mapping, Sequence
+import struct
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from urllib.parse import unquote, urlsplit
@@ -18,7 +19,7 @@ LARGEST_HEAD = 8 * 1024
 
 END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 
-_REQUEST_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (\S+) HTTP/1\.[01]")
+_REQUEST_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (\S+) HTTP/(1\.[01])")
 _FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):(.*)")
 
 
@@ -31,16 +32,45 @@ class NotHttp(Exception):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """`path` is decoded and without the query; the names of `fields` are in lower case. A body is never read."""
+    """`path` is decoded and without the query; the names of `fields` are in lower case. A body is never read.
+
+    `target` is path and query as they were sent. It may hold a credential: no log shows it, nor a Request.
+    """
 
     method: str
     path: str
     fields: Mapping[str, Sequence[str]]
+    target: str = ""
+    version: str = "1.1"
+    local: str = ""
+    """The address of this machine that was asked."""
 
 
 class Answer(msgspec.Struct, frozen=True):
     status: HTTPStatus
     content: object
+    fields: Mapping[str, str] = {}
+
+
+class Peer:
+    """Who asked, to be sent something for longer than an `Answer` may take."""
+
+    def __init__(self, connection: socket.socket, taken_within: float) -> None:
+        self._connection = connection
+        self._taken_within = taken_within
+
+    async def send(self, data: bytes) -> None:
+        """Returns when the system has it. Raises OSError where the peer is gone, or takes nothing (TimeoutError)."""
+        async with asyncio.timeout(self._taken_within):
+            await asyncio.get_running_loop().sock_sendall(self._connection, data)
+
+
+class BrokenOff(Exception):
+    """What was begun cannot be ended in order: the connection is reset, so that it looks like no end."""
+
+
+Long = Callable[[Peer], Awaitable[None]]
+"""An answer that takes its time. Its author bounds how many there are, and how long one lasts. Raises BrokenOff."""
 
 
 def parse_head(head: bytes) -> Request:
@@ -55,17 +85,17 @@ def parse_head(head: bytes) -> Request:
         if field is None:
             raise NotHttp("a header field cannot be read")
         fields.setdefault(field[1].lower(), []).append(field[2].strip())
-    return Request(line[1], _path(line[2]), fields)
-
-
-def _path(target: str) -> str:
-    """Proxies ask with the whole URL."""
-    if target.startswith("/"):
-        return unquote(target.partition("?")[0])
-    try:
-        return unquote(urlsplit(target).path)
-    except ValueError:
-        raise NotHttp("the address cannot be read") from None
+    target = line[2]
+    if not target.startswith("/"):
+        # Proxies ask with the whole URL, whose host counts in place of the field's (RFC 9112, 3.2.2).
+        try:
+            parts = urlsplit(target)
+        except ValueError:
+            raise NotHttp("the address cannot be read") from None
+        target = f"{parts.path}?{parts.query}" if parts.query else parts.path
+        if parts.netloc:
+            fields["host"] = [parts.netloc]
+    return Request(line[1], unquote(target.partition("?")[0]), fields, target, line[3])
 
 
 def encoded(answer: Answer, *, with_body: bool = True) -> bytes:
@@ -76,9 +106,14 @@ def encoded(answer: Answer, *, with_body: bool = True) -> bytes:
         "Content-Length": str(len(body)),
         "Cache-Control": "no-store",
         "Connection": "close",
+        **answer.fields,
     }
-    lines = [f"HTTP/1.1 {answer.status.value} {answer.status.phrase}", *(f"{k}: {v}" for k, v in fields.items())]
-    return "\r\n".join([*lines, "", ""]).encode() + (body if with_body else b"")
+    return head(answer.status, fields) + (body if with_body else b"")
+
+
+def head(status: HTTPStatus, fields: Mapping[str, str]) -> bytes:
+    lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{k}: {v}" for k, v in fields.items())]
+    return "\r\n".join([*lines, "", ""]).encode()
 
 
 log = structlog.get_logger()
@@ -90,7 +125,10 @@ One more closes the oldest of its kind: amid a flood of idle ones who asks at on
 """
 
 WITHIN = 5.0
-"""Seconds that a connection lasts at most, from its acceptance to its end."""
+"""Seconds that a connection lasts at most, from its acceptance to its end, unless its answer is a `Long` one."""
+
+TAKEN_WITHIN = 30.0
+"""Seconds in which the peer must have taken one piece of a long answer."""
 
 AGAIN_AFTER = 1.0
 """Seconds without accepting after the system refused a connection, as without a free file descriptor."""
@@ -113,13 +151,21 @@ _Connections = dict[asyncio.Task[None], None]
 class Listener:
     """Answers one request a connection; `answer` gets what could be read. `clock` is monotonic, in seconds."""
 
-    def __init__(self, answer: Callable[[Request], Answer], *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        answer: Callable[[Request], Answer | Long],
+        *,
+        clock: Callable[[], float],
+        taken_within: float = TAKEN_WITHIN,
+    ) -> None:
         self._answer = answer
+        self._taken_within = taken_within
         self._clock = clock
         self._sockets: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
         self._silent: _Connections = {}
         self._speaking: _Connections = {}
+        self._long: _Connections = {}
         self._say_after: dict[str, float] = {}
         self._unsaid: dict[str, int] = {}
 
@@ -152,7 +198,7 @@ class Listener:
         self._accepting = [loop.create_task(self._accept(one)) for one in self._sockets]
 
     async def close(self) -> None:
-        tasks = [*self._accepting, *self._silent, *self._speaking]
+        tasks = [*self._accepting, *self._silent, *self._speaking, *self._long]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -187,42 +233,53 @@ class Listener:
             await asyncio.wait((oldest,))  # its descriptor is free before the next one is accepted
             self._say("http.connections_dropped", most=MOST_CONNECTIONS, hint="something keeps connections open")
 
-    def _spoken(self) -> None:
+    def _now(self, kind: _Connections) -> None:
+        """This task's connection is of another kind now."""
         task = asyncio.current_task()
-        if task in self._silent:
-            self._speaking[task] = self._silent.pop(task)
+        for before in (self._silent, self._speaking):
+            if before is not kind and task in before:
+                kind[task] = before.pop(task)
 
     def _ended(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
-        self._silent.pop(task, None)
-        self._speaking.pop(task, None)
+        for kind in (self._silent, self._speaking, self._long):
+            kind.pop(task, None)
         connection.close()
 
     async def _serve(self, connection: socket.socket) -> None:
         """A peer that is slow, goes away or speaks something else costs its own connection."""
         loop = asyncio.get_running_loop()
-        with contextlib.suppress(OSError, TimeoutError):
+        with contextlib.suppress(OSError, TimeoutError, BrokenOff):
             async with asyncio.timeout(WITHIN):
                 answer = await self._answered(connection)
                 if answer is None:
                     return
-                await loop.sock_sendall(connection, answer)
-                # Closed with something unread, the connection would be reset, and the answer lost with it.
-                connection.shutdown(socket.SHUT_WR)
-                for _ in range(_MOST_UNREAD):
-                    if not await loop.sock_recv(connection, _PIECE):
-                        break
+                if isinstance(answer, bytes):
+                    await loop.sock_sendall(connection, answer)
+                    await _close(connection)
+                    return
+            self._now(self._long)
+            try:
+                await answer(Peer(connection, self._taken_within))
+            except BaseException:
+                # Closed in order, what came so far could pass for all of it.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                raise
+            async with asyncio.timeout(WITHIN):
+                await _close(connection)
 
-    async def _answered(self, connection: socket.socket) -> bytes | None:
+    async def _answered(self, connection: socket.socket) -> bytes | Long | None:
         """None where the peer closed without a request."""
         try:
-            head = await _read_head(connection, spoken=self._spoken)
-            if head is None:
+            read = await _read_head(connection, spoken=lambda: self._now(self._speaking))
+            if read is None:
                 return None
-            request = parse_head(head)
+            local = connection.getsockname()[0]
+            request = msgspec.structs.replace(parse_head(read), local=local)
         except NotHttp as error:
             log.debug("http.bad_request", reason=str(error), status=error.status.value)
             return encoded(Answer(error.status, {"error": str(error)}))
-        return encoded(self._answer(request), with_body=request.method != "HEAD")
+        answer = self._answer(request)
+        return encoded(answer, with_body=request.method != "HEAD") if isinstance(answer, Answer) else answer
 
     def _say(self, event: str, **fields: object) -> None:
         now = self._clock()
@@ -231,6 +288,14 @@ class Listener:
             return
         self._say_after[event] = now + SAID_EVERY
         log.warning(event, **fields, more_before=self._unsaid.pop(event, 0))
+
+
+async def _close(connection: socket.socket) -> None:
+    # Closed with something unread, the connection would be reset, and the answer lost with it.
+    connection.shutdown(socket.SHUT_WR)
+    for _ in range(_MOST_UNREAD):
+        if not await asyncio.get_running_loop().sock_recv(connection, _PIECE):
+            break
 
 
 async def _read_head(connection: socket.socket, *, spoken: Callable[[], None]) -> bytes | None:

@@ -1,4 +1,4 @@
-"""The health server: whether the loops make progress, and whether everything that they need is usable."""
+"""The HTTP server: whether the loops make progress, whether everything that they need is usable, and CSV links."""
 
 import asyncio
 import hmac
@@ -15,7 +15,7 @@ import structlog
 from bace_bridge.config.models import HttpConfig
 from bace_bridge.config.sections import is_loopback
 from bace_bridge.errors import ConfigError, Mistake
-from bace_bridge.status.listener import Answer, Listener, Request
+from bace_bridge.status.listener import Answer, Listener, Long, Request
 
 Reasons = Callable[[], dict[str, str | None]]
 """Name -> why it is not well; None where it is."""
@@ -43,8 +43,10 @@ class HealthServer:
         alive: Reasons,
         ready: Reasons,
         degraded: Callable[[], dict[str, str]] = dict,
+        csv: Callable[[Request], Answer | Long | None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._csv = csv
         self._config = config
         self._alive = alive
         self._ready = ready
@@ -87,7 +89,10 @@ class HealthServer:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def _answer(self, request: Request) -> Answer:
+    def _answer(self, request: Request) -> Answer | Long:
+        about_csv = self._csv(request)
+        if about_csv is not None:
+            return about_csv
         if request.path not in _KNOWN or request.method not in {"GET", "HEAD"}:
             return Answer(HTTPStatus.NOT_FOUND, {"error": "not found", "known": _KNOWN})
         token = None if self._config.token is None else self._config.token.get_secret_value()

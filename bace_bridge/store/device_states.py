@@ -48,6 +48,8 @@ class SeenDatatype(msgspec.Struct, frozen=True):
 class DeviceStates:
     """Reads devices' states. `csv_url` makes a session id into its CSV's URL; `fetch_interval` is in seconds.
 
+    `csv_link` makes a session id and the CSV's revision into a link that opens without BACE's token, None without one.
+
     `groups` are the devices that are watched, by id or label, as in `cloud.groups`: of others there is no state.
     """
 
@@ -56,12 +58,14 @@ class DeviceStates:
         file: SqliteFile,
         *,
         csv_url: Callable[[str], str],
+        csv_link: Callable[[str, int], str | None] = lambda *_: None,
         groups: Collection[str] = (),
         fetch_interval: float = 15.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._file = file
         self._csv_url = csv_url
+        self._csv_link = csv_link
         self.groups = frozenset(groups)
         self.fetch_interval = fetch_interval
         self._clock = clock
@@ -117,6 +121,8 @@ class DeviceStates:
             # Only once it exists: a link that answers 404 until then would be followed at once.
             if known.csv_revision is not None:
                 shown["csv_url"] = self._csv_url(known.session.id)
+                if link := self._csv_link(known.session.id, known.csv_revision):
+                    shown["csv_link"] = link
             summary = connection.execute("select summary from summaries where session_id = ?", (known.session.id,))
             if known.end_emitted is not None and (row := summary.fetchone()) is not None:
                 shown["summary"] = msgspec.Raw(unpack(row[0]))

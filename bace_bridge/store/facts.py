@@ -6,11 +6,15 @@ from typing import TypeVar
 
 import msgspec
 
+from bace_bridge.csv.links import SigningKeys, rotated
 from bace_bridge.events.types import Announced, Token
 from bace_bridge.retry import LONGEST_WAIT
 from bace_bridge.store.sqlite import SqliteFile
 
 T = TypeVar("T")
+
+
+_SIGNING = "csv:signing-keys"
 
 
 class Facts:
@@ -23,6 +27,26 @@ class Facts:
     async def save_token(self, account: str, token: Token) -> None:
         value = msgspec.json.encode(token).decode()
         await self._file.write(lambda connection: write_fact(connection, f"token:{account}", value), side="facts")
+
+    async def signing_keys(self, new: bytes) -> SigningKeys:
+        """Those of CSV links: they were made once, with `new` where the store has none yet."""
+        found = await self._file.read(lambda connection: decoded_fact(connection, _SIGNING, SigningKeys))
+        return found or await self.rotate_signing_keys(new, now=0.0, life=0.0, only_first=True)
+
+    async def rotate_signing_keys(
+        self, new: bytes, *, now: float, life: float, revoke: bool = False, only_first: bool = False
+    ) -> SigningKeys:
+        """See `rotated`; `only_first` leaves those that there are. Raises StoreError."""
+
+        def work(connection: sqlite3.Connection) -> SigningKeys:
+            found = decoded_fact(connection, _SIGNING, SigningKeys)
+            if found is not None and only_first:
+                return found
+            keys = rotated(found, new, now=now, life=life, revoke=revoke)
+            write_fact(connection, _SIGNING, msgspec.json.encode(keys).decode())
+            return keys
+
+        return await self._file.write(work, side="facts")
 
     async def installation(self, name: str) -> str:
         """The name of this installation: it was made once, and is `name` where the store has none yet."""

@@ -5,10 +5,11 @@ Searched are the log, the store, what goes to MQTT and webhooks, the health answ
 
 import asyncio
 import json
+import re
 import sqlite3
 import stat
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 from aiohttp import web
 
 from tests.acceptance.line import configuration, running, until
-from tests.integration.brokers import Broker, free_port, listening
+from tests.integration.brokers import Broker, Listener, free_port, listening
 
 PASSWORD = "canary-password-4711"
 CLIENT_SECRET = "canary-client-secret-4711"
@@ -36,6 +37,14 @@ SESSION = {
     "start": 1_764_590_400, "end": None, "created_at": 1_764_590_404, "updated_at": 1_764_590_500,
     "label": "Night", "datapoint_count": 0, "isIngestionFinished": False, "isArchived": False,
 }  # fmt: skip
+
+
+FINISHED = {
+    **SESSION, "id_data_session": "86d70a1b-0000-4000-8000-000000000002", "end": 1_764_590_450,
+    "isIngestionFinished": True,
+}  # fmt: skip
+CSV = f"/api/v2/data-session/{FINISHED['id_data_session']}/download-csv"
+SIGNATURE = re.compile(r"signature=([A-Za-z0-9_-]{43})")
 
 
 class Echo:
@@ -59,9 +68,9 @@ class Echo:
     async def sessions(self, request: web.Request) -> web.Response:
         self.asked += 1
         said = await self.everything(request)
-        meta = {"totalCount": 1, "pageCount": 1, "currentPage": 1, "perPage": 20}
+        meta = {"totalCount": 2, "pageCount": 1, "currentPage": 1, "perPage": 20}
         answers: dict[str, tuple[int, object]] = {
-            "": (200, {"items": [SESSION], "_meta": meta}),
+            "": (200, {"items": [SESSION, FINISHED], "_meta": meta}),
             "403": (403, {"name": "Forbidden", "message": said}),
             "500": (500, {"name": "Error", "message": f"{ACCESS} {said}"}),
             "422": (422, [{"field": said, "message": f"{ACCESS} {said}"}]),
@@ -72,6 +81,9 @@ class Echo:
         }
         status, body = answers[self.shape]
         return web.Response(text=body if isinstance(body, str) else json.dumps(body), status=status)
+
+    async def csv(self, request: web.Request) -> web.Response:
+        return web.Response(text=f"{ACCESS} {await self.everything(request)}", status=500)
 
     async def hook(self, request: web.Request) -> web.Response:
         self.posted += 1
@@ -84,6 +96,7 @@ async def echoing() -> AsyncIterator[Echo]:
     app = web.Application()
     app.router.add_post("/oauth2/token", echo.token)
     app.router.add_get("/api/v2/data-session", echo.sessions)
+    app.router.add_get(CSV, echo.csv)
     app.router.add_post(f"/{URL_PATH}", echo.hook)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
@@ -109,15 +122,25 @@ def settings(folder: Path, echo: Echo, broker: Broker, health: int) -> Path:
     given["cloud"] |= {"password": PASSWORD, "client_secret": CLIENT_SECRET}
     given["mqtt"][0] |= {"username": "bridge", "password": MQTT_PASSWORD}
     given["webhooks"][0] |= {"secret": SIGNING, "headers": {"X-Key": HEADER}}
+    given["webhooks"].append({**given["webhooks"][0], "name": "links", "events": ["session.csv_ready"]})
+    given["watch"]["start_from"] = "all"
+    given["csv"] = {"link_base": f"http://127.0.0.1:{health}"}
     given["http"] = {"listen": f"127.0.0.1:{health}"}
     config.write_text(json.dumps(given))
     return config
 
 
+def of_links(listener: Listener) -> Iterator[str]:
+    """What MQTT was told of the finished session."""
+    for one in listener.heard:
+        if one.topic.endswith("/event") and b"session.csv_ready" in one.payload:
+            yield json.loads(one.payload)["csv"]["link"]
+
+
 def in_the_store(path: Path) -> str:
-    """The store as text, but for the tokens, which are kept there on purpose."""
+    """The store as text, but for the tokens and the keys of links, which are kept there on purpose."""
     connection = sqlite3.connect(path)
-    connection.execute("delete from facts where name like 'token:%'")
+    connection.execute("delete from facts where name like 'token:%' or name = 'csv:signing-keys'")
     try:
         return "\n".join(connection.iterdump())
     finally:
@@ -144,6 +167,15 @@ async def test_no_secret_is_shown_anywhere(broker: Broker, tmp_path: Path) -> No
                 for path in ("healthz", "readyz", "", "nonsense"):
                     async with http.get(f"http://127.0.0.1:{health}/{path}") as response:
                         shown[f"GET /{path}"] = await response.text()
+                await until(lambda: [*of_links(listener)] != [], within=60, what="a link")
+                links = [*of_links(listener)]
+                for link in links:
+                    async with http.get(link) as response:
+                        assert response.status == 502
+                        shown["GET a link"] = await response.text()
+                    async with http.get(link[:-1]) as response:
+                        shown["GET a changed link"] = await response.text()
+                assert "csv.broken_off" in bridge.log
                 assert await bridge.stop() == 0
                 shown["log"] = bridge.log
             shown["mqtt"] = "\n".join(f"{one.topic} {one.payload!r} {one.properties}" for one in listener.heard)
@@ -155,6 +187,13 @@ async def test_no_secret_is_shown_anywhere(broker: Broker, tmp_path: Path) -> No
             shown[" ".join(arguments)] = await output(config, *arguments)
     assert "HTTP 500" in shown["dead-letters list --parked --json"], "the answers are kept"
     shown["store"] = in_the_store(tmp_path / "bridge.db")
+    signatures = {SIGNATURE.findall(one)[0] for one in links}
+    assert signatures, "there was a link"
+    # A message that holds a link is the one place for it.
+    places = {place: text for place, text in shown.items() if place != "mqtt"}
+    assert [(place, one) for place, text in places.items() for one in signatures if one[4:20] in text] == []
+    assert [place for place, text in places.items() if SIGNATURE.search(text)] == []
+    assert b"signature=" not in (tmp_path / "bridge.db").read_bytes().replace(b"signature=***", b"")
     hits = {(place, secret) for place, text in shown.items() for secret in (*NEVER, *TOKENS) if secret in text}
     assert hits == set()
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 VENV = ROOT / ".venv-homeassistant"
 INSTALLED = VENV / ".installed"
 START = Path(__file__).with_name("start.py")
-PATIENCE = 40.0
+PATIENCE = 90.0
 
 # What it says at every such start, whoever announces something.
 _ALWAYS = re.compile(r"Skipping pip installation|zlib_ng and isal are not available")
@@ -250,7 +251,11 @@ class HomeAssistant:
                 while not condition(found := await self.entities()):
                     await asyncio.sleep(0.1)
                 return found
-        states = {name: one.state for name, one in found.items()}
+        states = (
+            Counter(one.state for one in found.values())
+            if len(found) > 100
+            else {name: one.state for name, one in found.items()}
+        )
         raise AssertionError(f"not within {within:g} s: {what}; {states}; {self.complaints}")
 
 

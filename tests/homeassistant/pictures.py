@@ -224,7 +224,7 @@ async def take(folder: Path) -> None:
                         "home-assistant-dashboard", f"{home.url}/lovelace/0", width=1100, height=640, settles=12
                     )
                     url = f"{home.url}/config/devices/device/{device}"
-                    await page.picture("home-assistant-device", url, width=760, height=1140)
+                    await page.picture("home-assistant-device", url, width=760, height=1090)
                     url = f"{home.url}/config/automation/edit/csv_ready"
                     await page.picture("home-assistant-automation", url, width=900, height=900, then=OPEN_TRIGGER)
             playing.cancel()

@@ -90,8 +90,10 @@ async def test_an_alarm_for_a_value_and_for_a_device_that_is_gone(whole: Line) -
 
 async def test_a_lamp_that_is_on_during_a_session(whole: Line) -> None:
     async with whole.bridged():
-        whole.ends(whole.starts(whole.device))
-        found = await whole.home.becomes(lambda found: whole.says(found, whole.device, running="off"), "it is known")
+        first = whole.starts(whole.device)
+        await whole.home.becomes(lambda found: whole.says(found, whole.device, running="on"), "it is known")
+        whole.ends(first)
+        found = await whole.home.becomes(lambda found: whole.says(found, whole.device, running="off"), "its end")
         running = whole.of(found, whole.device, "running")
         assert running is not None
         target = {"entity_id": "input_boolean.lamp"}

@@ -46,6 +46,7 @@ class Whole:
         self.states: list[str] = []
         self.stop = asyncio.Event()
         self._logs = logs
+        self.reload = bridge.reloads.ask
         self._run = asyncio.create_task(bridge.run(self.stop, notify=self.states.append, watchdog=0.05))
 
     async def ends(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bace_bridge.config.load import load
-from bace_bridge.config.models import Config
+from bace_bridge.config.models import Config, warnings
 from bace_bridge.config.values import StartFrom
 from bace_bridge.errors import ConfigError
 from bace_bridge.sinks.mqtt.config import MqttConfig
@@ -512,3 +512,45 @@ def test_the_line_of_a_broker_says_whether_home_assistant_gets_discovery(tmp_pat
 
     expected = "mqtt://h, topics bace/..., MQTT 5, qos 1"
     assert sink.describe() == (f"{expected}, discovery for Home Assistant" if enabled else expected)
+
+
+@pytest.mark.parametrize(
+    ("csv", "mistake"),
+    [
+        ("{link_base: bridge.example.org}", "csv.link_base: must be a URL"),
+        (
+            "{link_base: 'ftp://bridge.example.org'}",
+            "csv.link_base: must be a URL that begins with https:// or http://",
+        ),
+        ("{link_base: 'https://me:pass@bridge.example.org'}", "csv.link_base: must not hold a login"),
+        ("{link_base: 'https://bridge.example.org/?a'}", "csv.link_base: must not hold ? or #"),
+        ("{link_base: 'https://bridge.example.org/#'}", "csv.link_base: must not hold ? or #"),
+        ("{link_expires: 10ms}", "csv.link_expires: must be at least 1s"),
+        ("{link_bas: x}", "csv.link_bas: is not a key that bace-bridge knows (did you mean link_base?)"),
+    ],
+)
+def test_mistakes_about_csv_links(tmp_path: Path, csv: str, mistake: str) -> None:
+    (found,) = mistakes(tmp_path, f"{TOKEN}csv: {csv}\n")
+    assert found.startswith(mistake)
+
+
+def test_links_need_a_listener(tmp_path: Path) -> None:
+    links = f"{TOKEN}csv: {{link_base: 'https://bridge.example.org/bace/'}}\n"
+    assert load_text(tmp_path, links).csv.link_base == "https://bridge.example.org/bace"
+    assert mistakes(tmp_path, links + "http: {listen: ''}\n") == [
+        "csv.link_base: no link would open: http.listen is off (set http.listen, or remove this)"
+    ]
+    assert load_text(tmp_path, f"{TOKEN}csv: {{link_base: ''}}\nhttp: {{listen: ''}}\n").csv.link_base == ""
+
+
+@pytest.mark.parametrize(
+    ("base", "warned"),
+    [
+        ("https://bridge.example.org", False), ("http://bridge.example.org", True), ("http://93.184.216.34:80", True),
+        ("http://192.168.1.5:8099", False), ("http://bridge.lan", False), ("http://localhost:8099", False),
+        ("http://[2001:4860:4860::8888]", True), ("http://[fd00::1]:8099", False), ("", False),
+    ],
+)  # fmt: skip
+def test_links_beyond_the_own_network_want_https(tmp_path: Path, base: str, warned: bool) -> None:
+    found = warnings(load_text(tmp_path, f"{TOKEN}csv: {{link_base: '{base}'}}\n"), now=0)
+    assert any(one.startswith("csv.link_base: ") for one in found) is warned

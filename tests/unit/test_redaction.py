@@ -115,3 +115,17 @@ def test_tokens_are_learned_and_the_last_ones_are_remembered() -> None:
 
 def test_the_longer_of_two_secrets_goes_whole() -> None:
     assert Redaction(["pass", "passw0rd", "w0rd-more"])("passw0rd-more, pass") == "***, ***"
+
+
+@pytest.mark.parametrize("way", sorted(WAYS.keys() - {"base64 of a form", "ASCII", "UTF-8 taken for Latin-1"}))
+def test_the_signature_of_a_csv_link_is_masked_though_it_is_unknown(way: str) -> None:
+    signature = "_TyPchAylWAkMnmBJrLmv2v25drCWgjNkZ1i-riI2Tw"
+    written = WAYS[way](f'{{"link": "https://b/csv/86d7?revision=0&expires=1796687079&signature={signature}"}}')
+    said = Redaction()(f"got {written} and more")
+    assert MASK in said
+    assert signature[4:24] not in said
+    assert b64encode(signature.encode()).decode()[6:20] not in said
+    assert said.startswith("got ")
+    assert said.endswith(" and more")
+    cut = Redaction().quoted(f"{' ' * 4000}signature={signature}{signature * 9}", 5000)
+    assert signature[:20] not in cut

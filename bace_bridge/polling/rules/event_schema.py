@@ -58,6 +58,7 @@ def _besides(datapoint: dict[str, Any], summary: dict[str, Any]) -> dict[str, di
         "url": {"type": "string", "format": "uri"},
         "revision": {"type": "integer", "minimum": 0},
         "datapoint_count": {"type": ["integer", "null"]},
+        "link": {"type": "string", "format": "uri", "description": "Opens without BACE's token, until it expires"},
     }
     event = {"id": _TEXT, "type": _TEXT, "session_id": {"type": ["string", "null"]}}
     return {

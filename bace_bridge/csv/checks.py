@@ -1,0 +1,177 @@
+"""Whether a CSV is whole, as far as it shows while it passes by. Pure; BACE documents neither columns nor separator.
+
+A server that breaks in the middle has sent 200 long before: it ends the file with half a line and an error sentence,
+and in all else the answer is a good one.
+"""
+
+import re
+
+LONGEST_RECORD = 2**20
+"""Bytes of a line, or of a record with line breaks in quotes; also the most that is held."""
+
+_MOST_LINES = 100
+"""Of the first record, which may have line breaks in quotes."""
+
+_SEPARATORS = (b",", b";", b"\t", b"|")
+_QUOTED = re.compile(rb'"[^"]*"')
+_BLANK = frozenset((b"", b"\r"))
+_NO_CSV = frozenset((b"<", b"{", b"["))
+
+# Numbers, dates and times; and what stands for one that is missing.
+_FIGURE = re.compile(
+    rb"""\s*"?\s*([-+]?\.?[0-9][-+0-9.,:/TZ ]*([eE][-+]?[0-9]+)?|nan|[-+]?inf|infinity|null|none|n/?a|-|)\s*"?\s*""",
+    re.IGNORECASE,
+)
+_WORDS = re.compile(rb"[A-Za-z]{2,}[^A-Za-z0-9]*\s+[A-Za-z]{2,}")
+_SENTENCE = re.compile(
+    rb"\b(error|exception|fatal|failed|failure|timed? ?out|cancell?ed|terminated|aborted)\b|<html|<!doctype",
+    re.IGNORECASE,
+)
+_MANY_WORDS = re.compile(rb"(\w+\W*\s+){4}\w")
+
+A_ROW_A_POINT = frozenset((b"datatype", b"source_device", b"id_container_data_latest", b"sourcedevice"))
+"""BACE's names of what distinguishes datapoints at one time: with such a column each row is one datapoint."""
+
+
+class CsvCheck:
+    """Takes a CSV piece by piece. `feed` and `end` return what is wrong with it, None where nothing is."""
+
+    def __init__(self) -> None:
+        self.size = self.rows = 0
+        self._held = b""
+        self._header: bytes | None = None
+        self._separator = b","
+        self._columns = 0
+        self._first = self._last = b""
+        self._a_row_a_point = False
+
+    @property
+    def is_csv(self) -> bool:
+        """True once there is a header."""
+        return self._header is not None
+
+    def feed(self, piece: bytes) -> str | None:
+        self.size += len(piece)
+        text = self._held + piece
+        cut = _end_of_records(text)
+        self._held = text[cut:]
+        if len(self._held) > LONGEST_RECORD:
+            return f"a line has more than {LONGEST_RECORD // 2**20} MiB"
+        return self._records(text[:cut])
+
+    def end(self, *, datapoints: int | None = None, framed: bool = True) -> str | None:
+        """`datapoints` are those that the data session has at least, None where that is not known.
+
+        `framed`: the connection said where the answer ends; else its end may be where it broke.
+        """
+        open_ended = self._held.strip(b"\r\n \0") != b""
+        if open_ended:
+            in_quotes = self._held.count(b'"') % 2
+            problem = "it breaks off within quotes" if in_quotes else self._records(self._held + b"\n")
+            if problem is not None:
+                return problem
+        if self._header is None:
+            return "it is empty"
+        if self._ends_with_a_message(open_ended=open_ended):
+            return "its last line is an error message"
+        if open_ended and self.rows and not framed:
+            return "it breaks off within a line"
+        return self._too_few(datapoints)
+
+    def _records(self, whole: bytes) -> str | None:
+        """Whole records, each with its line break."""
+        if self._header is None:
+            whole = whole.lstrip(b"\r\n")
+        if not whole:
+            return None
+        # Without what is in quotes: there are separators and line breaks that are none. `""` is two of them.
+        plain = _QUOTED.sub(b"", whole) if b'"' in whole else whole
+        lines = plain.split(b"\n")
+        lines.pop()
+        if self._header is None:
+            header, _, whole = whole.partition(b"\n")
+            self._begin(header, lines.pop(0))
+            if self._columns == 1 and (_WORDS.search(header) or header.lstrip()[:1] in _NO_CSV):
+                self._header = None
+                return "it is a message and no CSV"
+        if not _BLANK.isdisjoint(lines):
+            lines = [line for line in lines if line not in _BLANK]
+        if not lines:
+            return None
+        # As they came: what is in quotes counts, too.
+        whole = whole.strip(b"\r\n")
+        if not self.rows:
+            self._first = _first_record(whole)
+        self._last = whole[_end_of_records(whole) :]
+        return self._count(lines)
+
+    def _begin(self, header: bytes, plain: bytes) -> None:
+        self._header = header
+        self._separator = max(_SEPARATORS, key=plain.count)
+        self._columns = plain.count(self._separator) + 1
+        names = {name.strip(b' "\r\t\xef\xbb\xbf').lower() for name in header.split(self._separator)}
+        self._a_row_a_point = not names.isdisjoint(A_ROW_A_POINT)
+
+    def _count(self, lines: list[bytes]) -> str | None:
+        wanted = self._columns - 1
+        separator = self._separator
+        if {line.count(separator) for line in lines} != {wanted}:
+            at, line = next((at, one) for at, one in enumerate(lines, 1) if one.count(separator) != wanted)
+            found = line.count(separator) + 1
+            return f"row {self.rows + at} has {found} columns in place of {self._columns}: it breaks off"
+        self.rows += len(lines)
+        return None
+
+    def _ends_with_a_message(self, *, open_ended: bool) -> bool:
+        """By what the first row has in the place of the last one."""
+        header = self._header or b""
+        if not self.rows:
+            return bool(_SENTENCE.search(header) or _MANY_WORDS.search(header))
+        pairs = list(zip(self._cells(self._first), self._cells(self._last), strict=False))
+        figures = [last for first, last in pairs if first.strip() and _FIGURE.fullmatch(first)]
+        if any(not first.strip() and _SENTENCE.search(last) for first, last in pairs):
+            return True
+        odd = [one for one in figures if not _FIGURE.fullmatch(one)]
+        if figures and len(odd) == len(figures):
+            return True
+        # A figure with a message right behind it; or, where rows end with a line break and this one does not, anywhere.
+        if any(_WORDS.search(one) for one in odd):
+            return True
+        return open_ended and (bool(odd) or bool(_SENTENCE.search(self._last) and not _SENTENCE.search(self._first)))
+
+    def _cells(self, line: bytes) -> list[bytes]:
+        return _QUOTED.sub(lambda quoted: quoted[0].replace(self._separator, b" "), line).split(self._separator)
+
+    def _too_few(self, datapoints: int | None) -> str | None:
+        if datapoints is None:
+            return None
+        # In a CSV of another form a row may hold as many datapoints as it has columns beside the time.
+        most = self.rows if self._a_row_a_point else self.rows * max(1, self._columns - 1)
+        if most >= datapoints:
+            return None
+        return f"it has {self.rows} rows, and the data session {datapoints} datapoints"
+
+
+def _first_record(text: bytes) -> bytes:
+    end = -1
+    for _ in range(_MOST_LINES):
+        end = text.find(b"\n", end + 1)
+        if end < 0 or text.count(b'"', 0, end) % 2 == 0:
+            break
+    return text if end < 0 else text[:end]
+
+
+def _end_of_records(text: bytes) -> int:
+    """Where the last whole record ends; a line break in quotes ends none."""
+    cut = text.rfind(b"\n") + 1
+    if text.count(b'"', 0, cut) % 2 == 0:
+        return cut
+    # From the end: between each second pair of quotes, for there it is outside of them.
+    closing = cut
+    while True:
+        closing = text.rfind(b'"', 0, closing)
+        before = text.rfind(b'"', 0, closing)
+        found = text.rfind(b"\n", before + 1, closing)
+        if found >= 0 or before < 0:
+            return found + 1
+        closing = before
