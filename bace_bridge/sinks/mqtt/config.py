@@ -34,18 +34,7 @@ class TlsConfig(Section):
     @classmethod
     def mistakes_in_files(cls, given: dict[Any, Any]) -> Iterator[Mistake]:
         files = {key: Path(given[key]) for key in _FILES if isinstance(given.get(key), str)}
-        if "key_file" in files and "cert_file" not in files:
-            return
-        tls = cls.model_validate(files)
-        try:
-            if tls.ca_file is not None:
-                _trusting(tls.ca_file)
-        except TlsFileProblem as found:
-            yield Mistake(found.key, found.problem, found.hint)
-        try:
-            if tls.cert_file is not None:
-                _show_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), tls.cert_file, tls.key_file)
-        except TlsFileProblem as found:
+        for found in tls_problems(cls.model_validate(files)):
             yield Mistake(found.key, found.problem, found.hint)
 
 
@@ -75,6 +64,24 @@ def tls_context(tls: TlsConfig) -> ssl.SSLContext:
     return context
 
 
+def tls_problems(tls: TlsConfig) -> Iterator[TlsFileProblem]:
+    """What is wrong with each of the files; with certificate and key together only where each is right alone."""
+    right = set()
+    for key, check in (("ca_file", _trusting), ("cert_file", _check_certificate), ("key_file", _check_key)):
+        path = getattr(tls, key)
+        try:
+            if path is not None:
+                check(path)
+            right.add(key)
+        except TlsFileProblem as problem:
+            yield problem
+    try:
+        if tls.cert_file is not None and right >= {"cert_file", "key_file"}:
+            _show_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), tls.cert_file, tls.key_file)
+    except TlsFileProblem as problem:
+        yield problem
+
+
 def _trusting(ca_file: Path | None) -> ssl.SSLContext:
     if ca_file is not None:
         _check_file("ca_file", ca_file)
@@ -87,8 +94,8 @@ def _trusting(ca_file: Path | None) -> ssl.SSLContext:
         raise TlsFileProblem("ca_file", f"cannot read {ca_file}: {error.strerror}") from None
 
 
-def _check_file(key: str, path: Path) -> None:
-    """OpenSSL would wait for the writer of a pipe, and read a device to its end."""
+def _check_file(key: str, path: Path) -> bytes:
+    """Its content. OpenSSL would wait for the writer of a pipe, and read a device to its end."""
     try:
         found = path.stat()
     except OSError as error:
@@ -106,12 +113,11 @@ def _check_file(key: str, path: Path) -> None:
     if _BEHIND_A_MARK in content:
         problem = f"{path} has a byte order mark (BOM) before -----BEGIN, which OpenSSL does not find then"
         raise TlsFileProblem(key, problem, "save it as UTF-8 without BOM")
+    return content
 
 
-def _show_certificate(context: ssl.SSLContext, cert_file: Path, key_file: Path | None) -> None:
-    key, path = ("key_file", key_file) if key_file is not None else ("cert_file", cert_file)
+def _check_certificate(cert_file: Path) -> None:
     _check_file("cert_file", cert_file)
-    _check_file(key, path)
     try:
         # load_cert_chain says the same, `PEM lib`, of a bad certificate and of a bad key.
         ssl.create_default_context(cafile=cert_file)
@@ -119,6 +125,18 @@ def _show_certificate(context: ssl.SSLContext, cert_file: Path, key_file: Path |
         raise TlsFileProblem("cert_file", f"{cert_file} holds no certificate in PEM") from None
     except (OSError, ValueError) as error:
         raise TlsFileProblem("cert_file", f"cannot read {cert_file}: {getattr(error, 'strerror', error)}") from None
+
+
+def _check_key(key_file: Path) -> None:
+    if b"PRIVATE KEY-----" not in _check_file("key_file", key_file):
+        raise TlsFileProblem("key_file", f"{key_file} holds no private key in PEM that can be used")
+
+
+def _show_certificate(context: ssl.SSLContext, cert_file: Path, key_file: Path | None) -> None:
+    key, path = ("key_file", key_file) if key_file is not None else ("cert_file", cert_file)
+    _check_certificate(cert_file)
+    if key_file is not None:
+        _check_key(key_file)
     try:
         # Without this function OpenSSL asks on the terminal, and a service waits for ever.
         context.load_cert_chain(cert_file, key_file, password=_refuse_to_ask)
@@ -263,7 +281,8 @@ class MqttConfig(SinkConfig):
 
     def describe(self) -> str:
         login = f" as {self.username}" if self.username else ""
-        return f"{self.url}{login}, topics {self.base_topic}/..., MQTT {self.protocol}, qos {self.qos}"
+        found = f"{self.url}{login}, topics {self.base_topic}/..., MQTT {self.protocol}, qos {self.qos}"
+        return f"{found}, discovery for Home Assistant" if self.home_assistant.enabled else found
 
     def build(self, context: SinkContext) -> Built:
         from bace_bridge.sinks.mqtt.sink import MqttSink  # noqa: PLC0415  # 1.5 MB, only where a broker is configured
