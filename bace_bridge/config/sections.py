@@ -106,8 +106,8 @@ def cloud_url(url: str) -> str:
 
 
 def link_url(url: str) -> str:
-    """An empty one stands for none."""
-    return _base_url(url, login="a link needs none") if url else url
+    """As requests will name it: in ASCII, and normalised. An empty one stands for none."""
+    return str(URL(_base_url(url, login="a link needs none"))).rstrip("/") if url else url
 
 
 def _base_url(url: str, *, login: str) -> str:
