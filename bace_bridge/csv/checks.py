@@ -22,15 +22,26 @@ _FIGURE = re.compile(
     rb"""\s*"?\s*([-+]?\.?[0-9][-+0-9.,:/TZ ]*([eE][-+]?[0-9]+)?|nan|[-+]?inf|infinity|null|none|n/?a|-|)\s*"?\s*""",
     re.IGNORECASE,
 )
-_WORDS = re.compile(rb"[A-Za-z]{2,}[^A-Za-z0-9]*\s+[A-Za-z]{2,}")
-_SENTENCE = re.compile(
-    rb"\b(error|exception|fatal|failed|failure|timed? ?out|cancell?ed|terminated|aborted)\b|<html|<!doctype",
-    re.IGNORECASE,
-)
-_MANY_WORDS = re.compile(rb"(\w+\W*\s+){4}\w")
+_LONGEST_FIGURE = 100
+"""Bytes. Blanks fit in several places of the pattern: a long run of them would take minutes."""
 
-A_ROW_A_POINT = frozenset((b"datatype", b"source_device", b"id_container_data_latest", b"sourcedevice"))
-"""BACE's names of what distinguishes datapoints at one time: with such a column each row is one datapoint."""
+_WORD = re.compile(rb"[A-Za-z]{2}")
+_WORDS_OF_A_SENTENCE = 5
+_WORDS_OF_TROUBLE = 3
+_TROUBLE = re.compile(rb"error|exception|fatal|failed|failure|timed? ?out|cancell?ed|terminated|aborted", re.IGNORECASE)
+_MARKUP = re.compile(rb"<html|<!doctype", re.IGNORECASE)
+
+# Excel's hint, which is in no column.
+_SEPARATOR_HINT = re.compile(rb'\A(\xef\xbb\xbf)?"?sep=[^\n]{1,3}\n', re.IGNORECASE)
+
+A_ROW_A_POINT = frozenset((b"datatype", b"id_container_data_latest"))
+"""BACE's names of what distinguishes datapoints at one time: with such a column each row is one datapoint.
+
+Not `source_device`: the row of a device may hold a column a datatype.
+"""
+
+A_ROW_MANY_POINTS = frozenset((b"count_val", b"count"))
+"""With such a column a row stands for as many datapoints as it says."""
 
 
 class CsvCheck:
@@ -43,7 +54,7 @@ class CsvCheck:
         self._separator = b","
         self._columns = 0
         self._first = self._last = b""
-        self._a_row_a_point = False
+        self._a_row_a_point = self._a_row_many_points = False
 
     @property
     def is_csv(self) -> bool:
@@ -71,7 +82,8 @@ class CsvCheck:
             if problem is not None:
                 return problem
         if self._header is None:
-            return "it is empty"
+            # A server that takes the header from the first row has none to send.
+            return None if datapoints == 0 and framed else "it is empty"
         if self._ends_with_a_message(open_ended=open_ended):
             return "its last line is an error message"
         if open_ended and self.rows and not framed:
@@ -81,7 +93,7 @@ class CsvCheck:
     def _records(self, whole: bytes) -> str | None:
         """Whole records, each with its line break."""
         if self._header is None:
-            whole = whole.lstrip(b"\r\n")
+            whole = _SEPARATOR_HINT.sub(b"", whole.lstrip(b"\r\n"), count=1)
         if not whole:
             return None
         # Without what is in quotes: there are separators and line breaks that are none. `""` is two of them.
@@ -91,7 +103,7 @@ class CsvCheck:
         if self._header is None:
             header, _, whole = whole.partition(b"\n")
             self._begin(header, lines.pop(0))
-            if self._columns == 1 and (_WORDS.search(header) or header.lstrip()[:1] in _NO_CSV):
+            if self._columns == 1 and (_words(header) > 1 or header.lstrip()[:1] in _NO_CSV):
                 self._header = None
                 return "it is a message and no CSV"
         if not _BLANK.isdisjoint(lines):
@@ -111,6 +123,7 @@ class CsvCheck:
         self._columns = plain.count(self._separator) + 1
         names = {name.strip(b' "\r\t\xef\xbb\xbf').lower() for name in header.split(self._separator)}
         self._a_row_a_point = not names.isdisjoint(A_ROW_A_POINT)
+        self._a_row_many_points = not names.isdisjoint(A_ROW_MANY_POINTS)
 
     def _count(self, lines: list[bytes]) -> str | None:
         wanted = self._columns - 1
@@ -123,33 +136,45 @@ class CsvCheck:
         return None
 
     def _ends_with_a_message(self, *, open_ended: bool) -> bool:
-        """By what the first row has in the place of the last one."""
-        header = self._header or b""
+        """By what the first row has in the place of the last one: words in place of figures, or of nothing.
+
+        Where the last line has no line break, it may be the rest of a row and a message, whatever its column holds.
+        """
         if not self.rows:
-            return bool(_SENTENCE.search(header) or _MANY_WORDS.search(header))
+            return any(map(_is_message, self._cells(self._header or b"")))
         pairs = list(zip(self._cells(self._first), self._cells(self._last), strict=False))
-        figures = [last for first, last in pairs if first.strip() and _FIGURE.fullmatch(first)]
-        if any(not first.strip() and _SENTENCE.search(last) for first, last in pairs):
-            return True
-        odd = [one for one in figures if not _FIGURE.fullmatch(one)]
-        if figures and len(odd) == len(figures):
-            return True
-        # A figure with a message right behind it; or, where rows end with a line break and this one does not, anywhere.
-        if any(_WORDS.search(one) for one in odd):
-            return True
-        return open_ended and (bool(odd) or bool(_SENTENCE.search(self._last) and not _SENTENCE.search(self._first)))
+        if not any(_is_message(last) and not _is_message(first) for first, last in pairs):
+            return False
+        return open_ended or any(_words(last) > 1 and (not first.strip() or _is_figure(first)) for first, last in pairs)
 
     def _cells(self, line: bytes) -> list[bytes]:
         return _QUOTED.sub(lambda quoted: quoted[0].replace(self._separator, b" "), line).split(self._separator)
 
     def _too_few(self, datapoints: int | None) -> str | None:
-        if datapoints is None:
+        if datapoints is None or self._a_row_many_points:
             return None
         # In a CSV of another form a row may hold as many datapoints as it has columns beside the time.
         most = self.rows if self._a_row_a_point else self.rows * max(1, self._columns - 1)
         if most >= datapoints:
             return None
         return f"it has {self.rows} rows, and the data session {datapoints} datapoints"
+
+
+def _is_figure(cell: bytes) -> bool:
+    return len(cell) <= _LONGEST_FIGURE and _FIGURE.fullmatch(cell) is not None
+
+
+def _words(text: bytes) -> int:
+    return sum(_WORD.search(one) is not None for one in text.split())
+
+
+def _is_message(cell: bytes) -> bool:
+    """As people and servers write one; `failed`, `sensor error` and what is in quotes are values of a column, too."""
+    if _QUOTED.sub(b"", cell).strip() == b"" and cell.strip():
+        return False
+    words = _words(cell)
+    trouble = words >= _WORDS_OF_TROUBLE and _TROUBLE.search(cell)
+    return bool(words >= _WORDS_OF_A_SENTENCE or trouble or _MARKUP.search(cell))
 
 
 def _first_record(text: bytes) -> bytes:

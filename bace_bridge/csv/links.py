@@ -145,13 +145,16 @@ class Links:
     def prepared(self, attempt: Attempt) -> Attempt:
         return with_link(attempt, self.fresh)
 
+    def below_base(self, path: str) -> str:
+        """Without the path of the base: some proxies take it away, others do not."""
+        base = urlsplit(self.base).path
+        return path.removeprefix(base) if path.startswith(base + PATH) else path
+
     def verified(self, path: str, query: str) -> Link | Refusal:
-        """`path` may begin with that of the base: some proxies take it away, others do not."""
-        below = urlsplit(self.base).path
+        """`path` as it was sent."""
         if self.keys is None or not self.base:
             return "unknown"
-        own = path if path.startswith(PATH) else path.removeprefix(below)
-        return verified(own, query, self.keys, now=self._clock(), life=self.life)
+        return verified(self.below_base(path), query, self.keys, now=self._clock(), life=self.life)
 
     def _made(self, session_id: str, revision: int, *, steady: bool) -> str | None:
         if not self.base or self.keys is None:

@@ -9,7 +9,6 @@ from functools import partial
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Protocol
-from urllib.parse import urlsplit
 
 import structlog
 
@@ -102,9 +101,7 @@ class CsvServer:
     def answer(self, request: Request) -> Answer | Long | None:
         """None where it is not about a link."""
         path, _, query = request.target.partition("?")
-        # The decoded path, too: what a proxy would take for one of ours is refused here, and not looked for elsewhere.
-        prefix = urlsplit(self._links.base).path
-        if not self._links.base or not request.path.removeprefix(prefix).startswith(PATH):
+        if not self._links.base or not self._links.below_base(path).startswith(PATH):
             return None
         if not _is_meant(request, self._links.host):
             return refusal(HTTPStatus.MISDIRECTED_REQUEST, "this host name is not the bridge's: see csv.link_base")

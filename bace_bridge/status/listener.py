@@ -6,9 +6,10 @@ import errno
 import re
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -69,7 +70,7 @@ class BrokenOff(Exception):
     """What was begun cannot be ended in order: the connection is reset, so that it looks like no end."""
 
 
-Long = Callable[[Peer], Awaitable[None]]
+Long = Callable[[Peer], Coroutine[Any, Any, None]]
 """An answer that takes its time. Its author bounds how many there are, and how long one lasts. Raises BrokenOff."""
 
 
@@ -259,7 +260,7 @@ class Listener:
                     return
             self._now(self._long)
             try:
-                await answer(Peer(connection, self._taken_within))
+                await _while_there(connection, answer(Peer(connection, self._taken_within)))
             except BaseException:
                 # Closed in order, what came so far could pass for all of it.
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -288,6 +289,25 @@ class Listener:
             return
         self._say_after[event] = now + SAID_EVERY
         log.warning(event, **fields, more_before=self._unsaid.pop(event, 0))
+
+
+async def _while_there(connection: socket.socket, answering: Coroutine[Any, Any, None]) -> None:
+    """Raises ConnectionError where the peer has gone: while nothing is sent to it, only reading shows that."""
+
+    async def until_it_goes() -> None:
+        while await asyncio.get_running_loop().sock_recv(connection, _PIECE):
+            pass  # another request, or a body: neither is answered
+
+    tasks = [asyncio.ensure_future(answering), asyncio.ensure_future(until_it_goes())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise ConnectionResetError
+        await tasks[0]
+    finally:
+        for one in tasks:
+            one.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _close(connection: socket.socket) -> None:

@@ -391,3 +391,15 @@ async def test_a_peer_that_takes_nothing_is_left() -> None:
         assert listener._long == {}
     finally:
         await listener.close()
+
+
+async def test_who_has_gone_while_the_cloud_makes_the_file_holds_no_place(tmp_path: Path) -> None:
+    async with csv_line(tmp_path) as line:
+        link = await line.link(line.session)
+        line.server.faults.delay(f"/api/v2/data-session/{line.session}", 2 * SOON, times=MOST_AT_ONCE)
+        gone = [line.stalled(link) for _ in range(MOST_AT_ONCE)]
+        for one in gone:
+            one.close()
+        await line.bridge.has_said("csv.not_finished", times=MOST_AT_ONCE)
+        line.server.faults.clear()
+        assert await fetched(link) == await line.of_the_cloud(line.session)

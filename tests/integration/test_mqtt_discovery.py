@@ -127,7 +127,8 @@ async def test_home_assistant_that_starts_gets_everything_again_in_order(new_mos
     port, gate = new_mosquitto().port, Gate(is_open=True)
     with heard_on(port) as listener:
         async with announcing(port, Home(device("g1", "a")), sleep=gate):
-            await eventually(lambda: bool(listener.on("bace/bridge/info")))
+            # The last ones of the first round: they wait for what the broker keeps.
+            await eventually(lambda: bool(listener.on("bace/bridge/info") and listener.on("bace/bridge/devices")))
             gate.close()
             first = len(listener.heard)
             for payload in (b"offline", b"", b"ONLINE", b'{"state":"online"}', b"\xff"):
@@ -210,7 +211,7 @@ async def test_a_broker_that_refuses_discovery_and_the_birth_gets_everything_els
             acl.write_text("topic readwrite #\n")
             mosquitto.reload()
             clock.seconds += 60
-            sink.refresh_bridge()
+            sink.refresh()
             await eventually(lambda: sink.state_problem is None)
     assert not listener.on("bace/new/event")[0].retained
     assert len(named(logs, "mqtt.connected")) == 1
@@ -344,7 +345,7 @@ async def test_a_series_that_goes_is_announced_whole_then_removed_then_left_out(
             await eventually(lambda: bool(listener.on("bace/bridge/info")))
             if not restarts:
                 state.known["g1"] = device("g1", "a")
-                sink.refresh_devices(["g1"])
+                sink.refresh(["g1"])
                 await eventually(lambda: len(listener.on(G1)) == 4)
                 await eventually(lambda: "bace/g1/latest/b/6000" not in ledger.held)
         if restarts:
@@ -378,7 +379,7 @@ async def test_a_sink_that_leaves_and_one_that_comes_change_the_bridges_device(n
             await eventually(lambda: bool(listener.on("bace/bridge/info")))
             there.remove("hook")
             there.append("other")
-            sink.refresh_bridge()
+            sink.refresh()
             await eventually(lambda: len(listener.on(BRIDGE)) == 4)
     keys = [{key for key in components(one) if key.startswith("backlog")} for one in listener.payloads(BRIDGE)]
     home, hook, other = "backlog_home", "backlog_hook", "backlog_other"
@@ -391,7 +392,7 @@ async def test_another_name_of_a_datatype_is_announced_without_another_connectio
         async with announcing(port, Home(device("g1", "a")), datatypes=lambda: meanings) as sink:
             await eventually(lambda: bool(listener.on("bace/bridge/info")))
             meanings = {6000: DatatypeConfig(name="Pulse", unit="1/min")}
-            sink.refresh_devices(None)
+            sink.refresh(None)
             await eventually(lambda: len(listener.on(G1)) == 2)
             assert components(listener.payloads(G1)[-1])["a_6000"]["name"] == "Pulse"
     assert len(named(logs, "mqtt.connected")) == 1
@@ -432,7 +433,7 @@ async def test_a_device_all_of_whose_data_sessions_were_removed_is_announced_no_
         async with announcing(port, state, ledger) as sink:
             await eventually(lambda: bool(listener.on("bace/bridge/info")))
             state.known["g2"] = DeviceState("g2", available=True, session=None)
-            sink.refresh_devices(["g2"])
+            sink.refresh(["g2"])
             await eventually(lambda: listener.payloads(G2)[-1] == b"")
             await eventually(lambda: G2 not in ledger.held)
             assert ledger.of_discovery[G2].is_cleared
@@ -449,7 +450,7 @@ async def test_a_device_that_was_cleared_while_home_assistant_was_down_is_cleare
             await eventually(lambda: bool(listener.on("bace/bridge/info")))
             topics = {topic for topic in ledger.held if "/bace_g2/" in topic and topic.startswith("homeassistant/")}
             del state.known["g2"]
-            sink.refresh_devices(None)
+            sink.refresh(None)
             await eventually(lambda: all(listener.payloads(topic)[-1] == b"" for topic in topics))
             await eventually(lambda: not topics & ledger.held)
         for _ in range(2):
@@ -574,7 +575,7 @@ async def test_discovery_that_the_broker_lost_is_no_broker_that_loses_state(new_
         async with announcing(port, Home(device("g1", "a"))) as sink:
             await eventually(lambda: bool(listener.on("bace/bridge/info")))
             listener.publish(G1, b"", retain=True)  # as Home Assistant does where an entity is deleted
-            sink.refresh_devices(["g1"])
+            sink.refresh(["g1"])
             await eventually(lambda: sink.state_problem is None)
             listener.publish("homeassistant/status", b"online")
             await eventually(lambda: len(listener.on("bace/g1/session")) == 2)
@@ -602,7 +603,7 @@ async def test_a_ledger_that_cannot_be_written_does_not_hold_up_discovery(new_mo
             await eventually(lambda: bool(listener.on("bace/g1/session")))
             ledger.broken = False
             state.known["g1"] = device("g1", "a", "b")
-            sink.refresh_devices(["g1"])
+            sink.refresh(["g1"])
             await eventually(lambda: {BRIDGE, G1} <= ledger.of_discovery.keys())
     assert "b_6000" in ledger.of_discovery[G1].components
 
@@ -619,7 +620,7 @@ async def test_an_idle_sink_publishes_and_writes_nothing(new_mosquitto: NewMosqu
             await eventually(lambda: bool(listener.on("bace/bridge/info")))
             heard, writes = len(listener.heard), ledger.writes
             for _ in range(20):
-                sink.refresh_devices(None)
-                sink.refresh_bridge()
+                sink.refresh(None)
+                sink.refresh()
                 await asyncio.sleep(0.02)
             assert (len(listener.heard), ledger.writes) == (heard, writes)

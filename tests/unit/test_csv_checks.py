@@ -2,6 +2,7 @@
 
 import csv
 import io
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -39,6 +40,14 @@ WHOLE = {
     "long": LONG, "wide": WIDE, "quoted": QUOTED, "tabs": TABS, "without a header": BARE, "labels": LABELS,
     "without the last line break": LONG.rstrip(), "wide, without it": WIDE.rstrip(), "quoted, without it": QUOTED[:-1],
     "no rows": b"time,value\n", "blank lines": b"\n" + LONG + b"\n\n", "numbers and texts": STATES,
+    "times with a zone, and a state": b"time,value\n2026-01-01 00:00:00 UTC,1\n2026-01-01 00:01:00 UTC,open\n",
+    "times in words, and a state": b"time;value\n1 Jan 2026, 1 PM;1\n1 Jan 2026, 2 PM;off\n",
+    "two words": b"time,datatype,value\n1767225600,6000,71\n1767225601,7000,not worn\n",
+    "a note": b"time,value,note\n1767225600,71,\n1767225601,72,sensor error\n",
+    "a note in quotes": b'time,value,note\n1767225600,71,\n1767225601,72,"the sensor has failed, and was replaced"\n',
+    "a state without a line break": b"time,value,state\n1767225600,71,ok\n1767225601,72,timeout",
+    "a value without a line break": b"time,value\n1767225600,71\n1767225601,open",
+    "a column of errors, and no rows": b"time,value,error\n", "Excel's hint": b"\xef\xbb\xbfsep=;\r\n" + WIDE,
     "a column": b"value\n1\n2\n", "empty values": b"time,a,b\n1767225600,,\n1767225601,,\n",
 }  # fmt: skip
 
@@ -83,8 +92,10 @@ def test_a_message_in_place_of_a_csv_is_found(message: bytes) -> None:
     assert verdict(message + b"\n", datapoints=1) is not None
 
 
-def test_an_empty_answer_is_none() -> None:
-    assert verdict(b"") == verdict(b"\r\n\n") == "it is empty"
+def test_an_empty_answer_is_none_unless_there_are_no_datapoints() -> None:
+    assert verdict(b"") == verdict(b"\r\n\n") == verdict(b"", datapoints=1) == "it is empty"
+    assert verdict(b"", datapoints=0) is verdict(b"time,value\n", datapoints=0) is None
+    assert verdict(b"", datapoints=0, framed=False) == "it is empty", "the connection may have broken at once"
 
 
 def test_a_row_in_the_middle_with_other_columns_is_named() -> None:
@@ -101,6 +112,25 @@ def test_where_each_row_is_a_datapoint_there_are_as_many(datapoints: int | None,
 @pytest.mark.parametrize(("datapoints", "fits"), [(50, True), (100, True), (101, False)])
 def test_where_a_row_holds_several_there_cannot_be_more_than_its_columns(datapoints: int, fits: bool) -> None:
     assert (verdict(WIDE, datapoints=datapoints) is None) is fits
+
+
+DEVICES = b"time,source_device,6000,6001\n1767225600,6b88b4df,71,16\n1767225600,7c99c5e0,72,17\n"
+BUCKETS = b"timestamp_seconds,datatype,source_device,avg_val,count_val\n1767225600,6000,6b88b4df,71,60\n"
+
+
+@pytest.mark.parametrize(("text", "datapoints"), [(DEVICES, 4), (BUCKETS, 60)], ids=["a row a device", "buckets"])
+def test_what_has_fewer_rows_than_datapoints_is_not_refused_for_ever(text: bytes, datapoints: int) -> None:
+    assert verdict(text, datapoints=datapoints) is None
+
+
+@pytest.mark.parametrize("filling", [b" ", b"x", b"x ", b"1", b"1 ", b'""', b"-", b"<"])
+def test_a_long_line_holds_up_nothing(filling: bytes) -> None:
+    long = filling * (500_000 // len(filling))
+    begun = time.process_time()
+    for text in (long, long + b"\n", b"a,b\n1,2\n1" + long + b"x,2\n", b"a,b\n1,2\n1,2" + long):
+        verdict(text)
+    # Each took hours: the expressions tried every way to share out the blanks.
+    assert time.process_time() - begun < 30
 
 
 def test_without_a_length_half_a_line_at_the_end_is_a_cut() -> None:

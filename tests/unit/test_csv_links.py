@@ -1,12 +1,19 @@
 """What a link says cannot be changed, and how long it and its key are good."""
 
+from collections.abc import Collection
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from yarl import URL
 
+from bace_bridge.config.sections import link_url
 from bace_bridge.csv.links import Link, Links, RetiredKey, SigningKeys, expiry, minted, rotated, verified, with_link
+from bace_bridge.csv.serving import CsvServer
 from bace_bridge.events.types import Attempt, Event, LoggedEvent
+from bace_bridge.polling.rules.sessions import KnownSession
+from bace_bridge.status.listener import Answer, parse_head
 
 NOW, LIFE = 1_800_000_000.0, 1000.0
 KEYS = SigningKeys(b"k" * 32)
@@ -115,6 +122,29 @@ def test_the_path_of_the_base_may_be_there_or_taken_away() -> None:
     path, _, query = link.removeprefix(BASE).partition("?")
     assert links.verified(path, query) == links.verified(path.removeprefix("/bace"), query) == GOOD
     assert links.verified("/other" + path, query) == links.verified("/bace" + path, query) == "unknown"
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        "https://x.org", "https://x.org/", "https://x.org/b/", "https://x.org/csv", "https://x.org/csv/csv/",
+        "https://x.org/my%20dir", "https://x.org/caf\u00e9", "https://x.org/a/../b", "https://b\u00fccher.example/x",
+    ],
+)  # fmt: skip
+def test_links_open_below_any_base(base: str) -> None:
+    links = Links(link_url(base), LIFE, clock=lambda: NOW)
+    links.keys = KEYS
+    server = CsvServer(links, known=no_session, cloud=lambda: None)
+    link = links.fresh(SESSION, 3)
+    assert link is not None
+    sent = URL(link)
+    for target in (sent.raw_path_qs, sent.raw_path_qs[-len(minted("", KEYS.current, GOOD)) :]):
+        answer = server.answer(parse_head(f"GET {target} HTTP/1.1\r\nHost: {sent.raw_host}\r\n".encode()))
+        assert not isinstance(answer, Answer | None), (target, answer)
+
+
+async def no_session(_: Collection[str]) -> dict[str, KnownSession]:
+    return {}
 
 
 def attempt(data: bytes, type_: str = "session.csv_ready") -> Attempt:

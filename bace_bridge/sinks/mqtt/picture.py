@@ -248,7 +248,12 @@ class Picture:
         for topic in list(self._undecided):
             if memory.suspicion.sent_alone(topic) != alone or discovery not in {None, self.is_discovery(topic)}:
                 continue
-            action = decide(self._views(topic))
+            views = Views(self.meant.get(topic), self.acknowledged.get(topic))
+            if views.meant is None:
+                noted = topic in self.noted and topic not in self._untaken
+                shown = self._shown is not None and topic in self._shown
+                views = Views(None, views.acknowledged, noted, shown, shared=self._is_shared(topic))
+            action = decide(views)
             if action == "leave":
                 del self._undecided[topic]
                 memory.refusals.drop(topic)
@@ -282,7 +287,7 @@ class Picture:
 
     def refused(self, topic: str, problem: str) -> None:
         self._undecided[topic] = None
-        closes = self._memory.suspicion.is_blamed(topic)
+        closes = topic in self._memory.suspicion.blamed
         self._memory.refusals.refused(topic, self._kind(topic), problem, closes=closes)
         if closes and topic in self._untaken:
             self._memory.to_forget.add(topic)
@@ -310,18 +315,6 @@ class Picture:
         self._undecided.pop(topic, None)
         if topic in self.noted:
             self._memory.to_forget.add(topic)
-
-    def _views(self, topic: str) -> Views:
-        meant, acknowledged = self.meant.get(topic), self.acknowledged.get(topic)
-        if meant is not None:
-            return Views(meant, acknowledged)
-        return Views(
-            None,
-            acknowledged,
-            noted=topic in self.noted and topic not in self._untaken,
-            shown=self._shown is not None and topic in self._shown,
-            shared=self._is_shared(topic),
-        )
 
     def _kind(self, topic: str) -> Kind | None:
         return "discovery" if self.is_discovery(topic) else self._topics.kind(topic)
