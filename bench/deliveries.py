@@ -9,7 +9,9 @@ from pathlib import Path
 
 from bace_bridge.delivery.dispatcher import Dispatcher
 from bace_bridge.events.types import Announced, DeviceState, Event, Filter, KnownDevice
+from bace_bridge.redaction import Redaction
 from bace_bridge.sinks.api import Sink
+from bace_bridge.sinks.kind import SinkContext
 from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from bace_bridge.sinks.webhook.config import WebhookConfig
@@ -125,16 +127,19 @@ async def mqtt_events(runs: int) -> list[Row]:
 async def over_mqtt(folder: Path, port: int, events: list[Event]) -> float:
     async with machinery.filled_log(folder, events, sinks=["home"]) as (log, _):
         config = MqttConfig(name="home", url=f"mqtt://127.0.0.1:{port}")
-        sink = MqttSink(
-            config,
-            client_id="bench",
+        context = SinkContext(
             source="x",
-            state=NoState(),
-            ledger=NoLedger(),
-            installation="bench",
-            requests={},
             version="0",
+            installation="bench",
+            running=tuple,
+            state=NoState(),
+            ledger=lambda _: NoLedger(),
+            requests={},
+            datatypes=dict,
+            redaction=Redaction(),
+            clock=time.time,
         )
+        sink = MqttSink(config, context)
         connection = asyncio.create_task(sink.run())
         await sink.ready()
         seconds = await drained(sink, log, len(events))

@@ -10,6 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 from bace_bridge.app.running import Clocks, Signal
+from bace_bridge.app.storage import Storage
 from bace_bridge.cloud.api import BaceCloud, csv_url
 from bace_bridge.cloud.budget import RequestBudget
 from bace_bridge.cloud.http import CloudHttp, Download, TokenSource
@@ -29,7 +30,6 @@ from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.session_lists import PollSettings
 from bace_bridge.redaction import Redaction
 from bace_bridge.status.health import Polling
-from bace_bridge.store.journal import Journal
 
 
 class AccountConfig(NamedTuple):
@@ -133,8 +133,7 @@ class AccountBuilder(NamedTuple):
     `deciding` is held from reading what is known to the commit; `polled` is called after each poll of a session list.
     """
 
-    journal: Journal
-    tokens: TokenStore
+    store: Storage
     deciding: asyncio.Lock
     polled: Callable[[], None]
     redaction: Redaction
@@ -144,7 +143,7 @@ class AccountBuilder(NamedTuple):
     def build(self, config: AccountConfig) -> Account:
         clock, monotonic = self.clocks.steady, self.clocks.monotonic
         http = cloud_http(
-            config.cloud, self.tokens, self.redaction, version=self.version, clock=clock, monotonic=monotonic
+            config.cloud, self.store.facts, self.redaction, version=self.version, clock=clock, monotonic=monotonic
         )
         cloud = BaceCloud(http)
         poll = self._list_poll(config, cloud)
@@ -157,7 +156,7 @@ class AccountBuilder(NamedTuple):
         interval = config.watch.session_interval
         sessions = SessionLoop(
             poll.poll,
-            self.journal,
+            self.store.journal,
             interval=interval,
             clock=clock,
             monotonic=monotonic,
@@ -170,7 +169,7 @@ class AccountBuilder(NamedTuple):
         watch, groups = config.watch, config.cloud.groups
         return ListPoll(
             cloud,
-            SessionRecorder(cloud, self.journal, groups=groups, deciding=self.deciding, clock=self.clocks.steady),
+            SessionRecorder(cloud, self.store.journal, groups=groups, deciding=self.deciding, clock=self.clocks.steady),
             PollSettings(
                 first_start=FirstStart(watch.start_from.kind, watch.start_from.seconds),
                 session_interval=watch.session_interval,
@@ -181,7 +180,7 @@ class AccountBuilder(NamedTuple):
         )
 
     def _datapoint_loop(self, config: AccountConfig, cloud: BaceCloud) -> DatapointLoop:
-        journal, deciding, clock = self.journal, self.deciding, self.clocks.steady
+        journal, deciding, clock = self.store.journal, self.deciding, self.clocks.steady
         endpoint = PointEndpoint(cloud, clock=clock)
         settings = FetchSettings(
             interval=config.watch.datapoint_interval,

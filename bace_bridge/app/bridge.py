@@ -95,43 +95,27 @@ class _Home:
         self.accounts = accounts = Running[AccountConfig, Account](group)
         self.outlets = outlets = Running[OutletConfig, Outlet](group)
         self.servers = Running[HttpConfig, HealthServer](group)
-
         self.redaction = redaction = Redaction()
         self.store = store = Storage(file, config, signals, clock=clock, wall=clocks.wall)
         devices = Devices(store.device_states, accounts, changed=signals.devices_changed, period=store.links.period)
         self.csv = CsvServer(store.links, store.journal.known, lambda: next(iter(accounts), None))
-        own = [
-            Check(ready=lambda: {"cloud": None if any(accounts) else "not asked yet"}),
-            Check(ready=store.upkeep.ready),
-            Check(degraded=config_check),
-        ]
-        checks = Checks(own, accounts, outlets)
+        begun = Check(ready=lambda: {"cloud": None if any(accounts) else "not asked yet"})
+        checks = Checks([begun, Check(ready=store.upkeep.ready, degraded=config_check)], accounts, outlets)
         self.status = status = Status(
             checks, accounts, outlets, store.upkeep, devices, clock=clock, version=version, installation=installation
         )
-        self.account_builder = AccountBuilder(
-            store.journal, store.facts, deciding, signals.list_polled, redaction, clocks=clocks, version=version
-        )
-        self.outlet_builder = OutletBuilder(
-            store,
-            status,
-            installation,
-            lambda: outlets.configs,
-            accounts.each(Account.poll_now),
-            signals,
-            redaction,
-            clocks=clocks,
-            version=version,
-        )
+        self.account_builder = AccountBuilder(store, deciding, signals.list_polled, redaction, clocks, version)
+        poll_now = accounts.each(Account.poll_now)
+        self.outlet_builder = OutletBuilder(store, status, outlets, poll_now, signals, redaction, clocks)
         watch = ClockWatch(clock, deciding=deciding, move_store=store.schedules.move, stepped=signals.clock_stepped)
         self.service = Service(accounts, outlets, status, devices, store, watch, signals, clock=clock)
 
         # In this order they are called: a device's availability is known before the topics that show it are written.
         signals.log_grew.listen(outlets.each(Outlet.log_grew))
-        signals.devices_changed.listen(outlets.each(Outlet.refresh_devices))
+        signals.devices_changed.listen(outlets.each(Outlet.refresh))
         signals.list_polled.listen(devices.polled)
-        signals.list_polled.listen(outlets.each(Outlet.refresh_bridge))
-        signals.status_changed.listen(outlets.each(Outlet.refresh_bridge))
+        signals.list_polled.listen(outlets.each(Outlet.refresh))
+        signals.status_changed.listen(outlets.each(Outlet.refresh))
         signals.clock_stepped.listen(accounts.each(Account.clock_stepped))
         signals.clock_stepped.listen(outlets.each(Outlet.clock_stepped))
 

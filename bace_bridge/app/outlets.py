@@ -1,7 +1,7 @@
 """Builds each sink with its dispatcher from the configuration, and answers the requests that arrive over MQTT."""
 
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ import structlog
 
 from bace_bridge import logs
 from bace_bridge.app.account import fingerprint
-from bace_bridge.app.running import Clocks, Signals
+from bace_bridge.app.running import Clocks, Running, Signals
 from bace_bridge.app.storage import Storage
 from bace_bridge.config.datatypes import DatatypeConfig
 from bace_bridge.delivery.outlet import Outlet
@@ -105,36 +105,27 @@ def _changed_at(path: Path) -> int:
 
 
 class OutletBuilder:
-    """Builds outlets over one event log.
-
-    `installation` keeps MQTT client ids of two bridges apart; `running` are the outlets that run now. `redaction` is
-    for what other sides answer.
-    """
+    """Builds outlets over one event log, of which `running` are there now. `redaction` is for others' answers."""
 
     def __init__(
         self,
         store: Storage,
         status: Status,
-        installation: str,
-        running: Callable[[], Iterable[OutletConfig]],
+        running: Running[OutletConfig, Outlet],
         poll_now: Callable[[], None],
         signals: Signals,
         redaction: Redaction,
-        *,
         clocks: Clocks,
-        version: str,
     ) -> None:
         self._store = store
         self._log = store.event_log
         self._status = status
         self._state = StateForTopics(status)
-        self._installation = installation
         self._running = running
         self._poll_now = poll_now
         self._signals = signals
         self._redaction = redaction
         self._clocks = clocks
-        self._version = version
         self._datatypes: Mapping[int, DatatypeConfig] = {}
 
     def adjust(self, datatypes: Mapping[int, DatatypeConfig]) -> None:
@@ -154,9 +145,9 @@ class OutletBuilder:
         built = sink.build(
             SinkContext(
                 source=config.source,
-                version=self._version,
-                installation=self._installation,
-                running=lambda: [one.sink for one in self._running()],
+                version=self._status.version,
+                installation=self._status.installation,
+                running=lambda: [one.sink for one in self._running.configs],
                 state=self._state,
                 ledger=partial(self._store.ledger, sink.name),
                 requests=self._requests(sink.name),

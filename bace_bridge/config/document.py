@@ -78,6 +78,17 @@ _LONGEST_NUMBER = 100
 """Characters. Python takes long over a number of many digits, and none of them is a float."""
 
 _QUOTE_IT = "a text that holds ': ' or ' #', or begins with * & ! % @ { [ or a backquote, must be in quotes"
+_SYNTAX = {
+    "expected <block end>, but found '<scalar>'": ("text follows a closing quote", "write ' twice within '...'"),
+    "expected <block end>": ("is indented unlike the lines above", "keys of one section begin in the same column"),
+    "mapping values are not allowed here": (
+        "a ':' is not expected here",
+        "check the indentation; write 'key: value' with a space, and a text that holds ': ' in quotes",
+    ),
+    "expected ',' or": ("a [ or { before this is not closed, or a comma is missing", _QUOTE_IT),
+    "found unexpected end of stream": ("a quote is not closed", ""),
+}
+"""PyYAML's commonest problems, by their beginnings, in words for people who do not know YAML's grammar."""
 _TAB = re.compile(r" *\t")
 
 
@@ -181,8 +192,12 @@ def _syntax_mistake(name: str, text: str, error: yaml.MarkedYAMLError) -> Mistak
     # What YAML quotes may be a piece of a password; single characters and its own tokens (<block end>)
     # are not.
     problem = re.sub(r"(['\"])(?!<)(?:(?!\1).){2,}\1", "…", error.problem or "cannot be read as YAML")
+    hint = error.note or _QUOTE_IT
+    for beginning, words in reversed(_SYNTAX.items()):
+        if (error.problem or "").startswith(beginning):
+            problem, hint = words
     place = f"line {mark.line + 1}, column {mark.column + 1}: "
-    return Mistake(name, place + problem.replace("\n", " "), error.note or _QUOTE_IT)
+    return Mistake(name, place + problem.replace("\n", " "), hint)
 
 
 def _refuse_what_is_no_plain_data(root: Node) -> None:

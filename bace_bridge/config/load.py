@@ -66,6 +66,10 @@ def in_words(error: ErrorDetails, model: type[BaseModel], raw: object) -> Mistak
     if error["type"] == "mistake":
         return Mistake(spell(place), context["problem"], context["hint"])
     problem, hint = _WORDS.get(error["type"], ("is not valid here", ""))
+    if error["type"] == "string_type" and isinstance(error["input"], list | dict):
+        hint = "a single one, not a list or a section"
+    if error["type"] == "model_type":
+        hint = f"its keys: {', '.join(sorted(model_at(model, place).model_fields))}"
     return Mistake(spell(place), problem.format(**context), hint)
 
 
@@ -170,7 +174,7 @@ def validate(raw: dict[Any, Any]) -> tuple[Config | None, list[Mistake]]:
     try:
         return FILE_MODEL.model_validate(raw), []
     except ValidationError as error:
-        details = error.errors(include_url=False, include_input=False)
+        details = error.errors(include_url=False)
         return None, [in_words(one, FILE_MODEL, raw) for one in details]
 
 

@@ -131,8 +131,9 @@ class CsvConfig(Section):
 
 
 class HttpConfig(Section):
-    listen: str = Field(
-        default="127.0.0.1:8099", description='host:port of /healthz, /readyz and CSV links; "" turns it off'
+    # A port alone, or false, gets the message about addresses, not one about quotes.
+    listen: Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, int | float) else given)] = (
+        Field(default="127.0.0.1:8099", description='host:port of /healthz, /readyz and CSV links; "" turns it off')
     )
     token: Annotated[OptionalSecret, BeforeValidator(lambda given: given or None)] = Field(
         default=None, description="With it (Authorization: Bearer), remote clients see names and reasons, too"

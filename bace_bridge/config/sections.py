@@ -154,7 +154,7 @@ def store_url(url: str) -> str:
 
 def listen_address(address: str) -> tuple[str, int]:
     """Host and port of `127.0.0.1:8099` or `[::1]:8099`."""
-    hint = '127.0.0.1:8099 for this machine only, 0.0.0.0:8099 for the whole network, "" for none'
+    hint = '0.0.0.0:8099 listens on the whole network, "" turns it off'
     host, colon, port = address.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -163,7 +163,7 @@ def listen_address(address: str) -> tuple[str, int]:
     elif ":" in host:
         raise mistake("must be host:port, with an IPv6 host in brackets", "[::1]:8099")
     if not colon or not host or _BLANK_OR_CONTROL.search(address) or not re.fullmatch(r"[0-9]{1,5}", port):
-        raise mistake("must be host:port", hint)
+        raise mistake("must be host:port, such as 127.0.0.1:8099", hint)
     if int(port) > _HIGHEST_PORT:
         raise mistake("must have a port from 0 to 65535", hint)
     if ":" not in host and not _is_listened_on(host):

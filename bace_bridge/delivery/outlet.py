@@ -151,15 +151,10 @@ class Outlet:
     def clock_stepped(self, seconds: float) -> None:
         self._dispatcher.clock_stepped(seconds)
 
-    def refresh_devices(self, ids: Collection[str] | None) -> None:
-        """The state of these devices may have changed; None: of all of them."""
+    def refresh(self, ids: Collection[str] | None = ()) -> None:
+        """How the bridge and these devices stand may have changed; None: all of them."""
         if self._broker is not None:
-            self._broker.refresh_devices(ids)
-
-    def refresh_bridge(self) -> None:
-        """The bridge's info or health may have changed."""
-        if self._broker is not None:
-            self._broker.refresh_bridge()
+            self._broker.refresh(ids)
 
     async def count(self, *, backlog: bool) -> None:
         """What waits; the backlog, which takes seconds of millions of events, only where asked. Raises StoreError."""

@@ -11,8 +11,8 @@ from rich.text import Text
 from bace_bridge.demo.board import Board, Shown
 from bace_bridge.demo.stage import Addresses
 
-PATIENCE = 0.5
-"""Seconds that an event which has arrived on one way is waited for on the other."""
+PATIENCE = 3.0
+"""Seconds for which an event that arrived one way is awaited the other way: a new device's first take one over MQTT."""
 
 
 class Lines:
@@ -47,8 +47,6 @@ _NARROW = 100
 """Columns below which devices are shown by the ends of their labels."""
 
 _SHORT = 10
-_PATIENCE = 2.0
-"""Seconds after which an event that came on one way only is marked."""
 
 _STATE_STYLES = {"active": "bold green", "ended": "yellow", "ingested": "cyan"}
 _TYPE_STYLES = {
@@ -143,7 +141,7 @@ def _devices(board: Board, width: int) -> RenderableType:
 def _events(events: Sequence[Shown], now: float, width: int) -> RenderableType:
     table = _table("TIME", "EVENT", "DEVICE", "", "ARRIVED BY", width=width, elastic="")
     for event in events:
-        missing = ("not yet", "red") if now - event.at > _PATIENCE else ("...", "dim")
+        missing = ("not yet", "red") if now - event.at > PATIENCE else ("...", "dim")
         mqtt = ("\N{CHECK MARK}", "green") if event.topic is not None else missing
         webhook = ("\N{CHECK MARK} signed", "green") if event.by_webhook else missing
         table.add_row(

@@ -322,6 +322,11 @@ class Announced(msgspec.Struct, frozen=True):
     components: dict[str, str] = {}
     removed: dict[str, str] = {}
 
+    @property
+    def is_cleared(self) -> bool:
+        """The topic is not retained any more; only what was removed is still to be known."""
+        return bool(self.removed) and not self.components
+
 
 LONGEST_TOKEN = 16 * 1024
 """Characters: more than web servers take in a header as they are installed."""

@@ -5,6 +5,7 @@ Each is recorded page by page. One that holds an unreadable record rests for a w
 
 from collections.abc import Sequence
 from functools import partial
+from math import inf
 
 import msgspec
 import structlog
@@ -160,8 +161,7 @@ async def backfill(
     if 0 < state.backfill_at - recorder.clock() <= max(settings.backfill_interval, LONGEST_WAIT):
         return state
     only_way = full_scan and not state.newest_first
-    at_once = only_way or state.catching_up
-    before, ended = reader.requests, False
+    at_once, before, ended = only_way or state.catching_up, reader.requests, False
     for _ in range(PAGES_AT_ONCE if at_once else 1):
         number, part = state.backfill_page, f"data sessions, page {state.backfill_page}"
         # Down to the last row, whatever that takes: what is left out here is found by nothing else.
@@ -184,11 +184,9 @@ async def backfill(
         state = replace(state, backfill_page=1 if ended else number + 1, backfill_last=last, timed_out=None)
         if ended or page.lost:
             break
-    share = SHARE_AT_ONCE if at_once else SHARE
-    wait = (reader.requests - before) * 60 / settings.requests_per_minute / share
-    if ended and not full_scan:  # sooner while a record cannot be read
-        rest = settings.backfill_interval
-        wait = max(wait, min(rest, RETRY_UNREADABLE) if recorder.unreadable.failed_at else rest)
+    wait = (reader.requests - before) * 60 / settings.requests_per_minute / (SHARE_AT_ONCE if at_once else SHARE)
+    if ended and not full_scan:
+        wait = max(wait, min(settings.backfill_interval, RETRY_UNREADABLE if recorder.unreadable.failed_at else inf))
     return replace(state, backfill_at=recorder.clock() + wait, catching_up=state.catching_up and not ended)
 
 

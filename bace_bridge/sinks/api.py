@@ -47,8 +47,8 @@ class Broker(Protocol):
 
     @property
     def state_problem(self) -> str | None: ...
-    def refresh_devices(self, ids: Collection[str] | None) -> None: ...
-    def refresh_bridge(self) -> None: ...
+    def refresh(self, ids: Collection[str] | None = ()) -> None:
+        """How the bridge and these devices stand may have changed; None: all of them."""
 
 
 class Built(NamedTuple):

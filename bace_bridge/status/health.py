@@ -132,8 +132,8 @@ class Status:
         self._outlets = outlets
         self._store = store
         self.devices = devices
-        self._version = version
-        self._installation = installation
+        self.version = version
+        self.installation = installation
         self._started_at = clock()
 
     def alive(self) -> dict[str, str | None]:
@@ -147,8 +147,8 @@ class Status:
 
     def info(self) -> dict[str, Any]:
         return {
-            "version": self._version,
-            "installation": self._installation,
+            "version": self.version,
+            "installation": self.installation,
             "started_at": iso_utc(self._started_at),
             "strategy": ", ".join(dict.fromkeys(one.polling().strategy for one in self._accounts)),
         }
@@ -178,26 +178,11 @@ class StateForTopics:
     """What MQTT's retained topics show."""
 
     def __init__(self, status: Status) -> None:
-        self._status = status
-        self._devices = status.devices
-
-    async def devices(self, ids: Collection[str] | None) -> list[DeviceState]:
-        """Raises StoreError."""
-        return await self._devices.states(ids)
-
-    async def known_devices(self, ids: Collection[str] | None) -> list[KnownDevice]:
-        """Raises StoreError."""
-        return await self._devices.known(ids)
-
-    def is_current(self) -> bool:
-        """True while the session list can be polled: what is not known then is not there."""
-        return self._devices.is_current
-
-    def info(self) -> bytes:
-        return msgspec.json.encode(self._status.info())
-
-    def health(self) -> bytes:
-        return msgspec.json.encode(self._status.health())
+        self.devices, self.known_devices = status.devices.states, status.devices.known
+        # True while the session list can be polled: what is not known then is not there.
+        self.is_current = lambda: status.devices.is_current
+        self.info = lambda: msgspec.json.encode(status.info())
+        self.health = lambda: msgspec.json.encode(status.health())
 
 
 def _earliest(times: Iterable[float | None]) -> str | None:

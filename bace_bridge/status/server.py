@@ -36,6 +36,8 @@ class HealthServer:
     machine or has the token; anybody else gets the kinds of what there is, and whether all of a kind is well.
     """
 
+    usable = True
+
     def __init__(
         self,
         config: HttpConfig,
@@ -52,8 +54,7 @@ class HealthServer:
         self._ready = ready
         self._degraded = degraded
         self._listener = Listener(self._answer, clock=clock)
-
-    usable = True
+        self.close = self._listener.close
 
     @property
     def address(self) -> str | None:
@@ -69,11 +70,15 @@ class HealthServer:
             async with asyncio.timeout(LISTENS_WITHIN):
                 await self._listener.open(self._config.host, self._config.port)
         except (OSError, UnicodeError) as error:  # UnicodeError: the host can be no name, such as 127.0.0..1
-            raise _cannot_listen(self._config.listen, error) from error
+            if isinstance(error, UnicodeError):
+                reason: str | None = "that is not a valid host name"
+            elif isinstance(error, TimeoutError):
+                reason = "the host's name is not resolved in time"
+            else:
+                reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+            problem = f"cannot listen on {self._config.listen}: {reason}"
+            raise ConfigError([Mistake("http.listen", problem, 'choose another address, or "" for none')]) from error
         log.info("http.listening", url=f"http://{self.address}")
-
-    async def close(self) -> None:
-        await self._listener.close()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Once it is open: answers until `stop`."""
@@ -145,14 +150,3 @@ def _report(
     status = HTTPStatus.OK if fine else HTTPStatus.SERVICE_UNAVAILABLE
     shown = {"status": well if fine else unwell, "checks": checks}
     return Answer(status, {**shown, "degraded": beside} if degraded else shown)
-
-
-def _cannot_listen(listen: str, error: OSError | UnicodeError) -> ConfigError:
-    if isinstance(error, UnicodeError):
-        reason: str | None = "that is not a valid host name"
-    elif isinstance(error, TimeoutError):
-        reason = "the host's name is not resolved in time"
-    else:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-    problem = f"cannot listen on {listen}: {reason}"
-    return ConfigError([Mistake("http.listen", problem, 'choose another address, or "" for none')])

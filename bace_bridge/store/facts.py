@@ -78,6 +78,8 @@ def write_fact(connection: sqlite3.Connection, name: str, value: str) -> None:
 
 
 _OURS = "(sink = ? or sink not in (select name from sinks where routed_through is null))"
+_IS_CLEARED = """coalesce(json_extract(announced, '$.components') = '{}'
+    and json_extract(announced, '$.removed') <> '{}', 0)"""
 
 
 class RetainedLedger:
@@ -93,7 +95,7 @@ class RetainedLedger:
 
     async def topics(self) -> set[str]:
         """Raises StoreError, as all methods do."""
-        query = f"select topic from retained where broker = ? and {_OURS}"  # noqa: S608  # a constant
+        query = f"select topic from retained where broker = ? and {_OURS} and not {_IS_CLEARED}"  # noqa: S608  # constants
         given = (self._broker, self._sink)
         return await self._file.read(lambda connection: {topic for (topic,) in connection.execute(query, given)})
 
@@ -125,11 +127,21 @@ class RetainedLedger:
         rows = [
             (self._broker, self._sink, topic, msgspec.json.encode(one).decode()) for topic, one in announced.items()
         ]
-        await self._file.write(lambda connection: connection.executemany(query, rows), side="facts")
+        of_former = f"delete from retained where broker = ? and topic = ? and {_OURS} and sink <> ?"  # noqa: S608  # a constant
+        former = [(self._broker, topic, self._sink, self._sink) for topic in announced]
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.executemany(query, rows)
+            connection.executemany(of_former, former)
+
+        await self._file.write(work, side="facts")
 
     async def forget(self, topics: Iterable[str]) -> None:
-        """After the broker has acknowledged that they are cleared, or where they belong to another bridge now."""
-        query = f"delete from retained where broker = ? and topic = ? and {_OURS}"  # noqa: S608  # a constant
+        """After the broker has acknowledged that they are cleared, or where they belong to another bridge now.
+
+        What they have announced is kept where it was noted as removed.
+        """
+        query = f"delete from retained where broker = ? and topic = ? and {_OURS} and not {_IS_CLEARED}"  # noqa: S608  # constants
         rows = [(self._broker, topic, self._sink) for topic in topics]
         await self._file.write(lambda connection: connection.executemany(query, rows), side="facts")
 

@@ -37,12 +37,16 @@ class Place:
         series = device.series[0].id_container_data_latest
         self.cloud.add_points(self.sessions[device.id_group], series, [(time.time(), value)])
 
-    def configured(self, *, watched: Any = (), datatypes: Any = None, hook: str | None = None, **mqtt: Any) -> Path:
-        """`watched` are the groups of the cloud; `mqtt` are keys of the sink."""
+    def configured(
+        self, *, watched: Any = (), datatypes: Any = None, hook: str | None = None, other: Any = None, **mqtt: Any
+    ) -> Path:
+        """`watched` are the groups of the cloud; `mqtt` are keys of the sink, `other` of another one at its broker."""
         extra = {"cloud": {"groups": list(watched)}}
         path = configuration(self._folder, cloud_url=self._url, mqtt_port=self.port, hook_url=hook, extra=extra)
         settings = json.loads(path.read_text())
         settings["mqtt"][0] |= mqtt
+        if other is not None:
+            settings["mqtt"].append(settings["mqtt"][0] | {"name": "other", "base_topic": "bed"} | other)
         settings["watch"]["recheck_interval"] = "1s"  # a new name of a device shows by it
         path.write_text(json.dumps(settings | ({"datatypes": datatypes} if datatypes else {})))
         return path
@@ -205,6 +209,31 @@ async def test_a_sink_that_a_reload_adds_or_takes_away_is_on_the_bridges_device(
         assert [one and len(one) > 1 for one in steps] == [True, True, False, None]
         assert bridge.log.count("mqtt.connected") == 1
         assert await bridge.stop() == 0
+
+
+@pytest.mark.parametrize("mode", ["device", "component"])
+async def test_one_of_two_sinks_at_a_broker_that_announces_no_more_leaves_what_the_other_announces(
+    place: Place, mode: str
+) -> None:
+    with listening(place.port) as listener:
+        async with running(place.configured(other={"home_assistant": {"mode": mode}})) as bridge:
+            topic = place.topic(place.one)
+            await becomes(place, lambda found: topic in found, "both sinks have announced")
+            await until(lambda: bool(listener.on("bed/bridge/info")), within=60, what="the other one is complete")
+            before = len(listener.on("bed/bridge/info"))
+            place.configured(other={"home_assistant": {"enabled": False, "mode": mode}})
+            bridge.process.send_signal(signal.SIGHUP)
+            await until(lambda: len(listener.on("bed/bridge/info")) > before, within=60, what="it is complete again")
+            await becomes(
+                place, lambda found: not any("/device/" not in one for one in found), "nothing of its own is left"
+            )
+            assert b"" not in listener.payloads(topic)
+            await becomes(
+                place,
+                lambda found: b'"bed/' not in found.get(topic, b'"bed/'),
+                "what was overwritten is announced again",
+            )
+            assert await bridge.stop() == 0
 
 
 async def test_a_value_of_the_last_session_does_not_come_to_life_with_the_next_one(place: Place) -> None:

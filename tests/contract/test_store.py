@@ -793,6 +793,21 @@ async def test_the_ledger_keeps_what_was_announced_also_by_a_sink_of_another_nam
         assert await RetainedLedger(file, sink="new", broker="c:1883").announced() == {}
 
 
+async def test_the_ledger_keeps_what_was_announced_on_a_topic_that_is_cleared(tmp_path: Path) -> None:
+    cleared = Announced({}, {"a": "sensor"})
+    async with SqliteFile(tmp_path / "b.db") as file:
+        old, new = (RetainedLedger(file, sink=name, broker="b:1883") for name in ("old", "new"))
+        await old.note_announced({"x/config": Announced({"a": "sensor"})})
+        await old.note_announced({"x/config": cleared})
+        await old.forget(["x/config"])
+        assert await new.topics() == set(), "there is nothing to clear"
+        assert await new.announced() == {"x/config": cleared}
+        await new.note_announced({"x/config": Announced()})
+        assert await new.topics() == {"x/config"}
+        await new.forget(["x/config"])
+        assert await new.announced() == await old.announced() == {}
+
+
 def point_of(text: str, **named: str) -> bytes:
     return msgspec.json.encode({"text": text} | named)
 

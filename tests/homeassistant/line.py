@@ -41,7 +41,7 @@ class Line:
 
     def configure(self, *, watch: Any = None, datatypes: Any = None, hook_url: str | None = None, **mqtt: Any) -> Path:
         """Writes the configuration, with these keys of the MQTT sink, and of other sections."""
-        extra = {"watch": {"recheck_interval": "1s", **(watch or {})}}
+        extra = {"watch": watch} if watch else {}
         path = configuration(
             self.folder, cloud_url=self.server.url, mqtt_port=self.mosquitto.port, hook_url=hook_url, extra=extra
         )

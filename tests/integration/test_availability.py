@@ -37,10 +37,8 @@ class Broker(ScriptedSink):
         super().__init__()
         self.refreshed: list[Collection[str] | None] = []
 
-    def refresh_devices(self, ids: Collection[str] | None) -> None:
+    def refresh(self, ids: Collection[str] | None = ()) -> None:
         self.refreshed.append(ids)
-
-    def refresh_bridge(self) -> None: ...
 
 
 @asynccontextmanager
@@ -63,7 +61,7 @@ async def ticking(folder: Path) -> AsyncIterator[tuple[Broker, DeviceStates, Jou
         )
         accounts, outlets = Running[str, Account](group), Running[str, Outlet](group)
         outlets.start("home", outlet)
-        devices = Devices(store.device_states, accounts, changed=outlets.each(Outlet.refresh_devices))
+        devices = Devices(store.device_states, accounts, changed=outlets.each(Outlet.refresh))
         clock_watch = ClockWatch(
             SteadyClock(), deciding=asyncio.Lock(), move_store=store.schedules.move, stepped=signals.clock_stepped
         )

@@ -127,7 +127,8 @@ async def test_home_assistant_that_starts_gets_everything_again_in_order(new_mos
     port, gate = new_mosquitto().port, Gate(is_open=True)
     with heard_on(port) as listener:
         async with announcing(port, Home(device("g1", "a")), sleep=gate):
-            await eventually(lambda: bool(listener.on("bace/bridge/info")))
+            # The last ones of the first round: they wait for what the broker keeps.
+            await eventually(lambda: bool(listener.on("bace/bridge/info") and listener.on("bace/bridge/devices")))
             gate.close()
             first = len(listener.heard)
             for payload in (b"offline", b"", b"ONLINE", b'{"state":"online"}', b"\xff"):
@@ -146,6 +147,24 @@ async def test_home_assistant_that_starts_gets_everything_again_in_order(new_mos
             listener.publish("homeassistant/status", b"online")
             await eventually(lambda: len(listener.on("bace/g1/latest/a/6000")) == 3)
     assert len(listener.on(G1)) == 3, "two births at once were one, and what is no birth was none"
+
+
+async def test_a_birth_that_a_lost_connection_has_cut_off_is_answered_on_the_next_one() -> None:
+    ledger, gate = MemoryLedger(), Gate(is_open=True)
+    ledger.held, ledger.of_discovery = {G1}, {G1: Announced({"running": "binary_sensor"}, {"b_6000": "sensor"})}
+    async with (
+        scripted(Script(keeps=True)) as broker,
+        announcing(broker.port, Home(device("g1", "a")), ledger, sleep=gate),
+    ):
+        await eventually(lambda: any(one.topic == "bace/bridge/info" for one in broker.published))
+        gate.close()
+        birth = b"\x00\x14homeassistant/status\x00online"
+        broker.send(bytes([0x30, len(birth)]) + birth)
+        await gate.reached()
+        broker.connections[0].close()
+        gate.open()
+        await eventually(lambda: not ledger.of_discovery[G1].removed)
+        assert len(broker.versions) == 2
 
 
 async def test_a_birth_that_was_retained_is_none(new_mosquitto: NewMosquitto) -> None:
@@ -192,7 +211,7 @@ async def test_a_broker_that_refuses_discovery_and_the_birth_gets_everything_els
             acl.write_text("topic readwrite #\n")
             mosquitto.reload()
             clock.seconds += 60
-            sink.refresh_bridge()
+            sink.refresh()
             await eventually(lambda: sink.state_problem is None)
     assert not listener.on("bace/new/event")[0].retained
     assert len(named(logs, "mqtt.connected")) == 1
@@ -259,6 +278,24 @@ async def test_a_new_devices_first_events_wait_for_its_discovery_and_no_others_d
     assert [json.loads(one)["id"] for one in listener.payloads("bace/g2/event")] == [f"evt_{n}" for n in range(10)]
 
 
+async def test_a_device_that_comes_back_is_announced_before_its_first_event(new_mosquitto: NewMosquitto) -> None:
+    port, state = new_mosquitto().port, Home(device("g1", "a"), device("g2", "a"))
+    gone = DeviceState("g2", available=True, session=None)
+    with heard_on(port) as listener:
+        async with announcing(port, state) as sink:
+            await eventually(lambda: bool(listener.on("bace/bridge/info")))
+            state.known["g2"] = gone
+            assert await deliver(sink, of_device(1, "g2", "session.removed")) is None
+            await eventually(lambda: listener.payloads(G2)[-1] == b"")
+            assert await deliver(sink, of_device(2, "g2", "session.removed")) is None, "nothing to wait for"
+            state.known["g2"] = device("g2", "a")
+            first = len(listener.heard)
+            assert await deliver(sink, of_device(3, "g2", "session.started")) is None
+            await eventually(lambda: len(listener.on("bace/g2/event")) == 3)
+            topics = [one.topic for one in listener.heard[first:]]
+            assert topics.index(G2) < topics.index("bace/g2/event")
+
+
 async def test_events_that_wait_for_a_discovery_are_given_back_when_the_connection_ends(
     new_mosquitto: NewMosquitto,
 ) -> None:
@@ -308,7 +345,7 @@ async def test_a_series_that_goes_is_announced_whole_then_removed_then_left_out(
             await eventually(lambda: bool(listener.on("bace/bridge/info")))
             if not restarts:
                 state.known["g1"] = device("g1", "a")
-                sink.refresh_devices(["g1"])
+                sink.refresh(["g1"])
                 await eventually(lambda: len(listener.on(G1)) == 4)
                 await eventually(lambda: "bace/g1/latest/b/6000" not in ledger.held)
         if restarts:
@@ -342,7 +379,7 @@ async def test_a_sink_that_leaves_and_one_that_comes_change_the_bridges_device(n
             await eventually(lambda: bool(listener.on("bace/bridge/info")))
             there.remove("hook")
             there.append("other")
-            sink.refresh_bridge()
+            sink.refresh()
             await eventually(lambda: len(listener.on(BRIDGE)) == 4)
     keys = [{key for key in components(one) if key.startswith("backlog")} for one in listener.payloads(BRIDGE)]
     home, hook, other = "backlog_home", "backlog_hook", "backlog_other"
@@ -355,7 +392,7 @@ async def test_another_name_of_a_datatype_is_announced_without_another_connectio
         async with announcing(port, Home(device("g1", "a")), datatypes=lambda: meanings) as sink:
             await eventually(lambda: bool(listener.on("bace/bridge/info")))
             meanings = {6000: DatatypeConfig(name="Pulse", unit="1/min")}
-            sink.refresh_devices(None)
+            sink.refresh(None)
             await eventually(lambda: len(listener.on(G1)) == 2)
             assert components(listener.payloads(G1)[-1])["a_6000"]["name"] == "Pulse"
     assert len(named(logs, "mqtt.connected")) == 1
@@ -385,7 +422,7 @@ async def test_what_is_not_meant_any_more_is_cleared(
                 assert {one.topic for one in fresh.heard if one.topic.endswith("/config")} == left
                 if after.get("base_topic"):
                     assert b'"bace/' not in fresh.on(G1)[0].payload
-    assert ledger.of_discovery.keys() == {topic for topic in left if "/device/" in topic}
+    assert {topic for topic, one in ledger.of_discovery.items() if not one.is_cleared} == left
 
 
 async def test_a_device_all_of_whose_data_sessions_were_removed_is_announced_no_more(
@@ -396,10 +433,40 @@ async def test_a_device_all_of_whose_data_sessions_were_removed_is_announced_no_
         async with announcing(port, state, ledger) as sink:
             await eventually(lambda: bool(listener.on("bace/bridge/info")))
             state.known["g2"] = DeviceState("g2", available=True, session=None)
-            sink.refresh_devices(["g2"])
+            sink.refresh(["g2"])
             await eventually(lambda: listener.payloads(G2)[-1] == b"")
             await eventually(lambda: G2 not in ledger.held)
-            assert G2 not in ledger.of_discovery
+            assert ledger.of_discovery[G2].is_cleared
+
+
+@pytest.mark.parametrize("mode", ["device", "component"])
+async def test_a_device_that_was_cleared_while_home_assistant_was_down_is_cleared_again_at_its_start(
+    new_mosquitto: NewMosquitto, mode: str
+) -> None:
+    port, ledger, state = new_mosquitto().port, MemoryLedger(), Home(device("g1", "a"), device("g2", "b"))
+    settings: dict[str, Any] = {"home_assistant": {"mode": mode}}
+    with heard_on(port) as listener:
+        async with announcing(port, state, ledger, **settings) as sink:
+            await eventually(lambda: bool(listener.on("bace/bridge/info")))
+            topics = {topic for topic in ledger.held if "/bace_g2/" in topic and topic.startswith("homeassistant/")}
+            del state.known["g2"]
+            sink.refresh(None)
+            await eventually(lambda: all(listener.payloads(topic)[-1] == b"" for topic in topics))
+            await eventually(lambda: not topics & ledger.held)
+        for _ in range(2):
+            before = {topic: len(listener.on(topic)) for topic in topics}
+            starts = len(listener.on("bace/bridge/info"))
+            async with announcing(port, state, ledger, **settings):
+                await eventually(lambda starts=starts: len(listener.on("bace/bridge/info")) > starts)  # type: ignore[misc]
+                assert {topic: len(listener.on(topic)) for topic in topics} == before, "cleared already"
+                listener.publish("homeassistant/status", b"online")
+                await eventually(lambda: len(listener.on("bace/g1/session")) % 2 == 1)
+                await eventually(lambda: not any(one.is_cleared for one in ledger.of_discovery.values()))
+        for topic in topics:
+            whole, gone = listener.payloads(topic)[-2:]
+            assert json.loads(whole)["dev"] == {"ids": ["bace_g2"]}
+            assert gone == b""
+            assert len(listener.on(topic)) == 4, "once"
 
 
 @pytest.mark.parametrize("mode", ["device", "component"])
@@ -467,6 +534,21 @@ async def test_entities_are_handed_over_from_one_mode_to_the_other_once(
         assert not any(b"migrate" in one.payload for one in listener.heard[first:])
 
 
+async def test_what_goes_together_with_the_mode_is_handed_over_to_nobody(new_mosquitto: NewMosquitto) -> None:
+    port, ledger, state = new_mosquitto().port, MemoryLedger(), Home(device("g1", "a", "b"))
+    with heard_on(port) as listener:
+        async with announcing(port, state, ledger, sinks=lambda: ["home", "hook"]):
+            await eventually(lambda: bool(listener.on("bace/bridge/info")))
+        state.known["g1"] = device("g1", "a")
+        async with announcing(port, state, ledger, sinks=lambda: ["home"], home_assistant={"mode": "component"}):
+            await eventually(lambda: len(listener.on("bace/bridge/info")) == 2)
+        for topic in ("sensor/bace_g1/b_6000", "sensor/bace_bridge_here/backlog_hook"):
+            whole, gone = listener.payloads(f"homeassistant/{topic}/config")
+            assert json.loads(whole)["uniq_id"] == topic.split("/", 1)[1].replace("/", "_", 1)
+            assert gone == b""
+            assert f"homeassistant/{topic}/config" not in ledger.held
+
+
 # --- what it does not disturb
 
 
@@ -493,7 +575,7 @@ async def test_discovery_that_the_broker_lost_is_no_broker_that_loses_state(new_
         async with announcing(port, Home(device("g1", "a"))) as sink:
             await eventually(lambda: bool(listener.on("bace/bridge/info")))
             listener.publish(G1, b"", retain=True)  # as Home Assistant does where an entity is deleted
-            sink.refresh_devices(["g1"])
+            sink.refresh(["g1"])
             await eventually(lambda: sink.state_problem is None)
             listener.publish("homeassistant/status", b"online")
             await eventually(lambda: len(listener.on("bace/g1/session")) == 2)
@@ -521,7 +603,7 @@ async def test_a_ledger_that_cannot_be_written_does_not_hold_up_discovery(new_mo
             await eventually(lambda: bool(listener.on("bace/g1/session")))
             ledger.broken = False
             state.known["g1"] = device("g1", "a", "b")
-            sink.refresh_devices(["g1"])
+            sink.refresh(["g1"])
             await eventually(lambda: {BRIDGE, G1} <= ledger.of_discovery.keys())
     assert "b_6000" in ledger.of_discovery[G1].components
 
@@ -538,7 +620,7 @@ async def test_an_idle_sink_publishes_and_writes_nothing(new_mosquitto: NewMosqu
             await eventually(lambda: bool(listener.on("bace/bridge/info")))
             heard, writes = len(listener.heard), ledger.writes
             for _ in range(20):
-                sink.refresh_devices(None)
-                sink.refresh_bridge()
+                sink.refresh(None)
+                sink.refresh()
                 await asyncio.sleep(0.02)
             assert (len(listener.heard), ledger.writes) == (heard, writes)

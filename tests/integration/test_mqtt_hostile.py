@@ -25,8 +25,10 @@ from tests.integration.polling_line import Clock
 from tests.integration.test_mqtt_sink import (
     REQUESTS,
     Home,
+    MemoryLedger,
     bed,
     connected,
+    context_of,
     deliver,
     event,
     heard_on,
@@ -88,8 +90,7 @@ async def test_what_a_source_holds_in_the_properties_of_an_event_closes_no_conne
     new_mosquitto: NewMosquitto, character: str
 ) -> None:
     port = new_mosquitto().port
-    sink = new_sink(port)
-    sink._attributes = type(sink._attributes)(f"https://cloud.example/{character}")
+    sink = new_sink(port, source=f"https://cloud.example/{character}")
     with heard_on(port) as listener, capture_logs() as logs:
         async with running(sink):
             assert await deliver(sink, event(1)) is None
@@ -287,7 +288,8 @@ async def answered(
     published: list[Any],
     **properties: Any,
 ) -> None:
-    requests = Requests(handlers, Topics("bace"), structlog.get_logger(), clock=lambda: 0.0)
+    context = context_of(Home(), MemoryLedger(), handlers)
+    requests = Requests(context, Topics("bace"), structlog.get_logger(), clock=lambda: 0.0)
     message = MQTTMessage(topic=f"bace/bridge/request/{name}".encode("utf-8", "surrogatepass"))
     message.payload = payload
     message.properties = type("Properties", (), properties)()

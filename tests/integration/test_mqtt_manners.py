@@ -19,6 +19,7 @@ from tests.integration.test_mqtt_sink import (
     MemoryLedger,
     bed,
     connected,
+    context_of,
     deliver,
     deliver_all,
     event,
@@ -189,16 +190,8 @@ async def test_a_subscription_on_which_the_broker_closes_the_connection_is_done_
 async def test_requests_that_are_switched_off_are_not_subscribed_to() -> None:
     async with scripted(Script()) as broker:
         url = f"mqtt://127.0.0.1:{broker.port}"
-        sink = MqttSink(
-            MqttConfig.model_validate({"name": "home", "url": url, "requests": False}),
-            client_id="bridge",
-            source="https://cloud.example",
-            state=Home(bed()),
-            ledger=MemoryLedger(),
-            installation="here",
-            requests=REQUESTS,
-            version="1",
-        )
+        config = MqttConfig.model_validate({"name": "home", "url": url, "requests": False})
+        sink = MqttSink(config, context_of(Home(bed()), MemoryLedger(), REQUESTS))
         async with running(sink):
             assert await deliver(sink, event(1)) is None
 

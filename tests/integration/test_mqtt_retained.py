@@ -126,7 +126,7 @@ async def test_a_broker_that_closes_the_connection_on_a_kind_of_topic_gets_every
 
             script.closes_on_topic = ""
             clock.seconds += 3 * FIRST_AFTER_CLOSING
-            sink.refresh_bridge()
+            sink.refresh()
             await eventually(lambda: len(topics_on(broker, "/latest/")) == 120)
             await eventually(lambda: "refused" not in str(sink.state_problem))
             assert connections == len(broker.versions)
@@ -187,7 +187,7 @@ async def test_a_poison_topic_that_comes_later_is_found_and_events_go_on() -> No
     script, state = Script(closes_on_topic="/latest/poison/"), Home(*(device(f"g{n}", "a") for n in range(5)))
     async with scripted(script) as broker, connected(broker.port, state) as sink:
         state.known["g2"] = device("g2", "a", "poison")
-        sink.refresh_devices(["g2"])
+        sink.refresh(["g2"])
         await eventually(lambda: "bace/g2/latest/poison/6000" in str(sink.state_problem))
         await arrives(broker, sink, 1)
 
@@ -216,7 +216,7 @@ async def test_a_broker_that_shows_nothing_retained_to_wildcards_is_not_taken_fo
                     state.known["g2"] = msgspec.structs.replace(
                         state.known["g2"], session=b"%d" % len(broker.published)
                     )
-                    sink.refresh_devices(["g2"])  # so that messages come while it is read
+                    sink.refresh(["g2"])  # so that messages come while it is read
                     await asyncio.sleep(0.05)
                 assert "sends no retained messages for wildcards" in str(sink.state_problem)
             assert broker.kept["bace/bridge/state"] == b"offline"
@@ -278,7 +278,7 @@ async def test_the_ledger_is_written_for_new_topics_and_not_for_new_values(new_m
             before = ledger.writes
             for avg in range(10, 20):
                 state.known["g1"] = bed(avg=avg)
-                sink.refresh_devices(["g1"])
+                sink.refresh(["g1"])
                 await until_shown(listener, b'{"avg":%d}' % avg)
             assert ledger.writes == before
         async with connected(port, state, ledger=ledger):
@@ -296,7 +296,7 @@ async def test_a_ledger_that_cannot_be_written_holds_up_nothing_and_is_written_l
         async with connected(port, state, ledger=ledger) as sink:
             await eventually(lambda: bool(listener.on("bace/g1/session")))
             ledger.broken = False
-            sink.refresh_bridge()
+            sink.refresh()
             await eventually(lambda: "bace/g1/session" in ledger.held)
     assert named(logs, "mqtt.ledger_not_written")
 
@@ -312,7 +312,7 @@ async def test_while_the_state_cannot_be_read_nothing_is_cleared(new_mosquitto: 
             await eventually(lambda: bool(listener.on("bace/bridge/info")))
             assert listener.payloads("bace/g1/session") == listener.payloads("bace/g2/session") == [b"{}"]
             state.broken = False
-            sink.refresh_devices(None)
+            sink.refresh(None)
             await eventually(lambda: listener.payloads("bace/g2/session")[-1] == b"")
             assert listener.payloads("bace/g1/session")[-1] == b'{"id":"s1"}'
             await eventually(lambda: "bace/g2/session" not in ledger.held)
@@ -327,7 +327,7 @@ async def test_what_no_ledger_knows_stays_until_the_cloud_was_polled(new_mosquit
         async with connected(port, state) as sink:
             await eventually(lambda: bool(listener.on("bace/bridge/info")))
             state.known, state.current = {"g1": bed()}, True
-            sink.refresh_devices(None)
+            sink.refresh(None)
             await eventually(lambda: listener.payloads("bace/g2/session")[-1] == b"")
     assert listener.payloads("bace/g1/session") == [b"{}", b'{"id":"s1"}'], "it was never cleared"
 
@@ -343,7 +343,7 @@ async def test_a_clearing_that_is_refused_is_tried_again(new_mosquitto: NewMosqu
         acl.write_text("topic readwrite bace/#\n")
         mosquitto.reload()
         clock.seconds += 60
-        sink.refresh_bridge()
+        sink.refresh()
         await eventually(lambda: "bace/g2/session" not in ledger.held)
         await eventually(lambda: sink.state_problem is None)
 
@@ -412,7 +412,7 @@ async def test_what_changes_while_the_broker_is_read_is_not_taken_for_lost(new_m
             while not listener.on("bace/bridge/info"):
                 avg += 1
                 state.known["g1"] = bed(avg=avg)
-                sink.refresh_devices(["g1"])
+                sink.refresh(["g1"])
                 await asyncio.sleep(0.01)
             assert sink.state_problem is None
     assert not named(logs, "mqtt.state_not_kept")

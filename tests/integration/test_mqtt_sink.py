@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -32,7 +33,9 @@ from bace_bridge.errors import (
     StoreError,
 )
 from bace_bridge.events.types import Announced, Attempt, DeviceState, Event, KnownDevice, LatestPoint, LoggedEvent
-from bace_bridge.sinks.api import Answer
+from bace_bridge.redaction import Redaction
+from bace_bridge.sinks.api import Answer, Ledger, StateSource
+from bace_bridge.sinks.kind import SinkContext
 from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from tests.integration.brokers import (
@@ -72,14 +75,16 @@ class MemoryLedger:
     async def forget(self, topics: Iterable[str]) -> None:
         self._write()
         self.held.difference_update(topics)
-        self.of_discovery = {topic: one for topic, one in self.of_discovery.items() if topic in self.held}
+        kept = {topic: one for topic, one in self.of_discovery.items() if topic in self.held or one.is_cleared}
+        self.of_discovery = kept
 
     async def announced(self) -> dict[str, Announced]:
         return dict(self.of_discovery)
 
     async def note_announced(self, announced: Mapping[str, Announced]) -> None:
         self._write()
-        self.held.update(announced)
+        self.held.update(topic for topic, one in announced.items() if not one.is_cleared)
+        self.held.difference_update(topic for topic, one in announced.items() if one.is_cleared)
         self.of_discovery.update(announced)
 
     def _write(self) -> None:
@@ -140,6 +145,21 @@ async def nap(_seconds: float) -> None:
     await asyncio.sleep(0.01)
 
 
+def context_of(
+    state: StateSource, ledger: Ledger, requests: Mapping[str, Answer] = MappingProxyType({}), **others: Any
+) -> SinkContext:
+    usual: dict[str, Any] = {
+        "source": "https://cloud.example",
+        "version": "1.2.3",
+        "installation": "here",
+        "running": tuple,
+        "datatypes": dict,
+        "redaction": Redaction(),
+        "clock": time.time,
+    }
+    return SinkContext(state=state, ledger=lambda _: ledger, requests=requests, **(usual | others))
+
+
 def new_sink(
     port: int,
     state: Home | None = None,
@@ -151,25 +171,22 @@ def new_sink(
     sleep: Callable[[float], Awaitable[None]] = nap,
     datatypes: Callable[[], Mapping[int, DatatypeConfig]] = dict,
     sinks: Callable[[], Collection[str]] = tuple,
+    source: str = "https://cloud.example",
     **settings: Any,
 ) -> MqttSink:
     # What Home Assistant gets is in test_mqtt_discovery.py; here it would be in the way of what is counted.
     settings = {"name": "home", "url": f"mqtt://127.0.0.1:{port}", "home_assistant": {"enabled": False}} | settings
-    return MqttSink(
-        MqttConfig.model_validate(settings),
-        client_id=client_id,
-        source="https://cloud.example",
-        state=state or Home(),
-        ledger=ledger or MemoryLedger(),
+    context = context_of(
+        state or Home(),
+        ledger or MemoryLedger(),
+        requests or {},
+        source=source,
         installation=installation,
-        clock=clock,
-        requests=requests or {},
         datatypes=datatypes,
-        sinks=sinks,
-        version="1.2.3",
-        sleep=sleep,
-        jitter=lambda: 0.0,
+        running=lambda: [MqttConfig(name=one, url="mqtt://127.0.0.1") for one in sinks()],
     )
+    config = MqttConfig.model_validate({"client_id": client_id, **settings})
+    return MqttSink(config, context, clock=clock, sleep=sleep, jitter=lambda: 0.0)
 
 
 @asynccontextmanager
@@ -449,16 +466,16 @@ async def test_after_a_change_only_what_changed_is_published(broker: Broker) -> 
             assert changed == {"bace/g1/event", "bace/g1/latest/src/6000", "bace/bridge/health"}
 
             state.known["g1"] = bed(session=None, avg=2)
-            sink.refresh_devices(["g1"])
+            sink.refresh(["g1"])
             await eventually(lambda: len(listener.heard) == 11)
             assert listener.payloads("bace/g1/session")[-1] == b""
 
             state.health_payload = b'{"healthy":true}'
-            sink.refresh_bridge()
+            sink.refresh()
             await eventually(lambda: len(listener.payloads("bace/bridge/health")) == 3)
 
             del state.known["g1"]
-            sink.refresh_devices(None)
+            sink.refresh(None)
             await eventually(lambda: listener.payloads("bace/g1/latest/src/6000")[-1] == b"")
 
 
@@ -517,7 +534,7 @@ async def test_a_change_of_another_device_than_those_asked_for_is_not_published(
     with heard_on(broker.port, speaks=broker.speaks) as listener:
         async with connected(broker.port, state, groups=["g2"], protocol=broker.speaks) as sink:
             state.known["g2"] = DeviceState("g2", available=True, session=b'{"id":"s2"}')
-            sink.refresh_devices(["g1", "g2"])
+            sink.refresh(["g1", "g2"])
             await eventually(lambda: len(listener.on("bace/g2/session")) == 2)
 
     assert not [heard for heard in listener.heard if heard.topic.startswith("bace/g1/")]

@@ -33,6 +33,23 @@ def mistakes(folder: Path, text: str, env: Mapping[str, str] | None = None) -> l
     return [str(mistake) for mistake in caught.value.mistakes]
 
 
+@pytest.mark.parametrize("listen", ["8099", '"8099"', "8099.5", "false", '":8099"', "localhost"])
+def test_what_listen_takes_is_said_for_a_port_alone(tmp_path: Path, listen: str) -> None:
+    (found,) = mistakes(tmp_path, f"{TOKEN}http: {{listen: {listen}}}\n")
+
+    assert found.startswith("http.listen: must be host:port, such as 127.0.0.1:8099 (")
+
+
+def test_quotes_are_not_the_cure_for_a_list_and_a_section_names_its_keys(tmp_path: Path) -> None:
+    found = mistakes(tmp_path, f"{TOKEN}http: {{listen: [1]}}\nstore: {{url: 5}}\ndatatypes: {{6000: Pulse}}\n")
+
+    assert found[:2] == [
+        "store.url: must be text (put it in quotes)",
+        "http.listen: must be text (a single one, not a list or a section)",
+    ]
+    assert found[2].startswith("datatypes.6000: must be a section with keys of its own (its keys: category, device")
+
+
 def test_a_token_is_all_it_takes(tmp_path: Path) -> None:
     config = load_text(tmp_path, TOKEN)
     assert config.cloud.access_token is not None
@@ -119,7 +136,13 @@ def test_each_missing_key_of_the_login_is_named(tmp_path: Path) -> None:
         ("", "is empty (start from a copy of bridge.example.yaml)"),
         ("# nothing\n", "is empty (start from a copy of bridge.example.yaml)"),
         ("- a\n", "must hold sections such as cloud: and mqtt:"),
-        ("cloud:\n  url: a: b\n", "line 2, column 9: mapping values are not allowed here"),
+        ("cloud:\n  url: a: b\n", "line 2, column 9: a ':' is not expected here (check the indentation; "),
+        ("cloud:\n  url:a\n  groups: []\n", "line 3, column 9: a ':' is not expected here (check the indentation; "),
+        ("cloud:\n  a: b\n c: d\n", "line 3, column 2: is indented unlike the lines above (keys of one section"),
+        ("mqtt:\n- a: b\n  - c: d\n", "line 3, column 3: is indented unlike the lines above (keys of one section"),
+        ("cloud:\n  password: 'a'b'\n", "line 2, column 16: text follows a closing quote (write ' twice"),
+        ("cloud:\n  password: 'ab\n", "line 3, column 1: a quote is not closed"),
+        ("mqtt: [{a: b\nhttp: {}\n", "line 2, column 5: a [ or { before this is not closed, or a comma is missing"),
         ("cloud: [\n", "line 2, column 1: expected the node content"),
         ("a: &a [*a]\n", "line 1, column 4: an alias (*) refers to itself"),
         ("cloud: x\n---\nhttp: y\n", "line 2, column 1: but found another document"),
@@ -480,6 +503,15 @@ def broker(key: str, value: str) -> str:
     outer, _, inner = key.partition(".")
     keys[outer] = f"{{{inner}: {value}}}" if inner else value
     return TOKEN + "mqtt: [{" + ", ".join(f"{one}: {given}" for one, given in keys.items()) + "}]"
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_line_of_a_broker_says_whether_home_assistant_gets_discovery(tmp_path: Path, enabled: bool) -> None:
+    broker = f'{{name: home, url: "mqtt://h", home_assistant: {{enabled: {enabled}}}}}'
+    (sink,) = load_text(tmp_path, f"{TOKEN}mqtt: [{broker}]\n").sinks_of(MqttConfig)
+
+    expected = "mqtt://h, topics bace/..., MQTT 5, qos 1"
+    assert sink.describe() == (f"{expected}, discovery for Home Assistant" if enabled else expected)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,22 @@ def test_both_files_are_named_at_once(files: Path) -> None:
     assert [one.split(":")[0] for one in found] == ["mqtt[0].tls.ca_file", "mqtt[0].tls.key_file"]
 
 
+@pytest.mark.parametrize(
+    "tls",
+    [
+        {"ca_file": "none", "cert_file": "none", "key_file": "none"},
+        {"ca_file": "text", "cert_file": "text", "key_file": "text"},
+        {"ca_file": "text", "cert_file": "a.key", "key_file": "none"},
+        {"ca_file": "none", "key_file": "none"},
+        {"ca_file": "none", "key_file": "text"},
+    ],
+)
+def test_no_mistake_in_a_file_hides_one_in_another(files: Path, tls: dict[str, object]) -> None:
+    found = {one.split(":")[0] for one in mistakes(files, configured(tls))}
+
+    assert found == {"mqtt[0].tls.ca_file", "mqtt[0].tls.cert_file", "mqtt[0].tls.key_file"}
+
+
 @pytest.mark.parametrize("key", ["ca_file", "cert_file", "key_file"])
 def test_a_byte_order_mark_that_openssl_does_not_read_is_named(files: Path, key: str) -> None:
     names = {"ca_file": "a.pem", "cert_file": "a.pem", "key_file": "a.key"}

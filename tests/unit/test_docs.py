@@ -30,6 +30,24 @@ def test_a_module_that_was_moved_or_is_only_the_end_of_a_name_is_missing(name: s
     assert not is_there(name)
 
 
+def where_to_look() -> list[str]:
+    """The rows of that table in docs/architecture.md."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = page.partition("## Where to look\n")[2].partition("\n## ")[0]
+    return [line for line in section.splitlines() if line.startswith("| ")][1:]
+
+
+@pytest.mark.parametrize("row", where_to_look(), ids=lambda row: row.split("|")[1].strip())
+def test_the_files_to_look_at_hold_what_is_named_beside_them(row: str) -> None:
+    named = re.findall(r"`([^`]+)`", row.split("|")[2])
+    files = [name for name in named if name.endswith(".py")]
+    found = [path for name in files for path in (ROOT / "bace_bridge").glob(name.replace("<kind>", "*"))]
+    assert len(found) >= len(files) > 0
+    text = "\n".join(path.read_text(encoding="utf-8") for path in found)
+    words = {one.rpartition(".")[2] for one in named if "/" not in one and one not in files}
+    assert words - {*re.findall(r"\w+", text)} == set()
+
+
 def anchors(page: Path) -> set[str]:
     """The names that GitHub gives to the headings of a page."""
     headings = HEADING.findall(page.read_text(encoding="utf-8"))

@@ -117,7 +117,7 @@ def test_a_device_is_one_message_with_these_components() -> None:
     }  # fmt: skip
     assert document["avty"] == [{"t": "bace/bridge/state"}, {"t": f"bace/{DEVICE}/availability"}]
     assert document["avty_mode"] == "all"
-    assert components_of(payload) == {
+    assert components_of(*found.popitem()) == {
         "running": "binary_sensor", "session": "event", "started": "sensor", "ended": "sensor", "csv": "sensor",
         "duration": "sensor", "datapoints": "sensor", "last_seen": "sensor", "trigger_started": "device_automation",
         "trigger_ended": "device_automation", "trigger_csv_ready": "device_automation",
@@ -401,7 +401,7 @@ def test_the_states_of_the_bridge() -> None:
 
 def test_what_is_asked_of_the_bridge_comes_as_a_request() -> None:
     poll = every_component(discovery().bridge([]))["poll"]
-    assert TOPICS.is_request(poll["cmd_t"])
+    assert poll["cmd_t"] == "bace/bridge/request/poll"
     assert json.loads(poll["pl_prs"]) == {}
 
 
@@ -601,22 +601,22 @@ def test_several_devices_that_are_too_large_are_one_problem() -> None:
 def test_what_is_left_out_is_removed_first() -> None:
     before = discovery().bridge(["home", "alerts"])
     ((at, after),) = discovery(requests=False).bridge(["home"]).items()
-    gone = {key: one for key, one in components_of(before[at]).items() if key not in components_of(after)}
+    gone = {key: one for key, one in components_of(at, before[at]).items() if key not in components_of(at, after)}
     assert gone == {"backlog_alerts": "sensor", "poll": "button"}
     parts = components("homeassistant", at, removal(after, gone))
     assert {key: one["p"] for key, one in parts.items() if "uniq_id" not in one} == gone
     # Without them it is the payload that stays.
     assert {key: one for key, one in parts.items() if key not in gone} == components("homeassistant", at, after)
     revived = components("homeassistant", at, with_templates(revival(after, gone)))
-    assert {key: one["p"] for key, one in revived.items()} == components_of(before[at])
+    assert {key: one["p"] for key, one in revived.items()} == components_of(at, before[at])
 
 
 def test_a_component_of_any_platform_comes_back_whole_for_a_moment() -> None:
     for found in (discovery().device(STATE, KNOWN_DATATYPES), discovery().bridge(["home"])):
         ((at, payload),) = found.items()
         nothing = json.dumps({**json.loads(payload), "cmps": {}}).encode()
-        revived = components("homeassistant", at, with_templates(revival(nothing, components_of(payload))))
-        assert {key: one["p"] for key, one in revived.items()} == components_of(payload)
+        revived = components("homeassistant", at, with_templates(revival(nothing, components_of(at, payload))))
+        assert {key: one["p"] for key, one in revived.items()} == components_of(at, payload)
 
 
 def with_templates(payload: bytes) -> bytes:

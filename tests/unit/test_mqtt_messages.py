@@ -12,7 +12,6 @@ from structlog.testing import capture_logs
 
 from bace_bridge.errors import DeliveryFailed, DeliveryRejected
 from bace_bridge.events.types import Attempt, Event, LoggedEvent
-from bace_bridge.sinks.mqtt.client import CloudEventAttributes, introduction, of_response, of_state
 from bace_bridge.sinks.mqtt.endings import (
     During,
     Ending,
@@ -24,9 +23,10 @@ from bace_bridge.sinks.mqtt.endings import (
     refused,
 )
 from bace_bridge.sinks.mqtt.manners import Limits, announced
+from bace_bridge.sinks.mqtt.messages import EventMessages, introduction, of_response, of_state
 from bace_bridge.sinks.mqtt.refusals import Suspicion
 from bace_bridge.sinks.mqtt.sockets import reason
-from bace_bridge.sinks.mqtt.topics import Topics, topic_and_payload
+from bace_bridge.sinks.mqtt.topics import Topics
 
 TOPICS = Topics("bace")
 SESSION_DATA = b'{"session":{"id":"s1","label":"caf\xc3\xa9"},"device":{"id":"g1","label":"Bed"},"observed_at":"x"'
@@ -42,11 +42,19 @@ def event(kind: str = "session.started", data: bytes = SESSION_DATA + b"}", **ch
     return Event(id="evt_1", type=kind, data=data, **(facts | changed))
 
 
-NOON = "2026-01-31T12:00:00.500Z"
-
-
 def message(one: Event, *, replay: bool = False) -> tuple[str, bytes]:
-    return topic_and_payload(one, TOPICS, time=NOON, replay=replay)
+    sent = EventMessages("x", TOPICS, qos=1).message(Attempt(LoggedEvent(1, one), 1, replay), speaks_5=False)
+    assert sent.properties is None
+    return sent.topic, sent.payload
+
+
+def properties(one: Event, *, source: str = "x", replay: bool = False) -> Any:
+    attempt = Attempt(LoggedEvent(42, one), 1, replay)
+    encoded = EventMessages(source, TOPICS, qos=1).message(attempt, speaks_5=True).properties
+    assert encoded is not None
+    read: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    read.unpack(encoded.pack())
+    return read
 
 
 def test_an_event_is_its_data_with_type_id_and_time_before_it() -> None:
@@ -98,10 +106,7 @@ def test_broken_data_is_named_and_not_sent(kind: str, data: bytes) -> None:
 
 def test_the_cloudevents_attributes_read_as_paho_reads_properties() -> None:
     source = "https://dashboard.bace-iot.com"
-    packed = CloudEventAttributes(source).of(Attempt(LoggedEvent(42, event()), 1), time=NOON).pack()
-
-    read: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    read.unpack(packed)
+    read = properties(event(), source=source)
 
     assert read.ContentType == "application/json"
     assert dict(read.UserProperty) == {
@@ -117,8 +122,7 @@ def test_the_cloudevents_attributes_read_as_paho_reads_properties() -> None:
 
 @pytest.mark.parametrize("replay", [False, True])
 def test_a_replay_is_marked_in_the_message_and_its_properties(replay: bool) -> None:
-    read: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    read.unpack(CloudEventAttributes("x").of(Attempt(LoggedEvent(1, event()), 1, replay), time=NOON).pack())
+    read = properties(event(), replay=replay)
     assert dict(read.UserProperty).get("replay") == ("true" if replay else None)
     for kind, data in (("session.ended", b'{"a":1}'), ("session.datapoints", b'{"datapoints":[]}')):
         _, payload = message(event(kind, data), replay=replay)
@@ -126,13 +130,7 @@ def test_a_replay_is_marked_in_the_message_and_its_properties(replay: bool) -> N
 
 
 def test_an_event_without_a_session_has_no_subject() -> None:
-    packed = (
-        CloudEventAttributes("x")
-        .of(Attempt(LoggedEvent(1, event("cloud.recovered", session_id=None)), 1), time=NOON)
-        .pack()
-    )
-    read: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    read.unpack(packed)
+    read = properties(event("cloud.recovered", b"{}", session_id=None))
 
     assert "subject" not in dict(read.UserProperty)
 

@@ -82,9 +82,3 @@ def test_every_topic_of_a_device_has_the_shape_of_its_kind(device: str, source: 
 )
 def test_other_topics_have_no_kind(topic: str) -> None:
     assert TOPICS.kind(topic) is None
-
-
-def test_the_name_of_a_request() -> None:
-    assert TOPICS.is_request("bace/bridge/request/poll")
-    assert not TOPICS.is_request("bace/bridge/state")
-    assert TOPICS.request_name("bace/bridge/request/poll") == "poll"

@@ -13,11 +13,10 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import VariableByteIntegers
 from paho.mqtt.reasoncodes import ReasonCode
 
-from bace_bridge.events.types import DATA_CONTENT_TYPE, SEQUENCE_DIGITS, SPECVERSION, TYPE_PREFIX, Attempt
-from bace_bridge.formats import LONGEST, made_sendable
 from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.endings import FIRST_FAILURE
 from bace_bridge.sinks.mqtt.manners import Manner
+from bace_bridge.sinks.mqtt.messages import introduction
 from bace_bridge.sinks.mqtt.sockets import BufferedSocket, Socket, Unreachable, reason
 
 _REASON_AT = 2
@@ -47,97 +46,6 @@ def read_pubacks(client: Client) -> None:
     # paho decodes reason code and properties of each PUBACK into objects, which cost more than the rest of a delivery.
     inside._handle_pubackcomp = handle
 
-
-RESPONSE_EXPIRES_AFTER = 60
-"""Seconds for which a broker keeps an answer for a subscriber that is away."""
-
-# Identifiers of properties: MQTT 5, table 2-4.
-_MESSAGE_EXPIRY = b"\x02"
-_CONTENT_TYPE = b"\x03"
-_CORRELATION_DATA = b"\x09"
-_USER_PROPERTY = b"\x26"
-_MAXIMUM_PACKET_SIZE = b"\x27"
-_size: Callable[[int], bytes] = VariableByteIntegers.encode
-
-
-class EncodedProperties:
-    """Stands in for paho's `Properties`, of which sending a message needs no more than `pack`."""
-
-    __slots__ = ("_packed",)
-
-    def __init__(self, encoded: bytes) -> None:
-        self._packed = _size(len(encoded)) + encoded
-
-    def pack(self) -> bytes:
-        return self._packed
-
-
-def introduction(version: str, largest_packet: int) -> EncodedProperties:
-    """Those of CONNECT: who we are, and how many bytes of a packet we take."""
-    size = _MAXIMUM_PACKET_SIZE + largest_packet.to_bytes(4, "big")
-    return EncodedProperties(size + _pair("bace-bridge", version))
-
-
-def of_state(payload: bytes) -> EncodedProperties | None:
-    """Those of a retained message: what is no JSON is a word, or nothing. It never expires."""
-    return _JSON if payload.startswith((b"{", b"[")) else None
-
-
-def of_response(correlation: bytes | None) -> EncodedProperties:
-    """Those of an answer, which is of no use to who asks again."""
-    correlated = b"" if correlation is None else _CORRELATION_DATA + len(correlation).to_bytes(2, "big") + correlation
-    return EncodedProperties(_JSON_TYPE + _MESSAGE_EXPIRY + RESPONSE_EXPIRES_AFTER.to_bytes(4, "big") + correlated)
-
-
-class CloudEventAttributes:
-    def __init__(self, source: str) -> None:
-        self._same_for_all = _JSON_TYPE + _pair("specversion", SPECVERSION) + _pair("source", source)
-        self._id, self._subject, self._time = _name("id"), _name("subject"), _name("time")
-        self._sequence = _name("sequence") + SEQUENCE_DIGITS.to_bytes(2, "big")
-        self._types: dict[str, bytes] = {}
-        self._replay = _pair("replay", "true")
-
-    def of(self, attempt: Attempt, *, time: str) -> EncodedProperties:
-        """`time` is the event's, as text."""
-        logged = attempt.logged
-        event = logged.event
-        subject = b"" if event.session_id is None else self._subject + _text(event.session_id)
-        encoded_type = self._types.get(event.type)
-        if encoded_type is None:  # there are a few types and many events
-            encoded_type = self._types[event.type] = _pair("type", TYPE_PREFIX + event.type)
-        parts = (
-            self._same_for_all,
-            encoded_type,
-            self._id,
-            _text(event.id),
-            subject,
-            self._time,
-            _text(time),
-            self._sequence,
-            b"%0*d" % (SEQUENCE_DIGITS, logged.seq),
-            self._replay if attempt.replay else b"",
-        )
-        return EncodedProperties(b"".join(parts))
-
-
-def _text(value: str) -> bytes:
-    """Nothing that a cloud or a configuration holds may make the broker close the connection."""
-    encoded = value.encode() if value.isascii() and value.isprintable() else made_sendable(value).encode()
-    # The length of a text has two bytes.
-    encoded = encoded[:LONGEST]
-    return len(encoded).to_bytes(2, "big") + encoded
-
-
-def _name(name: str) -> bytes:
-    return _USER_PROPERTY + _text(name)
-
-
-def _pair(name: str, value: str) -> bytes:
-    return _name(name) + _text(value)
-
-
-_JSON_TYPE = _CONTENT_TYPE + _text(DATA_CONTENT_TYPE)
-_JSON = EncodedProperties(_JSON_TYPE)
 
 LARGEST_PACKET = 2**20
 """Bytes of a packet that is read whole. MQTT 5 announces it; of a larger message the beginning is kept."""
@@ -227,20 +135,17 @@ def bound_what_is_read(client: Client, *, failed: Callable[[Exception], None]) -
             raise ConnectionError
         try:
             data: bytes = sock.recv(min(size, _PIECE))
-        # TLS says in its own words that there is nothing yet; paho understands BlockingIOError alone.
         except ssl.SSLWantReadError:
             # To paho only this error means "later"; any other one ends the connection.
             raise BlockingIOError from None
-        # TLS may have to write before it can read, as when keys are renewed.
         except ssl.SSLWantWriteError:
             # TLS may have to write before it can read, as when keys are renewed; the loop must know.
             inside._call_socket_register_write()
             raise BlockingIOError from None
-        except BlockingIOError:
-            raise
         except OSError as error:
-            # paho reports only that the connection is lost; why TLS failed would be forgotten.
-            failed(error)
+            if not isinstance(error, BlockingIOError):
+                # paho reports only that the connection is lost; why TLS failed would be forgotten.
+                failed(error)
             raise
         return data
 

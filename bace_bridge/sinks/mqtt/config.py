@@ -3,7 +3,7 @@
 import codecs
 import ssl
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn, Self
 from urllib.parse import urlsplit
@@ -34,8 +34,6 @@ class TlsConfig(Section):
     @classmethod
     def mistakes_in_files(cls, given: dict[Any, Any]) -> Iterator[Mistake]:
         files = {key: Path(given[key]) for key in _FILES if isinstance(given.get(key), str)}
-        if "key_file" in files and "cert_file" not in files:
-            return
         for found in tls_problems(cls.model_validate(files)):
             yield Mistake(found.key, found.problem, found.hint)
 
@@ -67,14 +65,18 @@ def tls_context(tls: TlsConfig) -> ssl.SSLContext:
 
 
 def tls_problems(tls: TlsConfig) -> Iterator[TlsFileProblem]:
-    """Everything that is wrong with the files: of the authority, and of the client's certificate."""
+    """What is wrong with each of the files; with certificate and key together only where each is right alone."""
+    right = set()
+    for key, check in (("ca_file", _trusting), ("cert_file", _check_certificate), ("key_file", _check_key)):
+        path = getattr(tls, key)
+        try:
+            if path is not None:
+                check(path)
+            right.add(key)
+        except TlsFileProblem as problem:
+            yield problem
     try:
-        if tls.ca_file is not None:
-            _trusting(tls.ca_file)
-    except TlsFileProblem as problem:
-        yield problem
-    try:
-        if tls.cert_file is not None:
+        if tls.cert_file is not None and right >= {"cert_file", "key_file"}:
             _show_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), tls.cert_file, tls.key_file)
     except TlsFileProblem as problem:
         yield problem
@@ -92,8 +94,8 @@ def _trusting(ca_file: Path | None) -> ssl.SSLContext:
         raise TlsFileProblem("ca_file", f"cannot read {ca_file}: {error.strerror}") from None
 
 
-def _check_file(key: str, path: Path) -> None:
-    """OpenSSL would wait for the writer of a pipe, and read a device to its end."""
+def _check_file(key: str, path: Path) -> bytes:
+    """Its content. OpenSSL would wait for the writer of a pipe, and read a device to its end."""
     try:
         found = path.stat()
     except OSError as error:
@@ -111,12 +113,11 @@ def _check_file(key: str, path: Path) -> None:
     if _BEHIND_A_MARK in content:
         problem = f"{path} has a byte order mark (BOM) before -----BEGIN, which OpenSSL does not find then"
         raise TlsFileProblem(key, problem, "save it as UTF-8 without BOM")
+    return content
 
 
-def _show_certificate(context: ssl.SSLContext, cert_file: Path, key_file: Path | None) -> None:
-    key, path = ("key_file", key_file) if key_file is not None else ("cert_file", cert_file)
+def _check_certificate(cert_file: Path) -> None:
     _check_file("cert_file", cert_file)
-    _check_file(key, path)
     try:
         # load_cert_chain says the same, `PEM lib`, of a bad certificate and of a bad key.
         ssl.create_default_context(cafile=cert_file)
@@ -124,6 +125,18 @@ def _show_certificate(context: ssl.SSLContext, cert_file: Path, key_file: Path |
         raise TlsFileProblem("cert_file", f"{cert_file} holds no certificate in PEM") from None
     except (OSError, ValueError) as error:
         raise TlsFileProblem("cert_file", f"cannot read {cert_file}: {getattr(error, 'strerror', error)}") from None
+
+
+def _check_key(key_file: Path) -> None:
+    if b"PRIVATE KEY-----" not in _check_file("key_file", key_file):
+        raise TlsFileProblem("key_file", f"{key_file} holds no private key in PEM that can be used")
+
+
+def _show_certificate(context: ssl.SSLContext, cert_file: Path, key_file: Path | None) -> None:
+    key, path = ("key_file", key_file) if key_file is not None else ("cert_file", cert_file)
+    _check_certificate(cert_file)
+    if key_file is not None:
+        _check_key(key_file)
     try:
         # Without this function OpenSSL asks on the terminal, and a service waits for ever.
         context.load_cert_chain(cert_file, key_file, password=_refuse_to_ask)
@@ -268,26 +281,25 @@ class MqttConfig(SinkConfig):
 
     def describe(self) -> str:
         login = f" as {self.username}" if self.username else ""
-        return f"{self.url}{login}, topics {self.base_topic}/..., MQTT {self.protocol}, qos {self.qos}"
+        found = f"{self.url}{login}, topics {self.base_topic}/..., MQTT {self.protocol}, qos {self.qos}"
+        return f"{found}, discovery for Home Assistant" if self.home_assistant.enabled else found
 
     def build(self, context: SinkContext) -> Built:
         from bace_bridge.sinks.mqtt.sink import MqttSink  # noqa: PLC0415  # 1.5 MB, only where a broker is configured
 
-        sink = MqttSink(
-            self,
-            client_id=self.client_id or f"bace-bridge-{context.installation}-{self.name}",
-            source=context.source,
-            state=context.state,
-            ledger=context.ledger(self.broker),
-            installation=context.installation,
-            base_topics=lambda: {one.base_topic for one in context.running() if isinstance(one, MqttConfig)},
-            requests=context.requests,
-            datatypes=context.datatypes,
-            sinks=lambda: [one.name for one in context.running()],
-            version=context.version,
-            quote=context.redaction.quoted,
-        )
+        sink = MqttSink(self, context)
         return Built(sink, sink)
+
+    def announced_elsewhere(self, running: Iterable[SinkConfig], topic: str) -> bool:
+        """Whether another sink at this broker announces on this topic whatever this one has announced there."""
+        others = [one for one in running if isinstance(one, MqttConfig) and one.name != self.name]
+        return any(self._announces_too(one, topic) for one in others)
+
+    def _announces_too(self, other: "MqttConfig", topic: str) -> bool:
+        home = other.home_assistant
+        of_its_mode = topic.startswith(f"{home.prefix}/") and ("/device/bace_" in topic) == (home.mode == "device")
+        shows_all = not other.groups or set(self.groups) == set(other.groups)
+        return home.enabled and other.broker.lower() == self.broker.lower() and of_its_mode and shows_all
 
     def warnings(self) -> Iterator[str]:
         if self.password is not None and not self.tls_enabled and not is_loopback(self.host):
@@ -320,28 +332,18 @@ class MqttConfig(SinkConfig):
             tls = sink.get("tls")
             if isinstance(tls, dict) and tls.get("key_file") is not None and tls.get("cert_file") is None:
                 yield Mistake(f"{path}.tls.cert_file", "is missing, while key_file is given")
-        yield from _same_topics_or_ids(entries)
+        # Sinks on the same topics would undo each other's state; with one client id, throw each other out.
+        first: dict[tuple[object, ...], str] = {}
+        for path, sink in entries:
+            address = _address(sink.get("url"))
+            given = {"base_topic": sink.get("base_topic") or "bace", "client_id": sink.get("client_id")}
+            for key, value in given.items() if address is not None else ():
+                other = first.setdefault((address, key, value), path) if isinstance(value, str) else path
+                if other != path:
+                    yield Mistake(f"{path}.{key}", f"{other} has the same {key} at the same broker", "choose another")
 
 
 KIND: Final = MqttConfig
-
-
-def _same_topics_or_ids(brokers: Collection[Entry]) -> Iterator[Mistake]:
-    """Sinks on the same topics would undo each other's state; with one client id, throw each other out."""
-    first: dict[tuple[object, ...], str] = {}
-    for path, sink in brokers:
-        address = _address(sink.get("url"))
-        if address is None:
-            continue
-        for key, value in (
-            ("base_topic", sink.get("base_topic") or "bace"),
-            ("client_id", sink.get("client_id")),
-        ):
-            if not isinstance(value, str):
-                continue
-            other = first.setdefault((*address, key, value), path)
-            if other != path:
-                yield Mistake(f"{path}.{key}", f"{other} has the same {key} at the same broker", "choose another")
 
 
 _THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}

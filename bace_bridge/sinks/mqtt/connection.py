@@ -14,8 +14,9 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from bace_bridge.sinks.mqtt.client import BadPacket, bound_what_is_read
 from bace_bridge.sinks.mqtt.endings import UNSPECIFIED, During, Ending, ended, may_be_about_a_message, mute, refused
-from bace_bridge.sinks.mqtt.in_flight import InFlight, Message
+from bace_bridge.sinks.mqtt.in_flight import InFlight
 from bace_bridge.sinks.mqtt.manners import Limits, Manner, announced
+from bace_bridge.sinks.mqtt.messages import Message
 from bace_bridge.sinks.mqtt.refusals import Suspicion, TopicSuspicion
 from bace_bridge.sinks.mqtt.sockets import CONNECT_WITHIN, reason
 

@@ -5,13 +5,15 @@ from collections.abc import Callable
 from paho.mqtt.client import MQTTMessage
 from structlog.typing import FilteringBoundLogger
 
+from bace_bridge.sinks.kind import SinkContext
 from bace_bridge.sinks.mqtt import manners
 from bace_bridge.sinks.mqtt.client import Will, new_client
 from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.connection import Connection
-from bace_bridge.sinks.mqtt.endings import Ending, not_reached
-from bace_bridge.sinks.mqtt.in_flight import Message
+from bace_bridge.sinks.mqtt.endings import Ending, Outage, not_reached
 from bace_bridge.sinks.mqtt.manners import Manner
+from bace_bridge.sinks.mqtt.messages import Message
+from bace_bridge.sinks.mqtt.picture import OFFLINE
 from bace_bridge.sinks.mqtt.refusals import Suspicion, TopicSuspicion
 from bace_bridge.sinks.mqtt.sockets import Unreachable, open_socket
 from bace_bridge.sinks.mqtt.topics import Topics
@@ -20,29 +22,26 @@ _GOODBYE_WITHIN = 1.0
 
 
 class Dialer:
-    """`will` is published on the topic of the bridge's state when the connection breaks."""
+    """The will says on the topic of the bridge's state that it is offline."""
 
     def __init__(
         self,
         config: MqttConfig,
+        context: SinkContext,
         topics: Topics,
         *,
-        client_id: str,
-        version: str,
-        will: bytes,
-        suspicion: Suspicion,
-        of_topics: TopicSuspicion,
         clock: Callable[[], float],
         log: FilteringBoundLogger,
     ) -> None:
-        self.broker = config.broker
         self._config = config
         self._topics = topics
-        self._client_id = client_id
-        self._version = version
-        self._will = Will(topics.bridge_state, will)
-        self._suspicion = suspicion
-        self._of_topics = of_topics
+        # The same on every connection: so a broker that has not noticed the end of the last one ends it now.
+        self._client_id = config.client_id or f"bace-bridge-{context.installation}-{config.name}"
+        self._version = context.version
+        self._will = Will(topics.bridge_state, OFFLINE)
+        self.outage = Outage(log)
+        self._suspicion = Suspicion(log, explained=self.outage.explained)
+        self.of_topics = TopicSuspicion(log, explained=self.outage.explained)
         self._clock = clock
         self._log = log
         self._course = manners.begin(config.protocol, qos=config.qos, requests=config.requests)
@@ -109,15 +108,15 @@ class Dialer:
                 sock, config, client_id=self._client_id, manner=manner, will=self._will, version=self._version
             )
         except Unreachable as error:
-            return not_reached(self.broker, str(error))
+            return not_reached(config.broker, str(error))
         connection = Connection(
             client,
-            broker=self.broker,
+            broker=config.broker,
             manner=manner,
             shows_certificate=config.tls.cert_file is not None,
             window=config.max_in_flight,
             suspicion=self._suspicion,
-            of_topics=self._of_topics,
+            of_topics=self.of_topics,
             on_message=on_message,
         )
         opened = False

@@ -3,7 +3,6 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
 
 from paho.mqtt.client import Client, MQTTMessageInfo
 from paho.mqtt.enums import MQTTErrorCode
@@ -11,9 +10,10 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from bace_bridge.errors import DeliveryFailed, DeliveryRejected, SinkError, SinkUnavailable
 from bace_bridge.formats import made_sendable
-from bace_bridge.sinks.mqtt.client import UNSENDABLE, EncodedProperties
+from bace_bridge.sinks.mqtt.client import UNSENDABLE
 from bace_bridge.sinks.mqtt.endings import FIRST_FAILURE, publish_refused
 from bace_bridge.sinks.mqtt.manners import Limits
+from bace_bridge.sinks.mqtt.messages import Message
 from bace_bridge.sinks.mqtt.refusals import Suspicion, TopicSuspicion
 
 Done = Callable[[SinkError | None], None]
@@ -27,17 +27,6 @@ _TAKEN_IF_OPEN_AFTER = 1.0
 
 _LONGEST_SHOWN = 256
 """Characters of a topic in a message for people."""
-
-
-class Message(NamedTuple):
-    """`event` is the id of the event that it carries, if any."""
-
-    topic: str
-    payload: bytes
-    qos: int
-    retain: bool = False
-    properties: EncodedProperties | None = None
-    event: str | None = None
 
 
 class InFlight:

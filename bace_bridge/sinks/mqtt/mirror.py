@@ -6,9 +6,9 @@ from functools import partial
 
 from bace_bridge.errors import SinkError, SinkUnavailable, StoreError
 from bace_bridge.sinks.api import Ledger, StateSource
-from bace_bridge.sinks.mqtt.client import of_state
 from bace_bridge.sinks.mqtt.homeassistant.announcing import Announcer, Batch, Send
-from bace_bridge.sinks.mqtt.in_flight import Done, Message
+from bace_bridge.sinks.mqtt.in_flight import Done
+from bace_bridge.sinks.mqtt.messages import Message, of_state
 from bace_bridge.sinks.mqtt.picture import OFFLINE, DeviceList, Memory, Picture
 from bace_bridge.sinks.mqtt.topics import CLEARED, Topics, device_topics
 
@@ -58,7 +58,7 @@ class Mirror:
         self._all_dirty = True
         self._news = asyncio.Event()
         self._unnoted: set[str] = set()
-        self._ledger_is_read = self._devices_are_read = self._is_migrated = False
+        self._ledger_is_read = self._devices_are_read = self._is_migrated = self._is_shared = False
         self._speaks_5 = speaks_5
         self._announcer = announcer(self._send_all)
         self._announced: set[str] = set()
@@ -93,7 +93,7 @@ class Mirror:
             self._begun += 1
             readable = await self._read_ledger()
             # The bridge's own first: the other devices are announced as connected by it.
-            self.picture.mean_bridges_device(self._announcer.bridge())
+            self._mean_bridges_device()
             devices = set(self._dirty)
             readable = await self._read_devices() and await self._read_device_list() and readable
             self.picture.mean_bridge(self._state.info(), self._state.health(), self._device_list.payload)
@@ -104,7 +104,9 @@ class Mirror:
                     await self._announcer.migrate(self.picture.noted, self.picture.meant)
             await self._announce()
             await self._publish_changes(alone=False)
-            self._let_go(devices | self.picture.devices)
+            announced = self.picture.announced_devices
+            self._let_go(devices | announced)
+            self._announced = announced  # where a device is announced no more, its next events wait again
             self.complete.set()
             if self.picture.is_whole:
                 self._memory.suspicion.completed()
@@ -118,6 +120,14 @@ class Mirror:
             await self._news.wait()
             if timer is not None:
                 timer.cancel()
+
+    def _mean_bridges_device(self) -> None:
+        announced = self._announcer.bridge()
+        self.picture.mean_bridges_device(announced)
+        was_shared, self._is_shared = self._is_shared, any(map(self._memory.announced_elsewhere, announced))
+        if was_shared and not self._is_shared:  # the last word may be that of the other sink
+            for topic in filter(self._announcer.is_discovery, self.picture.meant):
+                self.picture.again(topic)
 
     async def announce_again(self) -> None:
         """Home Assistant has started: it is to get everything once more."""

@@ -115,6 +115,7 @@ class Memory(NamedTuple):
     """What a sink remembers from connection to connection. `installation` is the name of this one.
 
     `groups` are the devices that it shows, all of them where it is empty. `to_forget` has to go out of the ledger.
+    `announced_elsewhere` knows the discovery topics of the bridge's other sinks at this broker.
     """
 
     installation: str
@@ -123,6 +124,7 @@ class Memory(NamedTuple):
     suspicion: TopicSuspicion
     neighbours: Neighbours
     to_forget: set[str]
+    announced_elsewhere: Callable[[str], bool] = lambda _topic: False
 
     def shows(self, device: str) -> bool:
         return not self.groups or device in self.groups
@@ -162,8 +164,8 @@ class Picture:
         return min((due_in(topic, self._kind(topic)) for topic in self._undecided), default=None)
 
     @property
-    def devices(self) -> set[str]:
-        return set(self._of_device)
+    def announced_devices(self) -> set[str]:
+        return {device for device, topics in self._of_device.items() if any(map(self.is_discovery, topics))}
 
     @property
     def online_devices(self) -> list[str]:
@@ -246,7 +248,12 @@ class Picture:
         for topic in list(self._undecided):
             if memory.suspicion.sent_alone(topic) != alone or discovery not in {None, self.is_discovery(topic)}:
                 continue
-            action = decide(self._views(topic))
+            views = Views(self.meant.get(topic), self.acknowledged.get(topic))
+            if views.meant is None:
+                noted = topic in self.noted and topic not in self._untaken
+                shown = self._shown is not None and topic in self._shown
+                views = Views(None, views.acknowledged, noted, shown, shared=self._is_shared(topic))
+            action = decide(views)
             if action == "leave":
                 del self._undecided[topic]
                 memory.refusals.drop(topic)
@@ -280,7 +287,7 @@ class Picture:
 
     def refused(self, topic: str, problem: str) -> None:
         self._undecided[topic] = None
-        closes = self._memory.suspicion.is_blamed(topic)
+        closes = topic in self._memory.suspicion.blamed
         self._memory.refusals.refused(topic, self._kind(topic), problem, closes=closes)
         if closes and topic in self._untaken:
             self._memory.to_forget.add(topic)
@@ -309,18 +316,6 @@ class Picture:
         if topic in self.noted:
             self._memory.to_forget.add(topic)
 
-    def _views(self, topic: str) -> Views:
-        meant, acknowledged = self.meant.get(topic), self.acknowledged.get(topic)
-        if meant is not None:
-            return Views(meant, acknowledged)
-        return Views(
-            None,
-            acknowledged,
-            noted=topic in self.noted and topic not in self._untaken,
-            shown=self._shown is not None and topic in self._shown,
-            shared=self._is_shared(topic),
-        )
-
     def _kind(self, topic: str) -> Kind | None:
         return "discovery" if self.is_discovery(topic) else self._topics.kind(topic)
 
@@ -328,9 +323,10 @@ class Picture:
         base = base_of(topic, (self._topics.base, *self.bases))
         if base is None:
             # What announces a device: all bridges say the same there, but of themselves.
-            return f"/bace_bridge_{self._memory.installation}/" not in topic and bool(
+            others = f"/bace_bridge_{self._memory.installation}/" not in topic and bool(
                 self._memory.neighbours.others(self._topics.base)
             )
+            return others or self._memory.announced_elsewhere(topic)
         if topic == f"{base}/bridge/guest/{self._memory.installation}":
             return False
         if topic == f"{base}/bridge/info":

@@ -94,20 +94,17 @@ class TopicSuspicion:
         self._explained = explained
         self._losses = 0
         self._in_flight: set[str] = set()
-        self._blamed: dict[str, None] = {}
+        self.blamed: dict[str, None] = {}
         self.counts = False
         """False while nothing is suspected, which spares each message the rest."""
 
     def sent_alone(self, topic: str) -> bool:
-        return topic in self._blamed or (self._losses >= _UNFINISHED and topic in self._in_flight)
+        return topic in self.blamed or (self._losses >= _UNFINISHED and topic in self._in_flight)
 
     def acknowledged(self, topic: str) -> None:
         """The broker has said something to the topic, be it no."""
-        self._blamed.pop(topic, None)
+        self.blamed.pop(topic, None)
         self._clear(topic)
-
-    def is_blamed(self, topic: str) -> bool:
-        return topic in self._blamed
 
     def completed(self) -> None:
         """The broker has acknowledged all that is not suspected."""
@@ -120,9 +117,9 @@ class TopicSuspicion:
         if not topics:
             return False
         if alone and self.sent_alone(topics[0]):
-            self._blamed[topics[0]] = None
-            if len(self._blamed) > _MOST_REMEMBERED:
-                del self._blamed[next(iter(self._blamed))]
+            self.blamed[topics[0]] = None
+            if len(self.blamed) > _MOST_REMEMBERED:
+                del self.blamed[next(iter(self.blamed))]
             self._clear(topics[0])
             self._explained()
             return True
@@ -147,7 +144,7 @@ class TopicSuspicion:
             self._in_flight.discard(topic)
             if not self._in_flight:
                 self._losses = 0
-        self.counts = bool(self._blamed) or self._losses >= _UNFINISHED
+        self.counts = bool(self.blamed) or self._losses >= _UNFINISHED
 
 
 FIRST, LONGEST = 5.0, 300.0

@@ -1,7 +1,7 @@
 """What people ask of the bridge over MQTT, and its answers."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,10 +11,11 @@ from structlog.typing import FilteringBoundLogger
 
 from bace_bridge.errors import BridgeError, SinkError
 from bace_bridge.formats import decoded, topic_problem
-from bace_bridge.redaction import Quote, quoted_as_it_is
-from bace_bridge.sinks.api import Answer
-from bace_bridge.sinks.mqtt.client import Beginning, of_response
-from bace_bridge.sinks.mqtt.in_flight import Done, Message
+from bace_bridge.sinks.kind import SinkContext
+from bace_bridge.sinks.mqtt.client import Beginning
+from bace_bridge.sinks.mqtt.config import MqttConfig
+from bace_bridge.sinks.mqtt.in_flight import Done
+from bace_bridge.sinks.mqtt.messages import Message, of_response
 from bace_bridge.sinks.mqtt.topics import Topics, base_of
 
 Publish = Callable[[Message, Done], None]
@@ -40,25 +41,20 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Requests:
-    """Answers one request after the other; few are made, and some start work. `clock` is in seconds.
-
-    `base_topics` are those of all sinks of this bridge, at the time of the call.
-    """
+    """Answers one request after the other; few are made, and some start work. `clock` is in seconds."""
 
     def __init__(
         self,
-        answers: Mapping[str, Answer],
+        context: SinkContext,
         topics: Topics,
         log: FilteringBoundLogger,
         *,
-        quote: Quote = quoted_as_it_is,
-        base_topics: Callable[[], Collection[str]] = tuple,
         clock: Callable[[], float],
     ) -> None:
-        self._answers = answers
+        self._answers = context.requests
+        self._running = context.running
+        self._quote = context.redaction.quoted
         self._topics = topics
-        self._quote = quote
-        self._base_topics = base_topics
         self._warn = _LimitedWarnings(log, clock)
         self._allowance = Allowance(MOST_A_MINUTE, clock)
         self._asked: asyncio.Queue[Request] = asyncio.Queue(_MOST_WAITING)
@@ -67,12 +63,12 @@ class Requests:
         """Anybody who may publish calls this, as often as they like."""
         try:
             # paho decodes a topic whenever it is read, and raises for bytes that are not UTF-8.
-            name = self._topics.request_name(message.topic)
+            name = message.topic.removeprefix(self._topics.request)
         except UnicodeDecodeError:
             self._warn("mqtt.unreadable_topic_ignored", hint="a topic must be UTF-8")
             return
         shown = self._shown(name)
-        if topic_problem(self._topics.response(name)) is not None:
+        if topic_problem(self._topics.response + name) is not None:
             self._warn("mqtt.unreadable_topic_ignored", request=shown, hint="there is no topic to send the response to")
         elif message.retain:
             # The broker would hand it out at every connect, and a replay would be made each time.
@@ -91,7 +87,7 @@ class Requests:
         while True:
             request = await self._asked.get()
             payload = await self._answer(request)
-            usual, asked_for = self._topics.response(request.name), request.response_topic
+            usual, asked_for = self._topics.response + request.name, request.response_topic
             known = request.correlation is not None and len(request.correlation) <= _LARGEST_CORRELATION
             properties = of_response(request.correlation if known else None)
             also = asked_for is not None and asked_for != usual and self._unusable(asked_for) is None
@@ -118,24 +114,24 @@ class Requests:
         """Why no answer goes there: the bridge writes with its own rights, and could be made to forge its own state."""
         if problem := topic_problem(topic):
             return problem
-        base = base_of(f"{topic}/", {self._topics.base, *self._base_topics()})
-        if base is None or (base == self._topics.base and topic.startswith(self._topics.response(""))):
+        bases = {one.base_topic for one in self._running() if isinstance(one, MqttConfig)}
+        base = base_of(f"{topic}/", {self._topics.base, *bases})
+        if base is None or (base == self._topics.base and topic.startswith(self._topics.response)):
             return None
-        return f"belongs to the bridge; choose one outside of it, or one below {self._topics.response('')}"
+        return f"belongs to the bridge; choose one outside of it, or one below {self._topics.response}"
 
     async def _answer(self, request: Request) -> bytes:
         if isinstance(request.payload, Beginning) or len(request.payload) > LARGEST:
             return _error(f"the request is larger than {LARGEST} bytes")
         try:
-            asked, transaction = _asked(request.payload)
+            payload = request.payload if request.payload.strip() else b"{}"
+            asked, echoed = decoded(payload, dict[str, Any]), decoded(payload, _Echo).transaction
         except msgspec.DecodeError:
             return _error("the request is not a JSON object")
+        refusal, transaction = self._refusal(request), None if echoed is msgspec.UNSET else echoed
         if len(bytes(transaction or b"")) > LARGEST_TRANSACTION:
-            return _error(f"transaction is larger than {LARGEST_TRANSACTION} bytes")
-        return await self._answer_to(request, asked, transaction)
-
-    async def _answer_to(self, request: Request, asked: dict[str, Any], transaction: msgspec.Raw | None) -> bytes:
-        if refusal := self._refusal(request):
+            refusal, transaction = f"transaction is larger than {LARGEST_TRANSACTION} bytes", None
+        if refusal is not None:
             return _error(refusal, transaction)
         try:
             return _encoded({"status": "ok", "data": await self._answers[request.name](asked)}, transaction)
@@ -188,14 +184,6 @@ class _Echo(msgspec.Struct):
     """What goes back as it came: not decoded, so that it need not be encoded."""
 
     transaction: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-
-
-def _asked(payload: bytes) -> tuple[dict[str, Any], msgspec.Raw | None]:
-    """What is asked, and what of it the answer repeats. Raises `msgspec.DecodeError`."""
-    if not payload.strip():
-        return {}, None
-    transaction = decoded(payload, _Echo).transaction
-    return decoded(payload, dict[str, Any]), None if transaction is msgspec.UNSET else transaction
 
 
 def _error(problem: str, transaction: msgspec.Raw | None = None) -> bytes:

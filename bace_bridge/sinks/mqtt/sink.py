@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 
 import msgspec
@@ -11,26 +11,24 @@ import structlog
 from paho.mqtt.client import MQTTMessage
 from structlog.typing import FilteringBoundLogger
 
-from bace_bridge.config.datatypes import DatatypeConfig
 from bace_bridge.errors import DeliveryRejected, SinkUnavailable
-from bace_bridge.events.types import Attempt, Event
-from bace_bridge.formats import iso_utc
-from bace_bridge.redaction import Quote, quoted_as_it_is
+from bace_bridge.events.types import Attempt
 from bace_bridge.retry import backoff
-from bace_bridge.sinks.api import Answer, Ledger, StateSource
-from bace_bridge.sinks.mqtt.client import UNSENDABLE, CloudEventAttributes
+from bace_bridge.sinks.kind import SinkContext
+from bace_bridge.sinks.mqtt.client import UNSENDABLE
 from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.connection import Connection
 from bace_bridge.sinks.mqtt.dialing import Dialer
-from bace_bridge.sinks.mqtt.endings import Ending, Outage
+from bace_bridge.sinks.mqtt.endings import Ending
 from bace_bridge.sinks.mqtt.homeassistant.announcing import Announcer, Births
 from bace_bridge.sinks.mqtt.homeassistant.discovery import Discovery
-from bace_bridge.sinks.mqtt.in_flight import Done, Message
+from bace_bridge.sinks.mqtt.in_flight import Done
+from bace_bridge.sinks.mqtt.messages import EventMessages
 from bace_bridge.sinks.mqtt.mirror import Mirror
 from bace_bridge.sinks.mqtt.picture import OFFLINE, DeviceList, Memory
-from bace_bridge.sinks.mqtt.refusals import Refusals, Suspicion, TopicSuspicion
+from bace_bridge.sinks.mqtt.refusals import Refusals
 from bace_bridge.sinks.mqtt.requests import Requests
-from bace_bridge.sinks.mqtt.topics import Neighbours, Topics, topic_and_payload, topic_of
+from bace_bridge.sinks.mqtt.topics import Neighbours, Topics
 from bace_bridge.sinks.mqtt.tree import Tree, Watch
 
 _IN_FLIGHT_WITHIN = 3.0
@@ -43,94 +41,64 @@ _FIRST_RETRY, _LAST_RETRY = 15.0, 3600.0
 
 
 class MqttSink:
-    """`run` keeps the connection; `send` hands events over while there is one that is `ready`.
-
-    `client_id` must be the bridge's own and stay the same; `source` is what CloudEvents call the cloud. `base_topics`
-    are those of all sinks that run now, `sinks` their names. `datatypes` gives those of the configuration.
-    `quote` takes secrets out of others' texts.
-    """
+    """`run` keeps the connection; `send` hands events over while there is one that is `ready`."""
 
     pipelined = True
+
+    problem: str | None
+    """Why events cannot be sent now, in a sentence without secrets."""
+
+    # Of one connection. The last two say what is wrong until there is another one.
+    _connection: Connection | None = None
+    _mirror: Mirror | None = None
+    _watch: Watch | None = None
+    _discovery: Discovery | None = None
+    _device_list: DeviceList | None = None
+
+    _warned: set[str]
+    _keeping: asyncio.Task[None] | None = None
+    _closing = False
 
     def __init__(
         self,
         config: MqttConfig,
+        context: SinkContext,
         *,
-        client_id: str,
-        source: str,
-        state: StateSource,
-        ledger: Ledger,
-        installation: str,
-        requests: Mapping[str, Answer],
-        version: str,
-        datatypes: Callable[[], Mapping[int, DatatypeConfig]] = dict,
-        sinks: Callable[[], Collection[str]] = tuple,
-        quote: Quote = quoted_as_it_is,
-        base_topics: Callable[[], Collection[str]] = tuple,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.name = config.name
-        self.window = config.max_in_flight
-        self._config = config
-        self._state = state
-        self._ledger = ledger
-        self._installation = installation
-        self._version = version
-        self._datatypes = datatypes
-        self._sinks = sinks
-        self._sleep = sleep
-        self._jitter = jitter
-        self._clock = clock
+        self.name, self.window = config.name, config.max_in_flight
+        self._config, self._context, self._ledger = config, context, context.ledger(config.broker)
+        self._sleep, self._jitter, self._clock = sleep, jitter, clock
         self._log: FilteringBoundLogger = structlog.get_logger().bind(sink=config.name)
-        self._topics = Topics(config.base_topic)
-        self._attributes = CloudEventAttributes(source)
-        self._requests = Requests(requests, self._topics, self._log, quote=quote, base_topics=base_topics, clock=clock)
-        self._outage = Outage(self._log)
+        self._topics = topics = Topics(config.base_topic)
+        self._events = EventMessages(context.source, topics, qos=config.qos)
+        self.where = self._events.topic
+        self._requests = Requests(context, topics, self._log, clock=clock)
+        self._dialer = Dialer(config, context, topics, clock=clock, log=self._log)
         self._memory = Memory(
-            installation,
+            context.installation,
             frozenset(config.groups),
             Refusals(self._log, clock=clock, jitter=jitter),
-            TopicSuspicion(self._log, explained=self._outage.explained),
-            Neighbours(installation, quote=quote),
+            self._dialer.of_topics,
+            Neighbours(context.installation, quote=context.redaction.quoted),
             set(),
+            lambda topic: config.announced_elsewhere(context.running(), topic),
         )
-        watched = (self._topics.bridge_state, self._topics.bridge_info, self._topics.guest(installation))
         home = config.home_assistant
         self._births = Births(home.prefix, sleep=sleep, clock=clock) if home.enabled else None
         self._tree = Tree(
-            self._topics,
+            topics,
             self._memory.neighbours,
-            watched=watched,
+            watched=(topics.bridge_state, topics.bridge_info, topics.guest(context.installation)),
             announced=self._announced,
             sleep=sleep,
             log=self._log,
             warn=self._warn_once,
         )
-        self._dialer = Dialer(
-            config,
-            self._topics,
-            # The same on every connection: so a broker that has not noticed the end of the last one ends it now.
-            client_id=client_id,
-            version=version,
-            will=OFFLINE,
-            suspicion=Suspicion(self._log, explained=self._outage.explained),
-            of_topics=self._memory.suspicion,
-            clock=clock,
-            log=self._log,
-        )
-        self._discovery: Discovery | None = None
-        self._warned: set[str] = set()
-        self.problem: str | None = f"not connected to the broker at {self._dialer.broker} yet"
-        """Why events cannot be sent now, in a sentence without secrets."""
-        self._connection: Connection | None = None
-        self._mirror: Mirror | None = None
-        self._watch: Watch | None = None
-        self._device_list = DeviceList(largest_packet=None, clock=clock)
-        self._ready = asyncio.Event()
-        self._keeping: asyncio.Task[None] | None = None
-        self._closing = False
+        self._warned, self._ready = set(), asyncio.Event()
+        self.problem = f"not connected to the broker at {config.broker} yet"
 
     @property
     def state_problem(self) -> str | None:
@@ -141,7 +109,7 @@ class MqttSink:
             self._memory.refusals.problem,
             shared,
             self._tree.problem,
-            self._device_list.problem,
+            None if self._device_list is None else self._device_list.problem,
             None if self._births is None else self._births.problem,
             None if self._discovery is None else self._discovery.problem,
         )
@@ -158,10 +126,6 @@ class MqttSink:
         """Returns when events can be sent."""
         await self._ready.wait()
 
-    def where(self, event: Event) -> str:
-        """The topic."""
-        return topic_of(event, self._topics)
-
     def send(self, attempt: Attempt, done: Done) -> None:
         """Hands an event over. `done` is called exactly once, later, on the loop."""
         connection, mirror = self._connection, self._mirror
@@ -170,23 +134,15 @@ class MqttSink:
             return
         event = attempt.logged.event
         try:
-            at = iso_utc(event.time)
-            topic, payload = topic_and_payload(event, self._topics, time=at, replay=attempt.replay)
-            properties = self._attributes.of(attempt, time=at) if self._dialer.manner.protocol == "5" else None
+            message = self._events.message(attempt, speaks_5=self._dialer.manner.protocol == "5")
         except (msgspec.MsgspecError, *UNSENDABLE) as error:
             rejected = DeliveryRejected(f"the event {event.id} cannot be sent: {error}")
             asyncio.get_running_loop().call_soon(done, rejected)
-            return
-        message = Message(topic, payload, self._config.qos, properties=properties, event=event.id)
-        mirror.publish_event(message, event.device_id, done)
+        else:
+            mirror.publish_event(message, event.device_id, done)
 
-    def refresh_bridge(self) -> None:
-        """The bridge's info or health may have changed."""
-        if self._mirror is not None:
-            self._mirror.refresh()
-
-    def refresh_devices(self, ids: Collection[str] | None) -> None:
-        """How these devices stand may have changed; None: all of them."""
+    def refresh(self, ids: Collection[str] | None = ()) -> None:
+        """How the bridge and these devices stand may have changed; None: all of them."""
         if self._mirror is not None:
             self._mirror.refresh(ids)
 
@@ -218,51 +174,68 @@ class MqttSink:
             if ending.kind == "given_up" or self._dialer.learn(ending):
                 continue
             lasted = 0.0 if isinstance(connection, Ending) else clock() - since
-            await self._sleep(self._outage.failed(ending, lasted=lasted, jitter=self._jitter()))
+            await self._sleep(self._dialer.outage.failed(ending, lasted=lasted, jitter=self._jitter()))
 
     async def _use(self, connection: Connection) -> Ending:
         """Uses the connection until its end."""
-        self._device_list = DeviceList(largest_packet=connection.limits.packet_size, clock=self._clock)
+        mirror = self._mirror = self._mirror_on(connection)
+        watch = self._watch = Watch(
+            self._topics, self._tree, connection, mirror, sleep=self._sleep, warn=self._warn_once
+        )
+        try:
+            if await self._work(connection, mirror, watch):
+                ending = connection.end.result()
+            else:
+                ending = Ending("given_up", "trying other connection settings")
+                self._leave(ending.problem)
+                self._dialer.begin_again()
+                # What is acknowledged now need not come twice.
+                await connection.while_it_lasts(connection.emptied(), within=_IN_FLIGHT_WITHIN)
+                await connection.disconnect(within=_GOODBYE_WITHIN)
+            self.problem = ending.problem
+            return ending
+        finally:
+            problem = self.problem or "the connection has ended"
+            self._leave(problem)
+            mirror.give_back(problem)
+            connection.release(problem)
+
+    def _mirror_on(self, connection: Connection) -> Mirror:
+        config, context, largest = self._config, self._context, connection.limits.packet_size
+        devices = self._device_list = DeviceList(largest_packet=largest, clock=self._clock)
         discovery = self._discovery = Discovery(
-            self._config.home_assistant,
+            config.home_assistant,
             self._topics,
-            installation=self._installation,
-            version=self._version,
-            requests=self._config.requests,
-            largest=connection.limits.packet_size,
+            installation=context.installation,
+            version=context.version,
+            requests=config.requests,
+            largest=largest,
         )
-        announcer = partial(
-            Announcer,
-            discovery,
-            self._ledger,
-            enabled=self._config.home_assistant.enabled,
-            datatypes=self._datatypes,
-            sinks=self._sinks,
-            sleep=self._sleep,
-            warn=self._warn_once,
-        )
-        mirror = self._mirror = Mirror(
-            self._state,
+        return Mirror(
+            context.state,
             self._ledger,
             self._topics,
             connection.publish,
             self._memory,
-            self._device_list,
-            announcer=lambda send: announcer(send=send),
+            devices,
+            announcer=lambda send: Announcer(
+                discovery,
+                self._ledger,
+                enabled=config.home_assistant.enabled,
+                datatypes=context.datatypes,
+                sinks=lambda: [one.name for one in context.running()],
+                send=send,
+                sleep=self._sleep,
+                warn=self._warn_once,
+            ),
             speaks_5=self._dialer.manner.protocol == "5",
             window=self.window,
             sleep=self._sleep,
             warn=self._warn_once,
         )
-        self._watch = Watch(self._topics, self._tree, connection, mirror, sleep=self._sleep, warn=self._warn_once)
-        try:
-            return await self._work(connection, mirror, self._watch)
-        finally:
-            self._leave(self.problem or "the connection has ended")
-            mirror.give_back(self.problem or "the connection has ended")
-            connection.release(self.problem or "the connection has ended")
 
-    async def _work(self, connection: Connection, mirror: Mirror, watch: Watch) -> Ending:
+    async def _work(self, connection: Connection, mirror: Mirror, watch: Watch) -> bool:
+        """False where it lacks something, and the time has come to try again whether the broker takes it now."""
         if not connection.limits.retain:
             self._warn_once("mqtt.no_retained_messages", hint="the broker keeps no retained messages")
         # Before anything is published: where the broker closes the connection on it, no event can be to blame.
@@ -273,22 +246,21 @@ class MqttSink:
         if self._births is not None and self._births.problem is not None:
             self._warn_once("mqtt.home_assistant_unheard", problem=self._births.problem, then="tried again later")
         if not connection.end.done():
-            self._outage.connected(broker=self._dialer.broker, protocol=self._dialer.manner.protocol)
+            self._dialer.outage.connected(broker=self._config.broker, protocol=self._dialer.manner.protocol)
+        jobs = [
+            mirror.run(),
+            self._requests.serve(connection.publish),
+            # Events wait for the retained state: who hears the first of them finds its device described.
+            self._become_ready(connection, mirror),
+            self._compare(connection, mirror),
+            watch.run(),
+            self._listen_later(partial(self._dialer.listen, connection), listens=listens),
+        ]
+        if self._births is not None:
+            jobs.append(self._births.run(mirror.announce_again))
+            jobs.append(self._listen_later(partial(self._births.listen, connection), listens=hears))
         async with asyncio.TaskGroup() as tasks:
-            working = [
-                tasks.create_task(mirror.run()),
-                tasks.create_task(self._requests.serve(connection.publish)),
-                # Events wait for the retained state: who hears the first of them finds its device described.
-                tasks.create_task(self._become_ready(connection, mirror)),
-                tasks.create_task(self._compare(connection, mirror)),
-                tasks.create_task(watch.run()),
-                tasks.create_task(self._listen_later(partial(self._dialer.listen, connection), listens=listens)),
-            ]
-            if self._births is not None:
-                working.append(tasks.create_task(self._births.run(mirror.announce_again)))
-                working.append(
-                    tasks.create_task(self._listen_later(partial(self._births.listen, connection), listens=hears))
-                )
+            working = [tasks.create_task(job) for job in jobs]
             try:
                 ended = await self._until_the_end_of(connection)
             except asyncio.CancelledError:
@@ -298,28 +270,15 @@ class MqttSink:
             finally:
                 for task in working:
                     task.cancel()
-        if not ended:
-            return await self._begin_again(connection)
-        ending = connection.end.result()
-        self._leave(ending.problem)
-        return ending
+        return ended
 
     async def _until_the_end_of(self, connection: Connection) -> bool:
-        """False where it lacks something, and the time has come to try again whether the broker takes it now."""
         while not connection.end.done():
             again_in = self._dialer.again_in()
             if again_in == 0:
                 return False
             await asyncio.wait((connection.end,), timeout=again_in and min(again_in, _RETRY_CHECKED_EVERY))
         return True
-
-    async def _begin_again(self, connection: Connection) -> Ending:
-        self._leave("trying other connection settings")
-        self._dialer.begin_again()
-        # What is acknowledged now need not come twice.
-        await connection.while_it_lasts(connection.emptied(), within=_IN_FLIGHT_WITHIN)
-        await connection.disconnect(within=_GOODBYE_WITHIN)
-        return Ending("given_up", "trying other connection settings")
 
     async def _listen_later(self, listen: Callable[[], Awaitable[bool]], *, listens: bool) -> None:
         attempts = 0
@@ -355,7 +314,7 @@ class MqttSink:
             topic = message.topic
         except UnicodeDecodeError:
             topic = None
-        if topic is None or self._topics.is_request(topic):
+        if topic is None or topic.startswith(self._topics.request):
             self._requests.take(message)
         elif self._births is not None and topic == self._births.topic:
             self._births.heard(message)

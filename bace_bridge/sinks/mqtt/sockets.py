@@ -86,24 +86,21 @@ def upgraded(sock: socket.socket, *, host: str, port: int, path: str, within: fl
         "Sec-WebSocket-Protocol: mqtt",
     ]
     sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
-    _check_answer(_answer_head(sock, deadline=time.monotonic() + within), key)
+    _check_answer(sock, key, deadline=time.monotonic() + within)
     return WebSocket(sock)
 
 
-def _answer_head(sock: socket.socket, *, deadline: float) -> str:
-    """Byte by byte: what follows belongs to the first frame."""
-    head = bytearray()
-    while not head.endswith(b"\r\n\r\n"):
-        if len(head) > _LONGEST_HEAD or time.monotonic() > deadline:
+def _check_answer(sock: socket.socket, key: str, *, deadline: float) -> None:
+    read = bytearray()
+    while not read.endswith(b"\r\n\r\n"):
+        if len(read) > _LONGEST_HEAD or time.monotonic() > deadline:
             raise UpgradeRefused("its answer to the WebSocket upgrade does not end")
+        # Byte by byte: what follows belongs to the first frame.
         byte = sock.recv(1)
         if not byte:
             raise UpgradeRefused("it closes the connection on the WebSocket upgrade")
-        head += byte
-    return head.decode("latin-1")
-
-
-def _check_answer(head: str, key: str) -> None:
+        read += byte
+    head = read.decode("latin-1")
     status = re.match(r"HTTP/1\.\d (\d{3})", head)
     if status is None:
         raise UpgradeRefused("the server that answers the WebSocket upgrade is not an HTTP server")
@@ -270,8 +267,17 @@ def _tls_reason(alert: str, *, certificate: bool) -> str:
 
 
 def _opened(config: MqttConfig, addresses: Sequence[tuple[Any, ...]]) -> Socket:
+    """At the first address that answers; else the last one's error."""
     tls = tls_context(config.tls) if config.tls_enabled else None
-    sock = _connected(addresses)
+    failure = OSError("its name has no address")
+    for host, port, *_ in addresses:
+        try:
+            sock = socket.create_connection((host, port), timeout=CONNECT_WITHIN)
+            break
+        except OSError as error:
+            failure = error
+    else:
+        raise failure
     try:
         # paho writes one packet at a time; Nagle's algorithm would hold each back until the one before was received.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -283,14 +289,3 @@ def _opened(config: MqttConfig, addresses: Sequence[tuple[Any, ...]]) -> Socket:
         sock.close()
         raise
     return sock
-
-
-def _connected(addresses: Sequence[tuple[Any, ...]]) -> socket.socket:
-    """To the first address that answers; else the last one's error."""
-    failure = OSError("its name has no address")
-    for host, port, *_ in addresses:
-        try:
-            return socket.create_connection((host, port), timeout=CONNECT_WITHIN)
-        except OSError as error:
-            failure = error
-    raise failure

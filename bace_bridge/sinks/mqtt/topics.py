@@ -1,4 +1,4 @@
-"""The topics of the contract and their payloads, and which retained topics are ours to publish or to clear."""
+"""The topics of the contract, and which retained topics are ours to publish or to clear."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from bace_bridge.events.types import SESSION_DATAPOINTS, DeviceState, Event
+from bace_bridge.events.types import DeviceState
 from bace_bridge.formats import UNSENDABLE, decoded, made_sendable
 from bace_bridge.redaction import Quote, quoted_as_it_is
 
@@ -27,24 +27,14 @@ class Topics:
         self.bridge_devices = f"{base}/bridge/devices"
         self.bridge_event = f"{base}/bridge/event"
         self.of_every_bridge = frozenset((self.bridge_state, self.bridge_health))
-        self.requests = f"{base}/bridge/request/+"
+        # A request's topic, and that of its response, end with its name.
+        self.request, self.response = f"{base}/bridge/request/", f"{base}/bridge/response/"
+        self.requests = f"{self.request}+"
         self.guests = f"{base}/bridge/guest/+"
         self.states_of_devices = (f"{base}/+/availability", f"{base}/+/session", f"{base}/+/latest/+/+")
         self._event_topics: dict[str, str] = {}
         base_in_json = re.escape(msgspec.json.encode(base).strip(b'"'))
         self._named = re.compile(b'"' + base_in_json + b'/(?:bridge/state|[^/"]+/event)"')
-
-    def request_name(self, topic: str) -> str:
-        return topic.removeprefix(self.requests[:-1])
-
-    def is_request(self, topic: str) -> bool:
-        return topic.startswith(self.requests[:-1])
-
-    def request(self, name: str) -> str:
-        return self.requests[:-1] + name
-
-    def response(self, name: str) -> str:
-        return f"{self.base}/bridge/response/{name}"
 
     def guest(self, installation: str) -> str:
         """Where a bridge says who it is while `bridge/info` names another one."""
@@ -97,68 +87,6 @@ def level(name: str) -> str:
     return _NOT_IN_A_LEVEL.sub(
         lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogatepass")), name
     )
-
-
-_EMPTY_OBJECT = b"{}"
-_OF_A_SESSION = "session."
-
-_Mark = bool | msgspec.UnsetType
-
-
-class _Head(msgspec.Struct):
-    event_type: str
-    id: str
-    time: str
-    replay: _Mark
-
-
-class _PointsOfEvent(msgspec.Struct):
-    datapoints: msgspec.Raw
-
-
-class _DatapointsMessage(msgspec.Struct):
-    id: str
-    time: str
-    session_id: str | None
-    replay: _Mark
-    datapoints: msgspec.Raw
-
-
-# Made once: each event goes through them.
-_encode = msgspec.json.Encoder().encode
-_decode_points = msgspec.json.Decoder(_PointsOfEvent).decode
-
-
-def topic_and_payload(event: Event, topics: Topics, *, time: str, replay: bool = False) -> tuple[str, bytes]:
-    """The message that carries the event, marked where it is a replay; `time` is the event's, as text.
-
-    Raises `msgspec.MsgspecError` for broken data.
-    """
-    mark = True if replay else msgspec.UNSET
-    topic = topic_of(event, topics)
-    of_points = event.type == SESSION_DATAPOINTS and event.device_id is not None
-    return topic, _datapoints(event, time, mark) if of_points else _whole_event(event, time, mark)
-
-
-def topic_of(event: Event, topics: Topics) -> str:
-    if event.device_id is None or not event.type.startswith(_OF_A_SESSION):
-        return topics.bridge_event
-    return topics.datapoints(event.device_id) if event.type == SESSION_DATAPOINTS else topics.event(event.device_id)
-
-
-def _whole_event(event: Event, time: str, replay: _Mark) -> bytes:
-    """The event's data, which is an encoded JSON object already, with a few keys before its own."""
-    if not event.data.startswith(b"{"):
-        raise msgspec.DecodeError("the event's data is no JSON object")
-    head = _encode(_Head(event.type, event.id, time, replay))
-    if event.data == _EMPTY_OBJECT:
-        return head
-    return b"%b,%b" % (head[:-1], event.data[1:])
-
-
-def _datapoints(event: Event, time: str, replay: _Mark) -> bytes:
-    points = _decode_points(event.data).datapoints
-    return _encode(_DatapointsMessage(event.id, time, event.session_id, replay, points))
 
 
 _LONGEST_NAME = 64

@@ -1,7 +1,7 @@
 """Announces devices to Home Assistant: in its order, with what was announced before, and again when it starts anew."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 
 from paho.mqtt.client import MQTTMessage
 
@@ -53,7 +53,6 @@ class Announcer:
         self._announced: dict[str, Announced] = {}
         self._unnoted: dict[str, Announced] = {}
         self._made: dict[str, tuple[object, dict[str, bytes]]] = {}
-        self._cleared: dict[str, Announced] = {}
         self._began_anew = False
 
     def device(self, state: DeviceState) -> dict[str, bytes]:
@@ -80,7 +79,9 @@ class Announcer:
 
     async def migrate(self, noted: Iterable[str], meant: Batch) -> None:
         """Before anything is announced: entities of the other mode are handed over, with their ids and names."""
-        components = {_node(topic): components_of(one) for topic, one in meant.items() if self.is_discovery(topic)}
+        components = {
+            _node(topic): components_of(topic, one) for topic, one in meant.items() if self.is_discovery(topic)
+        }
         topics = [
             topic
             for topic in sorted(noted)
@@ -91,6 +92,18 @@ class Announcer:
             await self._sleep(SETTLES_IN)
             await self._send(dict.fromkeys(topics, CLEARED))
             await self._sleep(SETTLES_IN)
+            lost = {one: parts for topic in topics for one, parts in self._lost(topic, meant)}
+            await self._clear_again(lost)
+            await self._note({topic: Announced({}, parts) for topic, parts in lost.items()})  # it may be down now
+
+    def _lost(self, topic: str, meant: Batch) -> Iterator[tuple[str, dict[str, str]]]:
+        """What a device's topic has announced and no topic of a component announces from here on."""
+        platform, node, _ = _levels(topic)
+        if platform is None:
+            for key, one in self._announced.get(topic, Announced()).components.items():
+                of_component = f"{topic.removesuffix(f'device/{node}/config')}{one}/{node}/{key}/config"
+                if of_component not in meant:
+                    yield of_component, {key: one}
 
     async def announce(self, batch: Batch) -> None:
         """Publishes them, and returns when Home Assistant has subscribed to what they name.
@@ -102,15 +115,12 @@ class Announcer:
         after: dict[str, Announced] = {}
         gone: dict[str, dict[str, str]] = {}
         for topic, payload in batch.items():
-            self._cleared.pop(topic, None)
-            if payload == CLEARED:
-                self._cleared[topic] = before.get(topic, Announced())
-                continue
-            was, components = before.get(topic, Announced()), components_of(payload)
+            was, components = before.get(topic, Announced()), components_of(topic, payload)
             left = {key: one for key, one in {**was.removed, **was.components}.items() if key not in components}
-            if missing := {key: one for key, one in left.items() if began_anew or key in was.components}:
+            missing = {key: one for key, one in left.items() if began_anew or key in was.components}
+            if components and missing:
                 gone[topic] = missing
-            after[topic] = Announced(components, {} if began_anew else left)
+            after[topic] = Announced(components, {} if components and began_anew else left)
         # First what Home Assistant may know from here on: after a kill too much of it is removed in vain.
         await self._note({topic: _both(before.get(topic), one) for topic, one in after.items()})
         await self._send({**batch, **{topic: revival(batch[topic], missing) for topic, missing in gone.items()}})
@@ -120,23 +130,19 @@ class Announcer:
             await self._sleep(SETTLES_IN)
             await self._send({topic: batch[topic] for topic in gone})
         await self._note(after)
-        self._announced = {topic: one for topic, one in self._announced.items() if batch.get(topic) != CLEARED}
-        if after:
+        if any(one.components for one in after.values()):
             await self._sleep(SETTLES_IN)
         if began_anew:
-            await self._clear_again()
+            await self._clear_again({topic: one.removed for topic, one in self._announced.items() if one.is_cleared})
 
-    async def _clear_again(self) -> None:
+    async def _clear_again(self, gone: Mapping[str, Mapping[str, str]]) -> None:
         """What was cleared while Home Assistant was down stays there, unless it is announced and cleared once more."""
-        gone = {topic: {**was.removed, **was.components} for topic, was in self._cleared.items()}
-        self._cleared = {}
-        ghosts = {topic: one for topic, parts in gone.items() if (one := ghost(topic, parts)) is not None}
-        if ghosts:
-            await self._note({topic: Announced(gone[topic]) for topic in ghosts})
-            await self._send(ghosts)
+        if gone:
+            await self._note({topic: Announced(dict(parts)) for topic, parts in gone.items()})
+            await self._send({topic: ghost(topic, parts) for topic, parts in gone.items()})
             await self._sleep(SETTLES_IN)
-            await self._send(dict.fromkeys(ghosts, CLEARED))
-            self._announced = {topic: one for topic, one in self._announced.items() if topic not in ghosts}
+            await self._send(dict.fromkeys(gone, CLEARED))
+            await self._note(dict.fromkeys(gone, Announced()))
 
     async def _note(self, announced: Mapping[str, Announced]) -> None:
         news = {topic: one for topic, one in announced.items() if one != self._announced.get(topic, Announced())}
@@ -229,4 +235,8 @@ class Births:
             await self._born.wait()
             await self._sleep(_WAITS)  # several at once are one
             self._born.clear()
-            await announce_again()
+            try:
+                await announce_again()
+            except asyncio.CancelledError:
+                self._born.set()  # the next connection answers it
+                raise

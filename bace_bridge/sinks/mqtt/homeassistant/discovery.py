@@ -57,7 +57,7 @@ class Discovery:
         self._bridge = f"bace_bridge_{escaped(installation)}"
         self._version = version
         self._largest = max(0, min(LARGEST, largest or LARGEST) - _BESIDE)
-        self._left_out: dict[str, int] = {}
+        self._left_out: dict[str, tuple[int, str]] = {}
         platforms = "|".join(_PLATFORMS)
         self._ours = re.compile(
             rf"{re.escape(config.prefix)}/(?:device/bace_[\w-]+|(?:{platforms})/bace_[\w-]+/[\w-]+)/config", re.ASCII
@@ -68,7 +68,7 @@ class Discovery:
         """What is left out because it does not fit into a packet."""
         if not self._left_out:
             return None
-        name, most = max(self._left_out.items(), key=lambda one: one[1])
+        most, name = max(self._left_out.values())
         others = len(self._left_out) - 1
         more = f", and some of {others} more" if others else ""
         return (
@@ -134,9 +134,9 @@ class Discovery:
             fitting = self._within(self._largest - len(msgspec.json.encode({**common, **available})), encoded)
             payload = {**common, **available, "cmps": {key: msgspec.Raw(one) for key, one in fitting.items()}}
             topics = {f"device/{identifier}": msgspec.json.encode(payload)} if fitting else {}
-        self._left_out.pop(about["name"], None)
+        self._left_out.pop(identifier, None)
         if len(fitting) < len(components):
-            self._left_out[about["name"]] = len(components) - len(fitting)
+            self._left_out[identifier] = (len(components) - len(fitting), about["name"])
         return {f"{self._config.prefix}/{topic}/config": payload for topic, payload in topics.items()}
 
     def _within(self, room: int, components: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -155,8 +155,13 @@ class _Payload(msgspec.Struct):
     cmps: dict[str, dict[str, Any]] = {}
 
 
-def components_of(payload: bytes) -> dict[str, str]:
-    """The components of a device's payload: each key with its platform."""
+def components_of(topic: str, payload: bytes) -> dict[str, str]:
+    """What a payload of ours announces on its topic, in either mode: the keys of components with their platforms."""
+    if not payload:
+        return {}
+    *_, platform, node, key, _config = ("", *topic.split("/"))
+    if node != "device":
+        return {key: platform}
     return {key: str(one["p"]) for key, one in msgspec.json.decode(payload, type=_Payload).cmps.items()}
 
 
@@ -174,21 +179,18 @@ def revival(payload: bytes, gone: Mapping[str, str]) -> bytes:
     return _with(payload, {key: _whole(identifier, key, platform) for key, platform in gone.items()})
 
 
-def ghost(topic: str, components: Mapping[str, str]) -> bytes | None:
+def ghost(topic: str, components: Mapping[str, str]) -> bytes:
     """A payload for a discovery topic that was cleared while Home Assistant was down; cleared again, it takes effect.
 
-    `components` are those of a device's topic, by key and platform. None where the topic is no discovery topic, or
-    where nothing is known of a device's.
+    `components` are those that it has announced, by key and platform.
     """
-    origin = {"name": "bace-bridge"}
-    match topic.split("/"):
-        case [*_, "device", identifier, "config"] if components:
-            whole = {key: _whole(identifier, key, platform) for key, platform in components.items()}
-            return msgspec.json.encode({"dev": {"ids": [identifier]}, "o": origin, "cmps": whole})
-        case [*_, platform, identifier, key, "config"] if platform in _PLATFORMS:
-            one = _whole(identifier, key, platform)
-            return msgspec.json.encode({"dev": {"ids": [identifier]}, "o": origin, **one})
-    return None
+    *_, identifier, last, _config = topic.split("/")
+    of_device = identifier == "device"
+    if of_device:
+        identifier = last
+    about = {"dev": {"ids": [identifier]}, "o": {"name": "bace-bridge"}}
+    whole = {key: _whole(identifier, key, platform) for key, platform in components.items()}
+    return msgspec.json.encode(about | ({"cmps": whole} if of_device else whole[last]))
 
 
 def _with(payload: bytes, more: Components) -> bytes:

@@ -82,6 +82,24 @@ _EVENT = (
     "'id': value_json.get('id'), 'time': value_json.get('time')} | tojson }}{% endif %}"
 ).replace("%(most)d", str(MOST_ATTRIBUTES))
 
+_CSV_READY = (
+    "{{ value_json.updated_at if value_json is mapping and value_json.get('csv_url')"
+    " and value_json.updated_at is string else none }}"
+)
+
+_CLOUD = (
+    "{{ none if value_json is not mapping or value_json.problems is not mapping"
+    " else 'OFF' if 'cloud' in value_json.problems else 'ON' }}"
+)
+_PROBLEM = (
+    "{{ none if value_json is not mapping or value_json.healthy is not boolean"
+    " else 'OFF' if value_json.healthy else 'ON' }}"
+)
+_DEAD_LETTERS = (
+    "{{ value_json.dead_letters.values() | select('number') | sum"
+    " if value_json is mapping and value_json.dead_letters is mapping else none }}"
+)
+
 # As many series of the summary as fit, 40 at most; what is left out is counted.
 _CSV_ATTRIBUTES = (
     "{% set all = value_json if value_json is mapping else {} %}"
@@ -117,18 +135,27 @@ _TRIGGERS = (
 
 def of_device(state: DeviceState, topics: Topics, datatypes: Mapping[int, DatatypeConfig], *, keep: bool) -> Components:
     """Those that matter most first. `keep`: a value stays when its data session is over."""
-    components = {**_of_session(state.device_id, topics), **_triggers(topics.event(state.device_id))}
+    components = _of_session(state.device_id, topics)
+    for key, text, of_type in _TRIGGERS:
+        components[f"trigger_{key}"] = {
+            # Home Assistant shows a trigger as `"<subtype>" <type>`.
+            "p": "device_automation", "atype": "trigger", "t": topics.event(state.device_id), "stype": "Session",
+            "type": text, "pl": of_type,
+            "val_tpl": "{{ '' if " + _REPLAY + " else value_json.get('event_type') }}",
+        }  # fmt: skip
     taken = [one["name"] for one in components.values() if one["p"] == "sensor"]
     availability = [
         *availability_of(state.device_id, topics),
         {"t": topics.session(state.device_id), "val_tpl": "{{ 'online' if " + _RUNNING + " else 'offline' }}"},
     ]
     for one, name in _named(state.series, datatypes, taken):
+        latest = topics.latest(state.device_id, one.source_device, one.datatype)
         components[f"{escaped(one.source_device)}_{one.datatype}"] = {
             **_meaning(datatypes.get(one.datatype) or DatatypeConfig(), name),
-            **_point(topics.latest(state.device_id, one.source_device, one.datatype)),
+            "stat_t": latest, "val_tpl": _of("avg", "number"),
+            "json_attr_t": latest, "json_attr_tpl": _POINT_ATTRIBUTES,
             **({} if keep else {"avty": availability, "avty_mode": "all"}),
-        }
+        }  # fmt: skip
     return components
 
 
@@ -138,10 +165,6 @@ def availability_of(device: str, topics: Topics) -> list[dict[str, str]]:
 
 def _of_session(device: str, topics: Topics) -> Components:
     session = topics.session(device)
-    csv_ready = (
-        "{{ value_json.updated_at if value_json is mapping and value_json.get('csv_url')"
-        " and value_json.updated_at is string else none }}"
-    )
     last_seen = (
         "{{ (value_json | select('mapping') | selectattr('id', 'eq', " + _literal(device) + ")"
         " | map(attribute='last_seen_at') | select('string') | first | default(none))"
@@ -163,7 +186,7 @@ def _of_session(device: str, topics: Topics) -> Components:
         "started": _timestamp("Session started", session, _of("started_at", "string")),
         "ended": _timestamp("Session ended", session, _of("ended_at", "string")),
         "csv": {
-            **_timestamp("CSV ready", session, csv_ready),
+            **_timestamp("CSV ready", session, _CSV_READY),
             "ic": "mdi:file-delimited", "json_attr_t": session, "json_attr_tpl": _CSV_ATTRIBUTES,
         },
         "duration": {
@@ -175,17 +198,6 @@ def _of_session(device: str, topics: Topics) -> Components:
             "stat_t": session, "val_tpl": _of("datapoint_count", "number"),
         },
         "last_seen": {**_timestamp("Last seen", topics.bridge_devices, last_seen), **_DIAGNOSTIC},
-    }  # fmt: skip
-
-
-def _triggers(event: str) -> Components:
-    return {
-        f"trigger_{key}": {
-            # Home Assistant shows a trigger as `"<subtype>" <type>`.
-            "p": "device_automation", "atype": "trigger", "t": event, "stype": "Session", "type": text, "pl": of_type,
-            "val_tpl": "{{ '' if " + _REPLAY + " else value_json.get('event_type') }}",
-        }
-        for key, text, of_type in _TRIGGERS
     }  # fmt: skip
 
 
@@ -223,37 +235,21 @@ def _meaning(meaning: DatatypeConfig, name: str) -> Component:
     return {"p": "sensor", "name": name, "stat_cla": meaning.state_class, **given}
 
 
-def _point(topic: str) -> Component:
-    return {"stat_t": topic, "val_tpl": _of("avg", "number"), "json_attr_t": topic, "json_attr_tpl": _POINT_ATTRIBUTES}
-
-
 def of_bridge(topics: Topics, sinks: Collection[str], *, requests: bool) -> Components:
     """As above; `requests`: the bridge takes them over MQTT."""
     health = topics.bridge_health
-    cloud = (
-        "{{ none if value_json is not mapping or value_json.problems is not mapping"
-        " else 'OFF' if 'cloud' in value_json.problems else 'ON' }}"
-    )
-    problem = (
-        "{{ none if value_json is not mapping or value_json.healthy is not boolean"
-        " else 'OFF' if value_json.healthy else 'ON' }}"
-    )
-    dead_letters = (
-        "{{ value_json.dead_letters.values() | select('number') | sum"
-        " if value_json is mapping and value_json.dead_letters is mapping else none }}"
-    )
     components: Components = {
         "connectivity": {
-            "p": "binary_sensor", "name": "Cloud", "dev_cla": "connectivity", "stat_t": health, "val_tpl": cloud,
+            "p": "binary_sensor", "name": "Cloud", "dev_cla": "connectivity", "stat_t": health, "val_tpl": _CLOUD,
         },
         "problem": {
-            "p": "binary_sensor", "name": "Problem", "dev_cla": "problem", "stat_t": health, "val_tpl": problem,
+            "p": "binary_sensor", "name": "Problem", "dev_cla": "problem", "stat_t": health, "val_tpl": _PROBLEM,
             "json_attr_t": health, "json_attr_tpl": _PROBLEM_ATTRIBUTES,
         },
         "last_poll": _timestamp("Last poll", health, _of("last_poll_at", "string")),
         "dead_letters": {
             "p": "sensor", "name": "Dead letters", "stat_cla": "measurement", "ic": "mdi:email-remove",
-            "stat_t": health, "val_tpl": dead_letters,
+            "stat_t": health, "val_tpl": _DEAD_LETTERS,
         },
         "version": {
             "p": "sensor", "name": "Version", "ic": "mdi:tag", "stat_t": topics.bridge_info,
@@ -272,7 +268,7 @@ def of_bridge(topics: Topics, sinks: Collection[str], *, requests: bool) -> Comp
         one.update(_DIAGNOSTIC)
     if requests:
         components["poll"] = {
-            "p": "button", "name": "Poll now", "ic": "mdi:cloud-refresh", "cmd_t": topics.request("poll"),
+            "p": "button", "name": "Poll now", "ic": "mdi:cloud-refresh", "cmd_t": topics.request + "poll",
             "pl_prs": "{}",
         }  # fmt: skip
     return components
