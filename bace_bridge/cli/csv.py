@@ -22,9 +22,8 @@ from bace_bridge.config.models import Config
 from bace_bridge.config.values import format_duration, secrets_of
 from bace_bridge.csv.checks import CsvCheck
 from bace_bridge.csv.links import KEY_BYTES
-from bace_bridge.csv.serving import checked
+from bace_bridge.csv.serving import checked, least_datapoints
 from bace_bridge.errors import CloudError, CloudGone
-from bace_bridge.polling.rules.sessions import DataSession
 from bace_bridge.store.facts import Facts
 
 _ROTATE_KEY = "rotate-key"
@@ -90,7 +89,7 @@ async def _download(config: Config, session_id: str, output: Path) -> None:
         session = (await cloud.session(session_id)).session
         async with cloud.csv(session_id) as download:
             with _writing(output) as file, _progress(download.headers.get("Content-Length")) as advance:
-                async for piece in checked(download, check, datapoints=_least(session)):
+                async for piece in checked(download, check, datapoints=least_datapoints(session)):
                     file.write(piece)
                     advance(len(piece))
     seconds = max(time.monotonic() - begun, 0.001)
@@ -98,10 +97,6 @@ async def _download(config: Config, session_id: str, output: Path) -> None:
     click.echo(f"{_named(output)}: {check.rows:,} rows, {size}", err=True)
     if session.state != "ingested":
         click.echo("bace-bridge: the cloud is not done with this data session: its CSV may grow", err=True)
-
-
-def _least(session: DataSession) -> int | None:
-    return session.datapoint_count if session.state == "ingested" else None
 
 
 def _named(output: Path) -> str:

@@ -135,6 +135,11 @@ class Tokens:
 
     async def after_refusal(self, rejected: str | None) -> str:
         """Another token than `rejected`, which the cloud did not take."""
+        # Whoever asks may leave, as the client of a download: the refresh token that the cloud has just given must not
+        # go with it, since the old one is void.
+        return await asyncio.shield(self._renewed(rejected))
+
+    async def _renewed(self, rejected: str | None) -> str:
         # One renewal at a time: the cloud may void a refresh token with its first use, so of two that run at once the
         # second would end in a login, of which BACE wants few. Who waited here takes what the first one has brought.
         async with self._renewing:

@@ -15,7 +15,7 @@ import structlog
 from bace_bridge.csv.checks import CsvCheck
 from bace_bridge.csv.links import PATH, Link, Links
 from bace_bridge.errors import CloudError, CloudGone, CloudUnavailable, StoreError, UnexpectedReply
-from bace_bridge.polling.rules.sessions import KnownSession
+from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.status.listener import Answer, BrokenOff, Long, Peer, Request, encoded, head
 
 log = structlog.get_logger()
@@ -59,9 +59,9 @@ async def checked(download: Download, check: CsvCheck, *, datapoints: int | None
         raise UnexpectedReply(f"the CSV is not whole: {problem}")
 
 
-def least_datapoints(known: KnownSession | None) -> int | None:
+def least_datapoints(session: DataSession) -> int | None:
     """How many datapoints the CSV has at least; None where that is not known, as while ingestion goes on."""
-    return known.session.datapoint_count if known is not None and known.session.state == "ingested" else None
+    return session.datapoint_count if session.state == "ingested" else None
 
 
 def refusal(status: HTTPStatus, why: str, **fields: str) -> Answer:
@@ -149,7 +149,7 @@ class CsvServer:
                 raise CloudUnavailable("the bridge is not connected to the cloud")
             async with AsyncExitStack() as stack:
                 download = await _opened(cloud, session_id, stack)
-                async for piece in checked(download, check, datapoints=least_datapoints(known)):
+                async for piece in checked(download, check, datapoints=least_datapoints(known.session)):
                     # With the first line: what the cloud refuses, or answers in its place, has a status of its own.
                     held += piece
                     if check.is_csv:

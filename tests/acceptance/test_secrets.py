@@ -175,7 +175,7 @@ async def test_no_secret_is_shown_anywhere(broker: Broker, tmp_path: Path) -> No
                         shown["GET a link"] = await response.text()
                     async with http.get(link[:-1]) as response:
                         shown["GET a changed link"] = await response.text()
-                assert "csv.broken_off" in bridge.log
+                await until(lambda: "csv.broken_off" in bridge.log, within=60, what="the log of it")
                 assert await bridge.stop() == 0
                 shown["log"] = bridge.log
             shown["mqtt"] = "\n".join(f"{one.topic} {one.payload!r} {one.properties}" for one in listener.heard)

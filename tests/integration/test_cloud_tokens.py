@@ -1,5 +1,6 @@
 """The client and its tokens: what a token endpoint and the API may say of them, and what is kept over a restart."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -41,6 +42,8 @@ class Account:
         self.grants: list[str] = []
         self.used: list[str] = []
         self.number = 0
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     def gives(self, **changes: Any) -> web.Response:
         self.number += 1
@@ -50,6 +53,7 @@ class Account:
         if request.path == TOKEN_ENDPOINT:
             grant = str((await request.post())["grant_type"])
             self.grants.append(grant)
+            await self.answers.wait()
             prepared = self.logins if grant == "password" else self.refreshes
             return prepared.pop(0) if prepared else self.gives()
         token = request.headers["Authorization"].removeprefix("Bearer ")
@@ -301,6 +305,27 @@ async def test_a_token_that_makes_a_request_bad_is_dropped(line: Line, status: i
     assert account.used[0] == "odd"
     assert "odd" not in account.used[1:]
     assert account.grants[-1:] == ["refresh_token"]
+
+
+async def test_who_leaves_during_a_refresh_does_not_lose_the_new_refresh_token(line: Line) -> None:
+    account = line.account
+    async with line.bridge() as api:
+        await api.session_page((), 1)
+        line.clock.forward(700)
+        account.answers.clear()
+        leaving = asyncio.create_task(api.session_page((), 1))
+        async with asyncio.timeout(60):
+            while len(account.grants) < 2:
+                await asyncio.sleep(0.01)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        account.answers.set()
+        await api.session_page((), 1)
+        kept = await line.kept()
+    assert (account.grants, account.used) == (["password", "refresh_token"], ["access1", "access2"])
+    assert kept is not None
+    assert kept.refresh == "refresh2"
 
 
 @pytest.mark.parametrize(("status", "error"), [(400, CloudRefused), (431, CloudRequestTooLarge)])

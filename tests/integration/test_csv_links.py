@@ -393,13 +393,25 @@ async def test_a_peer_that_takes_nothing_is_left() -> None:
         await listener.close()
 
 
+async def test_a_session_without_datapoints_may_have_an_empty_csv(tmp_path: Path) -> None:
+    async with csv_line(tmp_path) as line:
+        empty = line.finished(0)
+        links = [await line.link(empty), await line.link(line.session)]
+        line.server.faults.answer("/api/v2/data-session/", status=200, times=2)
+        assert await fetched(links[0]) == b""
+        assert (await line.ask(target_of(links[1]))).status == 502
+
+
 async def test_who_has_gone_while_the_cloud_makes_the_file_holds_no_place(tmp_path: Path) -> None:
     async with csv_line(tmp_path) as line:
-        link = await line.link(line.session)
-        line.server.faults.delay(f"/api/v2/data-session/{line.session}", 2 * SOON, times=MOST_AT_ONCE)
-        gone = [line.stalled(link) for _ in range(MOST_AT_ONCE)]
-        for one in gone:
+        target, faults = target_of(await line.link(line.session)), line.server.faults
+        faults.delay(f"/api/v2/data-session/{line.session}", 3 * SOON, times=MOST_AT_ONCE)
+        waiting = [line.stalled(line.csv(line.session)["link"]) for _ in range(MOST_AT_ONCE)]
+        await until(lambda: faults._waiting == [], within=SOON, what="the cloud is asked")
+        assert (await line.ask(target)).status == 503
+        for one in waiting:
             one.close()
-        await line.bridge.has_said("csv.not_finished", times=MOST_AT_ONCE)
-        line.server.faults.clear()
-        assert await fetched(link) == await line.of_the_cloud(line.session)
+        async with asyncio.timeout(SOON):
+            while (await line.ask(target)).status != 200:
+                await asyncio.sleep(0.05)
+        assert line.bridge.said("csv.not_finished") == MOST_AT_ONCE
