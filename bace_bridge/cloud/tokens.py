@@ -121,6 +121,8 @@ class Tokens:
         self._unsaved = False
         self._renew_before = RENEW_BEFORE
         self._renewing = asyncio.Lock()
+        # asyncio itself keeps no task alive.
+        self._renewals: set[asyncio.Future[str]] = set()
         self._refused_logins = 0
         self._refusals = 0
         self._no_login_before = 0.0
@@ -137,7 +139,15 @@ class Tokens:
         """Another token than `rejected`, which the cloud did not take."""
         # Whoever asks may leave, as the client of a download: the refresh token that the cloud has just given must not
         # go with it, since the old one is void.
-        return await asyncio.shield(self._renewed(rejected))
+        renewal = asyncio.ensure_future(self._renewed(rejected))
+        self._renewals.add(renewal)
+        renewal.add_done_callback(self._renewal_ended)
+        return await asyncio.shield(renewal)
+
+    def _renewal_ended(self, renewal: asyncio.Future[str]) -> None:
+        self._renewals.discard(renewal)
+        if not renewal.cancelled():
+            renewal.exception()  # else asyncio logs a traceback where whoever asked has left
 
     async def _renewed(self, rejected: str | None) -> str:
         # One renewal at a time: the cloud may void a refresh token with its first use, so of two that run at once the

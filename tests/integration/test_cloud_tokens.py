@@ -1,6 +1,7 @@
 """The client and its tokens: what a token endpoint and the API may say of them, and what is kept over a restart."""
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -326,6 +327,26 @@ async def test_who_leaves_during_a_refresh_does_not_lose_the_new_refresh_token(l
     assert (account.grants, account.used) == (["password", "refresh_token"], ["access1", "access2"])
     assert kept is not None
     assert kept.refresh == "refresh2"
+
+
+async def test_a_renewal_that_fails_after_who_asked_has_left_logs_no_traceback(line: Line) -> None:
+    account, unhandled = line.account, list[object]()
+    account.logins = [said(503)]
+    account.answers.clear()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+    async with line.bridge() as api:
+        leaving = asyncio.create_task(api.session_page((), 1))
+        async with asyncio.timeout(60):
+            while not account.grants:
+                await asyncio.sleep(0.01)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        account.answers.set()
+        await api.session_page((), 1)  # the next login is behind the one that fails
+    del leaving
+    gc.collect()
+    assert unhandled == []
 
 
 @pytest.mark.parametrize(("status", "error"), [(400, CloudRefused), (431, CloudRequestTooLarge)])

@@ -140,6 +140,14 @@ def test_what_is_gone_counts_no_more_until_it_comes_again() -> None:
     assert [(one.timestamp, one.revision) for one in changed] == [(NOON + 120, 1)], "the same again is no news"
 
 
+@pytest.mark.parametrize("value", [0.1, -0.1, 1 / 3, 36.6])
+def test_the_average_of_a_constant_series_is_its_value(value: float) -> None:
+    """The sum of three times 0.1, divided by three, is more than 0.1."""
+    for number in range(2, 40):
+        (series,) = summary_of({"a": {NOON + one: point(value) for one in range(number)}}).series
+        assert series.min == series.avg == series.max == value
+
+
 def test_one_timestamp_has_no_gap() -> None:
     assert summary_of({"a": {NOON: point(1.0)}, "b": {NOON: point(2.0)}}).longest_gap_seconds is None
     assert summary_of({}, {"a": {NOON: point(1.0, gone=True)}}) == EMPTY

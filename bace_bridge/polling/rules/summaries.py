@@ -18,7 +18,7 @@ PARTS = 256
 """Windows of a series that are added up together: few enough for the memory, and a rounding error for each."""
 
 SCALE = 2.0**-64
-"""Takes the sum of products from overflowing; a power of two loses no digit of them."""
+"""Keeps the sum of products from overflowing; a power of two loses no digit of an average above 1e-280."""
 
 
 class SeriesSummary(msgspec.Struct, frozen=True):
@@ -61,7 +61,10 @@ EMPTY = Summary(0, None, None, None, ())
 
 
 class _Part(msgspec.Struct, frozen=True, gc=False):
-    """Points of a series that were added up. `weighted` is the sum of average times `weight`, scaled."""
+    """Points of a series that were added up. `weighted` is the sum of average times `weight`, scaled.
+
+    `least` and `most` are the bounds of these averages.
+    """
 
     points: int
     count: int
@@ -69,6 +72,8 @@ class _Part(msgspec.Struct, frozen=True, gc=False):
     high: float | None
     weighted: float
     weight: int
+    least: float | None
+    most: float | None
     first_at: float
     first: float | None
     last_at: float
@@ -141,6 +146,8 @@ def _part(points: Mapping[float, EmittedPoint]) -> _Part:
         high=max((one.max for one in every if one.max is not None), default=None),
         weighted=fsum(average * SCALE * count for average, count in weights),
         weight=sum(count for _, count in weights),
+        least=min((average for average, _ in weights), default=None),
+        most=max((average for average, _ in weights), default=None),
         first_at=first_at,
         first=points[first_at].avg,
         last_at=last_at,
@@ -157,11 +164,20 @@ def _combined(parts: Sequence[_Part]) -> _Part:
         high=max(_values(one.high for one in parts), default=None),
         weighted=fsum(one.weighted for one in parts),
         weight=sum(one.weight for one in parts),
+        least=min(_values(one.least for one in parts), default=None),
+        most=max(_values(one.most for one in parts), default=None),
         first_at=first.first_at,
         first=first.first,
         last_at=last.last_at,
         last=last.last,
     )
+
+
+def _average(part: _Part) -> float | None:
+    if part.least is None or part.most is None:
+        return None
+    # The mean of three times 0.1 is more than 0.1 otherwise, and more than the maximum of the series.
+    return min(max(part.weighted / part.weight / SCALE, part.least), part.most)
 
 
 def _values(found: Iterable[float | None]) -> list[float]:
@@ -176,7 +192,7 @@ def _series(source_device: str, datatype: int, meaning: Datatype, part: _Part) -
         meaning.unit,
         min=part.low,
         max=part.high,
-        avg=part.weighted / part.weight / SCALE if part.weight else None,
+        avg=_average(part),
         count=part.count,
         first=part.first,
         last=part.last,
