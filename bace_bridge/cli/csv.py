@@ -59,7 +59,7 @@ def csv(config: Path, session: str, output: Path | None, revoke: bool) -> None:
         raise click.UsageError(f"{session!r} is not the id of a data session (see bace-bridge sessions)")
     loaded = load(config, os.environ)
     logs.configure(fmt=None, level="error", secrets=secrets_of(loaded))
-    for one in (signal.SIGTERM, signal.SIGHUP):  # else nobody would remove what is half written
+    for one in (signal.SIGTERM, signal.SIGHUP):  # else what is half written would stay
         if signal.getsignal(one) is signal.SIG_DFL:
             signal.signal(one, signal.default_int_handler)
     try:

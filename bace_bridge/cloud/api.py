@@ -73,7 +73,7 @@ class BaceCloud:
         return seen
 
     def csv(self, session_id: str) -> AbstractAsyncContextManager[Download]:
-        """The CSV of a data session, of any size. Nobody watches a download wait: it comes after all that is polled."""
+        """The CSV of a data session, of any size. A download may wait: it comes after all that is polled."""
         path = csv_url("", session_id)
         return self._http.download(path, endpoint=csv_url("", "*"), urgency=Urgency.BACKLOG)
 

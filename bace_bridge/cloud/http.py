@@ -58,7 +58,7 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Download:
-    """A 2xx answer that is read as it comes: what is not taken is not read, and held by nobody."""
+    """A 2xx answer that is read as it comes: what is not taken is neither read nor held."""
 
     def __init__(self, response: aiohttp.ClientResponse, what: str) -> None:
         self.headers: Mapping[str, str] = response.headers

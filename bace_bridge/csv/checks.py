@@ -27,8 +27,8 @@ _LONGEST_FIGURE = 100
 
 _WORD = re.compile(rb"[A-Za-z]{2}")
 _WORDS_OF_A_SENTENCE = 5
-_WORDS_OF_TROUBLE = 3
-_TROUBLE = re.compile(rb"error|exception|fatal|failed|failure|timed? ?out|cancell?ed|terminated|aborted", re.IGNORECASE)
+_WORDS_OF_A_FAILURE = 3
+_FAILURE = re.compile(rb"error|exception|fatal|failed|failure|timed? ?out|cancell?ed|terminated|aborted", re.IGNORECASE)
 _MARKUP = re.compile(rb"<html|<!doctype", re.IGNORECASE)
 
 # Excel's hint, which is in no column.
@@ -173,8 +173,8 @@ def _is_message(cell: bytes) -> bool:
     if _QUOTED.sub(b"", cell).strip() == b"" and cell.strip():
         return False
     words = _words(cell)
-    trouble = words >= _WORDS_OF_TROUBLE and _TROUBLE.search(cell)
-    return bool(words >= _WORDS_OF_A_SENTENCE or trouble or _MARKUP.search(cell))
+    failure = words >= _WORDS_OF_A_FAILURE and _FAILURE.search(cell)
+    return bool(words >= _WORDS_OF_A_SENTENCE or failure or _MARKUP.search(cell))
 
 
 def _first_record(text: bytes) -> bytes:
