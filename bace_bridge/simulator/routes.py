@@ -168,7 +168,7 @@ class Routes:
             return response
         for chunk in replies.chunks(self._cloud, session):
             await response.write(chunk.encode())
-            # `write` alone lets no other task run: a client that reads as fast as this writes would keep all others waiting.
+            # `write` alone lets no other task run: a client that reads as fast as this writes would hold up all others.
             await asyncio.sleep(0)
         if self._cloud.quirks.csv_cut and request.transport is not None:
             request.transport.abort()

@@ -24,7 +24,7 @@ MOVING = ("_last_poll", "_last_seen", "_duration", "_poll")
 
 # What it says itself when it loses its broker.
 OF_THE_BROKER = re.compile(
-    r"homeassistant\.components\.mqtt\.client: |homeassistant: .*Task exception was never retrieved"
+    r"(?:homeassistant\.components\.mqtt|paho\.mqtt)\.client: |homeassistant: .*Task exception was never retrieved"
 )
 
 
