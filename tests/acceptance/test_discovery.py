@@ -246,13 +246,13 @@ async def test_a_value_of_the_last_session_does_not_come_to_life_with_the_next_o
             place.cloud.end_session(place.sessions[device.id_group])
             place.cloud.finish_ingestion(place.sessions[device.id_group])
             session = f"bace/{device.id_group}/session"
-            await until(lambda: b'"ingested"' in listener.payloads(session)[-1], within=60, what="its end")
-            assert listener.payloads(latest)[-1] != b"", "it stays until then"
+            await until(lambda: b'"ingested"' in (listener.newest(session) or b""), within=60, what="its end")
+            assert listener.newest(latest) != b"", "it stays until then"
             place.sessions[device.id_group] = place.cloud.open_session(device.id_group)
-            await until(lambda: listener.payloads(latest)[-1] == b"", within=60, what="it is cleared")
+            await until(lambda: listener.newest(latest) == b"", within=60, what="it is cleared")
             assert entity in keys(listener.payloads(place.topic(device))[-1])
             place.measure(device, 71.0)
-            await until(lambda: b"71" in listener.payloads(latest)[-1], within=60, what="the new session's point")
+            await until(lambda: b"71" in (listener.newest(latest) or b""), within=60, what="the new session's point")
             assert await bridge.stop() == 0
     assert b'"b_' not in listener.payloads(place.topic(device))[-1]
 
