@@ -292,7 +292,7 @@ async def test_two_bridges_on_one_base_topic_leave_each_other_s_topics_alone(
         assert await first.stop() == 0
     async with running(configs[0]) as first:
         await says(first, "mqtt.base_topic_shared")
-        await asyncio.sleep(QUIET)
+        await asyncio.sleep(QUIET)  # in which it would clear them
         assert await first.stop() == 0
     assert one.everything <= (await retained(port)).keys()
 
