@@ -136,7 +136,7 @@ async def nginx(folder: Path, port: int, upstream: int) -> AsyncIterator[None]:
         pytest.skip("needs nginx")
     process = await asyncio.create_subprocess_exec(program, "-c", config, "-e", folder / "error.log", "-p", folder)
     try:
-        await until((folder / "nginx.pid").exists, within=30, what="nginx")
+        await until((folder / "nginx.pid").exists, within=60, what="nginx")
         yield
     finally:
         process.terminate()

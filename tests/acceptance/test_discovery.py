@@ -87,19 +87,19 @@ async def becomes(place: Place, condition: Callable[[Kept], bool], what: str) ->
             await until(lambda: condition(kept(listener)), within=60, what=what)
         except AssertionError as error:
             raise AssertionError(f"{error}; kept are {sorted(kept(listener))}") from None
-        before: Kept | None = None
-        while before != (found := kept(listener)):  # there is no sign for the last one
-            before = found
-            await asyncio.sleep(QUIET)
-        return found
+        listener.caught_up()
+        return kept(listener)
 
 
 def has(place: Place, *devices: Device, prefix: str = "homeassistant") -> Callable[[Kept], bool]:
-    wanted = {place.topic(one, prefix) for one in devices}
+    """The bridge, and these devices with their series."""
+    wanted = {place.topic(one, prefix): f"{one.sources[0]}_6000" for one in devices}
 
     def condition(found: Kept) -> bool:
-        others = found.keys() - wanted
-        return wanted <= found.keys() and len(others) == 1 and next(iter(others)).startswith(f"{prefix}/device/bace_b")
+        if not all(topic in found and series in keys(found[topic]) for topic, series in wanted.items()):
+            return False
+        others = found.keys() - wanted.keys()
+        return len(others) == 1 and next(iter(others)).startswith(f"{prefix}/device/bace_b")
 
     return condition
 
@@ -246,13 +246,13 @@ async def test_a_value_of_the_last_session_does_not_come_to_life_with_the_next_o
             place.cloud.end_session(place.sessions[device.id_group])
             place.cloud.finish_ingestion(place.sessions[device.id_group])
             session = f"bace/{device.id_group}/session"
-            await until(lambda: b'"ingested"' in listener.payloads(session)[-1], within=60, what="its end")
-            assert listener.payloads(latest)[-1] != b"", "it stays until then"
+            await until(lambda: b'"ingested"' in (listener.newest(session) or b""), within=60, what="its end")
+            assert listener.newest(latest) != b"", "it stays until then"
             place.sessions[device.id_group] = place.cloud.open_session(device.id_group)
-            await until(lambda: listener.payloads(latest)[-1] == b"", within=60, what="it is cleared")
+            await until(lambda: listener.newest(latest) == b"", within=60, what="it is cleared")
             assert entity in keys(listener.payloads(place.topic(device))[-1])
             place.measure(device, 71.0)
-            await until(lambda: b"71" in listener.payloads(latest)[-1], within=60, what="the new session's point")
+            await until(lambda: b"71" in (listener.newest(latest) or b""), within=60, what="the new session's point")
             assert await bridge.stop() == 0
     assert b'"b_' not in listener.payloads(place.topic(device))[-1]
 
@@ -261,11 +261,14 @@ async def test_home_assistant_that_starts_anew_is_answered(place: Place) -> None
     with listening(place.port) as listener:
         async with running(place.configured()) as bridge:
             await until(lambda: bool(listener.on("bace/bridge/info")), within=60, what="everything")
-            session = f"bace/{place.one.id_group}/session"
-            announced, shown = len(listener.on(place.topic(place.one))), len(listener.on(session))
+            await becomes(place, has(place, place.one, place.other), "both devices, and the bridge")
+            listener.caught_up()
+            topic, session = place.topic(place.one), f"bace/{place.one.id_group}/session"
+            announced, shown = len(listener.on(topic)), len(listener.on(session))
             listener.publish("homeassistant/status", b"online")
+            await until(lambda: len(listener.on(topic)) > announced, within=60, what="its answer")
             await until(lambda: len(listener.on(session)) > shown, within=60, what="its state")
-            assert len(listener.on(place.topic(place.one))) == announced + 1
             await asyncio.sleep(QUIET)
-            assert len(listener.on(place.topic(place.one))) == announced + 1
+            listener.caught_up()
+            assert len(listener.on(topic)) == announced + 1
             assert await bridge.stop() == 0

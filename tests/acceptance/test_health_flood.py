@@ -107,9 +107,9 @@ async def test_1500_idle_connections_stop_neither_deliveries_nor_health(broker: 
             await until(lambda: it.files < 200, within=60, what="most of them are closed")
             broker.stop()
             await until(lambda: "mqtt.unreachable" in it.bridge.log, within=60, what="the broker is missed")
-            it.cloud.open_session(it.device)
             broker.start()
             with listening(broker.port, f"bace/{it.device}/event") as listener:
+                it.cloud.open_session(it.device)
                 await until(lambda: bool(listener.heard), within=60, what="the start is delivered")
         minutes = (time.monotonic() - began) / 60
         assert b"200 OK" in await asyncio.to_thread(asked, it.port)

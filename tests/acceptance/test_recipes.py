@@ -93,7 +93,14 @@ async def test_the_terminal(broker: Broker, tmp_path: Path) -> None:
             shells.append(await asyncio.create_subprocess_shell(f"{here} > {output}", start_new_session=True))
         try:
             async with running(config) as bridge:
-                await until(lambda: "mqtt.connected" in bridge.log, within=30, what="connected")
+                await until(lambda: "mqtt.connected" in bridge.log, within=60, what="connected")
+                with listening(broker.port, "nothing") as other:
+
+                    def is_shown() -> bool:
+                        other.publish("bace/other/event", b'{"event_type":"another"}')
+                        return "another" in outputs[0].read_text()
+
+                    await until(is_shown, within=60, what="that the terminal listens")
                 session = cloud.open_session(device.id_group)
                 series = device.series[0].id_container_data_latest
                 cloud.add_points(session, series, [(cloud.clock(), 61.0)])

@@ -83,6 +83,7 @@ async def test_a_full_disk_loses_nothing_repeats_nothing_and_is_reported_once(tm
                 filler.unlink()
                 await until(lambda: started(hook) == opened, within=60, what="every start")
                 await ready(port, status=200)
+                await until(lambda: bool(logged(bridge, "store.usable_again")), within=60, what="that it says so")
                 assert len(logged(bridge, "store.unusable")) == len(logged(bridge, "store.usable_again")) == 1
                 assert await bridge.stop() == 0
             assert max(ids(hook).values()) == 1
@@ -253,6 +254,7 @@ async def test_at_the_cap_the_cloud_is_not_asked_until_deliveries_have_made_room
             ballast(tmp_path / "bridge.db", 0)
             await until(lambda: started(hook) == {session}, within=60, what="it goes on by itself")
             await ready(port, status=200)
+            await until(lambda: bool(logged(bridge, "store.has_room_again")), within=60, what="that it says so")
             assert len(logged(bridge, "store.at_its_cap")) == len(logged(bridge, "store.has_room_again")) == 1
             assert await bridge.stop() == 0
 

@@ -235,8 +235,9 @@ class Listener:
         self._subscribed = threading.Event()
         self._filters = filters or ("#",)
         # amqtt takes clients without an id for one and the same.
-        name = f"listener-{uuid.uuid4().hex[:12]}"
-        self._client = paho.Client(CallbackAPIVersion.VERSION2, name, protocol=MQTTProtocolVersion(protocol))
+        self._mark = f"listener-{uuid.uuid4().hex[:12]}"
+        self._marked = b""
+        self._client = paho.Client(CallbackAPIVersion.VERSION2, self._mark, protocol=MQTTProtocolVersion(protocol))
         if username is not None:
             self._client.username_pw_set(username)
         self._client.reconnect_delay_set(1, 1)
@@ -253,6 +254,18 @@ class Listener:
     def payloads(self, topic: str) -> list[bytes]:
         return [heard.payload for heard in self.on(topic)]
 
+    def newest(self, topic: str) -> bytes | None:
+        return next(reversed(self.payloads(topic)), None)
+
+    def caught_up(self) -> None:
+        """Returns when it has heard all that the broker has acknowledged, or keeps, by now.
+
+        The acknowledgement to who has published comes before the copy for the others, which have an order.
+        """
+        mark = uuid.uuid4().bytes
+        self.publish(self._mark, mark)
+        wait_until(lambda: self._marked == mark)
+
     def publish(self, topic: str, payload: bytes, *, retain: bool = False, properties: Any = None) -> None:
         self._client.publish(topic, payload, 1, retain, properties).wait_for_publish(PATIENCE)
 
@@ -261,10 +274,14 @@ class Listener:
         self._client.loop_stop()
 
     def _on_connect(self, *_: Any) -> None:
-        self._client.subscribe([(one, 1) for one in self._filters])
+        self._client.subscribe([(one, 1) for one in (*self._filters, self._mark)])
 
     def _on_message(self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
-        self.heard.append(Heard(message.topic, bytes(message.payload), message.retain, message.qos, message.properties))
+        payload = bytes(message.payload)
+        if message.topic == self._mark:
+            self._marked = payload
+        elif not message.topic.startswith("listener-"):  # those of others
+            self.heard.append(Heard(message.topic, payload, message.retain, message.qos, message.properties))
 
 
 @contextlib.contextmanager

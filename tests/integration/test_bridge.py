@@ -346,7 +346,7 @@ async def test_the_retained_state_of_a_device_follows_where_no_event_is_sent(tmp
         with listening(broker.port, topic) as listener:
 
             def shown() -> tuple[Any, Any]:
-                session = json.loads((listener.payloads(topic) or [b"{}"])[-1])
+                session = json.loads(listener.newest(topic) or b"{}")
                 return session.get("label"), session.get("state")
 
             async with whole_bridge(path):
@@ -360,7 +360,7 @@ async def test_the_retained_state_of_a_device_follows_where_no_event_is_sent(tmp
         with listening(broker.port, topic) as late:
             await until(lambda: bool(late.heard), within=SOON, what="the retained message")
             assert late.heard[0].retained
-            assert late.payloads(topic)[-1] == listener.payloads(topic)[-1]
+            assert late.newest(topic) == listener.newest(topic)
 
 
 async def test_devices_are_offline_while_the_cloud_is_away(tmp_path: Path, broker: Broker) -> None:
@@ -448,7 +448,7 @@ async def test_the_times_of_the_polls_are_shown_by_the_clock_that_was_set(
 
                 def shown(name: str) -> float:
                     """Seconds from now."""
-                    health = json.loads((listener.payloads("bace/bridge/health") or [b"{}"])[-1])
+                    health = json.loads(listener.newest("bace/bridge/health") or b"{}")
                     text = health.get(name)
                     return math.inf if text is None else datetime.fromisoformat(text).timestamp() - bridge.times.wall()
 

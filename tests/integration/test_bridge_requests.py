@@ -109,7 +109,11 @@ async def test_a_poll_is_made_at_once(tmp_path: Path, broker: Broker) -> None:
         path = bridge_file(tmp_path, cloud_url=server.url, mqtt_port=broker.port, interval="1h")
         with listening(broker.port, "bace/#") as listener:
             async with whole_bridge(path) as bridge:
-                await until(lambda: len(server.requests) > 1, within=SOON, what="the first poll")
+                await until(
+                    lambda: b'"last_poll_at":"' in (listener.newest("bace/bridge/health") or b""),
+                    within=SOON,
+                    what="the first poll",
+                )
                 cloud.open_session(device.id_group)
                 assert await ask(listener, "poll", transaction=7) == {"status": "ok", "data": {}, "transaction": 7}
                 await bridge.has_said("session.started")

@@ -269,12 +269,13 @@ async def running(
     *,
     filter_: Filter | None = None,
     kill: bool = False,
+    grace: float = 1.0,
     **config: object,
 ) -> AsyncIterator[Line]:
     """With `kill`, everything ends as a process does that is killed; else in the order of the service."""
     if isinstance(sink, str):
         settings = WebhookConfig.model_validate({"name": "alerts", "url": sink, "secret": SECRET, **config})
-        sink = WebhookSink(settings, source="https://cloud.example", version="1", clock=clock, grace=1.0)
+        sink = WebhookSink(settings, source="https://cloud.example", version="1", clock=clock, grace=grace)
     filter_ = filter_ or Filter(sink=sink.name)
     async with SqliteFile(store) as file:
         await EventLog(file).open_sink(sink.name, target="t", filter_=filter_)
@@ -286,7 +287,7 @@ async def running(
             tasks[1].cancel()
             await asyncio.gather(tasks[1], return_exceptions=True)
             if not kill:
-                await line.dispatcher.finish(1.0)
+                await line.dispatcher.finish(grace)
                 await sink.close()
                 await line.dispatcher.settle()
             tasks[0].cancel()
@@ -379,7 +380,7 @@ async def test_retry_after_is_waited_for(tmp_path: Path, clock: Clock, receiver:
 @pytest.mark.parametrize("kill", [True, False], ids=["killed", "stopped"])
 async def test_a_restart_goes_on_from_the_store(tmp_path: Path, clock: Clock, receiver: Receiver, kill: bool) -> None:
     receiver.fails("s9")
-    async with running(tmp_path / "b.db", clock, receiver.url, kill=kill, max_in_flight=2) as line:
+    async with running(tmp_path / "b.db", clock, receiver.url, kill=kill, grace=SOON, max_in_flight=2) as line:
         await line.tell(event(0, "s9"), event(1), event(2), event(3), event(4, "s9"))
         await receiver.has_taken(1, 2, 3)
         await line.parked(1)

@@ -257,7 +257,7 @@ async def test_a_broker_that_refuses_discovery_and_the_birth_gets_everything_els
             assert await deliver(sink, event(1)) is None
             state.known["new"] = device("new", "a")
             assert await deliver(sink, of_device(2, "new", "session.started")) is None
-            await eventually(lambda: bool(listener.on("bace/new/session")))
+            await eventually(lambda: bool(listener.on("bace/new/session") and listener.on("bace/new/event")))
             acl.write_text("topic readwrite #\n")
             mosquitto.reload()
             clock.seconds += 60
@@ -336,7 +336,7 @@ async def test_a_device_that_comes_back_is_announced_before_its_first_event(new_
             await eventually(lambda: bool(listener.on("bace/bridge/info")))
             state.known["g2"] = gone
             assert await deliver(sink, of_device(1, "g2", "session.removed")) is None
-            await eventually(lambda: listener.payloads(G2)[-1] == b"")
+            await eventually(lambda: listener.newest(G2) == b"")
             assert await deliver(sink, of_device(2, "g2", "session.removed")) is None, "nothing to wait for"
             await eventually(lambda: len(listener.on("bace/g2/event")) == 2)  # its PUBACK may come before it
             state.known["g2"] = device("g2", "a")
@@ -469,7 +469,7 @@ async def test_what_is_not_meant_any_more_is_cleared(
             await eventually(lambda: {topic for topic in ledger.held if topic.endswith("/config")} == left)
             with heard_on(port) as fresh:
                 await eventually(lambda: any(one.topic.endswith("bridge/info") for one in fresh.heard))
-                await asyncio.sleep(0.1)
+                fresh.caught_up()
                 assert {one.topic for one in fresh.heard if one.topic.endswith("/config")} == left
                 if after.get("base_topic"):
                     assert b'"bace/' not in fresh.on(G1)[0].payload
@@ -485,7 +485,7 @@ async def test_a_device_all_of_whose_data_sessions_were_removed_is_announced_no_
             await eventually(lambda: bool(listener.on("bace/bridge/info")))
             state.known["g2"] = DeviceState("g2", available=True, session=None)
             sink.refresh(["g2"])
-            await eventually(lambda: listener.payloads(G2)[-1] == b"")
+            await eventually(lambda: listener.newest(G2) == b"")
             await eventually(lambda: G2 not in ledger.held)
             assert ledger.of_discovery[G2].is_cleared
 
@@ -502,7 +502,7 @@ async def test_a_device_that_was_cleared_while_home_assistant_was_down_is_cleare
             topics = {topic for topic in ledger.held if "/bace_g2/" in topic and topic.startswith("homeassistant/")}
             del state.known["g2"]
             sink.refresh(None)
-            await eventually(lambda: all(listener.payloads(topic)[-1] == b"" for topic in topics))
+            await eventually(lambda: all(listener.newest(topic) == b"" for topic in topics))
             await eventually(lambda: not topics & ledger.held)
         for _ in range(2):
             before = {topic: len(listener.on(topic)) for topic in topics}
@@ -529,7 +529,7 @@ async def test_what_a_lost_store_has_announced_is_cleared_and_nothing_of_others(
     with heard_on(port) as listener:
         async with announcing(port, both, **settings):
             await eventually(lambda: bool(listener.on("bace/bridge/info")))
-        await eventually(lambda: listener.payloads("bace/bridge/state")[-1] == b"offline")
+        await eventually(lambda: listener.newest("bace/bridge/state") == b"offline")
         there = {one.topic for one in listener.heard if one.topic.startswith("homeassistant/") and "_g2/" in one.topic}
         foreign = "homeassistant/device/zigbee_1/config", "homeassistant/sensor/bace_g9/a/config"
         other = Home(device("g3", "a"))
@@ -540,7 +540,7 @@ async def test_what_a_lost_store_has_announced_is_cleared_and_nothing_of_others(
             for topic in foreign:
                 listener.publish(topic, b'{"stat_t":"bace/g9/session/else"}', retain=True)
             async with announcing(port, alone, **settings):
-                await eventually(lambda: all(listener.payloads(topic)[-1] == b"" for topic in there))
+                await eventually(lambda: all(listener.newest(topic) == b"" for topic in there))
                 await eventually(lambda: len(listener.on("bace/bridge/info")) == 2)
     cleared = {one.topic for one in listener.heard if one.topic.startswith("homeassistant/") and not one.payload}
     assert cleared == there
@@ -616,7 +616,7 @@ async def test_two_bridges_on_one_base_topic_do_not_clear_each_others_devices(ne
                 await eventually(lambda: "another bridge uses the base topic" in str(one.state_problem))
             off: dict[str, Any] = {"home_assistant": {"enabled": False}}
             async with announcing(port, ours, ledger, client_id="one", **off):
-                await eventually(lambda: listener.payloads(BRIDGE)[-1] == b"")
+                await eventually(lambda: listener.newest(BRIDGE) == b"")
     assert b"" not in listener.payloads(G1) + listener.payloads(G2)
 
 
@@ -675,4 +675,5 @@ async def test_an_idle_sink_publishes_and_writes_nothing(new_mosquitto: NewMosqu
                 sink.refresh(None)
                 sink.refresh()
                 await asyncio.sleep(0.02)
+            listener.caught_up()
             assert (len(listener.heard), ledger.writes) == (heard, writes)

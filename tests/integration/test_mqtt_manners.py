@@ -60,7 +60,7 @@ async def test_3_1_1_at_a_mosquitto_with_a_maximum_quality_of_service(
             await eventually(lambda: len(numbers(listener)) == 50)
             await asyncio.to_thread(listener.publish, "bace/bridge/request/info", b"{}")
             await eventually(lambda: bool(listener.on("bace/bridge/response/info")))
-            assert listener.payloads("bace/g1/availability")[-1] == b"online"
+            assert listener.newest("bace/g1/availability") == b"online"
 
     assert [one["qos"] for one in named(logs, "mqtt.qos_lowered")] == [highest] * (max(qos, 1) > highest)
     assert not named(logs, "mqtt.unreachable")
