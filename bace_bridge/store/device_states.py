@@ -72,30 +72,25 @@ class DeviceStates:
 
     async def devices(self, ids: Collection[str] | None, *, available: bool) -> list[DeviceState]:
         """The states of these devices; of all, where `ids` is None."""
-
-        def work(connection: sqlite3.Connection) -> list[DeviceState]:
-            return [self._state(connection, device, available) for device in self._watched(connection, ids)]
-
-        return await self._file.read(work)
+        return await self._file.read(
+            lambda connection: [self._state(connection, one, available) for one in self._watched(connection, ids)]
+        )
 
     async def known_devices(self, ids: Collection[str] | None = None) -> list[KnownDevice]:
         """These devices, or all of them, those that were seen last first."""
-
-        def work(connection: sqlite3.Connection) -> list[KnownDevice]:
-            return [_known_device(connection, device) for device in self._watched(connection, ids)]
-
-        return sorted(await self._file.read(work), key=lambda one: one.last_seen_at or 0.0, reverse=True)
+        found = await self._file.read(
+            lambda connection: [_known_device(connection, one) for one in self._watched(connection, ids)]
+        )
+        return sorted(found, key=lambda one: one.last_seen_at or 0.0, reverse=True)
 
     async def datatypes(self) -> list[SeenDatatype]:
         """Those of all devices, by their numbers; without those that only removed data sessions had."""
-
-        def work(connection: sqlite3.Connection) -> list[SeenDatatype]:
-            return [
+        return await self._file.read(
+            lambda connection: [
                 SeenDatatype(number, devices, sources, at, msgspec.json.decode(payload, type=_Value).avg)
                 for number, devices, sources, at, payload in connection.execute(_DATATYPES)
             ]
-
-        return await self._file.read(work)
+        )
 
     async def sessions(self, *, state: str | None, limit: int) -> list[KnownSession]:
         """Known sessions for people, newest first."""
@@ -133,7 +128,8 @@ class DeviceStates:
         return DeviceState(
             device_id=device,
             # Two things make it unavailable: a failed poll of the list (`available`), or datapoints that stay away.
-            available=available and (known is None or self._is_current(known)),
+            available=available
+            and (known is None or is_current(known, interval=self.fetch_interval, now=self._clock())),
             session=session,
             latest=tuple(LatestPoint(*row[:3]) for row in rows if row[3]),
             active_session_id=known.session.id if known is not None and known.session.end is None else None,
@@ -166,16 +162,12 @@ class DeviceStates:
         """The devices of which the datapoints of the active data session that is shown were read too long ago."""
         # Sorted here: by `start` SQLite would go through the index of all sessions.
         query = "select known from sessions where unfinished and active"
-
-        def work(connection: sqlite3.Connection) -> frozenset[str]:
-            active = [msgspec.json.decode(row[0], type=KnownSession) for row in connection.execute(query)]
-            shown = {one.session.group_id: one for one in sorted(active, key=lambda one: one.session.start)}
-            return frozenset(group for group, one in shown.items() if not self._is_current(one))
-
-        return await self._file.read(work)
-
-    def _is_current(self, known: KnownSession) -> bool:
-        return is_current(known, interval=self.fetch_interval, now=self._clock())
+        active = await self._file.read(
+            lambda connection: [msgspec.json.decode(text, type=KnownSession) for (text,) in connection.execute(query)]
+        )
+        shown = {one.session.group_id: one for one in sorted(active, key=lambda one: one.session.start)}
+        interval, now = self.fetch_interval, self._clock()
+        return frozenset(group for group, one in shown.items() if not is_current(one, interval=interval, now=now))
 
 
 def _last_session(connection: sqlite3.Connection, device: str) -> KnownSession | None:

@@ -3,6 +3,7 @@
 import math
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import structlog
@@ -56,10 +57,10 @@ SESSIONS_A_PIECE = 100
 WINDOWS_A_PIECE = 200
 
 
-Change = tuple[float, str]
-"""A position among the sessions in the order of their last change: the time of it, and the session's id."""
+Place = tuple[float, str]
+"""A place in a walk through the sessions, in the order of their last change, or of their ids: both."""
 
-BEFORE_ALL: Change = (-math.inf, "")
+BEFORE_ALL: Place = (-math.inf, "")
 
 
 class Cap:
@@ -114,7 +115,7 @@ class Upkeep:
         self._cap = cap
         self.retention = retention
         self.session_retention = session_retention
-        self._forgotten_through = ""
+        self._forgotten_through = BEFORE_ALL
         self._pruned_unlogged = 0
         self._forgotten_unlogged = 0
         self._early_through = BEFORE_ALL
@@ -156,12 +157,11 @@ class Upkeep:
         self._log_pruned()
         if await self._log.prune(observed_before=now - self.retention):
             return AGAIN
-        # On with the walk through the sessions that have windows; None at its end.
-        after, unchanged_since = self._forgotten_through, now - self.session_retention
-        through = await self._file.write(
-            lambda connection: forget_windows(connection, after=after, unchanged_since=unchanged_since), side="upkeep"
-        )
-        self._forgotten_through = through or ""
+        # On with the walk through the sessions that have windows.
+        since = now - self.session_retention
+        work = partial(forget_windows, order=BY_ID, after=self._forgotten_through, unchanged_since=since)
+        through, _ = await self._file.write(work, side="upkeep")
+        self._forgotten_through = through or BEFORE_ALL
         if through is not None:
             return AGAIN
         # By itself SQLite never makes the WAL's file smaller, and goes on writing behind its end while anybody reads.
@@ -183,11 +183,11 @@ class Upkeep:
             forgotten = 0
             if not pruned:
                 # Or what is remembered of sessions that are over would stop the watching of those that are not.
-                after, unchanged_since = self._early_through, now - min(self.session_retention, FORGOTTEN_AT_CAP)
-                self._early_through, forgotten = await self._file.write(
-                    lambda connection: forget_oldest(connection, after=after, unchanged_since=unchanged_since),
-                    side="upkeep",
-                )
+                since = now - min(self.session_retention, FORGOTTEN_AT_CAP)
+                work = partial(forget_windows, order=BY_CHANGE, after=self._early_through, unchanged_since=since)
+                through, forgotten = await self._file.write(work, side="upkeep")
+                # At the end the walk begins anew: a session that had to stay may go the next time.
+                self._early_through = through or BEFORE_ALL
                 self._forgotten_unlogged += forgotten
                 self.forgotten_early += forgotten
             if not pruned and not forgotten:
@@ -202,50 +202,36 @@ class Upkeep:
             self._pruned_unlogged = self._forgotten_unlogged = 0
 
 
-def forget_windows(connection: sqlite3.Connection, *, after: str, unchanged_since: float) -> str | None:
-    """Deletes windows of sessions that are over and have not changed since; returns the session to go on after."""
-    sessions = connection.execute(
-        """with recursive next (id) as (
-          select min(session_id) from windows where session_id > ?
-          union all select (select min(session_id) from windows where session_id > next.id) from next
-          where next.id is not null limit ?)
-        select sessions.id, known from next join sessions on sessions.id = next.id""",
-        (after, SESSIONS_A_PIECE),
-    ).fetchall()
+BY_ID = """with recursive next (id) as (
+      select min(session_id) from windows where session_id > :id
+      union all select (select min(session_id) from windows where session_id > next.id) from next
+      where next.id is not null limit :limit)
+    select 0.0, sessions.id, known from next join sessions on sessions.id = next.id"""
+
+BY_CHANGE = """select updated_at, id, known from sessions
+    where (updated_at, id) > (:at, :id) and updated_at < :unchanged_since
+    and exists (select 1 from windows where session_id = id) order by updated_at, id limit :limit"""
+
+
+def forget_windows(
+    connection: sqlite3.Connection, *, order: str, after: Place, unchanged_since: float
+) -> tuple[Place | None, int]:
+    """Deletes windows of sessions that are over and have not changed since.
+
+    Returns the place to go on after, None at the end, and how many windows went.
+    """
+    given = {"at": after[0], "id": after[1], "unchanged_since": unchanged_since, "limit": SESSIONS_A_PIECE}
+    sessions = connection.execute(order, given).fetchall()
     # Both bounds: a hundred sessions without a window to go, or one with thousands, must not be a long transaction.
     left = WINDOWS_A_PIECE
-    for session_id, text in sessions:
+    for at, session_id, text in sessions:
         if may_be_forgotten(msgspec.json.decode(text, type=KnownSession), unchanged_since=unchanged_since):
-            left -= _delete_windows(connection, session_id, left)
-            if left <= 0:
-                return after
-        after = session_id
-    return after if len(sessions) == SESSIONS_A_PIECE else None
-
-
-def forget_oldest(connection: sqlite3.Connection, *, after: Change, unchanged_since: float) -> tuple[Change, int]:
-    """The same in the order of the last change; returns the one to go on after, and how many windows went.
-
-    At the end the walk begins anew: a session that had to stay may go the next time.
-    """
-    sessions = connection.execute(
-        """select id, updated_at, known from sessions where (updated_at, id) > (?, ?) and updated_at < ?
-        and exists (select 1 from windows where session_id = id) order by updated_at, id limit ?""",
-        (*after, unchanged_since, SESSIONS_A_PIECE),
-    ).fetchall()
-    left = WINDOWS_A_PIECE
-    for session_id, updated_at, text in sessions:
-        if may_be_forgotten(msgspec.json.decode(text, type=KnownSession), unchanged_since=unchanged_since):
-            left -= _delete_windows(connection, session_id, left)
+            left -= connection.execute(
+                """delete from windows where (session_id, start, "end") in (
+                select session_id, start, "end" from windows where session_id = ? limit ?)""",
+                (session_id, left),
+            ).rowcount
             if left <= 0:
                 return after, WINDOWS_A_PIECE
-        after = (updated_at, session_id)
-    return after if len(sessions) == SESSIONS_A_PIECE else BEFORE_ALL, WINDOWS_A_PIECE - left
-
-
-def _delete_windows(connection: sqlite3.Connection, session_id: str, limit: int) -> int:
-    return connection.execute(
-        """delete from windows where (session_id, start, "end") in (
-        select session_id, start, "end" from windows where session_id = ? limit ?)""",
-        (session_id, limit),
-    ).rowcount
+        after = (at, session_id)
+    return after if len(sessions) == SESSIONS_A_PIECE else None, WINDOWS_A_PIECE - left

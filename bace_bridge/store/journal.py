@@ -123,15 +123,16 @@ class Journal:
         """The windows of each of these sessions, empty where it has none."""
         marks = ",".join("?" * len(session_ids))
         query = f"select session_id, state from windows where session_id in ({marks})"  # noqa: S608  # marks only
-
-        def work(connection: sqlite3.Connection) -> dict[str, dict[Window, WindowState]]:
-            found: dict[str, dict[Window, WindowState]] = {one: {} for one in session_ids}
-            for session_id, text in connection.execute(query, tuple(session_ids)):
-                state = msgspec.json.decode(text, type=WindowState)
-                found[session_id][state.window] = state
-            return found
-
-        return await self._file.read(work)
+        stored = await self._file.read(
+            lambda connection: [
+                (session_id, msgspec.json.decode(text, type=WindowState))
+                for session_id, text in connection.execute(query, tuple(session_ids))
+            ]
+        )
+        found: dict[str, dict[Window, WindowState]] = {one: {} for one in session_ids}
+        for session_id, state in stored:
+            found[session_id][state.window] = state
+        return found
 
     async def emitted(self, window: Window, session_ids: Collection[str]) -> dict[str, Emitted]:
         """What was emitted of this window, by data session; empty for those of which it was never read."""
@@ -151,13 +152,12 @@ class Journal:
 
     async def series(self, ids: Collection[str]) -> dict[str, Series]:
         """What these series are of, as far as that is known."""
-
-        def work(connection: sqlite3.Connection) -> dict[str, Series]:
-            query = "select id, source_device, datatype from series where id = ?"
-            rows = (connection.execute(query, (one,)).fetchone() for one in ids)
-            return {row[0]: Series(*row) for row in rows if row is not None}
-
-        return await self._file.read(work)
+        query = "select id, source_device, datatype from series where id = ?"
+        return await self._file.read(
+            lambda connection: {
+                row[0]: Series(*row) for one in ids for row in connection.execute(query, (one,)).fetchall()
+            }
+        )
 
     async def _known(self, query: str, *given: object) -> list[KnownSession]:
         return await self._file.read(

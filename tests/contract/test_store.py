@@ -36,9 +36,8 @@ from bace_bridge.polling.rules.changes import Changes, LatestSeen, PollState, Wi
 from bace_bridge.polling.rules.datapoints import Emitted, EmittedPoint
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
-from bace_bridge.store.deadletters import DeadLetters, Which
 from bace_bridge.store.device_states import DeviceStates
-from bace_bridge.store.eventlog import ATTEMPTS_KEPT, EventLog
+from bace_bridge.store.eventlog import ATTEMPTS_KEPT, DeadLetters, EventLog, Which
 from bace_bridge.store.facts import Facts, RetainedLedger, Schedules
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.lanes import read_lane
