@@ -9,6 +9,7 @@ import math
 import re
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
@@ -113,17 +114,18 @@ def with_link(attempt: Attempt, link: Callable[[str, int], str | None]) -> Attem
     return replace(attempt, logged=replace(attempt.logged, event=replace(event, data=msgspec.json.encode(data))))
 
 
+@dataclass(eq=False)
 class Links:
     """Makes and checks links by what is configured and the keys of the store. `clock` is in epoch seconds.
 
     `base` is the address under which others reach the bridge, "" for no links; `life` how long one is good, in seconds.
     """
 
-    def __init__(self, base: str, life: float, *, clock: Callable[[], float]) -> None:
-        self.base = base
-        self.life = life
-        self.keys: SigningKeys | None = None
-        self._clock = clock
+    base: str
+    life: float
+    _: KW_ONLY
+    clock: Callable[[], float]
+    keys: SigningKeys | None = None
 
     @property
     def host(self) -> str:
@@ -132,18 +134,14 @@ class Links:
 
     def period(self) -> object:
         """Another one whenever the steady links are others."""
-        return self.base, self.life, self.keys, math.floor(self._clock() * 2 / self.life)
+        return self.base, self.life, self.keys, math.floor(self.clock() * 2 / self.life)
 
-    def fresh(self, session_id: str, revision: int) -> str | None:
-        """For a message that is sent now."""
-        return self._made(session_id, revision, steady=False)
-
-    def steady(self, session_id: str, revision: int) -> str | None:
-        """For what is retained."""
-        return self._made(session_id, revision, steady=True)
-
-    def prepared(self, attempt: Attempt) -> Attempt:
-        return with_link(attempt, self.fresh)
+    def link(self, session_id: str, revision: int, *, steady: bool = False) -> str | None:
+        """For a message that is sent now; a `steady` one for what is retained."""
+        if not self.base or self.keys is None:
+            return None
+        expires = expiry(self.clock(), self.life, steady=steady)
+        return minted(self.base, self.keys.current, Link(session_id, revision, expires))
 
     def below_base(self, path: str) -> str:
         """Without the path of the base: some proxies take it away, others do not."""
@@ -154,10 +152,4 @@ class Links:
         """`path` as it was sent."""
         if self.keys is None or not self.base:
             return "unknown"
-        return verified(self.below_base(path), query, self.keys, now=self._clock(), life=self.life)
-
-    def _made(self, session_id: str, revision: int, *, steady: bool) -> str | None:
-        if not self.base or self.keys is None:
-            return None
-        expires = expiry(self._clock(), self.life, steady=steady)
-        return minted(self.base, self.keys.current, Link(session_id, revision, expires))
+        return verified(self.below_base(path), query, self.keys, now=self.clock(), life=self.life)

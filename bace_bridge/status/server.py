@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from ipaddress import ip_address
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
@@ -29,7 +29,7 @@ _KNOWN = ["/healthz", "/readyz"]
 
 
 class HealthServer:
-    """Serves from `open` to `close`, or as long as its context is open.
+    """Serves from `open` to `close`.
 
     `alive` is about the loops, `ready` of the cloud, the store and the brokers; `degraded` of what does not work while
     all of these do, which is shown beside them and makes nothing unready. Names and reasons are for who asks on this
@@ -86,13 +86,6 @@ class HealthServer:
             await stop.wait()
         finally:
             await self.close()
-
-    async def __aenter__(self) -> Self:
-        await self.open()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     def _answer(self, request: Request) -> Answer | Long:
         about_csv = self._csv(request)

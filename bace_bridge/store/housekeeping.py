@@ -3,6 +3,7 @@
 import math
 import sqlite3
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 
 import msgspec
@@ -63,6 +64,7 @@ Place = tuple[float, str]
 BEFORE_ALL: Place = (-math.inf, "")
 
 
+@dataclass(eq=False)
 class Cap:
     """The store's size against `max_size` (bytes).
 
@@ -70,11 +72,10 @@ class Cap:
     checks the size itself, is not woken by its own check.
     """
 
-    def __init__(self, file: SqliteFile, max_size: int, *, crowded: Callable[[], None] = lambda: None) -> None:
-        self._file = file
-        self._crowded = crowded
-        self.max_size = max_size
-        self.room = Room()
+    file: SqliteFile
+    max_size: int
+    crowded: Callable[[], None] = lambda: None
+    room: Room = field(default_factory=Room)
 
     @property
     def problem(self) -> str | None:
@@ -88,45 +89,44 @@ class Cap:
     def judge(self) -> Room:
         """Judges the size after the last write; costs nothing, so it is made before each commit."""
         before = self.room
-        self.room = room_left(before, used=self._file.used, cap=self.max_size)
+        self.room = room_left(before, used=self.file.used, cap=self.max_size)
         if self.room.paused and not before.paused:
-            log.warning("store.at_its_cap", used=self._file.used, max_size=self.max_size, then="polling pauses")
+            log.warning("store.at_its_cap", used=self.file.used, max_size=self.max_size, then="polling pauses")
         elif before.paused and not self.room.paused:
-            log.info("store.has_room_again", used=self._file.used, max_size=self.max_size)
+            log.info("store.has_room_again", used=self.file.used, max_size=self.max_size)
         return self.room
 
     def ensure_room(self) -> None:
         """Raises StoreAtCap while nothing more may be taken in."""
         before, room = self.room, self.judge()
         if room.surplus and not before.surplus:
-            self._crowded()
+            self.crowded()
         if room.paused:
             raise StoreAtCap(self.problem or "")
 
 
+@dataclass(eq=False)
 class Upkeep:
     """Does what is due in short pieces. `retention` and `session_retention` are in seconds."""
 
-    def __init__(
-        self, file: SqliteFile, event_log: EventLog, cap: Cap, *, retention: float, session_retention: float
-    ) -> None:
-        self._file = file
-        self._log = event_log
-        self._cap = cap
-        self.retention = retention
-        self.session_retention = session_retention
-        self._forgotten_through = BEFORE_ALL
-        self._pruned_unlogged = 0
-        self._forgotten_unlogged = 0
-        self._early_through = BEFORE_ALL
-        self._wal_is_held = False
-        self.pruned_early = 0
-        self.forgotten_early = 0
+    file: SqliteFile
+    event_log: EventLog
+    cap: Cap
+    _: KW_ONLY
+    retention: float
+    session_retention: float
+    pruned_early: int = 0
+    forgotten_early: int = 0
+    _forgotten_through: Place = BEFORE_ALL
+    _early_through: Place = BEFORE_ALL
+    _pruned_unlogged: int = 0
+    _forgotten_unlogged: int = 0
+    _wal_is_held: bool = False
 
     @property
     def problem(self) -> str | None:
-        if (problem := self._cap.problem) is None:
-            return self._file.failures.reason
+        if (problem := self.cap.problem) is None:
+            return self.file.failures.reason
         held = "; another process keeps a read transaction open, perhaps an open sqlite3 shell"
         return f"{problem}{held}" if self._wal_is_held else problem
 
@@ -134,38 +134,35 @@ class Upkeep:
     def is_due(self) -> bool:
         """True where a round is to be made before its time."""
         # The WAL as well: SQLite makes its file small again only in a checkpoint that no reader hinders.
-        room = self._cap.judge()
-        return bool(room.surplus or room.paused or self._file.failures.failing) or (
-            self._file.wal_bytes > JOURNAL_SIZE_LIMIT
+        room = self.cap.judge()
+        return bool(room.surplus or room.paused or self.file.failures.failing) or (
+            self.file.wal_bytes > JOURNAL_SIZE_LIMIT
         )
-
-    def ready(self) -> dict[str, str | None]:
-        return {"store": self.problem}
 
     def figures(self) -> dict[str, int]:
         return {
-            "used": self._file.used,
-            "max_size": self._cap.max_size,
+            "used": self.file.used,
+            "max_size": self.cap.max_size,
             "events_pruned_early": self.pruned_early,
             "windows_forgotten_early": self.forgotten_early,
         }
 
     async def piece(self, now: float) -> float:
         """Does one piece; returns the seconds to the next one. Raises StoreError."""
-        if self._cap.judge().surplus:
+        if self.cap.judge().surplus:
             return await self._make_room(now)
         self._log_pruned()
-        if await self._log.prune(observed_before=now - self.retention):
+        if await self.event_log.prune(observed_before=now - self.retention):
             return AGAIN
         # On with the walk through the sessions that have windows.
         since = now - self.session_retention
         work = partial(forget_windows, order=BY_ID, after=self._forgotten_through, unchanged_since=since)
-        through, _ = await self._file.write(work, side="upkeep")
+        through, _ = await self.file.write(work, side="upkeep")
         self._forgotten_through = through or BEFORE_ALL
         if through is not None:
             return AGAIN
         # By itself SQLite never makes the WAL's file smaller, and goes on writing behind its end while anybody reads.
-        await self._file.checkpoint()
+        await self.file.checkpoint()
         return EVERY
 
     async def _make_room(self, now: float) -> float:
@@ -173,11 +170,11 @@ class Upkeep:
 
         While somebody's reading holds the WAL nothing is deleted: that would only make it larger.
         """
-        self._wal_is_held = not await self._file.checkpoint()
+        self._wal_is_held = not await self.file.checkpoint()
         if self._wal_is_held:
             return CROWDED
-        if surplus := self._cap.judge().surplus:
-            pruned = await self._log.prune(observed_before=math.inf, most_bytes=surplus)
+        if surplus := self.cap.judge().surplus:
+            pruned = await self.event_log.prune(observed_before=math.inf, most_bytes=surplus)
             self.pruned_early += pruned
             self._pruned_unlogged += pruned
             forgotten = 0
@@ -185,7 +182,7 @@ class Upkeep:
                 # Or what is remembered of sessions that are over would stop the watching of those that are not.
                 since = now - min(self.session_retention, FORGOTTEN_AT_CAP)
                 work = partial(forget_windows, order=BY_CHANGE, after=self._early_through, unchanged_since=since)
-                through, forgotten = await self._file.write(work, side="upkeep")
+                through, forgotten = await self.file.write(work, side="upkeep")
                 # At the end the walk begins anew: a session that had to stay may go the next time.
                 self._early_through = through or BEFORE_ALL
                 self._forgotten_unlogged += forgotten

@@ -73,7 +73,8 @@ class SqliteFile:
         try:
             self._connection = await loop.run_in_executor(self._thread, self._open)
         except BaseException:
-            self._release()
+            self._thread.shutdown()
+            let_go(self._held)
             raise
         return self
 
@@ -82,7 +83,8 @@ class SqliteFile:
     ) -> None:
         if self._connection is not None:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._connection.close)
-        self._release()
+        self._thread.shutdown()
+        let_go(self._held)
 
     async def write(self, work: Callable[[sqlite3.Connection], T], *, side: Side = "deliveries") -> T:
         """One durable transaction. Raises StoreError; then nothing of it has happened."""
@@ -247,10 +249,6 @@ class SqliteFile:
         migrate(connection, self._path)
         self._identity = self._identities()
         self._measure(connection)
-
-    def _release(self) -> None:
-        self._thread.shutdown()
-        let_go(self._held)
 
 
 def real_path(path: Path) -> Path:
