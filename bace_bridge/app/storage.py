@@ -82,8 +82,7 @@ class Devices:
         if (period := self._period()) != self._last_period:
             self._last_period = period
             self._changed(None)
-        self.oldest_view = await self.views.oldest_view()
-        stale = await self.views.stale()
+        stale, self.oldest_view = await self.views.stale()
         # Both directions: those that turned stale, and those that were fetched again.
         if turned := stale ^ self._stale:
             self._stale = stale

@@ -142,17 +142,12 @@ class DeviceStates:
                 watched.append(device)
         return watched
 
-    async def oldest_view(self) -> float:
-        """Seconds since the datapoints of the active data session that waits longest were read; 0 where none is active.
+    async def stale(self) -> tuple[frozenset[str], float]:
+        """The devices of which the datapoints of the active data session that is shown were read too long ago.
 
-        One whose datapoints cannot be had does not count.
+        And the seconds since those of the active data session that waits longest were read; 0 where none is active. One
+        whose datapoints cannot be had does not count there.
         """
-        query = "select min(json_extract(known, '$.fetched_at')) from sessions where unfinished and active"
-        (at,) = await self.file.read(lambda connection: connection.execute(query).fetchone())
-        return 0.0 if at is None else max(0.0, self.clock() - at)
-
-    async def stale(self) -> frozenset[str]:
-        """The devices of which the datapoints of the active data session that is shown were read too long ago."""
         # Sorted here: by `start` SQLite would go through the index of all sessions.
         query = "select known from sessions where unfinished and active"
         active = await self.file.read(
@@ -160,7 +155,8 @@ class DeviceStates:
         )
         shown = {one.session.group_id: one for one in sorted(active, key=lambda one: one.session.start)}
         interval, now = self.fetch_interval, self.clock()
-        return frozenset(group for group, one in shown.items() if not is_current(one, interval=interval, now=now))
+        stale = frozenset(group for group, one in shown.items() if not is_current(one, interval=interval, now=now))
+        return stale, max([0.0, *(now - one.fetched_at for one in active if one.fetched_at is not None)])
 
 
 def _last_session(connection: sqlite3.Connection, device: str) -> KnownSession | None:
