@@ -97,25 +97,12 @@ class _Home:
         self.servers = Running[HttpConfig, HealthServer](group)
         self.redaction = redaction = Redaction()
         self.store = store = Storage(file, config, signals, clock=clock, wall=clocks.wall)
-        devices = Devices(
-            store.device_states,
-            # Without any account, as in the middle of a reload, this is true: nothing is known to be wrong.
-            lambda: all(one.view_is_current for one in accounts),
-            changed=signals.devices_changed,
-            period=store.links.period,
-        )
+        devices = Devices(store.device_states, changed=signals.devices_changed, period=store.links.period)
         self.csv = CsvServer(store.links, store.journal.known, lambda: next((one.csv for one in accounts), None))
         begun = Check(ready=lambda: {"cloud": None if any(accounts) else "not asked yet"})
         kept = Check(ready=lambda: {"store": store.upkeep.problem}, degraded=config_check)
         self.status = status = Status(
-            [[begun, kept], accounts, outlets],
-            accounts,
-            outlets,
-            store=store.upkeep.figures,
-            oldest_view=lambda: devices.oldest_view,
-            version=version,
-            installation=installation,
-            started_at=clock(),
+            [begun, kept], accounts, outlets, store.upkeep.figures, devices, version, installation, clock()
         )
         self.account_builder = AccountBuilder(store, deciding, signals.list_polled, redaction, clocks, version)
         poll_now = accounts.each(lambda one: one.sessions.poll_now())
@@ -126,7 +113,8 @@ class _Home:
         # In this order they are called: a device's availability is known before the topics that show it are written.
         signals.log_grew.listen(outlets.each(lambda one: one.dispatcher.log_grew()))
         signals.devices_changed.listen(outlets.each(Outlet.refresh))
-        signals.list_polled.listen(devices.polled)
+        # Without any account, as in the middle of a reload, nothing is known to be wrong.
+        signals.list_polled.listen(lambda: devices.polled(all(one.view_is_current for one in accounts)))
         signals.list_polled.listen(outlets.each(Outlet.refresh))
         signals.status_changed.listen(outlets.each(Outlet.refresh))
         signals.clock_stepped.listen(accounts.each(Account.clock_stepped))

@@ -43,21 +43,18 @@ def installation_name(config: Config) -> str:
 class Devices:
     """Reads devices' states. `changed` is called with those that look different now (None: all of them).
 
-    What becomes different with an event is not its business; this is about what turns old. `polls_go_well` is asked
-    after each poll of a session list. `period` returns another value where all of them may look different by nothing
-    but time.
+    What becomes different with an event is not its business; this is about what turns old. `period` returns another
+    value where all of them may look different by nothing but time.
     """
 
     def __init__(
         self,
         views: DeviceStates,
-        polls_go_well: Callable[[], bool],
         *,
         changed: Callable[[Collection[str] | None], None],
         period: Callable[[], object] = lambda: None,
     ) -> None:
         self.views = views
-        self._polls_go_well = polls_go_well
         self._period = period
         self._last_period = period()
         self._changed = changed
@@ -70,9 +67,8 @@ class Devices:
         """Of these devices; of all of them for None. Raises StoreError."""
         return await self.views.devices(ids, available=bool(self.is_current))
 
-    def polled(self) -> None:
+    def polled(self, go_well: bool) -> None:
         """A session list was polled: with the cloud or the store away no view is current any more."""
-        go_well = self._polls_go_well()
         if go_well != self.is_current:
             self.is_current = go_well
             self._changed(None)

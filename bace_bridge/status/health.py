@@ -1,7 +1,7 @@
 """What the running bridge says of itself: alive, ready, info and health."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
@@ -50,11 +50,11 @@ class Polling(NamedTuple):
     clock_ahead: float
 
 
-class Account(Protocol):
+class Account(Part, Protocol):
     def polling(self) -> Polling: ...
 
 
-class Outlet(Protocol):
+class Outlet(Part, Protocol):
     name: str
     disabled: str | None
     backlog: int | None
@@ -64,24 +64,30 @@ class Outlet(Protocol):
     def state(self) -> dict[str, Any]: ...
 
 
+class Devices(Protocol):
+    oldest_view: float
+    """Seconds since the datapoints of the device that is furthest behind were fetched."""
+
+
 @dataclass(eq=False)
 class Status:
-    """Reads the parts that run; changes nothing. All of `parts` are asked for health: each says what is wrong with it.
+    """Reads the parts that run; changes nothing. Each says by itself what is wrong with it.
 
-    A new check is an answer of its own part, and where that is a new part, one in `parts`. Of several parts that answer
-    to one name the first reason counts. `store` gives its figures; `oldest_view` the seconds since the datapoints of
-    the device that is furthest behind were fetched; `started_at` is in epoch seconds.
+    A new check is an answer of its own part, and where that is a new part, one of `checks`. Of several parts that
+    answer to one name the first reason counts. `figures` are the store's; `started_at` is in epoch seconds.
     """
 
-    parts: Sequence[Iterable[Part]]
+    checks: Iterable[Check]
     accounts: Iterable[Account]
     outlets: Iterable[Outlet]
-    _: KW_ONLY
-    store: Callable[[], dict[str, int]]
-    oldest_view: Callable[[], float]
+    figures: Callable[[], dict[str, int]]
+    devices: Devices
     version: str
     installation: str
     started_at: float
+
+    def _parts(self) -> Iterator[Part]:
+        return chain(self.checks, self.accounts, self.outlets)
 
     def alive(self) -> dict[str, str | None]:
         """Per loop None while it makes progress, else what stands still."""
@@ -89,17 +95,17 @@ class Status:
         slowest = max([SLOWEST_PROGRESS, *(3 * one.polling().interval for one in self.accounts)])
         return {
             name: None if seconds < slowest else f"no progress for {seconds:.0f} s"
-            for part in chain.from_iterable(self.parts)
+            for part in self._parts()
             for name, seconds in part.silent_for().items()
         }
 
     def ready(self) -> dict[str, str | None]:
         """Why something that the bridge needs is not usable; None where it is."""
-        return _merged(part.ready() for part in chain.from_iterable(self.parts))
+        return _merged(part.ready() for part in self._parts())
 
     def degraded(self) -> dict[str, str]:
         """What does not work while the bridge as a whole does."""
-        answers = _merged(part.degraded() for part in chain.from_iterable(self.parts))
+        answers = _merged(part.degraded() for part in self._parts())
         return {name: why for name, why in answers.items() if why is not None}
 
     def info(self) -> dict[str, Any]:
@@ -120,13 +126,13 @@ class Status:
             "degraded": self.degraded(),
             "last_poll_at": _earliest(one.last_success_at for one in polling),
             "next_poll_at": _earliest(one.next_poll_at for one in polling),
-            "oldest_view_seconds": round(self.oldest_view()),
+            "oldest_view_seconds": round(self.devices.oldest_view),
             "backlog": {one.name: one.backlog for one in outlets if one.backlog is not None},
             "parked_sessions": {one.name: one.parked for one in outlets if one.parked},
             "dead_letters": {one.name: one.dead_letters for one in outlets if one.dead_letters},
             "sinks": {one.name: one.state() for one in outlets},
             "disabled_sinks": {one.name: one.disabled for one in outlets if one.disabled is not None},
-            "store": self.store(),
+            "store": self.figures(),
             "cloud_clock_ahead_seconds": round(ahead),
         }
 

@@ -134,16 +134,16 @@ class Watched:
         self.account = Account(self.http, poll, self.loop, points, interval=10, monotonic=self.clock)
         self.upkeep = Upkeep(file, self.log, Cap(file, 2**30), retention=60, session_retention=60)
         device_states = DeviceStates(file, groups=(), csv_url=str, fetch_interval=15.0, clock=self.clock)
-        self._devices = Devices(device_states, lambda: self.account.view_is_current, changed=lambda _: None)
+        self._devices = Devices(device_states, changed=lambda _: None)
         self.status = self.status_of()
 
     def status_of(self, *outlets: Outlet) -> Status:
         return Status(
-            [[Check(ready=lambda: {"store": self.upkeep.problem}), self.account], outlets],
+            [Check(ready=lambda: {"store": self.upkeep.problem})],
             [self.account],
             outlets,
-            store=self.upkeep.figures,
-            oldest_view=lambda: self._devices.oldest_view,
+            self.upkeep.figures,
+            self._devices,
             version="t",
             installation="here",
             started_at=self.clock(),

@@ -1,17 +1,17 @@
-from collections.abc import Iterable
+from types import SimpleNamespace
 
 from bace_bridge.status.health import Check, Status
 
 
-def status_of(*parts: Iterable[Check]) -> Status:
-    return Status(parts, [], [], store=dict, oldest_view=float, version="1", installation="here", started_at=0.0)
+def status_of(checks: list[Check]) -> Status:
+    return Status(checks, [], [], dict, SimpleNamespace(oldest_view=0.0), "1", "here", 0.0)
 
 
 def test_each_part_is_asked_under_its_own_names() -> None:
-    coming: list[Check] = []
-    status = status_of([Check(ready=lambda: {"store": None})], coming, [Check(degraded=lambda: {"config": "differs"})])
+    checks = [Check(ready=lambda: {"store": None}), Check(degraded=lambda: {"config": "differs"})]
+    status = status_of(checks)
     assert (status.ready(), status.degraded(), status.alive()) == ({"store": None}, {"config": "differs"}, {})
-    coming.append(Check(silent_for=lambda: {"loop": 3.0, "other": 300.0}, ready=lambda: {"mqtt:home": "away"}))
+    checks.append(Check(silent_for=lambda: {"loop": 3.0, "other": 300.0}, ready=lambda: {"mqtt:home": "away"}))
     assert status.ready() == {"store": None, "mqtt:home": "away"}
     assert status.alive() == {"loop": None, "other": "no progress for 300 s"}
 
