@@ -15,10 +15,8 @@ import structlog
 from bace_bridge.config.models import HttpConfig
 from bace_bridge.config.sections import is_loopback
 from bace_bridge.errors import ConfigError, Mistake
+from bace_bridge.status.health import Reasons
 from bace_bridge.status.listener import Answer, Listener, Long, Request
-
-Reasons = Callable[[], dict[str, str | None]]
-"""Name -> why it is not well; None where it is."""
 
 log = structlog.get_logger()
 

@@ -11,8 +11,7 @@ from bace_bridge.events.types import DeviceState, KnownDevice, LatestPoint, Seri
 from bace_bridge.polling.rules.fetches import is_current
 from bace_bridge.polling.rules.session_list import decides_by_label, is_selected
 from bace_bridge.polling.rules.sessions import DeviceView, KnownSession, view
-from bace_bridge.store.lanes import unpack
-from bace_bridge.store.sqlite import SqliteFile
+from bace_bridge.store.sqlite import SqliteFile, unpack
 
 
 # SQLite has no skip scan: `select distinct` would read each row of an index. This takes one step a device.

@@ -15,8 +15,8 @@ from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
 from bace_bridge.store.device_states import WITH_DEVICES
 from bace_bridge.store.facts import decoded_fact, write_fact
-from bace_bridge.store.lanes import append_events, pack, unpack
-from bace_bridge.store.sqlite import SqliteFile
+from bace_bridge.store.lanes import append_events
+from bace_bridge.store.sqlite import SqliteFile, pack, unpack
 
 WATCH = "watch"
 OUTAGE = "trouble"

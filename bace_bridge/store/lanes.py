@@ -1,7 +1,6 @@
 """The rows of lanes: made with the events, claimed, recorded, and moved by anybody. Functions within a transaction."""
 
 import sqlite3
-import zlib
 from collections.abc import Collection, Iterable
 from itertools import zip_longest
 from typing import Any
@@ -28,6 +27,7 @@ from bace_bridge.events.types import (
     wanted,
 )
 from bace_bridge.store.facts import read_fact, write_fact
+from bace_bridge.store.sqlite import pack, unpack
 
 COLUMNS = "seq, id, type, session_id, device_id, time, observed_at, data"
 
@@ -45,23 +45,6 @@ ASKED_FOR = "asked for"
 
 _MOVES = "moves"
 _LANE = "lane, seq, attempts, due_at, reason, replay_through, behind, version"
-
-
-PACKED_FROM = 2048
-"""Bytes from which on it is compressed: session events stay readable for people."""
-
-_PACKED = b"\0z"
-"""Neither JSON nor a map of MessagePack begins so."""
-
-_LEVEL = 1  # the fastest: the store has one thread, and wear counts more than the last tenth of room
-
-
-def pack(data: bytes) -> bytes:
-    return _PACKED + zlib.compress(data, _LEVEL) if len(data) >= PACKED_FROM else data
-
-
-def unpack(data: bytes) -> bytes:
-    return zlib.decompress(data[len(_PACKED) :]) if data.startswith(_PACKED) else data
 
 
 def append_events(connection: sqlite3.Connection, events: Iterable[Event]) -> None:

@@ -254,3 +254,20 @@ class SqliteFile:
 def real_path(path: Path) -> Path:
     """SQLite puts its WAL beside the file that a link leads to; the lock and the copies belong there as well."""
     return Path(os.path.realpath(path))
+
+
+PACKED_FROM = 2048
+"""Bytes from which on it is compressed: session events stay readable for people."""
+
+_PACKED = b"\0z"
+"""Neither JSON nor a map of MessagePack begins so."""
+
+_LEVEL = 1  # the fastest: the store has one thread, and wear counts more than the last tenth of room
+
+
+def pack(data: bytes) -> bytes:
+    return _PACKED + zlib.compress(data, _LEVEL) if len(data) >= PACKED_FROM else data
+
+
+def unpack(data: bytes) -> bytes:
+    return zlib.decompress(data[len(_PACKED) :]) if data.startswith(_PACKED) else data

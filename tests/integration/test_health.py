@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from bace_bridge.config.models import HttpConfig
 from bace_bridge.errors import ConfigError
+from bace_bridge.status.health import Reasons
 from bace_bridge.status.listener import Request
-from bace_bridge.status.server import HealthServer, Reasons, may_know
+from bace_bridge.status.server import HealthServer, may_know
 
 ANY_PORT = HttpConfig(listen="127.0.0.1:0")
 

@@ -25,8 +25,7 @@ from bace_bridge.simulator.samples import Resolution
 from bace_bridge.store.device_states import DeviceStates
 from bace_bridge.store.housekeeping import BEFORE_ALL, BY_ID, forget_windows
 from bace_bridge.store.journal import Journal
-from bace_bridge.store.lanes import pack, unpack
-from bace_bridge.store.sqlite import SqliteFile
+from bace_bridge.store.sqlite import SqliteFile, pack, unpack
 from tests.integration.polling_line import NOON, Clock, Watching, data, simulated, types, watching
 from tests.integration.test_polling_model import CLOUD_STEPS, SESSION, WATCHER_STEPS, WORLDS, History, Step, World
 from tests.models import examples
