@@ -81,23 +81,6 @@ def expiry(now: float, life: float, *, steady: bool) -> int:
 Refusal = Literal["unknown", "changed", "expired"]
 
 
-def verified(path: str, query: str, keys: SigningKeys, *, now: float, life: float) -> Link | Refusal:
-    """The link of a request's path and query as they were sent; or why it is none."""
-    session_id = unquote(path.removeprefix(PATH), errors="replace")
-    if not session_id or path != path_of(session_id):
-        return "unknown"
-    found = _QUERY.fullmatch(query)
-    if found is None:
-        return "changed"
-    link = Link(session_id, int(found[1]), int(found[2]))
-    good = [keys.current, *(one.key for one in keys.retired if now < one.at + life)]
-    # Every key, and each in constant time: how long it takes shows neither which one fits nor how much of it.
-    fits = [hmac.compare_digest(signature(key, link), found[3]) for key in good]
-    if not any(fits):
-        return "changed"
-    return link if now < link.expires else "expired"
-
-
 def with_link(attempt: Attempt, link: Callable[[str, int], str | None]) -> Attempt:
     """The attempt as it is sent: a `session.csv_ready` gets a fresh link, which is no part of what is stored."""
     event = attempt.logged.event
@@ -114,7 +97,7 @@ def with_link(attempt: Attempt, link: Callable[[str, int], str | None]) -> Attem
     return replace(attempt, logged=replace(attempt.logged, event=replace(event, data=msgspec.json.encode(data))))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Links:
     """Makes and checks links by what is configured and the keys of the store. `clock` is in epoch seconds.
 
@@ -149,7 +132,18 @@ class Links:
         return path.removeprefix(base) if path.startswith(base + PATH) else path
 
     def verified(self, path: str, query: str) -> Link | Refusal:
-        """`path` as it was sent."""
-        if self.keys is None or not self.base:
+        """The link of a request's path and query as they were sent; or why it is none."""
+        path, now = self.below_base(path), self.clock()
+        session_id = unquote(path.removeprefix(PATH), errors="replace")
+        if self.keys is None or not self.base or not session_id or path != path_of(session_id):
             return "unknown"
-        return verified(self.below_base(path), query, self.keys, now=self.clock(), life=self.life)
+        found = _QUERY.fullmatch(query)
+        if found is None:
+            return "changed"
+        link = Link(session_id, int(found[1]), int(found[2]))
+        good = [self.keys.current, *(one.key for one in self.keys.retired if now < one.at + self.life)]
+        # Every key, and each in constant time: how long it takes shows neither which one fits nor how much of it.
+        fits = [hmac.compare_digest(signature(key, link), found[3]) for key in good]
+        if not any(fits):
+            return "changed"
+        return link if now < link.expires else "expired"

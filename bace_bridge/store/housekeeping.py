@@ -58,10 +58,10 @@ SESSIONS_A_PIECE = 100
 WINDOWS_A_PIECE = 200
 
 
-Place = tuple[float, str]
-"""A place in a walk through the sessions, in the order of their last change, or of their ids: both."""
+Position = tuple[float, str]
+"""How far a walk through the sessions has come: the last change of the last one (by ids: 0), and its id."""
 
-BEFORE_ALL: Place = (-math.inf, "")
+BEFORE_ALL: Position = (-math.inf, "")
 
 
 @dataclass(eq=False)
@@ -117,8 +117,8 @@ class Upkeep:
     session_retention: float
     pruned_early: int = 0
     forgotten_early: int = 0
-    _forgotten_through: Place = BEFORE_ALL
-    _early_through: Place = BEFORE_ALL
+    _forgotten_through: Position = BEFORE_ALL
+    _early_through: Position = BEFORE_ALL
     _pruned_unlogged: int = 0
     _forgotten_unlogged: int = 0
     _wal_is_held: bool = False
@@ -211,11 +211,11 @@ BY_CHANGE = """select updated_at, id, known from sessions
 
 
 def forget_windows(
-    connection: sqlite3.Connection, *, order: str, after: Place, unchanged_since: float
-) -> tuple[Place | None, int]:
+    connection: sqlite3.Connection, *, order: str, after: Position, unchanged_since: float
+) -> tuple[Position | None, int]:
     """Deletes windows of sessions that are over and have not changed since.
 
-    Returns the place to go on after, None at the end, and how many windows went.
+    Returns the position to go on after, None at the end, and how many windows went.
     """
     given = {"at": after[0], "id": after[1], "unchanged_since": unchanged_since, "limit": SESSIONS_A_PIECE}
     sessions = connection.execute(order, given).fetchall()

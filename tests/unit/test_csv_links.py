@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from bace_bridge.config.sections import link_url
-from bace_bridge.csv.links import Link, Links, RetiredKey, SigningKeys, expiry, minted, rotated, verified, with_link
+from bace_bridge.csv.links import Link, Links, RetiredKey, SigningKeys, expiry, minted, rotated, with_link
 from bace_bridge.csv.serving import CsvServer
 from bace_bridge.events.types import Attempt, Event, LoggedEvent
 from bace_bridge.polling.rules.sessions import KnownSession
@@ -24,7 +24,7 @@ GOOD = Link(SESSION, 3, int(NOW + LIFE))
 
 def asked(url: str, keys: SigningKeys = KEYS, *, now: float = NOW) -> Link | str:
     path, _, query = url.removeprefix(BASE).partition("?")
-    return verified(path, query, keys, now=now, life=LIFE)
+    return Links(BASE, LIFE, clock=lambda: now, keys=keys).verified(path, query)
 
 
 def test_a_link_says_what_it_was_made_of() -> None:
