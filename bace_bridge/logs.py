@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, MutableMapping
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Any, Literal, TextIO
@@ -14,7 +15,7 @@ import msgspec
 import structlog
 from structlog.typing import EventDict
 
-from bace_bridge import redaction
+from bace_bridge.redaction import SHORTEST, Redaction
 
 MOST = 5
 """Records of the same text that pass within a minute."""
@@ -36,30 +37,25 @@ def in_background(seconds: float, then: Callable[[], None]) -> None:
     timer.start()
 
 
+@dataclass(eq=False)
 class RateLimit:
     """A logging filter. How many records it has left out goes to `say`, once their minute is over.
 
     Texts are the same where their first lines differ in numbers and addresses only. It may be called by any thread.
     """
 
-    def __init__(
-        self,
-        say: Callable[[logging.LogRecord], None],
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        later: Callable[[float, Callable[[], None]], None] = in_background,
-    ) -> None:
-        self._say = say
-        self._clock = clock
-        self._later = later
-        # Reentrant: a record's text, or the collector of garbage, may log in the middle of it.
-        self._lock = threading.RLock()
-        self._counts: dict[_Key, int] = {}
-        self._until = 0.0
+    say: Callable[[logging.LogRecord], None]
+    _: KW_ONLY
+    clock: Callable[[], float] = time.monotonic
+    later: Callable[[float, Callable[[], None]], None] = in_background
+    # Reentrant: a record's text, or the collector of garbage, may log in the middle of it.
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _counts: dict[_Key, int] = field(default_factory=dict)
+    _until: float = 0.0
 
     def __call__(self, record: logging.LogRecord) -> bool:
         with self._lock:
-            now = self._clock()
+            now = self.clock()
             if now >= self._until and not self._left_out():
                 self._counts.clear()
                 self._until = now + MINUTE
@@ -74,7 +70,7 @@ class RateLimit:
             counted = self._counts[key] = self._counts.get(key, 0) + 1
             # One timer for all texts, started by the first that is left out.
             if counted == MOST + 1 and len(self._left_out()) == 1:
-                self._later(max(0.0, self._until - now), self._sum_up)
+                self.later(max(0.0, self._until - now), self._sum_up)
             return counted <= MOST
 
     def _left_out(self) -> dict[_Key, int]:
@@ -86,7 +82,7 @@ class RateLimit:
             self._counts.clear()
         for (name, level, text), count in left_out.items():
             more = f"{count} more like this in the minute before: {text}"
-            self._say(logging.LogRecord(name or __name__, level, "", 0, more, (), None))
+            self.say(logging.LogRecord(name or __name__, level, "", 0, more, (), None))
 
 
 Format = Literal["console", "json"]
@@ -102,11 +98,11 @@ _BYTES = frozenset(("free", "max_size", "store", "used"))
 _TIMES = frozenset(("reports_from",))
 
 
+@dataclass(eq=False)
 class Threshold:
     """Drops what is below `level`, at run time too: cached loggers would keep a level of their own."""
 
-    def __init__(self, level: int) -> None:
-        self.level = level
+    level: int
 
     def __call__(self, _logger: Any, method: str, event: EventDict) -> EventDict:
         if _LEVELS.get(method, logging.ERROR) < self.level:
@@ -114,39 +110,17 @@ class Threshold:
         return event
 
 
-class Redaction:
-    """Puts `***` in the place of every known secret, however deep in a field it is.
-
-    Not of short ones, which would take our own words along: from others' texts they are taken before.
-    """
-
-    def __init__(self, secrets: Collection[str]) -> None:
-        self._redaction = redaction.Redaction(one for one in secrets if len(one) >= redaction.SHORTEST)
-
-    def __call__(self, _logger: Any, _method: str, event: EventDict) -> EventDict:
-        return {key: value if key in {"ts", "level"} else self._clean(value) for key, value in event.items()}
-
-    def _clean(self, value: Any) -> Any:
-        # A secret of digits only is text in the configuration; a number of ours is never one.
-        if value is None or isinstance(value, bool | int | float):
-            return value
-        if isinstance(value, Mapping):
-            return {self._clean(key): self._clean(item) for key, item in value.items()}
-        if isinstance(value, list | tuple | set | frozenset):
-            return [self._clean(item) for item in value]
-        # What is no text would become text in the renderer, after this point.
-        return self._redaction(value if isinstance(value, str) else repr(value))
-
-
-class Output:
-    """The last processor: the line, and the stream that it goes to."""
-
-    def __init__(self, stream: TextIO, *, console: bool) -> None:
-        self._stream = stream
-        self._render = partial(_console_line, colours=stream.isatty()) if console else _json_line
-
-    def __call__(self, logger: Any, method: str, event: EventDict) -> tuple[tuple[str, TextIO], dict[str, Any]]:
-        return (self._render(logger, method, event), self._stream), {}
+def _clean(value: Any, redaction: Redaction) -> Any:
+    """Puts `***` in the place of every known secret, however deep in a field it is."""
+    # A secret of digits only is text in the configuration; a number of ours is never one.
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {_clean(key, redaction): _clean(item, redaction) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_clean(item, redaction) for item in value]
+    # What is no text would become text in the renderer, after this point.
+    return redaction(value if isinstance(value, str) else repr(value))
 
 
 class Lines:
@@ -165,10 +139,6 @@ class Lines:
 
 class _Forwarding(logging.Handler):
     """Hands the records of libraries (aiohttp, paho, asyncio) to the same processors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.addFilter(RateLimit(self.emit))
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -189,6 +159,9 @@ def configure(*, fmt: Format | None, level: str, secrets: Collection[str] = (), 
     """
     target = sys.stderr if stream is None else stream
     console = fmt == "console" or (fmt is None and target.isatty())
+    line = partial(_console_line, colours=target.isatty()) if console else _json_line
+    # Not short ones, which would take our own words along: from others' texts they are taken before.
+    redaction = Redaction(one for one in secrets if len(one) >= SHORTEST)
     # Cached loggers keep the list of processors that they first saw: it is refilled, never replaced.
     processors = structlog.get_config()["processors"]
     processors[:] = [
@@ -196,8 +169,10 @@ def configure(*, fmt: Format | None, level: str, secrets: Collection[str] = (), 
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
         structlog.processors.format_exc_info,
-        Redaction(secrets),
-        Output(target, console=console),
+        lambda _logger, _method, event: {
+            key: value if key in {"ts", "level"} else _clean(value, redaction) for key, value in event.items()
+        },
+        lambda _logger, _method, event: ((line(event), target), {}),
     ]
     structlog.configure(
         processors=processors,
@@ -208,13 +183,15 @@ def configure(*, fmt: Format | None, level: str, secrets: Collection[str] = (), 
     root = logging.getLogger()
     for earlier in [one for one in root.handlers if isinstance(one, _Forwarding)]:
         root.removeHandler(earlier)
-    root.addHandler(_Forwarding())
+    forwarding = _Forwarding()
+    forwarding.addFilter(RateLimit(forwarding.emit))
+    root.addHandler(forwarding)
     root.setLevel(logging.WARNING)  # what libraries say below it is for their developers
     logging.captureWarnings(capture=True)
 
 
 def is_configured() -> bool:
-    return any(isinstance(processor, Output) for processor in structlog.get_config()["processors"])
+    return any(isinstance(processor, Threshold) for processor in structlog.get_config()["processors"])
 
 
 def set_level(level: str) -> None:
@@ -242,7 +219,7 @@ def _level(name: str) -> int:
     return _LEVELS[name.lower()]
 
 
-def _json_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
+def _json_line(event: MutableMapping[str, Any]) -> str:
     # Always in front, so that lines are readable as they are; what cannot be JSON becomes its repr.
     first = {
         "ts": event.pop("ts", None),
@@ -252,7 +229,7 @@ def _json_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> s
     return msgspec.json.encode({**first, **event}, enc_hook=repr).decode()
 
 
-def _console_line(_logger: Any, _method: str, event: EventDict, *, colours: bool) -> str:
+def _console_line(event: EventDict, *, colours: bool) -> str:
     """One line for people: local time, labels in the place of ids where an event has them, and units."""
     moment, level, name = event.pop("ts"), event.pop("level"), event.pop("event")
     trace = event.pop("exception", None)

@@ -192,7 +192,7 @@ def _characters(escape: re.Match[str]) -> Iterator[tuple[str, int]]:
 def _spans(level: _Level, known: _Known, *, cut_off: bool) -> Iterator[tuple[int, int]]:
     """Where the secrets are in what came."""
     text, at = level
-    for secret in _contained(text, known.forms):
+    for secret in [one for one in known.forms if one in text]:
         for start in _starts(text, secret):
             yield at[start], at[start + len(secret)]
     for link in _LINK.finditer(text):
@@ -202,17 +202,13 @@ def _spans(level: _Level, known: _Known, *, cut_off: bool) -> Iterator[tuple[int
         for whole in {text, text[: half.start()] if half else text}:
             if size := _beginning(whole, known.forms, shortest=1):
                 yield at[len(whole) - size], at[-1]
-    cores = [*_contained(text, known.cores), *_contained(text, known.of_links)]
+    cores = [one for one in (*known.cores, *known.of_links) if one in text]
     if cores or known.short or cut_off:
         for run in _BASE64.finditer(text):
             # Text within base64 begins at one of three offsets, and so does the end that was cut off.
             ends_there = cut_off and run.end() == len(text)
-            if _contained(run[0], cores) or _means_a_secret(run[0], known, ends_there=ends_there):
+            if any(one in run[0] for one in cores) or _means_a_secret(run[0], known, ends_there=ends_there):
                 yield at[run.start()], at[run.end()]
-
-
-def _contained(text: str, secrets: Sequence[str]) -> Sequence[str]:
-    return [secret for secret in secrets if secret in text]
 
 
 def _starts(text: str, secret: str) -> Iterator[int]:

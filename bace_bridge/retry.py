@@ -94,16 +94,15 @@ def retry_after(headers: Mapping[str, str], *, now: float) -> float:
     Of several headers, or several numbers in one, the longest wait counts. It may be infinite: the caller has a bound.
     """
     texts = headers.getall("Retry-After", []) if isinstance(headers, MultiMapping) else [headers.get("Retry-After", "")]
-    return max((_wait(text, _server_time(headers, now)) for text in texts), default=0.0)
-
-
-def _wait(text: str, server_time: float) -> float:
-    numbers = [_number(part) for part in text.split(",")]
-    if None not in numbers:
-        return max(number for number in numbers if number is not None)
-    # Compared with the server's own Date: its clock may be minutes off ours, and only the difference is meant.
-    until = _moment(text)
-    return 0.0 if until is None else max(0.0, until - server_time)
+    waits = [0.0]
+    for text in texts:
+        numbers = [_number(part) for part in text.split(",")]
+        if None not in numbers:
+            waits += [number for number in numbers if number is not None]
+        # Compared with the server's own Date: its clock may be minutes off ours, and only the difference is meant.
+        elif (until := _moment(text)) is not None:
+            waits.append(until - _server_time(headers, now))
+    return max(waits)
 
 
 def rate_limit(headers: Mapping[str, str], *, now: float) -> RateLimit:

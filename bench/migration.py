@@ -38,7 +38,7 @@ from bace_bridge.polling.rules.changes import Changes, WindowRead
 from bace_bridge.polling.rules.datapoints import EmittedPoint
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.polling.rules.windows import WindowState
-from bace_bridge.store.deadletters import DeadLetters, Which
+from bace_bridge.store.eventlog import DeadLetters, Which
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile

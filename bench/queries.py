@@ -115,7 +115,6 @@ def questions(file: SqliteFile, sessions: int) -> dict[str, Work]:
         "state of a device": lambda: device_states.devices(["g1"], available=True),
         "states of all devices": lambda: device_states.devices(None, available=True),
         "stale": device_states.stale,
-        "oldest_view": device_states.oldest_view,
         "replay of one session": lambda: log.replay("home", session=first, since=None),
     }
 

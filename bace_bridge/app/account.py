@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -40,30 +41,22 @@ class AccountConfig(NamedTuple):
     datatypes: Mapping[int, DatatypeConfig]
 
 
+@dataclass(eq=False)
 class Account:
     """Polls until it is stopped, and answers for it. `interval` is the session list's, in seconds."""
 
-    def __init__(
-        self,
-        http: CloudHttp,
-        poll: ListPoll,
-        sessions: SessionLoop,
-        datapoints: DatapointLoop,
-        *,
-        interval: float,
-        monotonic: Callable[[], float],
-    ) -> None:
-        self._interval = interval
-        self._http = http
-        self._poll = poll
-        self._sessions = sessions
-        self._datapoints = datapoints
-        self._monotonic = monotonic
+    http: CloudHttp
+    poll: ListPoll
+    sessions: SessionLoop
+    datapoints: DatapointLoop
+    _: KW_ONLY
+    interval: float
+    monotonic: Callable[[], float]
 
     async def run(self, stop: asyncio.Event) -> None:
         # The connections are closed last: a loop that is cancelled amid a request needs them until it has ended.
-        async with self._http, asyncio.TaskGroup() as group:
-            loops = [group.create_task(self._sessions.run()), group.create_task(self._datapoints.run())]
+        async with self.http, asyncio.TaskGroup() as group:
+            loops = [group.create_task(self.sessions.run()), group.create_task(self.datapoints.run())]
             await stop.wait()
             for loop in loops:
                 loop.cancel()
@@ -72,59 +65,56 @@ class Account:
     def usable(self) -> bool:
         """False while the cloud is away or refuses the login; a first poll, which may be long, goes on."""
         # To begin anew costs the memory of what was asked; where nothing works, there is nothing to lose.
-        return not self._sessions.outage.failures
-
-    def poll_now(self) -> None:
-        self._sessions.poll_now()
+        return not self.sessions.outage.failures
 
     def csv(self, session_id: str) -> AbstractAsyncContextManager[Download]:
         """Over this account's connections, with its token, and within its request budget. Raises CloudError."""
-        return BaceCloud(self._http).csv(session_id)
+        return BaceCloud(self.http).csv(session_id)
 
     def clock_stepped(self, seconds: float) -> None:
-        self._sessions.clock_stepped(seconds)
-        self._http.clock_stepped(seconds)
+        self.sessions.clock_stepped(seconds)
+        self.http.clock_stepped(seconds)
 
     def silent_for(self) -> dict[str, float]:
         """Seconds since each loop made progress; negative while there need not be any."""
         # An answer counts as progress of both: a poll of thousands of pages within the budget may take many minutes.
-        now, answered = self._monotonic(), self._http.active_at
+        now, answered = self.monotonic(), self.http.active_at
         return {
             # A long answer is progress, too: a first poll of a large account may take minutes.
-            "sessions": now - max(self._sessions.beat_at, self._sessions.next_beat_at, answered),
-            "datapoints": now - max(self._datapoints.beat_at, answered),
+            "sessions": now - max(self.sessions.beat_at, self.sessions.next_beat_at, answered),
+            "datapoints": now - max(self.datapoints.beat_at, answered),
         }
 
     def ready(self) -> dict[str, str | None]:
         """Why the cloud cannot be used, and why the last poll could not be kept; None where they can."""
-        return {"cloud": self._cloud_problem, "store": self._sessions.store_problem}
+        return {"cloud": self._cloud_problem, "store": self.sessions.store_problem}
 
     def degraded(self) -> dict[str, str | None]:
         """What does not work while the account as a whole does."""
-        unread = self._poll.unreadable
+        unread = self.poll.unreadable
         return {
             "sessions": f"{len(unread)} unreadable records: {'; '.join(unread[:3])}" if unread else None,
-            "groups": self._poll.selection_problem,
+            "groups": self.poll.selection_problem,
             # With the cloud away every fetch fails, and that is said once, by `ready`.
-            "datapoints": self._datapoints.problem if self._cloud_problem is None else None,
+            "datapoints": self.datapoints.problem if self._cloud_problem is None else None,
         }
 
     @property
     def view_is_current(self) -> bool:
         """True while the last poll of the session list went well; a device's datapoints may be old all the same."""
-        return self._cloud_problem is None and self._sessions.store_problem is None
+        return self._cloud_problem is None and self.sessions.store_problem is None
 
     def polling(self) -> Polling:
-        sessions = self._sessions
+        sessions = self.sessions
         return Polling(
-            self._poll.strategy, self._interval, sessions.last_success_at, sessions.next_poll_at, self._http.clock_ahead
+            self.poll.strategy, self.interval, sessions.last_success_at, sessions.next_poll_at, self.http.clock_ahead
         )
 
     @property
     def _cloud_problem(self) -> str | None:
-        if self._sessions.outage.failures:
-            return self._sessions.outage.reason
-        return None if self._sessions.last_success_at is not None else "not asked yet"
+        if self.sessions.outage.failures:
+            return self.sessions.outage.reason
+        return None if self.sessions.last_success_at is not None else "not asked yet"
 
 
 class AccountBuilder(NamedTuple):

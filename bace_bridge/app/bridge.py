@@ -18,7 +18,7 @@ from bace_bridge.csv.serving import CsvServer
 from bace_bridge.delivery.outlet import Outlet
 from bace_bridge.polling.rules.fetches import SLOWEST_FETCH
 from bace_bridge.redaction import Redaction
-from bace_bridge.status.health import Check, Checks, Reasons, Status
+from bace_bridge.status.health import Check, Reasons, Status
 from bace_bridge.status.server import HealthServer
 from bace_bridge.store.facts import Facts, Schedules
 from bace_bridge.store.sqlite import SqliteFile
@@ -97,36 +97,40 @@ class _Home:
         self.servers = Running[HttpConfig, HealthServer](group)
         self.redaction = redaction = Redaction()
         self.store = store = Storage(file, config, signals, clock=clock, wall=clocks.wall)
-        devices = Devices(store.device_states, accounts, changed=signals.devices_changed, period=store.links.period)
-        self.csv = CsvServer(store.links, store.journal.known, lambda: next(iter(accounts), None))
+        devices = Devices(store.device_states, changed=signals.devices_changed, period=store.links.period)
+        self.csv = CsvServer(store.links, store.journal.known, lambda: next((one.csv for one in accounts), None))
         begun = Check(ready=lambda: {"cloud": None if any(accounts) else "not asked yet"})
-        checks = Checks([begun, Check(ready=store.upkeep.ready, degraded=config_check)], accounts, outlets)
+        kept = Check(ready=lambda: {"store": store.upkeep.problem}, degraded=config_check)
         self.status = status = Status(
-            checks, accounts, outlets, store.upkeep, devices, clock=clock, version=version, installation=installation
+            [begun, kept], accounts, outlets, store.upkeep.figures, devices, version, installation, clock()
         )
         self.account_builder = AccountBuilder(store, deciding, signals.list_polled, redaction, clocks, version)
-        poll_now = accounts.each(Account.poll_now)
-        self.outlet_builder = OutletBuilder(store, status, outlets, poll_now, signals, redaction, clocks)
+        poll_now = accounts.each(lambda one: one.sessions.poll_now())
+        self.outlet_builder = OutletBuilder(store, devices, status, outlets, poll_now, signals, redaction, clocks)
         watch = ClockWatch(clock, deciding=deciding, move_store=store.schedules.move, stepped=signals.clock_stepped)
         self.service = Service(accounts, outlets, status, devices, store, watch, signals, clock=clock)
 
         # In this order they are called: a device's availability is known before the topics that show it are written.
-        signals.log_grew.listen(outlets.each(Outlet.log_grew))
+        signals.log_grew.listen(outlets.each(lambda one: one.dispatcher.log_grew()))
         signals.devices_changed.listen(outlets.each(Outlet.refresh))
-        signals.list_polled.listen(devices.polled)
+        # Without any account, as in the middle of a reload, nothing is known to be wrong.
+        signals.list_polled.listen(lambda: devices.polled(all(one.view_is_current for one in accounts)))
         signals.list_polled.listen(outlets.each(Outlet.refresh))
         signals.status_changed.listen(outlets.each(Outlet.refresh))
         signals.clock_stepped.listen(accounts.each(Account.clock_stepped))
-        signals.clock_stepped.listen(outlets.each(Outlet.clock_stepped))
+        signals.clock_stepped.listen(outlets.each(lambda one, seconds: one.dispatcher.clock_stepped(seconds)))
 
     async def become(self, config: Config) -> None:
         """Starts what is new in the configuration and ends what left it. Raises ConfigError or StoreError."""
         # Before anything can fail: what other sides say of the new secrets may be in the first error.
         self.redaction.learn(secrets_of(config))
         for http in await self.servers.keep([config.http] if config.http.enabled else []):
-            checks = self.status.checks
             server = HealthServer(
-                http, alive=self.status.alive, ready=checks.ready, degraded=checks.degraded, csv=self.csv.answer
+                http,
+                alive=self.status.alive,
+                ready=self.status.ready,
+                degraded=self.status.degraded,
+                csv=self.csv.answer,
             )
             await server.open()
             self.servers.start(http, server)

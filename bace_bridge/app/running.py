@@ -16,14 +16,14 @@ from bace_bridge.waiting import STORE_PAUSE
 P = ParamSpec("P")
 
 
+@dataclass(eq=False)
 class Signal(Generic[P]):
     """Made before those who send it and those who listen, and handed to both. Calling it sends it.
 
     Listeners are called at once, in the order in which they came; they must neither block nor raise.
     """
 
-    def __init__(self) -> None:
-        self._listeners: list[Callable[P, None]] = []
+    _listeners: list[Callable[P, None]] = field(default_factory=list)
 
     def listen(self, listener: Callable[P, None]) -> None:
         self._listeners.append(listener)
@@ -144,12 +144,12 @@ class _One(NamedTuple, Generic[ConfigT, PartT]):
     task: asyncio.Task[None]
 
 
+@dataclass(eq=False)
 class Running(Generic[ConfigT, PartT]):
     """The parts of one kind that run now, each by its configuration; `group` runs their tasks."""
 
-    def __init__(self, group: asyncio.TaskGroup) -> None:
-        self._group = group
-        self._running: tuple[_One[ConfigT, PartT], ...] = ()
+    group: asyncio.TaskGroup
+    _running: tuple[_One[ConfigT, PartT], ...] = ()
 
     def __iter__(self) -> Iterator[PartT]:
         # A copy: a part may end, or begin, while its listeners are called.
@@ -170,7 +170,7 @@ class Running(Generic[ConfigT, PartT]):
 
     def start(self, config: ConfigT, part: PartT) -> None:
         stop = asyncio.Event()
-        task = self._group.create_task(part.run(stop))
+        task = self.group.create_task(part.run(stop))
         self._running = (*self._running, _One(config, part, stop, task))
 
     async def keep(self, wanted: Collection[ConfigT]) -> list[ConfigT]:
@@ -213,12 +213,12 @@ class _Asked(NamedTuple):
     answer: asyncio.Future[None]
 
 
+@dataclass(eq=False)
 class Reloads:
     """Takes them one after the other. `config` is the one that runs."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self._asked: asyncio.Queue[_Asked] = asyncio.Queue()
+    config: Config
+    _asked: asyncio.Queue[_Asked] = field(default_factory=asyncio.Queue)
 
     async def ask(self, config: Config) -> None:
         """Returns when it runs. Raises ConfigError where it cannot run; then the one before does."""

@@ -7,6 +7,7 @@ import re
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import structlog
@@ -85,6 +86,7 @@ UPKEEP_PAUSE = 5.0
 """Seconds to the next piece of the store's upkeep where the store failed at one."""
 
 
+@dataclass(eq=False)
 class Service:
     """Ticks, keeps the store small and watches for commands, until it is stopped; then everything ends in order.
 
@@ -92,27 +94,16 @@ class Service:
     and says goodbye. Being cut off anywhere in it loses nothing; it only repeats deliveries.
     """
 
-    def __init__(
-        self,
-        accounts: Running[Any, Any],
-        outlets: Running[Any, Outlet],
-        status: Status,
-        devices: Devices,
-        store: Storage,
-        clock_watch: ClockWatch,
-        signals: Signals,
-        *,
-        clock: Callable[[], float],
-    ) -> None:
-        self._accounts = accounts
-        self._outlets = outlets
-        self._status = status
-        self._devices = devices
-        self._store = store
-        self._clock_watch = clock_watch
-        self._signals = signals
-        self._clock = clock
-        self._backlogs_after = 0.0
+    accounts: Running[Any, Any]
+    outlets: Running[Any, Outlet]
+    status: Status
+    devices: Devices
+    store: Storage
+    clock_watch: ClockWatch
+    signals: Signals
+    _: KW_ONLY
+    clock: Callable[[], float]
+    _backlogs_after: float = 0.0
 
     async def run(
         self,
@@ -128,7 +119,7 @@ class Service:
                 reloading,
                 self._tick(notify, watchdog),
                 self._watch_commands(),
-                keep_store(self._store.upkeep, self._store.upkeep_due, clock=self._clock),
+                keep_store(self.store.upkeep, self.store.upkeep_due, clock=self.clock),
             ]
             tasks = [group.create_task(one) for one in beside]
             notify("READY=1\nSTATUS=watching")
@@ -142,34 +133,34 @@ class Service:
             await asyncio.gather(*tasks, return_exceptions=True)
             # Polling ends first, so the last events are in the log before the outlets deliver what is left. The other
             # way round they would wait for the next start. The store, which both need, is closed by who opened it.
-            await self._accounts.end()
-            await self._outlets.end()
+            await self.accounts.end()
+            await self.outlets.end()
         log.info("bridge.stopped")
 
     async def _tick(self, notify: Callable[[str], None], watchdog: float | None) -> None:
         while True:
             # Only a loop that stands still withholds the sign: a restart brings back no cloud or broker that is away.
-            if watchdog is not None and not any(self._status.alive().values()):
+            if watchdog is not None and not any(self.status.alive().values()):
                 notify("WATCHDOG=1")
             # Before anything that compares times: a step of the clock makes all of them wrong at once.
-            await self._clock_watch.check()
+            await self.clock_watch.check()
             try:
                 await self._count()
-                await self._devices.refresh()
+                await self.devices.refresh()
             except StoreUnusable:
                 raise
             except StoreError as error:  # whoever writes reports it; counts are only late
                 log.debug("store.not_counted", reason=str(error))
-            if self._store.upkeep.is_due:
-                self._store.upkeep_due.set()
-            self._signals.status_changed()
+            if self.store.upkeep.is_due:
+                self.store.upkeep_due.set()
+            self.signals.status_changed()
             await asyncio.sleep(TICK if watchdog is None else min(TICK, watchdog))
 
     async def _count(self) -> None:
         """Of millions of events for many sinks this takes seconds, in which deliveries wait: then it is rarely done."""
         begun = time.monotonic()
         backlogs = begun >= self._backlogs_after
-        for one in tuple(self._outlets):
+        for one in tuple(self.outlets):
             await one.count(backlog=backlogs)
         if backlogs:
             now = time.monotonic()
@@ -182,10 +173,10 @@ class Service:
         while True:
             try:
                 # Remembered until all of it is done: the store answers once, and may be busy right after it.
-                changed = await self._store.file.changed_elsewhere() or changed
+                changed = await self.store.file.changed_elsewhere() or changed
                 if changed:
-                    self._signals.log_grew()
-                    await self._store.load_signing_keys()
+                    self.signals.log_grew()
+                    await self.store.load_signing_keys()
                     changed = False
             except StoreUnusable:
                 raise

@@ -5,20 +5,19 @@ import hashlib
 import secrets
 import socket
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from bace_bridge.app.running import Signals
 from bace_bridge.cloud.api import csv_url
 from bace_bridge.config.models import Config
 from bace_bridge.csv.links import KEY_BYTES, Links
-from bace_bridge.events.types import DeviceState, KnownDevice
+from bace_bridge.events.types import DeviceState
 from bace_bridge.store.device_states import DeviceStates
 from bace_bridge.store.eventlog import EventLog
-from bace_bridge.store.facts import Facts, RetainedLedger, Schedules
+from bace_bridge.store.facts import Facts, Schedules
 from bace_bridge.store.housekeeping import Cap, Upkeep
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile
@@ -41,11 +40,6 @@ def installation_name(config: Config) -> str:
     return hashlib.blake2b("\n".join(parts).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
 
 
-class Account(Protocol):
-    @property
-    def view_is_current(self) -> bool: ...
-
-
 class Devices:
     """Reads devices' states. `changed` is called with those that look different now (None: all of them).
 
@@ -56,40 +50,27 @@ class Devices:
     def __init__(
         self,
         views: DeviceStates,
-        accounts: Iterable[Account],
         *,
         changed: Callable[[Collection[str] | None], None],
         period: Callable[[], object] = lambda: None,
     ) -> None:
-        self._views = views
-        self._accounts = accounts
+        self.views = views
         self._period = period
         self._last_period = period()
         self._changed = changed
         self._stale: frozenset[str] = frozenset()
-        # Of the last poll: while an account begins anew by another configuration, it stays.
-        self._polls_go_well: bool | None = None
+        # Of the last poll, None before the first: while an account begins anew by another configuration, it stays.
+        self.is_current: bool | None = None
         self.oldest_view = 0.0
 
     async def states(self, ids: Collection[str] | None) -> list[DeviceState]:
         """Of these devices; of all of them for None. Raises StoreError."""
-        return await self._views.devices(ids, available=self.is_current)
+        return await self.views.devices(ids, available=bool(self.is_current))
 
-    async def known(self, ids: Collection[str] | None) -> list[KnownDevice]:
-        """What is known of these devices; of all of them for None. Raises StoreError."""
-        return await self._views.known_devices(ids)
-
-    @property
-    def is_current(self) -> bool:
-        """True while the session list can be polled."""
-        return bool(self._polls_go_well)
-
-    def polled(self) -> None:
+    def polled(self, go_well: bool) -> None:
         """A session list was polled: with the cloud or the store away no view is current any more."""
-        # Without any account, as in the middle of a reload, this is true: nothing is known to be wrong.
-        go_well = all(one.view_is_current for one in self._accounts)
-        if go_well != self._polls_go_well:
-            self._polls_go_well = go_well
+        if go_well != self.is_current:
+            self.is_current = go_well
             self._changed(None)
 
     async def refresh(self) -> None:
@@ -97,8 +78,7 @@ class Devices:
         if (period := self._period()) != self._last_period:
             self._last_period = period
             self._changed(None)
-        self.oldest_view = await self._views.oldest_view()
-        stale = await self._views.stale()
+        stale, self.oldest_view = await self.views.stale()
         # Both directions: those that turned stale, and those that were fetched again.
         if turned := stale ^ self._stale:
             self._stale = stale
@@ -134,15 +114,12 @@ class Storage:
         self._devices_changed = signals.devices_changed
         self.device_states = DeviceStates(
             file,
-            groups=config.cloud.groups,
+            groups=frozenset(config.cloud.groups),
             csv_url=partial(csv_url, config.cloud.url),
-            csv_link=self.links.steady,
+            csv_link=partial(self.links.link, steady=True),
             fetch_interval=config.watch.datapoint_interval,
             clock=clock,
         )
-
-    def ledger(self, sink: str, broker: str) -> RetainedLedger:
-        return RetainedLedger(self.file, sink=sink, broker=broker)
 
     async def load_signing_keys(self) -> None:
         """Where there are links: at the start, and when a command may have rotated them. Raises StoreError."""

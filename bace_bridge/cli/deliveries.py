@@ -24,8 +24,7 @@ from bace_bridge.cli.stored import (
 from bace_bridge.config.values import parse_start_from
 from bace_bridge.events.types import FailedAttempt
 from bace_bridge.formats import iso_utc
-from bace_bridge.store.deadletters import DeadLetters, StoredDelivery, Which
-from bace_bridge.store.eventlog import EventLog
+from bace_bridge.store.eventlog import DeadLetters, EventLog, StoredDelivery, Which
 from bace_bridge.store.sqlite import SqliteFile
 
 

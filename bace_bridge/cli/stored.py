@@ -22,8 +22,7 @@ from bace_bridge.config.values import secrets_of
 from bace_bridge.errors import StoreError, StoreMissing
 from bace_bridge.events.types import Token
 from bace_bridge.redaction import Redaction
-from bace_bridge.store.deadletters import DeadLetters
-from bace_bridge.store.eventlog import EventLog
+from bace_bridge.store.eventlog import DeadLetters, EventLog
 from bace_bridge.store.facts import Facts
 from bace_bridge.store.ownership import is_held, recognise
 from bace_bridge.store.sqlite import SqliteFile, real_path

@@ -5,6 +5,7 @@ and in all else the answer is a good one.
 """
 
 import re
+from dataclasses import dataclass
 
 LONGEST_RECORD = 2**20
 """Bytes of a line, or of a record with line breaks in quotes; also the most that is held."""
@@ -44,22 +45,21 @@ A_ROW_MANY_POINTS = frozenset((b"count_val", b"count"))
 """With such a column a row stands for as many datapoints as it says."""
 
 
+@dataclass(eq=False)
 class CsvCheck:
     """Takes a CSV piece by piece. `feed` and `end` return what is wrong with it, None where nothing is."""
 
-    def __init__(self) -> None:
-        self.size = self.rows = 0
-        self._held = b""
-        self._header: bytes | None = None
-        self._separator = b","
-        self._columns = 0
-        self._first = self._last = b""
-        self._a_row_a_point = self._a_row_many_points = False
-
-    @property
-    def is_csv(self) -> bool:
-        """True once there is a header."""
-        return self._header is not None
+    size: int = 0
+    rows: int = 0
+    header: bytes | None = None
+    """Once there is one, it is a CSV."""
+    _held: bytes = b""
+    _separator: bytes = b","
+    _columns: int = 0
+    _first: bytes = b""
+    _last: bytes = b""
+    _a_row_a_point: bool = False
+    _a_row_many_points: bool = False
 
     def feed(self, piece: bytes) -> str | None:
         self.size += len(piece)
@@ -81,18 +81,22 @@ class CsvCheck:
             problem = "it breaks off within quotes" if in_quotes else self._records(self._held + b"\n")
             if problem is not None:
                 return problem
-        if self._header is None:
+        if self.header is None:
             # A server that takes the header from the first row has none to send.
             return None if datapoints == 0 and framed else "it is empty"
         if self._ends_with_a_message(open_ended=open_ended):
             return "its last line is an error message"
         if open_ended and self.rows and not framed:
             return "it breaks off within a line"
-        return self._too_few(datapoints)
+        if datapoints is None or self._a_row_many_points:
+            return None
+        # In a CSV of another form a row may hold as many datapoints as it has columns beside the time.
+        most = self.rows if self._a_row_a_point else self.rows * max(1, self._columns - 1)
+        return None if most >= datapoints else f"it has {self.rows} rows, and the data session {datapoints} datapoints"
 
     def _records(self, whole: bytes) -> str | None:
         """Whole records, each with its line break."""
-        if self._header is None:
+        if self.header is None:
             whole = _SEPARATOR_HINT.sub(b"", whole.lstrip(b"\r\n"), count=1)
         if not whole:
             return None
@@ -100,12 +104,17 @@ class CsvCheck:
         plain = _QUOTED.sub(b"", whole) if b'"' in whole else whole
         lines = plain.split(b"\n")
         lines.pop()
-        if self._header is None:
+        if self.header is None:
             header, _, whole = whole.partition(b"\n")
-            self._begin(header, lines.pop(0))
+            plain = lines.pop(0)
+            self._separator = max(_SEPARATORS, key=plain.count)
+            self._columns = plain.count(self._separator) + 1
             if self._columns == 1 and (_words(header) > 1 or header.lstrip()[:1] in _NO_CSV):
-                self._header = None
                 return "it is a message and no CSV"
+            self.header = header
+            names = {name.strip(b' "\r\t\xef\xbb\xbf').lower() for name in header.split(self._separator)}
+            self._a_row_a_point = not names.isdisjoint(A_ROW_A_POINT)
+            self._a_row_many_points = not names.isdisjoint(A_ROW_MANY_POINTS)
         if not _BLANK.isdisjoint(lines):
             lines = [line for line in lines if line not in _BLANK]
         if not lines:
@@ -116,14 +125,6 @@ class CsvCheck:
             self._first = _first_record(whole)
         self._last = whole[_end_of_records(whole) :]
         return self._count(lines)
-
-    def _begin(self, header: bytes, plain: bytes) -> None:
-        self._header = header
-        self._separator = max(_SEPARATORS, key=plain.count)
-        self._columns = plain.count(self._separator) + 1
-        names = {name.strip(b' "\r\t\xef\xbb\xbf').lower() for name in header.split(self._separator)}
-        self._a_row_a_point = not names.isdisjoint(A_ROW_A_POINT)
-        self._a_row_many_points = not names.isdisjoint(A_ROW_MANY_POINTS)
 
     def _count(self, lines: list[bytes]) -> str | None:
         wanted = self._columns - 1
@@ -141,27 +142,18 @@ class CsvCheck:
         Where the last line has no line break, it may be the rest of a row and a message, whatever its column holds.
         """
         if not self.rows:
-            return any(map(_is_message, self._cells(self._header or b"")))
+            return any(map(_is_message, self._cells(self.header or b"")))
         pairs = list(zip(self._cells(self._first), self._cells(self._last), strict=False))
         if not any(_is_message(last) and not _is_message(first) for first, last in pairs):
             return False
-        return open_ended or any(_words(last) > 1 and (not first.strip() or _is_figure(first)) for first, last in pairs)
+        # Where the first row has a figure, or nothing.
+        words = [first for first, last in pairs if _words(last) > 1]
+        return open_ended or any(
+            not first.strip() or (len(first) <= _LONGEST_FIGURE and _FIGURE.fullmatch(first)) for first in words
+        )
 
     def _cells(self, line: bytes) -> list[bytes]:
         return _QUOTED.sub(lambda quoted: quoted[0].replace(self._separator, b" "), line).split(self._separator)
-
-    def _too_few(self, datapoints: int | None) -> str | None:
-        if datapoints is None or self._a_row_many_points:
-            return None
-        # In a CSV of another form a row may hold as many datapoints as it has columns beside the time.
-        most = self.rows if self._a_row_a_point else self.rows * max(1, self._columns - 1)
-        if most >= datapoints:
-            return None
-        return f"it has {self.rows} rows, and the data session {datapoints} datapoints"
-
-
-def _is_figure(cell: bytes) -> bool:
-    return len(cell) <= _LONGEST_FIGURE and _FIGURE.fullmatch(cell) is not None
 
 
 def _words(text: bytes) -> int:

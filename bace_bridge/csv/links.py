@@ -9,6 +9,7 @@ import math
 import re
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
@@ -80,23 +81,6 @@ def expiry(now: float, life: float, *, steady: bool) -> int:
 Refusal = Literal["unknown", "changed", "expired"]
 
 
-def verified(path: str, query: str, keys: SigningKeys, *, now: float, life: float) -> Link | Refusal:
-    """The link of a request's path and query as they were sent; or why it is none."""
-    session_id = unquote(path.removeprefix(PATH), errors="replace")
-    if not session_id or path != path_of(session_id):
-        return "unknown"
-    found = _QUERY.fullmatch(query)
-    if found is None:
-        return "changed"
-    link = Link(session_id, int(found[1]), int(found[2]))
-    good = [keys.current, *(one.key for one in keys.retired if now < one.at + life)]
-    # Every key, and each in constant time: how long it takes shows neither which one fits nor how much of it.
-    fits = [hmac.compare_digest(signature(key, link), found[3]) for key in good]
-    if not any(fits):
-        return "changed"
-    return link if now < link.expires else "expired"
-
-
 def with_link(attempt: Attempt, link: Callable[[str, int], str | None]) -> Attempt:
     """The attempt as it is sent: a `session.csv_ready` gets a fresh link, which is no part of what is stored."""
     event = attempt.logged.event
@@ -113,17 +97,18 @@ def with_link(attempt: Attempt, link: Callable[[str, int], str | None]) -> Attem
     return replace(attempt, logged=replace(attempt.logged, event=replace(event, data=msgspec.json.encode(data))))
 
 
+@dataclass(eq=False, repr=False)
 class Links:
     """Makes and checks links by what is configured and the keys of the store. `clock` is in epoch seconds.
 
     `base` is the address under which others reach the bridge, "" for no links; `life` how long one is good, in seconds.
     """
 
-    def __init__(self, base: str, life: float, *, clock: Callable[[], float]) -> None:
-        self.base = base
-        self.life = life
-        self.keys: SigningKeys | None = None
-        self._clock = clock
+    base: str
+    life: float
+    _: KW_ONLY
+    clock: Callable[[], float]
+    keys: SigningKeys | None = None
 
     @property
     def host(self) -> str:
@@ -132,18 +117,14 @@ class Links:
 
     def period(self) -> object:
         """Another one whenever the steady links are others."""
-        return self.base, self.life, self.keys, math.floor(self._clock() * 2 / self.life)
+        return self.base, self.life, self.keys, math.floor(self.clock() * 2 / self.life)
 
-    def fresh(self, session_id: str, revision: int) -> str | None:
-        """For a message that is sent now."""
-        return self._made(session_id, revision, steady=False)
-
-    def steady(self, session_id: str, revision: int) -> str | None:
-        """For what is retained."""
-        return self._made(session_id, revision, steady=True)
-
-    def prepared(self, attempt: Attempt) -> Attempt:
-        return with_link(attempt, self.fresh)
+    def link(self, session_id: str, revision: int, *, steady: bool = False) -> str | None:
+        """For a message that is sent now; a `steady` one for what is retained."""
+        if not self.base or self.keys is None:
+            return None
+        expires = expiry(self.clock(), self.life, steady=steady)
+        return minted(self.base, self.keys.current, Link(session_id, revision, expires))
 
     def below_base(self, path: str) -> str:
         """Without the path of the base: some proxies take it away, others do not."""
@@ -151,13 +132,18 @@ class Links:
         return path.removeprefix(base) if path.startswith(base + PATH) else path
 
     def verified(self, path: str, query: str) -> Link | Refusal:
-        """`path` as it was sent."""
-        if self.keys is None or not self.base:
+        """The link of a request's path and query as they were sent; or why it is none."""
+        path, now = self.below_base(path), self.clock()
+        session_id = unquote(path.removeprefix(PATH), errors="replace")
+        if self.keys is None or not self.base or not session_id or path != path_of(session_id):
             return "unknown"
-        return verified(self.below_base(path), query, self.keys, now=self._clock(), life=self.life)
-
-    def _made(self, session_id: str, revision: int, *, steady: bool) -> str | None:
-        if not self.base or self.keys is None:
-            return None
-        expires = expiry(self._clock(), self.life, steady=steady)
-        return minted(self.base, self.keys.current, Link(session_id, revision, expires))
+        found = _QUERY.fullmatch(query)
+        if found is None:
+            return "changed"
+        link = Link(session_id, int(found[1]), int(found[2]))
+        good = [self.keys.current, *(one.key for one in self.keys.retired if now < one.at + self.life)]
+        # Every key, and each in constant time: how long it takes shows neither which one fits nor how much of it.
+        fits = [hmac.compare_digest(signature(key, link), found[3]) for key in good]
+        if not any(fits):
+            return "changed"
+        return link if now < link.expires else "expired"

@@ -41,10 +41,8 @@ class Download(Protocol):
         """Raises CloudError where it does not come to its end."""
 
 
-class Cloud(Protocol):
-    def csv(self, session_id: str) -> AbstractAsyncContextManager[Download]:
-        """Raises CloudError."""
-
+OpenCsv = Callable[[str], AbstractAsyncContextManager[Download]]
+"""By a data session's id. Raises CloudError."""
 
 Known = Callable[[Collection[str]], Awaitable[Mapping[str, KnownSession]]]
 
@@ -88,7 +86,7 @@ class CsvServer:
         self,
         links: Links,
         known: Known,
-        cloud: Callable[[], Cloud | None],
+        cloud: Callable[[], OpenCsv | None],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -144,21 +142,21 @@ class CsvServer:
         begun, check, started, held = self._clock(), CsvCheck(), False, b""
         first = _head(session_id, chunked=chunked)
         try:
-            cloud = self._cloud()
-            if cloud is None:
+            open_csv = self._cloud()
+            if open_csv is None:
                 raise CloudUnavailable("the bridge is not connected to the cloud")
             async with AsyncExitStack() as stack:
-                download = await _opened(cloud, session_id, stack)
+                download = await _opened(open_csv(session_id), stack)
                 async for piece in checked(download, check, datapoints=least_datapoints(known.session)):
                     # With the first line: what the cloud refuses, or answers in its place, has a status of its own.
                     held += piece
-                    if check.is_csv:
+                    if check.header is not None:
                         await peer.send((b"" if started else first) + _framed(held, chunked=chunked))
                         started, held = True, b""
             await peer.send((b"" if started else first) + _framed(held, chunked=chunked, last=True))
         except CloudError as error:
             log.warning("csv.broken_off", session=session_id, reason=str(error), bytes=check.size)
-            if check.is_csv:
+            if check.header is not None:
                 await peer.send(b"" if started else first)
                 raise BrokenOff from None
             await peer.send(encoded(_of(error)))
@@ -170,10 +168,10 @@ class CsvServer:
             log.info("csv.downloaded", session=session_id, rows=check.rows, bytes=check.size, seconds=seconds)
 
 
-async def _opened(cloud: Cloud, session_id: str, stack: AsyncExitStack) -> Download:
+async def _opened(csv: AbstractAsyncContextManager[Download], stack: AsyncExitStack) -> Download:
     try:
         async with asyncio.timeout(BEGUN_WITHIN):
-            return await stack.enter_async_context(cloud.csv(session_id))
+            return await stack.enter_async_context(csv)
     except TimeoutError:
         raise CloudUnavailable(f"no answer within {BEGUN_WITHIN:g} s") from None
 

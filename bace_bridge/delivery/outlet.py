@@ -105,7 +105,7 @@ class Outlet:
         self._clock, self._monotonic = clock, monotonic
         self._watch = SinkWatch(kind, sink.name, clock=clock)
         self.state = self._watch.state
-        self._dispatcher = Dispatcher(
+        self.dispatcher = Dispatcher(
             sink,
             event_log,
             filter_,
@@ -132,24 +132,18 @@ class Outlet:
         # DISCONNECT, or it would publish the last will), record its last acknowledgements, and only then cut it off.
         async with asyncio.TaskGroup() as group:
             sink = group.create_task(self._sink.run())
-            delivering = group.create_task(self._dispatcher.run())
+            delivering = group.create_task(self.dispatcher.run())
             await stop.wait()
             await _cancel(delivering)
-            await self._dispatcher.finish(GRACE)
+            await self.dispatcher.finish(GRACE)
             await self._sink.close()
-            await self._dispatcher.settle()
+            await self.dispatcher.settle()
             await _cancel(sink)
 
     @property
     def usable(self) -> bool:
         """False while its broker is away or refuses the login."""
         return self._broker is None or self._broker.problem is None
-
-    def log_grew(self) -> None:
-        self._dispatcher.log_grew()
-
-    def clock_stepped(self, seconds: float) -> None:
-        self._dispatcher.clock_stepped(seconds)
 
     def refresh(self, ids: Collection[str] | None = ()) -> None:
         """How the bridge and these devices stand may have changed; None: all of them."""
@@ -164,7 +158,7 @@ class Outlet:
 
     def silent_for(self) -> dict[str, float]:
         """Seconds since its loop made progress; negative while it may stand still."""
-        silent = self._monotonic() - self._dispatcher.beat_at
+        silent = self._monotonic() - self.dispatcher.beat_at
         return {} if self.disabled is not None else {f"deliveries:{self.name}": silent}
 
     def ready(self) -> dict[str, str | None]:

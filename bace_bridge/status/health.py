@@ -1,11 +1,10 @@
 """What the running bridge says of itself: alive, ready, info and health."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
-import msgspec
-
-from bace_bridge.events.types import DeviceState, KnownDevice
 from bace_bridge.formats import iso_utc
 
 SLOWEST_PROGRESS = 120.0
@@ -37,39 +36,6 @@ class Check(NamedTuple):
     degraded: Reasons = dict
 
 
-class Checks:
-    """All that is asked for health: each part says by itself what is wrong with it.
-
-    A new check is an answer of its own part, and where that is a new part, an argument here. Of several parts that
-    answer to one name the first reason counts.
-    """
-
-    def __init__(self, *parts: Iterable[Part]) -> None:
-        self._parts = parts
-
-    def silent_for(self) -> dict[str, float]:
-        return {name: seconds for part in self for name, seconds in part.silent_for().items()}
-
-    def ready(self) -> dict[str, str | None]:
-        return _merged(part.ready() for part in self)
-
-    def degraded(self) -> dict[str, str]:
-        return {name: why for name, why in _merged(part.degraded() for part in self).items() if why is not None}
-
-    def __iter__(self) -> Iterator[Part]:
-        for parts in self._parts:
-            yield from parts
-
-
-def _merged(answers: Iterable[Mapping[str, str | None]]) -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for answer in answers:
-        for name, why in answer.items():
-            # A name that is well stays in the answer, with None: monitors want to see what was asked.
-            found[name] = found.get(name) or why
-    return found
-
-
 class Polling(NamedTuple):
     """How an account polls the session list.
 
@@ -84,11 +50,11 @@ class Polling(NamedTuple):
     clock_ahead: float
 
 
-class Account(Protocol):
+class Account(Part, Protocol):
     def polling(self) -> Polling: ...
 
 
-class Outlet(Protocol):
+class Outlet(Part, Protocol):
     name: str
     disabled: str | None
     backlog: int | None
@@ -98,69 +64,66 @@ class Outlet(Protocol):
     def state(self) -> dict[str, Any]: ...
 
 
-class Store(Protocol):
-    def figures(self) -> dict[str, int]: ...
-
-
-class DeviceStates(Protocol):
+class Devices(Protocol):
     oldest_view: float
     """Seconds since the datapoints of the device that is furthest behind were fetched."""
 
-    @property
-    def is_current(self) -> bool: ...
-    async def states(self, ids: Collection[str] | None) -> list[DeviceState]: ...
-    async def known(self, ids: Collection[str] | None) -> list[KnownDevice]: ...
 
-
+@dataclass(eq=False)
 class Status:
-    """Reads the parts that run; changes nothing."""
+    """Reads the parts that run; changes nothing. Each says by itself what is wrong with it.
 
-    def __init__(
-        self,
-        checks: Checks,
-        accounts: Iterable[Account],
-        outlets: Iterable[Outlet],
-        store: Store,
-        devices: DeviceStates,
-        *,
-        version: str,
-        installation: str,
-        clock: Callable[[], float],
-    ) -> None:
-        self.checks = checks
-        self._accounts = accounts
-        self._outlets = outlets
-        self._store = store
-        self.devices = devices
-        self.version = version
-        self.installation = installation
-        self._started_at = clock()
+    A new check is an answer of its own part, and where that is a new part, one of `checks`. Of several parts that
+    answer to one name the first reason counts. `figures` are the store's; `started_at` is in epoch seconds.
+    """
+
+    checks: Iterable[Check]
+    accounts: Iterable[Account]
+    outlets: Iterable[Outlet]
+    figures: Callable[[], dict[str, int]]
+    devices: Devices
+    version: str
+    installation: str
+    started_at: float
+
+    def _parts(self) -> Iterator[Part]:
+        return chain(self.checks, self.accounts, self.outlets)
 
     def alive(self) -> dict[str, str | None]:
         """Per loop None while it makes progress, else what stands still."""
         # Three intervals: a poll may take one, and one that fails waits for the next.
-        slowest = max([SLOWEST_PROGRESS, *(3 * one.polling().interval for one in self._accounts)])
+        slowest = max([SLOWEST_PROGRESS, *(3 * one.polling().interval for one in self.accounts)])
         return {
             name: None if seconds < slowest else f"no progress for {seconds:.0f} s"
-            for name, seconds in self.checks.silent_for().items()
+            for part in self._parts()
+            for name, seconds in part.silent_for().items()
         }
+
+    def ready(self) -> dict[str, str | None]:
+        """Why something that the bridge needs is not usable; None where it is."""
+        return _merged(part.ready() for part in self._parts())
+
+    def degraded(self) -> dict[str, str]:
+        """What does not work while the bridge as a whole does."""
+        answers = _merged(part.degraded() for part in self._parts())
+        return {name: why for name, why in answers.items() if why is not None}
 
     def info(self) -> dict[str, Any]:
         return {
             "version": self.version,
             "installation": self.installation,
-            "started_at": iso_utc(self._started_at),
-            "strategy": ", ".join(dict.fromkeys(one.polling().strategy for one in self._accounts)),
+            "started_at": iso_utc(self.started_at),
+            "strategy": ", ".join(dict.fromkeys(one.polling().strategy for one in self.accounts)),
         }
 
     def health(self) -> dict[str, Any]:
-        problems = {name: why for name, why in {**self.alive(), **self.checks.ready()}.items() if why is not None}
-        outlets, polling = tuple(self._outlets), [one.polling() for one in self._accounts]
+        problems = {name: why for name, why in {**self.alive(), **self.ready()}.items() if why is not None}
+        outlets, polling = tuple(self.outlets), [one.polling() for one in self.accounts]
         ahead: float = max((one.clock_ahead for one in polling), key=abs, default=0.0)
         return {
             "healthy": not problems,
             "problems": problems,
-            "degraded": self.checks.degraded(),
+            "degraded": self.degraded(),
             "last_poll_at": _earliest(one.last_success_at for one in polling),
             "next_poll_at": _earliest(one.next_poll_at for one in polling),
             "oldest_view_seconds": round(self.devices.oldest_view),
@@ -169,20 +132,18 @@ class Status:
             "dead_letters": {one.name: one.dead_letters for one in outlets if one.dead_letters},
             "sinks": {one.name: one.state() for one in outlets},
             "disabled_sinks": {one.name: one.disabled for one in outlets if one.disabled is not None},
-            "store": self._store.figures(),
+            "store": self.figures(),
             "cloud_clock_ahead_seconds": round(ahead),
         }
 
 
-class StateForTopics:
-    """What MQTT's retained topics show."""
-
-    def __init__(self, status: Status) -> None:
-        self.devices, self.known_devices = status.devices.states, status.devices.known
-        # True while the session list can be polled: what is not known then is not there.
-        self.is_current = lambda: status.devices.is_current
-        self.info = lambda: msgspec.json.encode(status.info())
-        self.health = lambda: msgspec.json.encode(status.health())
+def _merged(answers: Iterable[Mapping[str, str | None]]) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for answer in answers:
+        for name, why in answer.items():
+            # A name that is well stays in the answer, with None: monitors want to see what was asked.
+            found[name] = found.get(name) or why
+    return found
 
 
 def _earliest(times: Iterable[float | None]) -> str | None:

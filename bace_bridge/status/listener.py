@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -53,17 +53,16 @@ class Answer(msgspec.Struct, frozen=True):
     fields: Mapping[str, str] = {}
 
 
-class Peer:
+class Peer(NamedTuple):
     """Who asked, to be sent something for longer than an `Answer` may take."""
 
-    def __init__(self, connection: socket.socket, taken_within: float) -> None:
-        self._connection = connection
-        self._taken_within = taken_within
+    connection: socket.socket
+    taken_within: float
 
     async def send(self, data: bytes) -> None:
         """Returns when the system has it. Raises OSError where the peer is gone, or takes nothing (TimeoutError)."""
-        async with asyncio.timeout(self._taken_within):
-            await asyncio.get_running_loop().sock_sendall(self._connection, data)
+        async with asyncio.timeout(self.taken_within):
+            await asyncio.get_running_loop().sock_sendall(self.connection, data)
 
 
 class BrokenOff(Exception):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from ipaddress import ip_address
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
@@ -15,10 +15,8 @@ import structlog
 from bace_bridge.config.models import HttpConfig
 from bace_bridge.config.sections import is_loopback
 from bace_bridge.errors import ConfigError, Mistake
+from bace_bridge.status.health import Reasons
 from bace_bridge.status.listener import Answer, Listener, Long, Request
-
-Reasons = Callable[[], dict[str, str | None]]
-"""Name -> why it is not well; None where it is."""
 
 log = structlog.get_logger()
 
@@ -29,7 +27,7 @@ _KNOWN = ["/healthz", "/readyz"]
 
 
 class HealthServer:
-    """Serves from `open` to `close`, or as long as its context is open.
+    """Serves from `open` to `close`.
 
     `alive` is about the loops, `ready` of the cloud, the store and the brokers; `degraded` of what does not work while
     all of these do, which is shown beside them and makes nothing unready. Names and reasons are for who asks on this
@@ -86,13 +84,6 @@ class HealthServer:
             await stop.wait()
         finally:
             await self.close()
-
-    async def __aenter__(self) -> Self:
-        await self.open()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     def _answer(self, request: Request) -> Answer | Long:
         about_csv = self._csv(request)

@@ -3,6 +3,7 @@
 import sqlite3
 import time
 from collections.abc import Callable, Collection
+from dataclasses import KW_ONLY, dataclass
 
 import msgspec
 
@@ -10,8 +11,7 @@ from bace_bridge.events.types import DeviceState, KnownDevice, LatestPoint, Seri
 from bace_bridge.polling.rules.fetches import is_current
 from bace_bridge.polling.rules.session_list import decides_by_label, is_selected
 from bace_bridge.polling.rules.sessions import DeviceView, KnownSession, view
-from bace_bridge.store.lanes import unpack
-from bace_bridge.store.sqlite import SqliteFile
+from bace_bridge.store.sqlite import SqliteFile, unpack
 
 
 # SQLite has no skip scan: `select distinct` would read each row of an index. This takes one step a device.
@@ -45,6 +45,7 @@ class SeenDatatype(msgspec.Struct, frozen=True):
     last_value: float | None
 
 
+@dataclass(eq=False)
 class DeviceStates:
     """Reads devices' states. `csv_url` makes a session id into its CSV's URL; `fetch_interval` is in seconds.
 
@@ -53,49 +54,35 @@ class DeviceStates:
     `groups` are the devices that are watched, by id or label, as in `cloud.groups`: of others there is no state.
     """
 
-    def __init__(
-        self,
-        file: SqliteFile,
-        *,
-        csv_url: Callable[[str], str],
-        csv_link: Callable[[str, int], str | None] = lambda *_: None,
-        groups: Collection[str] = (),
-        fetch_interval: float = 15.0,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._file = file
-        self._csv_url = csv_url
-        self._csv_link = csv_link
-        self.groups = frozenset(groups)
-        self.fetch_interval = fetch_interval
-        self._clock = clock
+    file: SqliteFile
+    _: KW_ONLY
+    csv_url: Callable[[str], str]
+    csv_link: Callable[[str, int], str | None] = lambda *_: None
+    groups: Collection[str] = ()
+    fetch_interval: float = 15.0
+    clock: Callable[[], float] = time.time
 
     async def devices(self, ids: Collection[str] | None, *, available: bool) -> list[DeviceState]:
         """The states of these devices; of all, where `ids` is None."""
-
-        def work(connection: sqlite3.Connection) -> list[DeviceState]:
-            return [self._state(connection, device, available) for device in self._watched(connection, ids)]
-
-        return await self._file.read(work)
+        return await self.file.read(
+            lambda connection: [self._state(connection, one, available) for one in self._watched(connection, ids)]
+        )
 
     async def known_devices(self, ids: Collection[str] | None = None) -> list[KnownDevice]:
         """These devices, or all of them, those that were seen last first."""
-
-        def work(connection: sqlite3.Connection) -> list[KnownDevice]:
-            return [_known_device(connection, device) for device in self._watched(connection, ids)]
-
-        return sorted(await self._file.read(work), key=lambda one: one.last_seen_at or 0.0, reverse=True)
+        found = await self.file.read(
+            lambda connection: [_known_device(connection, one) for one in self._watched(connection, ids)]
+        )
+        return sorted(found, key=lambda one: one.last_seen_at or 0.0, reverse=True)
 
     async def datatypes(self) -> list[SeenDatatype]:
         """Those of all devices, by their numbers; without those that only removed data sessions had."""
-
-        def work(connection: sqlite3.Connection) -> list[SeenDatatype]:
-            return [
+        return await self.file.read(
+            lambda connection: [
                 SeenDatatype(number, devices, sources, at, msgspec.json.decode(payload, type=_Value).avg)
                 for number, devices, sources, at, payload in connection.execute(_DATATYPES)
             ]
-
-        return await self._file.read(work)
+        )
 
     async def sessions(self, *, state: str | None, limit: int) -> list[KnownSession]:
         """Known sessions for people, newest first."""
@@ -110,7 +97,7 @@ class DeviceStates:
                     found.append(known)
             return found
 
-        return await self._file.read(work)
+        return await self.file.read(work)
 
     def _state(self, connection: sqlite3.Connection, device: str, available: bool) -> DeviceState:
         known = _last_session(connection, device)
@@ -120,8 +107,8 @@ class DeviceStates:
             shown["device"] = msgspec.to_builtins(DeviceView(id=known.session.group_id, label=known.device_label))
             # Only once it exists: a link that answers 404 until then would be followed at once.
             if known.csv_revision is not None:
-                shown["csv_url"] = self._csv_url(known.session.id)
-                if link := self._csv_link(known.session.id, known.csv_revision):
+                shown["csv_url"] = self.csv_url(known.session.id)
+                if link := self.csv_link(known.session.id, known.csv_revision):
                     shown["csv_link"] = link
             summary = connection.execute("select summary from summaries where session_id = ?", (known.session.id,))
             if known.end_emitted is not None and (row := summary.fetchone()) is not None:
@@ -133,7 +120,8 @@ class DeviceStates:
         return DeviceState(
             device_id=device,
             # Two things make it unavailable: a failed poll of the list (`available`), or datapoints that stay away.
-            available=available and (known is None or self._is_current(known)),
+            available=available
+            and (known is None or is_current(known, interval=self.fetch_interval, now=self.clock())),
             session=session,
             latest=tuple(LatestPoint(*row[:3]) for row in rows if row[3]),
             active_session_id=known.session.id if known is not None and known.session.end is None else None,
@@ -153,29 +141,21 @@ class DeviceStates:
                 watched.append(device)
         return watched
 
-    async def oldest_view(self) -> float:
-        """Seconds since the datapoints of the active data session that waits longest were read; 0 where none is active.
+    async def stale(self) -> tuple[frozenset[str], float]:
+        """The devices of which the datapoints of the active data session that is shown were read too long ago.
 
-        One whose datapoints cannot be had does not count.
+        And the seconds since those of the active data session that waits longest were read; 0 where none is active. One
+        whose datapoints cannot be had does not count there.
         """
-        query = "select min(json_extract(known, '$.fetched_at')) from sessions where unfinished and active"
-        (at,) = await self._file.read(lambda connection: connection.execute(query).fetchone())
-        return 0.0 if at is None else max(0.0, self._clock() - at)
-
-    async def stale(self) -> frozenset[str]:
-        """The devices of which the datapoints of the active data session that is shown were read too long ago."""
         # Sorted here: by `start` SQLite would go through the index of all sessions.
         query = "select known from sessions where unfinished and active"
-
-        def work(connection: sqlite3.Connection) -> frozenset[str]:
-            active = [msgspec.json.decode(row[0], type=KnownSession) for row in connection.execute(query)]
-            shown = {one.session.group_id: one for one in sorted(active, key=lambda one: one.session.start)}
-            return frozenset(group for group, one in shown.items() if not self._is_current(one))
-
-        return await self._file.read(work)
-
-    def _is_current(self, known: KnownSession) -> bool:
-        return is_current(known, interval=self.fetch_interval, now=self._clock())
+        active = await self.file.read(
+            lambda connection: [msgspec.json.decode(text, type=KnownSession) for (text,) in connection.execute(query)]
+        )
+        shown = {one.session.group_id: one for one in sorted(active, key=lambda one: one.session.start)}
+        interval, now = self.fetch_interval, self.clock()
+        stale = frozenset(group for group, one in shown.items() if not is_current(one, interval=interval, now=now))
+        return stale, max([0.0, *(now - one.fetched_at for one in active if one.fetched_at is not None)])
 
 
 def _last_session(connection: sqlite3.Connection, device: str) -> KnownSession | None:

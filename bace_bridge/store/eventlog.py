@@ -1,15 +1,25 @@
-"""The event log: claims for the dispatchers, and the progress of all sinks in one transaction."""
+"""The event log: claims for the dispatchers, the progress of all sinks in one transaction, and what was given up."""
 
 import asyncio
 import math
 import sqlite3
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
-from bace_bridge.events.types import Claim, Claimed, Event, Filter, LoggedEvent, Progress, Recorded
+from bace_bridge.events.types import (
+    LETTER_LANE,
+    Claim,
+    Claimed,
+    Event,
+    FailedAttempt,
+    Filter,
+    LoggedEvent,
+    Progress,
+    Recorded,
+)
 from bace_bridge.store import lanes
 from bace_bridge.store.sqlite import SqliteFile
 
@@ -163,7 +173,7 @@ class EventLog:
         """
         waiting, after = 0, ""
         while True:
-            count, last = await self._file.read(lambda one, after=after: lanes.count_waiting(one, sink, after))  # type: ignore[misc]  # binds now
+            count, last = await self._file.read(partial(lanes.count_waiting, sink=sink, after=after))
             waiting += count
             if last is None:
                 return waiting
@@ -176,18 +186,15 @@ class EventLog:
         in several transactions.
         """
         if session is not None:
-            return await self._file.write(lambda connection: lanes.replay(connection, sink, [session], since=since))
-
-        def some(connection: sqlite3.Connection, after: str) -> tuple[int, str | None]:
-            sessions: list[str | None] = [*lanes.sessions_after(connection, after, SESSIONS_AT_ONCE)]
-            last = sessions[-1] if len(sessions) == SESSIONS_AT_ONCE else None
-            return lanes.replay(connection, sink, sessions if after else [None, *sessions], since=since), last
-
-        count, last = await self._file.write(lambda connection: some(connection, ""))
-        while last is not None:
-            more, last = await self._file.write(lambda connection, after=last: some(connection, after))  # type: ignore[misc]  # binds now
-            count += more
-        return count
+            return await self._file.write(partial(lanes.replay, sink=sink, sessions=[session], since=since))
+        count, after = 0, ""
+        while True:
+            found = await self._file.read(partial(lanes.sessions_after, session=after, limit=SESSIONS_AT_ONCE))
+            sessions = found if after else [None, *found]
+            count += await self._file.write(partial(lanes.replay, sink=sink, sessions=sessions, since=since))
+            if len(found) < SESSIONS_AT_ONCE:
+                return count
+            after = found[-1]
 
     async def knows_session(self, session: str) -> bool:
         """True for a data session that is known, or has events that are still recorded."""
@@ -213,20 +220,7 @@ class EventLog:
         A sink that is disabled or not configured holds nothing up, and a dead letter, which may lie for long, only its
         own event.
         """
-
-        def work(connection: sqlite3.Connection) -> int:
-            # Of the beginning of the log alone: what follows is younger, and there may be a million of it.
-            oldest = lanes.oldest_delivered(connection, limit)
-            # Up to the last old one: one before it that claims to be younger was written while the clock was ahead.
-            old = max((index for index, (_, at, _) in enumerate(oldest) if at < observed_before), default=-1)
-            left, pruned = most_bytes, 0
-            for seq, _, size in oldest[: old + 1]:
-                if left <= 0:
-                    break
-                pruned += connection.execute("delete from events where seq = ?", (seq,)).rowcount
-                left -= size
-            return pruned
-
+        work = partial(lanes.prune, observed_before=observed_before, limit=limit, most_bytes=most_bytes)
         return await self._file.write(work, side="upkeep")
 
     async def search(
@@ -238,3 +232,101 @@ class EventLog:
             order by seq desc limit :limit) order by seq"""  # noqa: S608  # column names only
         given = {"after": after, "glob": type_glob, "session": session, "limit": limit}
         return await self._file.read(lambda connection: [*map(lanes.logged, connection.execute(query, given))])
+
+
+class Which(msgspec.Struct, frozen=True):
+    """Which deliveries are meant: those of a sink, of a data session, of these events; everything empty: all."""
+
+    sink: str | None = None
+    session: str | None = None
+    events: tuple[str, ...] = ()
+
+
+class StoredDelivery(msgspec.Struct, frozen=True):
+    """A delivery that was given up at `at`, or whose next attempt is then (epoch seconds).
+
+    `behind` is the number of later events of the lane that wait behind a parked one.
+    """
+
+    state: Literal["dead", "parked"]
+    sink: str
+    seq: int
+    event_id: str
+    event_type: str
+    session_id: str | None
+    device_id: str | None
+    attempts: int
+    at: float
+    reason: str
+    behind: int = 0
+
+
+class DeadLetters(NamedTuple):
+    """The deliveries that were given up or wait for their next attempt, for the people who handle them.
+
+    Also beside a running bridge, which takes the rows as it finds them.
+    """
+
+    file: SqliteFile
+
+    async def disabled_reason(self, sink: str) -> str | None:
+        """Why a sink is not called any more; None where it is."""
+        query = "select disabled_reason from sinks where name = ?"
+        row = await self.file.read(lambda connection: connection.execute(query, (sink,)).fetchone())
+        return None if row is None else row[0]
+
+    async def dead(self, which: Which, *, limit: int = -1) -> list[StoredDelivery]:
+        """The dead letters, those given up last first."""
+        query = f"""select 'dead', d.sink, d.seq, e.id, e.type, e.session_id, e.device_id, d.attempts, d.at, d.reason, 0
+            from dead_letters d join events e using (seq) where {_MEANT} order by d.at desc, d.seq desc limit :limit"""  # noqa: S608  # fixed text
+        return await self.file.read(
+            lambda connection: [StoredDelivery(*row) for row in _execute(connection, query, which, limit)]
+        )
+
+    async def parked(self, which: Which, *, limit: int = -1) -> list[StoredDelivery]:
+        """The deliveries that wait for their next attempt, the next one first."""
+        # `session_id is`, not `=`: the bridge's own events have none, and NULL equals nothing.
+        query = f"""select 'parked', d.sink, e.seq, e.id, e.type, e.session_id, e.device_id, d.attempts, d.due_at,
+            d.reason, case when d.lane glob '{LETTER_LANE}*' then 0 else
+            (select count(*) from events l where l.session_id is e.session_id and l.seq > e.seq) end
+            from lanes d join events e on e.seq = d.seq
+            where d.behind and d.attempts > 0 and {_MEANT} order by d.due_at, e.seq limit :limit"""  # noqa: S608  # fixed text
+        return await self.file.read(
+            lambda connection: [StoredDelivery(*row) for row in _execute(connection, query, which, limit)]
+        )
+
+    async def attempts(self, sink: str, seq: int) -> list[FailedAttempt]:
+        """The last attempts at a delivery that failed, oldest first."""
+        query = """select seq, number, at, seconds, reason, status, answer from attempts
+            where sink = ? and seq = ? order by id"""
+        return await self.file.read(
+            lambda connection: [FailedAttempt(*row) for row in connection.execute(query, (sink, seq))]
+        )
+
+    async def retry(self, which: Which) -> int:
+        """Tries dead letters once more, from the first attempt on; returns how many.
+
+        Those of a sink that is disabled or not configured any more stay: no sink would take them.
+        """
+        query = f"{_LETTERS} and d.sink in (select name from sinks where routed_through is null)"  # noqa: S608  # fixed text
+        return await self.file.write(
+            lambda connection: lanes.retry_letters(connection, _execute(connection, query, which).fetchall())
+        )
+
+    async def drop(self, which: Which) -> int:
+        """Forgets dead letters; the events stay in the log until they are pruned. Returns how many."""
+        query = f"delete from dead_letters where (sink, seq) in ({_LETTERS})"  # noqa: S608  # fixed text
+        return await self.file.write(lambda connection: _execute(connection, query, which).rowcount)
+
+
+_MEANT = """(:sink is null or d.sink = :sink) and (:session is null or e.session_id = :session)
+    and (:events is null or e.id in (select value from json_each(:events)))"""
+
+
+_LETTERS = f"select d.sink, d.seq from dead_letters d join events e using (seq) where {_MEANT}"  # noqa: S608  # fixed text
+
+
+def _execute(connection: sqlite3.Connection, query: str, which: Which, limit: int = -1) -> sqlite3.Cursor:
+    events = msgspec.json.encode(which.events).decode() if which.events else None
+    given = {"sink": which.sink, "session": which.session, "events": events, "limit": limit}
+    return connection.execute(query, given)

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -17,20 +17,19 @@ T = TypeVar("T")
 _SIGNING = "csv:signing-keys"
 
 
-class Facts:
-    def __init__(self, file: SqliteFile) -> None:
-        self._file = file
+class Facts(NamedTuple):
+    file: SqliteFile
 
     async def load_token(self, account: str) -> Token | None:
-        return await self._file.read(lambda connection: decoded_fact(connection, f"token:{account}", Token))
+        return await self.file.read(lambda connection: decoded_fact(connection, f"token:{account}", Token))
 
     async def save_token(self, account: str, token: Token) -> None:
         value = msgspec.json.encode(token).decode()
-        await self._file.write(lambda connection: write_fact(connection, f"token:{account}", value), side="facts")
+        await self.file.write(lambda connection: write_fact(connection, f"token:{account}", value), side="facts")
 
     async def signing_keys(self, new: bytes) -> SigningKeys:
         """Those of CSV links: they were made once, with `new` where the store has none yet."""
-        found = await self._file.read(lambda connection: decoded_fact(connection, _SIGNING, SigningKeys))
+        found = await self.file.read(lambda connection: decoded_fact(connection, _SIGNING, SigningKeys))
         return found or await self.rotate_signing_keys(new, now=0.0, life=0.0, only_first=True)
 
     async def rotate_signing_keys(
@@ -46,7 +45,7 @@ class Facts:
             write_fact(connection, _SIGNING, msgspec.json.encode(keys).decode())
             return keys
 
-        return await self._file.write(work, side="facts")
+        return await self.file.write(work, side="facts")
 
     async def installation(self, name: str) -> str:
         """The name of this installation: it was made once, and is `name` where the store has none yet."""
@@ -59,7 +58,7 @@ class Facts:
                 write_fact(connection, "installation", found)
             return found
 
-        return await self._file.write(work, side="facts")
+        return await self.file.write(work, side="facts")
 
 
 def read_fact(connection: sqlite3.Connection, name: str) -> str | None:
@@ -82,59 +81,56 @@ _IS_CLEARED = """coalesce(json_extract(announced, '$.components') = '{}'
     and json_extract(announced, '$.removed') <> '{}', 0)"""
 
 
-class RetainedLedger:
+class RetainedLedger(NamedTuple):
     """Of one sink at one broker (`host:port`). It knows topics and not their payloads, so it is rarely written.
 
     What a sink has left that is not configured any more, such as one that was renamed, belongs to every sink there.
     """
 
-    def __init__(self, file: SqliteFile, *, sink: str, broker: str) -> None:
-        self._file = file
-        self._sink = sink
-        self._broker = broker
+    file: SqliteFile
+    sink: str
+    broker: str
 
     async def topics(self) -> set[str]:
         """Raises StoreError, as all methods do."""
         query = f"select topic from retained where broker = ? and {_OURS} and not {_IS_CLEARED}"  # noqa: S608  # constants
-        given = (self._broker, self._sink)
-        return await self._file.read(lambda connection: {topic for (topic,) in connection.execute(query, given)})
+        given = (self.broker, self.sink)
+        return await self.file.read(lambda connection: {topic for (topic,) in connection.execute(query, given)})
 
     async def note(self, topics: Iterable[str]) -> None:
         """Before they are published first."""
         # In this order a crash leaves a name too many, which is cleared in vain; the other one leaves a topic that
         # is unknown, and that a broker would retain for ever.
-        rows = [(self._broker, self._sink, topic) for topic in topics]
+        rows = [(self.broker, self.sink, topic) for topic in topics]
         query = "insert or ignore into retained (broker, sink, topic) values (?, ?, ?)"
-        await self._file.write(lambda connection: connection.executemany(query, rows), side="facts")
+        await self.file.write(lambda connection: connection.executemany(query, rows), side="facts")
 
     async def announced(self) -> dict[str, Announced]:
         """By discovery topic."""
         # Those of this sink's own name come last, and count: of a former one they may be old.
         query = f"""select sink = ?, topic, announced from retained
             where broker = ? and announced is not null and {_OURS}"""  # noqa: S608  # a constant
-        given = (self._sink, self._broker, self._sink)
-
-        def work(connection: sqlite3.Connection) -> dict[str, Announced]:
-            rows = sorted(connection.execute(query, given))
-            return {topic: msgspec.json.decode(text, type=Announced) for _, topic, text in rows}
-
-        return await self._file.read(work)
+        given = (self.sink, self.broker, self.sink)
+        return await self.file.read(
+            lambda connection: {
+                topic: msgspec.json.decode(text, type=Announced)
+                for _, topic, text in sorted(connection.execute(query, given))
+            }
+        )
 
     async def note_announced(self, announced: Mapping[str, Announced]) -> None:
         """What was announced on each of these topics; before it is, and after something was removed."""
         query = """insert into retained (broker, sink, topic, announced) values (?, ?, ?, ?)
             on conflict (broker, sink, topic) do update set announced = excluded.announced"""
-        rows = [
-            (self._broker, self._sink, topic, msgspec.json.encode(one).decode()) for topic, one in announced.items()
-        ]
+        rows = [(self.broker, self.sink, topic, msgspec.json.encode(one).decode()) for topic, one in announced.items()]
         of_former = f"delete from retained where broker = ? and topic = ? and {_OURS} and sink <> ?"  # noqa: S608  # a constant
-        former = [(self._broker, topic, self._sink, self._sink) for topic in announced]
+        former = [(self.broker, topic, self.sink, self.sink) for topic in announced]
 
         def work(connection: sqlite3.Connection) -> None:
             connection.executemany(query, rows)
             connection.executemany(of_former, former)
 
-        await self._file.write(work, side="facts")
+        await self.file.write(work, side="facts")
 
     async def forget(self, topics: Iterable[str]) -> None:
         """After the broker has acknowledged that they are cleared, or where they belong to another bridge now.
@@ -142,8 +138,8 @@ class RetainedLedger:
         What they have announced is kept where it was noted as removed.
         """
         query = f"delete from retained where broker = ? and topic = ? and {_OURS} and not {_IS_CLEARED}"  # noqa: S608  # constants
-        rows = [(self._broker, topic, self._sink) for topic in topics]
-        await self._file.write(lambda connection: connection.executemany(query, rows), side="facts")
+        rows = [(self.broker, topic, self.sink) for topic in topics]
+        await self.file.write(lambda connection: connection.executemany(query, rows), side="facts")
 
 
 TIMES = (("fetch_at", "fetch_at"), ("end_waits_since", "end_seen_at"))
@@ -153,9 +149,8 @@ LATER = "sink in (select name from sinks) and behind in (0, 1) and due_at >"
 """Each sink's lanes that wait for a time, by their index."""
 
 
-class Schedules:
-    def __init__(self, file: SqliteFile) -> None:
-        self._file = file
+class Schedules(NamedTuple):
+    file: SqliteFile
 
     async def move(self, seconds: float) -> None:
         """Every schedule so much later; negative: earlier.
@@ -174,7 +169,7 @@ class Schedules:
             # Without another version: no request has moved anything, and what is in flight may be recorded.
             connection.execute(f"update lanes set due_at = due_at + ? where {LATER} 0", (seconds,))  # noqa: S608  # our own text
 
-        await self._file.write(work)
+        await self.file.write(work)
 
     async def bound(self, *, now: float, furthest: float) -> int:
         """What no schedule allows (the clock was set back while nothing ran) is due now; returns how many sessions."""
@@ -187,7 +182,7 @@ class Schedules:
             )
             return max(fetches, ends)
 
-        return await self._file.write(work)
+        return await self.file.write(work)
 
 
 def _set(connection: sqlite3.Connection, column: str, name: str, to: str, where: str, **given: float) -> int:

@@ -3,6 +3,8 @@
 import math
 import sqlite3
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 
 import msgspec
 import structlog
@@ -56,12 +58,13 @@ SESSIONS_A_PIECE = 100
 WINDOWS_A_PIECE = 200
 
 
-Change = tuple[float, str]
-"""A position among the sessions in the order of their last change: the time of it, and the session's id."""
+Position = tuple[float, str]
+"""How far a walk through the sessions has come: the last change of the last one (by ids: 0), and its id."""
 
-BEFORE_ALL: Change = (-math.inf, "")
+BEFORE_ALL: Position = (-math.inf, "")
 
 
+@dataclass(eq=False)
 class Cap:
     """The store's size against `max_size` (bytes).
 
@@ -69,11 +72,10 @@ class Cap:
     checks the size itself, is not woken by its own check.
     """
 
-    def __init__(self, file: SqliteFile, max_size: int, *, crowded: Callable[[], None] = lambda: None) -> None:
-        self._file = file
-        self._crowded = crowded
-        self.max_size = max_size
-        self.room = Room()
+    file: SqliteFile
+    max_size: int
+    crowded: Callable[[], None] = lambda: None
+    room: Room = field(default_factory=Room)
 
     @property
     def problem(self) -> str | None:
@@ -87,45 +89,44 @@ class Cap:
     def judge(self) -> Room:
         """Judges the size after the last write; costs nothing, so it is made before each commit."""
         before = self.room
-        self.room = room_left(before, used=self._file.used, cap=self.max_size)
+        self.room = room_left(before, used=self.file.used, cap=self.max_size)
         if self.room.paused and not before.paused:
-            log.warning("store.at_its_cap", used=self._file.used, max_size=self.max_size, then="polling pauses")
+            log.warning("store.at_its_cap", used=self.file.used, max_size=self.max_size, then="polling pauses")
         elif before.paused and not self.room.paused:
-            log.info("store.has_room_again", used=self._file.used, max_size=self.max_size)
+            log.info("store.has_room_again", used=self.file.used, max_size=self.max_size)
         return self.room
 
     def ensure_room(self) -> None:
         """Raises StoreAtCap while nothing more may be taken in."""
         before, room = self.room, self.judge()
         if room.surplus and not before.surplus:
-            self._crowded()
+            self.crowded()
         if room.paused:
             raise StoreAtCap(self.problem or "")
 
 
+@dataclass(eq=False)
 class Upkeep:
     """Does what is due in short pieces. `retention` and `session_retention` are in seconds."""
 
-    def __init__(
-        self, file: SqliteFile, event_log: EventLog, cap: Cap, *, retention: float, session_retention: float
-    ) -> None:
-        self._file = file
-        self._log = event_log
-        self._cap = cap
-        self.retention = retention
-        self.session_retention = session_retention
-        self._forgotten_through = ""
-        self._pruned_unlogged = 0
-        self._forgotten_unlogged = 0
-        self._early_through = BEFORE_ALL
-        self._wal_is_held = False
-        self.pruned_early = 0
-        self.forgotten_early = 0
+    file: SqliteFile
+    event_log: EventLog
+    cap: Cap
+    _: KW_ONLY
+    retention: float
+    session_retention: float
+    pruned_early: int = 0
+    forgotten_early: int = 0
+    _forgotten_through: Position = BEFORE_ALL
+    _early_through: Position = BEFORE_ALL
+    _pruned_unlogged: int = 0
+    _forgotten_unlogged: int = 0
+    _wal_is_held: bool = False
 
     @property
     def problem(self) -> str | None:
-        if (problem := self._cap.problem) is None:
-            return self._file.failures.reason
+        if (problem := self.cap.problem) is None:
+            return self.file.failures.reason
         held = "; another process keeps a read transaction open, perhaps an open sqlite3 shell"
         return f"{problem}{held}" if self._wal_is_held else problem
 
@@ -133,39 +134,35 @@ class Upkeep:
     def is_due(self) -> bool:
         """True where a round is to be made before its time."""
         # The WAL as well: SQLite makes its file small again only in a checkpoint that no reader hinders.
-        room = self._cap.judge()
-        return bool(room.surplus or room.paused or self._file.failures.failing) or (
-            self._file.wal_bytes > JOURNAL_SIZE_LIMIT
+        room = self.cap.judge()
+        return bool(room.surplus or room.paused or self.file.failures.failing) or (
+            self.file.wal_bytes > JOURNAL_SIZE_LIMIT
         )
-
-    def ready(self) -> dict[str, str | None]:
-        return {"store": self.problem}
 
     def figures(self) -> dict[str, int]:
         return {
-            "used": self._file.used,
-            "max_size": self._cap.max_size,
+            "used": self.file.used,
+            "max_size": self.cap.max_size,
             "events_pruned_early": self.pruned_early,
             "windows_forgotten_early": self.forgotten_early,
         }
 
     async def piece(self, now: float) -> float:
         """Does one piece; returns the seconds to the next one. Raises StoreError."""
-        if self._cap.judge().surplus:
+        if self.cap.judge().surplus:
             return await self._make_room(now)
         self._log_pruned()
-        if await self._log.prune(observed_before=now - self.retention):
+        if await self.event_log.prune(observed_before=now - self.retention):
             return AGAIN
-        # On with the walk through the sessions that have windows; None at its end.
-        after, unchanged_since = self._forgotten_through, now - self.session_retention
-        through = await self._file.write(
-            lambda connection: forget_windows(connection, after=after, unchanged_since=unchanged_since), side="upkeep"
-        )
-        self._forgotten_through = through or ""
+        # On with the walk through the sessions that have windows.
+        since = now - self.session_retention
+        work = partial(forget_windows, order=BY_ID, after=self._forgotten_through, unchanged_since=since)
+        through, _ = await self.file.write(work, side="upkeep")
+        self._forgotten_through = through or BEFORE_ALL
         if through is not None:
             return AGAIN
         # By itself SQLite never makes the WAL's file smaller, and goes on writing behind its end while anybody reads.
-        await self._file.checkpoint()
+        await self.file.checkpoint()
         return EVERY
 
     async def _make_room(self, now: float) -> float:
@@ -173,21 +170,21 @@ class Upkeep:
 
         While somebody's reading holds the WAL nothing is deleted: that would only make it larger.
         """
-        self._wal_is_held = not await self._file.checkpoint()
+        self._wal_is_held = not await self.file.checkpoint()
         if self._wal_is_held:
             return CROWDED
-        if surplus := self._cap.judge().surplus:
-            pruned = await self._log.prune(observed_before=math.inf, most_bytes=surplus)
+        if surplus := self.cap.judge().surplus:
+            pruned = await self.event_log.prune(observed_before=math.inf, most_bytes=surplus)
             self.pruned_early += pruned
             self._pruned_unlogged += pruned
             forgotten = 0
             if not pruned:
                 # Or what is remembered of sessions that are over would stop the watching of those that are not.
-                after, unchanged_since = self._early_through, now - min(self.session_retention, FORGOTTEN_AT_CAP)
-                self._early_through, forgotten = await self._file.write(
-                    lambda connection: forget_oldest(connection, after=after, unchanged_since=unchanged_since),
-                    side="upkeep",
-                )
+                since = now - min(self.session_retention, FORGOTTEN_AT_CAP)
+                work = partial(forget_windows, order=BY_CHANGE, after=self._early_through, unchanged_since=since)
+                through, forgotten = await self.file.write(work, side="upkeep")
+                # At the end the walk begins anew: a session that had to stay may go the next time.
+                self._early_through = through or BEFORE_ALL
                 self._forgotten_unlogged += forgotten
                 self.forgotten_early += forgotten
             if not pruned and not forgotten:
@@ -202,50 +199,36 @@ class Upkeep:
             self._pruned_unlogged = self._forgotten_unlogged = 0
 
 
-def forget_windows(connection: sqlite3.Connection, *, after: str, unchanged_since: float) -> str | None:
-    """Deletes windows of sessions that are over and have not changed since; returns the session to go on after."""
-    sessions = connection.execute(
-        """with recursive next (id) as (
-          select min(session_id) from windows where session_id > ?
-          union all select (select min(session_id) from windows where session_id > next.id) from next
-          where next.id is not null limit ?)
-        select sessions.id, known from next join sessions on sessions.id = next.id""",
-        (after, SESSIONS_A_PIECE),
-    ).fetchall()
+BY_ID = """with recursive next (id) as (
+      select min(session_id) from windows where session_id > :id
+      union all select (select min(session_id) from windows where session_id > next.id) from next
+      where next.id is not null limit :limit)
+    select 0.0, sessions.id, known from next join sessions on sessions.id = next.id"""
+
+BY_CHANGE = """select updated_at, id, known from sessions
+    where (updated_at, id) > (:at, :id) and updated_at < :unchanged_since
+    and exists (select 1 from windows where session_id = id) order by updated_at, id limit :limit"""
+
+
+def forget_windows(
+    connection: sqlite3.Connection, *, order: str, after: Position, unchanged_since: float
+) -> tuple[Position | None, int]:
+    """Deletes windows of sessions that are over and have not changed since.
+
+    Returns the position to go on after, None at the end, and how many windows went.
+    """
+    given = {"at": after[0], "id": after[1], "unchanged_since": unchanged_since, "limit": SESSIONS_A_PIECE}
+    sessions = connection.execute(order, given).fetchall()
     # Both bounds: a hundred sessions without a window to go, or one with thousands, must not be a long transaction.
     left = WINDOWS_A_PIECE
-    for session_id, text in sessions:
+    for at, session_id, text in sessions:
         if may_be_forgotten(msgspec.json.decode(text, type=KnownSession), unchanged_since=unchanged_since):
-            left -= _delete_windows(connection, session_id, left)
-            if left <= 0:
-                return after
-        after = session_id
-    return after if len(sessions) == SESSIONS_A_PIECE else None
-
-
-def forget_oldest(connection: sqlite3.Connection, *, after: Change, unchanged_since: float) -> tuple[Change, int]:
-    """The same in the order of the last change; returns the one to go on after, and how many windows went.
-
-    At the end the walk begins anew: a session that had to stay may go the next time.
-    """
-    sessions = connection.execute(
-        """select id, updated_at, known from sessions where (updated_at, id) > (?, ?) and updated_at < ?
-        and exists (select 1 from windows where session_id = id) order by updated_at, id limit ?""",
-        (*after, unchanged_since, SESSIONS_A_PIECE),
-    ).fetchall()
-    left = WINDOWS_A_PIECE
-    for session_id, updated_at, text in sessions:
-        if may_be_forgotten(msgspec.json.decode(text, type=KnownSession), unchanged_since=unchanged_since):
-            left -= _delete_windows(connection, session_id, left)
+            left -= connection.execute(
+                """delete from windows where (session_id, start, "end") in (
+                select session_id, start, "end" from windows where session_id = ? limit ?)""",
+                (session_id, left),
+            ).rowcount
             if left <= 0:
                 return after, WINDOWS_A_PIECE
-        after = (updated_at, session_id)
-    return after if len(sessions) == SESSIONS_A_PIECE else BEFORE_ALL, WINDOWS_A_PIECE - left
-
-
-def _delete_windows(connection: sqlite3.Connection, session_id: str, limit: int) -> int:
-    return connection.execute(
-        """delete from windows where (session_id, start, "end") in (
-        select session_id, start, "end" from windows where session_id = ? limit ?)""",
-        (session_id, limit),
-    ).rowcount
+        after = (at, session_id)
+    return after if len(sessions) == SESSIONS_A_PIECE else None, WINDOWS_A_PIECE - left

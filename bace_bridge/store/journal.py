@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Collection
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 
 import msgspec
@@ -14,13 +15,14 @@ from bace_bridge.polling.rules.sessions import KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
 from bace_bridge.store.device_states import WITH_DEVICES
 from bace_bridge.store.facts import decoded_fact, write_fact
-from bace_bridge.store.lanes import append_events, pack, unpack
-from bace_bridge.store.sqlite import SqliteFile
+from bace_bridge.store.lanes import append_events
+from bace_bridge.store.sqlite import SqliteFile, pack, unpack
 
 WATCH = "watch"
 OUTAGE = "trouble"
 
 
+@dataclass(eq=False)
 class Journal:
     """Polling's side of the store.
 
@@ -28,18 +30,11 @@ class Journal:
     `ensure_room` raises StoreAtCap while nothing more may be taken in.
     """
 
-    def __init__(
-        self,
-        file: SqliteFile,
-        *,
-        grew: Callable[[], None] = lambda: None,
-        changed: Callable[[Collection[str]], None] = lambda _: None,
-        ensure_room: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.ensure_room = ensure_room
-        self._file = file
-        self._grew = grew
-        self._changed = changed
+    file: SqliteFile
+    _: KW_ONLY
+    grew: Callable[[], None] = lambda: None
+    changed: Callable[[Collection[str]], None] = lambda _: None
+    ensure_room: Callable[[], None] = lambda: None
 
     async def commit(self, changes: Changes) -> None:
         """Everything in `changes`, in one transaction. An event whose id is in the log already is the same fact.
@@ -51,23 +46,23 @@ class Journal:
             self.ensure_room()
         cut_off: asyncio.CancelledError | None = None
         try:
-            await self._file.write(partial(_write, changes), side="known")
+            await self.file.write(partial(_write, changes), side="known")
         except asyncio.CancelledError as error:
             # As by a reload: the store's thread goes on with what it has begun, and no other part would say so.
             cut_off = error
         if changes.events:
-            self._grew()
+            self.grew()
         if devices := changes.devices:
-            self._changed(devices)
+            self.changed(devices)
         if cut_off is not None:
             raise cut_off
 
     async def poll_state(self) -> PollState | None:
-        return await self._file.read(lambda connection: decoded_fact(connection, WATCH, PollState))
+        return await self.file.read(lambda connection: decoded_fact(connection, WATCH, PollState))
 
     async def outage(self) -> CloudOutage:
         """The cloud's outage that was reported last and is not over; an empty one where there is none."""
-        found = await self._file.read(lambda connection: decoded_fact(connection, OUTAGE, CloudOutage))
+        found = await self.file.read(lambda connection: decoded_fact(connection, OUTAGE, CloudOutage))
         return found or CloudOutage()
 
     async def known(self, ids: Collection[str]) -> dict[str, KnownSession]:
@@ -92,7 +87,7 @@ class Journal:
             select device, (select json_extract(known, '$.device_label') from sessions
               where group_id = device and removed = 0 order by active desc, start desc limit 1)
             from devices where device is not null"""  # noqa: S608  # our own text
-        return await self._file.read(lambda connection: dict(connection.execute(query).fetchall()))
+        return await self.file.read(lambda connection: dict(connection.execute(query).fetchall()))
 
     async def overdue_ends(self, seen_before: float) -> list[KnownSession]:
         """The sessions whose end was seen before a time and has not been emitted yet."""
@@ -116,51 +111,56 @@ class Journal:
         # Two look-ups in the index that begins with `over_when_found`: for both at once SQLite would sort all of it.
         query = f"""select min(at) from (
             select ({first.format(late=0)}) as at union all select ({first.format(late=1)}))"""  # noqa: S608  # our own text
-        (at,) = await self._file.read(lambda connection: connection.execute(query, (*without, *without)).fetchone())
+        (at,) = await self.file.read(lambda connection: connection.execute(query, (*without, *without)).fetchone())
         return None if at is None else float(at)
 
     async def windows(self, session_ids: Collection[str]) -> dict[str, dict[Window, WindowState]]:
         """The windows of each of these sessions, empty where it has none."""
         marks = ",".join("?" * len(session_ids))
         query = f"select session_id, state from windows where session_id in ({marks})"  # noqa: S608  # marks only
-
-        def work(connection: sqlite3.Connection) -> dict[str, dict[Window, WindowState]]:
-            found: dict[str, dict[Window, WindowState]] = {one: {} for one in session_ids}
-            for session_id, text in connection.execute(query, tuple(session_ids)):
-                state = msgspec.json.decode(text, type=WindowState)
-                found[session_id][state.window] = state
-            return found
-
-        return await self._file.read(work)
+        stored = await self.file.read(
+            lambda connection: [
+                (session_id, msgspec.json.decode(text, type=WindowState))
+                for session_id, text in connection.execute(query, tuple(session_ids))
+            ]
+        )
+        found: dict[str, dict[Window, WindowState]] = {one: {} for one in session_ids}
+        for session_id, state in stored:
+            found[session_id][state.window] = state
+        return found
 
     async def emitted(self, window: Window, session_ids: Collection[str]) -> dict[str, Emitted]:
         """What was emitted of this window, by data session; empty for those of which it was never read."""
-        marks = ",".join("?" * len(session_ids))
-
-        def work(connection: sqlite3.Connection) -> dict[str, Emitted]:
-            found: dict[str, Emitted] = {one: {} for one in session_ids}
-            for table, points, order in (("windows", "emitted", "start"), ("slices", "points", "minute")):
-                query = f"""select session_id, {points} from {table} where session_id in ({marks}) and start = ?
-                    and "end" = ? order by session_id, {order}"""  # noqa: S608  # our own names, and marks
-                for session_id, blob in connection.execute(query, (*session_ids, window.start, window.end)):
-                    for series, stamps in msgspec.msgpack.decode(unpack(blob), type=Emitted).items() if blob else ():
-                        found[session_id].setdefault(series, {}).update(stamps)
-            return found
-
-        return await self._file.read(work)
+        where = f'session_id in ({",".join("?" * len(session_ids))}) and start = ? and "end" = ? order by session_id'
+        queries = (
+            f"select session_id, emitted from windows where {where}, start",  # noqa: S608  # our own text, and marks
+            f"select session_id, points from slices where {where}, minute",  # noqa: S608  # our own text, and marks
+        )
+        stored = await self.file.read(
+            lambda connection: [
+                (session_id, msgspec.msgpack.decode(unpack(blob), type=Emitted))
+                for query in queries
+                for session_id, blob in connection.execute(query, (*session_ids, window.start, window.end))
+                if blob
+            ]
+        )
+        found: dict[str, Emitted] = {one: {} for one in session_ids}
+        for session_id, points in stored:
+            for series, stamps in points.items():
+                found[session_id].setdefault(series, {}).update(stamps)
+        return found
 
     async def series(self, ids: Collection[str]) -> dict[str, Series]:
         """What these series are of, as far as that is known."""
-
-        def work(connection: sqlite3.Connection) -> dict[str, Series]:
-            query = "select id, source_device, datatype from series where id = ?"
-            rows = (connection.execute(query, (one,)).fetchone() for one in ids)
-            return {row[0]: Series(*row) for row in rows if row is not None}
-
-        return await self._file.read(work)
+        query = "select id, source_device, datatype from series where id = ?"
+        return await self.file.read(
+            lambda connection: {
+                row[0]: Series(*row) for one in ids for row in connection.execute(query, (one,)).fetchall()
+            }
+        )
 
     async def _known(self, query: str, *given: object) -> list[KnownSession]:
-        return await self._file.read(
+        return await self.file.read(
             lambda connection: [
                 msgspec.json.decode(text, type=KnownSession) for (text,) in connection.execute(query, given)
             ]

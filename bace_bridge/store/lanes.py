@@ -1,7 +1,6 @@
 """The rows of lanes: made with the events, claimed, recorded, and moved by anybody. Functions within a transaction."""
 
 import sqlite3
-import zlib
 from collections.abc import Collection, Iterable
 from itertools import zip_longest
 from typing import Any
@@ -28,6 +27,7 @@ from bace_bridge.events.types import (
     wanted,
 )
 from bace_bridge.store.facts import read_fact, write_fact
+from bace_bridge.store.sqlite import pack, unpack
 
 COLUMNS = "seq, id, type, session_id, device_id, time, observed_at, data"
 
@@ -45,23 +45,6 @@ ASKED_FOR = "asked for"
 
 _MOVES = "moves"
 _LANE = "lane, seq, attempts, due_at, reason, replay_through, behind, version"
-
-
-PACKED_FROM = 2048
-"""Bytes from which on it is compressed: session events stay readable for people."""
-
-_PACKED = b"\0z"
-"""Neither JSON nor a map of MessagePack begins so."""
-
-_LEVEL = 1  # the fastest: the store has one thread, and wear counts more than the last tenth of room
-
-
-def pack(data: bytes) -> bytes:
-    return _PACKED + zlib.compress(data, _LEVEL) if len(data) >= PACKED_FROM else data
-
-
-def unpack(data: bytes) -> bytes:
-    return zlib.decompress(data[len(_PACKED) :]) if data.startswith(_PACKED) else data
 
 
 def append_events(connection: sqlite3.Connection, events: Iterable[Event]) -> None:
@@ -281,14 +264,17 @@ _GO_BACK = f"""insert into lanes (sink, lane, seq, reason, replay_through, behin
       seq = min(seq, excluded.seq)"""  # noqa: S608  # our own text
 
 
-def retry_letters(connection: sqlite3.Connection, letters: Collection[tuple[str, int]]) -> None:
-    """Each becomes a lane of its own with one event."""
+def retry_letters(connection: sqlite3.Connection, letters: Collection[tuple[str, int]]) -> int:
+    """Each dead letter, a sink and a seq, becomes a lane of its own with one event; returns how many."""
     version = next_version(connection)
     connection.executemany(
         """insert into lanes (sink, lane, seq, reason, behind, version) values (?, ?, ?, ?, 1, ?)
         on conflict (sink, lane) do update set due_at = 0, version = excluded.version""",
         [(sink, letter_lane(seq), seq, ASKED_FOR, version) for sink, seq in letters],
     )
+    # One transaction: a letter is either dead or a lane of its own, also where the command is killed.
+    connection.executemany("delete from dead_letters where sink = ? and seq = ?", letters)
+    return len(letters)
 
 
 def next_version(connection: sqlite3.Connection) -> int:
@@ -302,8 +288,8 @@ def next_version(connection: sqlite3.Connection) -> int:
 # --- what is still needed
 
 
-def oldest_delivered(connection: sqlite3.Connection, limit: int) -> list[tuple[int, float, int]]:
-    """The seq, time and size of the oldest events that no sink needs any more, those of dead letters left out."""
+def prune(connection: sqlite3.Connection, *, observed_before: float, limit: int, most_bytes: float) -> int:
+    """Deletes the oldest events that no sink needs any more, but those of dead letters; returns how many."""
     # The first seq that a sink has still to come to; letters hold only their own event.
     # Each part is the first entry of an index of its sink: `min(seq)` over all lanes would read millions of rows.
     (needed,) = connection.execute(
@@ -318,8 +304,9 @@ def oldest_delivered(connection: sqlite3.Connection, limit: int) -> list[tuple[i
           from sinks where routed_through is null)""",
         (f"{LETTER_LANE}*",),
     ).fetchone()
+    # Of the beginning of the log alone: what follows is younger, and there may be a million of it.
     # `cross join` fixes the order of the loops in SQLite: each event looks into an index once a sink.
-    return connection.execute(
+    oldest = connection.execute(
         """select seq, observed_at, length(data) from events where seq < ?
         and not exists (select 1 from sinks cross join dead_letters on sink = name and dead_letters.seq = events.seq)
         and not exists (select 1 from sinks cross join lanes on sink = name and lane = ? || events.seq
@@ -327,6 +314,15 @@ def oldest_delivered(connection: sqlite3.Connection, limit: int) -> list[tuple[i
         order by seq limit ?""",
         (last_seq(connection) + 1 if needed is None else needed, LETTER_LANE, limit),
     ).fetchall()
+    # Up to the last old one: one before it that claims to be younger was written while the clock was ahead.
+    old = max((index for index, (_, at, _) in enumerate(oldest) if at < observed_before), default=-1)
+    pruned = 0
+    for seq, _, size in oldest[: old + 1]:
+        if most_bytes <= 0:
+            break
+        pruned += connection.execute("delete from events where seq = ?", (seq,)).rowcount
+        most_bytes -= size
+    return pruned
 
 
 def count_waiting(connection: sqlite3.Connection, sink: str, after: str) -> tuple[int, str | None]:

@@ -40,7 +40,10 @@ def hold(path: Path) -> list[int]:
     try:
         held.append(_open_lock(path))
         fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        held.append(_open_private(path))
+        try:
+            held.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        except OSError as error:
+            raise faults.of_system(error, path, " is not writable") from None
         # An open file description's lock: flock would be one on every byte, SQLite's as well, of a network file system.
         try:
             fcntl.fcntl(held[1], fcntl.F_OFD_SETLK, _OUR_BYTE)
@@ -104,13 +107,6 @@ def _open_lock(path: Path) -> int:
         if os.access(path.parent, os.W_OK | os.X_OK):
             raise faults.of_system(error, beside, " cannot be opened") from None
         raise faults.of_system(error, path, ": the folder is not writable") from None
-
-
-def _open_private(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise faults.of_system(error, path, " is not writable") from None
 
 
 def _make_private(fd: int, path: Path) -> None:

@@ -73,7 +73,8 @@ class SqliteFile:
         try:
             self._connection = await loop.run_in_executor(self._thread, self._open)
         except BaseException:
-            self._release()
+            self._thread.shutdown()
+            let_go(self._held)
             raise
         return self
 
@@ -82,7 +83,8 @@ class SqliteFile:
     ) -> None:
         if self._connection is not None:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._connection.close)
-        self._release()
+        self._thread.shutdown()
+        let_go(self._held)
 
     async def write(self, work: Callable[[sqlite3.Connection], T], *, side: Side = "deliveries") -> T:
         """One durable transaction. Raises StoreError; then nothing of it has happened."""
@@ -248,11 +250,24 @@ class SqliteFile:
         self._identity = self._identities()
         self._measure(connection)
 
-    def _release(self) -> None:
-        self._thread.shutdown()
-        let_go(self._held)
-
 
 def real_path(path: Path) -> Path:
     """SQLite puts its WAL beside the file that a link leads to; the lock and the copies belong there as well."""
     return Path(os.path.realpath(path))
+
+
+PACKED_FROM = 2048
+"""Bytes from which on it is compressed: session events stay readable for people."""
+
+_PACKED = b"\0z"
+"""Neither JSON nor a map of MessagePack begins so."""
+
+_LEVEL = 1  # the fastest: the store has one thread, and wear counts more than the last tenth of room
+
+
+def pack(data: bytes) -> bytes:
+    return _PACKED + zlib.compress(data, _LEVEL) if len(data) >= PACKED_FROM else data
+
+
+def unpack(data: bytes) -> bytes:
+    return zlib.decompress(data[len(_PACKED) :]) if data.startswith(_PACKED) else data

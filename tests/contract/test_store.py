@@ -36,9 +36,8 @@ from bace_bridge.polling.rules.changes import Changes, LatestSeen, PollState, Wi
 from bace_bridge.polling.rules.datapoints import Emitted, EmittedPoint
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
 from bace_bridge.polling.rules.windows import Window, WindowState
-from bace_bridge.store.deadletters import DeadLetters, Which
 from bace_bridge.store.device_states import DeviceStates
-from bace_bridge.store.eventlog import ATTEMPTS_KEPT, EventLog
+from bace_bridge.store.eventlog import ATTEMPTS_KEPT, DeadLetters, EventLog, Which
 from bace_bridge.store.facts import Facts, RetainedLedger, Schedules
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.lanes import read_lane
@@ -957,23 +956,24 @@ async def test_a_device_is_available_while_its_datapoints_are_current(store: Sto
     await store.know(fresh, stale, replace(over, session=replace(over.session, end=now - 500)))
     states = await store.device_states.devices(["g0", "g1", "g2"], available=True)
     assert [one.available for one in states] == [True, False, True]
-    assert await store.device_states.stale() == {"g1"}
-    assert 600.0 <= await store.device_states.oldest_view() < 660.0
+    devices, oldest = await store.device_states.stale()
+    assert devices == {"g1"}
+    assert 600.0 <= oldest < 660.0
     assert not any(one.available for one in await store.device_states.devices(None, available=False))
     await Schedules(store.file).move(600.0)
-    assert await store.device_states.stale() == {"g0"}, "one that was read in the future is not current either"
+    assert (await store.device_states.stale())[0] == {"g0"}, "one that was read in the future is not current either"
 
 
 async def test_the_oldest_view_is_that_of_an_active_session(store: Store) -> None:
-    assert await store.device_states.oldest_view() == 0.0
+    assert (await store.device_states.stale())[1] == 0.0
     await store.know(KnownSession(session=DataSession("over", "g", NOON, end=NOON + 60), fetched_at=NOON))
     await store.know(KnownSession(session=DataSession("not to be had", "g", NOON), fetched_at=None))
-    assert await store.device_states.oldest_view() == 0.0
+    assert (await store.device_states.stale())[1] == 0.0
     now = time.time()
     await store.know(
         *(KnownSession(session=DataSession(f"s{age}", "g", NOON), fetched_at=now - age) for age in (5, 90))
     )
-    assert 90.0 <= await store.device_states.oldest_view() < 150.0
+    assert 90.0 <= (await store.device_states.stale())[1] < 150.0
 
 
 async def test_people_list_the_sessions_newest_first(store: Store) -> None:

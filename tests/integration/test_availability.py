@@ -61,7 +61,7 @@ async def ticking(folder: Path) -> AsyncIterator[tuple[Broker, DeviceStates, Jou
         )
         accounts, outlets = Running[str, Account](group), Running[str, Outlet](group)
         outlets.start("home", outlet)
-        devices = Devices(store.device_states, accounts, changed=outlets.each(Outlet.refresh))
+        devices = Devices(store.device_states, changed=outlets.each(Outlet.refresh))
         clock_watch = ClockWatch(
             SteadyClock(), deciding=asyncio.Lock(), move_store=store.schedules.move, stepped=signals.clock_stepped
         )

@@ -40,7 +40,7 @@ from bace_bridge.polling.points import PointEndpoint
 from bace_bridge.polling.recording import SessionRecorder
 from bace_bridge.polling.rules.session_list import FirstStart
 from bace_bridge.polling.session_lists import PollSettings
-from bace_bridge.status.health import Check, Checks, Status
+from bace_bridge.status.health import Check, Status
 from bace_bridge.store.device_states import DeviceStates
 from bace_bridge.store.eventlog import EventLog
 from bace_bridge.store.housekeeping import Cap, Upkeep
@@ -134,20 +134,19 @@ class Watched:
         self.account = Account(self.http, poll, self.loop, points, interval=10, monotonic=self.clock)
         self.upkeep = Upkeep(file, self.log, Cap(file, 2**30), retention=60, session_retention=60)
         device_states = DeviceStates(file, groups=(), csv_url=str, fetch_interval=15.0, clock=self.clock)
-        self._devices = Devices(device_states, [self.account], changed=lambda _: None)
+        self._devices = Devices(device_states, changed=lambda _: None)
         self.status = self.status_of()
 
     def status_of(self, *outlets: Outlet) -> Status:
-        checks = Checks([Check(ready=self.upkeep.ready), self.account, *outlets])
         return Status(
-            checks,
+            [Check(ready=lambda: {"store": self.upkeep.problem})],
             [self.account],
             outlets,
-            self.upkeep,
+            self.upkeep.figures,
             self._devices,
             version="t",
             installation="here",
-            clock=self.clock,
+            started_at=self.clock(),
         )
 
     async def _pause(self, _: asyncio.Event, seconds: float) -> None:
@@ -226,17 +225,17 @@ async def test_a_fault_has_a_name_a_log_event_a_reason_and_an_end(
         with capture_logs() as logs:
             run = asyncio.create_task(watched.loop.run())
             await watched.polled(1)
-            assert watched.status.checks.ready()["cloud"] is None
+            assert watched.status.ready()["cloud"] is None
             stage.handler = handler
             for _ in range(3):
                 await watched.poll()
-            problem = watched.status.checks.ready()["cloud"] or ""
+            problem = watched.status.ready()["cloud"] or ""
             assert watched.status.health()["healthy"] is False
             assert watched.status.health()["problems"] == {"cloud": problem}
             assert "<html" not in problem
             stage.handler = empty_list
             await watched.poll()
-            assert watched.status.checks.ready()["cloud"] is None
+            assert watched.status.ready()["cloud"] is None
             assert watched.status.health()["healthy"] is True
             run.cancel()
         stage.handler = handler
@@ -257,7 +256,7 @@ async def test_a_cloud_that_refuses_connections(tmp_path: Path) -> None:
             run = asyncio.create_task(watched.loop.run())
             await watched.polled(1)
             await watched.poll()
-            assert "cannot connect: Connect" in (watched.status.checks.ready()["cloud"] or "")
+            assert "cannot connect: Connect" in (watched.status.ready()["cloud"] or "")
             assert await watched.told() == ["cloud.unreachable"]
             run.cancel()
 

@@ -22,6 +22,7 @@ from bace_bridge.config.models import HttpConfig
 from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.status.listener import MOST_CONNECTIONS
 from bace_bridge.status.server import HealthServer
+from tests.integration.test_health import listening
 
 PROJECT = Path(__file__).parents[2]
 DEPLOY = PROJECT / "deploy"
@@ -177,7 +178,7 @@ async def test_the_health_check_of_the_image(stands: str | None, exit_code: int)
     program, flag, code = json.loads(step.partition("CMD ")[2])
     assert (program, flag) == ("python", "-c")
     listen = HttpConfig(listen="127.0.0.1:0")
-    async with HealthServer(listen, alive=lambda: {"watcher": stands}, ready=dict) as server:
+    async with listening(HealthServer(listen, alive=lambda: {"watcher": stands}, ready=dict)) as server:
         port = str(server.address).split(":")[1]
         check = await asyncio.create_subprocess_exec(sys.executable, "-c", code.replace("8099", port))
         assert await check.wait() == exit_code

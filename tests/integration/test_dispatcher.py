@@ -23,8 +23,7 @@ from bace_bridge.retry import RETRY_SCHEDULE
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from bace_bridge.sinks.webhook.config import WebhookConfig
 from bace_bridge.sinks.webhook.sink import WebhookSink
-from bace_bridge.store.deadletters import DeadLetters, Which
-from bace_bridge.store.eventlog import EventLog
+from bace_bridge.store.eventlog import DeadLetters, EventLog, Which
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile
 from tests.delivered import lanes_of

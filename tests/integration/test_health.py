@@ -1,5 +1,7 @@
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -8,8 +10,9 @@ from pydantic import ValidationError
 
 from bace_bridge.config.models import HttpConfig
 from bace_bridge.errors import ConfigError
+from bace_bridge.status.health import Reasons
 from bace_bridge.status.listener import Request
-from bace_bridge.status.server import HealthServer, Reasons, may_know
+from bace_bridge.status.server import HealthServer, may_know
 
 ANY_PORT = HttpConfig(listen="127.0.0.1:0")
 
@@ -18,11 +21,20 @@ def nothing() -> dict[str, str | None]:
     return {}
 
 
+@asynccontextmanager
+async def listening(server: HealthServer) -> AsyncIterator[HealthServer]:
+    await server.open()
+    try:
+        yield server
+    finally:
+        await server.close()
+
+
 async def answer(
     path: str, *, alive: Reasons = nothing, ready: Reasons = nothing, method: str = "GET"
 ) -> tuple[int, Any]:
     async with (
-        HealthServer(ANY_PORT, alive=alive, ready=ready) as server,
+        listening(HealthServer(ANY_PORT, alive=alive, ready=ready)) as server,
         aiohttp.ClientSession() as session,
         session.request(method, f"http://{server.address}{path}") as response,
     ):
@@ -60,8 +72,10 @@ async def test_ready_when_everything_is_usable() -> None:
 
 async def test_what_is_degraded_is_shown_and_makes_nothing_unready() -> None:
     async with (
-        HealthServer(
-            ANY_PORT, alive=nothing, ready=lambda: {"cloud": None}, degraded=lambda: {"webhook:alerts": "HTTP 500"}
+        listening(
+            HealthServer(
+                ANY_PORT, alive=nothing, ready=lambda: {"cloud": None}, degraded=lambda: {"webhook:alerts": "HTTP 500"}
+            )
         ) as server,
         aiohttp.ClientSession(f"http://{server.address}") as session,
         session.get("/readyz") as ready,
@@ -81,7 +95,7 @@ async def test_not_ready_says_what_is_not() -> None:
 async def test_each_request_asks_anew() -> None:
     reasons: dict[str, str | None] = {"cloud": "login refused"}
     async with (
-        HealthServer(ANY_PORT, alive=nothing, ready=lambda: reasons) as server,
+        listening(HealthServer(ANY_PORT, alive=nothing, ready=lambda: reasons)) as server,
         aiohttp.ClientSession(f"http://{server.address}") as session,
     ):
         async with session.get("/readyz") as before:
@@ -144,7 +158,7 @@ async def asked(server: HealthServer, path: str = "/readyz", **headers: str) -> 
 )
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
 async def test_a_stranger_sees_kinds_only(path: str, headers: dict[str, str]) -> None:
-    async with server_with_facts() as server:
+    async with listening(server_with_facts()) as server:
         answer = await asked(server, path, **headers)
     kinds = {
         "/healthz": {"status": "ok", "checks": {"deliveries": {"ok": True}}},
@@ -169,7 +183,7 @@ async def test_a_stranger_sees_kinds_only(path: str, headers: dict[str, str]) ->
     ],
 )
 async def test_who_asks_here_or_has_the_token_sees_reasons(headers: dict[str, str]) -> None:
-    async with server_with_facts() as server:
+    async with listening(server_with_facts()) as server:
         answer = await asked(server, **headers)
     assert answer["checks"]["mqtt:upstairs"]["reason"] == FACTS["mqtt:upstairs"]
     assert answer["degraded"] == BESIDE
@@ -177,7 +191,7 @@ async def test_who_asks_here_or_has_the_token_sees_reasons(headers: dict[str, st
 
 @pytest.mark.parametrize("token", [None, ""])
 async def test_no_token_is_no_key(token: str | None) -> None:
-    async with server_with_facts(token) as server:
+    async with listening(server_with_facts(token)) as server:
         for given in ("Bearer ", "Bearer", "Bearer None", ""):
             assert "192.0.2.7" not in str(await asked(server, Host="evil.example", Authorization=given))
 
@@ -218,10 +232,10 @@ def test_a_host_that_can_be_no_name_is_a_mistake_in_the_configuration(host: str)
 
 
 async def test_an_address_in_use_is_a_mistake_in_the_configuration() -> None:
-    async with HealthServer(ANY_PORT, alive=nothing, ready=nothing) as first:
+    async with listening(HealthServer(ANY_PORT, alive=nothing, ready=nothing)) as first:
         taken = HttpConfig(listen=str(first.address))
         with pytest.raises(ConfigError) as refused:
-            await HealthServer(taken, alive=nothing, ready=nothing).__aenter__()
+            await HealthServer(taken, alive=nothing, ready=nothing).open()
     (mistake,) = refused.value.mistakes
     assert mistake.path == "http.listen"
     assert mistake.problem == f"cannot listen on {taken.listen}: Address already in use"
@@ -230,11 +244,11 @@ async def test_an_address_in_use_is_a_mistake_in_the_configuration() -> None:
 async def test_an_address_of_another_machine_is_a_mistake_too() -> None:
     elsewhere = HttpConfig(listen="192.0.2.1:8099")
     with pytest.raises(ConfigError, match="Cannot assign requested address"):
-        await HealthServer(elsewhere, alive=nothing, ready=nothing).__aenter__()
+        await HealthServer(elsewhere, alive=nothing, ready=nothing).open()
 
 
 async def test_closed_it_listens_no_more() -> None:
-    async with HealthServer(ANY_PORT, alive=nothing, ready=nothing) as server:
+    async with listening(HealthServer(ANY_PORT, alive=nothing, ready=nothing)) as server:
         host, port = str(server.address).split(":")
     assert server.address is None
     with pytest.raises(ConnectionRefusedError):
@@ -245,7 +259,7 @@ async def test_closed_it_listens_no_more() -> None:
 @pytest.mark.parametrize("pieces", [1, 2])
 async def test_empty_lines_before_a_request_mean_nothing(before: bytes, pieces: int) -> None:
     request = before + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    async with HealthServer(ANY_PORT, alive=nothing, ready=nothing) as server:
+    async with listening(HealthServer(ANY_PORT, alive=nothing, ready=nothing)) as server:
         reader, writer = await asyncio.open_connection(*str(server.address).split(":"))
         for piece in (request,) if pieces == 1 else (request[:9], request[9:]):
             writer.write(piece)

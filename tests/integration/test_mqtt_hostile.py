@@ -258,7 +258,11 @@ def answers() -> Any:
         return 0
 
     return request_handlers(
-        poll_now=lambda: None, info=lambda: {"version": "1"}, set_level=lambda _: None, replay=replay
+        poll_now=lambda: None,
+        info=lambda: {"version": "1"},
+        set_level=lambda _: None,
+        replay=replay,
+        log_grew=lambda: None,
     )
 
 

@@ -50,7 +50,6 @@ QUESTIONS: dict[str, Ask] = {
     "all devices": lambda _, device_states: device_states.devices(None, available=True),
     "known devices": lambda _, device_states: device_states.known_devices(),
     "stale": lambda _, device_states: device_states.stale(),
-    "oldest_view": lambda _, device_states: device_states.oldest_view(),
 }
 
 

@@ -10,7 +10,6 @@ import pytest
 from bace_bridge.polling.rules.changes import Changes, WindowRead
 from bace_bridge.polling.rules.datapoints import Emitted, EmittedPoint
 from bace_bridge.polling.rules.windows import Window, WindowState
-from bace_bridge.store.housekeeping import _delete_windows
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile
 
@@ -74,6 +73,6 @@ async def test_what_an_earlier_version_kept_is_read_and_becomes_slices(file: Sql
 async def test_slices_go_with_their_window(file: SqliteFile) -> None:
     for session in ("s", "other"):
         await Journal(file).commit(read(emitted(3600.0), session))
-    await file.write(lambda connection: _delete_windows(connection, "s", 10))
+    await file.write(lambda connection: connection.execute("delete from windows where session_id = 's'"))
     left = await file.read(lambda connection: connection.execute("select session_id from slices").fetchall())
     assert left == [("other",)]

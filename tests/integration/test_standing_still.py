@@ -40,7 +40,7 @@ class Line:
             jitter=lambda: 0.0,
             sleep=lambda _: asyncio.sleep(0),
         )
-        self.log_grew.listen(self.outlet.log_grew)
+        self.log_grew.listen(self.outlet.dispatcher.log_grew)
         self._status = watched.status_of(self.outlet)
 
     def reason(self) -> str | None:

@@ -27,8 +27,7 @@ from bace_bridge.events.types import Event, FailedAttempt, Progress
 from bace_bridge.polling.loops import SessionLoop
 from bace_bridge.polling.rules.changes import Changes
 from bace_bridge.polling.rules.sessions import DataSession, KnownSession
-from bace_bridge.store.deadletters import DeadLetters
-from bace_bridge.store.eventlog import EventLog
+from bace_bridge.store.eventlog import DeadLetters, EventLog
 from bace_bridge.store.facts import Facts
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.ownership import is_held

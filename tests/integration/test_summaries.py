@@ -23,10 +23,9 @@ from bace_bridge.polling.rules.datapoints import Series
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.samples import Resolution
 from bace_bridge.store.device_states import DeviceStates
-from bace_bridge.store.housekeeping import forget_windows
+from bace_bridge.store.housekeeping import BEFORE_ALL, BY_ID, forget_windows
 from bace_bridge.store.journal import Journal
-from bace_bridge.store.lanes import pack, unpack
-from bace_bridge.store.sqlite import SqliteFile
+from bace_bridge.store.sqlite import SqliteFile, pack, unpack
 from tests.integration.polling_line import NOON, Clock, Watching, data, simulated, types, watching
 from tests.integration.test_polling_model import CLOUD_STEPS, SESSION, WATCHER_STEPS, WORLDS, History, Step, World
 from tests.models import examples
@@ -376,7 +375,7 @@ async def test_summaries_go_with_the_windows_but_for_the_one_that_is_shown(clock
         cloud.remove_session(sessions.pop())
 
         def forget(connection: sqlite3.Connection) -> list[tuple[str]]:
-            forget_windows(connection, after="", unchanged_since=NOON * 2)
+            forget_windows(connection, order=BY_ID, after=BEFORE_ALL, unchanged_since=NOON * 2)
             return connection.execute("select session_id from summaries").fetchall()
 
         assert await watch.file.write(forget) == [(sessions[-1],)]

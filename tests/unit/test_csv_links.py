@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from bace_bridge.config.sections import link_url
-from bace_bridge.csv.links import Link, Links, RetiredKey, SigningKeys, expiry, minted, rotated, verified, with_link
+from bace_bridge.csv.links import Link, Links, RetiredKey, SigningKeys, expiry, minted, rotated, with_link
 from bace_bridge.csv.serving import CsvServer
 from bace_bridge.events.types import Attempt, Event, LoggedEvent
 from bace_bridge.polling.rules.sessions import KnownSession
@@ -24,7 +24,7 @@ GOOD = Link(SESSION, 3, int(NOW + LIFE))
 
 def asked(url: str, keys: SigningKeys = KEYS, *, now: float = NOW) -> Link | str:
     path, _, query = url.removeprefix(BASE).partition("?")
-    return verified(path, query, keys, now=now, life=LIFE)
+    return Links(BASE, LIFE, clock=lambda: now, keys=keys).verified(path, query)
 
 
 def test_a_link_says_what_it_was_made_of() -> None:
@@ -107,7 +107,7 @@ def test_it_is_renewed_when_it_is_another_one() -> None:
     seen = set()
     for second in range(2001):
         times[0] = NOW + second
-        seen.add((links.period(), links.steady(SESSION, 3)))
+        seen.add((links.period(), links.link(SESSION, 3, steady=True)))
     assert len(seen) == len({period for period, _ in seen}) == len({link for _, link in seen}) == 5
     before = links.period()
     links.keys = rotated(KEYS, b"n" * 32, now=NOW, life=LIFE)
@@ -117,7 +117,7 @@ def test_it_is_renewed_when_it_is_another_one() -> None:
 def test_the_path_of_the_base_may_be_there_or_taken_away() -> None:
     links = Links(f"{BASE}/bace", LIFE, clock=lambda: NOW)
     links.keys = KEYS
-    link = links.fresh(SESSION, 3)
+    link = links.link(SESSION, 3)
     assert link is not None
     path, _, query = link.removeprefix(BASE).partition("?")
     assert links.verified(path, query) == links.verified(path.removeprefix("/bace"), query) == GOOD
@@ -135,7 +135,7 @@ def test_links_open_below_any_base(base: str) -> None:
     links = Links(link_url(base), LIFE, clock=lambda: NOW)
     links.keys = KEYS
     server = CsvServer(links, known=no_session, cloud=lambda: None)
-    link = links.fresh(SESSION, 3)
+    link = links.link(SESSION, 3)
     assert link is not None
     sent = URL(link)
     for target in (sent.raw_path_qs, sent.raw_path_qs[-len(minted("", KEYS.current, GOOD)) :]):

@@ -272,7 +272,6 @@ class Dispatcher(RuleBasedStateMachine):
     def retry_letters(self) -> None:
         letters = self.store.execute("select sink, seq from dead_letters").fetchall()
         lanes.retry_letters(self.store, letters)
-        self.store.execute("delete from dead_letters")
         self.moved(*(self.lane_of[seq] for _, seq in letters))
 
     def moved(self, *keys: str) -> None:

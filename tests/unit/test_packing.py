@@ -1,6 +1,6 @@
 import pytest
 
-from bace_bridge.store.lanes import PACKED_FROM, pack, unpack
+from bace_bridge.store.sqlite import PACKED_FROM, pack, unpack
 
 
 @pytest.mark.parametrize("size", [0, 1, PACKED_FROM - 1, PACKED_FROM, 100_000])
