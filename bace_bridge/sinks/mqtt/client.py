@@ -1,5 +1,6 @@
-"""All that reaches into paho: the client, its packets within bounds, and PUBACKs without paho's slow decoding."""
+"""Paho: the client, driven from the asyncio loop; its packets within bounds; PUBACKs without its slow decoding."""
 
+import asyncio
 import ssl
 import struct
 from collections.abc import Callable
@@ -14,8 +15,7 @@ from paho.mqtt.properties import VariableByteIntegers
 from paho.mqtt.reasoncodes import ReasonCode
 
 from bace_bridge.sinks.mqtt.config import MqttConfig
-from bace_bridge.sinks.mqtt.endings import FIRST_FAILURE
-from bace_bridge.sinks.mqtt.manners import Manner
+from bace_bridge.sinks.mqtt.manners import FIRST_FAILURE, Manner
 from bace_bridge.sinks.mqtt.messages import introduction
 from bace_bridge.sinks.mqtt.sockets import BufferedSocket, Socket, Unreachable, reason
 
@@ -83,7 +83,7 @@ def new_client(sock: Socket, config: MqttConfig, *, client_id: str, manner: Mann
         # paho opens sockets in connect(), which would block the event loop during DNS, TCP and TLS.
         inside._create_socket = lambda: BufferedSocket(sock)
         properties: Any = introduction(version, LARGEST_PACKET) if manner.protocol == "5" else None
-        client.connect(config.host, config.port, round(config.keepalive), properties=properties)
+        client.connect(config.address.host, config.address.port, round(config.keepalive), properties=properties)
     except UNSENDABLE as error:
         sock.close()
         raise Unreachable(f"CONNECT cannot be sent: {reason(error, certificate=True)}") from None
@@ -208,3 +208,75 @@ def _report_pubrec_errors(client: Client) -> None:
         return MQTTErrorCode(inside._do_on_publish(mid, reason, None))
 
     inside._handle_pubrec = handle_pubrec
+
+
+_TICK = 1.0
+
+
+class Driver:
+    """`failed` gets what paho could not read or write; `tick` is called about once a second."""
+
+    def __init__(self, client: Client, *, failed: Callable[[Exception], None], tick: Callable[[float], None]) -> None:
+        sock: Any = client.socket()
+        if sock is None:
+            raise RuntimeError("the client has no socket")
+        self._loop = asyncio.get_running_loop()
+        self._client = client
+        self._failed = failed
+        self._tick = tick
+        self._fd = sock.fileno()
+        # paho's own threads are not used: callbacks would run in them, beside the event loop.
+        self._buffered: Callable[[], int] = sock.pending
+        self._driving = True
+        # paho calls it before it closes the socket, while the file descriptor is still this socket's.
+        client.on_socket_close = lambda *_: self.let_go()
+        client.on_socket_register_write = self._on_wants_to_write
+        client.on_socket_unregister_write = self._on_has_written
+        self._loop.add_reader(self._fd, self._read)
+        # CONNECT was queued before these callbacks were there.
+        if client.want_write():
+            self._loop.add_writer(self._fd, self._write)
+        self._timer = self._loop.call_later(_TICK, self._look_after)
+
+    def _read(self) -> None:
+        if not self._driving:
+            return
+        try:
+            self._client.loop_read()
+            # What was read or decrypted already does not make the socket readable again. Others have a turn before it:
+            # requests would come faster than they are answered.
+            if self._buffered():
+                self._loop.call_soon(self._read)
+        except Exception as error:  # noqa: BLE001  # our callbacks keep theirs: this is what the broker sent
+            self._failed(error)
+
+    def _write(self) -> None:
+        try:
+            self._client.loop_write()
+        except Exception as error:  # noqa: BLE001  # as above
+            self._failed(error)
+
+    def _look_after(self) -> None:
+        self._timer = self._loop.call_later(_TICK, self._look_after)
+        try:
+            # Sends PINGREQ, and ends the connection where PINGRESP does not come. Nothing else in paho keeps time.
+            self._client.loop_misc()
+        except Exception as error:  # noqa: BLE001  # as above
+            self._failed(error)
+        self._tick(self._loop.time())
+
+    def _on_wants_to_write(self, *_: Any) -> None:
+        if self._driving:
+            self._loop.add_writer(self._fd, self._write)
+
+    def _on_has_written(self, *_: Any) -> None:
+        if self._driving:
+            self._loop.remove_writer(self._fd)
+
+    def let_go(self) -> None:
+        """The loop must forget the file descriptor before it is closed and given to somebody else."""
+        if self._driving:
+            self._driving = False
+            self._timer.cancel()
+            self._loop.remove_reader(self._fd)
+            self._loop.remove_writer(self._fd)

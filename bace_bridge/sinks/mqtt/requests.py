@@ -11,10 +11,10 @@ from structlog.typing import FilteringBoundLogger
 
 from bace_bridge.errors import BridgeError, SinkError
 from bace_bridge.formats import decoded, topic_problem
+from bace_bridge.sinks.api import Done
 from bace_bridge.sinks.kind import SinkContext
 from bace_bridge.sinks.mqtt.client import Beginning
 from bace_bridge.sinks.mqtt.config import MqttConfig
-from bace_bridge.sinks.mqtt.in_flight import Done
 from bace_bridge.sinks.mqtt.messages import Message, of_response
 from bace_bridge.sinks.mqtt.topics import Topics, base_of
 
@@ -122,24 +122,24 @@ class Requests:
 
     async def _answer(self, request: Request) -> bytes:
         if isinstance(request.payload, Beginning) or len(request.payload) > LARGEST:
-            return _error(f"the request is larger than {LARGEST} bytes")
+            return _encoded(status="error", error=f"the request is larger than {LARGEST} bytes")
         try:
             payload = request.payload if request.payload.strip() else b"{}"
             asked, echoed = decoded(payload, dict[str, Any]), decoded(payload, _Echo).transaction
         except msgspec.DecodeError:
-            return _error("the request is not a JSON object")
+            return _encoded(status="error", error="the request is not a JSON object")
         refusal, transaction = self._refusal(request), None if echoed is msgspec.UNSET else echoed
         if len(bytes(transaction or b"")) > LARGEST_TRANSACTION:
             refusal, transaction = f"transaction is larger than {LARGEST_TRANSACTION} bytes", None
         if refusal is not None:
-            return _error(refusal, transaction)
+            return _encoded(transaction, status="error", error=refusal)
         try:
-            return _encoded({"status": "ok", "data": await self._answers[request.name](asked)}, transaction)
+            return _encoded(transaction, status="ok", data=await self._answers[request.name](asked))
         except BridgeError as error:
-            return _error(str(error), transaction)
+            return _encoded(transaction, status="error", error=str(error))
         except Exception as error:  # noqa: BLE001  # a message from outside must not end the service
             self._warn("mqtt.request_failed", request=self._shown(request.name), exc_info=error)
-            return _error("an internal error; the log has its details", transaction)
+            return _encoded(transaction, status="error", error="an internal error; the log has its details")
 
 
 class Allowance:
@@ -186,9 +186,5 @@ class _Echo(msgspec.Struct):
     transaction: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
-def _error(problem: str, transaction: msgspec.Raw | None = None) -> bytes:
-    return _encoded({"status": "error", "error": problem}, transaction)
-
-
-def _encoded(answer: dict[str, Any], transaction: msgspec.Raw | None) -> bytes:
+def _encoded(transaction: msgspec.Raw | None = None, **answer: object) -> bytes:
     return msgspec.json.encode(answer if transaction is None else {**answer, "transaction": transaction})

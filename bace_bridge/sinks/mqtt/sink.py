@@ -14,15 +14,15 @@ from structlog.typing import FilteringBoundLogger
 from bace_bridge.errors import DeliveryRejected, SinkUnavailable
 from bace_bridge.events.types import Attempt
 from bace_bridge.retry import backoff
+from bace_bridge.sinks.api import Done
 from bace_bridge.sinks.kind import SinkContext
 from bace_bridge.sinks.mqtt.client import UNSENDABLE
 from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.connection import Connection
 from bace_bridge.sinks.mqtt.dialing import Dialer
-from bace_bridge.sinks.mqtt.endings import Ending
 from bace_bridge.sinks.mqtt.homeassistant.announcing import Announcer, Births
 from bace_bridge.sinks.mqtt.homeassistant.discovery import Discovery
-from bace_bridge.sinks.mqtt.in_flight import Done
+from bace_bridge.sinks.mqtt.manners import Ending
 from bace_bridge.sinks.mqtt.messages import EventMessages
 from bace_bridge.sinks.mqtt.mirror import Mirror
 from bace_bridge.sinks.mqtt.picture import OFFLINE, DeviceList, Memory
@@ -34,7 +34,6 @@ from bace_bridge.sinks.mqtt.tree import Tree, Watch
 _IN_FLIGHT_WITHIN = 3.0
 _DEVICES_OFFLINE_WITHIN = 3.0
 _GOODBYE_WITHIN = 1.0
-_RETRY_CHECKED_EVERY = 1.0
 
 _FIRST_RETRY, _LAST_RETRY = 15.0, 3600.0
 """Seconds until what the broker does not keep is published again, and what it does not allow is tried again."""
@@ -134,7 +133,7 @@ class MqttSink:
             return
         event = attempt.logged.event
         try:
-            message = self._events.message(attempt, speaks_5=self._dialer.manner.protocol == "5")
+            message = self._events.message(attempt, speaks_5=connection.speaks_5)
         except (msgspec.MsgspecError, *UNSENDABLE) as error:
             rejected = DeliveryRejected(f"the event {event.id} cannot be sent: {error}")
             asyncio.get_running_loop().call_soon(done, rejected)
@@ -188,7 +187,6 @@ class MqttSink:
             else:
                 ending = Ending("given_up", "trying other connection settings")
                 self._leave(ending.problem)
-                self._dialer.begin_again()
                 # What is acknowledged now need not come twice.
                 await connection.while_it_lasts(connection.emptied(), within=_IN_FLIGHT_WITHIN)
                 await connection.disconnect(within=_GOODBYE_WITHIN)
@@ -228,7 +226,7 @@ class MqttSink:
                 sleep=self._sleep,
                 warn=self._warn_once,
             ),
-            speaks_5=self._dialer.manner.protocol == "5",
+            speaks_5=connection.speaks_5,
             window=self.window,
             sleep=self._sleep,
             warn=self._warn_once,
@@ -262,7 +260,7 @@ class MqttSink:
         async with asyncio.TaskGroup() as tasks:
             working = [tasks.create_task(job) for job in jobs]
             try:
-                ended = await self._until_the_end_of(connection)
+                stayed = await self._dialer.stays_on(connection)
             except asyncio.CancelledError:
                 self._leave("the bridge leaves this broker")
                 await self._say_goodbye(connection, mirror, working[0])
@@ -270,15 +268,7 @@ class MqttSink:
             finally:
                 for task in working:
                     task.cancel()
-        return ended
-
-    async def _until_the_end_of(self, connection: Connection) -> bool:
-        while not connection.end.done():
-            again_in = self._dialer.again_in()
-            if again_in == 0:
-                return False
-            await asyncio.wait((connection.end,), timeout=again_in and min(again_in, _RETRY_CHECKED_EVERY))
-        return True
+        return stayed
 
     async def _listen_later(self, listen: Callable[[], Awaitable[bool]], *, listens: bool) -> None:
         attempts = 0
