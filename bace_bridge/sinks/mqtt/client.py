@@ -23,18 +23,18 @@ _REASON_AT = 2
 _NO_SUBSCRIBERS = 0x10
 
 
-def read_pubacks(client: Client) -> None:
-    """A PUBACK that says anything else, or more, is left to paho, which has no public way to do less."""
+def read_acknowledgements(client: Client) -> None:
+    """Plain PUBACKs without paho's decoding, and a PUBREC's refusal, which paho keeps to itself; the rest is paho's."""
     inside: Any = client
     # paho builds a reason code and properties for each PUBACK, which is most of the work at thousands of them in a
     # second. Nearly all of them are one of three: nothing (3.1.1, and 5 where all went well), success, no subscribers.
-    decode = inside._handle_pubackcomp
+    decode, handle_pubrec = inside._handle_pubackcomp, inside._handle_pubrec
     taken, unheard = (ReasonCode(PacketTypes.PUBACK, identifier=code) for code in (0, _NO_SUBSCRIBERS))
     accepting = {b"": taken}
     if client.protocol == MQTTProtocolVersion.MQTTv5:
         accepting |= {bytes([taken.value]): taken, bytes([unheard.value]): unheard}
 
-    def handle(command: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
+    def puback_or_pubcomp(command: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
         packet: bytes = inside._in_packet["packet"]
         reason = accepting.get(bytes(packet[_REASON_AT:])) if command == "PUBACK" else None
         mid = int.from_bytes(packet[:_REASON_AT], "big")
@@ -43,8 +43,16 @@ def read_pubacks(client: Client) -> None:
         # Without paho's lock: only the event loop's thread uses the client.
         return MQTTErrorCode(inside._do_on_publish(mid, reason, None))
 
-    # paho decodes reason code and properties of each PUBACK into objects, which cost more than the rest of a delivery.
-    inside._handle_pubackcomp = handle
+    def pubrec() -> MQTTErrorCode:
+        packet: bytes = inside._in_packet["packet"]
+        mid = int.from_bytes(packet[:_REASON_AT], "big")
+        if len(packet) <= _REASON_AT or packet[_REASON_AT] < FIRST_FAILURE or mid not in inside._out_messages:
+            return MQTTErrorCode(handle_pubrec())
+        # It ends the message, as PUBACK does at QoS 1. paho would send PUBREL, and the broker answer with success.
+        reason = ReasonCode(PacketTypes.PUBREC, identifier=packet[_REASON_AT])
+        return MQTTErrorCode(inside._do_on_publish(mid, reason, None))
+
+    inside._handle_pubackcomp, inside._handle_pubrec = puback_or_pubcomp, pubrec
 
 
 LARGEST_PACKET = 2**20
@@ -57,7 +65,6 @@ _BEGINNING = 72 * 2**10
 """Bytes: a topic of any length, and what is needed to acknowledge the message."""
 
 _PIECE = 64 * 2**10
-_EXACTLY_ONCE = 2
 
 
 class Will(msgspec.Struct, frozen=True):
@@ -109,9 +116,7 @@ def _configured(config: MqttConfig, *, client_id: str, manner: Manner, will: Wil
     if config.username is not None:
         password = config.password.get_secret_value() if config.password is not None else None
         client.username_pw_set(config.username, password)
-    read_pubacks(client)
-    if config.qos == _EXACTLY_ONCE:
-        _report_pubrec_errors(client)
+    read_acknowledgements(client)
     # Any callback here keeps paho from writing to the socket before the event loop drives it.
     client.on_socket_register_write = lambda *_: None
     return client
@@ -189,25 +194,6 @@ def _check(packet: Any) -> None:
     if size > LARGEST_PACKET:
         # The rest is read and dropped: without a PUBACK for it the broker would send nothing more, or send it again.
         del packet["packet"][_BEGINNING:]
-
-
-def _report_pubrec_errors(client: Client) -> None:
-    """Ends a message that PUBREC refuses with `on_publish` and the reason code, as PUBACK does at QoS 1.
-
-    paho has no public way to see that code; it would send PUBREL, and the broker would answer with success.
-    """
-    inside: Any = client
-    handle = inside._handle_pubrec
-
-    def handle_pubrec() -> MQTTErrorCode:
-        packet: bytes = inside._in_packet["packet"]
-        mid = int.from_bytes(packet[:2], "big")
-        if len(packet) <= _REASON_AT or packet[_REASON_AT] < FIRST_FAILURE or mid not in inside._out_messages:
-            return MQTTErrorCode(handle())
-        reason = ReasonCode(PacketTypes.PUBREC, identifier=packet[_REASON_AT])
-        return MQTTErrorCode(inside._do_on_publish(mid, reason, None))
-
-    inside._handle_pubrec = handle_pubrec
 
 
 _TICK = 1.0

@@ -134,29 +134,28 @@ class InFlight:
         allowed = self.limits
         if message.qos > allowed.qos or (message.retain and not allowed.retain):
             message = message._replace(qos=min(message.qos, allowed.qos), retain=message.retain and allowed.retain)
+        size, info = 0, None
         try:
-            if (largest := allowed.packet_size) is not None:
+            if allowed.packet_size is not None:
                 properties = len(message.properties.pack()) if message.properties is not None else 1
                 size = _HEADERS + len(message.topic.encode()) + properties + len(message.payload)
-                # The broker would close the connection on it, with all that is in flight.
-                if size > largest:
-                    self._reject(message, done, "is larger than the broker accepts")
-                    return
-            info = self._publish(message.topic, message.payload, message.qos, message.retain, message.properties)
+            # The broker would close the connection on it, with all that is in flight.
+            if size > (allowed.packet_size or 0):
+                problem = "is larger than the broker accepts"
+            else:
+                info = self._publish(message.topic, message.payload, message.qos, message.retain, message.properties)
         except UNSENDABLE as error:
-            self._reject(message, done, f"cannot be sent: {error}")
-            return
-        if info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS:
+            problem = f"cannot be sent: {error}"
+        if info is None:
+            topic = made_sendable(message.topic[:_LONGEST_SHOWN])
+            self._loop.call_soon(done, DeliveryRejected(f"a message on {topic} {problem}"))
+        elif info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS:
             self._in_flight[info.mid] = (message, done)
             counts = self._suspicion.counts or self._of_topics.counts
             self._closed_for_others = counts and self._goes_alone(message)
         else:
             # paho has queued it for a connection that this client never makes; the outbox sends it on the next one.
             self._loop.call_soon(done, SinkUnavailable("the connection to the broker is lost"))
-
-    def _reject(self, message: Message, done: Done, why: str) -> None:
-        topic = made_sendable(message.topic[:_LONGEST_SHOWN])
-        self._loop.call_soon(done, DeliveryRejected(f"a message on {topic} {why}"))
 
 
 _ACKNOWLEDGED_WITHIN = 60.0
@@ -183,7 +182,7 @@ class Connection:
         self._client = client
         self.speaks_5 = client.protocol == MQTTProtocolVersion.MQTTv5
         self._broker = broker
-        self._manner = manner
+        self.manner = manner
         self._shows_certificate = shows_certificate
         self._during: During = "connect"
         self._socket_errors: list[Exception] = []
@@ -208,7 +207,7 @@ class Connection:
         if not await self._first_of(self._accepted, within=CONNECT_WITHIN):
             self._finish(manners.mute(self._broker))
             return False
-        self.limits = self._in_flight.limits = manners.limits(self._accepted.result(), self._manner)
+        self.limits = self._in_flight.limits = manners.limits(self._accepted.result(), self.manner)
         self._during = "use"
         return True
 
@@ -229,7 +228,7 @@ class Connection:
         With `keeps_retain` a message says whether it was published as retained, and not whether it was kept; MQTT 5
         only. `during` is what an ending counts for that comes in the place of the answer.
         """
-        qos = min(qos, self._manner.qos)
+        qos = min(qos, self.manner.qos)
         if self.speaks_5:
             # Without retain-as-published a broker clears the retain flag of what it forwards as it is published.
             options = SubscribeOptions(qos=qos, retainAsPublished=keeps_retain)

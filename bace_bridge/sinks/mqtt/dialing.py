@@ -12,7 +12,7 @@ from bace_bridge.sinks.mqtt import manners
 from bace_bridge.sinks.mqtt.client import Will, new_client
 from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.connection import Connection
-from bace_bridge.sinks.mqtt.manners import Ending, Kind, Manner, not_reached
+from bace_bridge.sinks.mqtt.manners import Ending, Kind, not_reached
 from bace_bridge.sinks.mqtt.messages import Message
 from bace_bridge.sinks.mqtt.picture import OFFLINE
 from bace_bridge.sinks.mqtt.refusals import Suspicion, TopicSuspicion
@@ -112,11 +112,7 @@ class Dialer:
         self._clock = clock
         self._log = log
         self._course = manners.begin(config.protocol, qos=config.qos, requests=config.requests)
-        self._reported = (self.manner.protocol, self.manner.qos)
-
-    @property
-    def manner(self) -> Manner:
-        return self._course.manner
+        self._reported = (self._course.manner.protocol, self._course.manner.qos)
 
     async def stays_on(self, connection: Connection) -> bool:
         """True at its end. False where it lacks something, and it is time to try whether the broker takes it now."""
@@ -137,7 +133,7 @@ class Dialer:
                 return connection
             self._course, stays = manners.accepted(self._course, now=self._clock())
             if stays:
-                (protocol, qos), manner = self._reported, self.manner
+                (protocol, qos), manner = self._reported, self._course.manner
                 self._reported = (manner.protocol, manner.qos)
                 if manner.protocol < protocol:
                     self._log.warning("mqtt.protocol_fallback", protocol=manner.protocol)
@@ -149,7 +145,7 @@ class Dialer:
 
     async def listen(self, connection: Connection) -> bool:
         """Subscribes to requests; False where the broker refuses that in words."""
-        if not self.manner.requests:
+        if not self._course.manner.requests:
             return True
         # A request that was published as retained is none: it would come again at every connect.
         taken = await connection.subscribe([self._topics.requests], qos=1, keeps_retain=True, during="subscribe")
@@ -160,9 +156,9 @@ class Dialer:
 
     def learn(self, ending: Ending) -> bool:
         """True when the next attempt is a different one, and may be made at once."""
-        listened = self.manner.requests
+        listened = self._course.manner.requests
         self._course, at_once = manners.ended(self._course, ending, now=self._clock())
-        if listened and not self.manner.requests:
+        if listened and not self._course.manner.requests:
             self._log.warning(
                 "mqtt.requests_refused",
                 topic=self._topics.requests,
@@ -171,7 +167,7 @@ class Dialer:
         return at_once
 
     async def _open(self, on_message: Callable[[MQTTMessage], None]) -> Connection | Ending:
-        config, manner = self._config, self.manner
+        config, manner = self._config, self._course.manner
         try:
             sock = await open_socket(config)
             client = new_client(

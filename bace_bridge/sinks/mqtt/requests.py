@@ -53,7 +53,7 @@ class Requests:
     ) -> None:
         self._answers = context.requests
         self._running = context.running
-        self._quote = context.redaction.quoted
+        self._shown = partial(context.redaction.quoted, longest=_LONGEST_NAME)
         self._topics = topics
         self._warn = _LimitedWarnings(log, clock)
         self._allowance = Allowance(MOST_A_MINUTE, clock)
@@ -94,21 +94,9 @@ class Requests:
             for topic in [usual, asked_for] if also and asked_for is not None else [usual]:
                 publish(Message(topic, payload, qos=1, properties=properties), partial(self._responded, topic))
 
-    def _shown(self, text: str) -> str:
-        return self._quote(text, _LONGEST_NAME)
-
     def _responded(self, topic: str, error: SinkError | None) -> None:
         if error is not None:
             self._warn("mqtt.response_not_delivered", topic=topic, problem=str(error))
-
-    def _refusal(self, request: Request) -> str | None:
-        if request.name not in self._answers:
-            return f"unknown request {self._shown(request.name)!r}; known: {', '.join(sorted(self._answers))}"
-        if request.correlation is not None and len(request.correlation) > _LARGEST_CORRELATION:
-            return f"the correlation data are larger than {_LARGEST_CORRELATION} bytes"
-        if request.response_topic is not None and (problem := self._unusable(request.response_topic)):
-            return f"the response topic {self._shown(request.response_topic)!a} {problem}"
-        return None
 
     def _unusable(self, topic: str) -> str | None:
         """Why no answer goes there: the bridge writes with its own rights, and could be made to forge its own state."""
@@ -128,9 +116,15 @@ class Requests:
             asked, echoed = decoded(payload, dict[str, Any]), decoded(payload, _Echo).transaction
         except msgspec.DecodeError:
             return _encoded(status="error", error="the request is not a JSON object")
-        refusal, transaction = self._refusal(request), None if echoed is msgspec.UNSET else echoed
+        refusal, transaction = None, None if echoed is msgspec.UNSET else echoed
         if len(bytes(transaction or b"")) > LARGEST_TRANSACTION:
             refusal, transaction = f"transaction is larger than {LARGEST_TRANSACTION} bytes", None
+        elif request.name not in self._answers:
+            refusal = f"unknown request {self._shown(request.name)!r}; known: {', '.join(sorted(self._answers))}"
+        elif request.correlation is not None and len(request.correlation) > _LARGEST_CORRELATION:
+            refusal = f"the correlation data are larger than {_LARGEST_CORRELATION} bytes"
+        elif request.response_topic is not None and (problem := self._unusable(request.response_topic)):
+            refusal = f"the response topic {self._shown(request.response_topic)!a} {problem}"
         if refusal is not None:
             return _encoded(transaction, status="error", error=refusal)
         try:

@@ -244,13 +244,11 @@ class MqttSink:
         if self._births is not None and self._births.problem is not None:
             self._warn_once("mqtt.home_assistant_unheard", problem=self._births.problem, then="tried again later")
         if not connection.end.done():
-            self._dialer.outage.connected(broker=self._config.broker, protocol=self._dialer.manner.protocol)
+            self._dialer.outage.connected(broker=self._config.broker, protocol=connection.manner.protocol)
         jobs = [
             mirror.run(),
             self._requests.serve(connection.publish),
-            # Events wait for the retained state: who hears the first of them finds its device described.
-            self._become_ready(connection, mirror),
-            self._compare(connection, mirror),
+            self._follow(connection, mirror),
             watch.run(),
             self._listen_later(partial(self._dialer.listen, connection), listens=listens),
         ]
@@ -280,14 +278,14 @@ class MqttSink:
     def _again_in(self, attempts: int) -> float:
         return backoff(attempts, jitter=self._jitter(), first=_FIRST_RETRY, longest=_LAST_RETRY)
 
-    async def _become_ready(self, connection: Connection, mirror: Mirror) -> None:
-        # Retained state before events: an automation that an event starts reads the state beside it.
+    async def _follow(self, connection: Connection, mirror: Mirror) -> None:
+        """What comes once the retained state was published: events, and what the broker shows of it."""
+        # Retained state before events: an automation that an event starts reads the state beside it, and finds its
+        # device described.
         await mirror.complete.wait()
         if not connection.end.done():
             self._connection, self.problem = connection, None
             self._ready.set()
-
-    async def _compare(self, connection: Connection, mirror: Mirror) -> None:
         # What was just published is the proof whether reading is allowed, and whether the broker keeps what it takes.
         await mirror.settled.wait()
         lost = await self._tree.read(connection, mirror)

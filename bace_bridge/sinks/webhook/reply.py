@@ -127,7 +127,9 @@ def read_reply(data: bytes, *, ended: bool, after_another: bool) -> Reply | None
     rest = data[end.end() :]
     body = _body(status, headers, rest)
     whole = ended or body.broken or body.size is not None or len(body.content) >= LONGEST_ANSWER
-    reusable = regular and not ended and body.size == len(rest) and _is_kept(found, headers)
+    said = ",".join(headers.getall("Connection", ())).lower()
+    is_kept = (found[1], found[2]) == (b"1", b"1") and "close" not in said and "upgrade" not in said
+    reusable = regular and not ended and body.size == len(rest) and is_kept
     return Reply(status, headers, body.content[:LONGEST_ANSWER], whole=whole, reusable=reusable)
 
 
@@ -175,11 +177,6 @@ def _headers(lines: bytes) -> tuple[CIMultiDict[str], bool]:
         elif line.strip():
             regular = False
     return headers, regular
-
-
-def _is_kept(status: re.Match[bytes], headers: CIMultiDict[str]) -> bool:
-    said = ",".join(headers.getall("Connection", ())).lower()
-    return (status[1], status[2]) == (b"1", b"1") and "close" not in said and "upgrade" not in said
 
 
 def _body(status: int, headers: CIMultiDict[str], rest: bytes) -> _Body:

@@ -10,6 +10,7 @@ from bace_bridge.config.values import secrets_of
 from bace_bridge.errors import DeliveryFailed, SinkError, SinkUnavailable
 from bace_bridge.events.types import Attempt, Event
 from bace_bridge.redaction import Redaction
+from bace_bridge.sinks.api import Done
 from bace_bridge.sinks.webhook.config import WebhookConfig
 from bace_bridge.sinks.webhook.exchange import Exchange
 from bace_bridge.sinks.webhook.message import (
@@ -37,7 +38,7 @@ class Pace:
         return at - now
 
 
-Done = Callable[[SinkError | None], None]
+_STOPPED = "bace-bridge stopped before the webhook answered"
 
 
 class WebhookSink:
@@ -113,7 +114,7 @@ class WebhookSink:
     def send(self, attempt: Attempt, done: Done) -> None:
         """Never blocks; `done` is called exactly once, on the loop, after this has returned."""
         if self._closed:
-            asyncio.get_running_loop().call_soon(done, _stopped())
+            asyncio.get_running_loop().call_soon(done, SinkUnavailable(_STOPPED))
         else:
             self._queue.put_nowait((attempt, done))
 
@@ -138,7 +139,7 @@ class WebhookSink:
         while True:
             attempt, done = await self._queue.get()
             # What `done` gets where the worker is cancelled: the endpoint may have the event, so it is sent again.
-            error: SinkError | None = _stopped()
+            error: SinkError | None = SinkUnavailable(_STOPPED)
             try:
                 # Here and not in `send`: the limit spreads what has piled up, and `send` must not block.
                 if wait := self._pace.turn(self._monotonic()):
@@ -158,9 +159,5 @@ class WebhookSink:
     def _hand_back(self) -> None:
         while not self._queue.empty():
             _, done = self._queue.get_nowait()
-            done(_stopped())
+            done(SinkUnavailable(_STOPPED))
             self._queue.task_done()
-
-
-def _stopped() -> SinkUnavailable:
-    return SinkUnavailable("bace-bridge stopped before the webhook answered")
