@@ -4,6 +4,7 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage, MQTTMessageInfo
@@ -62,19 +63,17 @@ class InFlight:
         else:
             self._hand_over(message, done)
 
-    def acknowledged(self, mid: int, reason: ReasonCode) -> None:
-        message, _ = self._in_flight.get(mid, (None, None))
-        # At QoS 0 paho calls on_publish when the bytes have left; the broker may close the connection on them yet.
-        if message is not None and message.retain and not message.qos:
-            self._loop.call_later(_TAKEN_IF_OPEN_AFTER, self._settled, mid, reason)
-        else:
-            self._settled(mid, reason)
-
-    def _settled(self, mid: int, reason: ReasonCode) -> None:
+    def acknowledged(self, mid: int, reason: ReasonCode, *, for_good: bool = False) -> None:
         if mid not in self._in_flight:
             return
+        message, done = self._in_flight[mid]
+        # At QoS 0 paho calls on_publish when the bytes have left; the broker may close the connection on them yet.
+        if message.retain and not message.qos and not for_good:
+            again = partial(self.acknowledged, mid, reason, for_good=True)
+            self._loop.call_later(_TAKEN_IF_OPEN_AFTER, again)
+            return
+        del self._in_flight[mid]
         self.acknowledges = True
-        message, done = self._in_flight.pop(mid)
         self._closed_for_others = False
         if message.event is not None:
             self._suspicion.acknowledged(message.event)
@@ -121,11 +120,11 @@ class InFlight:
 
     def _goes_alone(self, message: Message) -> bool:
         if message.event is not None:
-            return self._suspicion.sent_alone(message.event)
-        return message.retain and self._of_topics.sent_alone(message.topic)
+            return self._suspicion.counts and self._suspicion.sent_alone(message.event)
+        return message.retain and self._of_topics.counts and self._of_topics.sent_alone(message.topic)
 
     def _takes(self, message: Message) -> bool:
-        if (self._suspicion.counts or self._of_topics.counts) and self._goes_alone(message):
+        if self._goes_alone(message):
             return not self._in_flight
         # More in flight than the Receive Maximum is an error on which a broker disconnects (0x93).
         return not self._closed_for_others and len(self._in_flight) < min(self._size, self.limits.in_flight)
@@ -151,8 +150,7 @@ class InFlight:
             self._loop.call_soon(done, DeliveryRejected(f"a message on {topic} {problem}"))
         elif info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS:
             self._in_flight[info.mid] = (message, done)
-            counts = self._suspicion.counts or self._of_topics.counts
-            self._closed_for_others = counts and self._goes_alone(message)
+            self._closed_for_others = self._goes_alone(message)
         else:
             # paho has queued it for a connection that this client never makes; the outbox sends it on the next one.
             self._loop.call_soon(done, SinkUnavailable("the connection to the broker is lost"))
@@ -178,7 +176,7 @@ class Connection:
         of_topics: TopicSuspicion,
         on_message: Callable[[MQTTMessage], None],
     ) -> None:
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._client = client
         self.speaks_5 = client.protocol == MQTTProtocolVersion.MQTTv5
         self._broker = broker
@@ -241,14 +239,17 @@ class Connection:
         if not self.end.done():
             self._client.unsubscribe(list(filters))
 
-    async def while_it_lasts(self, last_work: Coroutine[Any, Any, None], *, within: float) -> None:
-        """Does the work unless the connection ends first or the time, in seconds, is over."""
-        work = asyncio.create_task(last_work)
-        await asyncio.wait((work, self.end), timeout=within, return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
+    async def while_it_lasts(self, *steps: Callable[[], Coroutine[Any, Any, None]], within: float) -> None:
+        """Takes one step after the other until the connection ends, or the time for all (in seconds) is over."""
+        ends_at = self._loop.time() + within
+        for step in steps:
+            work = asyncio.create_task(step())
+            left = max(0.0, ends_at - self._loop.time())
+            await asyncio.wait((work, self.end), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                work.cancel()
+                return
             work.result()
-        else:
-            work.cancel()
 
     async def disconnect(self, *, within: float, with_will: bool = False) -> None:
         """Says goodbye, so that the broker does not publish the last will; or so that it does."""
@@ -279,7 +280,7 @@ class Connection:
         # paho gives no packet id where the socket is closed already.
         if asked[1] is None:
             return None
-        answer = self._answers[asked[1]] = asyncio.get_running_loop().create_future()
+        answer = self._answers[asked[1]] = self._loop.create_future()
         self._during = during
         try:
             came = await self._first_of(answer, within=CONNECT_WITHIN)

@@ -97,6 +97,7 @@ class MqttSink:
             warn=self._warn_once,
         )
         self._warned, self._ready = set(), asyncio.Event()
+        self.ready = self._ready.wait
         self.problem = f"not connected to the broker at {config.broker} yet"
 
     @property
@@ -120,10 +121,6 @@ class MqttSink:
         if self._births is None or self._births.problem is not None:
             return []
         return [f"{home.prefix}/{'device/+' if home.mode == 'device' else '+/+/+'}/config"]
-
-    async def ready(self) -> None:
-        """Returns when events can be sent."""
-        await self._ready.wait()
 
     def send(self, attempt: Attempt, done: Done) -> None:
         """Hands an event over. `done` is called exactly once, later, on the loop."""
@@ -188,7 +185,7 @@ class MqttSink:
                 ending = Ending("given_up", "trying other connection settings")
                 self._leave(ending.problem)
                 # What is acknowledged now need not come twice.
-                await connection.while_it_lasts(connection.emptied(), within=_IN_FLIGHT_WITHIN)
+                await connection.while_it_lasts(connection.emptied, within=_IN_FLIGHT_WITHIN)
                 await connection.disconnect(within=_GOODBYE_WITHIN)
             self.problem = ending.problem
             return ending
@@ -325,13 +322,8 @@ class MqttSink:
         # The mirror has stopped before, or it would publish `online` again.
         keeping.cancel()
         await asyncio.wait((keeping,))
-
-        async def state_and_in_flight() -> None:
-            await mirror.say_offline()
-            await connection.emptied()
-
         # The bridge's own state goes first: the rest may be cut off. Without its PUBACK the last will has to say it.
-        await connection.while_it_lasts(state_and_in_flight(), within=_IN_FLIGHT_WITHIN)
-        await connection.while_it_lasts(mirror.say_devices_offline(), within=_DEVICES_OFFLINE_WITHIN)
+        await connection.while_it_lasts(mirror.say_offline, connection.emptied, within=_IN_FLIGHT_WITHIN)
+        await connection.while_it_lasts(mirror.say_devices_offline, within=_DEVICES_OFFLINE_WITHIN)
         is_offline = mirror.picture.acknowledged.get(self._topics.bridge_state) == OFFLINE
         await connection.disconnect(within=_GOODBYE_WITHIN, with_will=not is_offline)

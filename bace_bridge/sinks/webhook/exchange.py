@@ -12,7 +12,7 @@ from functools import cache
 from yarl import URL
 
 from bace_bridge.errors import DeliveryFailed
-from bace_bridge.sinks.webhook.reply import MOST_READ, NotHttp, Reply, read_reply
+from bace_bridge.sinks.webhook.message import MOST_READ, NotHttp, Reply, read_reply
 
 KEEP_ALIVE = 4.0
 """Seconds that an idle connection is kept: less than the 5 s after which common servers close theirs."""

@@ -14,6 +14,7 @@ from bace_bridge.sinks.api import Done
 from bace_bridge.sinks.webhook.config import WebhookConfig
 from bace_bridge.sinks.webhook.exchange import Exchange
 from bace_bridge.sinks.webhook.message import (
+    judge,
     origin,
     request_bytes,
     request_head,
@@ -21,7 +22,6 @@ from bace_bridge.sinks.webhook.message import (
     signing_key,
     structured,
 )
-from bace_bridge.sinks.webhook.reply import judge
 
 
 class Pace:
@@ -85,6 +85,7 @@ class WebhookSink:
         self._queue: asyncio.Queue[tuple[Attempt, Done]] = asyncio.Queue()
         self._workers: list[asyncio.Task[None]] = []
         self._is_ready = asyncio.Event()
+        self.ready = self._is_ready.wait  # while `run` runs: only a POST shows whether the endpoint answers
         self._closed = False
 
     async def run(self) -> None:
@@ -100,10 +101,6 @@ class WebhookSink:
             self._workers = []
             self._exchange.close()
             self._hand_back()
-
-    async def ready(self) -> None:
-        """Returns at once while `run` runs: only a POST shows whether the endpoint answers."""
-        await self._is_ready.wait()
 
     @staticmethod
     def where(event: Event) -> str:
