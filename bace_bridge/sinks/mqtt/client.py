@@ -4,6 +4,7 @@ import asyncio
 import ssl
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, cast
 
 import msgspec
@@ -216,8 +217,8 @@ class Driver:
         self._driving = True
         # paho calls it before it closes the socket, while the file descriptor is still this socket's.
         client.on_socket_close = lambda *_: self.let_go()
-        client.on_socket_register_write = self._on_wants_to_write
-        client.on_socket_unregister_write = self._on_has_written
+        client.on_socket_register_write = partial(self._on_writing, begins=True)
+        client.on_socket_unregister_write = partial(self._on_writing, begins=False)
         self._loop.add_reader(self._fd, self._read)
         # CONNECT was queued before these callbacks were there.
         if client.want_write():
@@ -251,12 +252,10 @@ class Driver:
             self._failed(error)
         self._tick(self._loop.time())
 
-    def _on_wants_to_write(self, *_: Any) -> None:
-        if self._driving:
+    def _on_writing(self, *_: Any, begins: bool) -> None:
+        if self._driving and begins:
             self._loop.add_writer(self._fd, self._write)
-
-    def _on_has_written(self, *_: Any) -> None:
-        if self._driving:
+        elif self._driving:
             self._loop.remove_writer(self._fd)
 
     def let_go(self) -> None:

@@ -73,7 +73,6 @@ class MqttSink:
         self._log: FilteringBoundLogger = structlog.get_logger().bind(sink=config.name)
         self._topics = topics = Topics(config.base_topic)
         self._events = EventMessages(context.source, topics, qos=config.qos)
-        self.where = self._events.topic
         self._requests = Requests(context, topics, self._log, clock=clock)
         self._dialer = Dialer(config, context, topics, clock=clock, log=self._log)
         self._memory = Memory(
@@ -97,7 +96,7 @@ class MqttSink:
             warn=self._warn_once,
         )
         self._warned, self._ready = set(), asyncio.Event()
-        self.ready = self._ready.wait
+        self.ready, self.where = self._ready.wait, self._events.topic
         self.problem = f"not connected to the broker at {config.broker} yet"
 
     @property
