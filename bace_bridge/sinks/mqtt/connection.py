@@ -202,7 +202,8 @@ class Connection:
 
     async def accepted(self) -> bool:
         """False when the broker did not accept the connection; `end` says why."""
-        if not await self._first_of(self._accepted, within=CONNECT_WITHIN):
+        await asyncio.wait((self._accepted, self.end), timeout=CONNECT_WITHIN, return_when=asyncio.FIRST_COMPLETED)
+        if not self._accepted.done() or self.end.done():
             self._finish(manners.mute(self._broker))
             return False
         self.limits = self._in_flight.limits = manners.limits(self._accepted.result(), self.manner)
@@ -283,16 +284,13 @@ class Connection:
         answer = self._answers[asked[1]] = self._loop.create_future()
         self._during = during
         try:
-            came = await self._first_of(answer, within=CONNECT_WITHIN)
+            await asyncio.wait((answer, self.end), timeout=CONNECT_WITHIN, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._answers.pop(asked[1], None)
-        if not self.end.done():
-            self._during = "use"
-        return answer.result() if came else None
-
-    async def _first_of(self, awaited: asyncio.Future[Any], *, within: float) -> bool:
-        await asyncio.wait((awaited, self.end), timeout=within, return_when=asyncio.FIRST_COMPLETED)
-        return awaited.done() and not self.end.done()
+        if self.end.done():
+            return None
+        self._during = "use"
+        return answer.result() if answer.done() else None
 
     def _finish(self, ending: Ending) -> None:
         if not self.end.done():

@@ -198,7 +198,7 @@ class Picture:
         if not self.is_whole:  # whose the base topic is, is not known yet
             return
         # Two bridges that both wrote bridge/info would overwrite each other's for ever: the second one is a guest.
-        guest = topics.guest(self._memory.installation)
+        guest = topics.guest + self._memory.installation
         if self._memory.neighbours.owner(topics.base) is None:
             self._mean(topics.bridge_info, info)
             self._mean(guest, None)

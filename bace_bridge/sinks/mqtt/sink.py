@@ -89,7 +89,7 @@ class MqttSink:
         self._tree = Tree(
             topics,
             self._memory.neighbours,
-            watched=(topics.bridge_state, topics.bridge_info, topics.guest(context.installation)),
+            watched=(topics.bridge_state, topics.bridge_info, topics.guest + context.installation),
             announced=self._announced,
             sleep=sleep,
             log=self._log,

@@ -37,16 +37,14 @@ class Topics:
         # A request's topic, and that of its response, end with its name.
         self.request, self.response = f"{base}/bridge/request/", f"{base}/bridge/response/"
         self.requests = f"{self.request}+"
-        self.guests = f"{base}/bridge/guest/+"
+        # It ends with an installation: where a bridge says who it is while `bridge/info` names another one.
+        self.guest = f"{base}/bridge/guest/"
+        self.guests = f"{self.guest}+"
         self.states_of_devices = (f"{base}/+/availability", f"{base}/+/session", f"{base}/+/latest/+/+")
         self._of_device: dict[str, DeviceTopics] = {}
         base_in_json = re.escape(msgspec.json.encode(base).strip(b'"'))
         # What announces anything of this very base topic: all but triggers name the bridge's state.
         self.named_in_discovery = re.compile(b'"' + base_in_json + b'/(?:bridge/state|[^/"]+/event)"')
-
-    def guest(self, installation: str) -> str:
-        """Where a bridge says who it is while `bridge/info` names another one."""
-        return self.guests[:-1] + installation
 
     def of(self, device: str) -> DeviceTopics:
         topics = self._of_device.get(device)

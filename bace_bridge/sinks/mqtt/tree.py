@@ -216,15 +216,12 @@ class _Reading:
         self.of_devices = {topic for topic in picture.acknowledged if topics.kind(topic) is not None}
         self._loop = asyncio.get_running_loop()
         self._messages = self._bytes = 0
+        self._is_full = False
         self._last = 0.0
         self.came: set[str] = set()
         self.of_bridge: dict[str, bytes] = {}
         self.shows_devices = False
         self.unknown: set[str] = set()
-
-    @property
-    def _is_full(self) -> bool:
-        return self._messages >= MOST_MESSAGES or self._bytes >= MOST_BYTES
 
     def take(self, topic: str, message: MQTTMessage) -> None:
         if message.retain:  # it was kept; what is published meanwhile may never end
@@ -233,6 +230,7 @@ class _Reading:
             return
         self._messages += 1
         self._bytes += len(topic) + len(message.payload)
+        self._is_full = self._messages >= MOST_MESSAGES or self._bytes >= MOST_BYTES
         if topic in self._own:
             self.of_bridge[topic] = bytes(message.payload)
         elif topic in self.of_devices:

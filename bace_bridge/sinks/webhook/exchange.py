@@ -106,10 +106,8 @@ class Exchange:
         return connection
 
 
-@cache
-def _verifying() -> ssl.SSLContext:
-    """One for all endpoints, as it takes a megabyte and tens of milliseconds."""
-    return ssl.create_default_context()
+_verifying = cache(ssl.create_default_context)
+"""One for all endpoints, as it takes a megabyte and tens of milliseconds."""
 
 
 class _Connection(asyncio.Protocol):

@@ -246,7 +246,14 @@ def _final_status(data: bytes, *, ended: bool, after_another: bool) -> re.Match[
         # refused.
         found = _STATUS.search(data, at) if after_another else _STATUS.match(data, at)
         if found is None:
-            _refuse_other_protocols(data[at:], ended=ended, after_another=after_another)
+            # What came and holds no status line may still become one.
+            begun = data[at:]
+            could_be = not ended and len(begun) <= LARGEST_HEAD
+            if not after_another:
+                could_be = could_be and b"HTTP/".startswith(begun[:5].upper()) and b"\n" not in begun
+                could_be = could_be and len(begun) <= _LONGEST_TO_STATUS
+            if begun and not could_be:
+                raise NotHttp
             return None
         if found.end() == len(data) and not ended:
             return None
@@ -257,16 +264,6 @@ def _final_status(data: bytes, *, ended: bool, after_another: bool) -> re.Match[
             return None
         at = interim.end()
     raise NotHttp
-
-
-def _refuse_other_protocols(begun: bytes, *, ended: bool, after_another: bool) -> None:
-    """What came and holds no status line may still become one."""
-    could_be = not ended and len(begun) <= LARGEST_HEAD
-    if not after_another:
-        could_be = could_be and b"HTTP/".startswith(begun[:5].upper()) and b"\n" not in begun
-        could_be = could_be and len(begun) <= _LONGEST_TO_STATUS
-    if begun and not could_be:
-        raise NotHttp
 
 
 def _headers(lines: bytes) -> tuple[CIMultiDict[str], bool]:
