@@ -3,7 +3,7 @@
 import math
 import re
 from base64 import b64decode
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -41,6 +41,13 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kKMGT]B|[KMGT]iB|B)?")
 def mistake(problem: str, hint: str = "") -> PydanticCustomError:
     """A refusal in words for people. It must not hold the value: that may be a secret."""
     return PydanticCustomError("mistake", "{problem}", {"problem": problem, "hint": hint})
+
+
+def checked(problem_of: Callable[[str], str | None], hint: str, value: Any) -> Any:
+    """The text, or the secret, where there is no problem of it; a validator is a partial of this."""
+    if problem := problem_of(value.get_secret_value() if isinstance(value, SecretStr) else value):
+        raise mistake(problem, hint)
+    return value
 
 
 def closest(written: str, known: Collection[str]) -> str | None:

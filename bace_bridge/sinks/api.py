@@ -25,8 +25,8 @@ class Receiver(Protocol):
     pipelined: bool
     """True only where the transport keeps the order of what is in flight."""
 
-    async def ready(self) -> None:
-        """Returns when something can be sent."""
+    async def ready(self) -> object:
+        """Returns when something can be sent; what it returns means nothing."""
 
     def where(self, event: Event) -> str: ...
     def send(self, attempt: Attempt, done: Done) -> None: ...

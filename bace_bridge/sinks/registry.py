@@ -11,9 +11,6 @@ _FOLDERS = (
 """In the order in which `check` lists them. A new kind is a folder here, and its name in a line of its own."""
 
 
-def _kind_of(folder: str) -> type[SinkConfig]:
-    kind: type[SinkConfig] = import_module(f"bace_bridge.sinks.{folder}.config").KIND
-    return kind
-
-
-KINDS = tuple(_kind_of(folder) for folder in _FOLDERS)
+KINDS: tuple[type[SinkConfig], ...] = tuple(
+    import_module(f"bace_bridge.sinks.{folder}.config").KIND for folder in _FOLDERS
+)

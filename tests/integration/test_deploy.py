@@ -139,7 +139,7 @@ def test_the_sample_for_docker_is_right(tmp_path: Path) -> None:
     assert {line.split("/")[-1] for line in re.findall(r"^ .*_file: (.*)$", text, re.MULTILINE)} == set(
         bridge["secrets"]
     )
-    assert config.sinks_of(MqttConfig)[0].host in compose()["services"]
+    assert config.sinks_of(MqttConfig)[0].address.host in compose()["services"]
     assert str(config.store.path.parent) == dockerfile("VOLUME")[0]
     assert bridge["ports"][0].split(":")[-1] == str(config.http.port) == dockerfile("EXPOSE")[0]
 

@@ -738,7 +738,7 @@ async def test_websockets_even_with_more_than_the_socket_holds(
 
 
 def protocol_of(sink: MqttSink) -> str | None:
-    return sink._dialer.manner.protocol if sink.problem is None else None
+    return sink._connection.manner.protocol if sink._connection is not None else None
 
 
 def sent_in_part(sink: MqttSink) -> bool:

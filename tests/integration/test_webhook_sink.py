@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 from bace_bridge.errors import DeliveryFailed, SinkDisabled, SinkError, SinkUnavailable
 from bace_bridge.events.types import Attempt, Event, LoggedEvent
 from bace_bridge.sinks.webhook.config import WebhookConfig
-from bace_bridge.sinks.webhook.reply import LONGEST_ANSWER
+from bace_bridge.sinks.webhook.message import LONGEST_ANSWER
 from bace_bridge.sinks.webhook.sink import WebhookSink
 
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()

@@ -151,8 +151,7 @@ def test_what_is_no_start_is_refused(written: object) -> None:
     ],
 )
 def test_broker_urls(url: str, parts: tuple[str, int, str, bool, bool]) -> None:
-    sink = broker(url)
-    assert (sink.host, sink.port, sink.path, sink.tls_enabled, sink.websocket) == parts
+    assert broker(url).address == parts
 
 
 @pytest.mark.parametrize(

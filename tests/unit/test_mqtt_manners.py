@@ -8,8 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bace_bridge.sinks.mqtt.config import Version
-from bace_bridge.sinks.mqtt.endings import NO_RETAIN, QOS_TOO_HIGH, Ending
-from bace_bridge.sinks.mqtt.manners import Course, Manner, accepted, begin, ended, from_the_top, subscribed
+from bace_bridge.sinks.mqtt.manners import (
+    NO_RETAIN,
+    QOS_TOO_HIGH,
+    Course,
+    Ending,
+    Manner,
+    accepted,
+    begin,
+    ended,
+    from_the_top,
+    subscribed,
+)
 
 HOUR = 3600.0
 SILENT, REFUSED, MUTE = Ending("silent", ""), Ending("version_refused", ""), Ending("mute", "")

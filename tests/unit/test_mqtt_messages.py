@@ -12,17 +12,19 @@ from structlog.testing import capture_logs
 
 from bace_bridge.errors import DeliveryFailed, DeliveryRejected
 from bace_bridge.events.types import Attempt, Event, LoggedEvent
-from bace_bridge.sinks.mqtt.endings import (
+from bace_bridge.sinks.mqtt.dialing import Outage
+from bace_bridge.sinks.mqtt.manners import (
     During,
     Ending,
     Kind,
-    Outage,
-    ended,
+    Limits,
+    Manner,
+    ending_of,
+    limits,
     may_be_about_a_message,
     publish_refused,
     refused,
 )
-from bace_bridge.sinks.mqtt.manners import Limits, announced
 from bace_bridge.sinks.mqtt.messages import EventMessages, introduction, of_response, of_state
 from bace_bridge.sinks.mqtt.refusals import Suspicion
 from bace_bridge.sinks.mqtt.sockets import reason
@@ -239,7 +241,7 @@ def test_refusals_of_connect(code: int, kind: Kind) -> None:
 def test_ends_of_connections(
     code: int, said_by_broker: bool, during: During, socket_error: str, expected: tuple[Kind, str]
 ) -> None:
-    ending = ended("b:1", code, "Reason", said_by_broker=said_by_broker, during=during, socket_error=socket_error)
+    ending = ending_of("b:1", code, "Reason", said_by_broker=said_by_broker, during=during, socket_error=socket_error)
 
     assert ending.kind == expected[0]
     assert ending.problem.endswith(expected[1])
@@ -260,8 +262,10 @@ def test_limits_are_what_connack_announces() -> None:
         MaximumQoS = 1
         RetainAvailable = 0
 
-    assert announced(Announced()) == Limits(20, 1000, 1, retain=False)
-    assert announced(None) == Limits()
+    assert limits(Announced(), Manner("5", 2)) == Limits(20, 1000, 1, retain=False)
+    assert limits(None, Manner("5", 2)) == Limits()
+    assert limits(None, Manner("3.1.1", 2, retain=False)) == Limits(20, retain=False)
+    assert limits(None, Manner("3.1.1", 1)) == Limits(qos=1)
 
 
 def outage() -> Outage:
@@ -371,7 +375,7 @@ def test_the_last_suspect_s_acknowledgement_ends_the_suspicion() -> None:
 
 
 def end_of(code: int, reason: str, *, said_by_broker: bool, during: During) -> Ending:
-    return ended("b", code, reason, said_by_broker=said_by_broker, during=during, socket_error="")
+    return ending_of("b", code, reason, said_by_broker=said_by_broker, during=during, socket_error="")
 
 
 @pytest.mark.parametrize(

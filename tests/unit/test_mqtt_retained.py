@@ -16,7 +16,6 @@ from bace_bridge.sinks.mqtt.topics import (
     Topics,
     Views,
     base_of,
-    base_topics,
     decide,
     device_topics,
 )
@@ -83,7 +82,9 @@ def test_a_device_without_a_session_has_no_session_topic() -> None:
 
 def test_former_base_topics_are_known_by_the_states_that_they_have_left() -> None:
     ledger = ["bace/bridge/state", "old/bridge/state", "old/nested/bridge/state", "old/g1/session", "x/bridge/info"]
-    assert base_topics(ledger, TOPICS) == ["old", "old/nested"]
+    picture = Picture(TOPICS, memory(), no_discovery)
+    picture.read_ledger(ledger)
+    assert picture.bases == ["old", "old/nested"]
     assert base_of("old/nested/g1/session", ["bace", "old", "old/nested"]) == "old/nested"
     assert base_of("older/g1/session", ["bace", "old"]) is None
 

@@ -58,8 +58,8 @@ def test_a_level_is_one_that_any_broker_takes(name: str) -> None:
 
 @given(ANYTHING, ANYTHING, st.integers(-(2**31), 2**31))
 def test_every_topic_of_a_device_has_the_shape_of_its_kind(device: str, source: str, datatype: int) -> None:
-    assert TOPICS.kind(TOPICS.availability(device)) == "availability"
-    assert TOPICS.kind(TOPICS.session(device)) == "session"
+    assert TOPICS.kind(TOPICS.of(device).availability) == "availability"
+    assert TOPICS.kind(TOPICS.of(device).session) == "session"
     assert TOPICS.kind(TOPICS.latest(device, source, datatype)) == "latest"
 
 

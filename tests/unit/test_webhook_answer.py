@@ -7,7 +7,7 @@ from multidict import CIMultiDict
 
 from bace_bridge.errors import DeliveryFailed, SinkDisabled
 from bace_bridge.redaction import Redaction
-from bace_bridge.sinks.webhook.reply import LONGEST_ANSWER, LONGEST_QUOTE, excerpt, judge
+from bace_bridge.sinks.webhook.message import LONGEST_ANSWER, LONGEST_QUOTE, excerpt, judge
 
 NOW = 1_769_817_600.0  # 2026-01-31T00:00:00Z
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bace_bridge.sinks.webhook.reply import LARGEST_HEAD, NotHttp, Reply, read_reply
+from bace_bridge.sinks.webhook.message import LARGEST_HEAD, NotHttp, Reply, read_reply
 
 OK = b"HTTP/1.1 200 OK\r\n"
 NO_CONTENT = b"HTTP/1.1 204 No Content\r\n"

@@ -1,8 +1,10 @@
-"""All that reaches into paho: the client, its packets within bounds, and PUBACKs without paho's slow decoding."""
+"""Paho: the client, driven from the asyncio loop; its packets within bounds; PUBACKs without its slow decoding."""
 
+import asyncio
 import ssl
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, cast
 
 import msgspec
@@ -14,8 +16,7 @@ from paho.mqtt.properties import VariableByteIntegers
 from paho.mqtt.reasoncodes import ReasonCode
 
 from bace_bridge.sinks.mqtt.config import MqttConfig
-from bace_bridge.sinks.mqtt.endings import FIRST_FAILURE
-from bace_bridge.sinks.mqtt.manners import Manner
+from bace_bridge.sinks.mqtt.manners import FIRST_FAILURE, Manner
 from bace_bridge.sinks.mqtt.messages import introduction
 from bace_bridge.sinks.mqtt.sockets import BufferedSocket, Socket, Unreachable, reason
 
@@ -23,18 +24,18 @@ _REASON_AT = 2
 _NO_SUBSCRIBERS = 0x10
 
 
-def read_pubacks(client: Client) -> None:
-    """A PUBACK that says anything else, or more, is left to paho, which has no public way to do less."""
+def read_acknowledgements(client: Client) -> None:
+    """Plain PUBACKs without paho's decoding, and a PUBREC's refusal, which paho keeps to itself; the rest is paho's."""
     inside: Any = client
     # paho builds a reason code and properties for each PUBACK, which is most of the work at thousands of them in a
     # second. Nearly all of them are one of three: nothing (3.1.1, and 5 where all went well), success, no subscribers.
-    decode = inside._handle_pubackcomp
+    decode, handle_pubrec = inside._handle_pubackcomp, inside._handle_pubrec
     taken, unheard = (ReasonCode(PacketTypes.PUBACK, identifier=code) for code in (0, _NO_SUBSCRIBERS))
     accepting = {b"": taken}
     if client.protocol == MQTTProtocolVersion.MQTTv5:
         accepting |= {bytes([taken.value]): taken, bytes([unheard.value]): unheard}
 
-    def handle(command: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
+    def puback_or_pubcomp(command: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
         packet: bytes = inside._in_packet["packet"]
         reason = accepting.get(bytes(packet[_REASON_AT:])) if command == "PUBACK" else None
         mid = int.from_bytes(packet[:_REASON_AT], "big")
@@ -43,8 +44,16 @@ def read_pubacks(client: Client) -> None:
         # Without paho's lock: only the event loop's thread uses the client.
         return MQTTErrorCode(inside._do_on_publish(mid, reason, None))
 
-    # paho decodes reason code and properties of each PUBACK into objects, which cost more than the rest of a delivery.
-    inside._handle_pubackcomp = handle
+    def pubrec() -> MQTTErrorCode:
+        packet: bytes = inside._in_packet["packet"]
+        mid = int.from_bytes(packet[:_REASON_AT], "big")
+        if len(packet) <= _REASON_AT or packet[_REASON_AT] < FIRST_FAILURE or mid not in inside._out_messages:
+            return MQTTErrorCode(handle_pubrec())
+        # It ends the message, as PUBACK does at QoS 1. paho would send PUBREL, and the broker answer with success.
+        reason = ReasonCode(PacketTypes.PUBREC, identifier=packet[_REASON_AT])
+        return MQTTErrorCode(inside._do_on_publish(mid, reason, None))
+
+    inside._handle_pubackcomp, inside._handle_pubrec = puback_or_pubcomp, pubrec
 
 
 LARGEST_PACKET = 2**20
@@ -57,7 +66,6 @@ _BEGINNING = 72 * 2**10
 """Bytes: a topic of any length, and what is needed to acknowledge the message."""
 
 _PIECE = 64 * 2**10
-_EXACTLY_ONCE = 2
 
 
 class Will(msgspec.Struct, frozen=True):
@@ -83,7 +91,7 @@ def new_client(sock: Socket, config: MqttConfig, *, client_id: str, manner: Mann
         # paho opens sockets in connect(), which would block the event loop during DNS, TCP and TLS.
         inside._create_socket = lambda: BufferedSocket(sock)
         properties: Any = introduction(version, LARGEST_PACKET) if manner.protocol == "5" else None
-        client.connect(config.host, config.port, round(config.keepalive), properties=properties)
+        client.connect(config.address.host, config.address.port, round(config.keepalive), properties=properties)
     except UNSENDABLE as error:
         sock.close()
         raise Unreachable(f"CONNECT cannot be sent: {reason(error, certificate=True)}") from None
@@ -109,9 +117,7 @@ def _configured(config: MqttConfig, *, client_id: str, manner: Manner, will: Wil
     if config.username is not None:
         password = config.password.get_secret_value() if config.password is not None else None
         client.username_pw_set(config.username, password)
-    read_pubacks(client)
-    if config.qos == _EXACTLY_ONCE:
-        _report_pubrec_errors(client)
+    read_acknowledgements(client)
     # Any callback here keeps paho from writing to the socket before the event loop drives it.
     client.on_socket_register_write = lambda *_: None
     return client
@@ -191,20 +197,71 @@ def _check(packet: Any) -> None:
         del packet["packet"][_BEGINNING:]
 
 
-def _report_pubrec_errors(client: Client) -> None:
-    """Ends a message that PUBREC refuses with `on_publish` and the reason code, as PUBACK does at QoS 1.
+_TICK = 1.0
 
-    paho has no public way to see that code; it would send PUBREL, and the broker would answer with success.
-    """
-    inside: Any = client
-    handle = inside._handle_pubrec
 
-    def handle_pubrec() -> MQTTErrorCode:
-        packet: bytes = inside._in_packet["packet"]
-        mid = int.from_bytes(packet[:2], "big")
-        if len(packet) <= _REASON_AT or packet[_REASON_AT] < FIRST_FAILURE or mid not in inside._out_messages:
-            return MQTTErrorCode(handle())
-        reason = ReasonCode(PacketTypes.PUBREC, identifier=packet[_REASON_AT])
-        return MQTTErrorCode(inside._do_on_publish(mid, reason, None))
+class Driver:
+    """`failed` gets what paho could not read or write; `tick` is called about once a second."""
 
-    inside._handle_pubrec = handle_pubrec
+    def __init__(self, client: Client, *, failed: Callable[[Exception], None], tick: Callable[[float], None]) -> None:
+        sock: Any = client.socket()
+        if sock is None:
+            raise RuntimeError("the client has no socket")
+        self._loop = asyncio.get_running_loop()
+        self._client = client
+        self._failed = failed
+        self._tick = tick
+        self._fd = sock.fileno()
+        # paho's own threads are not used: callbacks would run in them, beside the event loop.
+        self._buffered: Callable[[], int] = sock.pending
+        self._driving = True
+        # paho calls it before it closes the socket, while the file descriptor is still this socket's.
+        client.on_socket_close = lambda *_: self.let_go()
+        client.on_socket_register_write = partial(self._on_writing, begins=True)
+        client.on_socket_unregister_write = partial(self._on_writing, begins=False)
+        self._loop.add_reader(self._fd, self._read)
+        # CONNECT was queued before these callbacks were there.
+        if client.want_write():
+            self._loop.add_writer(self._fd, self._write)
+        self._timer = self._loop.call_later(_TICK, self._look_after)
+
+    def _read(self) -> None:
+        if not self._driving:
+            return
+        try:
+            self._client.loop_read()
+            # What was read or decrypted already does not make the socket readable again. Others have a turn before it:
+            # requests would come faster than they are answered.
+            if self._buffered():
+                self._loop.call_soon(self._read)
+        except Exception as error:  # noqa: BLE001  # our callbacks keep theirs: this is what the broker sent
+            self._failed(error)
+
+    def _write(self) -> None:
+        try:
+            self._client.loop_write()
+        except Exception as error:  # noqa: BLE001  # as above
+            self._failed(error)
+
+    def _look_after(self) -> None:
+        self._timer = self._loop.call_later(_TICK, self._look_after)
+        try:
+            # Sends PINGREQ, and ends the connection where PINGRESP does not come. Nothing else in paho keeps time.
+            self._client.loop_misc()
+        except Exception as error:  # noqa: BLE001  # as above
+            self._failed(error)
+        self._tick(self._loop.time())
+
+    def _on_writing(self, *_: Any, begins: bool) -> None:
+        if self._driving and begins:
+            self._loop.add_writer(self._fd, self._write)
+        elif self._driving:
+            self._loop.remove_writer(self._fd)
+
+    def let_go(self) -> None:
+        """The loop must forget the file descriptor before it is closed and given to somebody else."""
+        if self._driving:
+            self._driving = False
+            self._timer.cancel()
+            self._loop.remove_reader(self._fd)
+            self._loop.remove_writer(self._fd)

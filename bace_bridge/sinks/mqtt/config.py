@@ -4,14 +4,15 @@ import codecs
 import ssl
 import stat
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NoReturn, Self
+from typing import Annotated, Any, Final, Literal, NamedTuple, NoReturn, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, WithJsonSchema
 
 from bace_bridge.config.sections import MaxInFlight, Section, broker_url, is_loopback, is_private
-from bace_bridge.config.values import Duration, FromFile, Secret, Text, format_size, mistake, whole_number
+from bace_bridge.config.values import Duration, FromFile, Secret, Text, checked, format_size, mistake, whole_number
 from bace_bridge.errors import Mistake
 from bace_bridge.formats import LEVELS_BELOW_BASE, encoding_problem, text_problem, topic_problem
 from bace_bridge.sinks.api import Built
@@ -33,19 +34,32 @@ class TlsConfig(Section):
 
     @classmethod
     def mistakes_in_files(cls, given: dict[Any, Any]) -> Iterator[Mistake]:
+        """Those of certificate and key together only where each is right alone."""
         files = {key: Path(given[key]) for key in _FILES if isinstance(given.get(key), str)}
-        for found in tls_problems(cls.model_validate(files)):
-            yield Mistake(found.key, found.problem, found.hint)
+        wrong = set()
+        for key, path in files.items():
+            try:
+                if key == "key_file":
+                    _check_key(path)
+                else:
+                    _certificates(key, path)
+            except TlsFileProblem as found:
+                wrong.add(key)
+                yield found.mistake
+        try:
+            if "cert_file" in files and not wrong & {"cert_file", "key_file"}:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                _show_certificate(context, files["cert_file"], files.get("key_file"))
+        except TlsFileProblem as found:
+            yield found.mistake
 
 
 class TlsFileProblem(Exception):
-    """`key` names the file's key in the configuration; the text is for people."""
+    """The path of the `mistake` is the file's key in the configuration; the text is for people."""
 
     def __init__(self, key: str, problem: str, hint: str = "") -> None:
         super().__init__(f"{problem} ({hint})" if hint else problem)
-        self.key = key
-        self.problem = problem
-        self.hint = hint
+        self.mistake = Mistake(key, problem, hint)
 
 
 class _Encrypted(Exception):
@@ -54,7 +68,7 @@ class _Encrypted(Exception):
 
 def tls_context(tls: TlsConfig) -> ssl.SSLContext:
     """Raises TlsFileProblem for whatever is wrong with a file. It asks for no pass phrase, and waits for no pipe."""
-    context = _trusting(tls.ca_file)
+    context = _certificates("ca_file", tls.ca_file)
     if tls.insecure:
         # First: ssl raises ValueError for CERT_NONE while host names are still checked.
         context.check_hostname = False
@@ -64,34 +78,17 @@ def tls_context(tls: TlsConfig) -> ssl.SSLContext:
     return context
 
 
-def tls_problems(tls: TlsConfig) -> Iterator[TlsFileProblem]:
-    """What is wrong with each of the files; with certificate and key together only where each is right alone."""
-    right = set()
-    for key, check in (("ca_file", _trusting), ("cert_file", _check_certificate), ("key_file", _check_key)):
-        path = getattr(tls, key)
-        try:
-            if path is not None:
-                check(path)
-            right.add(key)
-        except TlsFileProblem as problem:
-            yield problem
+def _certificates(key: str, path: Path | None) -> ssl.SSLContext:
+    """Trusts those in the file; those of the system without one."""
+    if path is not None:
+        _check_file(key, path)
     try:
-        if tls.cert_file is not None and right >= {"cert_file", "key_file"}:
-            _show_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), tls.cert_file, tls.key_file)
-    except TlsFileProblem as problem:
-        yield problem
-
-
-def _trusting(ca_file: Path | None) -> ssl.SSLContext:
-    if ca_file is not None:
-        _check_file("ca_file", ca_file)
-    try:
-        return ssl.create_default_context(cafile=ca_file)
+        return ssl.create_default_context(cafile=path)
     except (ssl.SSLError, ValueError):
-        problem = f"{ca_file} holds no certificate in PEM"
-        raise TlsFileProblem("ca_file", problem, "-----BEGIN CERTIFICATE-----") from None
+        hint = "-----BEGIN CERTIFICATE-----" if key == "ca_file" else ""
+        raise TlsFileProblem(key, f"{path} holds no certificate in PEM", hint) from None
     except OSError as error:
-        raise TlsFileProblem("ca_file", f"cannot read {ca_file}: {error.strerror}") from None
+        raise TlsFileProblem(key, f"cannot read {path}: {error.strerror}") from None
 
 
 def _check_file(key: str, path: Path) -> bytes:
@@ -116,17 +113,6 @@ def _check_file(key: str, path: Path) -> bytes:
     return content
 
 
-def _check_certificate(cert_file: Path) -> None:
-    _check_file("cert_file", cert_file)
-    try:
-        # load_cert_chain says the same, `PEM lib`, of a bad certificate and of a bad key.
-        ssl.create_default_context(cafile=cert_file)
-    except ssl.SSLError:
-        raise TlsFileProblem("cert_file", f"{cert_file} holds no certificate in PEM") from None
-    except (OSError, ValueError) as error:
-        raise TlsFileProblem("cert_file", f"cannot read {cert_file}: {getattr(error, 'strerror', error)}") from None
-
-
 def _check_key(key_file: Path) -> None:
     if b"PRIVATE KEY-----" not in _check_file("key_file", key_file):
         raise TlsFileProblem("key_file", f"{key_file} holds no private key in PEM that can be used")
@@ -134,7 +120,8 @@ def _check_key(key_file: Path) -> None:
 
 def _show_certificate(context: ssl.SSLContext, cert_file: Path, key_file: Path | None) -> None:
     key, path = ("key_file", key_file) if key_file is not None else ("cert_file", cert_file)
-    _check_certificate(cert_file)
+    # Before: load_cert_chain says the same, `PEM lib`, of a bad certificate and of a bad key.
+    _certificates("cert_file", cert_file)
     if key_file is not None:
         _check_key(key_file)
     try:
@@ -158,6 +145,7 @@ def _refuse_to_ask() -> NoReturn:
     raise _Encrypted
 
 
+_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 _LONGEST_KEEPALIVE = 65535
 _FIVE = 5  # as YAML reads what is written without quotes
@@ -177,18 +165,6 @@ def _topic(topic: str) -> str:
     return topic
 
 
-def _mqtt_text(text: str) -> str:
-    if problem := text_problem(text):
-        raise mistake(problem, "use plain characters")
-    return text
-
-
-def _password(password: SecretStr) -> SecretStr:
-    if problem := encoding_problem(password.get_secret_value()):
-        raise mistake(problem)
-    return password
-
-
 def _keepalive(seconds: float) -> float:
     # The keep-alive of CONNECT has two bytes.
     if not 1 <= seconds <= _LONGEST_KEEPALIVE:
@@ -197,8 +173,8 @@ def _keepalive(seconds: float) -> float:
 
 
 Topic = Annotated[str, AfterValidator(_topic)]
-MqttText = Annotated[Text, AfterValidator(_mqtt_text)]
-Password = Annotated[Annotated[Secret, AfterValidator(_password)] | None, FromFile()]
+MqttText = Annotated[Text, AfterValidator(partial(checked, text_problem, "use plain characters"))]
+Password = Annotated[Annotated[Secret, AfterValidator(partial(checked, encoding_problem, ""))] | None, FromFile()]
 Version = Literal["5", "3.1.1"]
 Protocol = Annotated[
     Version,
@@ -216,6 +192,16 @@ class HomeAssistantConfig(Section):
     after_session: Literal["unavailable", "keep"] = Field(
         default="unavailable", description="What a value is when its data session is over; keep: the last one stays"
     )
+
+
+class Address(NamedTuple):
+    """`path` is that of a WebSocket; brokers agree on /mqtt where the URL names none."""
+
+    host: str
+    port: int
+    path: str
+    tls: bool
+    websocket: bool
 
 
 class MqttConfig(SinkConfig):
@@ -243,32 +229,21 @@ class MqttConfig(SinkConfig):
     )
 
     @property
-    def host(self) -> str:
-        return urlsplit(self.url).hostname or ""
-
-    @property
-    def port(self) -> int:
+    def address(self) -> Address:
         parts = urlsplit(self.url)
-        return parts.port or _DEFAULT_PORTS[parts.scheme]
+        return Address(
+            parts.hostname or "",
+            parts.port or _DEFAULT_PORTS[parts.scheme],
+            parts.path or "/mqtt",
+            tls=parts.scheme in {"mqtts", "wss"},
+            websocket=parts.scheme in {"ws", "wss"},
+        )
 
     @property
     def broker(self) -> str:
         """`host:port`, as people and the store's ledger name it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
-
-    @property
-    def path(self) -> str:
-        """The path of a WebSocket; brokers agree on /mqtt where the URL names none."""
-        return urlsplit(self.url).path or "/mqtt"
-
-    @property
-    def tls_enabled(self) -> bool:
-        return urlsplit(self.url).scheme in {"mqtts", "wss"}
-
-    @property
-    def websocket(self) -> bool:
-        return urlsplit(self.url).scheme in {"ws", "wss"}
+        host, port, *_ = self.address
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     @property
     def target(self) -> str:
@@ -292,23 +267,24 @@ class MqttConfig(SinkConfig):
 
     def announced_elsewhere(self, running: Iterable[SinkConfig], topic: str) -> bool:
         """Whether another sink at this broker announces on this topic whatever this one has announced there."""
-        others = [one for one in running if isinstance(one, MqttConfig) and one.name != self.name]
-        return any(self._announces_too(one, topic) for one in others)
-
-    def _announces_too(self, other: "MqttConfig", topic: str) -> bool:
-        home = other.home_assistant
-        of_its_mode = topic.startswith(f"{home.prefix}/") and ("/device/bace_" in topic) == (home.mode == "device")
-        shows_all = not other.groups or set(self.groups) == set(other.groups)
-        return home.enabled and other.broker.lower() == self.broker.lower() and of_its_mode and shows_all
+        for one in running:
+            if isinstance(one, MqttConfig) and one.name != self.name and one.broker.lower() == self.broker.lower():
+                home = one.home_assistant
+                in_its_mode = ("/device/bace_" in topic) == (home.mode == "device")
+                shows_all = not one.groups or set(self.groups) == set(one.groups)
+                if home.enabled and topic.startswith(f"{home.prefix}/") and in_its_mode and shows_all:
+                    return True
+        return False
 
     def warnings(self) -> Iterator[str]:
-        if self.password is not None and not self.tls_enabled and not is_loopback(self.host):
+        host, uses_tls = self.address.host, self.address.tls
+        if self.password is not None and not uses_tls and not is_loopback(host):
             yield "url: the password goes over the network in the clear (use mqtts:// or wss://)"
-        elif not self.tls_enabled and not is_private(self.host):
+        elif not uses_tls and not is_private(host):
             yield "url: health data goes over the internet in the clear (use mqtts:// or wss://)"
-        if self.tls.insecure and self.tls_enabled:
+        if self.tls.insecure and uses_tls:
             yield "tls.insecure: anyone on the network path can read and forge messages (use ca_file instead)"
-        if self.tls != TlsConfig() and not self.tls_enabled:
+        if self.tls != TlsConfig() and not uses_tls:
             yield "tls: has no effect without mqtts:// or wss://"
 
     @classmethod
@@ -335,23 +311,16 @@ class MqttConfig(SinkConfig):
         # Sinks on the same topics would undo each other's state; with one client id, throw each other out.
         first: dict[tuple[object, ...], str] = {}
         for path, sink in entries:
-            address = _address(sink.get("url"))
+            try:
+                host, port, *_ = MqttConfig.model_validate({"name": "any", "url": sink.get("url")}).address
+            except ValidationError:
+                continue
+            broker = ("localhost" if host in _THIS_MACHINE else host, port)
             given = {"base_topic": sink.get("base_topic") or "bace", "client_id": sink.get("client_id")}
-            for key, value in given.items() if address is not None else ():
-                other = first.setdefault((address, key, value), path) if isinstance(value, str) else path
+            for key, value in given.items():
+                other = first.setdefault((broker, key, value), path) if isinstance(value, str) else path
                 if other != path:
                     yield Mistake(f"{path}.{key}", f"{other} has the same {key} at the same broker", "choose another")
 
 
 KIND: Final = MqttConfig
-
-
-_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
-
-
-def _address(url: Any) -> tuple[str, int] | None:
-    try:
-        sink = MqttConfig(name="any", url=url)
-    except ValidationError:
-        return None
-    return "localhost" if sink.host in _THIS_MACHINE else sink.host, sink.port

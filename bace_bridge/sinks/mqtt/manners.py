@@ -1,4 +1,4 @@
-"""In which manner the next attempt speaks to the broker, given how the ones before ended. Pure.
+"""How a connection, or an attempt at one, ended; and in which manner the next attempt speaks to the broker. Pure.
 
 MQTT 3.1.1, and brokers that do not know 5, can refuse what they are sent only by closing the connection, which has
 other reasons too. So manners are tried one after the other, and a lesser one is taken only where those above it fail
@@ -6,17 +6,103 @@ again once it has worked. What has worked is kept: silence is an outage then. A 
 then, after an hour at first, for another try from the top.
 """
 
+from typing import Literal
+
 import msgspec
 from msgspec.structs import replace
 
+from bace_bridge.errors import DeliveryFailed, DeliveryRejected, SinkError
 from bace_bridge.sinks.mqtt.config import Version
-from bace_bridge.sinks.mqtt.endings import (
-    NO_RETAIN,
-    QOS_TOO_HIGH,
-    Ending,
-    may_be_about_a_message,
-    may_be_about_a_subscription,
-)
+
+FIRST_FAILURE = 0x80
+"""In MQTT 5 all reason codes from here on are failures; 0x10 (no subscribers) is not one."""
+
+# Reason codes: MQTT 5, section 2.4. paho gives those of 3.1.1 in the same numbers.
+UNSPECIFIED = 0x80
+UNSUPPORTED_VERSION = 0x84
+NO_RETAIN = 0x9A
+QOS_TOO_HIGH = 0x9B
+TAKEN_OVER = 0x8E
+_KEEP_ALIVE = 0x8D
+
+# Client id not valid, bad user name or password, not authorized, banned, bad authentication method.
+_LOGIN_REFUSALS = {0x85, 0x86, 0x87, 0x8A, 0x8C}
+# Not authorized, topic name invalid, packet too large, payload format invalid: the same again fares no better.
+_NEVER_TAKEN = {0x87, 0x90, 0x95, 0x99}
+_MAY_BE_ABOUT_A_MESSAGE = {UNSPECIFIED, 0x81, 0x82, 0x83, 0x87, 0x90, 0x95, 0x99}
+"""How a broker may close the connection on a message; a shutdown, a quota or a missed keep-alive is about none."""
+
+_MAY_BE_ABOUT_A_SUBSCRIPTION = _MAY_BE_ABOUT_A_MESSAGE | {0x8F, 0x97, 0x98, 0x9E, 0xA1, 0xA2}
+"""Also a filter, a quota, an administrator's rule, and kinds of subscriptions that are not there."""
+
+During = Literal["connect", "probe", "subscribe", "use"]
+"""What the connection was at: CONNECT, the first message in a manner that is not known, SUBSCRIBE, or all the rest."""
+
+Kind = Literal["lost", "unreachable", "silent", "mute", "version_refused", "login_refused", "taken_over", "given_up"]
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """`problem` is a sentence for people, without secrets."""
+
+    kind: Kind
+    problem: str
+    code: int = 0
+    during: During = "connect"
+
+
+def not_reached(broker: str, why: str) -> Ending:
+    """For an attempt that did not get as far as MQTT: DNS, TCP, TLS or WebSocket."""
+    return Ending("unreachable", f"the broker at {broker} cannot be reached: {why}")
+
+
+def mute(broker: str) -> Ending:
+    """For CONNECT without an answer in time."""
+    return Ending("mute", f"the broker at {broker} does not answer")
+
+
+def refused(broker: str, code: int, reason: str) -> Ending:
+    """For a CONNACK that says no."""
+    if code == UNSUPPORTED_VERSION:
+        return Ending("version_refused", f"the broker at {broker} does not speak this version of MQTT", code)
+    said = f"{reason.lower()} (0x{code:02x})"
+    if code in _LOGIN_REFUSALS:
+        return Ending("login_refused", f"the broker at {broker} refuses the login: {said}", code)
+    return Ending("unreachable", f"the broker at {broker} refuses the connection: {said}", code)
+
+
+def ending_of(
+    broker: str, code: int, reason: str, *, said_by_broker: bool, during: During, socket_error: str
+) -> Ending:
+    """For a connection that came to its end after CONNECT was sent; `socket_error` says what the socket failed with."""
+    if said_by_broker and code == TAKEN_OVER:
+        return Ending(
+            "taken_over",
+            f"another client uses the same client id at the broker {broker} and took it over",
+            code,
+            during,
+        )
+    if during == "connect":
+        if socket_error:
+            return not_reached(broker, socket_error)
+        # paho's own code where no PINGRESP, and here no CONNACK, came in time.
+        if code == _KEEP_ALIVE and not said_by_broker:
+            return mute(broker)
+        return Ending("silent", f"the broker at {broker} closed the connection before CONNACK")
+    # paho's code for a socket that was cut, which says nothing.
+    why = socket_error if code == UNSPECIFIED else reason.lower()
+    return Ending("lost", f"the connection to the broker at {broker} was lost" + (why and f": {why}"), code, during)
+
+
+def may_be_about_a_message(ending: Ending) -> bool:
+    """Whether the broker may have closed the connection because of something that it was sent."""
+    return ending.kind == "lost" and ending.code in _MAY_BE_ABOUT_A_MESSAGE
+
+
+def publish_refused(topic: str, code: int, reason: str) -> SinkError:
+    """What an error code in a PUBACK (PUBREC, PUBCOMP) means for the event."""
+    message = f"the broker refused a message on {topic}: {reason.lower()} (0x{code:02x})"
+    return DeliveryRejected(message) if code in _NEVER_TAKEN else DeliveryFailed(message)
+
 
 _FIRST_AGAIN = 3600.0
 _LAST_AGAIN = 86_400.0
@@ -45,24 +131,18 @@ class Limits(msgspec.Struct, frozen=True):
     qos: int = 2
     retain: bool = True
 
-    def within(self, manner: Manner) -> "Limits":
-        window = _IN_FLIGHT_AT_QOS_2 if manner.protocol == "3.1.1" and manner.qos == _EXACTLY_ONCE else self.in_flight
-        return replace(
-            self,
-            in_flight=min(self.in_flight, window),
-            qos=min(self.qos, manner.qos),
-            retain=self.retain and manner.retain,
-        )
 
-
-def announced(connack_properties: object) -> Limits:
-    """`connack_properties` is paho's `Properties`, which has an attribute only for what was announced."""
+def limits(connack_properties: object, manner: Manner) -> Limits:
+    """What was announced, within the manner; paho's `Properties` has an attribute only for what was announced."""
     # What CONNACK leaves out is not limited (MQTT 5, section 3.2.2.3): 65,535 in flight, any size, QoS 2, retained.
+    in_flight = getattr(connack_properties, "ReceiveMaximum", 65535)
+    if manner.protocol == "3.1.1" and manner.qos == _EXACTLY_ONCE:
+        in_flight = min(in_flight, _IN_FLIGHT_AT_QOS_2)
     return Limits(
-        in_flight=getattr(connack_properties, "ReceiveMaximum", 65535),
+        in_flight=in_flight,
         packet_size=getattr(connack_properties, "MaximumPacketSize", None),
-        qos=getattr(connack_properties, "MaximumQoS", 2),
-        retain=bool(getattr(connack_properties, "RetainAvailable", 1)),
+        qos=min(getattr(connack_properties, "MaximumQoS", 2), manner.qos),
+        retain=bool(getattr(connack_properties, "RetainAvailable", 1)) and manner.retain,
     )
 
 
@@ -136,7 +216,8 @@ def ended(course: Course, ending: Ending, *, now: float) -> tuple[Course, bool]:
     )
     if lesser != rung:
         return replace(course, ladder=(*course.ladder[: course.at], lesser, *course.ladder[course.at + 1 :])), True
-    if may_be_about_a_subscription(ending):
+    about_subscription = ending.kind == "lost" and ending.code in _MAY_BE_ABOUT_A_SUBSCRIPTION
+    if ending.during == "subscribe" and about_subscription:
         closed = course.closed_on_subscribe + 1
         counted, gives_up = replace(course, closed_on_subscribe=closed), closed >= _CLOSED_ON_SUBSCRIBE
         return replace(counted, requests=False, again_at=now + course.pause) if gives_up else counted, gives_up

@@ -128,8 +128,8 @@ class EventMessages:
         if event.device_id is None or not event.type.startswith("session."):
             return self._topics.bridge_event
         if event.type == SESSION_DATAPOINTS:
-            return self._topics.datapoints(event.device_id)
-        return self._topics.event(event.device_id)
+            return self._topics.of(event.device_id).datapoints
+        return self._topics.of(event.device_id).event
 
     def message(self, attempt: Attempt, *, speaks_5: bool) -> Message:
         """Marked where it is a replay. Raises `msgspec.MsgspecError` for broken data."""

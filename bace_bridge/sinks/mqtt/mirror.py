@@ -5,9 +5,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
 from bace_bridge.errors import SinkError, SinkUnavailable, StoreError
-from bace_bridge.sinks.api import Ledger, StateSource
+from bace_bridge.sinks.api import Done, Ledger, StateSource
 from bace_bridge.sinks.mqtt.homeassistant.announcing import Announcer, Batch, Send
-from bace_bridge.sinks.mqtt.in_flight import Done
 from bace_bridge.sinks.mqtt.messages import Message, of_state
 from bace_bridge.sinks.mqtt.picture import OFFLINE, DeviceList, Later, Memory, Picture
 from bace_bridge.sinks.mqtt.topics import CLEARED, Topics, device_topics

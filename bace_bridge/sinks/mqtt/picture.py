@@ -8,7 +8,7 @@ import msgspec
 from bace_bridge.events.types import DeviceState, KnownDevice
 from bace_bridge.formats import iso_utc
 from bace_bridge.sinks.mqtt.refusals import Refusals, TopicSuspicion
-from bace_bridge.sinks.mqtt.topics import CLEARED, Kind, Neighbours, Topics, Views, base_of, base_topics, decide
+from bace_bridge.sinks.mqtt.topics import CLEARED, Kind, Neighbours, Topics, Views, base_of, decide
 
 AT_MOST_EVERY = 60.0
 """Seconds between two lists, unless a data session starts or ends."""
@@ -43,14 +43,8 @@ class DeviceList:
         self._sessions: dict[str, tuple[str | None, str | None]] = {}
         self._outdated: set[str] = set()
         self._due_at = clock()
-        self._left_out = 0
         self.payload: bytes | None = None
-
-    @property
-    def problem(self) -> str | None:
-        if not self._left_out:
-            return None
-        return f"the list of devices leaves out {self._left_out} of {len(self._rows)}: more than {self._largest} bytes"
+        self.problem: str | None = None
 
     def note(self, states: Mapping[str, DeviceState], *, asked: Collection[str] | None) -> None:
         """How these devices stand now; all there are where none were `asked` for."""
@@ -85,22 +79,24 @@ class DeviceList:
         for device in asked:
             self._rows.pop(device, None)
         self._rows.update((one.id, one) for one in known)
-        self.payload, self._left_out = _encoded(self._rows.values(), self._largest)
-
-
-def _encoded(devices: Collection[KnownDevice], largest: int) -> tuple[bytes, int]:
-    """The list, and how many do not fit: those with an active data session go first, then those seen last."""
-    rows, room = [], largest - len(b"[]")
-    # Where the list is cut, the devices that matter now stay.
-    for one in sorted(devices, key=lambda one: (one.active_session_id is None, -(one.last_seen_at or 0.0), one.id)):
-        seen = None if one.last_seen_at is None else iso_utc(one.last_seen_at)
-        label, active, last = map(_whole, (one.label, one.active_session_id, one.last_session_id))
-        row = msgspec.json.encode(_Row(_whole(one.id) or "", label, active, seen, last))
-        room -= len(row) + len(b",")
-        if room < 0:
-            break
-        rows.append(row)
-    return b"[%b]" % b",".join(rows), len(devices) - len(rows)
+        rows, room = [], self._largest - len(b"[]")
+        # Where the list is cut, the devices that matter now stay: the active ones, and those seen last.
+        for one in sorted(
+            self._rows.values(), key=lambda one: (one.active_session_id is None, -(one.last_seen_at or 0.0), one.id)
+        ):
+            seen = None if one.last_seen_at is None else iso_utc(one.last_seen_at)
+            label, active, last = map(_whole, (one.label, one.active_session_id, one.last_session_id))
+            row = msgspec.json.encode(_Row(_whole(one.id) or "", label, active, seen, last))
+            room -= len(row) + len(b",")
+            if room < 0:
+                break
+            rows.append(row)
+        self.payload, left_out = b"[%b]" % b",".join(rows), len(self._rows) - len(rows)
+        self.problem = None
+        if left_out:
+            self.problem = (
+                f"the list of devices leaves out {left_out} of {len(self._rows)}: more than {self._largest} bytes"
+            )
 
 
 def _whole(text: str | None) -> str | None:
@@ -149,17 +145,15 @@ class Picture:
         self._undecided: dict[str, None] = {}
         # In the ledger, but not acknowledged by any broker: there may be nothing to clear.
         self._untaken: set[str] = set()
-        self._shown: Collection[str] | None = None
+        self._shown: Collection[str] = ()
         self._ledger_is_compared = self._tree_is_compared = False
+        self.is_whole = False
+        """False while something waits for the broker to have shown what it keeps."""
         self.meant: dict[str, bytes] = {}
         self.acknowledged: dict[str, bytes] = {}
         self.noted: set[str] = set()
         self.bases: list[str] = []
-
-    @property
-    def is_whole(self) -> bool:
-        """False while something waits for the broker to have shown what it keeps."""
-        return self._shown is not None
+        """The base topics that were in use before: each has left its `bridge/state`."""
 
     def next_in(self) -> float | None:
         """Seconds until something that is left may be tried; None where nothing is left."""
@@ -173,18 +167,19 @@ class Picture:
     @property
     def online_devices(self) -> list[str]:
         """The availability topics that say so."""
-        found = (self._topics.availability(device) for device in self._of_device)
+        found = (self._topics.of(device).availability for device in self._of_device)
         return [topic for topic in found if self.acknowledged.get(topic) == ONLINE]
 
     # --- what is meant, and what the others know
 
     def read_ledger(self, topics: Collection[str]) -> None:
         self.noted.update(topics)
-        self.bases = base_topics(topics, self._topics)
+        end = self._topics.bridge_state.removeprefix(self._topics.base)
+        self.bases = sorted({one.removesuffix(end) for one in topics if one.endswith(end)} - {self._topics.base})
 
     def read_tree(self, unknown: Collection[str]) -> None:
         """The broker has shown what it keeps, as far as it may be read: the topics among it that are unknown here."""
-        self._shown = unknown
+        self._shown, self.is_whole = unknown, True
         self._tree_is_compared = False
 
     def mean_bridges_device(self, announced: Mapping[str, bytes]) -> None:
@@ -200,10 +195,10 @@ class Picture:
         topics = self._topics
         self._mean(topics.bridge_state, ONLINE)
         self._mean(topics.bridge_health, health)
-        if self._shown is None:  # whose the base topic is, is not known yet
+        if not self.is_whole:  # whose the base topic is, is not known yet
             return
         # Two bridges that both wrote bridge/info would overwrite each other's for ever: the second one is a guest.
-        guest = topics.guest(self._memory.installation)
+        guest = topics.guest + self._memory.installation
         if self._memory.neighbours.owner(topics.base) is None:
             self._mean(topics.bridge_info, info)
             self._mean(guest, None)
@@ -211,8 +206,12 @@ class Picture:
                 self._mean(topics.bridge_devices, devices)
         else:
             self._mean(guest, info)
-            self._leave(topics.bridge_info)
-            self._leave(topics.bridge_devices)
+            for topic in (topics.bridge_info, topics.bridge_devices):  # they belong to the other bridge now
+                self.meant.pop(topic, None)
+                self.acknowledged.pop(topic, None)
+                self._undecided.pop(topic, None)
+                if topic in self.noted:
+                    self._memory.to_forget.add(topic)
 
     def mean_devices(self, meant: Mapping[str, Mapping[str, bytes]], *, asked: Collection[str] | None) -> None:
         """The topics of each device; of all there are, where none were `asked` for."""
@@ -233,7 +232,7 @@ class Picture:
 
         What the tree alone holds waits until the view of the cloud `is_current`: with a new store nothing is known.
         """
-        if self._shown is None:
+        if not self.is_whole:
             return
         if not self._ledger_is_compared:
             self._ledger_is_compared = True
@@ -275,8 +274,7 @@ class Picture:
             views = Views(self.meant.get(topic), self.acknowledged.get(topic))
             if views.meant is None:
                 noted = topic in self.noted and topic not in self._untaken
-                shown = self._shown is not None and topic in self._shown
-                views = Views(None, views.acknowledged, noted, shown, shared=self._is_shared(topic))
+                views = Views(None, views.acknowledged, noted, topic in self._shown, shared=self._is_shared(topic))
             action = decide(views)
             if action == "leave":
                 del self._undecided[topic]
@@ -331,14 +329,6 @@ class Picture:
             differs = acknowledged != payload
         if differs:
             self._undecided[topic] = None
-
-    def _leave(self, topic: str) -> None:
-        """It belongs to another bridge now."""
-        self.meant.pop(topic, None)
-        self.acknowledged.pop(topic, None)
-        self._undecided.pop(topic, None)
-        if topic in self.noted:
-            self._memory.to_forget.add(topic)
 
     def _kind(self, topic: str) -> Kind | None:
         return "discovery" if self.is_discovery(topic) else self._topics.kind(topic)

@@ -11,10 +11,10 @@ from structlog.typing import FilteringBoundLogger
 
 from bace_bridge.errors import BridgeError, SinkError
 from bace_bridge.formats import decoded, topic_problem
+from bace_bridge.sinks.api import Done
 from bace_bridge.sinks.kind import SinkContext
 from bace_bridge.sinks.mqtt.client import Beginning
 from bace_bridge.sinks.mqtt.config import MqttConfig
-from bace_bridge.sinks.mqtt.in_flight import Done
 from bace_bridge.sinks.mqtt.messages import Message, of_response
 from bace_bridge.sinks.mqtt.topics import Topics, base_of
 
@@ -53,7 +53,7 @@ class Requests:
     ) -> None:
         self._answers = context.requests
         self._running = context.running
-        self._quote = context.redaction.quoted
+        self._shown = partial(context.redaction.quoted, longest=_LONGEST_NAME)
         self._topics = topics
         self._warn = _LimitedWarnings(log, clock)
         self._allowance = Allowance(MOST_A_MINUTE, clock)
@@ -94,21 +94,9 @@ class Requests:
             for topic in [usual, asked_for] if also and asked_for is not None else [usual]:
                 publish(Message(topic, payload, qos=1, properties=properties), partial(self._responded, topic))
 
-    def _shown(self, text: str) -> str:
-        return self._quote(text, _LONGEST_NAME)
-
     def _responded(self, topic: str, error: SinkError | None) -> None:
         if error is not None:
             self._warn("mqtt.response_not_delivered", topic=topic, problem=str(error))
-
-    def _refusal(self, request: Request) -> str | None:
-        if request.name not in self._answers:
-            return f"unknown request {self._shown(request.name)!r}; known: {', '.join(sorted(self._answers))}"
-        if request.correlation is not None and len(request.correlation) > _LARGEST_CORRELATION:
-            return f"the correlation data are larger than {_LARGEST_CORRELATION} bytes"
-        if request.response_topic is not None and (problem := self._unusable(request.response_topic)):
-            return f"the response topic {self._shown(request.response_topic)!a} {problem}"
-        return None
 
     def _unusable(self, topic: str) -> str | None:
         """Why no answer goes there: the bridge writes with its own rights, and could be made to forge its own state."""
@@ -122,24 +110,30 @@ class Requests:
 
     async def _answer(self, request: Request) -> bytes:
         if isinstance(request.payload, Beginning) or len(request.payload) > LARGEST:
-            return _error(f"the request is larger than {LARGEST} bytes")
+            return _encoded(status="error", error=f"the request is larger than {LARGEST} bytes")
         try:
             payload = request.payload if request.payload.strip() else b"{}"
             asked, echoed = decoded(payload, dict[str, Any]), decoded(payload, _Echo).transaction
         except msgspec.DecodeError:
-            return _error("the request is not a JSON object")
-        refusal, transaction = self._refusal(request), None if echoed is msgspec.UNSET else echoed
+            return _encoded(status="error", error="the request is not a JSON object")
+        refusal, transaction = None, None if echoed is msgspec.UNSET else echoed
         if len(bytes(transaction or b"")) > LARGEST_TRANSACTION:
             refusal, transaction = f"transaction is larger than {LARGEST_TRANSACTION} bytes", None
+        elif request.name not in self._answers:
+            refusal = f"unknown request {self._shown(request.name)!r}; known: {', '.join(sorted(self._answers))}"
+        elif request.correlation is not None and len(request.correlation) > _LARGEST_CORRELATION:
+            refusal = f"the correlation data are larger than {_LARGEST_CORRELATION} bytes"
+        elif request.response_topic is not None and (problem := self._unusable(request.response_topic)):
+            refusal = f"the response topic {self._shown(request.response_topic)!a} {problem}"
         if refusal is not None:
-            return _error(refusal, transaction)
+            return _encoded(transaction, status="error", error=refusal)
         try:
-            return _encoded({"status": "ok", "data": await self._answers[request.name](asked)}, transaction)
+            return _encoded(transaction, status="ok", data=await self._answers[request.name](asked))
         except BridgeError as error:
-            return _error(str(error), transaction)
+            return _encoded(transaction, status="error", error=str(error))
         except Exception as error:  # noqa: BLE001  # a message from outside must not end the service
             self._warn("mqtt.request_failed", request=self._shown(request.name), exc_info=error)
-            return _error("an internal error; the log has its details", transaction)
+            return _encoded(transaction, status="error", error="an internal error; the log has its details")
 
 
 class Allowance:
@@ -186,9 +180,5 @@ class _Echo(msgspec.Struct):
     transaction: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
-def _error(problem: str, transaction: msgspec.Raw | None = None) -> bytes:
-    return _encoded({"status": "error", "error": problem}, transaction)
-
-
-def _encoded(answer: dict[str, Any], transaction: msgspec.Raw | None) -> bytes:
+def _encoded(transaction: msgspec.Raw | None = None, **answer: object) -> bytes:
     return msgspec.json.encode(answer if transaction is None else {**answer, "transaction": transaction})

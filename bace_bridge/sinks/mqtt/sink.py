@@ -14,15 +14,15 @@ from structlog.typing import FilteringBoundLogger
 from bace_bridge.errors import DeliveryRejected, SinkUnavailable
 from bace_bridge.events.types import Attempt
 from bace_bridge.retry import backoff
+from bace_bridge.sinks.api import Done
 from bace_bridge.sinks.kind import SinkContext
 from bace_bridge.sinks.mqtt.client import UNSENDABLE
 from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.connection import Connection
 from bace_bridge.sinks.mqtt.dialing import Dialer
-from bace_bridge.sinks.mqtt.endings import Ending
 from bace_bridge.sinks.mqtt.homeassistant.announcing import Announcer, Births
 from bace_bridge.sinks.mqtt.homeassistant.discovery import Discovery
-from bace_bridge.sinks.mqtt.in_flight import Done
+from bace_bridge.sinks.mqtt.manners import Ending
 from bace_bridge.sinks.mqtt.messages import EventMessages
 from bace_bridge.sinks.mqtt.mirror import Mirror
 from bace_bridge.sinks.mqtt.picture import OFFLINE, DeviceList, Memory
@@ -34,7 +34,6 @@ from bace_bridge.sinks.mqtt.tree import Tree, Watch
 _IN_FLIGHT_WITHIN = 3.0
 _DEVICES_OFFLINE_WITHIN = 3.0
 _GOODBYE_WITHIN = 1.0
-_RETRY_CHECKED_EVERY = 1.0
 
 _FIRST_RETRY, _LAST_RETRY = 15.0, 3600.0
 """Seconds until what the broker does not keep is published again, and what it does not allow is tried again."""
@@ -74,7 +73,6 @@ class MqttSink:
         self._log: FilteringBoundLogger = structlog.get_logger().bind(sink=config.name)
         self._topics = topics = Topics(config.base_topic)
         self._events = EventMessages(context.source, topics, qos=config.qos)
-        self.where = self._events.topic
         self._requests = Requests(context, topics, self._log, clock=clock)
         self._dialer = Dialer(config, context, topics, clock=clock, log=self._log)
         self._memory = Memory(
@@ -91,13 +89,14 @@ class MqttSink:
         self._tree = Tree(
             topics,
             self._memory.neighbours,
-            watched=(topics.bridge_state, topics.bridge_info, topics.guest(context.installation)),
+            watched=(topics.bridge_state, topics.bridge_info, topics.guest + context.installation),
             announced=self._announced,
             sleep=sleep,
             log=self._log,
             warn=self._warn_once,
         )
         self._warned, self._ready = set(), asyncio.Event()
+        self.ready, self.where = self._ready.wait, self._events.topic
         self.problem = f"not connected to the broker at {config.broker} yet"
 
     @property
@@ -122,10 +121,6 @@ class MqttSink:
             return []
         return [f"{home.prefix}/{'device/+' if home.mode == 'device' else '+/+/+'}/config"]
 
-    async def ready(self) -> None:
-        """Returns when events can be sent."""
-        await self._ready.wait()
-
     def send(self, attempt: Attempt, done: Done) -> None:
         """Hands an event over. `done` is called exactly once, later, on the loop."""
         connection, mirror = self._connection, self._mirror
@@ -134,7 +129,7 @@ class MqttSink:
             return
         event = attempt.logged.event
         try:
-            message = self._events.message(attempt, speaks_5=self._dialer.manner.protocol == "5")
+            message = self._events.message(attempt, speaks_5=connection.speaks_5)
         except (msgspec.MsgspecError, *UNSENDABLE) as error:
             rejected = DeliveryRejected(f"the event {event.id} cannot be sent: {error}")
             asyncio.get_running_loop().call_soon(done, rejected)
@@ -188,9 +183,8 @@ class MqttSink:
             else:
                 ending = Ending("given_up", "trying other connection settings")
                 self._leave(ending.problem)
-                self._dialer.begin_again()
                 # What is acknowledged now need not come twice.
-                await connection.while_it_lasts(connection.emptied(), within=_IN_FLIGHT_WITHIN)
+                await connection.while_it_lasts(connection.emptied, within=_IN_FLIGHT_WITHIN)
                 await connection.disconnect(within=_GOODBYE_WITHIN)
             self.problem = ending.problem
             return ending
@@ -228,7 +222,7 @@ class MqttSink:
                 sleep=self._sleep,
                 warn=self._warn_once,
             ),
-            speaks_5=self._dialer.manner.protocol == "5",
+            speaks_5=connection.speaks_5,
             window=self.window,
             sleep=self._sleep,
             warn=self._warn_once,
@@ -246,13 +240,11 @@ class MqttSink:
         if self._births is not None and self._births.problem is not None:
             self._warn_once("mqtt.home_assistant_unheard", problem=self._births.problem, then="tried again later")
         if not connection.end.done():
-            self._dialer.outage.connected(broker=self._config.broker, protocol=self._dialer.manner.protocol)
+            self._dialer.outage.connected(broker=self._config.broker, protocol=connection.manner.protocol)
         jobs = [
             mirror.run(),
             self._requests.serve(connection.publish),
-            # Events wait for the retained state: who hears the first of them finds its device described.
-            self._become_ready(connection, mirror),
-            self._compare(connection, mirror),
+            self._follow(connection, mirror),
             watch.run(),
             self._listen_later(partial(self._dialer.listen, connection), listens=listens),
         ]
@@ -262,7 +254,7 @@ class MqttSink:
         async with asyncio.TaskGroup() as tasks:
             working = [tasks.create_task(job) for job in jobs]
             try:
-                ended = await self._until_the_end_of(connection)
+                stayed = await self._dialer.stays_on(connection)
             except asyncio.CancelledError:
                 self._leave("the bridge leaves this broker")
                 await self._say_goodbye(connection, mirror, working[0])
@@ -270,15 +262,7 @@ class MqttSink:
             finally:
                 for task in working:
                     task.cancel()
-        return ended
-
-    async def _until_the_end_of(self, connection: Connection) -> bool:
-        while not connection.end.done():
-            again_in = self._dialer.again_in()
-            if again_in == 0:
-                return False
-            await asyncio.wait((connection.end,), timeout=again_in and min(again_in, _RETRY_CHECKED_EVERY))
-        return True
+        return stayed
 
     async def _listen_later(self, listen: Callable[[], Awaitable[bool]], *, listens: bool) -> None:
         attempts = 0
@@ -290,14 +274,14 @@ class MqttSink:
     def _again_in(self, attempts: int) -> float:
         return backoff(attempts, jitter=self._jitter(), first=_FIRST_RETRY, longest=_LAST_RETRY)
 
-    async def _become_ready(self, connection: Connection, mirror: Mirror) -> None:
-        # Retained state before events: an automation that an event starts reads the state beside it.
+    async def _follow(self, connection: Connection, mirror: Mirror) -> None:
+        """What comes once the retained state was published: events, and what the broker shows of it."""
+        # Retained state before events: an automation that an event starts reads the state beside it, and finds its
+        # device described.
         await mirror.complete.wait()
         if not connection.end.done():
             self._connection, self.problem = connection, None
             self._ready.set()
-
-    async def _compare(self, connection: Connection, mirror: Mirror) -> None:
         # What was just published is the proof whether reading is allowed, and whether the broker keeps what it takes.
         await mirror.settled.wait()
         lost = await self._tree.read(connection, mirror)
@@ -337,13 +321,8 @@ class MqttSink:
         # The mirror has stopped before, or it would publish `online` again.
         keeping.cancel()
         await asyncio.wait((keeping,))
-
-        async def state_and_in_flight() -> None:
-            await mirror.say_offline()
-            await connection.emptied()
-
         # The bridge's own state goes first: the rest may be cut off. Without its PUBACK the last will has to say it.
-        await connection.while_it_lasts(state_and_in_flight(), within=_IN_FLIGHT_WITHIN)
-        await connection.while_it_lasts(mirror.say_devices_offline(), within=_DEVICES_OFFLINE_WITHIN)
+        await connection.while_it_lasts(mirror.say_offline, connection.emptied, within=_IN_FLIGHT_WITHIN)
+        await connection.while_it_lasts(mirror.say_devices_offline, within=_DEVICES_OFFLINE_WITHIN)
         is_offline = mirror.picture.acknowledged.get(self._topics.bridge_state) == OFFLINE
         await connection.disconnect(within=_GOODBYE_WITHIN, with_will=not is_offline)

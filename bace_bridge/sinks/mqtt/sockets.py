@@ -9,7 +9,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -121,6 +121,7 @@ class WebSocket:
         self._left = 0
         self._out = bytearray()
         self.fileno, self.close, self.setblocking = sock.fileno, sock.close, sock.setblocking
+        self.pending: Callable[[], int] = getattr(sock, "pending", lambda: 0)
         self._taken = 0
         """Bytes of the caller's data that the frame in `_out` stands for."""
 
@@ -147,9 +148,6 @@ class WebSocket:
         taken, self._taken = self._taken, 0
         return taken
 
-    def pending(self) -> int:
-        return self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0
-
     def _next_frame(self) -> int | None:
         """Reads a frame's head, and all of one that carries no data. None at the end of the connection."""
         if not self._filled(2):
@@ -167,8 +165,11 @@ class WebSocket:
             self._left = length
         elif not self._filled(2 + length):
             return None
-        elif opcode == _PING:
-            self._answer(bytes(self._head[2:]))
+        elif opcode == _PING and len(self._out) < _LARGEST_FRAME:  # a flood of pings must not fill the memory
+            self._out += _frame(_PONG, bytes(self._head[2:]))
+            if not self._taken:
+                with contextlib.suppress(BlockingIOError):  # it goes with the next packet
+                    self._flush()
         self._head.clear()
         return opcode
 
@@ -179,13 +180,6 @@ class WebSocket:
                 return False
             self._head += data
         return True
-
-    def _answer(self, ping: bytes) -> None:
-        if len(self._out) < _LARGEST_FRAME:  # a flood of pings must not fill the memory
-            self._out += _frame(_PONG, ping)
-            if not self._taken:
-                with contextlib.suppress(BlockingIOError):  # it goes with the next packet
-                    self._flush()
 
     def _flush(self) -> None:
         try:
@@ -225,13 +219,14 @@ async def open_socket(config: MqttConfig) -> Socket:
     """Raises Unreachable. The loop is never blocked."""
     try:
         async with asyncio.timeout(CONNECT_WITHIN + 1):
-            found = await asyncio.get_running_loop().getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)
+            host, port, *_ = config.address
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
             addresses = [address for *_, address in found]
             return await in_thread(
                 lambda: _opened(config, addresses), name="mqtt-connect", unwanted=lambda opened: opened.close()
             )
     except TlsFileProblem as error:
-        raise Unreachable(f"mqtt.tls.{error.key}: {error}") from None
+        raise Unreachable(f"mqtt.tls.{error.mistake.path}: {error}") from None
     except (OSError, ValueError, LookupError) as error:
         raise Unreachable(reason(error, certificate=config.tls.cert_file is not None)) from None
 
@@ -268,7 +263,8 @@ def _tls_reason(alert: str, *, certificate: bool) -> str:
 
 def _opened(config: MqttConfig, addresses: Sequence[tuple[Any, ...]]) -> Socket:
     """At the first address that answers; else the last one's error."""
-    tls = tls_context(config.tls) if config.tls_enabled else None
+    broker = config.address
+    tls = tls_context(config.tls) if broker.tls else None
     failure = OSError("its name has no address")
     for host, port, *_ in addresses:
         try:
@@ -282,9 +278,9 @@ def _opened(config: MqttConfig, addresses: Sequence[tuple[Any, ...]]) -> Socket:
         # paho writes one packet at a time; Nagle's algorithm would hold each back until the one before was received.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls is not None:
-            sock = tls.wrap_socket(sock, server_hostname=config.host)
-        if config.websocket:
-            return upgraded(sock, host=config.host, port=config.port, path=config.path, within=CONNECT_WITHIN)
+            sock = tls.wrap_socket(sock, server_hostname=broker.host)
+        if broker.websocket:
+            return upgraded(sock, host=broker.host, port=broker.port, path=broker.path, within=CONNECT_WITHIN)
     except BaseException:
         sock.close()
         raise

@@ -1,8 +1,8 @@
 """The topics of the contract, and which retained topics are ours to publish or to clear."""
 
 import re
-from collections.abc import Collection, Iterable
-from typing import Literal
+from collections.abc import Collection
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -18,6 +18,13 @@ _NOT_IN_A_LEVEL = re.compile(f"^(?:bridge|\\.\\.?)\\Z|^\\$|[+#/%]|{UNSENDABLE.pa
 _DATATYPE = re.compile(r"-?\d+")
 
 
+class DeviceTopics(NamedTuple):
+    event: str
+    datapoints: str
+    availability: str
+    session: str
+
+
 class Topics:
     def __init__(self, base: str) -> None:
         self.base = base
@@ -30,38 +37,25 @@ class Topics:
         # A request's topic, and that of its response, end with its name.
         self.request, self.response = f"{base}/bridge/request/", f"{base}/bridge/response/"
         self.requests = f"{self.request}+"
-        self.guests = f"{base}/bridge/guest/+"
+        # It ends with an installation: where a bridge says who it is while `bridge/info` names another one.
+        self.guest = f"{base}/bridge/guest/"
+        self.guests = f"{self.guest}+"
         self.states_of_devices = (f"{base}/+/availability", f"{base}/+/session", f"{base}/+/latest/+/+")
-        self._event_topics: dict[str, str] = {}
+        self._of_device: dict[str, DeviceTopics] = {}
         base_in_json = re.escape(msgspec.json.encode(base).strip(b'"'))
-        self._named = re.compile(b'"' + base_in_json + b'/(?:bridge/state|[^/"]+/event)"')
+        # What announces anything of this very base topic: all but triggers name the bridge's state.
+        self.named_in_discovery = re.compile(b'"' + base_in_json + b'/(?:bridge/state|[^/"]+/event)"')
 
-    def guest(self, installation: str) -> str:
-        """Where a bridge says who it is while `bridge/info` names another one."""
-        return self.guests[:-1] + installation
-
-    def event(self, device: str) -> str:
-        """There are a few devices and many events."""
-        topic = self._event_topics.get(device)
-        if topic is None:
-            topic = self._event_topics[device] = f"{self.base}/{level(device)}/event"
-        return topic
-
-    def datapoints(self, device: str) -> str:
-        return f"{self.base}/{level(device)}/datapoints"
-
-    def availability(self, device: str) -> str:
-        return f"{self.base}/{level(device)}/availability"
-
-    def session(self, device: str) -> str:
-        return f"{self.base}/{level(device)}/session"
+    def of(self, device: str) -> DeviceTopics:
+        topics = self._of_device.get(device)
+        if topics is None:  # there are a few devices and many events
+            below = f"{self.base}/{level(device)}"
+            topics = DeviceTopics(f"{below}/event", f"{below}/datapoints", f"{below}/availability", f"{below}/session")
+            self._of_device[device] = topics
+        return topics
 
     def latest(self, device: str, source_device: str, datatype: int) -> str:
         return f"{self.base}/{level(device)}/latest/{level(source_device)}/{datatype}"
-
-    def is_named_in(self, discovery: bytes) -> bool:
-        """Whether it announces something of this very base topic: all but triggers name the bridge's state."""
-        return self._named.search(discovery) is not None
 
     def kind(self, topic: str) -> Kind | None:
         """What a topic with the shape of a device's retained topic says; None for any other topic."""
@@ -182,20 +176,13 @@ def decide(topic: Views) -> Action:
 
 
 def device_topics(state: DeviceState, topics: Topics) -> dict[str, bytes]:
-    device = state.device_id
-    meant = {topics.availability(device): b"online" if state.available else b"offline"}
+    of_device = topics.of(state.device_id)
+    meant = {of_device.availability: b"online" if state.available else b"offline"}
     if state.session is not None:
-        meant[topics.session(device)] = state.session
+        meant[of_device.session] = state.session
     for point in state.latest:
-        meant[topics.latest(device, point.source_device, point.datatype)] = point.payload
+        meant[topics.latest(state.device_id, point.source_device, point.datatype)] = point.payload
     return meant
-
-
-def base_topics(ledger: Iterable[str], topics: Topics) -> list[str]:
-    """The base topics that were in use before: each has left its `bridge/state`."""
-    end = topics.bridge_state.removeprefix(topics.base)
-    bases = {topic.removesuffix(end) for topic in ledger if topic.endswith(end)}
-    return sorted(bases - {topics.base})
 
 
 def base_of(topic: str, bases: Collection[str]) -> str | None:

@@ -177,8 +177,11 @@ class Tree:
                 self._reading = None
             # Else all that this bridge publishes there would come back to it.
             connection.unsubscribe([*once, *announced])
-        found = _Shown(reading.unknown, reading.lost_devices if is_complete else (), reading.shows_devices)
-        if not (watched and shown) or reading.hides_devices:
+        # Only where they may be read.
+        not_shown = reading.of_devices - reading.came if is_complete and reading.shows_devices else ()
+        lost = {topic for topic in not_shown if picture.acknowledged.get(topic)}
+        found = _Shown(reading.unknown, lost, reading.shows_devices)
+        if not (watched and shown) or (reading.of_devices and not reading.shows_devices):
             return found, self._may_not_read
         return found, None if is_complete else "there is more than the bridge reads at a time"
 
@@ -210,19 +213,15 @@ class _Reading:
         self._topics = topics
         self._picture = picture
         self._own = of_bridge
-        self._of_devices = {topic for topic in picture.acknowledged if topics.kind(topic) is not None}
+        self.of_devices = {topic for topic in picture.acknowledged if topics.kind(topic) is not None}
         self._loop = asyncio.get_running_loop()
         self._messages = self._bytes = 0
+        self._is_full = False
         self._last = 0.0
-        self._came: set[str] = set()
-        self._acknowledged = picture.acknowledged.get
+        self.came: set[str] = set()
         self.of_bridge: dict[str, bytes] = {}
         self.shows_devices = False
         self.unknown: set[str] = set()
-
-    @property
-    def _is_full(self) -> bool:
-        return self._messages >= MOST_MESSAGES or self._bytes >= MOST_BYTES
 
     def take(self, topic: str, message: MQTTMessage) -> None:
         if message.retain:  # it was kept; what is published meanwhile may never end
@@ -231,39 +230,33 @@ class _Reading:
             return
         self._messages += 1
         self._bytes += len(topic) + len(message.payload)
+        self._is_full = self._messages >= MOST_MESSAGES or self._bytes >= MOST_BYTES
         if topic in self._own:
             self.of_bridge[topic] = bytes(message.payload)
-        elif topic in self._of_devices:
+        elif topic in self.of_devices:
             # Some, such as RabbitMQ, keep messages and show none of them to a filter with wildcards.
             self.shows_devices = self.shows_devices or message.retain
             # What comes while it is read was accepted just now.
-            if not message.retain or message.payload == self._acknowledged(topic):
-                self._came.add(topic)
-        elif message.retain and topic not in self._picture.noted and self._is_ours(topic, bytes(message.payload)):
-            self.unknown.add(topic)
-
-    def _is_ours(self, topic: str, payload: bytes) -> bool:
-        """By its shape; what announces a device has the same for every base topic, and names it within."""
-        of_discovery = self._picture.is_discovery(topic) and self._topics.is_named_in(payload)
-        return of_discovery or self._topics.kind(topic) is not None
-
-    @property
-    def hides_devices(self) -> bool:
-        return bool(self._of_devices) and not self.shows_devices
-
-    @property
-    def lost_devices(self) -> set[str]:
-        """Only where they may be read."""
-        return {topic for topic in self._of_devices - self._came if self.shows_devices and self._acknowledged(topic)}
+            if not message.retain or message.payload == self._picture.acknowledged.get(topic):
+                self.came.add(topic)
+        elif message.retain and topic not in self._picture.noted:
+            # Ours by its shape; what announces a device has the same for every base topic, and names it within.
+            named = self._topics.named_in_discovery
+            if self._topics.kind(topic) is not None or (
+                self._picture.is_discovery(topic) and named.search(bytes(message.payload))
+            ):
+                self.unknown.add(topic)
 
     def lost_of(self, topics: Collection[str], *, shared: bool) -> set[str]:
         """Of the bridge's own topics. Where the base topic is `shared` another bridge writes to some of them, too."""
-        return {topic for topic in topics if self._acknowledged(topic) and not self._is_kept(topic, shared=shared)}
-
-    def _is_kept(self, topic: str, *, shared: bool) -> bool:
-        if shared and topic in self._topics.of_every_bridge:
-            return bool(self.of_bridge.get(topic))
-        return self.of_bridge.get(topic) in {self._acknowledged(topic), self._picture.meant.get(topic)}
+        lost = set()
+        for topic in topics:
+            kept, acknowledged = self.of_bridge.get(topic), self._picture.acknowledged.get(topic)
+            either_writes = shared and topic in self._topics.of_every_bridge
+            is_kept = bool(kept) if either_writes else kept in {acknowledged, self._picture.meant.get(topic)}
+            if acknowledged and not is_kept:
+                lost.add(topic)
+        return lost
 
     async def completed(self, sleep: Callable[[float], Awaitable[None]]) -> bool:
         """Returns when nothing comes any more; False where a bound ended it."""

@@ -3,6 +3,7 @@
 import base64
 import binascii
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Final
 from urllib.parse import unquote, urlsplit
 
@@ -10,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJson
 
 from bace_bridge.config.files import filled_lines
 from bace_bridge.config.sections import MaxInFlight, is_private, split_url, web_url
-from bace_bridge.config.values import Duration, FromFile, mistake
+from bace_bridge.config.values import Duration, FromFile, checked, mistake
 from bace_bridge.formats import (
     PER_CONNECTION,
     header_name_problem,
@@ -76,12 +77,6 @@ def _header_name(name: str) -> str:
     return name
 
 
-def _header_value(value: SecretStr) -> SecretStr:
-    if problem := header_value_problem(value.get_secret_value()):
-        raise mistake(problem)
-    return value
-
-
 def _rate(per_second: float) -> float:
     if 0 < per_second < _SLOWEST:
         raise mistake(f"must be 0 for no limit, or at least {_SLOWEST}")
@@ -96,7 +91,7 @@ def _each_once(headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
 
 
 HeaderName = Annotated[str, AfterValidator(_header_name)]
-HeaderValue = Annotated[SecretStr, AfterValidator(_header_value)]
+HeaderValue = Annotated[SecretStr, AfterValidator(partial(checked, header_value_problem, ""))]
 SigningSecrets = Annotated[
     tuple[Annotated[SecretStr, AfterValidator(_signing_secret)], ...],
     BeforeValidator(_secrets),

@@ -12,7 +12,7 @@ from functools import cache
 from yarl import URL
 
 from bace_bridge.errors import DeliveryFailed
-from bace_bridge.sinks.webhook.reply import MOST_READ, NotHttp, Reply, read_reply
+from bace_bridge.sinks.webhook.message import MOST_READ, NotHttp, Reply, read_reply
 
 KEEP_ALIVE = 4.0
 """Seconds that an idle connection is kept: less than the 5 s after which common servers close theirs."""
@@ -75,7 +75,9 @@ class Exchange:
     def _kept(self) -> "_Connection | None":
         while self._idle:
             connection = self._idle.pop()
-            connection.wake()
+            if connection.resting is not None:
+                connection.resting.cancel()
+                connection.resting = None
             # The last one first: it is the least likely to be closed by the receiver in this moment.
             if connection.usable and self._monotonic() < connection.kept_until:
                 return connection
@@ -104,10 +106,8 @@ class Exchange:
         return connection
 
 
-@cache
-def _verifying() -> ssl.SSLContext:
-    """One for all endpoints, as it takes a megabyte and tens of milliseconds."""
-    return ssl.create_default_context()
+_verifying = cache(ssl.create_default_context)
+"""One for all endpoints, as it takes a megabyte and tens of milliseconds."""
 
 
 class _Connection(asyncio.Protocol):
@@ -122,14 +122,14 @@ class _Connection(asyncio.Protocol):
         self._error: Exception | None = None
         self._news = asyncio.Event()
         self._after_another = False
-        self._resting: asyncio.TimerHandle | None = None
+        self.resting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        if self._resting is not None:
+        if self.resting is not None:
             self.transport.abort()  # nothing was asked: whatever this is, it must not be taken for the next answer
         self._data += data
         if len(self._data) > MOST_READ:
@@ -153,12 +153,7 @@ class _Connection(asyncio.Protocol):
         self.kept_until = until
         self._data.clear()
         self._after_another = True
-        self._resting = asyncio.get_running_loop().call_later(KEEP_ALIVE, self.transport.close)
-
-    def wake(self) -> None:
-        if self._resting is not None:
-            self._resting.cancel()
-            self._resting = None
+        self.resting = asyncio.get_running_loop().call_later(KEEP_ALIVE, self.transport.close)
 
     async def answer(self, request: bytes, deadline: float) -> Reply:
         """The answer, as soon as the rest of it does not matter; what there is of it when the time is over.

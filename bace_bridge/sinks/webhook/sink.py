@@ -10,9 +10,11 @@ from bace_bridge.config.values import secrets_of
 from bace_bridge.errors import DeliveryFailed, SinkError, SinkUnavailable
 from bace_bridge.events.types import Attempt, Event
 from bace_bridge.redaction import Redaction
+from bace_bridge.sinks.api import Done
 from bace_bridge.sinks.webhook.config import WebhookConfig
 from bace_bridge.sinks.webhook.exchange import Exchange
 from bace_bridge.sinks.webhook.message import (
+    judge,
     origin,
     request_bytes,
     request_head,
@@ -20,7 +22,6 @@ from bace_bridge.sinks.webhook.message import (
     signing_key,
     structured,
 )
-from bace_bridge.sinks.webhook.reply import judge
 
 
 class Pace:
@@ -37,7 +38,7 @@ class Pace:
         return at - now
 
 
-Done = Callable[[SinkError | None], None]
+_STOPPED = "bace-bridge stopped before the webhook answered"
 
 
 class WebhookSink:
@@ -84,6 +85,7 @@ class WebhookSink:
         self._queue: asyncio.Queue[tuple[Attempt, Done]] = asyncio.Queue()
         self._workers: list[asyncio.Task[None]] = []
         self._is_ready = asyncio.Event()
+        self.ready = self._is_ready.wait  # while `run` runs: only a POST shows whether the endpoint answers
         self._closed = False
 
     async def run(self) -> None:
@@ -100,10 +102,6 @@ class WebhookSink:
             self._exchange.close()
             self._hand_back()
 
-    async def ready(self) -> None:
-        """Returns at once while `run` runs: only a POST shows whether the endpoint answers."""
-        await self._is_ready.wait()
-
     @staticmethod
     def where(event: Event) -> str:
         """There is one endpoint."""
@@ -113,7 +111,7 @@ class WebhookSink:
     def send(self, attempt: Attempt, done: Done) -> None:
         """Never blocks; `done` is called exactly once, on the loop, after this has returned."""
         if self._closed:
-            asyncio.get_running_loop().call_soon(done, _stopped())
+            asyncio.get_running_loop().call_soon(done, SinkUnavailable(_STOPPED))
         else:
             self._queue.put_nowait((attempt, done))
 
@@ -138,7 +136,7 @@ class WebhookSink:
         while True:
             attempt, done = await self._queue.get()
             # What `done` gets where the worker is cancelled: the endpoint may have the event, so it is sent again.
-            error: SinkError | None = _stopped()
+            error: SinkError | None = SinkUnavailable(_STOPPED)
             try:
                 # Here and not in `send`: the limit spreads what has piled up, and `send` must not block.
                 if wait := self._pace.turn(self._monotonic()):
@@ -158,9 +156,5 @@ class WebhookSink:
     def _hand_back(self) -> None:
         while not self._queue.empty():
             _, done = self._queue.get_nowait()
-            done(_stopped())
+            done(SinkUnavailable(_STOPPED))
             self._queue.task_done()
-
-
-def _stopped() -> SinkUnavailable:
-    return SinkUnavailable("bace-bridge stopped before the webhook answered")

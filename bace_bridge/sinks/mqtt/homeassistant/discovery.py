@@ -131,24 +131,18 @@ class Discovery:
             fitting = {key: one for key, one in encoded.items() if len(one) <= self._largest}
             topics = {f"{components[key]['p']}/{identifier}/{key}": one for key, one in fitting.items()}
         else:
-            fitting = self._within(self._largest - len(msgspec.json.encode({**common, **available})), encoded)
+            fitting, room = {}, self._largest - len(msgspec.json.encode({**common, **available})) - len(b',"cmps":{}')
+            for key, component in encoded.items():
+                room -= len(key) + len(component) + len(b'"":,')
+                if room < 0:
+                    break
+                fitting[key] = component
             payload = {**common, **available, "cmps": {key: msgspec.Raw(one) for key, one in fitting.items()}}
             topics = {f"device/{identifier}": msgspec.json.encode(payload)} if fitting else {}
         self._left_out.pop(identifier, None)
         if len(fitting) < len(components):
             self._left_out[identifier] = (len(components) - len(fitting), about["name"])
         return {f"{self._config.prefix}/{topic}/config": payload for topic, payload in topics.items()}
-
-    def _within(self, room: int, components: Mapping[str, bytes]) -> dict[str, bytes]:
-        """The first ones that fit."""
-        room -= len(b',"cmps":{}')
-        fitting = {}
-        for key, one in components.items():
-            room -= len(key) + len(one) + len(b'"":,')
-            if room < 0:
-                break
-            fitting[key] = one
-        return fitting
 
 
 class _Payload(msgspec.Struct):

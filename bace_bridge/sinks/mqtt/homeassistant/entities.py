@@ -139,14 +139,14 @@ def of_device(state: DeviceState, topics: Topics, datatypes: Mapping[int, Dataty
     for key, text, of_type in _TRIGGERS:
         components[f"trigger_{key}"] = {
             # Home Assistant shows a trigger as `"<subtype>" <type>`.
-            "p": "device_automation", "atype": "trigger", "t": topics.event(state.device_id), "stype": "Session",
+            "p": "device_automation", "atype": "trigger", "t": topics.of(state.device_id).event, "stype": "Session",
             "type": text, "pl": of_type,
             "val_tpl": "{{ '' if " + _REPLAY + " else value_json.get('event_type') }}",
         }  # fmt: skip
     taken = [one["name"] for one in components.values() if one["p"] == "sensor"]
     availability = [
         *availability_of(state.device_id, topics),
-        {"t": topics.session(state.device_id), "val_tpl": "{{ 'online' if " + _RUNNING + " else 'offline' }}"},
+        {"t": topics.of(state.device_id).session, "val_tpl": "{{ 'online' if " + _RUNNING + " else 'offline' }}"},
     ]
     for one, name in _named(state.series, datatypes, taken):
         latest = topics.latest(state.device_id, one.source_device, one.datatype)
@@ -160,11 +160,11 @@ def of_device(state: DeviceState, topics: Topics, datatypes: Mapping[int, Dataty
 
 
 def availability_of(device: str, topics: Topics) -> list[dict[str, str]]:
-    return [{"t": topics.bridge_state}, {"t": topics.availability(device)}]
+    return [{"t": topics.bridge_state}, {"t": topics.of(device).availability}]
 
 
 def _of_session(device: str, topics: Topics) -> Components:
-    session = topics.session(device)
+    session = topics.of(device).session
     last_seen = (
         "{{ (value_json | select('mapping') | selectattr('id', 'eq', " + _literal(device) + ")"
         " | map(attribute='last_seen_at') | select('string') | first | default(none))"
@@ -176,7 +176,7 @@ def _of_session(device: str, topics: Topics) -> Components:
             "val_tpl": "{{ 'ON' if " + _RUNNING + " else 'OFF' }}",
         },
         "session": {
-            "p": "event", "name": "Session", "ic": "mdi:clipboard-pulse", "stat_t": topics.event(device),
+            "p": "event", "name": "Session", "ic": "mdi:clipboard-pulse", "stat_t": topics.of(device).event,
             "evt_typ": [
                 SESSION_STARTED, SESSION_UPDATED, SESSION_ENDED,
                 SESSION_REOPENED, SESSION_CSV_READY, SESSION_REMOVED,
