@@ -77,7 +77,14 @@ async def test_the_node_red_flow(tmp_path: Path) -> None:
         others = [{"event_type": "session.ended", "session": {"id": "x"}}]
         others.append({**event(line), "csv": {"url": "x", "revision": 0}})
         for payload, expected in (
-            (event(line), {"url": await line.link(line.session), "filename": f"/data/csv/{line.session}.0.csv"}),
+            (
+                event(line),
+                {
+                    "url": await line.link(line.session),
+                    "filename": f"/data/csv/{line.session}.0.csv",
+                    "requestTimeout": 600_000,
+                },
+            ),
             *((other, None) for other in others),
         ):
             program = f"const run = new Function('msg', {json.dumps(nodes['function']['func'])});"
