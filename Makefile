@@ -34,9 +34,9 @@ test-faults: $(VENV)/.test  ## run the fault suite at full size (15 minutes); FA
 	@sh tests/get-mosquitto.sh
 	@$(PYTEST) tests/faults --full-faults -v -o faulthandler_timeout=0 $(FAULT_ARGS)
 
-test-node-red: $(VENV)/.test $(VENV)/node-red/.ready  ## run the flow of docs/node-red.md in a real Node-RED (needs npm)
+test-node-red: $(VENV)/.test $(VENV)/node-red/.ready  ## run the flows of the docs in a real Node-RED (needs npm)
 	@sh tests/get-mosquitto.sh
-	@$(PYTEST) tests/acceptance/test_recipes.py -k node_red -v $(TEST_ARGS)
+	@$(PYTEST) tests/acceptance/test_recipes.py tests/acceptance/test_csv_recipes.py -k node_red -v $(TEST_ARGS)
 
 test-models: $(VENV)/.test  ## run the Hypothesis tests with 20 times as many random examples; TIMES=100 for more
 	@BACE_TEST_MODELS=$(TIMES) $(PYTEST) $(IN_WORKERS) -m hypothesis -o faulthandler_timeout=0 $(TEST_ARGS)

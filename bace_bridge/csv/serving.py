@@ -22,6 +22,9 @@ log = structlog.get_logger()
 
 MOST_AT_ONCE = 8
 
+MOST_OF_ONE = 4
+"""Of one data session at once, so that who has the link to it leaves room for the others."""
+
 LONGEST = 3600.0
 """Seconds that a download lasts at most: a peer that takes a few bytes now and then would last for ever."""
 
@@ -94,7 +97,7 @@ class CsvServer:
         self._known = known
         self._cloud = cloud
         self._clock = clock
-        self._running = 0
+        self._running: list[str] = []
 
     def answer(self, request: Request) -> Answer | Long | None:
         """None where it is not about a link."""
@@ -110,10 +113,10 @@ class CsvServer:
         if not isinstance(link, Link):
             return refusal(*_REFUSED[link])
         # Counted for genuine links only: nobody else can take the places.
-        if self._running >= MOST_AT_ONCE:
-            why = f"{MOST_AT_ONCE} downloads are running already"
+        if len(self._running) >= MOST_AT_ONCE or self._running.count(link.session_id) >= MOST_OF_ONE:
+            why = f"{MOST_AT_ONCE} downloads are running already, or {MOST_OF_ONE} of this data session"
             return refusal(HTTPStatus.SERVICE_UNAVAILABLE, why, Retry_After=str(AGAIN_IN))
-        self._running += 1
+        self._running.append(link.session_id)
         return partial(self._serve, link, chunked=request.version == "1.1")
 
     async def _serve(self, link: Link, peer: Peer, *, chunked: bool) -> None:
@@ -125,7 +128,7 @@ class CsvServer:
                 else:
                     await self._download(link.session_id, known, peer, chunked=chunked)
         finally:
-            self._running -= 1
+            self._running.remove(link.session_id)
 
     async def _judged(self, link: Link) -> KnownSession | Answer:
         try:

@@ -127,8 +127,15 @@ One more closes the oldest of its kind: amid a flood of idle ones who asks at on
 WITHIN = 5.0
 """Seconds that a connection lasts at most, from its acceptance to its end, unless its answer is a `Long` one."""
 
-TAKEN_WITHIN = 30.0
-"""Seconds in which the peer must have taken one piece of a long answer."""
+TAKEN_WITHIN = 120.0
+"""Seconds in which the peer must have taken one piece of a long answer.
+
+One that reads slowly, as a proxy does for a slow client, takes megabytes into its buffer and then nothing until some of
+it is read: at 20 kB a second, nothing for a minute.
+"""
+
+UNTAKEN = 256 * 1024
+"""Bytes of a long answer that the system may hold for the peer; left to itself it holds megabytes, too."""
 
 AGAIN_AFTER = 1.0
 """Seconds without accepting after the system refused a connection, as without a free file descriptor."""
@@ -258,6 +265,7 @@ class Listener:
                     await _close(connection)
                     return
             self._now(self._long)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNTAKEN)
             try:
                 await _while_there(connection, answer(Peer(connection, self._taken_within)))
             except BaseException:

@@ -6,9 +6,10 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ import yaml
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tests.acceptance.line import SECRET, until
-from tests.acceptance.test_recipes import block
-from tests.integration.brokers import free_port
+from tests.acceptance.test_recipes import block, running_flow
+from tests.integration.brokers import Broker, free_port
 from tests.integration.csv_line import CsvLine, csv_line, target_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "csv.md").read_text(encoding="utf-8")
@@ -68,20 +69,51 @@ async def test_the_node_red_flow(tmp_path: Path) -> None:
     assert {target for node in flow for output in node.get("wires", ()) for target in output} <= ids
     nodes = {node["type"]: node for node in flow}
     assert (nodes["http request"]["ret"], nodes["file"]["encoding"]) == ("bin", "none"), "byte for byte"
-    assert nodes["switch"]["rules"] == [{"t": "eq", "v": "200", "vt": "num"}]
+    assert nodes["switch"]["rules"][0] == {"t": "eq", "v": "200", "vt": "num"}
+    assert nodes["switch"]["wires"][0] == [nodes["file"]["id"]]
     if shutil.which("node") is None:
         pytest.skip("needs node")
     async with csv_line(tmp_path) as line:
         others = [{"event_type": "session.ended", "session": {"id": "x"}}]
         others.append({**event(line), "csv": {"url": "x", "revision": 0}})
         for payload, expected in (
-            (event(line), {"url": await line.link(line.session), "filename": f"/data/csv/{line.session}.0.csv"}),
+            (
+                event(line),
+                {
+                    "url": await line.link(line.session),
+                    "filename": f"/data/csv/{line.session}.0.csv",
+                    "requestTimeout": 600_000,
+                },
+            ),
             *((other, None) for other in others),
         ):
             program = f"const run = new Function('msg', {json.dumps(nodes['function']['func'])});"
             program += f"console.log(JSON.stringify(run({json.dumps({'payload': payload})})))"
             done = await asyncio.to_thread(subprocess.run, ["node", "-e", program], capture_output=True, check=True)
             assert json.loads(done.stdout) == expected
+
+
+async def test_node_red_archives_what_is_whole(broker: Broker, tmp_path: Path) -> None:
+    page, archive = PAGE.replace("/data/csv", str(tmp_path / "archive")), tmp_path / "archive"
+    flow = json.loads(block(page, "json", '"http request"'))
+    for node in flow:
+        if node["type"] == "delay":
+            node |= {"timeout": "1", "timeoutUnits": "seconds"}
+    (tmp_path / "node-red").mkdir()
+    node_red = running_flow(tmp_path / "node-red", broker.port, flow)
+    async with csv_line(tmp_path, mqtt_port=broker.port) as line, node_red as log:
+        await until(lambda: "Connected to broker" in log.read_text(), within=60, what="Node-RED")
+        line.set_quirks("csv-truncated")
+        broken = line.finished()
+        await line.bridge.has_said("csv.broken_off", times=2)
+        line.set_quirks("forbidden /api/v2/data-session/*/download-csv")
+        before = line.downloads()
+        await until(lambda: line.downloads() >= before + 3, within=60, what="tries after an answer of 502")
+        assert not archive.exists()
+        line.set_quirks()
+        file, whole = archive / f"{broken}.0.csv", await line.of_the_cloud(broken)
+        await until(lambda: file.exists() and file.read_bytes() == whole, within=60, what="the file")
+        assert list(archive.iterdir()) == [file]
 
 
 async def test_home_assistant(tmp_path: Path) -> None:
@@ -119,52 +151,87 @@ async def test_home_assistant(tmp_path: Path) -> None:
         assert await ran({**payload, "session": {"id": '"; touch x; "'}}) is None
 
 
-@asynccontextmanager
-async def nginx(folder: Path, port: int, upstream: int) -> AsyncIterator[None]:
-    """The page's server, without TLS and with the ports and files of this test."""
-    server = block(PAGE, "nginx", "location /csv/")
-    server = re.sub(r"\n    ssl_\S+ .*;", "", server).replace("listen 443 ssl", f"listen 127.0.0.1:{port}")
-    server = server.replace("127.0.0.1:8099", f"127.0.0.1:{upstream}").replace("/var/log/nginx", str(folder))
-    temporary = "".join(
-        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    config = folder / "nginx.conf"
+def found(program: str) -> str:
+    path = shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin")
+    return path or pytest.skip(f"needs {program}")
+
+
+def nginx(folder: Path, page: str, port: int) -> list[str]:
+    """The command that runs the page's server, without TLS and with the port and files of this test."""
+    server = re.sub(r"\n    ssl_\S+ .*;", "", block(page, "nginx", "proxy_pass")).replace("/var/log/nginx", str(folder))
+    server = server.replace("listen 443 ssl", f"listen 127.0.0.1:{port}")
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = "".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
     before = f"daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; events {{}}"
-    config.write_text(f"{before}\nhttp {{ {temporary}\n{server} }}")
-    program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
-    if program is None:
-        pytest.skip("needs nginx")
-    process = await asyncio.create_subprocess_exec(program, "-c", config, "-e", folder / "error.log", "-p", folder)
+    (folder / "nginx.conf").write_text(f"{before}\nhttp {{ {temporary}\n{server} }}")
+    return [found("nginx"), "-c", f"{folder}/nginx.conf", "-e", f"{folder}/error.log", "-p", str(folder)]
+
+
+def caddy(folder: Path, page: str, port: int) -> list[str]:
+    program = found("caddy")
+    version = subprocess.run([program, "version"], capture_output=True, check=True, text=True).stdout
+    if [int(one) for one in re.findall(r"\d+", version)[:2]] < [2, 8]:
+        pytest.skip("Caddy before 2.8 ends a broken file in order")
+    server = block(page, "caddyfile", "reverse_proxy").replace("{\n", "{\n\tadmin off\n", 1)
+    address = f"http://bridge.example.org:{port} {{\n\tbind 127.0.0.1\n"
+    (folder / "Caddyfile").write_text(server.replace("bridge.example.org {\n", address))
+    return [program, "run", "--config", f"{folder}/Caddyfile", "--adapter", "caddyfile"]
+
+
+@asynccontextmanager
+async def listening(command: list[str], folder: Path, port: int) -> AsyncIterator[None]:
+    def is_open() -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", port)) == 0
+
+    with (folder / "stderr.log").open("wb") as log:
+        environment = {**os.environ, "HOME": str(folder)}
+        process = await asyncio.create_subprocess_exec(*command, stderr=log, env=environment)
     try:
-        await until((folder / "nginx.pid").exists, within=60, what="nginx")
+        await until(is_open, within=60, what=command[0])
         yield
     finally:
         process.terminate()
         await process.wait()
 
 
-async def test_behind_nginx(tmp_path: Path) -> None:
-    port = free_port()
-    base = "https://bridge.example.org"
-    async with csv_line(tmp_path, samples=4000, csv={"link_base": base}) as line, nginx(tmp_path, port, line.port):
+@pytest.mark.parametrize("below", ["", "/bace"])
+@pytest.mark.parametrize("proxy", [nginx, caddy])
+async def test_behind_a_reverse_proxy(proxy: Callable[[Path, str, int], list[str]], below: str, tmp_path: Path) -> None:
+    port, own = free_port(), tmp_path / "proxy"
+    own.mkdir()
+    base = f"https://bridge.example.org{below}"
+    async with csv_line(tmp_path, samples=4000, csv={"link_base": base}) as line:
+        page = PAGE.replace("127.0.0.1:8099", f"127.0.0.1:{line.port}")
+        page = page.replace("location /csv/", f"location {below}/csv/").replace(
+            "handle /csv/*", f"handle {below}/csv/*"
+        )
         link = await line.link(line.session)
         assert link.startswith(f"{base}/csv/")
-        target = target_of(link)
 
-        async def got(*more: str) -> int:
-            words = ["curl", "-s", *more, "-H", "Host: bridge.example.org", f"http://127.0.0.1:{port}{target}"]
-            words += ["-o", str(tmp_path / "got")]
-            return (await asyncio.to_thread(subprocess.run, words, check=False)).returncode
+        async def curl(*more: str, target: str = target_of(link)) -> tuple[int, str]:
+            words = ["curl", "-s", "--path-as-is", "-w", "%{http_code}", "-o", str(tmp_path / "got"), *more]
+            words += ["-H", "Host: bridge.example.org", f"http://127.0.0.1:{port}{target}"]
+            done = await asyncio.to_thread(subprocess.run, words, check=False, capture_output=True, text=True)
+            return done.returncode, done.stdout
 
-        assert await got("-f") == 0
-        whole = await line.of_the_cloud(line.session)
-        assert (tmp_path / "got").read_bytes() == whole
-        (tmp_path / "got").write_bytes(whole[:1000])
-        assert await got("-C", "-") == 33, "curl says that it cannot resume, and takes nothing for complete"
-        for quirk in ("csv-truncated", "csv-cut", "csv-short"):
-            line.set_quirks(quirk)
-            assert await got() in REFUSED, quirk
-            assert await got("--http1.0") in REFUSED | {0}, "of HTTP/1.0 no proxy can say it"
-        logged = [one.read_text() for one in tmp_path.glob("*.log")]
-        assert any("/csv/" in one for one in logged)
-        assert not any("signature=" in one for one in logged if "upstream" not in one)
+        async with listening(proxy(own, page, port), own, port):
+            assert await curl() == (0, "200")
+            whole = await line.of_the_cloud(line.session)
+            assert (tmp_path / "got").read_bytes() == whole
+            (tmp_path / "got").write_bytes(whole[:1000])
+            assert await curl("-C", "-") == (33, "200"), "it cannot resume, and takes nothing for complete"
+            for method in ("HEAD", "POST", "OPTIONS"):
+                assert await curl("-X", method, *(["-I"] * (method == "HEAD"))) == (0, "405")
+            for path in ("/", "/healthz", "//readyz", "/csv/../healthz", "/csv/%2e%2e/healthz", "/csv/..%2fhealthz"):
+                for target in (path, below + path, path + target_of(link).removeprefix(f"{below}/csv")):
+                    assert await curl(target=target) == (0, "404"), target
+            for quirk in ("csv-truncated", "csv-cut", "csv-short"):
+                line.set_quirks(quirk)
+                status, _ = await curl()
+                assert status in REFUSED, quirk
+            if proxy is nginx:
+                assert await curl("--http1.0") == (0, "505"), "it could not say that the file broke off"
+        logged = "".join(one.read_text() for one in own.glob("*.log"))
+        assert "/csv/" in logged
+        assert set(re.findall(r"signature=[^&\"\s]*", logged)) <= {"signature=REDACTED"}

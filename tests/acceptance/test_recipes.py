@@ -141,12 +141,11 @@ def node_red() -> str | None:
 
 
 @asynccontextmanager
-async def running_flow(folder: Path, broker: int) -> AsyncIterator[Path]:
-    """Node-RED with the flow of the documentation; yields its log. What the flow shows goes to `seen/<node>`, too."""
+async def running_flow(folder: Path, broker: int, flow: list[dict[str, Any]]) -> AsyncIterator[Path]:
+    """Node-RED with a flow of the documentation; yields its log. What the flow shows goes to `seen/<node>`, too."""
     program = node_red()
     if program is None:
         pytest.skip("needs Node-RED: make test-node-red installs it with npm")
-    flow = json.loads(FLOW.read_text(encoding="utf-8"))
     for node in flow:
         if node["type"] == "mqtt-broker":
             node["port"] = str(broker)
@@ -250,7 +249,7 @@ async def test_the_node_red_flow(broker: Broker, tmp_path: Path) -> None:
         earlier = home.cloud.open_session(device)
         await home.measure(earlier, 150.0)
         await home.finish(earlier)
-        async with running_flow(tmp_path / "node-red", broker.port) as log:
+        async with running_flow(tmp_path / "node-red", broker.port, json.loads(FLOW.read_text())) as log:
             await until(lambda: shows(False), within=60, what="Node-RED has what is retained")
             await home.replay(earlier)
             first = home.cloud.open_session(device)

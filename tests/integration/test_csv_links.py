@@ -20,7 +20,7 @@ from bace_bridge.cloud.http import CloudHttp
 from bace_bridge.cloud.tokens import FixedToken
 from bace_bridge.config.load import load
 from bace_bridge.csv.checks import CsvCheck
-from bace_bridge.csv.serving import MOST_AT_ONCE, checked
+from bace_bridge.csv.serving import MOST_AT_ONCE, MOST_OF_ONE, checked
 from bace_bridge.errors import CloudUnavailable, UnexpectedReply
 from bace_bridge.polling.rules.changes import Urgency
 from bace_bridge.simulator.facts import Session
@@ -128,6 +128,14 @@ async def test_a_range_is_answered_with_everything(tmp_path: Path) -> None:
             assert (answer.status, answer.is_whole, answer.fields["accept-ranges"]) == (200, True, "none")
 
 
+async def replayed(line: CsvLine, *, csvs: int) -> None:
+    """So many `session.csv_ready` come again, each with a fresh link."""
+    expected = len(line.of(line.session)) + csvs
+    command = [sys.executable, "-m", "bace_bridge", "replay", "--sink", "hook", "--session", line.session]
+    await asyncio.to_thread(subprocess.run, [*command, "-c", str(line.path)], check=True, capture_output=True)
+    await until(lambda: len(line.of(line.session)) == expected, within=SOON, what="the replay")
+
+
 async def test_a_link_ends_with_its_time_and_with_a_newer_revision(tmp_path: Path) -> None:
     async with csv_line(tmp_path, csv={"link_expires": "2m"}) as line:
         # Within the five minutes that the receiver takes signatures of other clocks.
@@ -147,9 +155,7 @@ async def test_a_link_ends_with_its_time_and_with_a_newer_revision(tmp_path: Pat
 
         # A replay is the same event with a fresh link.
         before = line.of(line.session)
-        command = [sys.executable, "-m", "bace_bridge", "replay", "--sink", "hook", "--session", line.session]
-        await asyncio.to_thread(subprocess.run, [*command, "-c", str(line.path)], check=True, capture_output=True)
-        await until(lambda: len(line.of(line.session)) == len(before) + 2, within=SOON, what="the replay")
+        await replayed(line, csvs=2)
         assert {one.id for one in line.of(line.session)} == {one.id for one in before}
         assert (await line.ask(target_of(line.csv(line.session, 1)["link"]))).status == 200
 
@@ -214,8 +220,9 @@ def read_all(client: socket.socket) -> None:
 
 async def test_many_at_once_are_bounded_and_polls_go_on(tmp_path: Path) -> None:
     async with csv_line(tmp_path, **LARGE) as line:
-        link = await line.link(line.session)
-        stalled = [line.stalled(link) for _ in range(MOST_AT_ONCE)]
+        link, other = await line.link(line.session), await line.link(line.finished(**LARGE))
+        stalled = [line.stalled(one) for one in (link, other) for _ in range(MOST_OF_ONE)]
+        assert len(stalled) == MOST_AT_ONCE
         for one in stalled:
             assert await asyncio.to_thread(one.recv, 12) == b"HTTP/1.1 200"
         polled = len(line.server.requests)
@@ -235,6 +242,27 @@ async def test_many_at_once_are_bounded_and_polls_go_on(tmp_path: Path) -> None:
         for one in stalled[2:]:
             with one, pytest.raises(ConnectionResetError):
                 read_all(one)
+
+
+async def test_one_data_session_leaves_room_for_the_others(tmp_path: Path) -> None:
+    async with csv_line(tmp_path, **LARGE) as line:
+        link, other = await line.link(line.session), await line.link(line.finished())
+        stalled = [line.stalled(link) for _ in range(MOST_OF_ONE)]
+        for one in stalled:
+            assert await asyncio.to_thread(one.recv, 12) == b"HTTP/1.1 200"
+        line.bridge.times.forward(1)
+        await replayed(line, csvs=1)
+        fresh = line.csv(line.session)["link"]
+        assert fresh != link
+        for target in (target_of(link), target_of(fresh)):
+            answer = await line.ask(target)
+            assert (answer.status, answer.fields["retry-after"]) == (503, "10"), "another link is to the same file"
+        assert await fetched(other) == await line.of_the_cloud(other.partition("?")[0].rpartition("/")[2])
+        stalled.pop().close()
+        await line.bridge.has_said("csv.not_finished")
+        assert await fetched(link) == await line.of_the_cloud(line.session)
+        for one in stalled:
+            one.close()
 
 
 async def test_a_reload_ends_and_begins_links(tmp_path: Path) -> None:
@@ -369,11 +397,14 @@ async def test_downloads_come_after_polls_and_within_the_budget() -> None:
 
 async def test_a_peer_that_takes_nothing_is_left() -> None:
     ended: list[type[BaseException]] = []
+    sent = 0
 
     async def for_ever(peer: Peer) -> None:
+        nonlocal sent
         try:
             while True:
                 await peer.send(b"x" * 2**16)
+                sent += 2**16
         except BaseException as error:
             ended.append(type(error))
             raise
@@ -382,10 +413,12 @@ async def test_a_peer_that_takes_nothing_is_left() -> None:
     await listener.open("127.0.0.1", 0)
     try:
         with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.connect(listener.addresses[0])
             client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             await until(lambda: ended != [], within=SOON, what="the end")
             assert ended == [TimeoutError]
+            assert sent <= 2**20, "of what is held untaken a slow client has to take a part in time"
             with pytest.raises(ConnectionResetError):
                 await asyncio.to_thread(read_all, client)  # the listener may have yet to reset it
         assert listener._long == {}
@@ -405,8 +438,8 @@ async def test_a_session_without_datapoints_may_have_an_empty_csv(tmp_path: Path
 async def test_who_has_gone_while_the_cloud_makes_the_file_holds_no_place(tmp_path: Path) -> None:
     async with csv_line(tmp_path) as line:
         target, faults = target_of(await line.link(line.session)), line.server.faults
-        faults.delay(f"/api/v2/data-session/{line.session}", 3 * SOON, times=MOST_AT_ONCE)
-        waiting = [line.stalled(line.csv(line.session)["link"]) for _ in range(MOST_AT_ONCE)]
+        faults.delay(f"/api/v2/data-session/{line.session}", 3 * SOON, times=MOST_OF_ONE)
+        waiting = [line.stalled(line.csv(line.session)["link"]) for _ in range(MOST_OF_ONE)]
         await until(lambda: faults._waiting == [], within=SOON, what="the cloud is asked")
         assert (await line.ask(target)).status == 503
         for one in waiting:
@@ -414,4 +447,4 @@ async def test_who_has_gone_while_the_cloud_makes_the_file_holds_no_place(tmp_pa
         async with asyncio.timeout(SOON):
             while (await line.ask(target)).status != 200:
                 await asyncio.sleep(0.05)
-        assert line.bridge.said("csv.not_finished") == MOST_AT_ONCE
+        assert line.bridge.said("csv.not_finished") == MOST_OF_ONE
