@@ -4,21 +4,13 @@ import asyncio
 import time
 from collections.abc import Callable
 
-import pytest
-
 from tests.homeassistant.home import Entity
 from tests.homeassistant.line import Line
-from tests.integration.brokers import Mosquitto, listening
+from tests.integration.brokers import listening
 
 DEVICES, SERIES = 200, 8
 OF_EACH = 8
 """Entities beside the series; device triggers are none."""
-
-
-@pytest.fixture
-def mosquitto(new_mosquitto: Callable[..., Mosquitto]) -> Mosquitto:
-    """Its default of 1,000 messages is too few for a Home Assistant that sets up thousands of entities meanwhile."""
-    return new_mosquitto("max_queued_messages 8192")
 
 
 async def test_200_devices_with_8_series(whole: Line, record_property: Callable[[str, object], None]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -121,6 +122,55 @@ async def test_devices_are_announced_a_second_before_availability_and_state(prot
         assert "discovery" not in names(after[len(before) + (protocol == "3.1.1") :])
         for name in ("g1", "g2"):
             assert after.index(f"bace/{name}/availability") < after.index(f"bace/{name}/session")
+
+
+def fleet(most: int, *, active: int) -> Home:
+    """Devices of which two make a group; the last ones have a data session."""
+    made = [device(f"g{number}", *(f"s{one}" for one in range(250))) for number in range(most)]
+    for number in range(most - active, most):
+        made[number] = msgspec.structs.replace(made[number], active_session_id="s")
+    return Home(*made)
+
+
+@pytest.mark.parametrize("mode", ["device", "component"])
+async def test_many_devices_are_announced_in_groups_those_with_a_session_first(mode: str) -> None:
+    gate, state = Gate(), fleet(6, active=1)
+
+    def described(first: int = 0) -> list[str]:
+        """Devices in the order in which they were announced (in capitals) and in which their state came."""
+        found: dict[str, None] = {}
+        for one in broker.published[first:]:
+            if one.retained and (
+                match := re.fullmatch(r"bace/(g\d)/.*|homeassistant/.*/bace_(g\d)/.*config", one.topic)
+            ):
+                found[match[1] or match[2].upper()] = None
+        return list(found)
+
+    async with (
+        scripted(Script()) as broker,
+        announcing(broker.port, state, sleep=gate, home_assistant={"mode": mode}, ready=False) as sink,
+    ):
+        await gate.reached()
+        assert described() == ["G5", "G0"]
+        await gate.once()
+        await gate.reached()
+        assert described() == ["G5", "G0", "g5", "g0", "G1", "G2"]
+        await sink.ready()
+        sent = [asyncio.create_task(deliver(sink, of_device(number, f"g{number}"))) for number in (5, 3)]
+        assert (await sent[0], sent[1].done()) == (None, False), "events wait for their own device only"
+        gate.open()
+        assert await sent[1] is None
+        await eventually(lambda: "g4" in described())
+        gate.close()
+        first = len(broker.published)
+        state.known["g4"] = msgspec.structs.replace(state.known["g4"], active_session_id="s")
+        birth = b"\x00\x14homeassistant/status\x00online"
+        broker.send(bytes([0x30, len(birth)]) + birth)
+        await gate.reached()
+        assert sorted(described(first)) == ["G4", "G5"]
+        assert await deliver(sink, of_device(1, "g1")) is None, "it is known already"
+        gate.open()
+        await eventually(lambda: {f"g{number}" for number in range(6)} < set(described(first)))
 
 
 async def test_home_assistant_that_starts_gets_everything_again_in_order(new_mosquitto: NewMosquitto) -> None:

@@ -100,7 +100,7 @@ class Line:
         )
 
         async def announce(batch: Mapping[str, bytes]) -> None:
-            await announcer.announce(batch)
+            await announcer.announce(batch, is_last=True)
             await Steps(self).forget(cleared)
             cleared.clear()
 

@@ -9,7 +9,7 @@ from bace_bridge.sinks.api import Ledger, StateSource
 from bace_bridge.sinks.mqtt.homeassistant.announcing import Announcer, Batch, Send
 from bace_bridge.sinks.mqtt.in_flight import Done
 from bace_bridge.sinks.mqtt.messages import Message, of_state
-from bace_bridge.sinks.mqtt.picture import OFFLINE, DeviceList, Memory, Picture
+from bace_bridge.sinks.mqtt.picture import OFFLINE, DeviceList, Later, Memory, Picture
 from bace_bridge.sinks.mqtt.topics import CLEARED, Topics, device_topics
 
 Publish = Callable[[Message, Done], None]
@@ -18,6 +18,13 @@ _AT_MOST_EVERY = 0.25
 """Seconds between two reads of the devices that changed, so that a drained backlog costs few of them."""
 
 _AFTER_FAILURE = 5.0
+
+_DISCOVERY_AT_ONCE = 350_000
+"""Bytes, of some 25 devices with 8 series; each such group takes `SETTLES_IN`.
+
+Home Assistant subscribes to some twenty topics a device, and takes what comes there more slowly than it is published.
+Brokers drop what waits for it, Mosquitto beyond 1,000 messages, and the bridge hears nothing of that.
+"""
 
 LONGEST_HELD = 10.0
 """Seconds that a new device's events wait at most for its discovery."""
@@ -102,12 +109,15 @@ class Mirror:
                 if not self._is_migrated:
                     self._is_migrated = True
                     await self._announcer.migrate(self.picture.noted, self.picture.meant)
-            await self._announce()
-            await self._publish_changes(alone=False)
+            later = self.picture.later(_DISCOVERY_AT_ONCE)
+            await self._announce(later)
+            await self._publish_changes(alone=False, later=later)
             announced = self.picture.announced_devices
-            self._let_go(devices | announced)
-            self._announced = announced  # where a device is announced no more, its next events wait again
+            self._let_go((devices | announced) - later.keys())
+            self._announced &= announced  # where a device is announced no more, its next events wait again
             self.complete.set()
+            if later:
+                continue
             if self.picture.is_whole:
                 self._memory.suspicion.completed()
             # After `complete`, from which events flow: a topic that costs the connection does not hold them up.
@@ -132,6 +142,7 @@ class Mirror:
     async def announce_again(self) -> None:
         """Home Assistant has started: it is to get everything once more."""
         self._announcer.began_anew()
+        self._all_dirty = True  # for their order: those with an active data session first
         await self.settle(again=list(self.picture.meant))
 
     async def _read_ledger(self) -> bool:
@@ -161,7 +172,7 @@ class Mirror:
             return False
         meant = {
             one.device_id: self._announcer.device(one) | device_topics(one, self._topics)
-            for one in states
+            for one in sorted(states, key=lambda one: one.active_session_id is None)
             if self._memory.shows(one.device_id)
         }
         self.picture.mean_devices(meant, asked=asked)
@@ -184,15 +195,15 @@ class Mirror:
         self._device_list.read(known, asked=asked)
         return True
 
-    async def _announce(self) -> None:
-        batch = dict(self.picture.changes(discovery=True))
+    async def _announce(self, later: Later) -> None:
+        batch = dict(self.picture.changes(discovery=True, later=later))
         if batch:
             await self._note({topic for topic, payload in batch.items() if payload != CLEARED})
-            await self._announcer.announce(batch)
+            await self._announcer.announce(batch, is_last=not later)
             await self._forget()
 
-    async def _publish_changes(self, *, alone: bool) -> None:
-        changes = list(self.picture.changes(alone=alone, discovery=None if alone else False))
+    async def _publish_changes(self, *, alone: bool, later: Later | None = None) -> None:
+        changes = list(self.picture.changes(alone=alone, discovery=None if alone else False, later=later))
         # The ledger before the broker: after a kill a topic too many in it is cleared in vain, one too few may
         # stay for ever.
         await self._note({topic for topic, payload in changes if payload != CLEARED})

@@ -110,6 +110,9 @@ def _whole(text: str | None) -> str | None:
 
 ONLINE, OFFLINE = b"online", b"offline"
 
+Later = Mapping[str, Collection[str]]
+"""Devices that are announced in a later group, with their topics."""
+
 
 class Memory(NamedTuple):
     """What a sink remembers from connection to connection. `installation` is the name of this one.
@@ -221,6 +224,8 @@ class Picture:
                         self._mean(topic, None)
                 for topic, payload in of_device.items():
                     self._mean(topic, payload)
+                if asked is None:
+                    self._of_device.pop(device, None)  # the order is that of `meant`
                 self._of_device[device] = of_device.keys()
 
     def compare(self, *, is_current: bool) -> None:
@@ -239,13 +244,32 @@ class Picture:
 
     # --- what follows
 
-    def changes(self, *, alone: bool = False, discovery: bool | None = None) -> Iterator[tuple[str, bytes]]:
+    def later(self, most: int) -> Later:
+        """What does not fit into a group: so many bytes of discovery, and at least one device."""
+        later, size = {}, 0
+        for device, topics in self._of_device.items():
+            due = [topic for topic in topics if topic in self._undecided and self._is_announced_now(topic)]
+            if due and size >= most:
+                later[device] = topics
+            size += sum(len(self.meant[topic]) for topic in due)
+        return later
+
+    def _is_announced_now(self, topic: str) -> bool:
+        waits = self._memory.suspicion.sent_alone(topic) or self._memory.refusals.due_in(topic, "discovery") > 0
+        return self.is_discovery(topic) and not waits
+
+    def changes(
+        self, *, alone: bool = False, discovery: bool | None = None, later: Later | None = None
+    ) -> Iterator[tuple[str, bytes]]:
         """What is to be published now: what is sent `alone` because it is suspected, or everything else.
 
         `discovery` chooses between what announces devices, and the rest.
         """
         memory = self._memory
+        left = {topic for topics in (later or {}).values() for topic in topics}
         for topic in list(self._undecided):
+            if topic in left:
+                continue
             if memory.suspicion.sent_alone(topic) != alone or discovery not in {None, self.is_discovery(topic)}:
                 continue
             views = Views(self.meant.get(topic), self.acknowledged.get(topic))

@@ -105,13 +105,15 @@ class Announcer:
                 if of_component not in meant:
                     yield of_component, {key: one}
 
-    async def announce(self, batch: Batch) -> None:
+    async def announce(self, batch: Batch, *, is_last: bool) -> None:
         """Publishes them, and returns when Home Assistant has subscribed to what they name.
 
-        A component that is only left out would stay: it is announced whole, for a Home Assistant that has missed it
-        before, then taken away, then left out.
+        After its start all batches up to the last one are for a Home Assistant that began anew. A component that is
+        only left out would stay: it is announced whole, for a Home Assistant that has missed it before, then taken
+        away, then left out.
         """
-        before, began_anew, self._began_anew = self._announced, self._began_anew, False
+        before, began_anew = self._announced, self._began_anew
+        self._began_anew = began_anew and not is_last
         after: dict[str, Announced] = {}
         gone: dict[str, dict[str, str]] = {}
         for topic, payload in batch.items():
@@ -132,7 +134,7 @@ class Announcer:
         await self._note(after)
         if any(one.components for one in after.values()):
             await self._sleep(SETTLES_IN)
-        if began_anew:
+        if began_anew and is_last:
             await self._clear_again({topic: one.removed for topic, one in self._announced.items() if one.is_cleared})
 
     async def _clear_again(self, gone: Mapping[str, Mapping[str, str]]) -> None:
