@@ -83,6 +83,7 @@ def keys(payload: bytes) -> dict[str, Any]:
 
 async def becomes(place: Place, condition: Callable[[Kept], bool], what: str) -> Kept:
     with listening(place.port) as listener:
+        listener.caught_up()  # or a part of what is kept would be taken for all of it
         try:
             await until(lambda: condition(kept(listener)), within=60, what=what)
         except AssertionError as error:
