@@ -110,7 +110,9 @@ class Process:
 
     @property
     def log(self) -> str:
-        return self._errors.read_text()
+        """Without a last line of which only a part is written yet."""
+        text = self._errors.read_text(errors="replace")
+        return text[: text.rfind("\n") + 1]
 
     async def stop(self, how: signal.Signals = signal.SIGTERM, *, within: float = 60.0) -> int:
         if self.process.returncode is None:

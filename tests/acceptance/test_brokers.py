@@ -13,6 +13,7 @@ import pytest
 from tests.acceptance.line import Process, configuration, until
 from tests.acceptance.test_hostile_mqtt import RESPONSE, SOON, bridge_at
 from tests.integration.brokers import Certificates, Mosquitto, listening
+from tests.integration.peers import speaking
 from tests.integration.scripted_broker import Script, scripted
 from tests.integration.test_mqtt_hostile import asked_for
 
@@ -119,9 +120,10 @@ async def test_the_status_of_a_websocket_over_ipv6(tmp_path: Path) -> None:
         writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
         writer.close()
 
-    server = await asyncio.start_server(like_nginx, "::1", 0)
-    port = server.sockets[0].getsockname()[1]
-    async with server, bridge_at(tmp_path, 9, url=f"ws://[::1]:{port}/mqtt") as bridge:
+    async with (
+        speaking(like_nginx, host="::1") as port,
+        bridge_at(tmp_path, 9, url=f"ws://[::1]:{port}/mqtt") as bridge,
+    ):
         await says(bridge, "answers the WebSocket upgrade with HTTP 403")
 
 

@@ -19,6 +19,7 @@ from standardwebhooks.webhooks import Webhook
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.server import SimulatedServer
 from tests.acceptance.line import SECRET, configuration, running, until
+from tests.integration.peers import speaking
 
 LIFE = ["started", "ended", "csv_ready"]
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -106,9 +107,8 @@ class Receiver:
 @asynccontextmanager
 async def receiving(answer: Answer, tls: ssl.SSLContext | None = None) -> AsyncIterator[Receiver]:
     receiver = Receiver(answer)
-    server = await asyncio.start_server(receiver.serve, "127.0.0.1", 0, ssl=tls)
-    async with server:
-        receiver.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with speaking(receiver.serve, tls=tls) as port:
+        receiver.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
         yield receiver
 
 

@@ -49,6 +49,7 @@ async def retained(port: int) -> Retained:
 async def keeps(port: int, condition: Callable[[Retained], bool], what: str) -> Retained:
     """Waits until the broker's retained messages are as they should be."""
     with listening(port) as listener:
+        listener.caught_up()  # or a part of what is kept would be taken for all of it
 
         def shown() -> Retained:
             newest = {one.topic: one.payload for one in list(listener.heard)}
@@ -185,6 +186,7 @@ async def test_a_topic_that_was_published_just_before_the_kill_is_known(
     config = configured(tmp_path, server, mosquitto.port, watched=[one.one.id_group], home_assistant=WITHOUT_DISCOVERY)
     async with running(config) as bridge:
         with listening(mosquitto.port, username="reader") as listener:
+            listener.caught_up()
             wanted = BRIDGE | full(one.one)
             await until(lambda: newest(listener).keys() == wanted, within=60, what="nothing of the other device")
             await until(lambda: "read" in degraded(listener), within=60, what="it says that it may not read")

@@ -276,11 +276,11 @@ async def test_the_service_manager_hears_of_a_reload_with_its_time_and_new_secre
             reloading = await reported("RELOADING=1")
             assert before <= int(reloading.split("MONOTONIC_USEC=")[1]) <= time.monotonic_ns() // 1000
             await reported("READY=1")
-            starting = [line for line in bridge.log.splitlines() if json.loads(line)["event"] == "bridge.starting"]
-            assert len(starting) == 2
-            assert "***.db" in starting[1]
-            assert "canary" not in bridge.log
             await bridge.stop()
+        starting = [line for line in bridge.log.splitlines() if json.loads(line)["event"] == "bridge.starting"]
+        assert len(starting) == 2
+        assert "***.db" in starting[1]
+        assert "canary" not in bridge.log
     heard.close()
 
 

@@ -10,6 +10,8 @@ from typing import NoReturn
 
 from paho.mqtt.client import topic_matches_sub
 
+from tests.integration.peers import speaking
+
 CONNECT, CONNACK, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP = 1, 2, 3, 4, 5, 6, 7
 SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK, PINGREQ, PINGRESP, DISCONNECT = 8, 9, 10, 11, 12, 13, 14
 
@@ -189,15 +191,8 @@ class ScriptedBroker:
 @asynccontextmanager
 async def scripted(script: Script, tls: ssl.SSLContext | None = None) -> AsyncIterator[ScriptedBroker]:
     broker = ScriptedBroker(script)
-    server = await asyncio.start_server(broker.serve, "127.0.0.1", 0, ssl=tls)
-    broker.port = server.sockets[0].getsockname()[1]
-    try:
+    async with speaking(broker.serve, tls=tls) as broker.port:
         yield broker
-    finally:
-        server.close()
-        for connection in broker.connections:
-            connection.close()
-        await server.wait_closed()
 
 
 async def packet(reader: asyncio.StreamReader) -> tuple[int, bytes]:

@@ -32,8 +32,13 @@ from tests.integration.whole_bridge import SOON, Times, bridge_file, whole_bridg
 
 DAYS = 3 * 86400.0
 STANDS_STILL = 200.0
-BEFORE_IT_RESTED = 20.0
-"""Real seconds: a loop that nothing woke goes on by itself after 30."""
+
+
+@pytest.fixture
+def only_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that nothing wakes goes on by itself after an hour, and not after half a minute."""
+    for loops in ("delivery.dispatcher", "polling.loops"):
+        monkeypatch.setattr(f"bace_bridge.{loops}.LONGEST_REST", 3600.0)
 
 
 async def command(path: Path, *arguments: str) -> str:
@@ -252,6 +257,7 @@ async def test_what_is_in_the_log_is_delivered_while_it_ends(tmp_path: Path) -> 
         assert len(hook.taken) == 2, "the end too, which had to wait for the start"
 
 
+@pytest.mark.usefixtures("only_woken")
 async def test_the_others_get_an_event_when_a_sink_is_disabled(tmp_path: Path) -> None:
     cloud = SimulatedCloud()
     device = cloud.add_device("BaceGo-1")
@@ -264,7 +270,7 @@ async def test_the_others_get_an_event_when_a_sink_is_disabled(tmp_path: Path) -
             cloud.open_session(device.id_group)
             await until(
                 lambda: len(other.arrivals) == 2,
-                within=BEFORE_IT_RESTED,
+                within=SOON,
                 what="the start, and that the other is disabled",
             )
         assert {one.type for one in other.arrivals} == {"session.started", "sink.disabled"}
@@ -272,6 +278,7 @@ async def test_the_others_get_an_event_when_a_sink_is_disabled(tmp_path: Path) -
         assert (reported.body["sink"], "HTTP 410" in reported.body["reason"]) == ("gone", True)
 
 
+@pytest.mark.usefixtures("only_woken")
 async def test_the_others_get_an_event_of_a_dead_letter_without_a_further_event(
     tmp_path: Path, new_mosquitto: Callable[..., Mosquitto]
 ) -> None:
@@ -291,10 +298,11 @@ async def test_the_others_get_an_event_of_a_dead_letter_without_a_further_event(
             await bridge.has_ticked(5)  # by now the webhook has nothing to do
             broker.start()
             await bridge.has_said("delivery.dead_letter")
-            await until(lambda: len(hook.arrivals) == 2, within=BEFORE_IT_RESTED, what="that the broker refused it")
+            await until(lambda: len(hook.arrivals) == 2, within=SOON, what="that the broker refused it")
         assert [one.type for one in hook.arrivals] == ["session.started", "sink.dead_letter"]
 
 
+@pytest.mark.usefixtures("only_woken")
 async def test_points_of_a_new_session_do_not_wait_for_the_longest_rest(tmp_path: Path) -> None:
     cloud = SimulatedCloud()
     device = cloud.add_device("BaceGo-1")
@@ -306,7 +314,7 @@ async def test_points_of_a_new_session_do_not_wait_for_the_longest_rest(tmp_path
             cloud.add_points(session, device.series[0].id_container_data_latest, [(cloud.session(session).start, 1.0)])
             await until(
                 lambda: "session.datapoints" in {one.type for one in hook.arrivals},
-                within=BEFORE_IT_RESTED,
+                within=SOON,
                 what="its points",
             )
 

@@ -50,7 +50,7 @@ from tests.integration.brokers import free_port
 from tests.integration.polling_line import NOON, Clock
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-SHORT_TIMEOUT = 1.0
+SHORT_TIMEOUT = 2.0
 """Seconds, which a slow machine needs no more of for an answer that does come."""
 
 
@@ -199,7 +199,7 @@ async def staged(tmp_path: Path, *, timeout: float = 30.0) -> AsyncIterator[tupl
 PROBLEM = '{"name":"Forbidden","message":"not yours","status":403}'
 HTML = "<html><body>Welcome to the hotel</body></html>"
 FAULTS: list[tuple[str, Handler, type[CloudError], str, str]] = [
-    ("slow", hangs, CloudUnavailable, "unreachable", "no answer within 1 s"),
+    ("slow", hangs, CloudUnavailable, "unreachable", "no answer within 2 s"),
     ("reset in a body", resets, CloudUnavailable, "unreachable", "cut|Payload"),
     ("HTML with 200", says(200, HTML), UnexpectedReply, "unreachable", "got HTML instead of JSON: the login page"),
     ("truncated JSON", says(200, '{"items":[{"id_da'), UnexpectedReply, "unreachable", "a page cannot be read"),

@@ -28,6 +28,7 @@ from bace_bridge.status.listener import Listener, Peer
 from tests.acceptance.line import until
 from tests.integration.brokers import Broker, listening
 from tests.integration.csv_line import CsvLine, csv_line, target_of
+from tests.integration.peers import speaking
 from tests.integration.whole_bridge import SOON
 
 LARGE = {"samples": 8000, "sources": 5}
@@ -241,7 +242,7 @@ async def test_many_at_once_are_bounded_and_polls_go_on(tmp_path: Path) -> None:
         await line.bridge.ends()
         for one in stalled[2:]:
             with one, pytest.raises(ConnectionResetError):
-                read_all(one)
+                await asyncio.to_thread(read_all, one)
 
 
 async def test_one_data_session_leaves_room_for_the_others(tmp_path: Path) -> None:
@@ -335,8 +336,8 @@ async def old_server(body: bytes, *, hold: bool = False) -> AsyncIterator[BaceCl
             await reader.read()
         writer.close()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with speaking(answer) as port:
+        url = f"http://127.0.0.1:{port}"
         budget = RequestBudget(100_000, clock=time.monotonic)
         http = CloudHttp(url, budget, lambda _: FixedToken("t"), timeout=SOON, version="1", clock=time.time)
         async with http:

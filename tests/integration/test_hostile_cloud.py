@@ -27,6 +27,7 @@ from bace_bridge.errors import (
 )
 from bace_bridge.polling.reading import Reader, Unreadable, pages
 from bace_bridge.polling.rules.changes import Page, Urgency
+from tests.integration.peers import speaking
 from tests.integration.polling_line import Clock, points_of
 from tests.models import examples
 
@@ -277,12 +278,12 @@ async def test_a_list_that_has_no_end_fails_the_look() -> None:
 @asynccontextmanager
 async def on_the_wire(*, secure: bool = False) -> AsyncIterator[tuple[Wire, BaceCloud, CloudHttp]]:
     wire, clock = Wire(), Clock()
-    server = await asyncio.start_server(wire.serve, "127.0.0.1", 0)
-    url = f"http{'s' if secure else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    budget = RequestBudget(6_000_000, clock=clock)
-    http = CloudHttp(url, budget, a_token, timeout=2, version="t", clock=clock, monotonic=clock, jitter=lambda: 0)
-    async with http, server:
-        yield wire, BaceCloud(http), http
+    async with speaking(wire.serve) as port:
+        url = f"http{'s' if secure else ''}://127.0.0.1:{port}"
+        budget = RequestBudget(6_000_000, clock=clock)
+        http = CloudHttp(url, budget, a_token, timeout=2, version="t", clock=clock, monotonic=clock, jitter=lambda: 0)
+        async with http:
+            yield wire, BaceCloud(http), http
 
 
 HEAD = b"HTTP/1.1 200 OK\r\n"

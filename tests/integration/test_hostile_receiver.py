@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bace_bridge.errors import DeliveryFailed, SinkDisabled, SinkError
+from tests.integration.peers import speaking
 from tests.integration.test_webhook_sink import attempt, config, delivered, running
 from tests.models import examples
 
@@ -44,9 +45,8 @@ class Socket:
 @asynccontextmanager
 async def answering() -> AsyncIterator[Socket]:
     one = Socket()
-    server = await asyncio.start_server(one.serve, "127.0.0.1", 0)
-    async with server:
-        one.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    async with speaking(one.serve) as port:
+        one.url = f"http://127.0.0.1:{port}/"
         yield one
 
 
@@ -126,8 +126,7 @@ async def test_a_receiver_that_closes_after_each_answer_without_saying_so_costs_
         await reader.read(1)  # the next request: it comes too late, and is not read
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server, running(config(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")) as sink:
+    async with speaking(serve) as port, running(config(f"http://127.0.0.1:{port}/")) as sink:
         for seq in range(6):
             assert await delivered(sink, attempt(seq + 1)) is None
     assert heads == 6
@@ -160,8 +159,7 @@ async def test_a_second_answer_to_one_request_is_not_taken_for_the_next() -> Non
         closed.set()
 
     closed = asyncio.Event()
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server, running(config(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")) as sink:
+    async with speaking(serve) as port, running(config(f"http://127.0.0.1:{port}/")) as sink:
         assert await delivered(sink) is None
         second.set()
         await closed.wait()
@@ -191,9 +189,8 @@ async def test_an_answer_that_is_there_before_the_request_counts(reads: bool) ->
             await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(greet, "127.0.0.1", 0)
     large = b'{"x":"' + b"x" * 60_000 + b'"}'
-    async with server, running(config(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")) as sink:
+    async with speaking(greet) as port, running(config(f"http://127.0.0.1:{port}/")) as sink:
         for seq in range(20):
             assert await delivered(sink, attempt(seq + 1, data=large)) is None
 

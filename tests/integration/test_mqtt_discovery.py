@@ -160,7 +160,8 @@ async def test_many_devices_are_announced_in_groups_those_with_a_session_first(m
         assert (await sent[0], sent[1].done()) == (None, False), "events wait for their own device only"
         gate.open()
         assert await sent[1] is None
-        await eventually(lambda: "g4" in described())
+        last = {"bace/g4/latest/s249/6000", "bace/bridge/devices"}
+        await eventually(lambda: last <= {one.topic for one in broker.published})
         gate.close()
         first = len(broker.published)
         state.known["g4"] = msgspec.structs.replace(state.known["g4"], active_session_id="s")
@@ -345,6 +346,39 @@ async def test_a_device_that_comes_back_is_announced_before_its_first_event(new_
             await eventually(lambda: len(listener.on("bace/g2/event")) == 3)
             topics = [one.topic for one in listener.heard[first:]]
             assert topics.index(G2) < topics.index("bace/g2/event")
+
+
+@pytest.mark.parametrize("amid", ["its reading", "its clearing"])
+async def test_a_device_that_comes_amid_its_reading_or_clearing_is_announced_before_its_first_event(
+    new_mosquitto: NewMosquitto, monkeypatch: pytest.MonkeyPatch, amid: str
+) -> None:
+    port, gate, ledger = new_mosquitto().port, Gate(is_open=True), MemoryLedger()
+    state = Home(*(device(name, "a") for name in (("g1",) if amid == "its reading" else ("g1", "g2"))))
+    held, name = (state, "devices") if amid == "its reading" else (ledger, "note_announced")
+    really = getattr(held, name)
+
+    async def late(*given: Any) -> Any:
+        found = await really(*given)
+        await gate(SETTLES_IN)
+        return found
+
+    monkeypatch.setattr(held, name, late)
+    with heard_on(port) as listener:
+        async with announcing(port, state, ledger) as sink:
+            await eventually(lambda: bool(listener.on("bace/bridge/info") and listener.on("bace/bridge/devices")))
+            gate.close()
+            state.known.pop("g2", None)
+            sink.refresh(["g2"])
+            await gate.reached()
+            first = len(listener.heard)
+            state.known["g2"] = device("g2", "a")
+            delivering = asyncio.create_task(deliver(sink, of_device(1, "g2", "session.started")))
+            await asyncio.sleep(0)
+            gate.open()
+            assert await delivering is None
+            await eventually(lambda: bool(listener.on("bace/g2/event")))
+    heard = [(one.topic, bool(one.payload)) for one in listener.heard[first:]]
+    assert heard.index((G2, True)) < heard.index(("bace/g2/event", True))
 
 
 async def test_events_that_wait_for_a_discovery_are_given_back_when_the_connection_ends(

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from bace_bridge.sinks.mqtt.config import MqttConfig
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from tests.integration.brokers import Certificates, Mosquitto, eventually
+from tests.integration.peers import speaking
 from tests.integration.polling_line import Clock
 from tests.integration.scripted_broker import Script, scripted
 from tests.integration.test_mqtt_sink import (
@@ -247,13 +248,12 @@ async def test_websockets_over_ipv6(zone: str) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
         writer.close()
 
-    server = await asyncio.start_server(relay, "::1", 0)
-    port = server.sockets[0].getsockname()[1]
-    async with running(new_sink(0, url=f"ws://[::1{zone}]:{port}/mqtt"), ready=False) as sink:
+    async with (
+        speaking(relay, host="::1") as port,
+        running(new_sink(0, url=f"ws://[::1{zone}]:{port}/mqtt"), ready=False) as sink,
+    ):
         await eventually(lambda: "HTTP 400" in str(sink.problem))
         assert f"the broker at [::1{zone}]:{port} " in str(sink.problem)
-    server.close()
-    await server.wait_closed()
 
     assert f"Host: [::1]:{port}\r\n".encode() in heads[0]
 
@@ -281,10 +281,8 @@ async def answering(answer: bytes) -> AsyncIterator[int]:
         writer.write(answer)
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    yield server.sockets[0].getsockname()[1]
-    server.close()
-    await server.wait_closed()
+    async with speaking(serve) as port:
+        yield port
 
 
 # --- packets without bounds

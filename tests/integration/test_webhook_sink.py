@@ -22,6 +22,7 @@ from bace_bridge.events.types import Attempt, Event, LoggedEvent
 from bace_bridge.sinks.webhook.config import WebhookConfig
 from bace_bridge.sinks.webhook.message import LONGEST_ANSWER
 from bace_bridge.sinks.webhook.sink import WebhookSink
+from tests.integration.peers import speaking
 
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()
 NEXT_SECRET = "whsec_" + base64.b64encode(b"n" * 32).decode()
@@ -236,10 +237,8 @@ async def dripped(beginning: bytes) -> SinkError | None:
             await writer.wait_closed()
         left.set()
 
-    server = await asyncio.start_server(drip, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    async with server, asyncio.timeout(60):
-        async with running(config(url, timeout=2)) as sink:
+    async with speaking(drip) as port, asyncio.timeout(60):
+        async with running(config(f"http://127.0.0.1:{port}/", timeout=2)) as sink:
             result = await delivered(sink)
         await left.wait()
     return result
@@ -348,8 +347,7 @@ async def test_a_server_that_does_not_speak_http() -> None:
         writer.write(b"220 mail.example ESMTP\r\n")
         writer.close()
 
-    server = await asyncio.start_server(babble, "127.0.0.1", 0)
-    async with server, running(config(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")) as sink:
+    async with speaking(babble) as port, running(config(f"http://127.0.0.1:{port}/")) as sink:
         failed = await delivered(sink)
     assert isinstance(failed, DeliveryFailed)
     assert str(failed) == "the answer is not HTTP"

@@ -1,8 +1,9 @@
 """Keeps the broker's retained messages as the state is."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
+from types import MappingProxyType
 
 from bace_bridge.errors import SinkError, SinkUnavailable, StoreError
 from bace_bridge.sinks.api import Done, Ledger, StateSource
@@ -100,7 +101,8 @@ class Mirror:
             readable = await self._read_ledger()
             # The bridge's own first: the other devices are announced as connected by it.
             self._mean_bridges_device()
-            devices = set(self._dirty)
+            # Those that come from here on may be of a newer state than the one that is read now.
+            came = {device: len(held) for device, held in self._held.items()}
             readable = await self._read_devices() and await self._read_device_list() and readable
             self.picture.mean_bridge(self._state.info(), self._state.health(), self._device_list.payload)
             if self._ledger_is_read and self._devices_are_read:
@@ -108,12 +110,11 @@ class Mirror:
                 if not self._is_migrated:
                     self._is_migrated = True
                     await self._announcer.migrate(self.picture.noted, self.picture.meant)
-            later = self.picture.later(_DISCOVERY_AT_ONCE)
+            later, announced = self.picture.later(_DISCOVERY_AT_ONCE), self.picture.announced_devices
+            self._announced &= announced  # where a device is announced no more, its next events wait again
             await self._announce(later)
             await self._publish_changes(alone=False, later=later)
-            announced = self.picture.announced_devices
-            self._let_go((devices | announced) - later.keys())
-            self._announced &= announced  # where a device is announced no more, its next events wait again
+            self._let_go(announced - later.keys(), {one: count for one, count in came.items() if one not in later})
             self.complete.set()
             if later:
                 continue
@@ -279,10 +280,15 @@ class Mirror:
         if device is not None:
             self.refresh((device,))
 
-    def _let_go(self, devices: Iterable[str]) -> None:
-        self._announced.update(devices)
-        for device in self._held.keys() & self._announced:
-            for message, done in self._held.pop(device):
+    def _let_go(self, announced: Iterable[str], others: Mapping[str, int] = MappingProxyType({})) -> None:
+        """Publishes all events of devices that are announced, and so many of the others', which need not be."""
+        self._announced.update(announced)
+        for device in [*self._held]:
+            held = self._held.pop(device)
+            count = len(held) if device in self._announced else others.get(device, 0)
+            if held[count:]:
+                self._held[device] = held[count:]
+            for message, done in held[:count]:
                 self._publish(message, done)
 
     # --- the end
