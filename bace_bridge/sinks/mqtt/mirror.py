@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from functools import partial
 
 from bace_bridge.errors import SinkError, SinkUnavailable, StoreError
@@ -20,7 +21,7 @@ _AT_MOST_EVERY = 0.25
 _AFTER_FAILURE = 5.0
 
 _DISCOVERY_AT_ONCE = 350_000
-"""Bytes, of some 25 devices with 8 series; each such group takes `SETTLES_IN`.
+"""Bytes, of some 25 devices with 8 series; each such group that the broker takes needs `SETTLES_IN`.
 
 Home Assistant subscribes to some twenty topics a device, and takes what comes there more slowly than it is published.
 Brokers drop what waits for it, Mosquitto beyond 1,000 messages, and the bridge hears nothing of that.
@@ -109,7 +110,9 @@ class Mirror:
                 if not self._is_migrated:
                     self._is_migrated = True
                     await self._announcer.migrate(self.picture.noted, self.picture.meant)
-            later = self.picture.later(_DISCOVERY_AT_ONCE)
+            if self._memory.suspicion.spreads:
+                await self._publish_changes(alone=True)
+            later = self.picture.later(_DISCOVERY_AT_ONCE, first=devices | self._held.keys())
             await self._announce(later)
             await self._publish_changes(alone=False, later=later)
             announced = self.picture.announced_devices
@@ -126,10 +129,8 @@ class Mirror:
             self.settled.set()
             await self._sleep(_AT_MOST_EVERY if readable else _AFTER_FAILURE)
             due = [one for one in (self.picture.next_in(), self._device_list.due_in()) if one is not None]
-            timer = self._loop.call_later(min(due), self._news.set) if due else None
-            await self._news.wait()
-            if timer is not None:
-                timer.cancel()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), min(due, default=None))
 
     def _mean_bridges_device(self) -> None:
         announced = self._announcer.bridge()
@@ -238,10 +239,11 @@ class Mirror:
             self._warn("mqtt.ledger_not_written", problem=str(error))
             self._memory.to_forget.update(topics)
 
-    async def _send_all(self, batch: Batch) -> None:
+    async def _send_all(self, batch: Batch) -> bool:
         for topic, payload in batch.items():
             await self._send(topic, payload)
         await self._at_most(0)
+        return any(self.picture.acknowledged.get(topic) == payload for topic, payload in batch.items())
 
     async def _send(self, topic: str, payload: bytes) -> None:
         # More would wait in the connection's queue, and every event behind it.
