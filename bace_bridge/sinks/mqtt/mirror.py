@@ -171,11 +171,11 @@ class Mirror:
             self._warn("mqtt.state_unreadable", problem=str(error))
             self.refresh(asked)
             return False
-        meant = {
-            one.device_id: self._announcer.device(one) | device_topics(one, self._topics)
-            for one in sorted(states, key=lambda one: one.active_session_id is None)
-            if self._memory.shows(one.device_id)
-        }
+        meant = {}
+        for one in sorted(states, key=lambda one: one.active_session_id is None):
+            if self._memory.shows(one.device_id):
+                meant[one.device_id] = self._announcer.device(one) | device_topics(one, self._topics)
+                await asyncio.sleep(0)  # all of them take a second where there are thousands
         self.picture.mean_devices(meant, asked=asked)
         shown = {state.device_id: state for state in states if self._memory.shows(state.device_id)}
         self._device_list.note(shown, asked=asked)

@@ -79,15 +79,13 @@ class Announcer:
 
     async def migrate(self, noted: Iterable[str], meant: Batch) -> None:
         """Before anything is announced: entities of the other mode are handed over, with their ids and names."""
+        left = [topic for topic in sorted(noted) if self.is_discovery(topic) and topic not in meant]
+        if not left:
+            return
         components = {
             _node(topic): components_of(topic, one) for topic, one in meant.items() if self.is_discovery(topic)
         }
-        topics = [
-            topic
-            for topic in sorted(noted)
-            if self.is_discovery(topic) and topic not in meant and _is_handed_over(topic, components)
-        ]
-        if topics:
+        if topics := [topic for topic in left if _is_handed_over(topic, components)]:
             await self._send(dict.fromkeys(topics, MIGRATE))
             await self._sleep(SETTLES_IN)
             await self._send(dict.fromkeys(topics, CLEARED))
