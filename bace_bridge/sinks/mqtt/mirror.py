@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
 from functools import partial
 
 from bace_bridge.errors import SinkError, SinkUnavailable, StoreError
@@ -110,8 +109,6 @@ class Mirror:
                 if not self._is_migrated:
                     self._is_migrated = True
                     await self._announcer.migrate(self.picture.noted, self.picture.meant)
-            if self._memory.suspicion.spreads:
-                await self._publish_changes(alone=True)
             later = self.picture.later(_DISCOVERY_AT_ONCE, first=devices | self._held.keys())
             await self._announce(later)
             await self._publish_changes(alone=False, later=later)
@@ -129,8 +126,10 @@ class Mirror:
             self.settled.set()
             await self._sleep(_AT_MOST_EVERY if readable else _AFTER_FAILURE)
             due = [one for one in (self.picture.next_in(), self._device_list.due_in()) if one is not None]
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), min(due, default=None))
+            timer = self._loop.call_later(min(due), self._news.set) if due else None
+            await self._news.wait()
+            if timer is not None:
+                timer.cancel()
 
     def _mean_bridges_device(self) -> None:
         announced = self._announcer.bridge()
@@ -197,6 +196,8 @@ class Mirror:
         return True
 
     async def _announce(self, later: Later) -> None:
+        if self._memory.suspicion.spreads:
+            await self._publish_changes(alone=True)
         batch = dict(self.picture.changes(discovery=True, later=later))
         if batch:
             await self._note({topic for topic, payload in batch.items() if payload != CLEARED})
