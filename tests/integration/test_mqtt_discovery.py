@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from bace_bridge.config.datatypes import KNOWN_DATATYPES, DatatypeConfig
 from bace_bridge.errors import SinkError, SinkUnavailable
 from bace_bridge.events.types import Announced, Attempt, DeviceState, Event, LatestPoint, LoggedEvent, Series
+from bace_bridge.sinks.mqtt import mirror
 from bace_bridge.sinks.mqtt.homeassistant.announcing import SETTLES_IN
 from bace_bridge.sinks.mqtt.sink import MqttSink
 from tests.integration.brokers import Listener, eventually
@@ -36,6 +37,8 @@ from tests.integration.test_mqtt_sink import (
 BRIDGE = "homeassistant/device/bace_bridge_here/config"
 G1 = "homeassistant/device/bace_g1/config"
 G2 = "homeassistant/device/bace_g2/config"
+BIRTH = b"\x30\x1d\x00\x14homeassistant/status\x00online"
+"""As a packet of MQTT 5."""
 
 
 class Gate:
@@ -165,13 +168,65 @@ async def test_many_devices_are_announced_in_groups_those_with_a_session_first(m
         gate.close()
         first = len(broker.published)
         state.known["g4"] = msgspec.structs.replace(state.known["g4"], active_session_id="s")
-        birth = b"\x00\x14homeassistant/status\x00online"
-        broker.send(bytes([0x30, len(birth)]) + birth)
+        broker.send(BIRTH)
         await gate.reached()
         assert sorted(described(first)) == ["G4", "G5"]
         assert await deliver(sink, of_device(1, "g1")) is None, "it is known already"
         gate.open()
         await eventually(lambda: {f"g{number}" for number in range(6)} < set(described(first)))
+
+
+async def test_devices_with_news_are_announced_first_and_their_events_wait_no_longer_than_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state, gate = fleet(8, active=1), Gate()
+    async with scripted(Script()) as broker, announcing(broker.port, state, sleep=gate, ready=False) as sink:
+        await gate.once()
+        await gate.reached()
+        await sink.ready()
+        first = asyncio.create_task(deliver(sink, of_device(0, "g6")))
+        state.known["g5"] = msgspec.structs.replace(state.known["g5"], session=b"news")
+        sink.refresh(["g5"])
+        await gate.once()
+        await gate.reached()
+        announced = {one.topic for one in broker.published if one.topic.startswith("homeassistant/")}
+        assert {G1.replace("g1", "g5"), G1.replace("g1", "g6")} <= announced, "before g3 and g4"
+        assert len(announced) == 1 + 3 * 2
+        monkeypatch.setattr(mirror, "LONGEST_HELD", 0.05)
+        for numbers in (range(1, 5), range(5, 9)):
+            sent = [deliver(sink, of_device(number, "g4")) for number in numbers]
+            assert await asyncio.gather(*sent) == [None] * 4
+        heard = [json.loads(one.payload)["id"] for one in broker.published if one.topic == "bace/g4/event"]
+        assert heard == [f"evt_{number}" for number in range(1, 9)]
+        monkeypatch.undo()
+        last = asyncio.create_task(deliver(sink, of_device(9, "g3")))
+        await asyncio.sleep(0)
+        broker.connections[0].close()
+        assert isinstance(await last, SinkUnavailable)
+        gate.open()
+        assert await first is None or isinstance(await first, SinkUnavailable)
+
+
+async def test_who_leaves_between_two_groups_of_a_birth_says_offline_of_all_devices() -> None:
+    gate = Gate(is_open=True)
+    async with scripted(Script(keeps=True)) as broker:
+        async with announcing(broker.port, fleet(6, active=1), sleep=gate):
+            await eventually(lambda: "bace/bridge/info" in broker.kept)
+            gate.close()
+            broker.send(BIRTH)
+            await gate.reached()
+        assert {broker.kept[f"bace/g{number}/availability"] for number in range(6)} == {b"offline"}
+
+
+async def test_who_leaves_between_two_groups_says_offline_of_what_a_killed_process_has_left_online() -> None:
+    gate, left = Gate(), [f"bace/g{number}/availability" for number in range(5)]
+    async with scripted(Script(keeps=True)) as broker:
+        broker.kept = dict.fromkeys(left, b"online")
+        ledger = MemoryLedger(*left)
+        async with announcing(broker.port, fleet(6, active=1), ledger, sleep=gate, ready=False):
+            await gate.reached()
+        assert [broker.kept[topic] for topic in left] == [b"offline"] * 5
+        assert "bace/g5/availability" not in broker.kept, "it was never there"
 
 
 async def test_home_assistant_that_starts_gets_everything_again_in_order(new_mosquitto: NewMosquitto) -> None:
@@ -209,8 +264,7 @@ async def test_a_birth_that_a_lost_connection_has_cut_off_is_answered_on_the_nex
     ):
         await eventually(lambda: any(one.topic == "bace/bridge/info" for one in broker.published))
         gate.close()
-        birth = b"\x00\x14homeassistant/status\x00online"
-        broker.send(bytes([0x30, len(birth)]) + birth)
+        broker.send(BIRTH)
         await gate.reached()
         broker.connections[0].close()
         gate.open()
@@ -302,6 +356,27 @@ async def test_discovery_on_which_the_broker_closes_the_connection_is_set_aside(
         await eventually(lambda: sink.problem is None)
         assert await deliver(sink, event(1)) is None
         assert {one.topic for one in broker.published} >= {f"bace/g{n}/session" for n in range(10)}
+
+
+async def test_refused_discovery_of_many_devices_does_not_hold_up_their_state() -> None:
+    state, gate = fleet(6, active=1), Gate()
+    answers = {f"homeassistant/device/bace_{name}/config": 0x87 for name in ("bridge_here", *state.known)}
+    async with scripted(Script(answers=answers)) as broker, announcing(broker.port, state, sleep=gate):
+        sessions = {f"bace/{name}/session" for name in state.known}
+        await eventually(lambda: sessions <= {one.topic for one in broker.published})
+
+
+@pytest.mark.parametrize("poison", ["homeassistant/", "/latest/"])
+async def test_a_broker_that_closes_the_connection_on_all_of_a_kind_costs_few_connections(poison: str) -> None:
+    state = fleet(40, active=1)
+    async with (
+        scripted(Script(closes_on_topic=poison)) as broker,
+        announcing(broker.port, state, max_in_flight=50, ready=False) as sink,
+    ):
+        await eventually(lambda: any(one.topic == "bace/bridge/info" for one in broker.published))
+        assert len(broker.versions) < 12
+        assert {one.topic for one in broker.published} >= {f"bace/{name}/session" for name in state.known}
+        assert "(and with them all of" in str(sink.state_problem)
 
 
 # --- a new device

@@ -82,11 +82,12 @@ class Line:
         discovery = discovery_of(mode)
         cleared: set[str] = set()
 
-        async def send(batch: Mapping[str, bytes]) -> None:
+        async def send(batch: Mapping[str, bytes]) -> bool:
             for topic, payload in batch.items():
                 self.step()
                 self.home.publish(topic, payload)
                 (cleared.discard if payload else cleared.add)(topic)
+            return True
 
         announcer = Announcer(
             discovery,
@@ -99,21 +100,23 @@ class Line:
             warn=lambda *_args, **_fields: None,
         )
 
-        async def announce(batch: Mapping[str, bytes]) -> None:
-            await announcer.announce(batch, is_last=True)
-            await Steps(self).forget(cleared)
-            cleared.clear()
+        async def announce(*groups: Mapping[str, bytes]) -> None:
+            for group in groups:
+                await Steps(self).note(group.keys() - cleared)
+                await announcer.announce(group, is_last=group is groups[-1])
+                await Steps(self).forget(cleared)
+                cleared.clear()
 
         noted = await self.ledger.topics()
         await announcer.read_ledger()
-        meant = {topic: payload for one in states for topic, payload in announcer.device(one).items()}
+        groups = [announcer.device(one) for one in states]
+        meant = {topic: payload for group in groups for topic, payload in group.items()}
         await announcer.migrate(noted, meant)
         left = [topic for topic in sorted(noted - meant.keys() - cleared) if discovery.is_discovery(topic)]
-        await Steps(self).note(meant)
-        await announce({**meant, **dict.fromkeys(left, b"")})
+        await announce(*groups, dict.fromkeys(left, b""))
         if birth:
             announcer.began_anew()
-            await announce(meant)
+            await announce(*groups)
 
     def step(self) -> None:
         if self.left is not None:

@@ -20,7 +20,7 @@ _AT_MOST_EVERY = 0.25
 _AFTER_FAILURE = 5.0
 
 _DISCOVERY_AT_ONCE = 350_000
-"""Bytes, of some 25 devices with 8 series; each such group takes `SETTLES_IN`.
+"""Bytes, of some 25 devices with 8 series; each such group that the broker takes needs `SETTLES_IN`.
 
 Home Assistant subscribes to some twenty topics a device, and takes what comes there more slowly than it is published.
 Brokers drop what waits for it, Mosquitto beyond 1,000 messages, and the bridge hears nothing of that.
@@ -103,6 +103,7 @@ class Mirror:
             self._mean_bridges_device()
             # Those that come from here on may be of a newer state than the one that is read now.
             came = {device: len(held) for device, held in self._held.items()}
+            news = set(self._dirty)
             readable = await self._read_devices() and await self._read_device_list() and readable
             self.picture.mean_bridge(self._state.info(), self._state.health(), self._device_list.payload)
             if self._ledger_is_read and self._devices_are_read:
@@ -110,7 +111,8 @@ class Mirror:
                 if not self._is_migrated:
                     self._is_migrated = True
                     await self._announcer.migrate(self.picture.noted, self.picture.meant)
-            later, announced = self.picture.later(_DISCOVERY_AT_ONCE), self.picture.announced_devices
+            later = self.picture.later(_DISCOVERY_AT_ONCE, first=news | self._held.keys())
+            announced = self.picture.announced_devices
             self._announced &= announced  # where a device is announced no more, its next events wait again
             await self._announce(later)
             await self._publish_changes(alone=False, later=later)
@@ -170,11 +172,11 @@ class Mirror:
             self._warn("mqtt.state_unreadable", problem=str(error))
             self.refresh(asked)
             return False
-        meant = {
-            one.device_id: self._announcer.device(one) | device_topics(one, self._topics)
-            for one in sorted(states, key=lambda one: one.active_session_id is None)
-            if self._memory.shows(one.device_id)
-        }
+        meant = {}
+        for one in sorted(states, key=lambda one: one.active_session_id is None):
+            if self._memory.shows(one.device_id):
+                meant[one.device_id] = self._announcer.device(one) | device_topics(one, self._topics)
+                await asyncio.sleep(0)  # all of them take a second where there are thousands
         self.picture.mean_devices(meant, asked=asked)
         shown = {state.device_id: state for state in states if self._memory.shows(state.device_id)}
         self._device_list.note(shown, asked=asked)
@@ -196,6 +198,8 @@ class Mirror:
         return True
 
     async def _announce(self, later: Later) -> None:
+        if self._memory.suspicion.spreads:
+            await self._publish_changes(alone=True)
         batch = dict(self.picture.changes(discovery=True, later=later))
         if batch:
             await self._note({topic for topic, payload in batch.items() if payload != CLEARED})
@@ -238,10 +242,11 @@ class Mirror:
             self._warn("mqtt.ledger_not_written", problem=str(error))
             self._memory.to_forget.update(topics)
 
-    async def _send_all(self, batch: Batch) -> None:
+    async def _send_all(self, batch: Batch) -> bool:
         for topic, payload in batch.items():
             await self._send(topic, payload)
         await self._at_most(0)
+        return any(self.picture.acknowledged.get(topic) == payload for topic, payload in batch.items())
 
     async def _send(self, topic: str, payload: bytes) -> None:
         # More would wait in the connection's queue, and every event behind it.

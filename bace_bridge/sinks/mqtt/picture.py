@@ -166,9 +166,14 @@ class Picture:
 
     @property
     def online_devices(self) -> list[str]:
-        """The availability topics that say so."""
+        """The availability topics that may say so, also from before: not all are published again at once."""
+        taken, sent_alone = self.noted - self._untaken, self._memory.suspicion.sent_alone
         found = (self._topics.of(device).availability for device in self._of_device)
-        return [topic for topic in found if self.acknowledged.get(topic) == ONLINE]
+        return [
+            topic
+            for topic in found
+            if topic in taken and self.acknowledged.get(topic, ONLINE) == ONLINE and not sent_alone(topic)
+        ]
 
     # --- what is meant, and what the others know
 
@@ -243,19 +248,22 @@ class Picture:
 
     # --- what follows
 
-    def later(self, most: int) -> Later:
-        """What does not fit into a group: so many bytes of discovery, and at least one device."""
+    def later(self, most: int, first: Collection[str]) -> Later:
+        """What does not fit into a group: so many bytes of discovery, at least one device, and these devices first."""
         later, size = {}, 0
-        for device, topics in self._of_device.items():
-            due = [topic for topic in topics if topic in self._undecided and self._is_announced_now(topic)]
-            if due and size >= most:
+        for device in sorted(self._of_device, key=lambda one: one not in first):
+            topics = self._of_device[device]
+            due = (topic for topic in topics if topic in self._undecided and self._is_announced_now(topic))
+            if size < most:
+                size += sum(len(self.meant[topic]) for topic in due)
+            elif any(due):
                 later[device] = topics
-            size += sum(len(self.meant[topic]) for topic in due)
         return later
 
     def _is_announced_now(self, topic: str) -> bool:
-        waits = self._memory.suspicion.sent_alone(topic) or self._memory.refusals.due_in(topic, "discovery") > 0
-        return self.is_discovery(topic) and not waits
+        if not self.is_discovery(topic) or self._memory.suspicion.sent_alone(topic):
+            return False
+        return self._memory.refusals.due_in(topic, "discovery") == 0
 
     def changes(
         self, *, alone: bool = False, discovery: bool | None = None, later: Later | None = None

@@ -86,7 +86,8 @@ class TopicSuspicion:
     """The same of retained topics, all of which are published on every connect: that some were taken says little.
 
     After two connections in a row that were lost before all of it was acknowledged, what was in flight is suspected: it
-    is published last, and one by one. What is alone in flight when a connection is lost is to blame.
+    is published last, and one by one. What is alone in flight when a connection is lost is to blame. Where a connection
+    is lost before that, amid others of the same kind, what is suspected goes first on the next one.
     """
 
     def __init__(self, log: FilteringBoundLogger, *, explained: Callable[[], None]) -> None:
@@ -100,6 +101,11 @@ class TopicSuspicion:
 
     def sent_alone(self, topic: str) -> bool:
         return topic in self.blamed or (self._losses >= _UNFINISHED and topic in self._in_flight)
+
+    @property
+    def spreads(self) -> bool:
+        """Whether a connection was lost amid others, too: with each one that follows more would be suspected."""
+        return self._losses > _UNFINISHED
 
     def acknowledged(self, topic: str) -> None:
         """The broker has said something to the topic, be it no."""
@@ -120,6 +126,7 @@ class TopicSuspicion:
             self.blamed[topics[0]] = None
             if len(self.blamed) > _MOST_REMEMBERED:
                 del self.blamed[next(iter(self.blamed))]
+            self._losses = min(self._losses, _UNFINISHED)
             self._clear(topics[0])
             self._explained()
             return True
@@ -135,7 +142,7 @@ class TopicSuspicion:
             self._log.warning(
                 "mqtt.topics_suspected",
                 topics=len(self._in_flight),
-                hint="the broker may close the connection on one of them; they are published last, one by one",
+                hint="the broker may close the connection on one of them; they are published one by one",
             )
         return False
 

@@ -16,8 +16,8 @@ from bace_bridge.sinks.mqtt.topics import CLEARED
 Batch = Mapping[str, bytes]
 """Payloads by topic."""
 
-Send = Callable[[Batch], Awaitable[None]]
-"""Returns when the broker has answered each of them."""
+Send = Callable[[Batch], Awaitable[bool]]
+"""Returns when the broker has answered each of them: whether it has taken any."""
 
 SETTLES_IN = 1.0
 """Seconds: Home Assistant subscribes to a component's topics about 0.1 s after its discovery."""
@@ -79,15 +79,13 @@ class Announcer:
 
     async def migrate(self, noted: Iterable[str], meant: Batch) -> None:
         """Before anything is announced: entities of the other mode are handed over, with their ids and names."""
+        left = [topic for topic in sorted(noted) if self.is_discovery(topic) and topic not in meant]
+        if not left:
+            return
         components = {
             _node(topic): components_of(topic, one) for topic, one in meant.items() if self.is_discovery(topic)
         }
-        topics = [
-            topic
-            for topic in sorted(noted)
-            if self.is_discovery(topic) and topic not in meant and _is_handed_over(topic, components)
-        ]
-        if topics:
+        if topics := [topic for topic in left if _is_handed_over(topic, components)]:
             await self._send(dict.fromkeys(topics, MIGRATE))
             await self._sleep(SETTLES_IN)
             await self._send(dict.fromkeys(topics, CLEARED))
@@ -125,14 +123,15 @@ class Announcer:
             after[topic] = Announced(components, {} if components and began_anew else left)
         # First what Home Assistant may know from here on: after a kill too much of it is removed in vain.
         await self._note({topic: _both(before.get(topic), one) for topic, one in after.items()})
-        await self._send({**batch, **{topic: revival(batch[topic], missing) for topic, missing in gone.items()}})
+        revived = {topic: revival(batch[topic], missing) for topic, missing in gone.items()}
+        taken = await self._send({**batch, **revived})
         if gone:
             await self._sleep(SETTLES_IN)
             await self._send({topic: removal(batch[topic], missing) for topic, missing in gone.items()})
             await self._sleep(SETTLES_IN)
             await self._send({topic: batch[topic] for topic in gone})
         await self._note(after)
-        if any(one.components for one in after.values()):
+        if taken and any(one.components for one in after.values()):
             await self._sleep(SETTLES_IN)
         if began_anew and is_last:
             await self._clear_again({topic: one.removed for topic, one in self._announced.items() if one.is_cleared})
