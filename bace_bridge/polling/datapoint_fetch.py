@@ -9,7 +9,7 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
-from bace_bridge.errors import CloudError, CloudRefused, CloudUnavailable
+from bace_bridge.errors import CloudError, CloudGone, CloudRefused, CloudUnavailable
 from bace_bridge.polling.points import PointEndpoint, PointReader, PointsForbidden, TooMuch
 from bace_bridge.polling.reading import MOST_NARROWING, Unreadable
 from bace_bridge.polling.rules.changes import Changes, PointCloud, PointJournal, PointsRead, Urgency
@@ -118,6 +118,9 @@ class DatapointFetch:
             outcome = "failed"
             say = log.debug if failures else log.warning
             say("datapoints.not_read", session=self.session_id, reason=str(fault), attempt=failures + 1)
+        except CloudGone as denial:
+            outcome = "unavailable"  # in maintenance; or it was removed, which polling the list finds out
+            log.debug("datapoints.put_off", session=self.session_id, reason=str(denial))
         except PointsForbidden:
             outcome, retry_after = "forbidden", self._endpoint.rest
         except CloudError as error:

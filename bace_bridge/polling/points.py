@@ -251,13 +251,13 @@ class PointReader:
         return PointsRead(rows, len(found), own=own, complete=complete, every_series=every_series)
 
     async def ensure_there(self) -> None:
-        """Raises Unreadable where the cloud denies to have the data session: its empty answers say nothing."""
+        """Raises CloudGone where the cloud denies to have the data session: its empty answers say nothing."""
         # In maintenance a list is empty, with 200. One request a fetch, and only where nothing is where something was.
         if not self._there:
             try:
                 await self._reader.request(lambda: self._cloud.session(self._session.id))
-            except CloudGone as denial:
-                raise Unreadable(denial) from None
+            except CloudGone:
+                raise
             except (CloudRefused, Unreadable):
                 pass  # about the endpoint, and not about the session
             self._there = True
