@@ -30,11 +30,12 @@ from bace_bridge.store.housekeeping import forget_windows
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.lanes import pack, unpack
 from bace_bridge.store.sqlite import SqliteFile
-from tests.integration.polling_line import NOON, Clock, Watching, data, points, simulated, types, watching
+from tests.integration.altered_cloud import altered
+from tests.integration.polling_line import NOON, Clock, Watching, data, simulated, types, watching
 from tests.integration.test_polling_model import CLOUD_STEPS, SESSION, WATCHER_STEPS, WORLDS, History, Step, World
 from tests.models import examples
 
-POINTS, VIEW = "/api/v2/data-downsampled", "/api/v2/data-session/view"
+VIEW = "/api/v2/data-session/view"
 
 Served = dict[tuple[str, str], tuple[Any, ...]]
 """By series and time: smallest, largest, average, count."""
@@ -325,35 +326,30 @@ async def test_the_list_is_polled_while_a_summary_is_made(clock: Clock, tmp_path
         assert "session.ended" not in types((await watch.all_events())[before:])
 
 
-def served_again(told: list[LoggedEvent], *, odd: int) -> str:
-    """An answer with all datapoints that were published; that of one of them is none that can be read."""
-    items = [
-        {
-            "id_container_data_latest": one["series_id"],
-            "source_device": one["source_device"],
-            "datatype": one["datatype"],
-            "timestamp_seconds": datetime.fromisoformat(one["timestamp"]).timestamp(),
-            "min_val": one["min"],
-            "max_val": one["max"],
-            "avg_val": one["avg"],
-            "count_val": one["count"] if number != odd else "many",
-        }
-        for number, one in enumerate(points(told))
-    ]
-    return msgspec.json.encode({"items": items}).decode()
-
-
-async def test_a_row_that_cannot_be_read_any_more_is_still_there(clock: Clock, tmp_path: Path) -> None:
+@pytest.mark.parametrize("hours", [1, 40])
+async def test_a_row_that_cannot_be_read_any_more_is_still_there(clock: Clock, tmp_path: Path, hours: int) -> None:
+    """Also where hours are read by the day, of which the probe says no more."""
     cloud, session = of_samples(clock)
-    async with watching(cloud, tmp_path / "b.db", clock) as watch:
-        measure(cloud, session, [clock.now + 7 * one for one in range(3)])
-        clock.forward(300)
-        told = await watch.poll()
+    cloud.quirks = Quirks.parse(["long-by-day 1d"])
+
+    def odd(_: Any, answer: Any) -> Any:
+        for row in answer.get("items", []):
+            if row.get("timestamp_seconds") == NOON + 600:
+                row["count_val"] = "many"
+        return answer
+
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        for _ in range(hours):
+            measure(cloud, session, [clock.now, clock.now + 600])
+            clock.forward(3600)
+            await watch.poll()
+        between.alter = odd
         cloud.end_session(session)
-        body = served_again(told, odd=1)
-        watch.server.faults.answer(POINTS, status=200, body=body, times=10**9, holding=session)
-        ended = last_of(await watch.poll(), "session.ended")["summary"]
-        assert shown(ended) == recomputed(cloud, raw(cloud, session))
+        cloud.finish_ingestion(session)
+        await watch.list_poll.poll()
+        clock.forward(100)  # a little after the change it might be an answer that is behind
+        ready = last_of(await watch.poll(), "session.csv_ready")["summary"]
+        assert shown(ready) == recomputed(cloud, raw(cloud, session))
 
 
 async def test_a_series_that_is_not_requested_is_not_gone(clock: Clock, tmp_path: Path) -> None:
