@@ -1,7 +1,7 @@
 """A fetch of the datapoints of one data session: read its windows, emit what is new, then its end and its CSV."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from typing import Literal
 
@@ -9,11 +9,11 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
-from bace_bridge.errors import CloudError, CloudRefused, CloudUnavailable
+from bace_bridge.errors import CloudError, CloudGone, CloudRefused, CloudUnavailable
 from bace_bridge.polling.points import PointEndpoint, PointReader, PointsForbidden, TooMuch
 from bace_bridge.polling.reading import MOST_NARROWING, Unreadable
-from bace_bridge.polling.rules.changes import Changes, PointCloud, PointJournal, Urgency
-from bace_bridge.polling.rules.datapoints import Datapoint, Datatype
+from bace_bridge.polling.rules.changes import Changes, PointCloud, PointJournal, PointsRead, Urgency
+from bace_bridge.polling.rules.datapoints import Datatype
 from bace_bridge.polling.rules.fetches import (
     MOST_FAILURES,
     Conclusion,
@@ -110,10 +110,17 @@ class DatapointFetch:
             await self._endpoint.ensure_allowed()
             self._states = (await self._journal.windows([self.session_id]))[self.session_id]
             outcome = await self._read_everything_due()
+            if self._known.csv_due and self._seen.datapoint_count and not self._samples():
+                empty, self._found = self._found, NOTHING  # unread, where the cloud denies to have the session
+                await self._points.ensure_there()
+                self._found = empty
         except Unreadable as fault:
             outcome = "failed"
             say = log.debug if failures else log.warning
             say("datapoints.not_read", session=self.session_id, reason=str(fault), attempt=failures + 1)
+        except CloudGone as denial:
+            outcome = "unavailable"  # in maintenance; or it was removed, which polling the list finds out
+            log.debug("datapoints.put_off", session=self.session_id, reason=str(denial))
         except PointsForbidden:
             outcome, retry_after = "forbidden", self._endpoint.rest
         except CloudError as error:
@@ -181,7 +188,7 @@ class DatapointFetch:
             shown = await self._points.read_day(Window(day, day + DAY), of_day)
             for window in of_day:
                 if window in shown:
-                    await self._absorb(window, shown[window])
+                    await self._absorb(window, PointsRead(shown[window], 1))
                 else:
                     await self._read(window)
 
@@ -198,10 +205,11 @@ class DatapointFetch:
             read = await self._points.read(since, window.end)
             self._groups |= {row.group_id for row in read.points}
             self._own = self._own and read.own
+            if not read.points and window in self._states and self._states[window].samples:
+                await self._points.ensure_there()
             as_served = self._settings.resolution == "as_served" or not parts or not read.own
             if as_served or await self._points.are_samples(read.points):
-                in_part = since > window.start
-                await self._absorb(window, read.points, in_part=in_part, complete=read.own, pages=read.pages)
+                await self._absorb(window, read, in_part=since > window.start)
                 return
         except Unreadable as fault:
             breaks = breaks or await self._breaks_for_good(window, fault)
@@ -237,27 +245,20 @@ class DatapointFetch:
         await self._points.read(0, FINEST_SPAN)
         return True
 
-    async def _absorb(
-        self,
-        window: Window,
-        points: Sequence[Datapoint],
-        *,
-        in_part: bool = False,
-        complete: bool = True,
-        pages: int = 1,
-    ) -> None:
+    async def _absorb(self, window: Window, read: PointsRead, *, in_part: bool = False) -> None:
         await self._keep()
         emitted = await self._journal.emitted(window, [self.session_id])
         changes = absorb(
             self._known,
             window,
-            points,
+            read.points,
             before=self._states.get(window),
             emitted=emitted[self.session_id],
             datatypes=self._settings.datatypes,
             in_part=in_part,
-            complete=complete,
-            pages=pages,
+            complete=read.complete,
+            every_series=read.every_series,
+            pages=read.pages,
             now=self._clock(),
             cloud_now=self._cloud.now(),
         )
@@ -274,7 +275,7 @@ class DatapointFetch:
 
     async def _commit(self, outcome: Outcome | None = None, *, retry_after: float = 0.0) -> None:
         """Makes durable what was found and, with an outcome, what follows from the fetch."""
-        summary: Summary | None = None
+        summary, made_of = EMPTY, None
         while True:
             # The session may have moved on while its points were read, for minutes perhaps: what follows is decided on
             # what is known by now, and nothing else decides on it before this is durable.
@@ -282,12 +283,14 @@ class DatapointFetch:
                 fresh = (await self._journal.known([self.session_id])).get(self.session_id)
                 if fresh is None:
                     return  # pruned meanwhile: nothing more is expected of it
-                concluded = self._concluded(fresh, outcome, summary or EMPTY, retry_after)
-                if summary is not None or not concluded.events:
+                concluded = self._concluded(fresh, outcome, summary, retry_after)
+                states = (await self._journal.windows([self.session_id])) if concluded.events else None
+                if states is None or states == made_of:
                     await self._commit_all(concluded)
                     break
-            # All that was published of a month takes seconds to read: nobody else has to wait for that.
-            summary = await self._summary()
+            # All that was published of a month takes seconds to read: nobody else has to wait for that. A batch that
+            # was under way may have published more meanwhile: then it is read once more.
+            summary, made_of = await self._summary(states[self.session_id]), states
         for event in concluded.events:
             log.info(event.type, **in_the_log(event, concluded.known))
 
@@ -320,12 +323,12 @@ class DatapointFetch:
         await self._journal.commit(found)
         self._found = NOTHING
 
-    async def _summary(self) -> Summary:
+    async def _summary(self, states: Iterable[Window]) -> Summary:
         """Of what the store holds and what was found; a window at a time, which may be a month of them."""
         tally = Tally()
         found = {read.state.window: read.emitted for read in self._found.windows if read.emitted is not None}
         names = {one.id: one for one in self._found.series}
-        for window in sorted({*(await self._journal.windows([self.session_id]))[self.session_id], *found}):
+        for window in sorted({*states, *found}):
             if (emitted := found.get(window)) is None:
                 emitted = (await self._journal.emitted(window, [self.session_id]))[self.session_id]
             tally.add(emitted)

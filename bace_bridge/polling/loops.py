@@ -168,6 +168,9 @@ MOST_LIVE = 400
 MOST_LATE = 16
 """Data sessions that are read from the store for one plan: with a thousand due it must not be made for each of them."""
 
+MOST_ENDING = 4
+"""Ends that are emitted at the same time: the summary of a month takes seconds, which the fetches do not wait for."""
+
 
 class FetchKind(Enum):
     """What a fetch is for, in the order in which they are begun."""
@@ -215,6 +218,7 @@ class DatapointLoop:
         self._waiting: dict[FetchKind, deque[Batch | KnownSession]] = {kind: deque() for kind in FetchKind}
         self._running: Counter[FetchKind] = Counter()
         self._in_flight: set[str] = set()
+        self._ending: set[str] = set()
         self._times_away = 0
         self._resume_at = 0.0
         self._outage: str | None = None
@@ -237,7 +241,9 @@ class DatapointLoop:
                     self._journal.ensure_room()
                     # An end does not wait for a fetch that hangs, nor for one that cannot begin yet.
                     for known in await self._journal.overdue_ends(self._clock() - END_PATIENCE):
-                        await self._emit_end(known)
+                        if known.session.id not in self._ending and len(self._ending) < MOST_ENDING:
+                            self._ending.add(known.session.id)
+                            fetches.create_task(self._end(known))
                     rest = await self._fetch_due(fetches)
                 except StoreUnusable:
                     raise
@@ -319,6 +325,18 @@ class DatapointLoop:
         finally:
             self._in_flight.difference_update(ids)
             self._running[kind] -= 1
+            self._called.set()
+
+    async def _end(self, known: KnownSession) -> None:
+        try:
+            await self._emit_end(known)
+        except StoreUnusable:
+            raise
+        except StoreError as error:
+            log.debug("datapoints.store_unusable", session=known.session.id, reason=str(error))
+            await self._pause(asyncio.Event(), UNSTORED_PAUSE)
+        finally:
+            self._ending.discard(known.session.id)
             self._called.set()
 
     def _note(self, away: CloudError | None) -> None:

@@ -9,6 +9,7 @@ import structlog
 from bace_bridge.errors import (
     CloudBadGateway,
     CloudError,
+    CloudGone,
     CloudLoginFailed,
     CloudRefused,
     CloudRequestTooLarge,
@@ -223,15 +224,18 @@ class PointReader:
         self._urgency = urgency
         self._reader = Reader(cloud, canaries=[endpoint.check])
         self._same_by_day: bool | None = None
+        self._there = False
         self.hours: dict[int, int] | None = None
 
     async def read(self, start: int, end: int) -> PointsRead:
         """Every datapoint in [start, end)."""
         query = PointQuery(self._session.id, start, end)
+        every_series = True
         try:
             found = await self._whole(query)
         except TooMuch as reason:
             found = await self._in_parts(query, reason)
+            every_series = False  # the list of what to request need not name all that there is
         for page in found:
             self._endpoint.name_unreadable(self._session.id, page.unreadable)
         served = as_set(row for page in found for row in page.items)
@@ -242,7 +246,21 @@ class PointReader:
         rows = rows if own else within(rows, self._session)
         if end - start <= SPAN and any(map(is_sample, rows)):
             self._endpoint.shows_samples = True
-        return PointsRead(rows, len(found), own=own and len(rows) == len(served))
+        own = own and len(rows) == len(served)
+        complete = own and not any(page.unreadable for page in found)
+        return PointsRead(rows, len(found), own=own, complete=complete, every_series=every_series)
+
+    async def ensure_there(self) -> None:
+        """Raises CloudGone where the cloud denies to have the data session: its empty answers say nothing."""
+        # In maintenance a list is empty, with 200. One request a fetch, and only where nothing is where something was.
+        if not self._there:
+            try:
+                await self._reader.request(lambda: self._cloud.session(self._session.id))
+            except CloudGone:
+                raise
+            except (CloudRefused, Unreadable):
+                pass  # about the endpoint, and not about the session
+            self._there = True
 
     async def are_samples(self, points: Sequence[Datapoint]) -> bool:
         """Whether these are samples, and no buckets."""
@@ -275,7 +293,10 @@ class PointReader:
         if len(windows) == 1 or not 0 < samples <= MOST_OF_A_DAY or self._same_by_day is False:
             return {}
         try:
-            points = (await self.read(*day)).points
+            read = await self.read(*day)
+            points = read.points
+            if not (read.complete and read.every_series):
+                return {}
             if self._endpoint.shows_samples and not any(map(is_sample, points)):
                 return {}  # they may be buckets of one sample each, at the minute's time and not at their own
             shown = shown_by_day(points, windows, hours)

@@ -1,6 +1,7 @@
 """The loop that fetches datapoints, with batches: how much it does at once, and how often it looks up what is due."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,11 +11,11 @@ from msgspec.structs import replace
 
 from bace_bridge.errors import CloudError
 from bace_bridge.polling.batch_fetch import BatchFetch
-from bace_bridge.polling.loops import AT_ONCE, DatapointLoop, FetchKind
+from bace_bridge.polling.loops import AT_ONCE, MOST_ENDING, DatapointLoop, FetchKind
 from bace_bridge.polling.rules.batches import Batch, Plan
 from bace_bridge.polling.rules.changes import Changes, Urgency
 from bace_bridge.polling.rules.followed import SILENT_ROUNDS
-from bace_bridge.polling.rules.sessions import KnownSession
+from bace_bridge.polling.rules.sessions import END_PATIENCE, KnownSession
 from bace_bridge.store.journal import Journal
 from tests.integration.fleet import INTERVAL, Fleet, batches, check, fetches
 from tests.integration.polling_line import Clock, Watching, simulated, watching
@@ -53,6 +54,8 @@ class Line:
     def __init__(self, watch: Watching, clock: Clock) -> None:
         self.gate = asyncio.Event()
         self.gate.set()
+        self.ends = asyncio.Event()
+        self.ends.set()
         self.most: dict[str, int] = {}
         self.read: list[str] = []
         self.alone: list[str] = []
@@ -63,7 +66,7 @@ class Line:
         self.loop = DatapointLoop(
             watch.journal,
             self._fetch,
-            lambda known: watch.fetch(known).emit_end(),
+            self._emit_end,
             watch.endpoint,
             Counted(watch, self),
             interval=INTERVAL,
@@ -79,6 +82,13 @@ class Line:
         async with self.counted(urgency.name):
             self._clock.forward(self.takes)
             return await self._watch.batches.alone(self._watch.fetch(known))
+
+    async def _emit_end(self, known: KnownSession) -> None:
+        self._running["ends"] = self._running.get("ends", 0) + 1
+        self.most["ends"] = max(self.most.get("ends", 0), self._running["ends"])
+        await self.ends.wait()
+        self._running["ends"] -= 1
+        await self._watch.fetch(known).emit_end()
 
     @asynccontextmanager
     async def counted(self, kind: str) -> AsyncIterator[None]:
@@ -193,6 +203,32 @@ async def test_what_is_under_way_is_bounded_and_not_begun_again(clock: Clock, tm
             await line.all_is_read()
             assert len(line.alone) == len({*line.alone})
         assert batches(watch)
+
+
+async def test_fetches_do_not_wait_for_the_summaries_of_ends(clock: Clock, tmp_path: Path) -> None:
+    """The summary of a month takes ten seconds, and these ends are late already."""
+    cloud = simulated(clock)
+    fleet = Fleet(cloud, clock, 12, series=1)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        await fleet.goes_on(watch, 10)
+        over, live = fleet.sessions[:8], fleet.sessions[8:]
+        for session in over:
+            cloud.end_session(session)
+        await watch.list_poll.poll()
+        clock.forward(END_PATIENCE + 1)
+        async with running(watch, clock) as line:
+            line.ends.clear()
+            line.turn()
+            async with asyncio.timeout(60):
+                while not {*live} <= {*line.read} or line.most.get("ends") != MOST_ENDING:
+                    await asyncio.sleep(0.001)
+            line.loop.poll_now()
+            await line.is_full(MOST_ENDING)
+            assert line.most["ends"] == MOST_ENDING
+            line.ends.set()
+            await line.all_is_read()
+        ended = [one.event.session_id for one in await watch.all_events() if one.event.type == "session.ended"]
+        assert Counter(ended) == Counter(over)
 
 
 async def test_checks_go_on_while_nothing_live_waits(clock: Clock, tmp_path: Path) -> None:

@@ -19,16 +19,22 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bace_bridge.events.types import LoggedEvent
+from bace_bridge.polling.rules.batches import LEAST_IDS
 from bace_bridge.polling.rules.datapoints import Series
+from bace_bridge.polling.rules.sessions import END_PATIENCE
 from bace_bridge.simulator.cloud import SimulatedCloud
+from bace_bridge.simulator.quirks import Quirks
 from bace_bridge.simulator.samples import Resolution
 from bace_bridge.store.device_states import DeviceStates
 from bace_bridge.store.housekeeping import BEFORE_ALL, BY_ID, forget_windows
 from bace_bridge.store.journal import Journal
 from bace_bridge.store.sqlite import SqliteFile, pack, unpack
+from tests.integration.altered_cloud import altered
 from tests.integration.polling_line import NOON, Clock, Watching, data, simulated, types, watching
 from tests.integration.test_polling_model import CLOUD_STEPS, SESSION, WATCHER_STEPS, WORLDS, History, Step, World
 from tests.models import examples
+
+VIEW = "/api/v2/data-session/view"
 
 Served = dict[tuple[str, str], tuple[Any, ...]]
 """By series and time: smallest, largest, average, count."""
@@ -42,8 +48,8 @@ def recomputed(cloud: SimulatedCloud, served: Served) -> dict[str, Any]:
         by_series[series.source_device, series.datatype][datetime.fromisoformat(at)] = values
     times = sorted({datetime.fromisoformat(at) for _, at in served})
     shown = []
-    for (source_device, datatype), points in sorted(by_series.items()):
-        first, last, every = min(points), max(points), [*points.values()]
+    for (source_device, datatype), found in sorted(by_series.items()):
+        first, last, every = min(found), max(found), [*found.values()]
         average = sum(Fraction(one[2]) * one[3] for one in every) / sum(one[3] for one in every)
         shown.append(
             {
@@ -53,8 +59,8 @@ def recomputed(cloud: SimulatedCloud, served: Served) -> dict[str, Any]:
                 "max": max(one[1] for one in every),
                 "avg": pytest.approx(float(average), rel=1e-12),
                 "count": sum(one[3] for one in every),
-                "first": points[first][2],
-                "last": points[last][2],
+                "first": found[first][2],
+                "last": found[last][2],
                 "first_at": first,
                 "last_at": last,
             }
@@ -317,6 +323,114 @@ async def test_the_list_is_polled_while_a_summary_is_made(clock: Clock, tmp_path
         before = len(await watch.all_events())
         await watch.fetch_due()
         assert "session.ended" not in types((await watch.all_events())[before:])
+
+
+@pytest.mark.parametrize("hours", [1, 40])
+async def test_a_row_that_cannot_be_read_any_more_is_still_there(clock: Clock, tmp_path: Path, hours: int) -> None:
+    """Also where hours are read by the day, of which the probe says no more."""
+    cloud, session = of_samples(clock)
+    cloud.quirks = Quirks.parse(["long-by-day 1d"])
+
+    def odd(_: Any, answer: Any) -> Any:
+        for row in answer.get("items", []):
+            if row.get("timestamp_seconds") == NOON + 600:
+                row["count_val"] = "many"
+        return answer
+
+    async with altered(cloud, tmp_path / "b.db", clock) as (between, watch):
+        for _ in range(hours):
+            measure(cloud, session, [clock.now, clock.now + 600])
+            clock.forward(3600)
+            await watch.poll()
+        between.alter = odd
+        cloud.end_session(session)
+        cloud.finish_ingestion(session)
+        await watch.list_poll.poll()
+        clock.forward(100)  # a little after the change it might be an answer that is behind
+        ready = last_of(await watch.poll(), "session.csv_ready")["summary"]
+        assert shown(ready) == recomputed(cloud, raw(cloud, session))
+
+
+async def test_a_series_that_is_not_requested_is_not_gone(clock: Clock, tmp_path: Path) -> None:
+    """More than 100 series come in parts, by a list of datatypes that BACE does not document: it lacks some here."""
+    cloud, session = of_samples(clock, datatypes=tuple(range(7000, 7120)))
+    series = list(cloud.series_of(cloud.session(session)))
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        for part in (series[:60], series[60:]):
+            for number, one in enumerate(part):
+                cloud.add_points(session, one.id_container_data_latest, [(clock.now + number / 4, 1.0)])
+            clock.forward(20)
+            if part == series[:60]:
+                await watch.poll()
+        axes = {"datatypes": [one.datatype for one in series[60:]], "physicalDevices": [series[0].source_device]}
+        body = msgspec.json.encode(axes).decode()
+        watch.server.faults.answer(VIEW, status=200, body=body, times=10**9, holding="datatypes")
+        cloud.end_session(session)
+        ended = last_of(await watch.poll(), "session.ended")["summary"]
+        assert (ended["datapoints"], len(ended["series"]), ended["series_omitted"]) == (120, 100, 20)
+
+
+@pytest.mark.parametrize("published", [False, True])
+async def test_empty_answers_in_maintenance_say_nothing(clock: Clock, tmp_path: Path, published: bool) -> None:
+    cloud, session = of_samples(clock)
+    async with watching(cloud, tmp_path / "b.db", clock) as watch:
+        if not published:
+            await watch.poll()
+        measure(cloud, session, [clock.now + 7 * one for one in range(20)])
+        clock.forward(300)
+        if published:
+            await watch.poll()
+        cloud.end_session(session)
+        cloud.finish_ingestion(session)
+        await watch.list_poll.poll()
+        clock.forward(100)
+        cloud.quirks = Quirks.parse(["maintenance 100000s/100001s"])
+        for _ in range(9):
+            await watch.fetch_due()
+            clock.forward(20)
+        cloud.quirks = Quirks()
+        told = await watch.poll()
+        assert types(told)[-1] == "session.csv_ready"
+        assert shown(last_of(told, "session.csv_ready")["summary"]) == recomputed(cloud, raw(cloud, session))
+        assert (await retained(watch))[session]["summary"]["datapoints"] == 40
+
+
+async def test_the_summary_has_what_was_published_while_it_was_made(clock: Clock, tmp_path: Path) -> None:
+    """An end that has waited for too long, while a batch with the session is under way."""
+    cloud, session = of_samples(clock)
+    sessions = [session, *(cloud.open_session(cloud.add_device(f"Go-{one}").id_group) for one in range(LEAST_IDS))]
+    journals: list[CountedJournal] = []
+
+    def journal(file: SqliteFile) -> CountedJournal:
+        journals.append(CountedJournal(file))
+        return journals[-1]
+
+    async with watching(cloud, tmp_path / "b.db", clock, journal=journal) as watch:
+        for one in sessions:
+            measure(cloud, one, [clock.now])
+        await watch.list_poll.poll()
+        for _ in range(2):
+            clock.forward(15)
+            await watch.fetch_round()
+        clock.forward(15)
+        live = await watch.journal.due_fetches(clock(), 100, late=False)
+        plan = await watch.batches.plan(live, checks=0)
+        measure(cloud, session, [clock.now - 1])
+        cloud.end_session(session)
+        await watch.list_poll.poll()
+        clock.forward(END_PATIENCE + 1)
+
+        async def publish() -> None:
+            journals[0].meanwhile = partial(asyncio.sleep, 0)
+            for batch in plan.batches:
+                assert await watch.batches.read_batch(batch) is None
+
+        journals[0].meanwhile = publish
+        (known,) = await watch.journal.overdue_ends(clock() - END_PATIENCE)
+        await watch.fetch(known).emit_end()
+        told = [one for one in await watch.all_events() if one.event.session_id == session]
+        assert types(told) == ["session.started", "session.datapoints", "session.datapoints", "session.ended"]
+        assert shown(data(told[-1])["summary"]) == recomputed(cloud, raw(cloud, session))
 
 
 def as_schema_8(path: Path) -> None:

@@ -522,8 +522,10 @@ def test_an_event_is_shown_whole_where_that_fits() -> None:
     one = of()["session"]
     assert json.loads(state_of(one, encoded(EVENT))) == EVENT
     assert set(one["evt_typ"]) == {name for name in EVENT_TYPES if name.startswith("session.")} - {"session.datapoints"}
-    large = {**EVENT, "summary": {**SUMMARY, "series": [{"name": "é" * 100}] * 100}}
-    assert json.loads(state_of(one, encoded(large))) == EVENT
+    series = [{"name": f"HR {number}"} for number in range(100)]
+    large = {**EVENT, "summary": {**SUMMARY, "series": series}}
+    less = {**EVENT, "summary": {**SUMMARY, "series": series[:40], "series_omitted": 60}}
+    assert json.loads(state_of(one, encoded(large))) == less
     larger = {**large, "session": {**ENDED, "label": "é" * 20_000}}
     assert json.loads(state_of(one, encoded(larger))) == {key: EVENT[key] for key in ("event_type", "id", "time")}
 

@@ -102,14 +102,17 @@ class SeenSession(msgspec.Struct, frozen=True):
 
 
 class PointsRead(msgspec.Struct, frozen=True):
-    """A complete reading of datapoints, each (series, timestamp) once.
+    """A reading of datapoints, each (series, timestamp) once.
 
-    `own` is false where the cloud served rows of other data sessions, too: these can be no other's.
+    `own` is false where the cloud served rows of other data sessions, too: these can be no other's. With `complete`
+    these are all points that there are: of `every_series`, else of those that are shown.
     """
 
     points: tuple[Datapoint, ...]
     pages: int
     own: bool = True
+    complete: bool = True
+    every_series: bool = True
 
 
 class WindowRead(msgspec.Struct, frozen=True):

@@ -106,11 +106,12 @@ def _rank(row: Datapoint) -> tuple[object, ...]:
 
 
 def compare(
-    emitted: Emitted, served: Sequence[Datapoint], *, complete: bool = False
+    emitted: Emitted, served: Sequence[Datapoint], *, complete: bool = False, every_series: bool = True
 ) -> tuple[Emitted, list[Datapoint]]:
     """What has been emitted with `served`, and what of it is new or changed, oldest first.
 
-    `complete` says that these are all points that there are: the others are gone.
+    `complete` says that these are all points that there are, of `every_series` or of those that are shown: the others
+    are gone.
     """
     after = {series: dict(points) for series, points in emitted.items()}
     changed: list[Datapoint] = []
@@ -127,7 +128,9 @@ def compare(
         changed.append(msgspec.structs.replace(point, revision=revision) if revision else point)
     if complete:
         shown = {(one.series_id, one.timestamp) for one in served}
-        for identifier, points in after.items():
+        there = after if every_series else {one.series_id for one in served}
+        for identifier in there:
+            points = after[identifier]
             missing = [at for at, one in points.items() if not one.gone and (identifier, at) not in shown]
             points.update({at: msgspec.structs.replace(points[at], gone=True) for at in missing})
     changed.sort(key=lambda one: one.timestamp)

@@ -139,17 +139,19 @@ def absorb(
     datatypes: Mapping[int, Datatype],
     in_part: bool = False,
     complete: bool = True,
+    every_series: bool = True,
     pages: int = 1,
     now: float,
     cloud_now: float,
 ) -> Changes:
     """The changes after a window was `served`. The same points again change nothing but its state.
 
-    `in_part` says that it was read on from where it ended; without `complete` there may be more of it. `now` is when
-    the points were observed; whether the window is settled is judged by the cloud's time.
+    `in_part` says that it was read on from where it ended; without `complete` there may be more of it, and without
+    `every_series` more series. `now` is when the points were observed; whether the window is settled is judged by the
+    cloud's time.
     """
     # `samples` is what the cloud serves, not what was emitted: a point vanishes there when a bucket takes it in.
-    after, new = compare(emitted, served, complete=complete and not in_part)
+    after, new = compare(emitted, served, complete=complete and not in_part, every_series=every_series)
     state = WindowState(*window, known.reading, samples=sum(one.count for one in served))
     newest = max((one.timestamp for one in served), default=None)
     if in_part and before is not None:

@@ -74,12 +74,22 @@ def _timestamp(name: str, topic: str, template: str) -> Component:
 _RUNNING = "value_json is mapping and value_json.get('state') == 'active'"
 _REPLAY = "value_json is not mapping or value_json.get('replay')"
 
-# The event as it is; where its attributes were too many, without those that grow; at last what every event has.
+# `found.text`, or `less` and the summary with as many of its series as fit, 40 at most; those left out are counted.
+_WITH_SUMMARY = (
+    "{% if summary is mapping %}{% set series = summary.get('series') or [] %}{% for most in [0, 5, 10, 20, 40] %}"
+    "{% set omitted = (summary.get('series_omitted') or 0) + [series | length - most, 0] | max %}"
+    "{% set text = dict(less, summary=dict(summary, series=series[:most], series_omitted=omitted)) | tojson %}"
+    "{% if text | length < %(most)d %}{% set found.text = text %}{% endif %}"
+    "{% endfor %}{% endif %}{{ found.text }}"
+).replace("%(most)d", str(MOST_ATTRIBUTES))
+
+# The event without what grows; where its attributes were too many, what every event has.
 _EVENT = (
-    "{% if " + _REPLAY + " %}{% elif value_json | tojson | length < %(most)d %}{{ value }}{% else %}"
-    "{% set less = dict(value_json.items() | rejectattr(0, 'in', ['summary', 'datapoints']) | list) | tojson %}"
-    "{{ less if less | length < %(most)d else {'event_type': value_json.get('event_type'), "
-    "'id': value_json.get('id'), 'time': value_json.get('time')} | tojson }}{% endif %}"
+    "{% if " + _REPLAY + " %}{% else %}{% set summary = value_json.get('summary') %}"
+    "{% set less = dict(value_json.items() | rejectattr(0, 'in', ['summary', 'datapoints']) | list) %}"
+    "{% set found = namespace(text=less | tojson) %}{% if found.text | length >= %(most)d %}"
+    "{% set found.text = {'event_type': value_json.get('event_type'), 'id': value_json.get('id'),"
+    " 'time': value_json.get('time')} | tojson %}{% endif %}" + _WITH_SUMMARY + "{% endif %}"
 ).replace("%(most)d", str(MOST_ATTRIBUTES))
 
 _CSV_READY = (
@@ -100,18 +110,11 @@ _DEAD_LETTERS = (
     " if value_json is mapping and value_json.dead_letters is mapping else none }}"
 )
 
-# As many series of the summary as fit, 40 at most; what is left out is counted.
 _CSV_ATTRIBUTES = (
-    "{% set all = value_json if value_json is mapping else {} %}"
-    "{% set links = {'csv_link': all.get('csv_link'), 'csv_url': all.get('csv_url')} %}"
-    "{% set found = namespace(text=links | tojson) %}"
-    "{% set summary = all.get('summary') %}{% if summary is mapping %}"
-    "{% set series = summary.get('series') or [] %}{% for most in [0, 5, 10, 20, 40] %}"
-    "{% set omitted = (summary.get('series_omitted') or 0) + [series | length - most, 0] | max %}"
-    "{% set text = dict(links, summary=dict(summary, series=series[:most], series_omitted=omitted)) | tojson %}"
-    "{% if text | length < %(most)d %}{% set found.text = text %}{% endif %}"
-    "{% endfor %}{% endif %}{{ found.text }}"
-).replace("%(most)d", str(MOST_ATTRIBUTES))
+    "{% set all = value_json if value_json is mapping else {} %}{% set summary = all.get('summary') %}"
+    "{% set less = {'csv_link': all.get('csv_link'), 'csv_url': all.get('csv_url')} %}"
+    "{% set found = namespace(text=less | tojson) %}" + _WITH_SUMMARY
+)
 
 _PROBLEM_ATTRIBUTES = (
     "{% set all = value_json if value_json is mapping else {} %}"
