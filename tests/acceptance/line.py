@@ -123,11 +123,16 @@ class Process:
 
 @asynccontextmanager
 async def running(
-    config: Path, *, level: str = "info", environment: dict[str, str] | None = None, failpoint: str = ""
+    config: Path,
+    *,
+    level: str = "info",
+    environment: dict[str, str] | None = None,
+    failpoint: str = "",
+    module: str = "bace_bridge",
 ) -> AsyncIterator[Process]:
     """Without the terminal that the tests may be run on: there SIGHUP would end it."""
     errors = config.parent / "stderr.log"
-    program = ["tests.faults.failpoints", failpoint] if failpoint else ["bace_bridge"]
+    program = ["tests.faults.failpoints", failpoint] if failpoint else [module]
     with errors.open("ab") as stderr:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", *program, "run", "-c", str(config), "--log-level", level,

@@ -52,9 +52,9 @@ class Line:
         return path
 
     @asynccontextmanager
-    async def bridged(self, config: Path | None = None) -> AsyncIterator[Process]:
+    async def bridged(self, config: Path | None = None, module: str = "bace_bridge") -> AsyncIterator[Process]:
         """Stops in an orderly way at the end of the context, if it still runs."""
-        async with running(config or self.configure()) as bridge:
+        async with running(config or self.configure(), module=module) as bridge:
             self.bridge = bridge
             yield bridge
             if bridge.process.returncode is None:

@@ -1,5 +1,7 @@
 """What a real Home Assistant makes of the bridge's messages: entities, states, availability and triggers."""
 
+import json
+from datetime import datetime
 from typing import Any
 
 from tests.acceptance.line import until
@@ -111,6 +113,31 @@ async def test_the_device_of_the_bridge(whole: Line) -> None:
         await whole.home.call("button.press", entity_id=button)
         await until(lambda: len(whole.server.requests) > asked, within=SOON, what="a poll")
         whole.settled(found)
+
+
+async def test_the_last_poll_is_a_new_state_once_a_minute(whole: Line) -> None:
+    states: list[datetime] = []
+
+    def changed(event: dict[str, Any]) -> None:
+        state = event["data"]["new_state"]
+        if state["entity_id"] == "sensor.bace_bridge_last_poll" and state["state"] not in {"unknown", "unavailable"}:
+            states.append(datetime.fromisoformat(state["state"]))
+
+    await whole.home.on_event("state_changed", changed)
+    with listening(whole.mosquitto.port, "bace/bridge/health") as listener:
+
+        def polls() -> list[datetime]:
+            """Those of the messages since the first one that Home Assistant shows."""
+            found = [json.loads(one.payload)["last_poll_at"] for one in listener.heard]
+            times = sorted({datetime.fromisoformat(one) for one in found if one})
+            return [one for one in times if states and one >= states[0]]
+
+        async with whole.bridged():
+            await until(lambda: len(polls()) >= 6, within=SOON, what="polls")
+        minutes = {one.replace(second=0, microsecond=0) for one in polls()}
+    assert set(states) <= minutes
+    assert len(states) == len(set(states)) < 6
+    assert whole.home.complaints == []
 
 
 async def test_triggers_fire_once_and_not_for_replays(whole: Line) -> None:

@@ -336,7 +336,7 @@ POINT = {
 }  # fmt: skip
 HEALTH: dict[str, Any] = {
     "healthy": False, "problems": {"cloud": "away"}, "degraded": {"home": "slow"}, "backlog": {"home": 3},
-    "dead_letters": {"home": 2, "alerts": 1}, "last_poll_at": "2026-11-30T10:04:00Z",
+    "dead_letters": {"home": 2, "alerts": 1}, "last_poll_at": "2026-11-30T10:04:37.988419Z",
 }  # fmt: skip
 SUMMARY = {
     "datapoints": 12, "first_at": "2026-11-30T10:00:00Z", "last_at": "2026-11-30T10:04:00Z",

@@ -105,6 +105,11 @@ _PROBLEM = (
     "{{ none if value_json is not mapping or value_json.healthy is not boolean"
     " else 'OFF' if value_json.healthy else 'ON' }}"
 )
+# To the minute: Home Assistant records each new state, and there is a poll every few seconds.
+_LAST_POLL = (
+    "{{ value_json.last_poll_at[:16] ~ ':00Z'"
+    " if value_json is mapping and value_json.last_poll_at is string else none }}"
+)
 _DEAD_LETTERS = (
     "{{ value_json.dead_letters.values() | select('number') | sum"
     " if value_json is mapping and value_json.dead_letters is mapping else none }}"
@@ -249,7 +254,7 @@ def of_bridge(topics: Topics, sinks: Collection[str], *, requests: bool) -> Comp
             "p": "binary_sensor", "name": "Problem", "dev_cla": "problem", "stat_t": health, "val_tpl": _PROBLEM,
             "json_attr_t": health, "json_attr_tpl": _PROBLEM_ATTRIBUTES,
         },
-        "last_poll": _timestamp("Last poll", health, _of("last_poll_at", "string")),
+        "last_poll": _timestamp("Last poll", health, _LAST_POLL),
         "dead_letters": {
             "p": "sensor", "name": "Dead letters", "stat_cla": "measurement", "ic": "mdi:email-remove",
             "stat_t": health, "val_tpl": _DEAD_LETTERS,
