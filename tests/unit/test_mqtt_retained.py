@@ -252,6 +252,16 @@ def test_a_topic_is_tried_again_after_a_refusal_and_is_no_problem_once_it_was_ta
     assert picture.next_in() is None
 
 
+def test_what_is_acknowledged_late_is_published_again_all_the_same() -> None:
+    picture = Picture(TOPICS, memory(), no_discovery)
+    picture.mean_devices({"g1": {"bace/g1/session": b"{}"}}, asked=None)
+    assert dict(picture.changes()) == {"bace/g1/session": b"{}"}
+    picture.again("bace/g1/session")  # Home Assistant has started
+    picture.taken("bace/g1/session", b"{}")
+    assert published(picture) == {"bace/g1/session": b"{}"}
+    assert published(picture) == {}
+
+
 # --- the broker closes the connection on a topic
 
 

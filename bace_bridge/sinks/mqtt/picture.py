@@ -143,6 +143,8 @@ class Picture:
         self._of_bridge: set[str] = set()
         # A dict for its order: what changed first goes out first.
         self._undecided: dict[str, None] = {}
+        # What is acknowledged from here on may still be the message before.
+        self._again: set[str] = set()
         # In the ledger, but not acknowledged by any broker: there may be nothing to clear.
         self._untaken: set[str] = set()
         self._shown: Collection[str] = ()
@@ -279,7 +281,7 @@ class Picture:
                 continue
             if memory.suspicion.sent_alone(topic) != alone or discovery not in {None, self.is_discovery(topic)}:
                 continue
-            views = Views(self.meant.get(topic), self.acknowledged.get(topic))
+            views = Views(self.meant.get(topic), None if topic in self._again else self.acknowledged.get(topic))
             if views.meant is None:
                 noted = topic in self.noted and topic not in self._untaken
                 views = Views(None, views.acknowledged, noted, topic in self._shown, shared=self._is_shared(topic))
@@ -291,6 +293,7 @@ class Picture:
                     memory.to_forget.add(topic)
             elif memory.refusals.may_try(topic, self._kind(topic)):
                 del self._undecided[topic]
+                self._again.discard(topic)
                 yield topic, CLEARED if action == "clear" else self.meant[topic]
 
     def note(self, topics: Collection[str]) -> None:
@@ -324,7 +327,7 @@ class Picture:
 
     def again(self, topic: str) -> None:
         """It has to be published again, whatever was acknowledged."""
-        self.acknowledged.pop(topic, None)
+        self._again.add(topic)
         self._undecided[topic] = None
 
     def _mean(self, topic: str, payload: bytes | None) -> None:
