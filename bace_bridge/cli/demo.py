@@ -65,7 +65,7 @@ async def _demo(began: float, lasting: float | None) -> None:
     wrong = f", but {board.badly_signed} with a WRONG one" if board.badly_signed else ""
     click.echo(
         f"Stopped after {lasted:.0f} s: {board.events} events with {board.points} datapoints; "
-        f"{board.messages} MQTT messages; {board.deliveries} webhook deliveries, with valid signatures{wrong}."
+        f"{board.topics.total()} MQTT messages; {board.deliveries} webhook deliveries, with valid signatures{wrong}."
     )
 
 
