@@ -12,14 +12,15 @@ from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from bace_bridge.cli.main import config_option
-from bace_bridge.cli.stored import store_cautions
 from bace_bridge.config.files import file_key, section_model
 from bace_bridge.config.load import load
 from bace_bridge.config.models import FILE_MODEL, Config, WatchConfig, warnings
 from bace_bridge.config.values import StartFrom, format_duration, format_size, parse_duration, parse_size
-from bace_bridge.errors import ConfigError
+from bace_bridge.errors import ConfigError, StoreError
 from bace_bridge.formats import iso_utc
 from bace_bridge.polling.rules.event_schema import event_schema
+from bace_bridge.store.ownership import recognise
+from bace_bridge.store.sqlite import real_path
 
 
 @click.command()
@@ -37,8 +38,11 @@ def check(config: Path, as_json: bool) -> None:
             mistakes = [{"path": one.path, "problem": one.problem, "hint": one.hint} for one in error.mistakes]
             _print_json({"ok": False, "mistakes": mistakes, "warnings": [], "plan": {}})
         raise
-    # The store is only looked at: `check` may run as another user, and beside the service.
-    plan, cautions = list(_plan(loaded)), [*warnings(loaded, now=time.time()), *store_cautions(loaded.store.path)]
+    plan, cautions = list(_plan(loaded)), [*warnings(loaded, now=time.time())]
+    try:  # The store is only looked at: `check` may run as another user, and beside the service.
+        recognise(real_path(loaded.store.path), to_write=False)
+    except StoreError as error:  # why `run` would refuse the file, as far as this user can see
+        cautions.append(f"store.url: {error}")
     if as_json:
         lines: dict[str, list[str]] = {}
         for part, line in plan:

@@ -16,8 +16,8 @@ import click
 
 from bace_bridge import logs, waiting
 from bace_bridge.cli.main import config_option
-from bace_bridge.cli.stored import cloud_beside, excerpt_of, stored
-from bace_bridge.config.load import load
+from bace_bridge.cli.stored import cloud_beside, stored
+from bace_bridge.config.load import Excerpt, load
 from bace_bridge.config.models import Config
 from bace_bridge.config.values import format_duration, secrets_of
 from bace_bridge.csv.checks import CsvCheck
@@ -52,7 +52,7 @@ def csv(config: Path, session: str, output: Path | None, revoke: bool) -> None:
     if session == _ROTATE_KEY:
         if output is not None:
             raise click.UsageError(f"-o goes with a SESSION, not with {_ROTATE_KEY}")
-        return _rotate(config, revoke=revoke)
+        return asyncio.run(_rotate(config, revoke=revoke))
     if revoke:
         raise click.UsageError(f"--revoke goes with {_ROTATE_KEY}")
     if not _ID.fullmatch(session) or not session.strip("."):
@@ -70,15 +70,11 @@ def csv(config: Path, session: str, output: Path | None, revoke: bool) -> None:
         raise click.ClickException(str(error)) from None
 
 
-def _rotate(path: Path, *, revoke: bool) -> None:
-    config = excerpt_of(path).config("store.url", "csv.link_expires")
-
-    async def rotate() -> None:
-        async with stored(config.store.path, to_ask=True) as file:
-            now, life = time.time(), config.csv.link_expires
-            await Facts(file).rotate_signing_keys(secrets.token_bytes(KEY_BYTES), now=now, life=life, revoke=revoke)
-
-    asyncio.run(rotate())
+async def _rotate(path: Path, *, revoke: bool) -> None:
+    config = Excerpt(path, os.environ).config("store.url", "csv.link_expires")
+    async with stored(config.store.path, to_ask=True) as file:
+        now, life = time.time(), config.csv.link_expires
+        await Facts(file).rotate_signing_keys(secrets.token_bytes(KEY_BYTES), now=now, life=life, revoke=revoke)
     until = f"work until they expire, for {format_duration(config.csv.link_expires)} at most"
     click.echo(f"There is a new key. Links signed before {'do not work any more' if revoke else until}.")
 
@@ -94,13 +90,10 @@ async def _download(config: Config, session_id: str, output: Path) -> None:
                     advance(len(piece))
     seconds = max(time.monotonic() - begun, 0.001)
     size = f"{check.size / _MB:.1f} MB in {seconds:.1f} s ({check.size / _MB / seconds:.1f} MB/s)"
-    click.echo(f"{_named(output)}: {check.rows:,} rows, {size}", err=True)
+    where = "standard output" if str(output) == "-" else output
+    click.echo(f"{where}: {check.rows:,} rows, {size}", err=True)
     if session.state != "ingested":
         click.echo("bace-bridge: the cloud is not done with this data session: its CSV may grow", err=True)
-
-
-def _named(output: Path) -> str:
-    return "standard output" if str(output) == "-" else str(output)
 
 
 @contextmanager

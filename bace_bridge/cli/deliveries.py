@@ -1,6 +1,7 @@
 """`bace-bridge dead-letters` and `replay`: failed deliveries, and events to deliver again."""
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -13,7 +14,6 @@ from bace_bridge.cli.main import config_option
 from bace_bridge.cli.stored import (
     ensure_session,
     ensure_sink,
-    excerpt_of,
     local_time,
     printable,
     refuse_disabled,
@@ -21,6 +21,7 @@ from bace_bridge.cli.stored import (
     unknown_session,
     when_it_happens,
 )
+from bace_bridge.config.load import Excerpt
 from bace_bridge.config.values import parse_start_from
 from bace_bridge.events.types import FailedAttempt
 from bace_bridge.formats import iso_utc
@@ -58,7 +59,7 @@ def list_letters(
     *, config: Path, sink: str | None, session: str | None, parked: bool, limit: int, as_json: bool
 ) -> None:
     """List dead letters, newest first."""
-    excerpt = excerpt_of(config)
+    excerpt = Excerpt(config, os.environ)
     path = excerpt.config("store.url").store.path
     which = Which(sink, session)
     found = asyncio.run(_listed(path, which, excerpt.sinks(), parked=parked, limit=limit or -1))
@@ -84,7 +85,7 @@ async def _listed(
 @click.option("--all", "everything", is_flag=True, help="All of them (the default).")
 def retry(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session: str | None, everything: bool) -> None:
     """Queue dead letters for retry, from the first attempt."""
-    excerpt = excerpt_of(config)
+    excerpt = Excerpt(config, os.environ)
     path = excerpt.config("store.url").store.path
     which = Which(sink, session, event_ids)
     _refuse_contradiction(which, everything=everything)
@@ -100,7 +101,7 @@ def retry(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session
 @click.option("--all", "everything", is_flag=True, help="All of them.")
 def drop(*, config: Path, event_ids: tuple[str, ...], sink: str | None, session: str | None, everything: bool) -> None:
     """Drop dead letters: these events will never be delivered."""
-    excerpt = excerpt_of(config)
+    excerpt = Excerpt(config, os.environ)
     path = excerpt.config("store.url").store.path
     which = Which(sink, session, event_ids)
     _refuse_contradiction(which, everything=everything)
@@ -202,7 +203,7 @@ def replay(*, config: Path, sink: str, session: str | None, since: float | None)
     """
     if (session is None) == (since is None):
         raise click.UsageError("give either --session ID or --since TIME")
-    excerpt = excerpt_of(config)
+    excerpt = Excerpt(config, os.environ)
     path = excerpt.config("store.url").store.path
     ensure_sink(sink, excerpt.sinks())
     count = asyncio.run(_ask(path, sink, session, since))

@@ -8,10 +8,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from importlib import metadata
 from io import StringIO, TextIOWrapper
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -20,7 +20,6 @@ from bace_bridge.cli.main import Duration
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from bace_bridge.demo.board import Board
     from bace_bridge.demo.stage import Addresses
 
 
@@ -56,7 +55,7 @@ async def _demo(began: float, lasting: float | None) -> None:
         asyncio.get_running_loop().call_later(max(0.0, began + lasting - time.time()), stop.set)
     # A dumb terminal (an editor's, a CI's) shows escape sequences as text.
     on_terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-    screen: _Screen = _Picture(began) if on_terminal else _Lines()
+    screen = _Picture(began) if on_terminal else _Lines()
     try:
         await _perform(screen, stop)
     except asyncio.CancelledError:
@@ -66,11 +65,12 @@ async def _demo(began: float, lasting: float | None) -> None:
     wrong = f", but {board.badly_signed} with a WRONG one" if board.badly_signed else ""
     click.echo(
         f"Stopped after {lasted:.0f} s: {board.events} events with {board.points} datapoints; "
-        f"{board.messages} MQTT messages; {board.deliveries} webhook deliveries, with valid signatures{wrong}."
+        f"{board.topics.total()} MQTT messages; {board.deliveries} webhook deliveries, with valid signatures{wrong}."
     )
 
 
-async def _perform(screen: "_Screen", stop: asyncio.Event) -> None:
+async def _perform(screen: "_Lines | _Picture", stop: asyncio.Event) -> None:
+    """`screen` shows what is on its board, every `tick` seconds. Log lines go to its `log`; None: to stderr."""
     # Here, so that the first line is there at once: these take a second to import.
     from bace_bridge import logs
     from bace_bridge.config.values import secrets_of
@@ -95,17 +95,6 @@ async def _perform(screen: "_Screen", stop: asyncio.Event) -> None:
                 await playing
     except DemoFailed as reason:
         raise click.ClickException(str(reason)) from None
-
-
-class _Screen(Protocol):
-    """Shows what is on the board, every `tick` seconds. Log lines go to `log`; None: to stderr."""
-
-    board: "Board"
-    tick: float
-    log: TextIO | None
-
-    def at(self, addresses: "Addresses") -> AbstractContextManager[None]: ...
-    def show(self, *, stopping: bool) -> None: ...
 
 
 class _Lines:

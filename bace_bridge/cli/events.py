@@ -1,11 +1,14 @@
 """`bace-bridge events`: the event log, each event as a line of JSON for programs, or of text for people."""
 
 import asyncio
+import os
 import select
+import shutil
 import signal
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,15 +18,15 @@ import msgspec
 
 from bace_bridge.cli.main import config_option
 from bace_bridge.cli.stored import (
+    ROOM_FOR_IDS,
     NoStoreYet,
     ensure_session,
-    excerpt_of,
-    is_wide,
     local_time,
     printable,
     stored,
     unknown_session,
 )
+from bace_bridge.config.load import Excerpt
 from bace_bridge.config.values import format_duration
 from bace_bridge.errors import StoreError, StoreOlder, StoreUnusable
 from bace_bridge.events import types
@@ -120,11 +123,13 @@ def events(
 
     Reads only the store; works while the bridge is running.
     """
-    path = excerpt_of(config).config("store.url").store.path
+    path = Excerpt(config, os.environ).config("store.url").store.path
     if type_glob is not None and not any(matches(known, (type_glob,)) for known in EVENT_TYPES):
         click.echo(f"{type_glob!r} matches no event type; there are {', '.join(EVENT_TYPES)}", err=True)
     wanted = _Wanted(type_glob, session)
-    show = show_json if as_json else partial(show_line, wide=is_wide())
+    # Ids have room beside the rest there; what is no terminal has no width.
+    wide = not sys.stdout.isatty() or shutil.get_terminal_size().columns >= ROOM_FOR_IDS
+    show = show_json if as_json else partial(show_line, wide=wide)
     asyncio.run(_follow(path, wanted, limit, show) if follow else _list(path, wanted, limit, show))
 
 
@@ -134,35 +139,25 @@ class _Wanted(msgspec.Struct, frozen=True):
     type_glob: str | None
     session: str | None
 
-    def holds(self, logged: LoggedEvent) -> bool:
-        event = logged.event
-        if self.session is not None and event.session_id != self.session:
-            return False
-        return self.type_glob is None or matches(event.type, (self.type_glob,))
 
-
+@dataclass
 class _Reader:
     """Walks the log forward in small readings; `after` is the seq up to which it has come."""
 
-    def __init__(self, log: EventLog, wanted: _Wanted, *, after: int = 0) -> None:
-        self._log = log
-        self._wanted = wanted
-        self.after = after
+    log: EventLog
+    wanted: _Wanted
+    after: int = 0
 
     async def rest(self) -> AsyncIterator[LoggedEvent]:
         """What is wanted of the log from here to its end as it is now."""
-        while batch := await self._log.read(after=self.after, limit=_AT_ONCE):
+        session, type_glob = self.wanted.session, self.wanted.type_glob
+        while batch := await self.log.read(after=self.after, limit=_AT_ONCE):
             for logged in batch:
-                self.after = logged.seq
-                if self._wanted.holds(logged):
+                self.after, event = logged.seq, logged.event
+                if session not in (None, event.session_id):
+                    continue
+                if type_glob is None or matches(event.type, (type_glob,)):
                     yield logged
-
-    async def seek_newest(self, limit: int) -> None:
-        """Goes to where the newest `limit` wanted events begin; 0: to the log's beginning."""
-        if not limit:
-            return
-        newest = deque([logged.seq async for logged in self.rest()], maxlen=limit)
-        self.after = newest[0] - 1 if newest else self.after
 
 
 async def _list(path: Path, wanted: _Wanted, limit: int, show: Show) -> None:
@@ -183,9 +178,11 @@ async def _before_newest(log: EventLog, wanted: _Wanted, limit: int) -> int:
     if 0 < limit <= _AT_ONCE:
         found = await log.search(type_glob=wanted.type_glob, session=wanted.session, limit=limit)
         return found[0].seq - 1 if found else 0
+    if not limit:
+        return 0
     reader = _Reader(log, wanted)
-    await reader.seek_newest(limit)
-    return reader.after
+    newest = deque([logged.seq async for logged in reader.rest()], maxlen=limit)
+    return newest[0] - 1 if newest else reader.after
 
 
 async def _follow(path: Path, wanted: _Wanted, limit: int, show: Show) -> None:
@@ -198,22 +195,22 @@ async def _follow(path: Path, wanted: _Wanted, limit: int, show: Show) -> None:
         await _pause(stop)
 
 
+@dataclass
 class _Following:
     """Shows what is new while there is a store; survives that there is none, or another than before."""
 
-    def __init__(self, path: Path, wanted: _Wanted, limit: int, show: Show) -> None:
-        self._path = path
-        self._wanted = wanted
-        self._limit = limit
-        self._show = show
-        self._after: int | None = None
-        self._file_shown: int | None = None
-        self._warned = ""
+    path: Path
+    wanted: _Wanted
+    limit: int
+    show: Show
+    _after: int | None = None
+    _file_shown: int | None = None
+    _warned: str = ""
 
     async def watch(self, stop: asyncio.Event) -> None:
         """Returns when it is to stop, or when the store has to be opened (again)."""
         try:
-            async with stored(self._path) as file:
+            async with stored(self.path) as file:
                 # By its inode: a store that was deleted and made again has the same path, and other events.
                 identity = self._identity()
                 if identity != self._file_shown:
@@ -234,13 +231,13 @@ class _Following:
             self._after = None  # the same file, and an earlier log: it was restored
         while not stop.is_set() and self._identity() == self._file_shown and not file.outdated:
             if self._after is None:
-                session = self._wanted.session
+                session = self.wanted.session
                 if session is not None and not await log.knows_session(session):
                     click.echo(f"bace-bridge: {unknown_session(session)}; waiting for it", err=True)
-                self._after = await _before_newest(log, self._wanted, self._limit)
-            reader = _Reader(log, self._wanted, after=self._after)
+                self._after = await _before_newest(log, self.wanted, self.limit)
+            reader = _Reader(log, self.wanted, after=self._after)
             async for logged in reader.rest():
-                self._show(logged)
+                self.show(logged)
                 self._after = logged.seq
                 if stop.is_set():
                     return
@@ -250,7 +247,7 @@ class _Following:
 
     def _identity(self) -> int | None:
         try:
-            return self._path.stat().st_ino
+            return self.path.stat().st_ino
         except OSError:
             return None
 

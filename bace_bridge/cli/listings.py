@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from msgspec.structs import replace
 
 from bace_bridge import logs, waiting
 from bace_bridge.cli.main import config_option
-from bace_bridge.cli.stored import ROOM_FOR_IDS, cloud_beside, excerpt_of, local_time, printable, stored
+from bace_bridge.cli.stored import ROOM_FOR_IDS, cloud_beside, local_time, printable, stored
 from bace_bridge.cloud.api import csv_url
 from bace_bridge.config.load import Excerpt, load
 from bace_bridge.config.models import Config
@@ -56,22 +57,16 @@ def sessions(config: Path, state: str | None, limit: int, as_json: bool) -> None
 
     Reads only the store; works while the bridge is running.
     """
-    excerpt = excerpt_of(config)
+    excerpt = Excerpt(config, os.environ)
     known = asyncio.run(_known(excerpt.config("store.url").store.path, state, limit or sys.maxsize))
-    cloud = _cloud(excerpt)
+    cloud = None
+    with suppress(ConfigError):  # CSV links begin with the cloud's address; without it there are none
+        cloud = excerpt.config("cloud.url").cloud.url
     if as_json:
         # A session a line: valid JSON, and `grep` works on it all the same.
         click.echo(b"[" + b",\n ".join(_as_json(one, cloud) for one in known) + b"]")
     else:
         _print_sessions(known, cloud)
-
-
-def _cloud(excerpt: Excerpt) -> str | None:
-    """The cloud's address, which CSV links begin with; without it there are none."""
-    try:
-        return excerpt.config("cloud.url").cloud.url
-    except ConfigError:
-        return None
 
 
 async def _known(path: Path, state: str | None, limit: int) -> Sequence[KnownSession]:
@@ -169,18 +164,32 @@ def devices(config: Path, of_cloud: bool, as_json: bool) -> None:
 
     Reads only the store unless --cloud is given; works while the bridge is running.
     """
-    loaded = load(config, os.environ) if of_cloud else excerpt_of(config).config("store.url", "cloud.groups")
+    loaded = load(config, os.environ) if of_cloud else Excerpt(config, os.environ).config("store.url", "cloud.groups")
     # Or a retry of the cloud's would log between the rows.
     if of_cloud:
         logs.configure(fmt=None, level="error", secrets=secrets_of(loaded))
     found, listed = waiting.run(_found(loaded, of_cloud=of_cloud))
-    rows = [_device_row(one, loaded.cloud.groups) for one in found]
+    rows = [
+        _DeviceRow(
+            one.id,
+            one.label,
+            is_selected(loaded.cloud.groups, one.id, one.label),
+            one.active_session_id,
+            one.last_session_id,
+            None if one.last_seen_at is None else iso_utc(one.last_seen_at),
+        )
+        for one in found
+    ]
     if as_json:
         click.echo(b"[" + b",\n ".join(msgspec.json.encode(one) for one in rows) + b"]")
     else:
         _print_devices(rows, found)
-    if listed is not None:
-        _warn(listed, loaded.cloud.groups)
+    if listed is None:
+        return
+    if not listed.complete:
+        click.echo("bace-bridge: the list may be incomplete: some rows cannot be read", err=True)
+    for group in unmatched(loaded.cloud.groups, listed.labels):
+        click.echo(f"bace-bridge: cloud.groups: {printable(group)} matches no device", err=True)
 
 
 async def _found(config: Config, *, of_cloud: bool) -> tuple[list[KnownDevice], ListedDevices | None]:
@@ -199,24 +208,6 @@ async def _found(config: Config, *, of_cloud: bool) -> tuple[list[KnownDevice], 
             raise click.ClickException(f"the cloud does not list its devices: {error}") from None
     found = [replace(known.get(id_, KnownDevice(id_)), label=label) for id_, label in listed.labels.items()]
     return sorted(found, key=lambda one: (one.label or "", one.id)), listed
-
-
-def _device_row(one: KnownDevice, groups: Sequence[str]) -> _DeviceRow:
-    return _DeviceRow(
-        one.id,
-        one.label,
-        is_selected(groups, one.id, one.label),
-        one.active_session_id,
-        one.last_session_id,
-        None if one.last_seen_at is None else iso_utc(one.last_seen_at),
-    )
-
-
-def _warn(listed: ListedDevices, groups: Sequence[str]) -> None:
-    if not listed.complete:
-        click.echo("bace-bridge: the list may be incomplete: some rows cannot be read", err=True)
-    for group in unmatched(groups, listed.labels):
-        click.echo(f"bace-bridge: cloud.groups: {printable(group)} matches no device", err=True)
 
 
 def _print_devices(rows: Sequence[_DeviceRow], found: Sequence[KnownDevice]) -> None:
@@ -265,7 +256,7 @@ def datatypes(config: Path, as_json: bool) -> None:
     For those without a name it prints YAML to paste below `datatypes:` in the configuration. Reads only the store;
     works while the bridge is running.
     """
-    loaded = excerpt_of(config).config("store.url", "datatypes")
+    loaded = Excerpt(config, os.environ).config("store.url", "datatypes")
     seen = asyncio.run(_seen(loaded.store.path))
     rows = []
     for one in seen:

@@ -201,7 +201,7 @@ async def _reload_each(
 ) -> None:
     """Until a configuration comes that takes another bridge: then this one ends for it."""
     while bridge.may_become(config := await signals.reloads.get()):
-        to_manager(_reloading())
+        to_manager("RELOADING=1")
         # Until it is decided which of the two runs, the secrets of both are masked.
         secrets = secrets_of(config) | secrets_of(bridge.reloads.config)
         logs.configure(fmt=log_format, level=log_level, secrets=secrets)
@@ -219,11 +219,7 @@ def _notify(state: str, *, signals: _Signals, started: asyncio.Event) -> None:
     """Notifies the service manager; a stop for a reload must not appear to be the end, or it would kill the service."""
     if state.startswith("READY"):
         started.set()
-    if state.startswith("STOPPING") and not signals.ended:
-        state = _reloading()
+    if state.startswith("RELOADING") or (state.startswith("STOPPING") and not signals.ended):
+        # Type=notify-reload: by this time systemd knows that the state answers its own signal, and no earlier one.
+        state = f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
     notify(state, address=os.environ.get("NOTIFY_SOCKET"))
-
-
-def _reloading() -> str:
-    # Type=notify-reload: by this time systemd knows that the state answers its own signal, and no earlier one.
-    return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"

@@ -137,7 +137,14 @@ async def _serve(server: SimulatedServer, scenario: Scenario, speed: float, last
             f"  password: {account.password}\n"
         )
         async with asyncio.TaskGroup() as group:
-            player = group.create_task(play(server.cloud, scenario, speed=speed, report=_print_line))
+            player = group.create_task(
+                play(
+                    server.cloud,
+                    scenario,
+                    speed=speed,
+                    report=lambda line: click.echo(f"{datetime.now().astimezone():%H:%M:%S}  {line}"),
+                )
+            )
             await (stop.wait() if lasting is None else pause_until(stop, lasting))
             player.cancel()
     finally:
@@ -156,7 +163,3 @@ def _why_not(error: OSError) -> str:
                 "--host is not an address of this machine (127.0.0.1 is this machine alone, 0.0.0.0 all its addresses)"
             )
     return error.strerror or str(error)
-
-
-def _print_line(line: str) -> None:
-    click.echo(f"{datetime.now().astimezone():%H:%M:%S}  {line}")

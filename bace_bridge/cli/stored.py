@@ -1,10 +1,9 @@
 """What the commands on the store share: opening it, checking names, and tables."""
 
-import os
-import shutil
 import sys
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -16,16 +15,15 @@ from rich.table import Table
 from rich.text import Text
 
 from bace_bridge.cloud.api import BaceCloud
-from bace_bridge.config.load import Excerpt
 from bace_bridge.config.models import Config
 from bace_bridge.config.values import secrets_of
-from bace_bridge.errors import StoreError, StoreMissing
+from bace_bridge.errors import StoreMissing
 from bace_bridge.events.types import Token
 from bace_bridge.redaction import Redaction
 from bace_bridge.store.eventlog import DeadLetters, EventLog
 from bace_bridge.store.facts import Facts
-from bace_bridge.store.ownership import is_held, recognise
-from bace_bridge.store.sqlite import SqliteFile, real_path
+from bace_bridge.store.ownership import is_held
+from bace_bridge.store.sqlite import SqliteFile
 
 __all__ = ["Console", "Table", "Text", "console_of_stdout", "new_table", "print_table"]
 
@@ -70,6 +68,7 @@ async def stored(path: Path, *, to_ask: bool = False) -> AsyncIterator[SqliteFil
         raise NoStoreYet(path) from None
 
 
+@dataclass(frozen=True, slots=True)
 class _BorrowedTokens:
     """The running bridge's token as long as it is valid; whatever a command gets is its own, and kept nowhere.
 
@@ -77,11 +76,10 @@ class _BorrowedTokens:
     holds it in memory, would be refused. A login leaves the bridge's tokens as they are.
     """
 
-    def __init__(self, facts: Facts | None) -> None:
-        self._facts = facts
+    facts: Facts | None
 
     async def load_token(self, account: str) -> Token | None:
-        token = None if self._facts is None else await self._facts.load_token(account)
+        token = None if self.facts is None else await self.facts.load_token(account)
         return None if token is None else replace(token, refresh=None)
 
     async def save_token(self, account: str, token: Token) -> None:
@@ -106,11 +104,6 @@ async def cloud_beside(config: Config) -> AsyncIterator[tuple[BaceCloud, SqliteF
         )
 
 
-def excerpt_of(config: Path) -> Excerpt:
-    """The configuration for a command that needs the store: whatever else is wrong there does not stop it."""
-    return Excerpt(config, os.environ)
-
-
 def ensure_sink(name: str, names: Collection[str]) -> None:
     """Raises a usage error that names the sinks there are."""
     if name not in names:
@@ -125,20 +118,6 @@ async def ensure_session(file: SqliteFile, session: str) -> None:
 
 def unknown_session(session: str) -> str:
     return f"unknown data session {session!r}: bace-bridge sessions lists the known ones"
-
-
-def is_wide() -> bool:
-    """True where ids have room beside the rest; what is no terminal has no width."""
-    return not sys.stdout.isatty() or shutil.get_terminal_size().columns >= ROOM_FOR_IDS
-
-
-def store_cautions(path: Path) -> list[str]:
-    """Why `run` would refuse the file, as far as this user can see; it is left as it is."""
-    try:
-        recognise(real_path(path), to_write=False)
-    except StoreError as error:
-        return [f"store.url: {error}"]
-    return []
 
 
 async def refuse_disabled(file: SqliteFile, sink: str) -> None:

@@ -273,7 +273,12 @@ def parse_datapoints(body: bytes, headers: Mapping[str, str]) -> Page[Datapoint]
 
 
 def parse_groups(body: bytes, headers: Mapping[str, str]) -> Page[tuple[str, str | None]]:
-    return parse_page(body, headers, _GroupRow, _group)
+    return parse_page(
+        body,
+        headers,
+        _GroupRow,
+        lambda row: (checked_id("id_group", row.id if row.id_group is None else row.id_group), text_of(row.label)),
+    )
 
 
 def _datapoint(row: _PointRow) -> Datapoint:
@@ -307,7 +312,3 @@ def _value(value: float | None) -> float | None:
     # PostgreSQL's NaN and infinity come as the texts "NaN" and "Infinity", which JSON's numbers cannot be. The
     # datapoint is there all the same.
     return value if value is not None and math.isfinite(value) else None
-
-
-def _group(row: _GroupRow) -> tuple[str, str | None]:
-    return checked_id("id_group", row.id_group if row.id_group is not None else row.id), text_of(row.label)

@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self
 
 import aiohttp
 import msgspec
@@ -44,8 +44,6 @@ SKEW_WORTH_KNOWING = 5.0
 """Seconds: the cloud's `Date` has whole seconds and a way to travel, so a smaller difference says nothing."""
 
 Params = Sequence[tuple[str, str]]
-
-T = TypeVar("T")
 
 TokenSource = Tokens | FixedToken
 
@@ -151,36 +149,23 @@ class CloudHttp:
 
     async def get(self, path: str, params: Params = (), *, urgency: Urgency) -> Reply:
         """One GET. On a 401 the token is renewed once; a fresh one that is refused too means: not permitted."""
-
-        async def ask(token: str) -> Reply:
-            answer = await self._send("GET", path, params=params, token=token, urgency=urgency)
-            if answer.failure is not None:
-                raise answer.failure
-            return answer.reply
-
-        return await self._allowed(path, ask)
+        return (await self._allowed(path, partial(self._send, "GET", path, params=params, urgency=urgency))).reply
 
     @contextlib.asynccontextmanager
     async def download(self, path: str, *, endpoint: str, urgency: Urgency) -> AsyncIterator[Download]:
         """One GET whose answer may be of any size; `endpoint` stands for all paths that are permitted together."""
-
-        async def ask(token: str) -> aiohttp.ClientResponse:
-            answer = await self._send("GET", path, token=token, urgency=urgency, whole=False)
-            if answer.failure is not None:
-                raise answer.failure
-            assert answer.response is not None
-            if answer.status != 200:  # such as a part of it (206)
-                raise UnexpectedReply(f"GET {path}: {answer.status} in place of 200")
-            return answer.response
-
-        response = await self._allowed(endpoint, ask)
+        answer = await self._allowed(endpoint, partial(self._send, "GET", path, urgency=urgency, whole=False))
+        if answer.status != 200:  # such as a part of it (206)
+            raise UnexpectedReply(f"GET {path}: {answer.status} in place of 200")
+        assert answer.response is not None
         try:
-            yield Download(response, f"GET {path}")
+            yield Download(answer.response, f"GET {path}")
         finally:
             # Closed and not released: the rest of it is not wanted.
-            response.close()
+            answer.response.close()
 
-    async def _allowed(self, path: str, ask: Callable[[str], Awaitable[T]]) -> T:
+    async def _allowed(self, path: str, ask: Callable[..., Awaitable["_Answer"]]) -> "_Answer":
+        """The answer to what `ask` sends with the token that it is given."""
         token = await self._tokens.current()
         forbidden = self._forbidden.get(path, _Forbidden())
         # BACE answers 401 for two things: a token that is worn out, and an endpoint that this account may not use.
@@ -206,8 +191,10 @@ class CloudHttp:
             self._forbidden[path] = _Forbidden(times, self._monotonic() + rest)
             raise _not_permitted(path) from None
 
-    async def _with(self, token: str, path: str, ask: Callable[[str], Awaitable[T]]) -> T:
-        answer = await ask(token)
+    async def _with(self, token: str, path: str, ask: Callable[..., Awaitable["_Answer"]]) -> "_Answer":
+        answer = await ask(token=token)
+        if answer.failure is not None:
+            raise answer.failure
         self._forbidden.pop(path, None)
         self._good_token = token
         return answer

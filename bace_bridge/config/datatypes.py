@@ -181,15 +181,11 @@ def mistakes_between(given: Any) -> Iterator[Mistake]:
             if not meaning.unit:
                 yield Mistake(f"{path}.unit", f"is missing: device_class {device_class} needs one", f"one of {named}")
             else:
-                key = "unit" if entry.get("unit") is not None else "device_class"
-                yield Mistake(
-                    f"{path}.{key}", f"does not go with the {_other(key, meaning)}", f"units of {device_class}: {named}"
-                )
+                key, other = "device_class", f"unit {meaning.unit!r}"
+                if entry.get("unit") is not None:
+                    key, other = "unit", f"device_class {device_class}"
+                yield Mistake(f"{path}.{key}", f"does not go with the {other}", f"units of {device_class}: {named}")
         if meaning.state_class not in (allowed := state_classes(device_class)):
             yield Mistake(
                 f"{path}.state_class", f"does not go with device_class {device_class}", f"use {' or '.join(allowed)}"
             )
-
-
-def _other(key: str, meaning: DatatypeConfig) -> str:
-    return f"device_class {meaning.device_class}" if key == "unit" else f"unit {meaning.unit!r}"

@@ -179,7 +179,10 @@ def validate(raw: dict[Any, Any]) -> tuple[Config | None, list[Mistake]]:
 
 
 class Excerpt:
-    """Raises ConfigError where the file cannot be read, or is no YAML."""
+    """The file for a command that needs a few of its keys, such as the store's: what else is wrong does not stop it.
+
+    Raises ConfigError where the file cannot be read, or is no YAML.
+    """
 
     def __init__(self, path: Path, env: Mapping[str, str]) -> None:
         self._document, self._twice = read_document(path)

@@ -83,12 +83,6 @@ def from_mqtt(topic: str, payload: bytes) -> Arrival | None:
     return None
 
 
-def from_webhook(body: bytes) -> Arrival:
-    event = msgspec.json.decode(body, type=_CloudEvent)
-    device_id = None if event.data.device is None else event.data.device.id
-    return _arrival(event.id, event.type.removeprefix(TYPE_PREFIX), device_id, event.data)
-
-
 def topic_pattern(topic: str) -> str:
     """The topic with its ids left out: `bace/<device>/latest/<source>/<datatype>`."""
     match topic.split("/"):
@@ -195,18 +189,16 @@ class Board:
             return
         self.deliveries += 1
         try:
-            arrival = from_webhook(body)
+            event = msgspec.json.decode(body, type=_CloudEvent)
         except msgspec.MsgspecError:
             return
+        device_id = None if event.data.device is None else event.data.device.id
+        arrival = _arrival(event.id, event.type.removeprefix(TYPE_PREFIX), device_id, event.data)
         self._shown(arrival, now).by_webhook = True
 
     def newest(self, count: int) -> Sequence[Shown]:
         """The last events, the newest last."""
         return list(self._events.values())[-count:]
-
-    @property
-    def messages(self) -> int:
-        return self.topics.total()
 
     def _shown(self, arrival: Arrival, now: float) -> Shown:
         # Retained topics name a device by its id alone: its label comes with an event.

@@ -93,7 +93,7 @@ def _header(board: Board, addresses: Addresses, status: str, width: int) -> Rend
         (
             "broker",
             addresses.broker,
-            f"{board.messages} messages arrived" + (addresses.mqtt.note and f"; {addresses.mqtt.note}"),
+            f"{board.topics.total()} messages arrived" + (addresses.mqtt.note and f"; {addresses.mqtt.note}"),
         ),
         ("webhook", addresses.webhook, signatures),
     ):

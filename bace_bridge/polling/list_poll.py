@@ -257,7 +257,7 @@ class ListPoll:
         page = await reader.page(session_list.LATEST_UPDATE_FIRST, 1)
         rows = [row.session for row in page.items]
         # Where the sort was ignored, and there is more than a page, the newest may be anywhere.
-        all_seen = not page.lost and (page.page_count == 1 or session_list.updates_descend(rows))
+        all_seen = not page.lost and session_list.descends(page, [row.updated_at for row in rows])
         start_from = self._settings.first_start.start_from(
             newest_stamp(rows) if all_seen else None,
             now=self._recorder.clock(),

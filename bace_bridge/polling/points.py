@@ -308,7 +308,8 @@ class PointReader:
         return shown if self._same_by_day else {}
 
     async def _whole(self, query: PointQuery) -> list[Page[Datapoint]]:
-        return await whole_answer(partial(self._page, query), one_series=query.of_one_series)
+        one_series = len(query.datatypes) == 1 and query.source_device is not None
+        return await whole_answer(partial(self._page, query), one_series=one_series)
 
     async def _page(self, query: PointQuery, number: int) -> Page[Datapoint]:
         several = len(query.datatypes)

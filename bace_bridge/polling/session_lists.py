@@ -106,7 +106,7 @@ async def newest(state: PollState, reader: Reader, recorder: SessionRecorder) ->
     head = reader.rows(params, MOST_SINGLE_ROWS, MOST_BROKEN_ROWS) if resting else pages(partial(reader.page, params))
     async for page in head:
         found = await recorder.record(page, state, reader)
-        in_order = in_order and session_list.newest_come_first(page)
+        in_order = in_order and session_list.descends(page, [row.session.start for row in page.items])
         seen.update(row.session.id for row in page.items)
         lost += page.lost
         # One that starts in the future stays at the head for long, above those that are new.

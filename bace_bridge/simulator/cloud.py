@@ -112,29 +112,18 @@ class SimulatedCloud:
         self.sessions.put(replace(before, datapoint_count=before.datapoint_count + new, updated_at=updated_at))
 
     def end_session(self, session: str, *, end: float | None = None) -> None:
-        self._change(session, end=self._now() if end is None else int(end))
-
-    def reopen_session(self, session: str) -> None:
-        self._change(session, end=None, is_ingestion_finished=False)
+        self.change(session, end=self._now() if end is None else int(end))
 
     def finish_ingestion(self, session: str) -> None:
-        self._change(session, is_ingestion_finished=True)
-
-    def restart_ingestion(self, session: str) -> None:
-        self._change(session, is_ingestion_finished=False)
-
-    def rename_session(self, session: str, label: str) -> None:
-        self._change(session, label=label)
-
-    def assign_person(self, session: str, id_person: str | None) -> None:
-        self._change(session, id_person=id_person)
+        self.change(session, is_ingestion_finished=True)
 
     def move_session(self, session: str, id_group: str) -> None:
         """Into another group; its data stays that of the series that measured it."""
-        self._change(session, id_group=self.devices[id_group].id_group)
+        self.change(session, id_group=self.devices[id_group].id_group)
 
-    def archive_session(self, session: str) -> None:
-        self._change(session, archived_at=self._now(), is_archived=True)
+    def change(self, session: str, **facts: Any) -> None:
+        """Gives fields of `Session` other values, now. Raises KeyError: there is no such session."""
+        self.sessions.put(replace(self.session(session), updated_at=self._now(), **facts))
 
     def remove_session(self, session: str) -> None:
         self.session(session)
@@ -188,10 +177,7 @@ class SimulatedCloud:
         Raises:
             KeyError: there is none (any more).
         """
-        found = self.sessions.get(identifier)
-        if found is None:
-            raise KeyError(identifier)
-        return found
+        return self.sessions.by_id[identifier]
 
     def as_listed(self) -> "SimulatedCloud":
         """As a list finds it: as it is or, where a replica answers, as it was a little earlier."""
@@ -206,8 +192,8 @@ class SimulatedCloud:
 
     @property
     def is_in_maintenance(self) -> bool:
-        maintenance = self.quirks.maintenance
-        return maintenance is not None and maintenance.is_on(self.clock() - self.began)
+        maintenance, age = self.quirks.maintenance, self.clock() - self.began
+        return maintenance is not None and age % maintenance.every >= maintenance.every - maintenance.lasts
 
     def series_of(self, session: Session) -> Iterator[Series]:
         """Those that have samples in it, or, when none has, those of its device."""
@@ -217,9 +203,6 @@ class SimulatedCloud:
             yield from (self.series[identifier] for identifier in measured)
         else:
             yield from self.devices[session.id_group].series
-
-    def _change(self, session: str, **changes: Any) -> None:
-        self.sessions.put(replace(self.session(session), updated_at=self._now(), **changes))
 
     def _now(self) -> int:
         return int(self.clock())

@@ -10,7 +10,18 @@ from zlib import crc32
 
 from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.facts import Series, Session
-from bace_bridge.simulator.query import All, Bounds, Compare, Condition, FilterRefused, Kind, Order, bounds, holds
+from bace_bridge.simulator.query import (
+    All,
+    Bounds,
+    Compare,
+    Condition,
+    FilterRefused,
+    Kind,
+    Order,
+    bounds,
+    comparisons,
+    holds,
+)
 from bace_bridge.simulator.samples import buckets
 from bace_bridge.simulator.shelf import sort_key
 
@@ -73,17 +84,11 @@ def asked(condition: All) -> Asked:
             sessions.append(part)
         elif isinstance(part, Compare) and part.field in _OF_SERIES:
             series.append(part)
-        elif _names_session(part):
+        elif any(one.field == "id_data_session" for one in comparisons(part)):
             raise FilterRefused("id_data_session cannot be filtered within and, or, not.")
         else:
             rows.append(part)
     return Asked(tuple(sessions), tuple(series), tuple(rows), bounds(condition, "timestamp_seconds"))
-
-
-def _names_session(condition: Condition) -> bool:
-    if isinstance(condition, Compare):
-        return condition.field == "id_data_session"
-    return any(_names_session(part) for part in condition.parts)
 
 
 def rows(cloud: SimulatedCloud, question: Asked, order: Order | None) -> list[Row]:
@@ -93,7 +98,7 @@ def rows(cloud: SimulatedCloud, question: Asked, order: Order | None) -> list[Ro
         FilterRefused: they would be of more than 100 series.
     """
     named = question.named_sessions()
-    candidates: Iterable[str] = cloud.samples.sessions() if named is None else dict.fromkeys(named)
+    candidates: Iterable[str] = cloud.samples.by_session if named is None else dict.fromkeys(named)
     is_asked = holds(All(question.sessions), lambda _field: lambda session: session)
     sessions = [session for session in candidates if is_asked(session)]
     seconds = width(cloud, question)

@@ -3,7 +3,7 @@
 import re
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -155,26 +155,20 @@ class TokenAnswer:
     body: Mapping[str, Any]
 
 
+@dataclass
 class TokenDesk:
-    """The OAuth2 token endpoint of one account, and the tokens that it has given out."""
+    """The OAuth2 token endpoint of one account, and the tokens that it has given out, with the time of their end.
 
-    def __init__(
-        self,
-        credentials: Credentials,
-        *,
-        clock: Callable[[], float],
-        refresh: Refresh = Refresh.ROTATES,
-        lifetime: float = DEFAULT_TOKEN_LIFETIME,
-        expires_in: tuple[Any, ...] = (),
-    ) -> None:
-        """`expires_in`, where there is one, is said in place of the lifetime."""
-        self.credentials = credentials
-        self.refresh = refresh
-        self.lifetime = lifetime
-        self._expires_in = expires_in
-        self._clock = clock
-        self._access: dict[str, float] = {}
-        self._refresh: dict[str, float] = {}
+    `expires_in`, where there is one, is said in place of the lifetime.
+    """
+
+    credentials: Credentials
+    clock: Callable[[], float]
+    refresh: Refresh = Refresh.ROTATES
+    lifetime: float = DEFAULT_TOKEN_LIFETIME
+    expires_in: tuple[Any, ...] = ()
+    access: dict[str, float] = field(default_factory=dict)
+    to_refresh: dict[str, float] = field(default_factory=dict)
 
     def answer(self, form: Mapping[str, str]) -> TokenAnswer:
         known = self.credentials
@@ -194,39 +188,32 @@ class TokenDesk:
                 return _refused(400, "unsupported_grant_type", f'Grant type "{other}" not supported')
 
     def _by_refresh(self, token: str) -> TokenAnswer:
-        if self._refresh.get(token, 0.0) <= self._clock():
+        if self.to_refresh.get(token, 0.0) <= self.clock():
             return _refused(400, "invalid_grant", "Invalid refresh token")
         if self.refresh in (Refresh.ROTATES, Refresh.DESTROYS):
-            del self._refresh[token]
+            del self.to_refresh[token]
         return self._given(new_refresh=self.refresh in (Refresh.ROTATES, Refresh.BOTH))
 
     def accepts(self, authorization: str | None) -> bool:
         scheme, _, token = (authorization or "").partition(" ")
-        return scheme == "Bearer" and self._access.get(token, 0.0) > self._clock()
-
-    def revoke_access(self) -> None:
-        """Every access token is refused from now on, as after a restart of the cloud."""
-        self._access.clear()
-
-    def revoke_refresh(self) -> None:
-        self._refresh.clear()
+        return scheme == "Bearer" and self.access.get(token, 0.0) > self.clock()
 
     def _given(self, *, new_refresh: bool) -> TokenAnswer:
-        now = self._clock()
+        now = self.clock()
         # A demo runs for weeks with short-lived tokens: those that have expired must not pile up.
-        self._access = {token: until for token, until in self._access.items() if until > now}
-        self._refresh = {token: until for token, until in self._refresh.items() if until > now}
+        self.access = {token: until for token, until in self.access.items() if until > now}
+        self.to_refresh = {token: until for token, until in self.to_refresh.items() if until > now}
         access = secrets.token_hex(20)
-        self._access[access] = now + self.lifetime
+        self.access[access] = now + self.lifetime
         body: dict[str, Any] = {
             "access_token": access,
-            "expires_in": self._expires_in[0] if self._expires_in else int(self.lifetime),
+            "expires_in": self.expires_in[0] if self.expires_in else int(self.lifetime),
             "token_type": "Bearer",
             "scope": None,
         }
         if new_refresh:
             body["refresh_token"] = secrets.token_hex(20)
-            self._refresh[body["refresh_token"]] = now + REFRESH_LIFETIME
+            self.to_refresh[body["refresh_token"]] = now + REFRESH_LIFETIME
         return TokenAnswer(200, body)
 
 

@@ -189,13 +189,13 @@ class Stage:
                 self._measure(run, self._missed(run))
             case Step.RENAME:
                 assert plan.rename is not None
-                cloud.rename_session(self._sessions[key], plan.rename.label)
+                cloud.change(self._sessions[key], label=plan.rename.label)
             case Step.END:
                 cloud.end_session(self._sessions[key])
             case Step.REOPEN:
-                cloud.reopen_session(self._sessions[key])
+                cloud.change(self._sessions[key], end=None, is_ingestion_finished=False)
             case Step.RESTART:
-                cloud.restart_ingestion(self._sessions[key])
+                cloud.change(self._sessions[key], is_ingestion_finished=False)
             case Step.INGESTED:
                 cloud.finish_ingestion(self._sessions[key])
                 # Nothing more is due unless late points come, so only the newest run's id is kept.

@@ -179,13 +179,13 @@ def is_uuid(written: str) -> bool:
     return _UUID.fullmatch(written) is not None
 
 
-def has_bad_uuid(condition: Condition, kinds: Mapping[str, Kind]) -> bool:
+def comparisons(condition: Condition) -> Iterator[Compare]:
+    """Each one in it, however deep."""
     if isinstance(condition, Compare):
-        values = condition.value if isinstance(condition.value, tuple) else (condition.value,)
-        return kinds[condition.field] is Kind.UUID and any(
-            isinstance(value, str) and not is_uuid(value) for value in values
-        )
-    return any(has_bad_uuid(part, kinds) for part in condition.parts)
+        yield condition
+        return
+    for part in condition.parts:
+        yield from comparisons(part)
 
 
 def holds(condition: Condition, reader: Reader) -> Callable[[Any], bool]:

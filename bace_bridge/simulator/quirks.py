@@ -26,10 +26,6 @@ class Maintenance:
             raise ValueError("it must last less than the time after which it comes again")
         return found
 
-    def is_on(self, age: float) -> bool:
-        """`age`: seconds since the cloud's beginning."""
-        return age % self.every >= self.every - self.lasts
-
 
 @dataclass(frozen=True, slots=True)
 class Quirks:
@@ -95,7 +91,16 @@ class Quirks:
             kind = _KINDS.get(name)
             if kind is None:
                 raise ValueError(f"unknown quirk {name!r}; known are: {', '.join(_KINDS)}")
-            quirks = kind.applied(name, argument, quirks)
+            if bool(argument) is not bool(kind.argument):
+                wanted = f"write it as {name + ' ' + kind.argument!r}" if kind.argument else "it takes no argument"
+                raise ValueError(f"quirk {name!r}: {wanted}")
+            # Given the quirks of before, because some may be given again, and add up.
+            try:
+                changes = kind.change(argument, quirks) if callable(kind.change) else kind.change
+            except ValueError as wrong:
+                example = f"{name} {kind.argument}"
+                raise ValueError(f"quirk {name!r}: {wrong}; write it such as {example!r}") from None
+            quirks = replace(quirks, **changes)
         return quirks
 
 
@@ -104,18 +109,6 @@ class _Kind:
     says: str
     change: Mapping[str, Any] | Callable[[str, Quirks], Mapping[str, Any]]
     argument: str = ""
-
-    def applied(self, name: str, argument: str, quirks: Quirks) -> Quirks:
-        if bool(argument) is not bool(self.argument):
-            wanted = f"write it as {name + ' ' + self.argument!r}" if self.argument else "it takes no argument"
-            raise ValueError(f"quirk {name!r}: {wanted}")
-        if not callable(self.change):
-            return replace(quirks, **self.change)
-        # Given the quirks of before, because some may be given again, and add up.
-        try:
-            return replace(quirks, **self.change(argument, quirks))
-        except ValueError as wrong:
-            raise ValueError(f"quirk {name!r}: {wrong}; write it such as {name + ' ' + self.argument!r}") from None
 
 
 def describe() -> list[tuple[str, str]]:

@@ -52,13 +52,25 @@ def _expanded(cloud: SimulatedCloud, session: Session, base: str) -> dict[str, A
     datatypes = sorted({one.datatype for one in series})
     sources = {one.source_device for one in series}
     device = cloud.devices[session.id_group]
-    shapes = {
+    shapes: dict[str, Any] = {
         "datatypes": [{"datatype": datatype, "label": name_of(datatype)} for datatype in datatypes],
         "datatypesFilter": {str(datatype): name_of(datatype) for datatype in datatypes},
         "creator": None,
         "updater": None,
         "physicalDevicesFilter": dict.fromkeys(sorted(sources), device.label),
-        "physicalDevices": [row for row in physical_device_rows(device, base) if row["id_physical_device"] in sources],
+        "physicalDevices": [
+            {
+                # The first source is the BACE Go itself, the others are what reports through it.
+                "id_physical_device": source,
+                "id_device_type": "sensor" if number else "bace-go",
+                "id_group": device.id_group,
+                "label": f"{device.label} sensor {number}" if number else device.label,
+                "created_at": device.created_at,
+                "_links": {"self": {"href": f"{base}{API}physical-device/view?id={source}"}},
+            }
+            for number, source in enumerate(device.sources)
+            if source in sources
+        ],
         "fromDevice": session.created_by is None,
         "group": plain_group_row(device, base),
         "dataIds": [one.id_container_data_latest for one in series],
@@ -82,21 +94,6 @@ def plain_group_row(device: Device, base: str) -> dict[str, Any]:
         "deleted_at": None,
         "_links": {"self": {"href": f"{base}/api/v2/group/view?id={device.id_group}"}},
     }
-
-
-def physical_device_rows(device: Device, base: str) -> list[dict[str, Any]]:
-    """The first source is the BACE Go itself, the others are what reports through it."""
-    return [
-        {
-            "id_physical_device": source,
-            "id_device_type": "sensor" if number else "bace-go",
-            "id_group": device.id_group,
-            "label": f"{device.label} sensor {number}" if number else device.label,
-            "created_at": device.created_at,
-            "_links": {"self": {"href": f"{base}/api/v2/physical-device/view?id={source}"}},
-        }
-        for number, source in enumerate(device.sources)
-    ]
 
 
 def point_row(row: Row, quirks: Quirks) -> dict[str, Any]:
@@ -160,29 +157,21 @@ def refusal(error: ApiError) -> web.Response:
     return reply(body, status=error.status, headers=error.headers)
 
 
-def invalid(message: str, field: str = "filter") -> web.Response:
-    """422 is the one error whose body is an array."""
-    return reply([{"field": field, "message": message}], status=422)
+NO_SUCH_ROUTE = (
+    "<!DOCTYPE html>\n<html><head><title>Not Found (#404)</title></head><body><h1>Not Found (#404)</h1></body></html>\n"
+)
+"""An unknown route is answered by the web site, not by the API."""
 
-
-def no_such_route() -> web.Response:
-    """An unknown route is answered by the web site, not by the API."""
-    title = "Not Found (#404)"
-    page = f"<!DOCTYPE html>\n<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>\n"
-    return web.Response(status=404, text=page, content_type="text/html")
+BAD_GATEWAY = (
+    "<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n<center><h1>502 Bad Gateway</h1></center>\r\n"
+    "<hr><center>nginx/1.24.0</center>\r\n</body>\r\n</html>\r\n"
+)
+"""What nginx answers when it cannot take the answer of the PHP behind it."""
 
 
 def header_bytes(headers: Mapping[str, str]) -> int:
     """The size of these headers as they are sent."""
     return sum(len(f"{name}: {value}\r\n") for name, value in headers.items())
-
-
-def bad_gateway() -> web.Response:
-    """What nginx answers when it cannot take the answer of the PHP behind it."""
-    says = "502 Bad Gateway"
-    head, title = f"<head><title>{says}</title></head>", f"<center><h1>{says}</h1></center>"
-    lines = ("<html>", head, "<body>", title, "<hr><center>nginx/1.24.0</center>", "</body>", "</html>", "")
-    return web.Response(status=502, text="\r\n".join(lines), content_type="text/html")
 
 
 BROKEN_OFF = "An internal server error occurred."

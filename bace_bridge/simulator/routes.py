@@ -1,7 +1,7 @@
 """The endpoints of the simulated API."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
@@ -15,7 +15,6 @@ from bace_bridge.simulator.facts import Session
 from bace_bridge.simulator.query import (
     All,
     Compare,
-    Condition,
     FilterRefused,
     Kind,
     Order,
@@ -118,7 +117,7 @@ class Routes:
         if quirks.session_filter_ignored:
             question = replace(question, sessions=())
         samples, named = cloud.samples, question.named_sessions()
-        version = samples.version if named is None else tuple(samples.version_of(one) for one in named)
+        version = samples.version if named is None else tuple(samples.versions.get(one, 0) for one in named)
         # Without an upper bound the resolution depends on how long ago the lower one was.
         width = datapoints.width(cloud, question)
         rows = self._points.of((version, width, *_question(pairs)), lambda: datapoints.rows(cloud, question, by))
@@ -189,7 +188,7 @@ class Routes:
         return as_understood(query.parse(query.nested(pairs, "filter"), kinds), kinds, self._cloud.quirks)
 
     def _session(self, identifier: str) -> Session:
-        found = None if self._cloud.is_in_maintenance else self._cloud.sessions.get(identifier)
+        found = None if self._cloud.is_in_maintenance else self._cloud.sessions.by_id.get(identifier)
         if found is None and self._cloud.quirks.bad_uuid_500 and not query.is_uuid(identifier):
             raise ApiError(500, "Database Exception: invalid input syntax for type uuid")
         if found is None:
@@ -232,10 +231,15 @@ def as_understood(condition: All, kinds: Mapping[str, Kind], quirks: Quirks) -> 
         FilterRefused: it does not support an operator.
         ApiError: its database breaks on a value.
     """
-    if quirks.bad_uuid_500 and query.has_bad_uuid(condition, kinds):
+    compared = [
+        (part, part.value if isinstance(part.value, tuple) else (part.value,)) for part in query.comparisons(condition)
+    ]
+    if quirks.bad_uuid_500 and any(
+        kinds[part.field] is Kind.UUID and any(isinstance(one, str) and not query.is_uuid(one) for one in values)
+        for part, values in compared
+    ):
         raise ApiError(500, "Database Exception: invalid input syntax for type uuid")
-    for part in _comparisons(condition):
-        values = part.value if isinstance(part.value, tuple) else (part.value,)
+    for part, values in compared:
         wide = [value for value in values if isinstance(value, int) and abs(value) > _LARGEST_INT4]
         if quirks.int4 and kinds[part.field] is Kind.INTEGER and wide:
             raise ApiError(500, f'Numeric value out of range: value "{wide[0]}" is out of range for type integer')
@@ -253,14 +257,6 @@ def as_understood(condition: All, kinds: Mapping[str, Kind], quirks: Quirks) -> 
         ignored.append(lambda part: part.field == "updated_at")
     kept = [one for one in condition.parts if not (isinstance(one, Compare) and any(test(one) for test in ignored))]
     return All(tuple(kept))
-
-
-def _comparisons(condition: Condition) -> Iterator[Compare]:
-    if isinstance(condition, Compare):
-        yield condition
-        return
-    for part in condition.parts:
-        yield from _comparisons(part)
 
 
 def base_of(request: web.Request, quirks: Quirks) -> str:

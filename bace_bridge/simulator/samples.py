@@ -45,14 +45,14 @@ class Samples:
     def __init__(self, changes: Callable[[str, str, Mapping[float, float | None]], None] | None = None) -> None:
         """`changes` is called with a session, a series, and the values of before at the times that change."""
         self._notify = changes
-        self._tracks: dict[str, dict[str, Track]] = {}
-        self._versions: dict[str, int] = {}
+        self.by_session: dict[str, dict[str, Track]] = {}
+        self.versions: dict[str, int] = {}
         self._changes = count(1)
         self.version = 0
 
     def add(self, session: str, series: str, points: Iterable[tuple[float, float]]) -> int:
         """How many of the points are new."""
-        track = self._tracks.setdefault(session, {}).setdefault(series, Track())
+        track = self.by_session.setdefault(session, {}).setdefault(series, Track())
         if self._notify is not None:
             points = list(points)
             self._notify(session, series, {float(at): track.at(float(at)) for at, _ in points})
@@ -62,41 +62,35 @@ class Samples:
 
     def restore(self, session: str, series: str, before: Mapping[float, float | None]) -> None:
         """Gives a copy the values of before."""
-        track, old = self._tracks.get(session, {}).get(series), Track()
+        track, old = self.by_session.get(session, {}).get(series), Track()
         for at, value in zip(track.times, track.values, strict=True) if track else ():
             kept = before.get(at, value)
             if kept is not None:
                 old.add(at, kept)
         if old.times:
-            self._tracks[session][series] = old
+            self.by_session[session][series] = old
         else:
-            self._tracks.get(session, {}).pop(series, None)
+            self.by_session.get(session, {}).pop(series, None)
 
     def copy(self, version: int) -> "Samples":
         made = Samples()
-        made._tracks = {session: dict(tracks) for session, tracks in self._tracks.items()}
-        made._versions = dict.fromkeys(self._tracks, version)
+        made.by_session = {session: dict(tracks) for session, tracks in self.by_session.items()}
+        made.versions = dict.fromkeys(self.by_session, version)
         made.version = version
         return made
 
     def forget(self, session: str) -> None:
-        if self._tracks.pop(session, None) is not None:
+        if self.by_session.pop(session, None) is not None:
             self._changed(session)
 
     def of(self, session: str) -> Mapping[str, Track]:
         """By series."""
-        return self._tracks.get(session, {})
-
-    def sessions(self) -> Iterable[str]:
-        return self._tracks.keys()
-
-    def version_of(self, session: str) -> int:
-        return self._versions.get(session, 0)
+        return self.by_session.get(session, {})
 
     def _changed(self, session: str) -> None:
         # Counted up for all sessions: a session that was forgotten and made again must not have an old version.
         self.version = next(self._changes)
-        self._versions[session] = self.version
+        self.versions[session] = self.version
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,13 @@ from bace_bridge.simulator.facts import Allowance, RequestSeen, judge
 from bace_bridge.simulator.query import FilterRefused
 from bace_bridge.simulator.replies import (
     API,
+    BAD_GATEWAY,
+    NO_SUCH_ROUTE,
     TOKEN,
     ApiError,
-    bad_gateway,
     header_bytes,
-    invalid,
-    no_such_route,
     refusal,
+    reply,
 )
 from bace_bridge.simulator.routes import Routes
 
@@ -41,11 +41,11 @@ class Fault:
     holding: str = ""
 
 
+@dataclass(slots=True)
 class Faults:
     """Prepared faults; of those that fit a request, the first one that was prepared is taken."""
 
-    def __init__(self) -> None:
-        self._waiting: list[Fault] = []
+    waiting: list[Fault] = field(default_factory=list)
 
     def answer(
         self,
@@ -58,28 +58,25 @@ class Faults:
         holding: str = "",
     ) -> None:
         """This answer in place of the real one."""
-        self._waiting.append(Fault(prefix, times, status=status, body=body, headers=headers or {}, holding=holding))
+        self.waiting.append(Fault(prefix, times, status=status, body=body, headers=headers or {}, holding=holding))
 
     def delay(self, prefix: str, seconds: float, *, times: int = 1) -> None:
         """The real answer, so much later."""
-        self._waiting.append(Fault(prefix, times, delay=seconds))
+        self.waiting.append(Fault(prefix, times, delay=seconds))
 
     def drop(self, prefix: str, *, times: int = 1) -> None:
         """The connection is cut without an answer.
 
         aiohttp's client quietly repeats a GET once when a connection that it had kept open is cut.
         """
-        self._waiting.append(Fault(prefix, times, cut=True))
-
-    def clear(self) -> None:
-        self._waiting.clear()
+        self.waiting.append(Fault(prefix, times, cut=True))
 
     def take(self, path: str, query: str = "") -> Fault | None:
-        for fault in self._waiting:
+        for fault in self.waiting:
             if path.startswith(fault.prefix) and fault.holding in query:
                 fault.times -= 1
                 if fault.times <= 0:
-                    self._waiting.remove(fault)
+                    self.waiting.remove(fault)
                 return fault
         return None
 
@@ -132,7 +129,7 @@ class Gate:
             sent = {**response.headers, **self._rates.get(id(request), {})}
             if limit and not response.prepared and header_bytes(sent) > limit:
                 self._rates.pop(id(request), None)
-                response = bad_gateway()
+                response = web.Response(status=502, text=BAD_GATEWAY, content_type="text/html")
         self._record(request, response.status, grant_type)
         return response
 
@@ -144,11 +141,12 @@ class Gate:
         except ApiError as error:
             return refusal(error)
         except FilterRefused as refused:
-            return invalid(str(refused))
+            # 422 is the one error whose body is an array.
+            return reply([{"field": "filter", "message": str(refused)}], status=422)
         except web.HTTPMethodNotAllowed:
             return refusal(ApiError(405, "Method Not Allowed."))
         except web.HTTPNotFound:
-            return no_such_route()
+            return web.Response(status=404, text=NO_SUCH_ROUTE, content_type="text/html")
 
     def _admit(self, request: web.Request) -> None:
         """Raises the refusal, if there is one."""

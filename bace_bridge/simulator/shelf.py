@@ -59,39 +59,30 @@ class Shelf:
     def __init__(self, changes: Callable[[str, Session | None], None] = lambda _, __: None) -> None:
         """`changes` is called with an id and what was there, before a session changes."""
         self._changes = changes
-        self._sessions: dict[str, Session] = {}
+        self.by_id: dict[str, Session] = {}
         self._active: set[str] = set()
         self._indexes: dict[str, list[tuple[Any, str]]] = {field: [] for field in _INDEXED}
         self.version = 0
-
-    def __len__(self) -> int:
-        return len(self._sessions)
-
-    def get(self, identifier: str) -> Session | None:
-        return self._sessions.get(identifier)
 
     def by_start(self, number: int) -> str | None:
         """The id of the data session of that number, the oldest start is 1."""
         index = self._indexes["start"]
         return index[number - 1][1] if 0 < number <= len(index) else None
 
-    def all(self) -> Iterable[Session]:
-        return self._sessions.values()
-
     def put(self, session: Session) -> None:
-        self._changes(session.id_data_session, self.get(session.id_data_session))
+        self._changes(session.id_data_session, self.by_id.get(session.id_data_session))
         self.restore(session.id_data_session, session)
         self.version += 1
 
     def restore(self, identifier: str, session: Session | None) -> None:
         """As `put`, or for None as `remove`, but unnoticed and without a new version."""
-        before = self._sessions.pop(identifier, None)
+        before = self.by_id.pop(identifier, None)
         if before is not None:
             self._active.discard(identifier)
             for field, index in self._indexes.items():
                 del index[bisect_left(index, (_indexed(field, before), identifier))]
         if session is not None:
-            self._sessions[identifier] = session
+            self.by_id[identifier] = session
             for field, index in self._indexes.items():
                 insort(index, (_indexed(field, session), identifier))
             if session.end is None:
@@ -100,7 +91,7 @@ class Shelf:
     def copy(self, version: int) -> "Shelf":
         # No listener of changes: what is undone in a copy must not be noted as another change.
         made = Shelf()
-        made._sessions, made._active = dict(self._sessions), set(self._active)
+        made.by_id, made._active = dict(self.by_id), set(self._active)
         made._indexes = {field: list(index) for field, index in self._indexes.items()}
         made.version = version
         return made
@@ -109,7 +100,7 @@ class Shelf:
         """Many at once, none of which is here yet: one sort in place of many insertions."""
         # Unnoticed by the replica: a history was there before the scenario began.
         new = {session.id_data_session: session for session in sessions}
-        self._sessions |= new
+        self.by_id |= new
         self._active |= {identifier for identifier, session in new.items() if session.end is None}
         for field, index in self._indexes.items():
             index.extend((_indexed(field, session), identifier) for identifier, session in new.items())
@@ -118,7 +109,7 @@ class Shelf:
 
     def remove(self, identifier: str) -> None:
         self.version += 1
-        self._changes(identifier, self.get(identifier))
+        self._changes(identifier, self.by_id.get(identifier))
         self.restore(identifier, None)
 
     def select(self, condition: All, order: Order | None) -> list[Session]:
@@ -128,9 +119,9 @@ class Shelf:
             # The index is in order already, so that only the test is left to do.
             index = self._indexes[order.field]
             ordered = reversed(index) if order.descending else index
-            rows = [self._sessions[identifier] for _, identifier in ordered]
+            rows = [self.by_id[identifier] for _, identifier in ordered]
             return rows if test is None else [row for row in rows if test(row)]
-        source = self._sessions.values() if narrowed is None else narrowed
+        source = self.by_id.values() if narrowed is None else narrowed
         rows = [row for row in source if test is None or test(row)]
         if order is not None:
             rows.sort(key=sort_key(order, reader), reverse=order.descending)
@@ -141,26 +132,25 @@ class Shelf:
         for part in condition.parts:
             if isinstance(part, Compare) and part.operator == "eq":
                 if part.field == "id_data_session" and isinstance(part.value, str):
-                    found = self._sessions.get(part.value)
+                    found = self.by_id.get(part.value)
                     return [found] if found else []
                 # The one question that every client asks every few seconds: which sessions are active.
                 if part.field == "end" and part.value is None:
-                    return [self._sessions[identifier] for identifier in sorted(self._active)]
+                    return [self.by_id[identifier] for identifier in sorted(self._active)]
         for field in ("updated_at", "start"):
             limits = bounds(condition, field)
             if limits != Bounds():
                 index = self._indexes[field]
                 # "~" sorts after every UUID, so that all ties with the upper bound are inside.
                 low, high = bisect_left(index, (limits.lower, "")), bisect_right(index, (limits.upper, "~"))
-                return [self._sessions[identifier] for _, identifier in index[low:high]]
+                return [self.by_id[identifier] for _, identifier in index[low:high]]
         return None
 
 
 class Recall(Generic[T]):
     """The last few results, so that the next page of a walk need not select and sort again."""
 
-    def __init__(self, size: int = 24) -> None:
-        self._size = size
+    def __init__(self) -> None:
         self._kept: OrderedDict[Hashable, T] = OrderedDict()
 
     def of(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -169,11 +159,12 @@ class Recall(Generic[T]):
             self._kept.move_to_end(key)
             return self._kept[key]
         made = self._kept[key] = make()
-        if len(self._kept) > self._size:
+        if len(self._kept) > _REMEMBERED:
             self._kept.popitem(last=False)
         return made
 
 
+_REMEMBERED = 24
 _SHARE = re.compile(r"([1-9]\d?|100)%")
 _Undo: TypeAlias = Callable[[Shelf, Samples], None]
 
@@ -232,8 +223,8 @@ class Replica:
         """The sessions as of so many seconds ago, those of then and now, with the `updated_at` of now."""
         then, _ = self.as_it_was(lag, shelf, samples)
         mixed = shelf.copy(next(self._versions))
-        for session in shelf.all():
-            old = then.get(session.id_data_session)
+        for session in shelf.by_id.values():
+            old = then.by_id.get(session.id_data_session)
             if old is not None and old is not session:
                 mixed.restore(session.id_data_session, replace(old, updated_at=session.updated_at))
         return mixed

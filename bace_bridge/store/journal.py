@@ -42,7 +42,7 @@ class Journal:
         At the store's cap only what the bridge says of itself is taken; the rest raises StoreAtCap.
         """
         # What the bridge says of itself is small, and a full store is the very thing that it has to report.
-        if changes.of_sessions:
+        if changes.known or changes.windows or changes.latest or any(one.session_id for one in changes.events):
             self.ensure_room()
         cut_off: asyncio.CancelledError | None = None
         try:

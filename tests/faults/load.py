@@ -48,7 +48,7 @@ class Load:
             if batch == batches - 1:
                 cloud.end_session(session)
             if batch == 1 and chance.random() < 0.5:
-                cloud.rename_session(session, f"renamed {batch}")
+                cloud.change(session, label=f"renamed {batch}")
             for series in device.series:
                 count = chance.randint(1, 8)
                 samples = {

@@ -58,7 +58,7 @@ async def test_a_notification_with_the_csv(whole: Line) -> None:
         session = whole.starts(whole.device)
         await whole.home.becomes(lambda found: whole.says(found, whole.device, running="on"), "it runs")
         await use(whole, "csv_ready", bace_go=await whole.device_id(whole.device))
-        whole.cloud.rename_session(session, "Walk")
+        whole.cloud.change(session, label="Walk")
         whole.ends(session)
         ((title, message),) = await notified(whole, 1)
         assert title == "Walk has ended"

@@ -165,7 +165,7 @@ async def test_triggers_fire_once_and_not_for_replays(whole: Line) -> None:
             )
         whole.cloud.end_session(first)
         await until(lambda: ("ended", first) in fired, within=SOON, what="its end")
-        whole.cloud.reopen_session(first)
+        whole.cloud.change(first, end=None, is_ingestion_finished=False)
         await until(lambda: ("reopened", first) in fired, within=SOON, what="it goes on")
         whole.ends(first)
         await until(lambda: ("CSV ready", first) in fired, within=SOON, what="its CSV")

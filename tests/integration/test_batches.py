@@ -81,13 +81,13 @@ async def test_sessions_without_datapoints_are_fetched_alone_in_every_fifth_roun
         if changed:
             clock.forward(5)
             for one in silent[:20]:
-                cloud.rename_session(one, "new")
+                cloud.change(one, label="new")
             for one in silent[20:]:
                 cloud.end_session(one)
             await watch.poll()
             clock.forward(5)
             for one in silent[20:]:
-                cloud.reopen_session(one)
+                cloud.change(one, end=None, is_ingestion_finished=False)
         await fleet.goes_on(watch, 19, quiet=silent)
         before = len(watch.server.requests)
         for _ in range(20):
@@ -416,7 +416,7 @@ async def test_an_outage_makes_no_batch_smaller(clock: Clock, tmp_path: Path) ->
         watch.server.faults.answer(POINTS, status=502, times=100)
         assert isinstance(await watch.batches.read_batch(batch), CloudBadGateway)
         assert watch.batches.points.size == size
-        watch.server.faults.clear()
+        watch.server.faults.waiting.clear()
         assert await watch.batches.read_batch(batch) is None
 
 

@@ -67,7 +67,7 @@ async def test_a_loop_that_stands_still_is_seen_by_the_health_answer_and_the_wat
             await until(lambda: "WATCHDOG=1" in bridge.states, within=SOON, what="the watchdog is fed")
             assert (await healthz())[0] == 200
             server.faults.delay("/api/", 3600)
-            await until(lambda: not server.faults._waiting, within=SOON, what="a request hangs")
+            await until(lambda: not server.faults.waiting, within=SOON, what="a request hangs")
             bridge.times.forward(STANDS_STILL)
             status, body = await healthz()
             assert (status, body["status"], body["checks"]["sessions"]["ok"]) == (503, "stalled", False)
@@ -361,7 +361,7 @@ async def test_the_retained_state_of_a_device_follows_where_no_event_is_sent(tmp
                 await until(lambda: len(server.requests) > 4, within=SOON, what="the first polls")
                 session = cloud.open_session(device.id_group, label="first")
                 await until(lambda: shown() == ("first", "active"), within=SOON, what="the session")
-                cloud.rename_session(session, "second")
+                cloud.change(session, label="second")
                 await until(lambda: shown() == ("second", "active"), within=SOON, what="its new label")
                 cloud.end_session(session)
                 await until(lambda: shown() == ("second", "ended"), within=SOON, what="its end")

@@ -101,7 +101,7 @@ async def test_what_is_not_whole_leaves_no_file_and_an_older_one_alone(line: Alo
 
 
 async def test_a_session_that_is_not_done_is_said_to_grow(line: Alone) -> None:
-    line.cloud.restart_ingestion(line.session)
+    line.cloud.change(line.session, is_ingestion_finished=False)
     assert "may grow" in (await csv(line, line.session))[1]
 
 

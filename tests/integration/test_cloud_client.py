@@ -102,7 +102,7 @@ async def test_a_token_that_expires_in_the_middle_of_a_walk(
         if failure in {"500", "no answer"}:
             with pytest.raises(CloudUnavailable):
                 await walk()
-            server.faults.clear()
+            server.faults.waiting.clear()
         seen = await walk()
         assert sorted(seen) == sorted(history)
         assert token_requests(server) <= 12
@@ -358,7 +358,7 @@ async def test_a_cut_or_silent_connection_is_unavailable(clock: Clock, tmp_path:
         server.faults.drop("/api/v2/data-session", times=5)
         with pytest.raises(CloudUnavailable):
             await api.session_page((), 1)
-        server.faults.clear()
+        server.faults.waiting.clear()
         server.faults.delay("/api/v2/data-session", 30)
         with pytest.raises(CloudUnavailable, match="no answer within"):
             await api.session_page((), 1)

@@ -206,10 +206,10 @@ async def test_what_the_cloud_refuses_has_a_status_and_no_reason(tmp_path: Path)
         line.server.faults.answer("/api/v2/data-session/", status=503, times=50, headers={"Retry-After": "77"})
         answer = await line.ask(target)
         assert (answer.status, answer.fields["retry-after"]) == (503, "77")
-        line.server.faults.clear()
+        line.server.faults.waiting.clear()
         line.server.faults.answer("/api/v2/data-session/", status=200, body="<html>Sign in</html>", times=50)
         assert (await line.ask(target)).status == 502
-        line.server.faults.clear()
+        line.server.faults.waiting.clear()
         await line.server.stop()
         assert (await line.ask(target)).status == 503
 
@@ -441,7 +441,7 @@ async def test_who_has_gone_while_the_cloud_makes_the_file_holds_no_place(tmp_pa
         target, faults = target_of(await line.link(line.session)), line.server.faults
         faults.delay(f"/api/v2/data-session/{line.session}", 3 * SOON, times=MOST_OF_ONE)
         waiting = [line.stalled(line.csv(line.session)["link"]) for _ in range(MOST_OF_ONE)]
-        await until(lambda: faults._waiting == [], within=SOON, what="the cloud is asked")
+        await until(lambda: faults.waiting == [], within=SOON, what="the cloud is asked")
         assert (await line.ask(target)).status == 503
         for one in waiting:
             one.close()

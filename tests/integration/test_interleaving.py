@@ -119,7 +119,7 @@ async def test_an_end_that_is_taken_back_while_it_is_about_to_be_published(clock
         cloud.end_session(session)
         await watch.list_poll.poll()
         clock.forward(1)
-        cloud.reopen_session(session)
+        cloud.change(session, end=None, is_ingestion_finished=False)
         gate.hold()
         poll = asyncio.create_task(watch.list_poll.poll())
         await gate.reached.wait()
@@ -154,7 +154,7 @@ async def test_a_removal_that_is_about_to_be_published_forgets_nothing(clock: Cl
         poll = asyncio.create_task(watch.list_poll.poll())
         await gate.reached.wait()
         await beside(poll, asyncio.create_task(watch.fetch_due()), lock, gate)
-        faults.clear()
+        faults.waiting.clear()
         cloud.add_points(session, device.series[0].id_container_data_latest, [(clock.now - 1000, 1.0)])
         for _ in range(3):
             clock.forward(61)

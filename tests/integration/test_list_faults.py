@@ -150,7 +150,7 @@ async def test_a_row_that_appears_with_an_old_stamp_is_found_by_the_backfill(
         between.alter = alter
         assert started(await watch.poll()) == {other}
         clock.forward(900)
-        cloud.rename_session(other, "the watermark moves on")
+        cloud.change(other, label="the watermark moves on")
         await watch.poll()
         between.alter = lambda _, answer: answer
         assert started(await watch.poll_for(3700, every=60)) == {hidden}
@@ -171,7 +171,7 @@ async def test_devices_that_are_added_are_looked_up_at_once_and_without_their_hi
         cloud.end_session(over)
         assert started(await watch.poll_for(60, every=10)) == {of_first}
         clock.forward(1000)
-        cloud.rename_session(of_first, "the watermark moves on")
+        cloud.change(of_first, label="the watermark moves on")
         await watch.poll()
     async with watching(cloud, tmp_path / "b.db", clock, groups=["BaceGo-1", second.id_group]) as watch:
         clock.forward(10)
@@ -199,7 +199,7 @@ async def test_a_stale_answer_with_the_same_stamp_is_asked_once_more(clock: Cloc
         assert types(await watch.poll_for(60, every=10)) == []
         between.alter = lambda _, answer: answer
         assert types(await watch.poll_for(60, every=10)) == []
-        cloud.reopen_session(session)
+        cloud.change(session, end=None, is_ingestion_finished=False)
         assert types(await watch.poll_for(10, every=10)) == ["session.reopened"]
 
 
@@ -409,12 +409,12 @@ async def test_an_active_row_that_cannot_be_read_costs_few_requests_however_ofte
         cloud.open_session(device.id_group)
         for number in range(60):
             clock.forward(10)
-            cloud.rename_session(bad, f"take {number}")
+            cloud.change(bad, label=f"take {number}")
             await watch.list_poll.poll()
         watch.server.requests.clear()
         for number in range(10):
             clock.forward(10)
-            cloud.rename_session(bad, f"again {number}")
+            cloud.change(bad, label=f"again {number}")
             await watch.list_poll.poll()
         assert watch.api_requests() <= 10 * 6
         assert len(watch.list_poll.unreadable) <= 2
@@ -588,7 +588,7 @@ async def test_rows_that_are_updated_while_the_list_is_read_do_not_look_like_ano
         def alter(request: web.Request, answer: Any) -> Any:
             if request.query.get("page") == "1" and "filter[updated_at][gte]" in request.query:
                 for one in old[:3]:
-                    cloud.rename_session(one, "updated meanwhile")
+                    cloud.change(one, label="updated meanwhile")
             return answer
 
         between.alter = alter

@@ -204,7 +204,7 @@ async def test_an_endpoint_that_is_forbidden_costs_next_to_nothing(clock: Clock,
             cloud.finish_ingestion(sessions[0])
             clock.forward(15)
             assert types(await watch.poll()) == ["session.csv_ready"]
-            watch.server.faults.clear()
+            watch.server.faults.waiting.clear()
             told = await watch.poll_for(7 * HOUR, every=600)
             assert not watch.endpoint.problem
             assert values(told) == [1.0]

@@ -42,7 +42,7 @@ async def polled(watch: Watching, clock: Clock, times: int, *, going_on: str | N
     for number in range(times):
         clock.forward(10)
         if going_on:
-            watch.server.cloud.rename_session(going_on, f"take {number}")
+            watch.server.cloud.change(going_on, label=f"take {number}")
         found += [one for one in types(await watch.poll()) if one != "session.updated"]
     return found
 

@@ -119,16 +119,16 @@ async def test_everything_that_can_change_is_reported_once(clock: Clock, tmp_pat
         session = cloud.open_session(device.id_group)
         steps: list[tuple[Callable[[], object], list[str]]] = [
             (lambda: None, ["session.started"]),
-            (lambda: cloud.rename_session(session, "Night"), ["session.updated"]),
+            (lambda: cloud.change(session, label="Night"), ["session.updated"]),
             (
-                lambda: cloud.assign_person(session, "4c1c81ca-0000-0000-0000-000000000001"),
+                lambda: cloud.change(session, id_person="4c1c81ca-0000-0000-0000-000000000001"),
                 ["session.updated"],
             ),
             (lambda: cloud.end_session(session), ["session.ended"]),
-            (lambda: cloud.reopen_session(session), ["session.reopened"]),
+            (lambda: cloud.change(session, end=None, is_ingestion_finished=False), ["session.reopened"]),
             (lambda: cloud.end_session(session), ["session.ended"]),
             (lambda: cloud.finish_ingestion(session), ["session.csv_ready"]),
-            (lambda: cloud.archive_session(session), []),
+            (lambda: cloud.change(session, archived_at=1_700_000_000, is_archived=True), []),
             (
                 lambda: cloud.add_points(session, device.series[0].id_container_data_latest, [(clock.now, 3.0)]),
                 ["session.datapoints", "session.csv_ready"],
@@ -295,7 +295,7 @@ async def test_a_second_end_at_the_same_time_is_another_event(clock: Clock, tmp_
         reported = []
         changes: list[Callable[[], object]] = [
             lambda: cloud.end_session(session, end=end),
-            lambda: cloud.reopen_session(session),
+            lambda: cloud.change(session, end=None, is_ingestion_finished=False),
             lambda: cloud.end_session(session, end=end),
         ]
         for change in changes:
@@ -420,6 +420,6 @@ async def test_a_devices_new_label_is_seen_within_an_hour_where_sessions_do_not_
         reported = await watch.poll()
         cloud.rename_device(device.id_group, "Anna's")
         clock.forward(3660)
-        cloud.rename_session(session, "Night")
+        cloud.change(session, label="Night")
         reported += await watch.poll()
     assert [data(one)["device"]["label"] for one in reported] == ["BaceGo-1", "Anna's"]

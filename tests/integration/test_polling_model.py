@@ -166,7 +166,7 @@ class History:
 
     def change(self, what: str, session: str, how: list[Any]) -> None:
         cloud = self.cloud
-        row = cloud.sessions.get(session)
+        row = cloud.sessions.by_id.get(session)
         if row is None:
             return
         if what == "points":
@@ -180,13 +180,13 @@ class History:
             for series_id, track in list(cloud.samples.of(session).items()):
                 cloud.add_points(session, series_id, [(track.times[-1], track.values[-1] + 1)])
         elif what == "rename":
-            cloud.rename_session(session, how[0])
+            cloud.change(session, label=how[0])
         elif what == "end" and row.end is None:
             cloud.end_session(session)
         elif what == "ingest" and row.end is not None:
             cloud.finish_ingestion(session)
         elif what == "reopen" and row.end is not None:
-            cloud.reopen_session(session)
+            cloud.change(session, end=None, is_ingestion_finished=False)
         elif what == "remove":
             cloud.remove_session(session)
 
@@ -215,7 +215,7 @@ class History:
         self.watch.server.faults.answer("/api/", status=status, body=body, times=times)
         with suppress(CloudError):
             await self.watch.poll()
-        self.watch.server.faults.clear()
+        self.watch.server.faults.waiting.clear()
         self.clock.forward(40)
 
     async def poll_twice(self) -> None:
@@ -236,12 +236,12 @@ class History:
     async def come_to_rest(self) -> None:
         """Every session ends and is ingested, and polling has the time that it needs, for a removal twice as much."""
         for session in self.sessions:
-            if (row := self.cloud.sessions.get(session)) is not None:
+            if (row := self.cloud.sessions.by_id.get(session)) is not None:
                 self.clock.forward(15)
                 if row.end is None:
                     self.cloud.end_session(session)
                 self.cloud.finish_ingestion(session)
-        removed = [one for one in self.sessions if self.cloud.sessions.get(one) is None]
+        removed = [one for one in self.sessions if self.cloud.sessions.by_id.get(one) is None]
         await self.watch.poll_for(1500 if removed else 750)
 
     async def served(self, session: str) -> dict[tuple[str, str], tuple[Any, ...]]:
@@ -308,7 +308,7 @@ async def check(history: History) -> None:
         reported = [one for one in logged if one.event.session_id == session]
         if reported:
             in_order(reported)
-        row = history.cloud.sessions.get(session)
+        row = history.cloud.sessions.by_id.get(session)
         if row is None:
             assert not reported or reported[-1].event.type == "session.removed"
             continue

@@ -36,7 +36,7 @@ async def test_every_removed_session_is_found(tmp_path: Path, quirk: str) -> Non
             before = watch.api_requests()
             reported += types(await watch.poll())
             assert watch.api_requests() - before <= 120
-            watch.server.faults.clear()
+            watch.server.faults.waiting.clear()
     assert one_of("id_data_session", ["x"])[0][0] == "filter[id_data_session][in][]", "what the fault is put into"
     assert reported.count("session.removed") == 35
 

@@ -48,7 +48,7 @@ async def test_a_failure_to_see_a_session_does_not_remove_it(
             with suppress(CloudError):
                 await watch.poll()
         assert any(seen.path == VIEW and seen.status == status for seen in watch.server.requests)
-        watch.server.faults.clear()
+        watch.server.faults.waiting.clear()
         cloud.end_session(session)
         for _ in range(12):
             clock.forward(61)
@@ -74,7 +74,7 @@ async def test_a_removed_session_is_published_as_removed_when_the_cloud_can_say_
             with suppress(CloudError):
                 await watch.poll()
         assert types(await watch.all_events()) == ["session.started"]
-        watch.server.faults.clear()
+        watch.server.faults.waiting.clear()
         for _ in range(12):
             clock.forward(61)
             await watch.poll()

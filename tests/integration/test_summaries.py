@@ -124,7 +124,7 @@ class Story(History):
     """A history in which points are deleted, too, and sessions move to the other device."""
 
     def change(self, what: str, session: str, how: list[Any]) -> None:
-        row = self.cloud.sessions.get(session)
+        row = self.cloud.sessions.by_id.get(session)
         if what == "delete" and row is not None:
             delete_points(self.cloud, session, self.clock.now - how[0])
         elif what == "move" and row is not None:
@@ -139,7 +139,7 @@ class Story(History):
         in_topics = await retained(self.watch)
         for session in self.sessions:
             told = [one for one in logged if one.event.session_id == session]
-            if self.cloud.sessions.get(session) is None or not told:
+            if self.cloud.sessions.by_id.get(session) is None or not told:
                 continue
             summary = last_of(told, "session.csv_ready")["summary"]
             assert shown(summary) == recomputed(self.cloud, await self.served(session)), types(told)
@@ -266,7 +266,7 @@ async def test_a_reopened_session_has_none_until_it_ends_again(clock: Clock, tmp
         await watch.poll()
         assert (await retained(watch))[session]["summary"]["datapoints"] == 2
         clock.forward(15)
-        cloud.reopen_session(session)
+        cloud.change(session, end=None, is_ingestion_finished=False)
         measure(cloud, session, [clock.now])
         assert "session.reopened" in types(await watch.poll())
         assert "summary" not in (await retained(watch))[session]
@@ -314,12 +314,12 @@ async def test_the_list_is_polled_while_a_summary_is_made(clock: Clock, tmp_path
         assert journals[0].made == 1
         # It is reopened while the summary of its end is made: then there is no end to report.
         clock.forward(10)
-        cloud.reopen_session(session)
+        cloud.change(session, end=None, is_ingestion_finished=False)
         await watch.poll()
         cloud.end_session(session)
         clock.forward(10)
         await watch.list_poll.poll()
-        cloud.reopen_session(session)
+        cloud.change(session, end=None, is_ingestion_finished=False)
         before = len(await watch.all_events())
         await watch.fetch_due()
         assert "session.ended" not in types((await watch.all_events())[before:])

@@ -80,7 +80,7 @@ async def test_no_outage_uses_up_a_sessions_patience(
         watch.server.faults.answer(where, status=status, body=body, times=FOREVER)
         told = await fetches(watch, clock, 3600, every=60)
         assert told == []
-        watch.server.faults.clear()
+        watch.server.faults.waiting.clear()
         told = await fetches(watch, clock, 60)
         assert told == ["session.datapoints", "session.ended", "session.csv_ready"]
         assert len(points(await watch.all_events())) == 3
@@ -211,14 +211,14 @@ async def test_a_csv_is_ready_again_where_a_fetch_was_cut_off_after_a_correction
         session = over_at_once(cloud, clock)
         assert types_in_order(await watch.poll())[-1] == "session.csv_ready"
         (series,) = cloud.samples.of(session)
-        cloud.restart_ingestion(session)
+        cloud.change(session, is_ingestion_finished=False)
         await watch.poll()
         clock.forward(60)
         cloud.add_points(session, series, [(clock.now - 3750, 9.0)])
         cloud.finish_ingestion(session)
         watch.server.faults.answer(POINTS, status=503, times=FOREVER, holding=str(int(clock.now // 3600 * 3600)))
         assert types_in_order(await watch.poll()) == ["session.datapoints"]
-        watch.server.faults.clear()
+        watch.server.faults.waiting.clear()
         assert await fetches(watch, clock, 60) == ["session.csv_ready"]
 
 
@@ -306,7 +306,7 @@ async def test_an_outage_is_asked_about_by_one_fetch_at_a_time_and_logged_once(c
                 await turns.go_on(60)
             assert 11 <= len(turns.made) <= 4 + 11
             assert turns.loop.problem is not None
-            watch.server.faults.clear()
+            watch.server.faults.waiting.clear()
             await turns.go_on(60, until=lambda: len(turns.made) >= 30)
             recovered = turns.loop.problem is None
             run.cancel()
@@ -331,7 +331,7 @@ async def test_no_session_is_read_before_the_cloud_wants_it(clock: Clock, tmp_pa
         await turns.settled()
         asked = len(turns.made)
         assert 1 <= asked < 10
-        watch.server.faults.clear()
+        watch.server.faults.waiting.clear()
         await turns.pass_by(119)
         assert len(turns.made) == asked
         await turns.pass_by(2)

@@ -107,7 +107,6 @@ def test_a_query_is_sorted_and_within_what_a_database_takes() -> None:
         ("filter[datatype][in][]", "6000"),
         ("filter[datatype][in][]", "6001"),
     ]
-    assert not several._replace(source_device="device").of_one_series
     assert set(dict(PointQuery("s1").params)) == {"filter[id_data_session]", *BOUNDS, "sort"}
 
 

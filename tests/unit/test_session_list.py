@@ -5,11 +5,10 @@ from bace_bridge.polling.rules.changes import LostRow, Page, PollState, SeenSess
 from bace_bridge.polling.rules.session_list import (
     after_updates,
     bound_of,
-    newest_come_first,
+    descends,
     newest_update,
     one_of,
     updated_since,
-    updates_descend,
     what_was_ignored,
 )
 from bace_bridge.polling.rules.sessions import DataSession
@@ -112,15 +111,13 @@ def test_ids_ascend_whatever_their_case(ids: list[str], ascend: bool) -> None:
     ("stamps", "descend"), [([], True), ([5.0], True), ([5.0, 5.0, 4.0], True), ([4.0, 5.0], False)]
 )
 def test_starts_and_updates_descend(stamps: list[float], descend: bool) -> None:
-    rows = tuple(SeenSession(row(start=one)) for one in stamps)
-    assert newest_come_first(Page(rows, len(rows), 1, 2, 200)) is descend
-    assert newest_come_first(Page(rows, len(rows), 1, 1, len(rows)))
-    assert updates_descend([row(updated_at=one) for one in stamps]) is descend
+    assert descends(Page((), len(stamps), 1, 2, 200), stamps) is descend
+    assert descends(Page((), len(stamps), 1, 1, len(stamps)), stamps), "the only page, in any order"
 
 
 @pytest.mark.parametrize("stamps", [[None, 5.0], [5.0, None]])
 def test_rows_without_an_update_have_no_order(stamps: list[float | None]) -> None:
-    assert not updates_descend([row(updated_at=one) for one in stamps])
+    assert not descends(Page((), 2, 1, 2, 200), stamps)
 
 
 @pytest.mark.parametrize(

@@ -67,21 +67,21 @@ def test_a_session_lives(cloud: SimulatedCloud, clock: Clock) -> None:
     cloud.finish_ingestion(sid)
     assert (cloud.session(sid).end, cloud.session(sid).is_ingestion_finished) == (1_700_000_020, True)
 
-    cloud.reopen_session(sid)
+    cloud.change(sid, end=None, is_ingestion_finished=False)
     assert (cloud.session(sid).end, cloud.session(sid).is_ingestion_finished) == (None, False)
 
     cloud.finish_ingestion(sid)
-    cloud.restart_ingestion(sid)
+    cloud.change(sid, is_ingestion_finished=False)
     assert not cloud.session(sid).is_ingestion_finished
 
 
 def test_people_change_a_session(cloud: SimulatedCloud) -> None:
     other = cloud.add_device("other").id_group
     sid = cloud.open_session(group(cloud), label="x", start=5.9, created_at=9)
-    cloud.rename_session(sid, "y")
-    cloud.assign_person(sid, "person")
+    cloud.change(sid, label="y")
+    cloud.change(sid, id_person="person")
     cloud.move_session(sid, other)
-    cloud.archive_session(sid)
+    cloud.change(sid, archived_at=1_700_000_000, is_archived=True)
     cloud.rename_device(other, "another")
     session = cloud.session(sid)
     assert (session.start, session.created_at, session.label) == (5, 9, "y")
@@ -110,7 +110,7 @@ def test_a_history_of_50_000_sessions_is_quick(cloud: SimulatedCloud) -> None:
     began = time.process_time()
     ids = cloud.add_history(50_000, first_start=1_000_000, spacing=600, duration=300)
     assert time.process_time() - began < 5  # it takes half a second; a slow machine is no failure
-    assert len(cloud.sessions) == len(set(ids)) == 50_000
+    assert len(cloud.sessions.by_id) == len(set(ids)) == 50_000
     last = cloud.session(ids[-1])
     assert (last.start, last.end) == (1_000_000 + 49_999 * 600, 1_000_300 + 49_999 * 600)
     assert last.is_ingestion_finished

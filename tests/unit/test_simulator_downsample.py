@@ -53,10 +53,10 @@ def test_samples_arrive_in_any_order_and_the_last_one_of_a_time_holds(points: li
 def test_versions_show_which_session_changed() -> None:
     samples = Samples()
     samples.add("a", "series", [(1.0, 2.0)])
-    before = samples.version_of("a")
+    before = samples.versions["a"]
     samples.add("b", "series", [(1.0, 2.0)])
-    assert samples.version_of("a") == before
-    assert samples.version == samples.version_of("b") > before
+    assert samples.versions["a"] == before
+    assert samples.version == samples.versions["b"] > before
     samples.forget("a")
-    assert samples.version_of("a") > before
-    assert list(samples.sessions()) == ["b"]
+    assert samples.versions["a"] > before
+    assert list(samples.by_session) == ["b"]

@@ -7,6 +7,9 @@ from hypothesis import strategies as st
 
 from bace_bridge.simulator import query as filters
 from bace_bridge.simulator.query import All, AnyOf, Compare, Condition, FilterRefused, Kind
+from bace_bridge.simulator.quirks import Quirks
+from bace_bridge.simulator.replies import ApiError
+from bace_bridge.simulator.routes import as_understood
 
 KINDS = {"start": Kind.INTEGER, "end": Kind.INTEGER, "at": Kind.NUMBER, "label": Kind.TEXT, "done": Kind.FLAG}
 ROWS: list[dict[str, Any]] = [
@@ -120,6 +123,8 @@ def test_no_row_is_both_inside_a_condition_and_outside_it(condition: Condition) 
 
 def test_malformed_uuids_are_found_wherever_they_are() -> None:
     kinds = {"id": Kind.UUID, "label": Kind.TEXT}
-    good = "86d70a1b-0000-4000-8000-000000000000"
-    assert not filters.has_bad_uuid(All((Compare("id", "eq", good), Compare("label", "eq", "x"))), kinds)
-    assert filters.has_bad_uuid(AnyOf((Compare("id", "in", (good, "x")),)), kinds)
+    good, quirks = "86d70a1b-0000-4000-8000-000000000000", Quirks(bad_uuid_500=True)
+    fine = All((Compare("id", "eq", good), Compare("label", "eq", "x")))
+    assert as_understood(fine, kinds, quirks) == fine
+    with pytest.raises(ApiError, match="type uuid"):
+        as_understood(All((AnyOf((Compare("id", "in", (good, "x")),)),)), kinds, quirks)

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from bace_bridge.simulator.cloud import SimulatedCloud
 from bace_bridge.simulator.facts import RateLimit, Refresh, seconds
-from bace_bridge.simulator.quirks import Maintenance, Quirks, describe
+from bace_bridge.simulator.quirks import Quirks, describe
 from bace_bridge.simulator.shelf import Lag
 
 
@@ -44,8 +45,9 @@ def test_a_share_of_the_reads_lags() -> None:
 
 
 def test_maintenance_comes_again_and_again() -> None:
-    maintenance = Maintenance.parse("12s/60s")
-    assert [age for age in range(130) if maintenance.is_on(age)] == [*range(48, 60), *range(108, 120)]
+    ages = iter(range(131))  # it begins at 0
+    cloud = SimulatedCloud(clock=lambda: float(next(ages)), quirks=Quirks.parse(["maintenance 12s/60s"]))
+    assert [age for age in range(1, 131) if cloud.is_in_maintenance] == [*range(48, 60), *range(108, 120)]
 
 
 def test_a_path_may_be_forbidden_beside_another() -> None:

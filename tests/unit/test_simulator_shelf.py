@@ -59,7 +59,7 @@ def test_many_at_once_are_as_good_as_one_by_one() -> None:
     made = [Session(IDS[number], "g1", "x", start=5 - number, created_at=0, updated_at=number) for number in range(5)]
     shelf = Shelf()
     shelf.put_new(made)
-    assert len(shelf) == 5
+    assert len(shelf.by_id) == 5
     assert [session.start for session in shelf.select(All(), Order("start"))] == [1, 2, 3, 4, 5]
     assert shelf.select(All((Compare("end", "eq", None),)), None) == made
 

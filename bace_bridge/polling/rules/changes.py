@@ -160,11 +160,6 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
         sessions = {one.session.group_id for one in self.known}
         return frozenset(sessions | {one.device_id for one in self.latest} | set(self.left))
 
-    @property
-    def of_sessions(self) -> bool:
-        """False where it is only about the bridge itself."""
-        return bool(self.known or self.windows or self.latest or any(one.session_id for one in self.events))
-
     @classmethod
     def of_points(cls, parts: Iterable["Changes"], known: Iterable[KnownSession] = ()) -> "Changes":
         """What was found of datapoints in several readings, and what is known of their sessions after it."""

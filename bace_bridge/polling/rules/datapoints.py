@@ -163,13 +163,11 @@ def datapoint_events(
     known: KnownSession, changed: Sequence[Datapoint], datatypes: Mapping[int, Datatype], *, now: float
 ) -> list[Event]:
     """Events of at most 200 datapoints, each below 64 KiB."""
-    parts = (changed[first : first + POINTS_PER_EVENT] for first in range(0, len(changed), POINTS_PER_EVENT))
-    return [event for part in parts for event in _fitting(known, part, datatypes, now)]
-
-
-def _fitting(
-    known: KnownSession, changed: Sequence[Datapoint], datatypes: Mapping[int, Datatype], now: float
-) -> list[Event]:
+    if len(changed) > POINTS_PER_EVENT:
+        parts = (changed[first : first + POINTS_PER_EVENT] for first in range(0, len(changed), POINTS_PER_EVENT))
+        return [event for part in parts for event in datapoint_events(known, part, datatypes, now=now)]
+    if not changed:
+        return []
     # What the event's id is made of is everything that it says: the same points again are the same event.
     facts = (
         [(one.series_id, one.source_device, one.datatype, one.timestamp, *one.values, one.revision) for one in changed],
@@ -180,7 +178,8 @@ def _fitting(
     if len(event.data) <= BYTES_PER_EVENT or len(changed) == 1:
         return [event]
     middle = len(changed) // 2
-    return [*_fitting(known, changed[:middle], datatypes, now), *_fitting(known, changed[middle:], datatypes, now)]
+    halves = (changed[:middle], changed[middle:])
+    return [event for half in halves for event in datapoint_events(known, half, datatypes, now=now)]
 
 
 def view(point: Datapoint, datatypes: Mapping[int, Datatype]) -> DatapointView:

@@ -42,10 +42,6 @@ class PointQuery(NamedTuple):
         """The same for no data session: a cloud that honours the filter shows nothing."""
         return self._replace(sessions=NO_SUCH_SESSION if isinstance(self.sessions, str) else (NO_SUCH_SESSION,))
 
-    @property
-    def of_one_series(self) -> bool:
-        return len(self.datatypes) == 1 and self.source_device is not None
-
     def divided(self, at: int) -> list["PointQuery"]:
         """The same for some of the datatypes each: those from index `at` on, and those before it."""
         return [self._replace(datatypes=some) for some in (self.datatypes[at:], self.datatypes[:at])]

@@ -107,28 +107,14 @@ def follow(
 
     `emitted` is what was published of its windows that are not settled; `before` is from before its last fetch.
     """
-    session, due = known.session, windows_due(known, states, now=cloud_now)
-    rows = {window: found for window, points in emitted.items() if (found := _rows(points))}
-    windows = {window: WindowState(*window, known.reading) for window in due}
-    windows |= {window: state for window, state in states.items() if not state.settled}
-    made = Followed(
-        group_id=session.group_id,
-        reading=known.reading,
-        series=frozenset(series for points in emitted.values() for series in points),
-        raw=any(map(are_samples, rows.values())),
-        windows=windows,
-        newest={window: max(row.timestamp for row in found) for window, found in rows.items()},
-        count=session.datapoint_count,
-        at=now,
-        proven=known.own_group == session.group_id,
-    )
-    if not is_plain(known) or any(window.end - window.start != SPAN for window in windows):
+    made = _of_store(known, states, emitted, now=now, cloud_now=cloud_now)
+    if not is_plain(known) or any(window.end - window.start != SPAN for window in made.windows):
         return None
     # A batch is divided by the rows' groups, so a session's rows must be known to be of its own: it has shown that in a
     # fetch; or it was never fetched, and a batch can show all that its row counts; or it has shown nothing so far.
     if not made.proven:
         is_young = not states and made.over_since(cloud_now) == inf
-        if is_young and session.datapoint_count:
+        if is_young and known.session.datapoint_count:
             return None if known.updates or known.reopenings or known.own_group is not None else made
         if not (is_young or states) or any(state.samples for state in states.values()):
             return None
@@ -142,12 +128,31 @@ def follow(
     return msgspec.structs.replace(made, elsewhere=elsewhere, patience=patience)
 
 
-def _rows(published: Emitted) -> list[Datapoint]:
-    return [
-        Datapoint(series, "", 0, at, None, None, None, point.count)
-        for series, points in published.items()
-        for at, point in points.items()
-    ]
+def _of_store(
+    known: KnownSession, states: States, emitted: Mapping[Window, Emitted], *, now: float, cloud_now: float
+) -> Followed:
+    """What the store has of it, whether it may be in a batch or not."""
+    windows = {window: WindowState(*window, known.reading) for window in windows_due(known, states, now=cloud_now)}
+    windows |= {window: state for window, state in states.items() if not state.settled}
+    rows = {
+        window: [
+            Datapoint(series, "", 0, at, None, None, None, point.count)
+            for series, points in published.items()
+            for at, point in points.items()
+        ]
+        for window, published in emitted.items()
+    }
+    return Followed(
+        group_id=known.session.group_id,
+        reading=known.reading,
+        series=frozenset(series for points in emitted.values() for series in points),
+        raw=any(map(are_samples, rows.values())),
+        windows=windows,
+        newest={window: max(row.timestamp for row in found) for window, found in rows.items() if found},
+        count=known.session.datapoint_count,
+        at=now,
+        proven=known.own_group == known.session.group_id,
+    )
 
 
 class Read(NamedTuple):

@@ -63,14 +63,10 @@ def what_was_ignored(page: Page[SeenSession], bound: float) -> str | None:
     return None
 
 
-def newest_come_first(page: Page[SeenSession]) -> bool:
-    """True for a page of a list by start; a list of one page is read to its end, however it is sorted."""
-    return page.page_count == 1 or all(one.session.start >= other.session.start for one, other in pairwise(page.items))
-
-
-def updates_descend(rows: Sequence[DataSession]) -> bool:
-    stamps = [row.updated_at for row in rows]
-    return all(one is not None and other is not None and one >= other for one, other in pairwise(stamps))
+def descends(page: Page[SeenSession], stamps: Sequence[float | None]) -> bool:
+    """True where its rows' `stamps` show no other order; a list of one page is read to its end, in any order."""
+    in_order = (one is not None and other is not None and one >= other for one, other in pairwise(stamps))
+    return page.page_count == 1 or all(in_order)
 
 
 def newest_update(page: Page[SeenSession], before: float | None) -> float | None:
