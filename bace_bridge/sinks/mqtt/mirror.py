@@ -113,7 +113,7 @@ class Mirror:
             await self._announce(later)
             await self._publish_changes(alone=False, later=later)
             announced = self.picture.announced_devices
-            self._let_go((devices | announced) - later.keys())
+            self._let_go((announced | devices - self._dirty) - later.keys())  # a dirty one may be back
             self._announced &= announced  # where a device is announced no more, its next events wait again
             self.complete.set()
             if later:
