@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -402,6 +402,27 @@ async def test_a_new_devices_first_events_wait_for_its_discovery_and_no_others_d
     topics = [one.topic for one in listener.heard]
     assert topics.index(G2) < topics.index("bace/g2/availability") < topics.index("bace/g2/event")
     assert [json.loads(one)["id"] for one in listener.payloads("bace/g2/event")] == [f"evt_{n}" for n in range(10)]
+
+
+async def test_a_device_that_comes_back_while_its_state_is_read_is_announced_before_its_first_event() -> None:
+    sent: list[asyncio.Task[SinkError | None]] = []
+
+    class Back(Home):
+        async def devices(self, ids: Collection[str] | None) -> list[DeviceState]:
+            found = await super().devices(ids)
+            if ids == {"g2"} and len(sent) == 1:
+                self.known["g2"] = device("g2", "a")
+                sent.append(asyncio.create_task(deliver(sink, of_device(2, "g2", "session.started"))))
+                await asyncio.sleep(0)
+            return found
+
+    state = Back(device("g1", "a"), DeviceState("g2", available=True, session=None))
+    async with scripted(Script()) as broker, announcing(broker.port, state) as sink:
+        sent.append(asyncio.create_task(deliver(sink, of_device(1, "g2", "session.removed"))))
+        await eventually(lambda: len(sent) == 2)
+        assert await asyncio.gather(*sent) == [None, None]
+        topics = [one.topic for one in broker.published if one.topic in {G2, "bace/g2/event"}]
+        assert topics.index(G2) < len(topics) - 1 - topics[::-1].index("bace/g2/event")
 
 
 async def test_a_device_that_comes_back_is_announced_before_its_first_event(new_mosquitto: NewMosquitto) -> None:

@@ -1,9 +1,8 @@
 """Keeps the broker's retained messages as the state is."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from types import MappingProxyType
 
 from bace_bridge.errors import SinkError, SinkUnavailable, StoreError
 from bace_bridge.sinks.api import Done, Ledger, StateSource
@@ -16,6 +15,9 @@ Publish = Callable[[Message, Done], None]
 
 _AT_MOST_EVERY = 0.25
 """Seconds between two reads of the devices that changed, so that a drained backlog costs few of them."""
+
+_AT_LEAST_EVERY = 3600.0
+"""Seconds between two rounds, the second of which finds nothing to do as a rule."""
 
 _AFTER_FAILURE = 5.0
 
@@ -101,8 +103,6 @@ class Mirror:
             readable = await self._read_ledger()
             # The bridge's own first: the other devices are announced as connected by it.
             self._mean_bridges_device()
-            # Those that come from here on may be of a newer state than the one that is read now.
-            came = {device: len(held) for device, held in self._held.items()}
             news = set(self._dirty)
             readable = await self._read_devices() and await self._read_device_list() and readable
             self.picture.mean_bridge(self._state.info(), self._state.health(), self._device_list.payload)
@@ -116,7 +116,8 @@ class Mirror:
             self._announced &= announced  # where a device is announced no more, its next events wait again
             await self._announce(later)
             await self._publish_changes(alone=False, later=later)
-            self._let_go(announced - later.keys(), {one: count for one, count in came.items() if one not in later})
+            self._let_go((announced | news - self._dirty) - later.keys())  # a dirty one may be back
+            self._announced &= announced
             self.complete.set()
             if later:
                 continue
@@ -128,10 +129,9 @@ class Mirror:
             self.settled.set()
             await self._sleep(_AT_MOST_EVERY if readable else _AFTER_FAILURE)
             due = [one for one in (self.picture.next_in(), self._device_list.due_in()) if one is not None]
-            timer = self._loop.call_later(min(due), self._news.set) if due else None
+            timer = self._loop.call_later(min(due, default=_AT_LEAST_EVERY), self._news.set)
             await self._news.wait()
-            if timer is not None:
-                timer.cancel()
+            timer.cancel()
 
     def _mean_bridges_device(self) -> None:
         announced = self._announcer.bridge()
@@ -285,15 +285,10 @@ class Mirror:
         if device is not None:
             self.refresh((device,))
 
-    def _let_go(self, announced: Iterable[str], others: Mapping[str, int] = MappingProxyType({})) -> None:
-        """Publishes all events of devices that are announced, and so many of the others', which need not be."""
-        self._announced.update(announced)
-        for device in [*self._held]:
-            held = self._held.pop(device)
-            count = len(held) if device in self._announced else others.get(device, 0)
-            if held[count:]:
-                self._held[device] = held[count:]
-            for message, done in held[:count]:
+    def _let_go(self, devices: Iterable[str]) -> None:
+        self._announced.update(devices)
+        for device in self._held.keys() & self._announced:
+            for message, done in self._held.pop(device):
                 self._publish(message, done)
 
     # --- the end
