@@ -1,5 +1,6 @@
-"""The blueprints of docs/home-assistant.md, in a real Home Assistant."""
+"""The automations of docs/home-assistant.md, as blueprints and by hand, in a real Home Assistant."""
 
+import re
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -85,6 +86,47 @@ async def test_an_alarm_for_a_value_and_for_a_device_that_is_gone(whole: Line) -
         assert (await notified(whole, 2))[1][1] == "BaceGo-001-002-00020 Heart rate is too low: 40 bpm"
         await bridge.stop()
         assert (await notified(whole, 3))[2][1] == "is not available, while it was measuring"
+    assert whole.home.complaints == []
+
+
+async def test_the_messages_by_hand(whole: Line) -> None:
+    """With the triggers and conditions that the editor of Home Assistant 2025.4 made of the page's steps."""
+    of_csv, of_alarm = re.findall(r"```\n\s+({{.*}})\n\s+```", (ROOT / "docs" / "home-assistant.md").read_text("utf-8"))
+
+    def notify(message: str) -> dict[str, Any]:
+        return {"action": "persistent_notification.create", "metadata": {}, "data": {"message": message}}
+
+    async with whole.bridged(whole.configure(home_assistant={"after_session": "keep"})) as bridge:
+        session = whole.starts(whole.device)
+        found = await whole.home.becomes(lambda found: whole.says(found, whole.device, heart="61.0"), "it runs")
+        heart, running = whole.of(found, whole.device, 6000), whole.of(found, whole.device, "running")
+        assert heart is not None
+        assert running is not None
+        state = {"trigger": "state", "entity_id": [running.entity_id]}
+        not_running = {"condition": "state", "entity_id": running.entity_id, "state": "off"}
+        await whole.home.automate(
+            "alarm",
+            triggers=[
+                {"trigger": "numeric_state", "entity_id": [heart.entity_id], "above": 120},
+                {**state, "from": "on", "to": "unavailable"},
+            ],
+            conditions=[{"condition": "not", "conditions": [not_running]}],
+            actions=[notify(of_alarm)],
+        )
+        device = {"domain": "mqtt", "device_id": await whole.device_id(whole.device)}
+        await whole.home.automate(
+            "csv",
+            triggers=[{"trigger": "device", **device, "type": "CSV ready", "subtype": "Session"}],
+            actions=[notify(of_csv)],
+        )
+        whole.ends(session)
+        csv = (await notified(whole, 1))[0][1]
+        assert csv.endswith(f"/data-session/{session}/download-csv")
+        whole.values = 130.0
+        whole.starts(whole.device)
+        assert (await notified(whole, 2))[1][1] == "BaceGo-001-002-00020 Heart rate: 131.0"
+        await bridge.stop()
+        assert (await notified(whole, 3))[2][1] == "BaceGo-001-002-00020 Running: unavailable"
     assert whole.home.complaints == []
 
 
